@@ -1,0 +1,81 @@
+"""The command line: a dispatcher that imports a command only when it runs. ``edgespec "text"`` is ``edgespec run``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+
+import click
+
+from edgespec import __version__
+from edgespec.errors import EdgespecError
+
+COMMANDS = {
+    "run": "Generate text from a prompt (the default command).",
+    "chat": "Talk to a model in the terminal.",
+    "pull": "Fetch a model into the cache.",
+    "models": "List models: cached and known.",
+    "export": "Convert a target and its draft into a bundle.",
+    "bench": "Measure the loop on this machine.",
+    "doctor": "Show devices, versions and memory, and what will run where.",
+}
+DEFAULT = "run"
+
+
+class Dispatcher(click.Group):
+    """Loads ``edgespec.commands.NAME`` on demand; anything that is no command is a prompt for ``run``."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = import_module(f"edgespec.commands.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        own = {option for param in self.params for option in param.opts} | set(ctx.help_option_names)
+        if args and args[0] not in COMMANDS and args[0] not in own:
+            args = [DEFAULT, *args]
+        return super().parse_args(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=Dispatcher, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(__version__, prog_name="edgespec")
+def cli() -> None:
+    """Run language models fast and exactly: a small draft proposes, the model checks.
+
+    \b
+    edgespec "What is the capital of France?"      same as: edgespec run ...
+    edgespec chat
+    """
+
+
+def main() -> None:
+    """Entry point. Errors a user can cure: one line, exit 2. Ctrl-C: 130. A reader that went away: 141, quietly."""
+    try:
+        cli(standalone_mode=False)
+        sys.stdout.flush()
+    except EdgespecError as error:
+        _fail(f"error: {error}")
+    except click.ClickException as error:
+        _fail(f"error: {error.format_message()} (see --help)")
+    except (click.Abort, KeyboardInterrupt):
+        sys.stderr.write("\n")
+        sys.exit(130)
+    except BrokenPipeError:
+        # The interpreter flushes stdout once more on exit; give it somewhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+def _fail(message: str) -> None:
+    sys.stderr.write(message + "\n")
+    sys.exit(2)
