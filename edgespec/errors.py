@@ -1,0 +1,94 @@
+"""Everything edgespec raises on purpose.
+
+    EdgespecError
+    ├── SettingError       an argument out of its range
+    ├── SourceError        a model reference that cannot be found or fetched
+    │   └── IntegrityError     bytes that are not the bytes asked for (hash, size)
+    ├── ConversionError    a source that cannot be turned into a bundle
+    ├── BundleError        a bundle or IR folder that is missing parts or malformed
+    ├── IncompatiblePair   a draft that does not fit its target
+    ├── DeviceError        a device that is not there or cannot run this
+    ├── BackendError       the engine failed; its own exception is the cause
+    └── ContextFull        more tokens than the context holds
+
+A message says what is wrong, what was given, what is allowed and what to do next, in one line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class EdgespecError(Exception):
+    """Base of all errors a user can cause or cure. The command line prints it on one line and exits with 2."""
+
+    def __init__(self, what: str, *, got: object = None, allowed: object = None, hint: str | None = None) -> None:
+        parts = [what.rstrip(".")]
+        if got is not None:
+            parts.append(f"got {_short(got)}")
+        if allowed is not None:
+            parts.append(f"allowed: {_short(allowed)}")
+        message = "; ".join(parts)
+        if hint:
+            message = f"{message}. {hint[0].upper()}{hint[1:]}"
+        super().__init__(" ".join(message.split()))
+
+
+class SettingError(EdgespecError):
+    """An argument out of its range."""
+
+
+class SourceError(EdgespecError):
+    """A model reference that cannot be found or fetched."""
+
+
+class IntegrityError(SourceError):
+    """Bytes that are not the bytes asked for."""
+
+
+class ConversionError(EdgespecError):
+    """A source that cannot be turned into a bundle."""
+
+
+class BundleError(EdgespecError):
+    """A bundle or IR folder that is missing parts or malformed."""
+
+
+class IncompatiblePair(EdgespecError):
+    """A draft that does not fit its target; names both and the first difference."""
+
+
+class DeviceError(EdgespecError):
+    """A device that is not there or cannot run this model."""
+
+
+class BackendError(EdgespecError):
+    """The engine failed; ``__cause__`` is its own exception."""
+
+
+class ContextFull(EdgespecError):
+    """More tokens than the context holds."""
+
+
+@contextmanager
+def mapped(to: type[EdgespecError], what: str, *, hint: str | None = None) -> Iterator[None]:
+    """Turn an engine's exception into one of ours at the boundary, cause kept, first line of its text shown."""
+    try:
+        yield
+    except EdgespecError:
+        raise
+    except (RuntimeError, ValueError, OSError) as error:
+        raise to(f"{what}: {_reason(error)}", hint=hint) from error
+
+
+def _reason(error: BaseException) -> str:
+    """The line of an engine's message that says something (OpenVINO starts with source positions)."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
+    return _short((telling or lines or [type(error).__name__])[0])
+
+
+def _short(value: object, limit: int = 300) -> str:
+    text = " ".join((value if isinstance(value, str) else repr(value)).split())
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"

@@ -1,0 +1,68 @@
+"""Counters of one generation, and the identities that hold between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+
+from edgespec.types import Round
+
+Clock = Callable[[], float]
+
+
+@dataclass(slots=True)
+class Stats:
+    """The books of one generation, written by the loop.
+
+    prompt_tokens, reused_tokens: prompt length, and how much of it the cache still held.
+    prefill_s: time until the prompt but its last token was in the cache.
+    rounds: one entry a target forward.
+    """
+
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
+    prefill_s: float = 0.0
+    rounds: list[Round] = field(default_factory=list)
+    clock: Clock = perf_counter
+
+    @property
+    def proposed(self) -> int:
+        return sum(r.proposed for r in self.rounds)
+
+    @property
+    def accepted(self) -> int:
+        return sum(r.accepted for r in self.rounds)
+
+    @property
+    def committed(self) -> int:
+        return sum(r.committed for r in self.rounds)
+
+    @property
+    def acceptance_rate(self) -> float | None:
+        """accepted / proposed; None if nothing was proposed."""
+        return self.accepted / self.proposed if self.proposed else None
+
+    @property
+    def block_efficiency(self) -> float | None:
+        """Committed tokens per target forward; None before the first."""
+        return self.committed / len(self.rounds) if self.rounds else None
+
+    @property
+    def decode_s(self) -> float:
+        return sum(r.draft_s + r.target_s + r.host_s for r in self.rounds)
+
+    @property
+    def host_share(self) -> float | None:
+        """Share of decode time outside the models' forwards; drafters without a model count as host."""
+        return sum(r.host_s for r in self.rounds) / self.decode_s if self.rounds else None
+
+
+def check_identities(rounds: Sequence[Round]) -> None:
+    """Raise AssertionError if the books of a finished generation contradict each other (used by the tests)."""
+    for r in rounds:
+        assert 0 <= r.accepted <= r.evaluated <= r.proposed, r
+        # The last round may be cut by a stop token or the budget; a cut can only end on an accepted token.
+        assert r.committed in (r.accepted, r.accepted + 1) and r.committed >= 1, r
+    for r in rounds[:-1]:
+        assert r.committed == r.accepted + 1, r

@@ -1,0 +1,182 @@
+"""The nouns of one speculative round: Draft -> Step -> Verdict -> Round. Frozen dataclasses over numpy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgespec.errors import SettingError
+
+Logits = NDArray[np.float32]
+"""Unnormalised log-probabilities, ``(vocab,)`` or ``(rows, vocab)``."""
+
+Numerics = Literal["exact", "fast"]
+"""exact: a token's logits do not depend on how many tokens shared its forward. fast: the engine's own choice."""
+
+Tree = tuple[int, ...]
+"""Parents of the rows of one forward: row 0 is the root, ``tree[i - 1]`` is the parent row of row i.
+
+A chain of three is ``(0, 1, 2)``: row 1 hangs on row 0, row 2 on row 1, row 3 on row 2.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What a drafter proposes to follow the last committed token.
+
+    tokens: n token ids, parents before children.
+    tree: None for a chain, else the parent row of each token (see ``Tree``).
+    kind: "deterministic" if the tokens are a function of the context alone, "sampled" if drawn from ``probs``.
+    probs: for "sampled", the distribution each token was drawn from, ``(n, vocab)``; rejection verification needs it.
+    """
+
+    tokens: tuple[int, ...] = ()
+    tree: Tree | None = None
+    kind: Literal["deterministic", "sampled"] = "deterministic"
+    probs: NDArray[np.float64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Result of one forward over n tokens.
+
+    logits: ``(n, vocab)`` float32, row i predicts the token after input i. A view of the engine's buffer, valid
+        until the model's next forward.
+    hidden: ``(n, d)`` input of the output head, if the model was built to return it.
+    """
+
+    logits: Logits
+    hidden: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the target made of a draft.
+
+    accepted: how many draft tokens stand.
+    tokens: the committed tokens: the accepted ones, then the correction or the bonus token.
+    path: rows of the forward to keep: row 0 (the last committed token), then the accepted draft rows.
+
+    >>> Verdict(accepted=2, tokens=(7, 8, 9), path=(0, 1, 2)).until(stop={8}, budget=10)
+    Verdict(accepted=2, tokens=(7, 8), path=(0, 1))
+    """
+
+    accepted: int
+    tokens: tuple[int, ...]
+    path: tuple[int, ...]
+
+    def until(self, stop: Collection[int], budget: int) -> Verdict:
+        """Cut after the first stop token and to at most ``budget`` tokens."""
+        length = min(budget, len(self.tokens))
+        for index, token in enumerate(self.tokens[:length]):
+            if token in stop:
+                length = index + 1
+                break
+        if length == len(self.tokens):
+            return self
+        return Verdict(min(self.accepted, length), self.tokens[:length], self.path[:length])
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One round, for the books: counts in tokens, times in seconds.
+
+    proposed tokens came from the drafter, evaluated ones were in the target's forward, accepted ones it agreed with;
+    committed = what the round added to the context.
+    """
+
+    drafter: str
+    proposed: int
+    evaluated: int
+    accepted: int
+    committed: int
+    draft_s: float
+    target_s: float
+    host_s: float
+
+    @classmethod
+    def of(
+        cls, drafter: str, draft: Draft, verdict: Verdict, began: float, drafted: float, forwarded: float, ended: float
+    ) -> Round:
+        """From the round's draft and verdict and four readings of one clock."""
+        return cls(
+            drafter=drafter,
+            proposed=len(draft),
+            evaluated=len(draft),
+            accepted=verdict.accepted,
+            committed=len(verdict.tokens),
+            draft_s=drafted - began,
+            target_s=forwarded - drafted,
+            host_s=ended - forwarded,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How a token is chosen from logits. The default is greedy.
+
+    temperature: 0 means greedy. Above it, logits are divided by it.
+    top_k: keep the k most likely tokens; 0 keeps all.
+    top_p: keep the smallest set of most likely tokens with at least this probability; 1 keeps all.
+    min_p: drop tokens less likely than min_p times the most likely one.
+    repetition_penalty: divide (positive) or multiply (negative) the logits of tokens already in the context
+        (Keskar et al. 2019, CTRL); 1 is off.
+    logit_bias: token id -> number added to its logit.
+    seed: a sampled run is a function of (seed, prompt, settings), whatever the drafter. None: the pipeline picks one
+        and reports it.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        _check("temperature", self.temperature, 0.0, math.inf, "0 (greedy) or any positive number")
+        _check("top_k", self.top_k, 0, math.inf, "0 (off) or a positive number of tokens")
+        _check("top_p", self.top_p, 0.0, 1.0, "a number above 0 and up to 1 (off)", open_low=True)
+        _check("min_p", self.min_p, 0.0, 1.0, "a number from 0 (off) to 1")
+        _check("repetition_penalty", self.repetition_penalty, 0.0, math.inf, "any number above 0; 1 is off", True)
+        for token, bias in self.logit_bias.items():
+            if token < 0 or math.isnan(bias):
+                raise SettingError("logit_bias", got={token: bias}, allowed="token ids from 0 on, numbers but not NaN")
+        if self.seed is not None and not 0 <= self.seed < 2**64:
+            raise SettingError("seed", got=self.seed, allowed="a whole number from 0 to 2**64 - 1")
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0.0
+
+    def seeded(self, seed: int) -> SamplingParams:
+        """The same settings with a seed, if they had none."""
+        return self if self.seed is not None else replace(self, seed=seed)
+
+
+def _check(name: str, value: float, low: float, high: float, allowed: str, open_low: bool = False) -> None:
+    inside = (low < value if open_low else low <= value) and value <= high and not math.isinf(value)
+    if math.isnan(value) or not inside:
+        raise SettingError(name, got=value, allowed=allowed)
+
+
+def tree_depths(tree: Sequence[int]) -> list[int]:
+    """Depth of each row, the root included.
+
+    >>> tree_depths((0, 0, 1))
+    [0, 1, 1, 2]
+    """
+    depths = [0]
+    for parent in tree:
+        depths.append(depths[parent] + 1)
+    return depths
