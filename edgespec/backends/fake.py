@@ -1,0 +1,123 @@
+"""A model that is a function, with a virtual clock: for tests, documentation, and schedules without hardware.
+
+It keeps its text in physical rows and computes logits from the rows a forward may see, so a wrong crop, a wrong
+keep or a wrong tree gives wrong tokens, as it would with real keys and values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from edgespec.backends.base import Capabilities, Progress, common_prefix
+from edgespec.backends.rows import RowBook
+from edgespec.errors import ContextFull
+from edgespec.types import Logits, Step, Tree
+
+Table = Callable[[tuple[int, ...]], Logits]
+"""The visible text of a row, its own token last -> logits ``(vocab,)``."""
+
+
+class VirtualClock:
+    """Seconds that pass only when told to."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class FakeCache(RowBook):
+    """Physical rows that hold their token; rejected rows stay, as they do in memory."""
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__(capacity)
+        self.physical = [-1] * capacity
+
+    @property
+    def nbytes(self) -> int:
+        return 8 * self.capacity
+
+    def _move(self, source: int, target: int) -> None:
+        self.physical[target] = self.physical[source]
+
+
+class FakeModel:
+    """``table`` says what the model thinks; ``forward_s(width)`` what a forward costs on ``clock``."""
+
+    def __init__(
+        self,
+        table: Table,
+        vocab_size: int,
+        *,
+        capacity: int = 512,
+        tree: bool = True,
+        max_width: int = 64,
+        forward_s: Callable[[int], float] = lambda width: 1.0,
+        clock: VirtualClock | None = None,
+    ) -> None:
+        self.table = table
+        self.vocab_size = vocab_size
+        self.cache = FakeCache(capacity)
+        self.capabilities = Capabilities(
+            tree=tree, hidden=False, max_width=max_width, asynchronous=True, numerics="exact", device="fake"
+        )
+        self.clock = clock or VirtualClock()
+        self.forward_s = forward_s
+        self.widths: list[int] = []  # of every forward, for tests that count work
+        self._pending: tuple[Step, float] | None = None
+
+    def prefill(self, tokens: Sequence[int], progress: Progress | None = None) -> int:
+        if len(tokens) > self.cache.capacity:
+            raise ContextFull("prompt does not fit", got=f"{len(tokens)} tokens", allowed=self.cache.capacity)
+        self.cache.settle()
+        reused = common_prefix(self.cache.tokens, tokens)
+        self.cache.crop(reused)
+        for begin in range(reused, len(tokens), self.capabilities.max_width):
+            self.forward(tokens[begin : begin + self.capabilities.max_width], num_logits=0)
+            if progress:
+                progress(self.cache.length, len(tokens))
+        return reused
+
+    def forward(self, tokens: Sequence[int], tree: Tree | None = None, num_logits: int | None = None) -> Step:
+        self.start(tokens, tree, num_logits)
+        return self.wait()
+
+    def start(self, tokens: Sequence[int], tree: Tree | None = None, num_logits: int | None = None) -> None:
+        assert self._pending is None and 1 <= len(tokens) <= self.capabilities.max_width
+        self.cache.settle()
+        begin = self.cache.length
+        self.cache.append(tokens, branched=tree is not None)
+        self.cache.physical[begin : begin + len(tokens)] = list(tokens)
+        past = tuple(self.cache.physical[:begin])
+        seen: list[tuple[int, ...]] = []
+        for row, token in enumerate(tokens):
+            above = past if row == 0 else seen[row - 1 if tree is None else tree[row - 1]]
+            seen.append((*above, token))
+        rows = seen[len(seen) - (len(seen) if num_logits is None else num_logits) :]
+        logits = np.array([self.table(text) for text in rows], np.float32).reshape(len(rows), self.vocab_size)
+        self.widths.append(len(tokens))
+        self._pending = Step(logits), self.clock.now_s + self.forward_s(len(tokens))
+
+    def ready(self) -> bool:
+        assert self._pending
+        return self.clock.now_s >= self._pending[1]
+
+    def wait(self) -> Step:
+        assert self._pending
+        step, done_s = self._pending
+        self.clock.now_s = max(self.clock.now_s, done_s)
+        self._pending = None
+        return step
+
+
+def random_table(vocab_size: int, seed: int, *, order: int = 2, scale: float = 3.0) -> Table:
+    """A random Markov model: logits are a function of the last ``order`` tokens."""
+
+    def table(text: tuple[int, ...]) -> Logits:
+        state = np.random.default_rng([seed, *(t + 1 for t in text[-order:])])
+        return (state.standard_normal(vocab_size) * scale).astype(np.float32)
+
+    return table

@@ -1,0 +1,23 @@
+"""Plain decoding: one token a forward. The oracle everything else is held against."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+from edgespec.backends.base import Model
+from edgespec.decode.sampling import choose
+from edgespec.types import SamplingParams
+
+
+def autoregressive(
+    target: Model, context: list[int], params: SamplingParams, *, stop: Collection[int], budget: int
+) -> Iterator[list[int]]:
+    """Extend ``context`` by up to ``budget`` tokens, one list of one token at a time; ends after a stop token."""
+    target.prefill(context[:-1])
+    for _ in range(min(budget, target.cache.capacity - len(context) + 1)):
+        step = target.forward([context[-1]])
+        token = choose(step.logits[0], context, params)
+        context.append(token)
+        yield [token]
+        if token in stop:
+            return

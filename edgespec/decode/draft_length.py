@@ -1,0 +1,55 @@
+"""How many tokens to draft this round. State machines over what happened; no clock inside."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from edgespec.errors import SettingError
+from edgespec.types import Round
+
+
+class DraftLength(Protocol):
+    """``next`` before a round, ``update`` after it; one generation at a time."""
+
+    def next(self, most: int) -> int:
+        """k for this round, 0 <= k <= most (what budget and context leave room for)."""
+
+    def update(self, round_: Round) -> None:
+        """Learn from a finished round."""
+
+
+class Fixed:
+    """Always k tokens."""
+
+    def __init__(self, k: int) -> None:
+        if k < 0:
+            raise SettingError("number of draft tokens", got=k, allowed="0 or more")
+        self.k = k
+
+    def next(self, most: int) -> int:
+        return min(self.k, most)
+
+    def update(self, round_: Round) -> None:
+        pass
+
+
+class Heuristic:
+    """The rule of transformers' assisted generation: two more after a fully accepted draft, one less after a miss.
+
+    Never below 1: a zero would never be left again, since only drafting teaches this rule anything.
+    """
+
+    def __init__(self, k: int = 4, longest: int = 16) -> None:
+        self.k = k
+        self.longest = longest
+
+    def next(self, most: int) -> int:
+        return min(self.k, most)
+
+    def update(self, round_: Round) -> None:
+        if round_.proposed == 0:
+            return
+        if round_.accepted == round_.proposed:
+            self.k = min(self.k + 2, self.longest)
+        else:
+            self.k = max(self.k - 1, 1)

@@ -1,0 +1,132 @@
+"""From logits to a token: penalties, truncation, and a draw whose noise is a function of (seed, position, token id).
+
+A draw is Gumbel-max: the token with the largest ``logit / temperature + noise`` is distributed as the softmax
+(Gumbel 1954; Maddison et al. 2014, arXiv 1411.0030). Because the noise is keyed and not taken from a stream, a
+position draws the same token however it was reached: alone, in a verification of many tokens, or after a rejected
+draft. A drafter that uses the same noise agrees with the target whenever their distributions are close (Gumbel
+coupling).
+
+Order of the rules: repetition penalty, bias, temperature, top-k, top-p, min-p; each top-p and min-p on the
+distribution the rules before it left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgespec.types import Logits, SamplingParams
+
+_GUMBEL_MAX = -np.log(-np.log1p(-(2.0**-53)))  # the largest value ``gumbel`` can return, about 36.7
+_U64 = np.uint64
+
+
+def choose(logits: Logits, context: Sequence[int], params: SamplingParams, position: int | None = None) -> int:
+    """The token that follows ``context``: argmax, or the keyed draw.
+
+    logits: ``(vocab,)``. context: the tokens before it, read only by the repetition penalty.
+    position: index of the chosen token in the text, ``len(context)`` unless told.
+    """
+    row = adjust(logits, context, params)
+    if params.greedy:
+        return int(row.argmax())
+    return draw(row, params, len(context) if position is None else position)
+
+
+def draw(logits: Logits, params: SamplingParams, position: int) -> int:
+    """Keyed draw from adjusted logits."""
+    tokens, scaled = truncate(logits, params)
+    assert params.seed is not None
+    # No token this far below the leader's total can win, whatever its noise: skip computing it.
+    top = int(scaled.argmax())
+    leader = scaled[top] + gumbel(params.seed, position, tokens[top : top + 1])[0]
+    near = np.flatnonzero(scaled >= leader - _GUMBEL_MAX)
+    return int(tokens[near[np.argmax(scaled[near] + gumbel(params.seed, position, tokens[near]))]])
+
+
+def adjust(logits: Logits, context: Sequence[int], params: SamplingParams) -> Logits:
+    """Logits after repetition penalty and bias; the input itself if neither is set."""
+    if params.repetition_penalty == 1.0 and not params.logit_bias:
+        return logits
+    row: Logits = logits.copy()
+    if params.repetition_penalty != 1.0 and len(context):
+        seen = np.unique(np.asarray(context, dtype=np.int64))
+        seen = seen[seen < len(row)]
+        values = row[seen]
+        row[seen] = np.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
+    for token, bias in params.logit_bias.items():
+        if token < len(row):
+            row[token] += bias
+    return row
+
+
+def truncate(logits: Logits, params: SamplingParams) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """Token ids that survive top-k, top-p and min-p, in ascending order, with their logits over temperature (float64).
+
+    >>> truncate(np.log(np.array([.1, .6, .3], np.float32)), SamplingParams(temperature=1, top_p=.7))[0].tolist()
+    [1, 2]
+    """
+    row = np.asarray(logits, dtype=np.float64)
+    keep: NDArray[np.intp] = np.arange(len(row))
+    if 0 < params.top_k < len(row):
+        keep = np.sort(np.argpartition(row, -params.top_k)[-params.top_k :])
+        row = row[keep]
+    scaled = row / params.temperature
+    if params.top_p < 1.0:
+        inside = _nucleus(scaled, params.top_p)
+        keep, scaled = keep[inside], scaled[inside]
+    if params.min_p > 0.0:
+        inside = np.flatnonzero(scaled >= scaled.max() + np.log(params.min_p))
+        keep, scaled = keep[inside], scaled[inside]
+    return keep, scaled
+
+
+def probabilities(logits: Logits, params: SamplingParams) -> NDArray[np.float64]:
+    """The distribution ``draw`` draws from, ``(vocab,)``; one-hot for greedy."""
+    out = np.zeros(len(logits))
+    if params.greedy:
+        out[int(logits.argmax())] = 1.0
+        return out
+    keep, scaled = truncate(logits, params)
+    weights = np.exp(scaled - scaled.max())
+    out[keep] = weights / weights.sum()
+    return out
+
+
+def gumbel(seed: int, position: int, tokens: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Standard Gumbel noise for each token id: a hash of (seed, position, id), so any subset can be computed alone.
+
+    The hash is SplitMix64's finaliser (Steele, Lea, Flood 2014), once over (seed, position), once over the id.
+    """
+    key = _mix(_mix(np.array([seed], dtype=_U64)) + np.array([position], dtype=_U64) * _U64(0xD1342543DE82EF95))
+    bits = _mix(key + (tokens.astype(_U64) + _U64(1)) * _U64(0x9E3779B97F4A7C15))
+    uniform = ((bits >> _U64(12)).astype(np.float64) + 0.5) * 2.0**-52  # 2**-53 ... 1 - 2**-53, exact in float64
+    noise: NDArray[np.float64] = -np.log(-np.log(uniform))
+    return noise
+
+
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    x = (x ^ (x >> _U64(30))) * _U64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> _U64(27))) * _U64(0x94D049BB133111EB)
+    x ^= x >> _U64(31)
+    return x
+
+
+def _nucleus(scaled: NDArray[np.float64], top_p: float) -> NDArray[np.intp]:
+    """Indices (ascending) of the smallest set of largest entries with mass >= top_p; sorts only as much as it needs."""
+    weights = np.exp(scaled - scaled.max())
+    wanted = top_p * weights.sum()
+    size = min(64, len(weights))
+    while True:
+        if size < len(weights):
+            head = np.argpartition(weights, -size)[-size:]
+        else:
+            head = np.arange(len(weights))
+        order = head[np.lexsort((head, -weights[head]))]  # ties: lowest id first, as a full stable sort would
+        mass = np.cumsum(weights[order])
+        if mass[-1] >= wanted or size == len(weights):
+            count = int(np.searchsorted(mass, wanted)) + 1
+            return np.sort(order[:count])
+        size = min(size * 8, len(weights))

@@ -1,0 +1,61 @@
+"""The speculative loop (Leviathan et al. 2022, arXiv 2211.17192; Chen et al. 2023, arXiv 2302.01318).
+
+A drafter proposes tokens, the target looks at all of them in one forward, and what it agrees with is committed
+together with one token of its own. The loop knows no drafter, no backend and no device.
+
+Invariant: between rounds a cache holds every committed token but the last. ``yield`` comes last in a round, so a
+consumer that walks away leaves the caches right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+from edgespec.backends.base import Model, Progress
+from edgespec.decode.draft_length import DraftLength
+from edgespec.decode.verify import verify
+from edgespec.drafters.base import Drafter
+from edgespec.stats import Stats
+from edgespec.types import Round, SamplingParams
+
+
+def speculative(
+    target: Model,
+    drafter: Drafter,
+    context: list[int],
+    params: SamplingParams,
+    *,
+    draft_length: DraftLength,
+    stop: Collection[int],
+    budget: int,
+    stats: Stats,
+    progress: Progress | None = None,
+) -> Iterator[list[int]]:
+    """Extend ``context`` in place by up to ``budget`` tokens; yields each round's committed tokens.
+
+    Ends after a token of ``stop``, at the budget, or when the target's context is full.
+    """
+    clock = stats.clock
+    began = clock()
+    stats.prompt_tokens = len(context)
+    stats.reused_tokens = target.prefill(context[:-1], progress)
+    drafter.begin(context, params)
+    room = min(budget, target.cache.capacity - len(context) + 1)
+    stats.prefill_s = clock() - began
+
+    while room > 0:
+        t0 = clock()
+        draft = drafter.propose(context, draft_length.next(min(room - 1, target.capabilities.max_width - 1)))
+        t1 = clock()
+        step = target.forward([context[-1], *draft.tokens], draft.tree)  # logits (1 + n, vocab)
+        t2 = clock()
+        verdict = verify(draft, step.logits, context, params).until(stop, room)
+        target.cache.keep(verdict.path)
+        context.extend(verdict.tokens)
+        drafter.commit(context, verdict, step)
+        room -= len(verdict.tokens)
+        stats.rounds.append(Round.of(drafter.name, draft, verdict, t0, t1, t2, clock()))
+        draft_length.update(stats.rounds[-1])
+        yield list(verdict.tokens)
+        if verdict.tokens[-1] in stop:
+            return

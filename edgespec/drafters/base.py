@@ -1,0 +1,47 @@
+"""What a drafter is to the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from edgespec.types import Draft, SamplingParams, Step, Verdict
+
+
+class Drafter(Protocol):
+    """Proposes tokens to follow the context. Owns its own state and catches it up itself; used by one thread.
+
+    A call order: ``begin``, then rounds of ``propose`` and ``commit``. A generation may end after any of them.
+    """
+
+    name: str
+
+    def begin(self, context: Sequence[int], params: SamplingParams) -> None:
+        """A new generation starts from ``context``; what an earlier one left may be reused."""
+
+    def propose(self, context: Sequence[int], k: int) -> Draft:
+        """At most k tokens to follow ``context``; fewer, or none, if it has nothing better. Never a made-up token."""
+
+    def commit(self, context: Sequence[int], verdict: Verdict, step: Step) -> None:
+        """The round is over: ``context`` now ends with ``verdict.tokens``; ``step`` is what the target saw."""
+
+    def reset(self) -> None:
+        """Forget every text."""
+
+
+class NoDrafter:
+    """Proposes nothing: the speculative loop becomes plain decoding."""
+
+    name = "none"
+
+    def begin(self, context: Sequence[int], params: SamplingParams) -> None:
+        pass
+
+    def propose(self, context: Sequence[int], k: int) -> Draft:
+        return Draft()
+
+    def commit(self, context: Sequence[int], verdict: Verdict, step: Step) -> None:
+        pass
+
+    def reset(self) -> None:
+        pass

@@ -1,0 +1,60 @@
+"""Prompt lookup (Saxena 2023): what followed these tokens the last time they stood in the context?
+
+Every n-gram of the context points to its newest continuation, so a lookup is a dictionary access, and the index
+grows by the tokens that were committed. The copy runs on into itself when it reaches the end of the context, as in
+LZ77: after ``a b a b`` the draft is ``a b a b ...``, for as many tokens as asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edgespec.backends.base import common_prefix
+from edgespec.types import Draft, SamplingParams, Step, Verdict
+
+
+class NGram:
+    """Longest n-gram first, newest match first; nothing found means no draft, never padding.
+
+    >>> drafter = NGram()
+    >>> drafter.begin([1, 2, 3, 4, 9, 2, 3], SamplingParams())
+    >>> drafter.propose([1, 2, 3, 4, 9, 2, 3], 3).tokens
+    (4, 9, 2)
+    """
+
+    name = "ngram"
+
+    def __init__(self, longest: int = 4, shortest: int = 2) -> None:
+        self._lengths = range(longest, shortest - 1, -1)
+        self.reset()
+
+    def reset(self) -> None:
+        self._text: list[int] = []
+        self._continuation: dict[tuple[int, ...], int] = {}  # n-gram -> index of the token after it
+
+    def begin(self, context: Sequence[int], params: SamplingParams) -> None:
+        if common_prefix(self._text, context) < len(self._text):
+            self.reset()  # the index cannot forget a part
+        self._extend(context)
+
+    def propose(self, context: Sequence[int], k: int) -> Draft:
+        if k == 0:
+            return Draft()
+        for n in self._lengths:
+            index = self._continuation.get(tuple(context[-n:])) if n <= len(context) else None
+            if index is not None:
+                period = len(context) - index
+                return Draft(tuple(context[index + i % period] for i in range(k)))
+        return Draft()
+
+    def commit(self, context: Sequence[int], verdict: Verdict, step: Step) -> None:
+        self._extend(context)
+
+    def _extend(self, context: Sequence[int]) -> None:
+        """Index every n-gram that has a continuation; the last token's have none yet."""
+        known = len(self._text)
+        self._text.extend(context[known:])
+        for index in range(max(known, 1), len(self._text)):
+            for n in self._lengths:
+                if n <= index:
+                    self._continuation[tuple(self._text[index - n : index])] = index

@@ -1,0 +1,238 @@
+"""The loop on the fake backend: parity with the oracle, the invariant, the books, and time."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pytest
+
+from edgespec.backends.fake import FakeModel, VirtualClock, random_table
+from edgespec.decode.autoregressive import autoregressive
+from edgespec.decode.draft_length import DraftLength, Fixed, Heuristic
+from edgespec.decode.speculative import speculative
+from edgespec.drafters.base import Drafter, NoDrafter
+from edgespec.drafters.ngram import NGram
+from edgespec.drafters.small_model import SmallModel
+from edgespec.stats import Stats, check_identities
+from edgespec.types import Draft, Logits, SamplingParams, Step, Verdict
+
+VOCAB = 24
+TABLE = random_table(VOCAB, seed=3)
+PROMPT = [1, 2, 3, 1, 2]
+
+MODES = {
+    "greedy": SamplingParams(),
+    "penalty": SamplingParams(repetition_penalty=1.3, logit_bias={4: 2.0, 5: -50.0}),
+    "sampled": SamplingParams(temperature=0.8, seed=7),
+    "truncated": SamplingParams(temperature=1.2, top_k=9, top_p=0.9, min_p=0.02, seed=11),
+    "sampled-penalty": SamplingParams(temperature=1.0, repetition_penalty=1.5, seed=2),
+}
+
+
+class Junk(NoDrafter):
+    """Proposes nonsense, sometimes less than asked."""
+
+    name = "junk"
+
+    def propose(self, context: Sequence[int], k: int) -> Draft:
+        return Draft(tuple((len(context) * 7 + i) % VOCAB for i in range(min(k, len(context) % 5))))
+
+
+class Trees(NoDrafter):
+    """A comb with side branches; the true continuation often hides in a side branch."""
+
+    name = "trees"
+
+    def propose(self, context: Sequence[int], k: int) -> Draft:
+        if k < 3:
+            return Draft()
+        best = int(TABLE(tuple(context)).argmax())
+        after = int(TABLE((*context, best)).argmax())
+        return Draft(((best + 1) % VOCAB, best, after), tree=(0, 0, 2))
+
+
+def close_to(table_seed: int) -> FakeModel:
+    noise = random_table(VOCAB, seed=table_seed)
+    return FakeModel(lambda text: (TABLE(text) + 0.3 * noise(text)).astype(np.float32), VOCAB)
+
+
+def trimmed() -> SmallModel:
+    ids = np.array([0, 3, 4, 7, 9, 11, 20, 23], np.int32)
+    return SmallModel(FakeModel(lambda text: TABLE(text)[ids], len(ids)), VOCAB, id_map=ids, name="trimmed")
+
+
+def padded() -> SmallModel:
+    wide = FakeModel(lambda text: np.concatenate([TABLE(text), np.full(8, 99.0, np.float32)]), VOCAB + 8)
+    return SmallModel(wide, VOCAB, blocked=(3,), name="padded")
+
+
+DRAFTERS = {
+    "none": NoDrafter,
+    "junk": Junk,
+    "trees": Trees,
+    "ngram": NGram,
+    "equal": lambda: SmallModel(FakeModel(TABLE, VOCAB), VOCAB),
+    "close": lambda: SmallModel(close_to(5), VOCAB),
+    "opposite": lambda: SmallModel(FakeModel(lambda text: -TABLE(text), VOCAB), VOCAB),
+    "short-context": lambda: SmallModel(FakeModel(TABLE, VOCAB, capacity=20), VOCAB),
+    "trimmed": trimmed,
+    "padded": padded,
+}
+
+
+def oracle(params: SamplingParams, budget: int = 40, stop: Sequence[int] = ()) -> list[int]:
+    context = list(PROMPT)
+    for _ in autoregressive(FakeModel(TABLE, VOCAB), context, params, stop=stop, budget=budget):
+        pass
+    return context
+
+
+def run(
+    drafter: Drafter,
+    params: SamplingParams,
+    draft_length: DraftLength,
+    *,
+    target: FakeModel | None = None,
+    budget: int = 40,
+    stop: Sequence[int] = (),
+) -> tuple[list[int], Stats, FakeModel]:
+    target = target or FakeModel(TABLE, VOCAB)
+    context, stats = list(PROMPT), Stats(clock=target.clock)
+    for _ in speculative(
+        target, drafter, context, params, draft_length=draft_length, stop=stop, budget=budget, stats=stats
+    ):
+        pass
+    return context, stats, target
+
+
+@pytest.mark.parametrize("k", [0, 1, 2, 4, 8, "heuristic"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_output_is_the_oracles_with_any_drafter_mode_and_length(name: str, mode: str, k: int | str) -> None:
+    length = Heuristic() if k == "heuristic" else Fixed(int(k))
+    drafter = DRAFTERS[name]()
+    context, stats, target = run(drafter, MODES[mode], length)
+    assert context == oracle(MODES[mode])
+    check_identities(stats.rounds)
+    assert stats.committed == len(context) - len(PROMPT)
+    assert target.cache.length == len(context) - 1
+    again, *_ = run(drafter, MODES[mode], length, target=target)  # caches are right for the next generation too
+    assert again == context
+
+
+def test_a_perfect_draft_is_always_accepted_greedy_and_sampled() -> None:
+    for mode in ("greedy", "sampled", "truncated", "sampled-penalty"):
+        _, stats, target = run(DRAFTERS["equal"](), MODES[mode], Fixed(4))
+        assert stats.acceptance_rate == 1.0
+        assert stats.block_efficiency == 5.0
+        assert target.widths[1:] == [5] * 8
+
+
+def test_noise_is_shared_so_a_close_draft_agrees_more_often_than_chance_would_have_it() -> None:
+    """Independent draws from two distributions agree with the sum of products; coupled ones nearly with the overlap."""
+    params = SamplingParams(temperature=1.0, seed=1)
+    _, stats, _ = run(DRAFTERS["close"](), params, Fixed(1), budget=300)
+    agree: list[float] = []
+    overlap: list[float] = []
+    target, draft = FakeModel(TABLE, VOCAB), close_to(5)
+    context, *_ = run(NoDrafter(), params, Fixed(0), target=target, budget=300)
+    for end in range(len(PROMPT), len(context)):
+        p, q = (_softmax(m.table(tuple(context[:end]))) for m in (target, draft))
+        agree.append(float((p * q).sum()))
+        overlap.append(float(np.minimum(p, q).sum()))
+    assert stats.acceptance_rate is not None
+    assert stats.acceptance_rate > float(np.mean(agree)) + 0.1
+    assert stats.acceptance_rate > float(np.mean(overlap)) - 0.1
+
+
+def _softmax(logits: Logits) -> np.ndarray:
+    weights = np.exp(logits - logits.max())
+    return weights / weights.sum()
+
+
+def test_stop_token_and_budget_cut_before_anything_is_committed() -> None:
+    plain = oracle(MODES["sampled"])
+    for stop, budget in itertools.product([(), (plain[15],), (plain[7],)], [1, 2, 3, 5, 13, 40]):
+        expected = oracle(MODES["sampled"], budget, stop)
+        for k in (0, 1, 3, 8):
+            context, stats, target = run(DRAFTERS["equal"](), MODES["sampled"], Fixed(k), budget=budget, stop=stop)
+            assert context == expected, (stop, budget, k)
+            assert target.cache.length == len(context) - 1
+            check_identities(stats.rounds)
+
+
+def test_an_abandoned_generator_leaves_the_caches_right() -> None:
+    expected = oracle(MODES["greedy"], 60)
+    for rounds in range(1, 6):
+        target, drafter, context = FakeModel(TABLE, VOCAB), DRAFTERS["close"](), list(PROMPT)
+        loop: Iterator[list[int]] = speculative(
+            target, drafter, context, MODES["greedy"], draft_length=Fixed(3), stop=(), budget=60, stats=Stats()
+        )
+        for _ in range(rounds):
+            next(loop)
+        loop.close()  # type: ignore[attr-defined]
+        assert target.cache.length == len(context) - 1
+        assert list(target.cache.tokens) == context[:-1]
+        assert (
+            isinstance(drafter, SmallModel)
+            and list(drafter.model.cache.tokens) == context[: drafter.model.cache.length]
+        )
+        rest = speculative(
+            target, drafter, context, MODES["greedy"], draft_length=Fixed(3), stop=(), budget=30, stats=Stats()
+        )
+        assert context == expected[: len(context)]
+        list(rest)
+        assert context == expected[: len(context)] and len(context) >= len(PROMPT) + 30
+
+
+def test_the_text_goes_on_to_the_last_row_of_the_context() -> None:
+    for capacity, k in itertools.product((6, 9, 16, 17), (0, 1, 4, 8)):
+        context, *_ = run(
+            DRAFTERS["equal"](), MODES["greedy"], Fixed(k), target=FakeModel(TABLE, VOCAB, capacity=capacity)
+        )
+        assert len(context) == capacity + 1  # the last token needs no row
+        assert context == oracle(MODES["greedy"])[: capacity + 1]
+
+
+def test_drafting_never_reaches_past_what_budget_leaves() -> None:
+    _, _, target = run(DRAFTERS["equal"](), MODES["greedy"], Fixed(8), budget=4)
+    assert target.widths[1:] == [4]
+
+
+def test_a_drafter_catches_up_by_one_after_a_miss_and_by_two_after_a_full_accept() -> None:
+    for name, width in {"equal": 2, "opposite": 1}.items():
+        drafter = DRAFTERS[name]()
+        assert isinstance(drafter, SmallModel)
+        draft_model = drafter.model
+        assert isinstance(draft_model, FakeModel)
+        run(drafter, MODES["greedy"], Fixed(3), budget=20)
+        later = draft_model.widths[4:]  # after prefill and the first round
+        assert later[0::3] == [width] * len(later[0::3])
+
+
+def test_time_is_where_the_models_say() -> None:
+    clock = VirtualClock()
+    target = FakeModel(TABLE, VOCAB, clock=clock, forward_s=lambda width: 10.0)
+    draft = FakeModel(TABLE, VOCAB, clock=clock, forward_s=lambda width: 1.0)
+    _, stats, _ = run(SmallModel(draft, VOCAB), MODES["greedy"], Fixed(4), target=target, budget=20)
+    assert stats.prefill_s == 11.0
+    assert [(r.draft_s, r.target_s, r.host_s) for r in stats.rounds] == [(4.0, 10.0, 0.0)] * 4
+    assert stats.decode_s == 56.0
+
+
+def test_heuristic_follows_transformers_rule() -> None:
+    length = Heuristic(k=4)
+    step = Step(np.zeros((1, 1), np.float32))
+    assert step.hidden is None
+
+    def after(proposed: int, accepted: int) -> int:
+        from edgespec.types import Round
+
+        length.update(Round.of("d", Draft((0,) * proposed), Verdict(accepted, (0,), (0,)), 0, 0, 0, 0))
+        return length.next(100)
+
+    assert [after(4, 4), after(6, 2), after(5, 5), after(0, 0)] == [6, 5, 7, 7]
+    assert [after(7, 0) for _ in range(9)][-1] == 1
+    assert length.next(0) == 0

@@ -1,0 +1,200 @@
+"""Distributions: what ``draw`` and ``verify`` return is distributed as the target says, whatever the draft."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+
+from edgespec.decode import sampling
+from edgespec.decode.sampling import adjust, choose, draw, gumbel, probabilities, truncate
+from edgespec.decode.verify import verify
+from edgespec.errors import SettingError
+from edgespec.types import Draft, Logits, SamplingParams, Verdict
+
+VOCAB = 8
+DRAWS = 3000
+TARGET = np.log(np.array([0.30, 0.22, 0.16, 0.12, 0.09, 0.06, 0.04, 0.01])).astype(np.float32)
+AFTER = np.roll(TARGET, 3)
+PARAMS = [
+    {"temperature": 1.0},
+    {"temperature": 0.6},
+    {"temperature": 1.7, "top_k": 5},
+    {"temperature": 1.0, "top_p": 0.8},
+    {"temperature": 1.0, "min_p": 0.25},
+]
+
+
+def p_value(counts: np.ndarray, expected: np.ndarray) -> float:
+    """Chi-square of counts against probabilities; anything where nothing may be is certain proof."""
+    if counts[expected == 0].any():
+        return 0.0
+    inside = expected > 0
+    return float(chisquare(counts[inside], expected[inside] * counts.sum()).pvalue)
+
+
+def count(tokens: Sequence[int]) -> np.ndarray:
+    return np.bincount(tokens, minlength=VOCAB)
+
+
+@pytest.mark.parametrize("rules", PARAMS)
+def test_a_keyed_draw_has_the_softmax_distribution_over_seeds_and_over_positions(rules: dict[str, float]) -> None:
+    expected = probabilities(TARGET, SamplingParams(**rules, seed=0))
+    over_seeds = [draw(TARGET, SamplingParams(**rules, seed=seed), 17) for seed in range(DRAWS)]
+    over_positions = [draw(TARGET, SamplingParams(**rules, seed=5), position) for position in range(DRAWS)]
+    assert p_value(count(over_seeds), expected) > 1e-4
+    assert p_value(count(over_positions), expected) > 1e-4
+
+
+def test_draws_at_neighbouring_positions_and_seeds_are_independent() -> None:
+    params = [SamplingParams(temperature=1.0, seed=seed) for seed in range(DRAWS)]
+    here = np.array([draw(TARGET, p, 100) for p in params])
+    for there in (
+        np.array([draw(TARGET, p, 101) for p in params]),
+        np.array(
+            [draw(TARGET, SamplingParams(temperature=1.0, seed=p.seed + 1), 100) for p in params if p.seed is not None]
+        ),
+    ):
+        joint = np.zeros((VOCAB, VOCAB))
+        np.add.at(joint, (here, there), 1)
+        one = probabilities(TARGET, params[0])
+        assert p_value(joint.ravel(), np.outer(one, one).ravel()) > 1e-4
+
+
+Drafting = Callable[[SamplingParams, int], tuple[int, ...]]
+
+
+def coupled(logits: Logits) -> Drafting:
+    """A draft that samples with the shared noise."""
+    return lambda params, position: (draw(logits, params, position), draw(np.roll(logits, 3), params, position + 1))
+
+
+ALMOST = (TARGET + np.linspace(-0.3, 0.3, VOCAB)).astype(np.float32)
+DISJOINT = np.array([-50, -50, -50, -50, 1, 2, 3, 4], np.float32)
+DRAFTS: dict[str, Drafting] = {
+    "equal": coupled(TARGET),
+    "close": coupled(ALMOST),
+    "reversed": coupled(TARGET[::-1].copy()),
+    "disjoint": coupled(DISJOINT),
+    "zero-mass token": lambda params, position: (7, 7),
+    "always the likeliest": lambda params, position: (0, 3),
+    "none": lambda params, position: (),
+}
+Rule = Callable[[Draft, Logits, Sequence[int], SamplingParams], Verdict]
+
+
+def worst_p_value(rule: Rule, drafting: Drafting, rules: dict[str, float]) -> float:
+    """First and second committed token against the target's distribution."""
+    context = [1] * 9
+    first: list[int] = []
+    second: list[int] = []
+    for seed in range(DRAWS):
+        params = SamplingParams(**rules, seed=seed)
+        draft = Draft(drafting(params, len(context)))
+        logits = np.array([TARGET, AFTER, TARGET])[: len(draft) + 1]
+        tokens = list(rule(draft, logits, context, params).tokens)
+        first.append(tokens[0])
+        if len(tokens) == 1:  # the next round begins with the second token
+            tokens += rule(Draft(), AFTER[None], [*context, tokens[0]], params).tokens
+        second.append(tokens[1])
+    params = SamplingParams(**rules, seed=0)
+    return min(
+        p_value(count(first), probabilities(TARGET, params)), p_value(count(second), probabilities(AFTER, params))
+    )
+
+
+@pytest.mark.parametrize("name", DRAFTS)
+def test_verification_preserves_the_targets_distribution(name: str) -> None:
+    for rules in ({"temperature": 1.0}, {"temperature": 0.7, "top_p": 0.9}):
+        assert worst_p_value(verify, DRAFTS[name], rules) > 1e-4
+
+
+def accept_always(draft: Draft, logits: Logits, context: Sequence[int], params: SamplingParams) -> Verdict:
+    bonus = choose(logits[len(draft)], (), params, len(context) + len(draft))
+    return Verdict(len(draft), (*draft.tokens, bonus), tuple(range(len(draft) + 1)))
+
+
+def accept_if_likely(draft: Draft, logits: Logits, context: Sequence[int], params: SamplingParams) -> Verdict:
+    if len(draft) and probabilities(logits[0], params)[draft.tokens[0]] > 0.1:
+        return Verdict(1, draft.tokens[:1], (0, 1))
+    return verify(Draft(), logits[:1], context, params)
+
+
+@pytest.mark.parametrize("wrong", [accept_always, accept_if_likely])
+def test_the_same_test_catches_a_wrong_rule(wrong: Rule) -> None:
+    caught = [
+        worst_p_value(wrong, DRAFTS[name], {"temperature": 1.0}) < 1e-9 for name in ("reversed", "always the likeliest")
+    ]
+    assert any(caught)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 2**64 - 1),
+    position=st.integers(0, 2**40),
+    scale=st.sampled_from([0.1, 1.0, 10.0, 60.0]),
+    key=st.integers(0, 1000),
+)
+def test_skipping_hopeless_tokens_never_changes_a_draw(seed: int, position: int, scale: float, key: int) -> None:
+    logits = (np.random.default_rng(key).standard_normal(300) * scale).astype(np.float32)
+    params = SamplingParams(temperature=0.7, seed=seed)
+    everything = np.asarray(logits, np.float64) / 0.7 + gumbel(seed, position, np.arange(300))
+    assert draw(logits, params, position) == int(everything.argmax())
+
+
+def test_noise_of_a_token_does_not_depend_on_its_company() -> None:
+    ids = np.arange(50000)
+    whole = gumbel(3, 9, ids)
+    assert np.isfinite(whole).all() and whole.max() <= sampling._GUMBEL_MAX
+    assert np.array_equal(gumbel(3, 9, ids[[7, 4000, 49999]]), whole[[7, 4000, 49999]])
+    assert abs(whole.mean() - 0.5772) < 0.02 and abs(whole.var() - np.pi**2 / 6) < 0.05
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    key=st.integers(0, 10**6), temperature=st.floats(0.05, 5), top_k=st.integers(0, 320),
+    top_p=st.floats(0.01, 1.0), min_p=st.floats(0, 1),
+)  # fmt: skip
+def test_truncation_equals_its_definition(key: int, temperature: float, top_k: int, top_p: float, min_p: float) -> None:
+    logits = (np.random.default_rng(key).standard_normal(300) * 4).astype(np.float32)
+    params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=0)
+    order = np.argsort(-logits, kind="stable")
+    if top_k:
+        order = order[:top_k]
+    weights = np.exp((logits[order].astype(np.float64) - logits.max()) / temperature)
+    if top_p < 1:
+        weights /= weights.sum()
+        order = order[: int(np.searchsorted(np.cumsum(weights), top_p)) + 1]
+        weights = weights[: len(order)]
+    order = order[weights >= weights[0] * min_p]
+    ids, scaled = truncate(logits, params)
+    difference = set(ids.tolist()) ^ set(order.tolist())
+    assert len(difference) <= 1  # a mass that lands on the threshold to the last bit may fall either way
+    assert np.allclose(scaled, logits[ids].astype(np.float64) / temperature)
+    assert abs(probabilities(logits, params).sum() - 1) < 1e-9
+
+
+def test_penalty_and_bias() -> None:
+    logits = np.array([2.0, -1.0, 0.5, 3.0], np.float32)
+    row = adjust(logits, [0, 1, 0], SamplingParams(repetition_penalty=2.0, logit_bias={2: 10.0}))
+    assert row.tolist() == [1.0, -2.0, 10.5, 3.0]
+    assert logits.tolist() == [2.0, -1.0, 0.5, 3.0]
+    assert adjust(logits, [0], SamplingParams()) is logits
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"temperature": -0.1}, {"temperature": float("nan")}, {"temperature": float("inf")}, {"top_k": -1},
+        {"top_p": 0.0}, {"top_p": 1.5}, {"top_p": float("nan")}, {"min_p": -1}, {"min_p": 1.1},
+        {"repetition_penalty": 0.0}, {"repetition_penalty": -1}, {"logit_bias": {-1: 1.0}},
+        {"logit_bias": {1: float("nan")}}, {"seed": -1}, {"seed": 2**64},
+    ],
+)  # fmt: skip
+def test_settings_out_of_range_are_refused(bad: dict[str, object]) -> None:
+    with pytest.raises(SettingError, match=f"{next(iter(bad))}; got .*; allowed: "):
+        SamplingParams(**bad)  # type: ignore[arg-type]
