@@ -1,0 +1,128 @@
+"""From a reference to a loaded pair: fetch, check, compile. The only file that knows every drafter and backend."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgespec import hub
+from edgespec.bundle import Bundle, ModelFile
+from edgespec.drafters.base import Drafter, NoDrafter
+from edgespec.drafters.ngram import NGram
+from edgespec.drafters.small_model import SmallModel
+from edgespec.errors import BundleError, SettingError
+from edgespec.pairing import Vocabulary, check_pair
+from edgespec.pipeline import Pipeline
+from edgespec.tokenizer import Tokenizer
+from edgespec.types import Numerics
+
+if TYPE_CHECKING:
+    from edgespec.backends.openvino_paged import OpenVINOPagedModel
+
+
+def load(
+    ref: str | Path = "default",
+    *,
+    draft: str | None = None,
+    device: str = "CPU",
+    draft_device: str | None = None,
+    numerics: Numerics | None = None,
+    num_draft_tokens: int | None = None,
+    context_length: int | None = None,
+    progress: bool = False,
+) -> Pipeline:
+    """Load a pair: fetch it if needed, compile its models, wire them.
+
+    ref: a known name, a bundle or IR folder, a .gguf file, or a hub id (see docs/bundle.md).
+    draft: None takes the bundle's own drafter; "none", "ngram", or a reference to a draft model.
+    device, draft_device: OpenVINO device names; the draft runs beside the target unless told.
+    numerics: "exact", "fast", or None: exact where it is known to hold.
+    num_draft_tokens: k of every round; None leaves it to the heuristic.
+    context_length: rows of KV cache at most; None takes the model's own.
+    progress: show progress bars of downloads on stderr.
+    """
+    if num_draft_tokens is not None and num_draft_tokens < 0:
+        raise SettingError("number of draft tokens", got=num_draft_tokens, allowed="0 or more")
+    pair = hub.resolve(str(ref), progress=progress)
+    longest = pair.manifest.generation.context_length
+    if context_length is not None and not 1 <= context_length <= longest:
+        raise SettingError(
+            "context_length", got=context_length, allowed=f"1 to {longest}, what {pair.name} was made for"
+        )
+    engine = _Engine(context_length or longest, progress)
+    target = engine.model(pair, pair.manifest.target, device, numerics=numerics)
+    drafter, draft_on = _drafter(engine, pair, target.vocab_size, draft, draft_device or device)
+    devices = {"target": device} | ({"draft": draft_on} if draft_on else {})
+    return Pipeline(pair, target, drafter, num_draft_tokens=num_draft_tokens, devices=devices)
+
+
+class _Engine:
+    """OpenVINO, imported when the first model is loaded."""
+
+    def __init__(self, capacity: int, progress: bool) -> None:
+        import openvino as ov
+
+        self.core = ov.Core()
+        self.capacity = capacity
+        self.progress = progress
+
+    def model(
+        self, bundle: Bundle, model: ModelFile, device: str, *, numerics: Numerics | None = None, is_draft: bool = False
+    ) -> OpenVINOPagedModel:
+        from edgespec.backends.openvino_graph import Settings, available
+        from edgespec.backends.openvino_paged import OpenVINOPagedModel
+
+        device = available(self.core, device)
+        xml = hub.model_path(bundle, model, progress=self.progress)
+        settings = Settings.of_draft(self.core, device) if is_draft else Settings.make(self.core, device, numerics)
+        loaded = OpenVINOPagedModel(self.core, xml, device, settings, capacity=self.capacity)
+        if loaded.vocab_size != model.vocab_size:
+            raise BundleError(
+                f"{xml} does not fit its manifest: logits", got=loaded.vocab_size, allowed=model.vocab_size
+            )
+        return loaded
+
+
+def _drafter(
+    engine: _Engine, pair: Bundle, vocab_size: int, draft: str | None, device: str
+) -> tuple[Drafter, str | None]:
+    """The drafter asked for, and the device it runs on if it is a model."""
+    if draft == "none":
+        return NoDrafter(), None
+    if draft == "ngram":
+        return NGram(), None
+    if draft is None:
+        own = next(iter(pair.manifest.drafters), None)
+        if own is None or own.model is None:
+            return NGram(), None
+        id_map = _id_map(pair, own.id_map, own.model.vocab_size, vocab_size)
+        model = engine.model(pair, own.model, device, is_draft=True)
+        return SmallModel(model, vocab_size, id_map=id_map, name=own.name), device
+    other = hub.resolve(draft, progress=engine.progress)
+    pairing = check_pair(_vocabulary(pair), _vocabulary(other))
+    model = engine.model(other, other.manifest.target, device, is_draft=True)
+    drafter = SmallModel(
+        model, vocab_size, blocked=pairing.blocked, readable=other.manifest.target.vocab_size, name=other.name
+    )
+    return drafter, device
+
+
+def _vocabulary(bundle: Bundle) -> Vocabulary:
+    tokenizer = Tokenizer(bundle.hashed(bundle.manifest.tokenizer))
+    return Vocabulary.of(tokenizer.engine, bundle.name, bundle.manifest.target.vocab_size)
+
+
+def _id_map(pair: Bundle, file: str | None, draft_vocab: int, target_vocab: int) -> NDArray[np.int32] | None:
+    if file is None:
+        return None
+    ids: NDArray[np.int32] = np.load(pair.path(file), allow_pickle=False)
+    if ids.shape != (draft_vocab,) or ids.dtype != np.int32 or ids.min() < 0 or ids.max() >= target_vocab:
+        raise BundleError(
+            f"{file} is not a map from draft logits to target ids",
+            got=f"{ids.dtype} {ids.shape}, {ids.min()}..{ids.max()}",
+            allowed=f"int32 ({draft_vocab},), 0..{target_vocab - 1}",
+        )
+    return ids

@@ -1,0 +1,82 @@
+"""``edgespec bench``: measure this machine. Every figure the README quotes comes from here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from edgespec.commands.options import model_options
+
+
+@click.group(name="bench")
+def command() -> None:
+    """Measure the loop on this machine: each prints a table, and one JSON line last."""
+
+
+@command.command()
+@model_options
+@click.option("--pairs", type=click.IntRange(1), default=7, show_default=True, help="Interleaved repetitions.")
+@click.option("--new-tokens", type=click.IntRange(1), default=128, show_default=True)
+def loop(pairs: int, new_tokens: int, **options: Any) -> None:
+    """Host time of the loop, and plain decoding against a bare OpenVINO loop."""
+    from edgespec.bench.loop import bench_loop
+
+    bench_loop(_load(options), pairs=pairs, new_tokens=new_tokens)
+
+
+@command.command()
+@model_options
+@click.option("--pairs", type=click.IntRange(1), default=3, show_default=True, help="Interleaved repetitions.")
+@click.option("--new-tokens", type=click.IntRange(1), default=96, show_default=True)
+def speed(pairs: int, new_tokens: int, **options: Any) -> None:
+    """Plain against speculative decoding: same tokens, how much less time?"""
+    from edgespec.bench.speed import bench_speed
+
+    bench_speed(_load(options), pairs=pairs, new_tokens=new_tokens)
+
+
+@command.command()
+@model_options
+def crop(**options: Any) -> None:
+    """Cost of rolling back at contexts of 256 to 4096 tokens."""
+    from edgespec.bench.crop import bench_crop
+
+    bench_crop(_load(options))
+
+
+@command.command()
+@model_options
+def exactness(**options: Any) -> None:
+    """Whether a token's logits depend on how it was fed: widths, prefill chunks, rejected neighbours."""
+    from edgespec.bench.exactness import bench_exactness
+
+    bench_exactness(_load(options))
+
+
+@command.command()
+@model_options
+def memory(**options: Any) -> None:
+    """Peak memory of a prefill of 4,000 tokens."""
+    from edgespec.bench.memory import bench_memory
+
+    options["ref"] = options.pop("model")
+    options.pop("draft")
+    bench_memory(options)
+
+
+@command.command()
+@click.option("--model", "-m", metavar="REF", default="default", show_default=True)
+@click.option("--pairs", type=click.IntRange(1), default=5, show_default=True, help="Interleaved repetitions.")
+def startup(model: str, pairs: int) -> None:
+    """Time to the first token from the shell, and of import edgespec."""
+    from edgespec.bench.startup import bench_startup
+
+    bench_startup(model, pairs=pairs)
+
+
+def _load(options: dict[str, Any]) -> Any:
+    from edgespec.assembly import load
+
+    options["ref"] = options.pop("model")
+    return load(**options)

@@ -1,0 +1,185 @@
+"""``edgespec chat``: a conversation in the terminal. The KV cache is kept: a turn computes only what is new."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import click
+
+from edgespec.commands.options import model_options, sampling_from, sampling_options
+from edgespec.commands.run import summary
+from edgespec.errors import EdgespecError
+from edgespec.pipeline import Generation, Pipeline
+from edgespec.types import SamplingParams
+
+HELP = """\
+/help              this list
+/reset             forget the conversation
+/system [TEXT]     set the system prompt and begin anew; without TEXT drop it
+/retry             answer the last question again
+/stats             figures of the last answer
+/exit              leave (or Ctrl-D)
+Enter sends; Alt-Enter (or Esc, then Enter) begins a new line; Ctrl-C stops an answer."""
+
+
+class Conversation:
+    """Messages and the last answer. A stopped answer stays in the conversation as far as it went."""
+
+    def __init__(self, pipeline: Pipeline, system: str | None, **options: Any) -> None:
+        self.pipeline = pipeline
+        self.options = options
+        self.last: Generation | None = None
+        self.begin(system)
+
+    def begin(self, system: str | None) -> None:
+        self.system = system
+        self.messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
+
+    def ask(self, text: str) -> Iterator[str]:
+        """Stream the answer to the next user turn."""
+        self.messages.append({"role": "user", "content": text})
+        try:
+            stream = self.pipeline.stream_chat(self.messages, **self.options)
+        except EdgespecError:
+            self.messages.pop()  # a turn that cannot be asked was not asked
+            raise
+        self.last = stream.result
+        try:
+            yield from stream
+        finally:
+            self.messages.append({"role": "assistant", "content": stream.result.text})
+
+    def drop_last_turn(self) -> str | None:
+        """Take back the last question and its answer; returns the question."""
+        while self.messages and self.messages[-1]["role"] != "user":
+            if self.messages[-1]["role"] == "system":
+                return None
+            self.messages.pop()
+        return self.messages.pop()["content"] if self.messages else None
+
+
+@click.command(name="chat")
+@model_options
+@sampling_options
+@click.option("--system", metavar="TEXT", help="System prompt.")
+def command(system: str | None, **options: Any) -> None:
+    """Talk to a model. Reads turns line by line when standard input is not a terminal."""
+    sampling, max_new_tokens, load_options = sampling_from(options)
+
+    from edgespec.assembly import load
+
+    pipeline = load(**load_options, progress=sys.stderr.isatty())
+    conversation = Conversation(pipeline, system, sampling=sampling, max_new_tokens=max_new_tokens)
+    click.echo(f"{pipeline.bundle.name}, {_how(sampling)}. /help lists commands.", err=True)
+    for line in _lines():
+        if line.startswith("/"):
+            if not _command(conversation, line):
+                return
+        elif line.strip():
+            _answer(conversation, line)
+
+
+def _answer(conversation: Conversation, text: str) -> None:
+    pieces = None
+    try:
+        pieces = conversation.ask(text)
+        for piece in pieces:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+        sys.stdout.write("\n")
+    except KeyboardInterrupt:
+        sys.stdout.write("\n")
+        click.echo("[stopped]", err=True)
+    except EdgespecError as error:
+        click.echo(f"error: {error}", err=True)
+        return
+    finally:
+        sys.stdout.flush()
+        if pieces is not None:
+            pieces.close()  # type: ignore[attr-defined]
+    if conversation.last is not None:
+        click.echo(summary(conversation.last), err=True)
+
+
+def _command(conversation: Conversation, line: str) -> bool:
+    """Run a /command; False ends the session."""
+    name, _, rest = line.strip().partition(" ")
+    match name:
+        case "/exit" | "/quit":
+            return False
+        case "/help":
+            click.echo(HELP, err=True)
+        case "/reset":
+            conversation.begin(conversation.system)
+        case "/system":
+            conversation.begin(rest.strip() or None)
+        case "/retry":
+            question = conversation.drop_last_turn()
+            if question is None:
+                click.echo("nothing to retry", err=True)
+            else:
+                _answer(conversation, question)
+        case "/stats":
+            _stats(conversation.last)
+        case _:
+            click.echo(f"no such command: {name}; /help lists them", err=True)
+    return True
+
+
+def _stats(last: Generation | None) -> None:
+    if last is None:
+        click.echo("no answer yet", err=True)
+        return
+    figures = last.as_dict()
+    for key in ("text", "token_ids"):
+        figures.pop(key)
+    for key, value in figures.items():
+        click.echo(f"{key:18} {value}", err=True)
+
+
+def _lines() -> Iterator[str]:
+    """User turns: from an editor on a terminal, else line by line."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        for raw in sys.stdin.buffer:
+            yield raw.decode("utf-8", errors="replace").rstrip("\r\n")
+        return
+    read = _editor()
+    while True:
+        try:
+            yield read()
+        except KeyboardInterrupt:
+            click.echo("(Ctrl-D or /exit leaves)", err=True)
+        except EOFError:
+            return
+
+
+def _editor() -> Callable[[], str]:
+    """A line editor with history that outlives the session and multi-line input."""
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.history import FileHistory
+    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+
+    from edgespec import hub
+
+    keys = KeyBindings()
+
+    @keys.add("enter")
+    def _send(event: KeyPressEvent) -> None:
+        event.current_buffer.validate_and_handle()
+
+    @keys.add("escape", "enter")
+    def _new_line(event: KeyPressEvent) -> None:
+        event.current_buffer.insert_text("\n")
+
+    folder = hub.cache_dir()
+    folder.mkdir(parents=True, exist_ok=True)
+    session: PromptSession[str] = PromptSession(
+        history=FileHistory(str(folder / "chat_history")), multiline=True, key_bindings=keys
+    )
+    return lambda: session.prompt("> ", prompt_continuation="  ")
+
+
+def _how(sampling: SamplingParams) -> str:
+    return "greedy" if sampling.greedy else f"temperature {sampling.temperature:g}"

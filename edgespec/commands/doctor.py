@@ -1,0 +1,102 @@
+"""``edgespec doctor``: devices, drivers, versions, memory; what will run where, and why."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import click
+
+RUNTIME = ("edgespec", "openvino", "openvino-genai", "tokenizers", "numpy", "huggingface_hub")
+OPTIONAL = {"torch": "export", "optimum-intel": "export", "nncf": "export", "transformers": "export"}
+
+
+@click.command(name="doctor")
+@click.option("--model", "-m", metavar="REF", default="default", show_default=True, help="Plan for this model.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(model: str, as_json: bool) -> None:
+    """Show what is here, and what will run where and why. Loads and fetches nothing."""
+    report = {
+        "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": _versions(),
+        "devices": _devices(),
+        "memory": _memory(),
+        "model": _plan(model),
+    }
+    if as_json:
+        print(json.dumps(report, ensure_ascii=False))
+    else:
+        _print(report)
+
+
+def _versions() -> dict[str, str]:
+    found = {name: _version(name) or "missing: reinstall edgespec" for name in RUNTIME}
+    for name, extra in OPTIONAL.items():
+        found[name] = (
+            _version(name) or f"not installed; only needed for edgespec export: pip install 'edgespec[{extra}]'"
+        )
+    return found
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _devices() -> list[dict[str, Any]]:
+    from edgespec.devices import devices
+
+    return [asdict(device) for device in devices()]
+
+
+def _memory() -> dict[str, int]:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    return {"total_bytes": memory.total, "available_bytes": memory.available}
+
+
+def _plan(ref: str) -> dict[str, Any]:
+    """Where the model is, and what it would need."""
+    from edgespec import hub
+
+    manifest = hub.resolve(ref, progress=False).manifest
+    drafters = [d.name for d in manifest.drafters] or ["ngram"]
+    return {
+        "name": manifest.name,
+        "precision": manifest.target.precision,
+        "context_length": manifest.generation.context_length,
+        "target": "CPU: exact numerics are the default, and they are established on CPU only",
+        "drafter": f"{drafters[0]} on CPU: beside the target unless --draft-device says otherwise",
+        "licence": manifest.provenance.licence,
+    }
+
+
+def _print(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(file=sys.stdout)
+    console.print(f"{report['system']}, Python {report['python']}")
+    table = Table("device", "is", "driver", "memory", "for edgespec", title="Devices", title_justify="left")
+    for device in report["devices"]:
+        memory = f"{device['memory_bytes'] / 1e9:.1f} GB" if device["memory_bytes"] else "shared"
+        table.add_row(device["name"], device["full_name"], device["driver"] or "built in", memory, device["advice"])
+    console.print(table)
+    memory = report["memory"]
+    console.print(f"Memory: {memory['available_bytes'] / 1e9:.1f} of {memory['total_bytes'] / 1e9:.1f} GB free")
+    table = Table("package", "version", title="Versions", title_justify="left")
+    for name, found in report["versions"].items():
+        table.add_row(name, found)
+    console.print(table)
+    table = Table("", "", title="What will run", title_justify="left", show_header=False)
+    for key, value in report["model"].items():
+        table.add_row(key, str(value))
+    console.print(table)

@@ -1,0 +1,62 @@
+"""``edgespec export``: a target and its draft into a bundle. The work is in the edgespec_export package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+WEIGHTS = ("int8", "int4", "f16", "f32")
+
+
+@click.command(name="export")
+@click.argument("source")
+@click.option("--draft", metavar="SOURCE", help="Model that proposes; must have the target's tokenizer.")
+@click.option("-o", "--output", metavar="DIR", required=True, type=click.Path(path_type=Path), help="Folder to make.")
+@click.option("--weights", type=click.Choice(WEIGHTS), default="int8", show_default=True, help="How weights are kept.")
+@click.option("--draft-weights", type=click.Choice(WEIGHTS), help="The same for the draft.  [default: as --weights]")
+@click.option("--group-size", type=int, metavar="N", help="int4: weights that share a scale; -1 is a whole channel.")
+@click.option("--sym", is_flag=True, help="int8, int4: no zero points. Faster on some devices, less exact.")
+@click.option("--ratio", type=float, metavar="R", help="int4: share of the weights in int4, the rest in int8.")
+@click.option("--format", "output_format", type=click.Choice(["openvino"]), default="openvino", show_default=True)
+@click.option("--trust-remote-code", is_flag=True, help="Run Python code that comes with SOURCE.")
+@click.option("--force", is_flag=True, help="Replace the bundle at DIR.")
+@click.option("--verbose", is_flag=True, help="Show what the conversion libraries print.")
+def command(
+    source: str,
+    draft: str | None,
+    output: Path,
+    weights: str,
+    draft_weights: str | None,
+    group_size: int | None,
+    sym: bool,
+    ratio: float | None,
+    output_format: str,
+    trust_remote_code: bool,
+    force: bool,
+    verbose: bool,
+) -> None:
+    """Convert a model, and a draft for it, into a bundle.
+
+    SOURCE is a transformers folder, a .gguf file, or OWNER/NAME[@REVISION] on the Hugging Face hub. Prints the
+    bundle's path. The result is compared with the original on a page of text; the figures go into bundle.json.
+
+    \b
+    edgespec export ./SmolLM2-1.7B-Instruct --draft ./SmolLM2-135M-Instruct -o pair --weights int4
+    """
+    from edgespec_export import Request, export, split_weights
+
+    own, draft_own = split_weights(
+        weights, draft_weights, has_draft=draft is not None, group_size=group_size, sym=sym, ratio=ratio
+    )
+    request = Request(
+        target=source,
+        draft=draft,
+        out=output,
+        weights=own,
+        draft_weights=draft_own,
+        trust_remote_code=trust_remote_code,
+        force=force,
+        verbose=verbose,
+    )
+    click.echo(export(request, lambda line: click.echo(line, err=True)))

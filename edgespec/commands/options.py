@@ -1,0 +1,67 @@
+"""Options that run, chat and bench share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from edgespec.types import SamplingParams
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_MODEL = [
+    click.option(
+        "--model",
+        "-m",
+        metavar="REF",
+        default="default",
+        show_default=True,
+        help="A known name, a bundle folder, an OpenVINO IR folder, a .gguf file, or a hub id.",
+    ),
+    click.option("--draft", metavar="REF|ngram|none", help="Drafter; the bundle's own unless told."),
+    click.option(
+        "-k", "--num-draft-tokens", type=int, metavar="N", help="Tokens to draft each round; adapts unless told."
+    ),
+    click.option("--device", default="CPU", show_default=True, metavar="D", help="Where the target runs (see doctor)."),
+    click.option("--draft-device", metavar="D", help="Where the draft runs; beside the target unless told."),
+    click.option(
+        "--numerics",
+        type=click.Choice(["exact", "fast"]),
+        help="exact: the same tokens with any draft as with none. Default: exact on CPU, fast elsewhere.",
+    ),
+    click.option(
+        "--context-length", type=int, metavar="N", help="Most tokens of prompt and text; the model's own unless told."
+    ),
+]
+_SAMPLING = [
+    click.option("--max-new-tokens", "-n", type=int, default=512, show_default=True, metavar="N"),
+    click.option("--temperature", "-t", type=float, default=0.0, show_default=True, help="0 is greedy."),
+    click.option("--top-k", type=int, default=0, show_default=True, help="0 is off."),
+    click.option("--top-p", type=float, default=1.0, show_default=True, help="1 is off."),
+    click.option("--min-p", type=float, default=0.0, show_default=True, help="0 is off."),
+    click.option("--repetition-penalty", type=float, default=1.0, show_default=True, help="1 is off."),
+    click.option("--seed", type=int, help="Same seed, same text, with any draft. Random unless told."),
+]
+
+
+def model_options(function: F) -> F:
+    for option in reversed(_MODEL):
+        function = option(function)
+    return function
+
+
+def sampling_options(function: F) -> F:
+    for option in reversed(_SAMPLING):
+        function = option(function)
+    return function
+
+
+def sampling_from(options: dict[str, Any]) -> tuple[SamplingParams, int, dict[str, Any]]:
+    """Split the values of both groups: sampling, max_new_tokens, arguments for ``load``."""
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+    sampling = SamplingParams(**{name: options.pop(name) for name in names})
+    max_new_tokens = int(options.pop("max_new_tokens"))
+    options["ref"] = options.pop("model")
+    return sampling, max_new_tokens, options

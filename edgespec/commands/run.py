@@ -1,0 +1,111 @@
+"""``edgespec run``: a prompt in, text out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from edgespec.commands.options import model_options, sampling_from, sampling_options
+from edgespec.errors import SettingError
+
+if TYPE_CHECKING:
+    from edgespec.pipeline import Generation
+
+
+@click.command(name="run", context_settings={"ignore_unknown_options": False})
+@click.argument("prompt", required=False)
+@model_options
+@sampling_options
+@click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the chat template.")
+@click.option("--system", metavar="TEXT", help="System prompt.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="End the text before this string; may be repeated.")
+@click.option("--ignore-eos", is_flag=True, help="Go on after the model's own end, up to --max-new-tokens.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+def command(
+    prompt: str | None,
+    raw: bool,
+    system: str | None,
+    stop: tuple[str, ...],
+    ignore_eos: bool,
+    as_json: bool,
+    **options: object,
+) -> None:
+    """Generate text from PROMPT, or from standard input (no PROMPT, or -).
+
+    Text goes to stdout, a one-line summary to stderr.
+    """
+    text = _read_prompt(prompt)
+    sampling, max_new_tokens, load_options = sampling_from(options)
+
+    from edgespec.assembly import load
+
+    pipeline = load(**load_options, progress=sys.stderr.isatty())
+    stream = pipeline.stream(
+        text,
+        system=system,
+        raw=raw,
+        stop=stop,
+        ignore_eos=ignore_eos,
+        sampling=sampling,
+        max_new_tokens=max_new_tokens,
+    )
+    for piece in stream:
+        if not as_json:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    if as_json:
+        print(json.dumps(stream.result.as_dict() | {"versions": versions()}, ensure_ascii=False))
+    else:
+        sys.stdout.write("\n")
+    sys.stdout.flush()
+    click.echo(summary(stream.result), err=True)
+
+
+def summary(result: Generation) -> str:
+    """One line: how much, how fast, with what."""
+    stats = result.stats
+    parts = [f"{len(result.token_ids)} tokens"]
+    if result.decode_tok_per_s:
+        parts.append(f"{result.decode_tok_per_s:.1f} tok/s")
+    parts.append(f"first token {result.ttft_s or 0:.2f} s")
+    if stats.acceptance_rate is not None:
+        parts.append(f"{result.drafter} drafts accepted {stats.acceptance_rate:.0%}")
+        parts.append(f"{stats.block_efficiency:.2f} tokens per forward")
+    else:
+        parts.append("no drafts" if result.drafter == "none" else f"{result.drafter} had nothing to propose")
+    parts.append(f"{result.numerics} on {result.devices['target']}")
+    if result.seed is not None:
+        parts.append(f"seed {result.seed}")
+    return f"[{result.model}: {' · '.join(parts)}]"
+
+
+def versions() -> dict[str, str]:
+    from importlib.metadata import version
+    from platform import python_version
+
+    return {
+        "python": python_version(),
+        **{name: version(name) for name in ("edgespec", "openvino", "tokenizers", "numpy")},
+    }
+
+
+def _read_prompt(prompt: str | None) -> str:
+    if prompt is not None and prompt != "-":
+        try:
+            prompt.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise SettingError("prompt is not valid UTF-8", hint="save or pass it as UTF-8") from error
+        return prompt
+    if prompt is None and sys.stdin.isatty():
+        raise SettingError("no prompt", hint='try: edgespec "What is the capital of France?", or edgespec chat')
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise SettingError(
+            "standard input is not valid UTF-8",
+            got=f"byte {error.object[error.start]:#04x} at {error.start}",
+            hint="convert it to UTF-8 first",
+        ) from error

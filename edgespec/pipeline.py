@@ -1,0 +1,237 @@
+"""Text in, text out: a tokenizer, a target, a drafter and the loop, wired together."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgespec.backends.base import Model, Progress
+from edgespec.bundle import Bundle
+from edgespec.chat_template import ChatTemplate, Message
+from edgespec.decode.draft_length import DraftLength, Fixed, Heuristic
+from edgespec.decode.speculative import speculative
+from edgespec.drafters.base import Drafter
+from edgespec.errors import ContextFull, SettingError
+from edgespec.stats import Stats
+from edgespec.tokenizer import Detokenizer, StopStrings, Tokenizer
+from edgespec.types import Numerics, SamplingParams
+
+
+@dataclass(slots=True)
+class Generation:
+    """A finished (or abandoned) generation.
+
+    token_ids: generated tokens, the stop token included, cut where a stop string was completed.
+    finish_reason: "stop" (stop token or stop string), "length" (budget or context), None while running or abandoned.
+    ttft_s: from the call to the first committed tokens. decode_tok_per_s: all tokens over the time of all rounds.
+    """
+
+    model: str
+    drafter: str
+    numerics: Numerics
+    devices: dict[str, str]
+    seed: int | None
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+    stop_string: str | None = None
+    ttft_s: float | None = None
+    stats: Stats = field(default_factory=Stats)
+
+    @property
+    def decode_tok_per_s(self) -> float | None:
+        return self.stats.committed / self.stats.decode_s if self.stats.decode_s else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The object ``edgespec run --json`` prints, without versions."""
+        stats = self.stats
+        return {
+            "text": self.text,
+            "token_ids": self.token_ids,
+            "prompt_tokens": stats.prompt_tokens,
+            "reused_tokens": stats.reused_tokens,
+            "new_tokens": len(self.token_ids),
+            "finish_reason": self.finish_reason,
+            "stop_string": self.stop_string,
+            "ttft_s": self.ttft_s,
+            "decode_tok_per_s": self.decode_tok_per_s,
+            "rounds": len(stats.rounds),
+            "proposed": stats.proposed,
+            "accepted": stats.accepted,
+            "acceptance_rate": stats.acceptance_rate,
+            "block_efficiency": stats.block_efficiency,
+            "seed": self.seed,
+            "drafter": self.drafter,
+            "numerics": self.numerics,
+            "devices": self.devices,
+            "model": self.model,
+        }
+
+
+class Stream:
+    """Pieces of text as they are decided; ``result`` grows along. Walking away early is fine."""
+
+    def __init__(self, pieces: Iterator[str], result: Generation) -> None:
+        self._pieces = pieces
+        self.result = result
+
+    def __iter__(self) -> Iterator[str]:
+        return self._pieces
+
+
+class Pipeline:
+    """A loaded pair. One generation at a time; what it leaves in the caches is reused by the next."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        target: Model,
+        drafter: Drafter,
+        *,
+        num_draft_tokens: int | None = None,
+        devices: dict[str, str] | None = None,
+    ) -> None:
+        generation = bundle.manifest.generation
+        self.bundle = bundle
+        self.target = target
+        self.drafter = drafter
+        self.num_draft_tokens = num_draft_tokens
+        self.devices = devices or {"target": target.capabilities.device}
+        self.stop_ids = frozenset(generation.eos_token_ids)
+        self.tokenizer = Tokenizer(
+            bundle.hashed(bundle.manifest.tokenizer), bos_token=generation.bos_token, add_bos=generation.add_bos
+        )
+        source = bundle.chat_template()
+        self.template = (
+            ChatTemplate(source, bos_token=generation.bos_token, eos_token=generation.eos_token) if source else None
+        )
+
+    def generate(self, prompt: str | Sequence[int], **options: Any) -> Generation:
+        """All of ``stream`` at once."""
+        stream = self.stream(prompt, **options)
+        for _ in stream:
+            pass
+        return stream.result
+
+    def stream(
+        self, prompt: str | Sequence[int], *, system: str | None = None, raw: bool = False, **options: Any
+    ) -> Stream:
+        """Answer a prompt: as a user's turn, or continue it as plain text (``raw``, or no chat template).
+
+        A sequence of token ids is taken as it is. Options: see ``stream_tokens``.
+        """
+        if not isinstance(prompt, str):
+            return self.stream_tokens(list(prompt), **options)
+        if not prompt.strip() and not (raw and prompt):
+            raise SettingError("prompt is empty", hint='give a text: edgespec "What is the capital of France?"')
+        if raw or self.template is None:
+            if system is not None:
+                raise SettingError("a system prompt needs a chat template", hint="put it into the prompt")
+            return self.stream_tokens(self.tokenizer.encode(prompt, raw=True), **options)
+        messages = [{"role": "system", "content": system}] if system is not None else []
+        return self.stream_chat([*messages, {"role": "user", "content": prompt}], **options)
+
+    def chat(self, messages: Sequence[Message], **options: Any) -> Generation:
+        """Answer a conversation; each message is ``{"role": ..., "content": ...}``."""
+        stream = self.stream_chat(messages, **options)
+        for _ in stream:
+            pass
+        return stream.result
+
+    def stream_chat(self, messages: Sequence[Message], **options: Any) -> Stream:
+        """As ``chat``, piece by piece. Raises SettingError for a model without a chat template."""
+        if self.template is None:
+            raise SettingError(f"{self.bundle.name} has no chat template", hint="use a plain prompt (--raw)")
+        return self.stream_tokens(self.tokenizer.encode(self.template.render(messages)), **options)
+
+    def stream_tokens(
+        self,
+        prompt: list[int],
+        *,
+        max_new_tokens: int = 512,
+        sampling: SamplingParams | None = None,
+        stop: Sequence[str] = (),
+        ignore_eos: bool = False,
+        num_draft_tokens: int | None = None,
+        drafter: Drafter | None = None,
+        progress: Progress | None = None,
+    ) -> Stream:
+        """Continue a prompt of token ids.
+
+        stop: strings that end the text. ignore_eos: go on after the model's own end.
+        num_draft_tokens: k for every round; None follows the pipeline's setting, else the heuristic.
+        drafter: instead of the pipeline's own. progress: called during the prefill.
+        """
+        if max_new_tokens < 1:
+            raise SettingError("max_new_tokens", got=max_new_tokens, allowed="1 or more")
+        if not prompt:
+            raise SettingError("prompt is empty", hint="it needs at least one token")
+        if bad := [t for t in prompt if not 0 <= t < self.target.vocab_size]:
+            raise SettingError(
+                "prompt holds an unknown token id", got=bad[0], allowed=f"0..{self.target.vocab_size - 1}"
+            )
+        capacity = self.target.cache.capacity
+        if len(prompt) > capacity:
+            raise ContextFull(
+                "prompt is longer than the context",
+                got=f"{len(prompt)} tokens",
+                allowed=f"{capacity} tokens",
+                hint="shorten the prompt or start a new conversation",
+            )
+        k = num_draft_tokens if num_draft_tokens is not None else self.num_draft_tokens
+        draft_length: DraftLength = Heuristic() if k is None else Fixed(k)
+        params = sampling or SamplingParams()
+        if not params.greedy:
+            params = params.seeded(secrets.randbits(63))
+        drafter = drafter or self.drafter
+        result = Generation(
+            model=self.bundle.name,
+            drafter=drafter.name,
+            numerics=self.target.capabilities.numerics,
+            devices=self.devices,
+            seed=params.seed,
+        )
+        lists = speculative(
+            self.target,
+            drafter,
+            list(prompt),
+            params,
+            draft_length=draft_length,
+            stop=frozenset() if ignore_eos else self.stop_ids,
+            budget=max_new_tokens,
+            stats=result.stats,
+            progress=progress,
+        )
+        return Stream(self._texts(lists, StopStrings(stop), result, ignore_eos), result)
+
+    def _texts(
+        self, lists: Iterator[list[int]], stops: StopStrings, result: Generation, ignore_eos: bool
+    ) -> Iterator[str]:
+        """Turn lists of tokens into text, and fill ``result``. Tokens are taken one by one, so that a stop string
+        ends a speculative run at the token where it ends a plain one."""
+        detokenizer = Detokenizer(self.tokenizer)
+        clock = result.stats.clock
+        began = clock()
+        for tokens in lists:
+            if result.ttft_s is None:
+                result.ttft_s = clock() - began
+            text = ""
+            for token in tokens:
+                result.token_ids.append(token)
+                text += stops.push(detokenizer.push(token))
+                if stops.found is not None:
+                    break
+            if text:
+                result.text += text
+                yield text
+            if stops.found is not None:
+                break
+        tail = stops.push(detokenizer.flush()) + stops.flush()
+        result.text += tail
+        result.stop_string = stops.found
+        ended = not ignore_eos and result.token_ids[-1:] and result.token_ids[-1] in self.stop_ids
+        result.finish_reason = "stop" if stops.found is not None or ended else "length"
+        if tail:
+            yield tail

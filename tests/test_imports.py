@@ -1,0 +1,103 @@
+"""Imports run one way, and importing edgespec loads nothing heavy."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import edgespec
+
+ROOT = Path(edgespec.__file__).parent
+HEAVY = {"openvino", "openvino_genai", "onnxruntime", "torch", "transformers", "numpy", "tokenizers", "jinja2", "rich"}
+BASE = {"errors", "types"}
+# room -> rooms of edgespec it may import. A name ending in a dot is a package.
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "types": {"errors"},
+    "stats": BASE,
+    "bundle": BASE,
+    "pairing": BASE,
+    "tokenizer": BASE,
+    "chat_template": BASE,
+    "devices": BASE,
+    "gguf": BASE | {"bundle"},
+    "hub": BASE | {"bundle", "gguf", "known"},
+    "known": BASE | {"bundle"},
+    "decode.sampling": BASE,
+    "decode.verify": BASE | {"decode.sampling"},
+    "decode.draft_length": BASE,
+    "decode.autoregressive": BASE | {"backends.base", "decode.sampling"},
+    "decode.speculative": BASE | {"backends.base", "decode.draft_length", "decode.verify", "drafters.base", "stats"},
+    "backends.base": BASE,
+    "backends.rows": BASE,
+    "backends.": BASE | {"backends."},
+    "drafters.base": BASE,
+    "drafters.": BASE | {"drafters.base", "backends.base", "decode.sampling"},
+    "pipeline": BASE | {"decode.", "drafters.base", "backends.base", "bundle", "chat_template", "stats", "tokenizer"},
+}
+ABOVE = ("assembly", "commands.", "bench.", "cli", "__main__", "__init__")  # may import everything below
+
+
+def room_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+def imports_of(path: Path) -> set[str]:
+    """edgespec modules a file imports anywhere, lazily or not; names are relative to the package."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "edgespec":
+            inner = node.module.removeprefix("edgespec").lstrip(".")
+            found |= {inner} if inner else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {a.name.removeprefix("edgespec.") for a in node.names if a.name.startswith("edgespec.")}
+    return found
+
+
+def test_imports_run_one_way() -> None:
+    wrong = []
+    for path in sorted(ROOT.rglob("*.py")):
+        room = room_of(path)
+        if room.startswith(ABOVE) or path.name == "__init__.py":
+            continue
+        rule = next((ALLOWED[key] for key in (room, f"{room.split('.')[0]}.") if key in ALLOWED), None)
+        assert rule is not None, f"{room} has no place in the house: add it to ALLOWED"
+        for name in imports_of(path):
+            if name not in rule and f"{name.split('.')[0]}." not in rule:
+                wrong.append(f"{room} imports {name}")
+    assert not wrong
+
+
+def test_the_runtime_never_imports_torch_export_or_training() -> None:
+    for path in ROOT.rglob("*.py"):
+        if room_of(path) == "commands.export":
+            continue  # hands over to the export package, lazily
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for name in names:
+                assert name.split(".")[0] not in {"torch", "transformers", "optimum", "nncf", "edgespec_export"}, path
+
+
+def loaded_after(code: str) -> set[str]:
+    ran = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys; print(' '.join(sys.modules))"],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    return {name.split(".")[0] for name in ran.stdout.split()}
+
+
+def test_importing_edgespec_is_light() -> None:
+    assert not loaded_after("import edgespec") & HEAVY
+
+
+def test_the_command_line_is_light_until_a_model_is_loaded() -> None:
+    engines = HEAVY - {"numpy"}
+    assert not loaded_after("from edgespec.cli import cli; cli.get_command(None, 'run')") & engines
+
+
+def test_public_names_are_there() -> None:
+    for name in edgespec.__all__:
+        assert getattr(edgespec, name) is not None

@@ -1,0 +1,148 @@
+"""Parity through the real engine: SmolLM2 with every drafter, mode and length gives plain decoding's tokens."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from edgespec.decode.autoregressive import autoregressive
+from edgespec.drafters.base import Drafter, NoDrafter
+from edgespec.drafters.ngram import NGram
+from edgespec.drafters.small_model import SmallModel
+from edgespec.pipeline import Pipeline
+from edgespec.stats import check_identities
+from edgespec.types import SamplingParams
+from tests.conftest import load_ir
+
+PROMPTS = (
+    "<|im_start|>user\nCount from 1 to 30, with commas.<|im_end|>\n<|im_start|>assistant\n",
+    'def add(a, b):\n    """Return the sum."""\n    return a + b\n\n\ndef sub(a, b):\n',
+)
+MODES = {
+    "greedy": SamplingParams(),
+    "sampled": SamplingParams(temperature=0.8, top_p=0.95, seed=1234),
+    "sampled-all": SamplingParams(temperature=1.0, repetition_penalty=1.1, seed=99),
+}
+TOKENS = 24
+
+
+@pytest.fixture(scope="session")
+def drafters(pipeline: Pipeline, random_draft_ir: Path) -> dict[str, Drafter]:
+    itself = load_ir(_target_xml(pipeline), is_draft=True)
+    return {
+        "none": NoDrafter(),
+        "ngram": NGram(),
+        "random": SmallModel(load_ir(random_draft_ir, is_draft=True), pipeline.target.vocab_size, name="random"),
+        "itself": SmallModel(itself, pipeline.target.vocab_size, name="itself"),
+    }
+
+
+def _target_xml(pipeline: Pipeline) -> Path:
+    from edgespec import hub
+
+    return hub.model_path(pipeline.bundle, pipeline.bundle.manifest.target)
+
+
+@pytest.fixture(scope="session")
+def plain(pipeline: Pipeline):  # type: ignore[no-untyped-def]
+    @cache
+    def tokens(prompt: str, mode: str) -> list[int]:
+        context = pipeline.tokenizer.encode(prompt)
+        start = len(context)
+        pipeline.target.cache.reset()
+        for _ in autoregressive(pipeline.target, context, MODES[mode], stop=(), budget=TOKENS):
+            pass
+        return context[start:]
+
+    return tokens
+
+
+@pytest.mark.parametrize("k", [0, 1, 2, 4, 8])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["none", "ngram", "random", "itself"])
+def test_exact_numerics_give_plain_decodings_tokens(
+    pipeline: Pipeline, drafters: dict[str, Drafter], plain, name: str, mode: str, k: int  # type: ignore[no-untyped-def]
+) -> None:  # fmt: skip
+    for prompt in PROMPTS:
+        expected = plain(prompt, mode)
+        result = pipeline.generate(
+            pipeline.tokenizer.encode(prompt), sampling=MODES[mode], max_new_tokens=TOKENS, ignore_eos=True,
+            num_draft_tokens=k, drafter=drafters[name],
+        )  # fmt: skip
+        assert result.token_ids == expected
+        assert result.numerics == "exact"
+        check_identities(result.stats.rounds)
+
+
+def test_the_targets_own_copy_agrees_nearly_always_greedy_and_sampled(
+    pipeline: Pipeline, drafters: dict[str, Drafter]
+) -> None:
+    for mode in ("greedy", "sampled"):
+        result = pipeline.generate(
+            pipeline.tokenizer.encode(PROMPTS[0]), sampling=MODES[mode], max_new_tokens=40, ignore_eos=True,
+            num_draft_tokens=4, drafter=drafters["itself"],
+        )  # fmt: skip
+        assert result.stats.acceptance_rate is not None and result.stats.acceptance_rate > 0.9
+
+
+@pytest.mark.parametrize("k", [0, 1, 2, 4, 8])
+@pytest.mark.parametrize("name", ["none", "ngram", "random"])
+def test_fast_numerics_keep_the_books_and_the_sense(
+    fast_pipeline: Pipeline, drafters: dict[str, Drafter], name: str, k: int
+) -> None:
+    """Fast numerics promise no identical tokens; they must still be a language model's tokens."""
+    result = fast_pipeline.generate(
+        "What is the capital of France?", max_new_tokens=16, num_draft_tokens=k, drafter=drafters[name]
+    )
+    assert "Paris" in result.text
+    assert result.numerics == "fast"
+    check_identities(result.stats.rounds)
+
+
+def test_what_was_in_the_cache_before_does_not_change_the_text(pipeline: Pipeline) -> None:
+    """A conversation continued with a warm cache says what a fresh process would say."""
+    messages = [{"role": "user", "content": "Name three colours of the rainbow and a fruit for each."}]
+    first = pipeline.chat(messages, max_new_tokens=40)
+    messages += [{"role": "assistant", "content": first.text}, {"role": "user", "content": "And three more?"}]
+    warm = pipeline.chat(messages, max_new_tokens=40)
+    assert warm.stats.reused_tokens > 30
+    pipeline.target.cache.reset()
+    cold = pipeline.chat(messages, max_new_tokens=40)
+    assert cold.stats.reused_tokens == 0
+    assert warm.token_ids == cold.token_ids
+
+
+def test_a_random_seed_is_picked_and_reported(pipeline: Pipeline) -> None:
+    sampling = SamplingParams(temperature=1.0)
+    first = pipeline.generate("Tell me a story.", sampling=sampling, max_new_tokens=12)
+    second = pipeline.generate("Tell me a story.", sampling=sampling, max_new_tokens=12)
+    assert first.seed is not None and first.seed != second.seed
+    again = pipeline.generate(
+        "Tell me a story.", sampling=SamplingParams(temperature=1.0, seed=first.seed), max_new_tokens=12
+    )
+    assert again.token_ids == first.token_ids
+
+
+BENCH_PROMPTS = Path(os.environ.get("EDGESPEC_BENCH_PROMPTS", Path(__file__).parents[2] / "shared/data/prompts.jsonl"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not BENCH_PROMPTS.is_file(), reason="needs the benchmark prompts (EDGESPEC_BENCH_PROMPTS)")
+def test_twenty_benchmark_prompts_at_128_tokens(pipeline: Pipeline, drafters: dict[str, Drafter]) -> None:
+    import json
+
+    lines = BENCH_PROMPTS.read_text(encoding="utf-8").splitlines()
+    for line in lines[:: len(lines) // 20][:20]:
+        prompt = json.loads(line)
+        options = {"raw": prompt["kind"] == "code", "max_new_tokens": 128}
+        for sampling in (SamplingParams(), SamplingParams(temperature=0.8, seed=7)):
+            texts = [
+                pipeline.generate(
+                    prompt["turns"][0], sampling=sampling, drafter=drafters[name], num_draft_tokens=4, **options
+                )
+                for name in ("none", "ngram", "random")
+            ]
+            assert texts[0].token_ids == texts[1].token_ids == texts[2].token_ids, prompt["id"]
