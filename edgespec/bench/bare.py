@@ -1,0 +1,60 @@
+"""A bare OpenVINO loop over the same compiled graph: the ceiling our loop is held against.
+
+Fixed shapes, tensors made once and written in place, greedy argmax, nothing else.
+"""
+
+from __future__ import annotations
+
+from time import perf_counter
+
+import numpy as np
+import openvino as ov
+
+from edgespec.backends.openvino_graph import LOGITS_ROWS
+from edgespec.backends.openvino_paged import OpenVINOPagedModel
+
+
+class BareLoop:
+    """Plain decoding with ``width`` rows a forward (1, or 2 to run the kernels exact numerics runs)."""
+
+    def __init__(self, model: OpenVINOPagedModel, width: int, rows: int = 1024) -> None:
+        self._request = model.compiled.create_infer_request()
+        self._width = width
+        per_block = model.cache.rows_per_block
+        for port in model.compiled.inputs:
+            if "_cache." in port.get_any_name():
+                shape = [-(-rows // per_block), *(d.get_length() for d in list(port.partial_shape)[1:])]
+                tensor = ov.Tensor(port.element_type, ov.Shape(shape))
+                tensor.data[:] = 0
+                self._request.set_tensor(port, tensor)
+        self._per_block = per_block
+        self._set("qq_bias", np.zeros(0, np.uint8))
+        self._set("qq_bias_begins", np.zeros(2, np.int32))
+
+    def run(self, prompt: list[int], new_tokens: int) -> tuple[list[int], float]:
+        """Greedy tokens, and the seconds of the decode."""
+        self._forward(prompt[:-1], 0, 0)
+        width, tokens = self._width, [prompt[-1]]
+        began = perf_counter()
+        for step in range(new_tokens):
+            logits = self._forward([tokens[-1]] + [0] * (width - 1), len(prompt) - 1 + step, width)
+            tokens.append(int(logits[0].argmax()))
+        return tokens[1:], perf_counter() - began
+
+    def _forward(self, tokens: list[int], past: int, wanted: int) -> np.ndarray:
+        n = len(tokens)
+        blocks = -(-(past + n) // self._per_block)
+        self._set("input_ids", np.array(tokens, np.int64))
+        self._set("position_ids", np.arange(past, past + n, dtype=np.int64))
+        self._set("max_context_len", np.array(past + n, np.int32))
+        self._set("past_lens", np.array([past], np.int32))
+        self._set("subsequence_begins", np.array([0, n], np.int32))
+        self._set("block_indices", np.arange(blocks, dtype=np.int32))
+        self._set("block_indices_begins", np.array([0, blocks], np.int32))
+        self._set(LOGITS_ROWS, np.arange(wanted, dtype=np.int64))
+        self._request.infer()
+        logits: np.ndarray = self._request.get_tensor("logits").data[:, 0]
+        return logits
+
+    def _set(self, name: str, value: np.ndarray) -> None:
+        self._request.set_tensor(name, ov.Tensor(value))

@@ -1,0 +1,75 @@
+"""What does our loop cost on top of the engine? Plain decoding against a bare loop, and host time in a round."""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import Any
+
+from edgespec.backends.openvino_paged import OpenVINOPagedModel
+from edgespec.bench.bare import BareLoop
+from edgespec.bench.report import paired_ratio, show
+from edgespec.drafters.base import Drafter, NoDrafter
+from edgespec.drafters.ngram import NGram
+from edgespec.drafters.small_model import SmallModel
+from edgespec.pipeline import Pipeline
+
+PROMPT = "Write a Python function that merges two sorted lists, then explain every line of it."
+
+
+def bench_loop(pipeline: Pipeline, *, new_tokens: int = 128, pairs: int = 7) -> None:
+    """Interleaved: bare loop of the same width, ours, bare loop of width 1, each ``pairs`` times."""
+    target = pipeline.target
+    assert isinstance(target, OpenVINOPagedModel)
+    template = pipeline.template
+    text = template.render([{"role": "user", "content": PROMPT}]) if template else PROMPT
+    prompt = pipeline.tokenizer.encode(text)
+    width = 2 if target.capabilities.numerics == "exact" else 1
+    same, narrow = BareLoop(target, width), BareLoop(target, 1)
+    bare_s: list[float] = []
+    narrow_s: list[float] = []
+    plain_s: list[float] = []
+    host_plain: list[float] = []
+    host_draft: list[float] = []
+    drafter = pipeline.drafter if not isinstance(pipeline.drafter, NoDrafter) else NGram()
+    for round_ in range(pairs + 1):
+        bare_tokens, seconds = same.run(prompt, new_tokens)
+        decode_s, host, tokens = _ours(pipeline, prompt, NoDrafter(), new_tokens)
+        _, narrow_seconds = narrow.run(prompt, new_tokens)
+        _, drafted_host, _ = _ours(pipeline, prompt, drafter, new_tokens)
+        if tokens != bare_tokens:
+            raise AssertionError("the bare loop and ours disagree")
+        if round_:  # the first round warms up
+            bare_s.append(seconds)
+            plain_s.append(decode_s)
+            narrow_s.append(narrow_seconds)
+            host_plain.append(host)
+            host_draft.append(drafted_host)
+    figures = {
+        "plain_over_bare": paired_ratio(bare_s, plain_s),
+        "exact_over_width_1": paired_ratio(narrow_s, bare_s),
+        "host_share_plain": median(host_plain),
+        f"host_share_{drafter.name}": median(host_draft),
+        "bare_ms_per_token": 1e3 * median(bare_s) / new_tokens,
+        "plain_ms_per_token": 1e3 * median(plain_s) / new_tokens,
+        "width_1_ms_per_token": 1e3 * median(narrow_s) / new_tokens,
+    }
+    rows = [
+        ("plain decoding / bare loop, same graph and width", figures["plain_over_bare"], ">= 0.97"),
+        ("host share of plain decoding", figures["host_share_plain"], "<= 0.03"),
+        (f"host share with {drafter.name} drafts", figures[f"host_share_{drafter.name}"], "<= 0.03"),
+        (f"bare loop, width {width} / width 1: what exact numerics cost", figures["exact_over_width_1"], ""),
+        ("ms per token, bare loop", figures["bare_ms_per_token"], ""),
+        ("ms per token, plain decoding", figures["plain_ms_per_token"], ""),
+    ]
+    show("loop", ["figure", "measured", "goal"], rows, figures | {"pairs": pairs, "new_tokens": new_tokens})
+
+
+def _ours(pipeline: Pipeline, prompt: list[int], drafter: Drafter, new_tokens: int) -> tuple[float, float, list[int]]:
+    """Decode seconds, share of them outside the engine, tokens. The prompt is in the caches already."""
+    models: list[Any] = [pipeline.target] + ([drafter.model] if isinstance(drafter, SmallModel) else [])
+    for model in models:
+        model.prefill(prompt[:-1])
+    before = sum(model.infer_s for model in models)
+    result = pipeline.generate(prompt, max_new_tokens=new_tokens, ignore_eos=True, drafter=drafter)
+    inside = sum(model.infer_s for model in models) - before
+    return result.stats.decode_s, 1 - inside / result.stats.decode_s, result.token_ids

@@ -1,0 +1,44 @@
+"""How every measurement is printed: a table on stdout, one JSON line last."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+
+def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], figures: dict[str, Any]) -> None:
+    """Print the table and then ``figures`` with the machine they were measured on as one line of JSON."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row))
+    Console().print(table)
+    print(json.dumps({"bench": title} | figures | {"machine": machine()}, ensure_ascii=False))
+
+
+def paired_ratio(left: Sequence[float], right: Sequence[float]) -> float:
+    """Median of left[i] / right[i]: the machine's mood cancels within a pair."""
+    return median(a / b for a, b in zip(left, right, strict=True))
+
+
+def machine() -> dict[str, Any]:
+    import os
+    import platform
+
+    import openvino as ov
+
+    return {
+        "cpu": ov.Core().get_property("CPU", "FULL_DEVICE_NAME"),
+        "cores": os.cpu_count(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "openvino": ov.get_version().split("-")[0],
+    }
+
+
+def _cell(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
