@@ -1,0 +1,111 @@
+"""Where a model comes from: a transformers folder, a GGUF file, or a repository on the hub."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgespec import gguf
+from edgespec.bundle import IR_FILE, MANIFEST, sha256_of
+from edgespec.errors import ConversionError, SourceError
+
+_HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "README.md"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model on this disk.
+
+    reference: what the user wrote, without the folders of their machine. revision: commit of a hub repository, or
+    SHA-256 of a GGUF file.
+    """
+
+    reference: str
+    name: str
+    folder: Path
+    gguf: Path | None = None
+    revision: str | None = None
+    licence: str | None = None
+
+
+def resolve(reference: str, *, trust_remote_code: bool = False) -> Source:
+    """Find a model, fetching it from the hub if it is not a path. Raises SourceError, ConversionError."""
+    path = Path(reference).expanduser()
+    if path.is_file():
+        return _gguf(path)
+    if path.is_dir():
+        _check_folder(path)
+        name = path.resolve().name
+        return Source(reference=name, name=name, folder=path, licence=_card_licence(path))
+    hub = _HUB_ID.fullmatch(reference)
+    if hub is None or path.suffix == ".gguf":
+        raise SourceError(
+            "no such model", got=reference, allowed="a transformers folder, a .gguf file, or OWNER/NAME[@REVISION]"
+        )
+    return _from_hub(reference, hub["repo"], hub["revision"], trust_remote_code)
+
+
+def _gguf(path: Path) -> Source:
+    header = gguf.read_header(path)
+    return Source(
+        reference=path.name,
+        name=path.stem,
+        folder=path.parent,
+        gguf=path,
+        revision=f"sha256:{sha256_of(path)}",
+        licence=header.get("general.license"),
+    )
+
+
+def _check_folder(folder: Path) -> None:
+    if (folder / MANIFEST).is_file() or (folder / IR_FILE).is_file():
+        raise SourceError("already an OpenVINO model", got=str(folder), hint="it needs no export")
+    if (folder / "adapter_config.json").is_file():
+        raise SourceError("an adapter, not a model", got=str(folder), hint="merge it into its base model first")
+    if not (folder / "config.json").is_file():
+        inside = sorted(folder.glob("*.gguf"))
+        hint = f"name the file: {inside[0]}" if inside else "a transformers folder has config.json and its weights"
+        raise SourceError("no config.json in the folder", got=str(folder), hint=hint)
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
+        raise SourceError("no weights (*.safetensors) in the folder", got=str(folder), hint="download it again")
+
+
+def _from_hub(reference: str, repo: str, revision: str | None, trust_remote_code: bool) -> Source:
+    from huggingface_hub import snapshot_download
+
+    patterns = [*_HUB_FILES, *(["*.py"] if trust_remote_code else [])]
+    try:
+        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+    except Exception as error:  # the client raises its own, requests', httpx' and OS errors
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise SourceError(f"cannot fetch {reference} from the hub: {reason}", hint="or give a folder") from error
+    _check_folder(folder)
+    return Source(reference, repo.split("/")[1], folder, revision=folder.name, licence=_card_licence(folder))
+
+
+def _card_licence(folder: Path) -> str | None:
+    """``license:`` of the model card's front matter."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return None
+    text = card.read_text(encoding="utf-8", errors="replace")
+    front = text.split("---", 2)[1] if text.startswith("---") and text.count("---") > 1 else ""
+    found = re.search(r"^license:\s*[\"']?([\w.+-]+)", front, re.MULTILINE)
+    return found[1] if found else None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; {} if the file is not there. Raises ConversionError if it is something else."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConversionError(f"cannot read {path}: {error}", hint="download the model again") from error
+    if not isinstance(value, dict):
+        raise ConversionError(f"{path} is not a JSON object", hint="download the model again")
+    return value

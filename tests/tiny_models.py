@@ -1,0 +1,175 @@
+"""Random models of a few hundred kilobytes, built on the spot: real architectures, a real tokenizer, no download.
+
+    folder = build("llama", tmp / "hf")              a transformers folder
+    xml = export_ir(folder, tmp / "ir")              its OpenVINO IR in float32
+    draft = build("llama", tmp / "draft", vocab_size=49152, tokenizer=path)
+
+Needs the export extra; import it inside a test that calls ``pytest.importorskip("optimum.intel")`` first.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+CORPUS = (
+    "The lighthouse had stood on the headland for more than a century. It leaned, slowly, towards the sea.",
+    "def moving_average(values, window):\n    return [sum(values[i:i + window]) / window for i in range(len(values))]",
+    "Question: What is the boiling point of water at sea level? Answer: 100 degrees Celsius.",
+)
+SPECIAL = ("<|bos|>", "<|eos|>", "<|user|>", "<|assistant|>")
+TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|eos|>{% endfor %}<|assistant|>"
+ARCHITECTURES = ("llama", "phi3", "qwen2", "qwen3", "gemma2", "gemma3_text")
+
+
+def train_tokenizer(path: Path, vocab_size: int = 400, special: tuple[str, ...] = SPECIAL) -> Path:
+    """A byte-level BPE tokenizer.json; the special tokens come first, the same corpus gives the same ids."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[AddedToken(text, special=True) for text in special],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(path))
+    return path
+
+
+def build(
+    arch: str,
+    folder: Path,
+    *,
+    vocab_size: int | None = None,
+    layers: int = 2,
+    hidden: int = 64,
+    heads: int = 4,
+    kv_heads: int = 2,
+    context_length: int = 512,
+    seed: int = 0,
+    tokenizer: Path | None = None,
+    eos_token_id: int | list[int] = 1,
+    scale: float = 0.3,
+    **config_options: Any,
+) -> Path:
+    """Write a transformers folder with random weights and return it.
+
+    vocab_size: rows of the model, by default 512: more than the tokenizer has, as in most real models.
+    tokenizer: a tokenizer.json to copy; without one a small one is trained.
+    scale: spread of the weights; with less the logits of a random model are nearly all the same.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    options: dict[str, Any] = {
+        "vocab_size": vocab_size or 512,
+        "hidden_size": hidden,
+        "intermediate_size": 2 * hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "max_position_embeddings": context_length,
+        "bos_token_id": 0,
+        "eos_token_id": eos_token_id,
+        "pad_token_id": None,
+        "initializer_range": scale,
+    }
+    if arch in ("qwen3", "gemma2", "gemma3_text"):
+        options["head_dim"] = hidden // heads
+    if arch.startswith("gemma"):
+        options |= {"query_pre_attn_scalar": hidden // heads, "sliding_window": context_length}
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(arch, **(options | config_options)))
+    model.generation_config = GenerationConfig(bos_token_id=0, eos_token_id=eos_token_id)
+    model.save_pretrained(folder)
+    if tokenizer is None:
+        train_tokenizer(folder / "tokenizer.json")
+    else:
+        shutil.copyfile(tokenizer, folder / "tokenizer.json")
+    texts = {"bos_token": SPECIAL[0], "eos_token": SPECIAL[1], "tokenizer_class": "PreTrainedTokenizerFast"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(texts), encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
+    return folder
+
+
+def export_ir(folder: Path, out: Path, kind: str = "f32", **weights: Any) -> Path:
+    """The IR of a transformers folder with the texts beside it, without a manifest; returns the .xml."""
+    from edgespec_export import quiet
+    from edgespec_export.settings import Weights
+    from edgespec_export.sources import resolve
+
+    with quiet.libraries(verbose=False):
+        from edgespec_export import convert
+
+        source, settings = resolve(str(folder)), Weights(kind, **weights)  # type: ignore[arg-type]
+        model = convert.load(source, settings, convert.read_config(source))
+        raw = convert.export_ir(model, out.with_name(f"{out.name}-raw"), settings)
+        convert.compress(raw, out / raw.name, settings)
+    for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(folder / name, out / name)
+    shutil.copyfile(folder / "chat_template.jinja", out / "chat_template.jinja")
+    shutil.rmtree(raw.parent, ignore_errors=True)
+    return out / raw.name
+
+
+def write_gguf(folder: Path, path: Path) -> Path:
+    """The float32 GGUF file of a Llama built here, as llama.cpp's converter writes it."""
+    from gguf import GGUFWriter
+    from safetensors.numpy import load_file
+    from tokenizers import Tokenizer
+
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    merges = json.loads(tokenizer.to_str())["model"]["merges"]
+    heads, kv_heads, rows = config["num_attention_heads"], config["num_key_value_heads"], config["vocab_size"]
+    writer = GGUFWriter(path, "llama")
+    writer.add_license("mit")
+    writer.add_file_type(0)
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv_heads)
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_dimension_count(config["hidden_size"] // heads)
+    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
+    writer.add_vocab_size(rows)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    size = tokenizer.get_vocab_size()
+    writer.add_token_list([tokenizer.id_to_token(i) if i < size else f"[PAD{i}]" for i in range(rows)])
+    writer.add_token_types([3 if i < len(SPECIAL) else 1 if i < size else 5 for i in range(rows)])
+    writer.add_token_merges([" ".join(merge) for merge in merges])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(1)
+    writer.add_chat_template(TEMPLATE)
+    names = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v"}
+    names |= {"self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up"}
+    names |= {"mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
+    names |= {
+        "model.embed_tokens": "token_embd",
+        "model.norm": "output_norm",
+        "lm_head": "output",
+        "model.layers": "blk",
+    }
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        for split in {"q_proj": heads, "k_proj": kv_heads}.items():
+            if split[0] in name:  # rotary halves become pairs
+                shape = (split[1], 2, tensor.shape[0] // split[1] // 2, tensor.shape[1])
+                tensor = tensor.reshape(shape).swapaxes(1, 2).reshape(tensor.shape)
+        for theirs, ours in names.items():
+            name = name.replace(theirs, ours)
+        writer.add_tensor(name, tensor.copy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
