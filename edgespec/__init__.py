@@ -23,10 +23,12 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    """Import a public name on first use, so that ``import edgespec`` costs nothing (PEP 562)."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'edgespec' has no attribute {name!r}")
-    from importlib import import_module
+if not TYPE_CHECKING:
 
-    return getattr(import_module(_HOMES[name]), name)
+    def __getattr__(name: str) -> Any:
+        """Import a public name on first use, so that ``import edgespec`` costs nothing (PEP 562)."""
+        if name not in _HOMES:
+            raise AttributeError(f"module 'edgespec' has no attribute {name!r}")
+        from importlib import import_module
+
+        return getattr(import_module(_HOMES[name]), name)

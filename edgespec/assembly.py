@@ -70,15 +70,23 @@ class _Engine:
         self.progress = progress
 
     def model(
-        self, bundle: Bundle, model: ModelFile, device: str, *, numerics: Numerics | None = None, is_draft: bool = False
+        self,
+        bundle: Bundle,
+        model: ModelFile,
+        device: str,
+        *,
+        numerics: Numerics | None = None,
+        is_draft: bool = False,
+        context_length: int | None = None,
     ) -> OpenVINOPagedModel:
         from edgespec.backends.openvino_graph import Settings, available
         from edgespec.backends.openvino_paged import OpenVINOPagedModel
 
         device = available(self.core, device)
+        capacity = min(self.capacity, context_length or self.capacity)
         xml = hub.model_path(bundle, model, progress=self.progress)
         settings = Settings.of_draft(self.core, device) if is_draft else Settings.make(self.core, device, numerics)
-        loaded = OpenVINOPagedModel(self.core, xml, device, settings, capacity=self.capacity)
+        loaded = OpenVINOPagedModel(self.core, xml, device, settings, capacity=capacity)
         if loaded.vocab_size != model.vocab_size:
             raise BundleError(
                 f"{xml} does not fit its manifest: logits", got=loaded.vocab_size, allowed=model.vocab_size
@@ -99,11 +107,14 @@ def _drafter(
         if own is None or own.model is None:
             return NGram(), None
         id_map = _id_map(pair, own.id_map, own.model.vocab_size, vocab_size)
-        model = engine.model(pair, own.model, device, is_draft=True)
-        return SmallModel(model, vocab_size, id_map=id_map, name=own.name), device
+        model = engine.model(pair, own.model, device, is_draft=True, context_length=own.context_length)
+        readable = own.model.vocab_size if id_map is None else vocab_size  # a trimmed head keeps the whole input
+        drafter = SmallModel(model, vocab_size, id_map=id_map, blocked=own.blocked, readable=readable, name=own.name)
+        return drafter, device
     other = hub.resolve(draft, progress=engine.progress)
     pairing = check_pair(_vocabulary(pair), _vocabulary(other))
-    model = engine.model(other, other.manifest.target, device, is_draft=True)
+    length = other.manifest.generation.context_length
+    model = engine.model(other, other.manifest.target, device, is_draft=True, context_length=length)
     drafter = SmallModel(
         model, vocab_size, blocked=pairing.blocked, readable=other.manifest.target.vocab_size, name=other.name
     )

@@ -69,6 +69,10 @@ class Drafter(_Strict, frozen=True, kw_only=True):
     """file of int32 target ids, one per draft logit, when the draft's output vocabulary is trimmed (.npy)"""
     num_draft_tokens: int | None = None
     """k that measured best with this target"""
+    context_length: int | None = None
+    """of the draft model, if shorter than the target's"""
+    blocked: tuple[int, ...] = ()
+    """target ids that mean another token to the draft: it never proposes them"""
 
 
 class HashedFile(_Strict, frozen=True, kw_only=True):

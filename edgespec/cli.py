@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import sys
 from importlib import import_module
@@ -59,18 +61,29 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Entry point. Errors a user can cure: one line, exit 2. Ctrl-C: 130. A reader that went away: 141, quietly."""
+    """Entry point. Errors a user can cure: one line, exit 2. Ctrl-C: 130. A reader that went away: 141, quietly.
+
+    The context is made by hand because ``cli()`` turns a closed pipe into exit code 1.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a pipe on Windows, or LANG=C, may not know every character
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
-        cli(standalone_mode=False)
+        with cli.make_context("edgespec", sys.argv[1:]) as context:
+            cli.invoke(context)
         sys.stdout.flush()
     except EdgespecError as error:
         _fail(f"error: {error}")
+    except click.exceptions.Exit as finished:
+        sys.exit(finished.exit_code)
     except click.ClickException as error:
         _fail(f"error: {error.format_message()} (see --help)")
     except (click.Abort, KeyboardInterrupt):
         sys.stderr.write("\n")
         sys.exit(130)
-    except BrokenPipeError:
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EINVAL):  # Windows says EINVAL for a closed pipe
+            _fail(f"error: {error}")
         # The interpreter flushes stdout once more on exit; give it somewhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)

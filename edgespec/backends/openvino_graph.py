@@ -78,13 +78,24 @@ def available(core: ov.Core, device: str) -> str:
 
 def paged_graph(core: ov.Core, xml: Path, *, hidden: bool = False) -> ov.Model:
     """Read an IR and make it paged. Raises BackendError if it is damaged or not a causal language model."""
-    with mapped(BackendError, f"cannot read {xml}", hint="the files are damaged: export or pull the model again"):
+    damaged = "the files are damaged: export or pull the model again"
+    if not _is_whole(xml):
+        raise BackendError(f"cannot read {xml}: not a complete IR", hint=damaged)
+    with mapped(BackendError, f"cannot read {xml}", hint=damaged):
         model = core.read_model(xml)
     with mapped(BackendError, f"{xml} cannot be made a paged graph", hint="is it a decoder exported with past?"):
         paged_attention_transformation(model, allow_qq_bias=True)
         _gather_before_head(model, hidden)
         model.validate_nodes_and_infer_types()
     return model
+
+
+def _is_whole(xml: Path) -> bool:
+    """Looks at both ends: given anything else, OpenVINO tries all its other frontends, which write to stderr."""
+    with xml.open("rb") as file:
+        head = file.read(200)
+        file.seek(-min(200, xml.stat().st_size), 2)
+        return b"<net" in head and file.read().rstrip().endswith(b"</net>")
 
 
 def _gather_before_head(model: ov.Model, hidden: bool) -> None:

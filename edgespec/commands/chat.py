@@ -161,7 +161,7 @@ def _editor() -> Callable[[], str]:
     from prompt_toolkit.history import FileHistory
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
-    from edgespec import hub
+    from edgespec import cache
 
     keys = KeyBindings()
 
@@ -173,7 +173,7 @@ def _editor() -> Callable[[], str]:
     def _new_line(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
 
-    folder = hub.cache_dir()
+    folder = cache.cache_dir()
     folder.mkdir(parents=True, exist_ok=True)
     session: PromptSession[str] = PromptSession(
         history=FileHistory(str(folder / "chat_history")), multiline=True, key_bindings=keys

@@ -1,0 +1,142 @@
+"""The command line from outside: output, exit codes, and one-line errors for bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgespec.pipeline import Pipeline
+
+QUESTION = "What is the capital of France?"
+
+
+def edgespec(*arguments: str, stdin: bytes | None = None, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-m", "edgespec", *arguments],
+        input=stdin if stdin is not None else b"",
+        capture_output=True,
+        env=os.environ | environment,
+    )
+
+
+def error_of(ran: subprocess.CompletedProcess[bytes]) -> str:
+    """The message of a failed run: exit 2, nothing on stdout, one line on stderr."""
+    text = ran.stderr.decode()
+    assert ran.returncode == 2, text
+    assert ran.stdout == b""
+    assert text.startswith("error: ") and text.count("\n") == 1 and "Traceback" not in text, text
+    return text
+
+
+def test_run_is_the_default_command_and_answers(pipeline: Pipeline) -> None:
+    ran = edgespec(QUESTION)
+    assert ran.returncode == 0, ran.stderr
+    assert "Paris" in ran.stdout.decode()
+    summary = ran.stderr.decode()
+    assert summary.count("\n") == 1 and "tok/s" in summary and "exact on CPU" in summary
+
+
+def test_json_is_one_object_with_everything_in_it(pipeline: Pipeline) -> None:
+    options = ["run", "--json", "-n", "24", "--temperature", "0.8", "--seed", "7", "--ignore-eos", QUESTION]
+    drafted = json.loads(edgespec(*options, "--draft", "ngram", "-k", "3").stdout)
+    plain = json.loads(edgespec(*options, "--draft", "none").stdout)
+    assert set(drafted) >= {
+        "text", "token_ids", "prompt_tokens", "new_tokens", "finish_reason", "ttft_s", "decode_tok_per_s", "rounds",
+        "proposed", "accepted", "acceptance_rate", "block_efficiency", "numerics", "devices", "versions", "model",
+    }  # fmt: skip
+    assert drafted["token_ids"] == plain["token_ids"]
+    assert (drafted["new_tokens"], drafted["finish_reason"]) == (24, "length")
+    assert plain["proposed"] == 0 and plain["acceptance_rate"] is None and plain["rounds"] == 24
+
+
+def test_a_prompt_comes_from_standard_input_too(pipeline: Pipeline) -> None:
+    for arguments in (["run"], ["run", "-"], ["-"]):
+        ran = edgespec(*arguments, "-n", "12", stdin=QUESTION.encode())
+        assert "Paris" in ran.stdout.decode(), ran.stderr
+        if arguments == ["run"]:
+            break  # one run in full; the others only differ in parsing, tested below
+    assert "standard input is not valid UTF-8" in error_of(edgespec("-", stdin=b"caf\xe9"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", QUESTION, "--temperature", "-1"], "temperature; got -1.0; allowed: 0 (greedy)"),
+        (["run", QUESTION, "--temperature", "nan"], "temperature; got nan"),
+        (["run", QUESTION, "--top-p", "0"], "top_p; got 0.0"),
+        (["run", QUESTION, "--top-k", "-3"], "top_k; got -3"),
+        (["run", QUESTION, "--min-p", "2"], "min_p; got 2.0"),
+        (["run", QUESTION, "--seed", "-1"], "seed; got -1"),
+        (["run", QUESTION, "--device", "TPU"], "no such device here; got TPU; allowed: CPU"),
+        (["run", QUESTION, "--model", "./missing"], "no such model"),
+        (["run", QUESTION, "--model", "smollm2-134m"], "smollm2-135m"),
+        (["run", QUESTION, "--draft", "./missing"], "no such model"),
+        (["run", QUESTION, "-k", "-1"], "number of draft tokens; got -1"),
+        (["run", QUESTION, "--context-length", "0"], "context_length; got 0"),
+        (["run", QUESTION, "--max-new-tokens", "0"], "max_new_tokens; got 0"),
+        (["run", QUESTION, "--stop", ""], "stop string is empty"),
+        (["run", ""], "prompt is empty"),
+        (["run", "   "], "prompt is empty"),
+        (["run", QUESTION, "--no-such-option"], "No such option"),
+        (["run", QUESTION, "--numerics", "perfect"], "'exact', 'fast'"),
+        (["run", "--raw", "--system", "x", QUESTION], "a system prompt needs a chat template"),
+        (["run", "word " * 9000], "prompt is longer than the context; got 9"),
+        (["run", "two", "prompts"], "unexpected extra argument"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(pipeline: Pipeline, arguments: list[str], message: str) -> None:
+    assert message in error_of(edgespec(*arguments))
+
+
+def test_a_corrupt_bundle_is_named(tmp_path: Path, tiny_ir: Path) -> None:
+    import shutil
+
+    folder = tmp_path / "broken"
+    shutil.copytree(tiny_ir.parent if tiny_ir.suffix else tiny_ir, folder)
+    weights = folder / "openvino_model.bin"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert "openvino_model" in error_of(edgespec("run", QUESTION, "--model", str(folder)))
+    (folder / "openvino_model.xml").write_text("<net><broken")
+    assert "cannot read" in error_of(edgespec("run", QUESTION, "--model", str(folder)))
+
+
+def test_a_draft_of_another_vocabulary_is_refused(tiny_ir: Path, pipeline: Pipeline) -> None:
+    folder = tiny_ir.parent if tiny_ir.suffix else tiny_ir
+    message = error_of(edgespec("run", QUESTION, "--draft", str(folder)))
+    assert "does not fit target" in message and "ids differ" in message
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell pipe that closes early")
+def test_a_closed_pipe_is_quiet(pipeline: Pipeline) -> None:
+    ran = subprocess.run(
+        f"'{sys.executable}' -m edgespec run 'Count to one hundred.' -n 120 | head -c 5; exit ${{PIPESTATUS[0]}}",
+        shell=True, executable="/bin/bash", capture_output=True,
+    )  # fmt: skip
+    assert ran.returncode == 141
+    assert ran.stderr == b""
+
+
+def test_chat_reuses_the_conversation_and_survives_bad_commands(pipeline: Pipeline) -> None:
+    turns = b"What is the capital of France?\n/nonsense\nAnd of Italy?\n/stats\n/exit\nnever asked\n"
+    ran = edgespec("chat", "-n", "40", stdin=turns)
+    assert ran.returncode == 0, ran.stderr
+    said, told = ran.stdout.decode(), ran.stderr.decode()
+    assert "Paris" in said and "Rome" in said
+    assert "no such command: /nonsense" in told
+    reused = next(line for line in told.splitlines() if line.startswith("reused_tokens"))
+    assert int(reused.split()[1]) > 40
+    assert told.count("tok/s") == 2
+
+
+def test_doctor_reports_and_plans() -> None:
+    report = json.loads(edgespec("doctor", "--json").stdout)
+    assert report["devices"][0]["name"] == "CPU"
+    assert report["model"]["context_length"] == 8192
+    assert {"edgespec", "openvino"} <= set(report["versions"])
+    text = edgespec("doctor").stdout.decode()
+    assert "exact" in text and "Memory:" in text

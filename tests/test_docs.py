@@ -1,0 +1,45 @@
+"""What the documents say is what the project does."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("models/*.md")])
+
+
+def test_the_help_page_is_fresh() -> None:
+    ran = subprocess.run([sys.executable, ROOT / "scripts/help-page", "--check"], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_and_named_files_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+    for name in re.findall(r"`((?:docs|tests|scripts|edgespec|export|models)/[\w./-]+\.\w+)`", text):
+        assert (ROOT / name).exists(), name
+
+
+def test_ci_runs_the_readmes_commands_as_they_are_written() -> None:
+    for name in ("run", "test"):
+        ran = subprocess.run([sys.executable, ROOT / "scripts/readme-command", name], capture_output=True, text=True)
+        assert ran.returncode == 0, ran.stderr
+        assert ran.stdout.strip() in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "scripts/check" in ran.stdout
+    script = (ROOT / ".ci/run").read_text(encoding="utf-8")
+    assert "readme-command run" in script and "readme-command test" in script
+
+
+def test_the_glossarys_words_are_the_codes_words() -> None:
+    code = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "edgespec").rglob("*.py"))
+    for word in ("acceptance_rate", "block_efficiency", "num_draft_tokens", "committed", "proposed", "evaluated"):
+        assert word in code
+    assert not re.search(r"\bgamma\b|num_assistant_tokens", code)
