@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edgespec import hub
+from edgespec import cache, hub
 from edgespec.bundle import Bundle, ModelFile
 from edgespec.drafters.base import Drafter, NoDrafter
 from edgespec.drafters.ngram import NGram
@@ -20,6 +24,7 @@ from edgespec.tokenizer import Tokenizer
 from edgespec.types import Numerics
 
 if TYPE_CHECKING:
+    from edgespec.backends.openvino_exact import ExactWidths
     from edgespec.backends.openvino_paged import OpenVINOPagedModel
 
 
@@ -86,12 +91,43 @@ class _Engine:
         capacity = min(self.capacity, context_length or self.capacity)
         xml = hub.model_path(bundle, model, progress=self.progress)
         settings = Settings.of_draft(self.core, device) if is_draft else Settings.make(self.core, device, numerics)
-        loaded = OpenVINOPagedModel(self.core, xml, device, settings, capacity=capacity)
+        # On CPU the engine's model cache saves nothing (docs/log.md); on GPU it keeps compiled kernels.
+        kernels = None if device.startswith("CPU") else cache.cache_dir() / "compiled"
+        loaded = OpenVINOPagedModel(self.core, xml, device, settings, capacity=capacity, cache_dir=kernels)
         if loaded.vocab_size != model.vocab_size:
             raise BundleError(
                 f"{xml} does not fit its manifest: logits", got=loaded.vocab_size, allowed=model.vocab_size
             )
+        if settings.numerics == "exact":
+            loaded.set_exact_widths(self._exact_widths(loaded, xml, device))
         return loaded
+
+    def _exact_widths(self, model: OpenVINOPagedModel, xml: Path, device: str) -> ExactWidths:
+        """Found once for each model, machine and engine version, then remembered."""
+        from edgespec.backends.openvino_exact import ExactWidths, find_exact_widths
+
+        weights = xml.with_suffix(".bin").stat()
+        identity = [
+            xml.stat().st_size,
+            weights.st_size,
+            weights.st_mtime_ns,
+            self.core.get_property(device, "FULL_DEVICE_NAME"),
+            self.core.get_versions(device)[device].build_number,
+            *(str(model.compiled.get_property(name)) for name in ("INFERENCE_NUM_THREADS", "INFERENCE_PRECISION_HINT")),
+            str(model.compiled.get_property("KV_CACHE_PRECISION")),
+        ]
+        key = hashlib.sha256(repr(identity).encode()).hexdigest()[:24]
+        path = cache.cache_dir() / "exact_widths" / f"{key}.json"
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=ExactWidths)
+        except (OSError, msgspec.DecodeError):
+            found = find_exact_widths(model)
+        with suppress(OSError):  # a read-only cache only means that the next load tries again
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(f".{os.getpid()}.tmp")
+            temporary.write_bytes(msgspec.json.encode(found))
+            temporary.replace(path)
+        return found
 
 
 def _drafter(

@@ -121,17 +121,20 @@ class Bundle:
     def __init__(self, root: Path, manifest: Manifest, inline_template: str | None = None) -> None:
         self.root = root
         self.manifest = manifest
-        self._inline_template = inline_template
+        self.inline_template = inline_template
 
     @property
     def name(self) -> str:
         return self.manifest.name
 
     def path(self, relative: str) -> Path:
-        """Absolute path of a file of this bundle; raises BundleError if it is missing or lies outside the folder."""
-        path = (self.root / relative).resolve()
-        if not path.is_relative_to(self.root.resolve()):
+        """Path of a file of this bundle; raises BundleError if it is missing or named outside the folder.
+
+        Links may lead elsewhere: the hub's cache is made of them.
+        """
+        if Path(relative).is_absolute() or ".." in Path(relative).parts:
             raise BundleError(f"{self.root / MANIFEST} names a file outside the bundle", got=relative)
+        path = self.root / relative
         if not path.is_file():
             raise BundleError("bundle is missing a file", got=str(path), hint="export or pull the model again")
         return path
@@ -151,7 +154,7 @@ class Bundle:
     def chat_template(self) -> str | None:
         """Source text of the chat template, or None for a model without one."""
         if self.manifest.chat_template is None:
-            return self._inline_template
+            return self.inline_template
         return self.hashed(self.manifest.chat_template).read_text(encoding="utf-8")
 
     def model_path(self, model: ModelFile) -> Path:

@@ -52,9 +52,13 @@ def load_ir(
 ) -> OpenVINOPagedModel:
     import openvino as ov
 
+    from edgespec.backends.openvino_exact import find_exact_widths
     from edgespec.backends.openvino_graph import Settings
 
     core = ov.Core()
     settings = Settings.of_draft(core, "CPU") if is_draft else Settings.make(core, "CPU", numerics)
     xml = folder if folder.suffix == ".xml" else folder / "openvino_model.xml"
-    return OpenVINOPagedModel(core, xml, "CPU", settings, capacity=capacity, hidden=hidden)
+    model = OpenVINOPagedModel(core, xml, "CPU", settings, capacity=capacity, hidden=hidden)
+    if settings.numerics == "exact":
+        model.set_exact_widths(find_exact_widths(model))
+    return model

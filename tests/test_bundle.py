@@ -38,7 +38,7 @@ def test_round_trip(folder: Path) -> None:
     read = bundle.read(folder)
     assert read.name == "pair"
     assert read.manifest.generation == Generation(eos_token_ids=(2,), context_length=128)
-    assert read.model_path(read.manifest.target) == (folder / "target/openvino_model.xml").resolve()
+    assert read.model_path(read.manifest.target) == folder / "target/openvino_model.xml"
     assert read.hashed(read.manifest.tokenizer).name == "tokenizer.json"
     assert [p.name for p in folder.iterdir() if "tmp" in p.name] == []
 

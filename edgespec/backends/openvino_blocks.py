@@ -16,6 +16,7 @@ from edgespec.backends.rows import RowBook
 from edgespec.errors import BackendError
 
 _GROWTH = 1.25
+_LONGEST_PAD = 16
 
 
 class PagedCache(RowBook):
@@ -45,7 +46,8 @@ class PagedCache(RowBook):
         needed = -(-rows // self.rows_per_block)
         if needed <= self.blocks:
             return
-        most = -(-(self.capacity + 1) // self.rows_per_block)  # one row more, for the pad of a last forward
+        # Some rows more than the context, for the pad of a last forward.
+        most = -(-(self.capacity + _LONGEST_PAD) // self.rows_per_block)
         assert needed <= most, "a forward past the context"
         blocks = min(most, max(needed, int(self.blocks * _GROWTH) + 1))
         for index, (port, shape) in enumerate(zip(self._ports, self._shapes, strict=True)):

@@ -29,8 +29,8 @@ class Settings:
     """How a graph is compiled and fed.
 
     numerics "exact" (see docs/architecture.md, Exactness):
-        min_width 2: one-token forwards are padded, because width 1 runs other kernels than all other widths.
-        prefill_chunk 64: wide matrix products (above 80 rows here) run other kernels again.
+        min_width: shorter forwards are padded, because they run other kernels. 1 until ``exact_widths`` has set it.
+        prefill_chunk: wide matrix products run other kernels again.
         KV in 16 bits: by-channel 8-bit keys change when a rejected token is written beside them.
     """
 
@@ -48,7 +48,7 @@ class Settings:
         if numerics == "exact" and not on_cpu:
             raise SettingError(f"numerics exact is only known to hold on CPU; device {device}", hint="use fast here")
         if on_cpu and numerics != "fast":
-            return cls("exact", 2, 64, _latency(core, device, "16 bit"))
+            return cls("exact", 1, 64, _latency(core, device, "16 bit"))
         return cls("fast", 1, 512, _latency(core, device, None))
 
     @classmethod

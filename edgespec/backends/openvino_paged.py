@@ -7,7 +7,7 @@ engine is a few small arrays.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -17,6 +17,7 @@ import openvino as ov
 
 from edgespec.backends.base import Capabilities, Progress, common_prefix
 from edgespec.backends.openvino_blocks import PagedCache
+from edgespec.backends.openvino_exact import ExactWidths
 from edgespec.backends.openvino_graph import HIDDEN, LOGITS_ROWS, Settings, paged_graph
 from edgespec.errors import BackendError, ContextFull, mapped
 from edgespec.types import Step, Tree, tree_depths
@@ -59,14 +60,7 @@ class OpenVINOPagedModel:
         self._ports = {port.get_any_name(): port for port in self.compiled.inputs}
         self.cache = PagedCache(self.compiled, self._request, device, capacity)
         self.vocab_size = self.compiled.output("logits").partial_shape[-1].get_length()
-        self.capabilities = Capabilities(
-            tree=device.startswith("CPU"),
-            hidden=hidden,
-            max_width=settings.prefill_chunk,
-            asynchronous=True,
-            numerics=settings.numerics,
-            device=device,
-        )
+        self._device = device
         self.infer_s = 0.0
         """seconds spent inside the engine since construction"""
         self._pending: _Forward | None = None
@@ -74,6 +68,26 @@ class OpenVINOPagedModel:
         self._set("qq_bias", np.zeros(0, np.uint8))
         self._set("qq_bias_begins", np.zeros(2, np.int32))
         self._set("block_indices", np.zeros(0, np.int32))
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            tree=self._device.startswith("CPU"),
+            hidden=self._hidden,
+            max_width=self._settings.prefill_chunk,
+            asynchronous=True,
+            numerics=self._settings.numerics,
+            device=self._device,
+        )
+
+    @property
+    def min_width(self) -> int:
+        """Forwards of fewer tokens are padded to this."""
+        return self._settings.min_width
+
+    def set_exact_widths(self, widths: ExactWidths) -> None:
+        """Keep every forward in the range that is one function; see ``openvino_exact``."""
+        self._settings = replace(self._settings, min_width=widths.least, prefill_chunk=widths.most)
 
     def prefill(self, tokens: Sequence[int], progress: Progress | None = None) -> int:
         if len(tokens) > self.cache.capacity:
@@ -83,7 +97,7 @@ class OpenVINOPagedModel:
         self.cache.settle()
         reused = common_prefix(self.cache.tokens, tokens)
         self.cache.crop(reused)
-        self.cache.ensure(min(len(tokens) + self.cache.rows_per_block, self.cache.capacity + 1))
+        self.cache.ensure(min(len(tokens) + self.cache.rows_per_block, self.cache.capacity))
         chunk = self._settings.prefill_chunk
         for begin in range(reused, len(tokens), chunk):
             self.forward(tokens[begin : begin + chunk], num_logits=0)

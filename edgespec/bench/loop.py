@@ -23,7 +23,7 @@ def bench_loop(pipeline: Pipeline, *, new_tokens: int = 128, pairs: int = 7) -> 
     template = pipeline.template
     text = template.render([{"role": "user", "content": PROMPT}]) if template else PROMPT
     prompt = pipeline.tokenizer.encode(text)
-    width = 2 if target.capabilities.numerics == "exact" else 1
+    width = target.min_width
     same, narrow = BareLoop(target, width), BareLoop(target, 1)
     bare_s: list[float] = []
     narrow_s: list[float] = []

@@ -1,0 +1,62 @@
+"""Which widths run the same kernels? Exact numerics needs an answer for each model on each machine.
+
+The CPU plugin picks kernels by the number of rows of a matrix product. Within a range of widths a row's logits are
+the same bits whatever its company; outside it they differ in the last digits, which is enough to flip a near-tie.
+Measured on one AVX2 machine: SmolLM2 agrees from 2 to 80 rows, int8 layers with 3,072 inputs only from 5 rows on.
+So it is tried, once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgespec.backends.base import Model
+from edgespec.errors import BackendError
+
+_WIDTHS = (2, 3, 4, 5, 6, 7, 8, 9, 12, 15, 16, 17, 24, 31, 32, 33, 48, 63, 64)
+_LARGEST_PAD = 16
+_PAST = 70  # rows before the window: more than two KV blocks, not a whole number of them
+
+
+@dataclass(frozen=True, slots=True)
+class ExactWidths:
+    """Forwards of ``least`` to ``most`` rows are one function of each row."""
+
+    least: int
+    most: int
+
+
+def find_exact_widths(model: Model) -> ExactWidths:
+    """Feed one text in windows of many widths, unpadded, and compare logits bit by bit with the widest.
+
+    The model must run unpadded (min_width 1). Leaves its cache empty. Raises BackendError if there is no useful range.
+    """
+    text = [(31 * i + i * i) % 200 + 10 for i in range(_PAST + max(_WIDTHS))]
+    if model.cache.capacity < len(text):
+        raise BackendError(
+            "context is too short to establish exact numerics",
+            got=model.cache.capacity,
+            allowed=f"{len(text)} tokens or more",
+            hint="use --numerics fast",
+        )
+    for most in (64, 32, 16):
+        model.cache.reset()
+        for end in range(most, _PAST, most):
+            model.prefill(text[:end])
+        model.prefill(text[:_PAST])
+        expected = model.forward(text[_PAST : _PAST + most]).logits.copy()
+        least = most
+        for width in reversed([w for w in _WIDTHS if w < most]):
+            model.cache.crop(_PAST)
+            if not np.array_equal(model.forward(text[_PAST : _PAST + width]).logits, expected[:width]):
+                break
+            least = width
+        model.cache.reset()
+        if least <= min(_LARGEST_PAD, most // 2):
+            return ExactWidths(least, most)
+    raise BackendError(
+        "exact numerics do not hold for this model on this machine: every width runs kernels of its own",
+        hint="use --numerics fast, and please report the output of: edgespec bench exactness --numerics fast",
+    )

@@ -1,0 +1,102 @@
+"""The cache on disk: where it is, one writer at a time, and folders that appear whole or not at all.
+
+<cache>/ir/KEY/          a converted model: a bundle folder
+<cache>/downloads/FILE   a package that is on its way, kept to go on from; gone once it is converted
+<cache>/hub/KEY          path of a hub repository in the cache of huggingface_hub
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from edgespec.errors import ConversionError, SourceError
+
+_ELSEWHERE = "free some space, or set EDGESPEC_CACHE to a folder on another disk"
+_PARTIAL = ".partial"
+
+
+def cache_dir() -> Path:
+    """EDGESPEC_CACHE, or the user's cache folder of this system."""
+    if chosen := os.environ.get("EDGESPEC_CACHE"):
+        return Path(chosen).expanduser().absolute()
+    from platformdirs import user_cache_path
+
+    return user_cache_path("edgespec", appauthor=False)
+
+
+@contextmanager
+def locked() -> Iterator[Path]:
+    """The cache folder, for this process alone to write. Readers need no lock. The system frees it if we die."""
+    from huggingface_hub.utils import WeakFileLock
+
+    root = cache_dir()
+    try:
+        for name in ("ir", "downloads", "hub"):
+            (root / name).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        hint = "set EDGESPEC_CACHE to a folder you can write to"
+        raise SourceError(f"cannot write to the cache {root}: {error.strerror}", hint=hint) from error
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(WeakFileLock(root / ".lock", timeout=1))
+        except TimeoutError:
+            sys.stderr.write("waiting for another edgespec that is writing to the cache\n")
+            stack.enter_context(WeakFileLock(root / ".lock"))
+        yield root
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """A folder that becomes ``folder`` when the block ends well and vanishes when it does not. Needs ``locked``.
+
+    Because of the lock, any other half-made folder belongs to a process that was killed, and is removed.
+    """
+    for leftover in folder.parent.glob(f"*{_PARTIAL}"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial = folder.with_name(folder.name + _PARTIAL)
+    try:
+        partial.mkdir()
+        yield partial
+        shutil.rmtree(folder, ignore_errors=True)
+        _rename(partial, folder)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ConversionError(f"cannot write the model to the cache: {reason}", hint=_ELSEWHERE) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def require_space(needed_bytes: int) -> None:
+    """Raises ConversionError if the cache's disk has less free."""
+    free = shutil.disk_usage(cache_dir()).free
+    if free < needed_bytes:
+        raise ConversionError(
+            f"not enough disk space at {cache_dir()}",
+            got=f"{free >> 20} MiB free",
+            allowed=f"{-(-needed_bytes >> 20)} MiB or more",
+            hint=_ELSEWHERE,
+        )
+
+
+def size_on_disk(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder; links count as what they lead to."""
+    files = [path] if path.is_file() else path.rglob("*")
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _rename(old: Path, new: Path) -> None:
+    """On Windows a virus scanner may hold a fresh file for a moment."""
+    for pause_s in (0.1, 0.3, 1.0, 3.0):
+        try:
+            old.replace(new)
+        except PermissionError:
+            time.sleep(pause_s)
+        else:
+            return
+    old.replace(new)

@@ -1,0 +1,50 @@
+"""``edgespec models``: what is on this machine, and what has a name."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import click
+
+from edgespec import cache, hub, known
+
+
+@click.command(name="models")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
+def command(as_json: bool) -> None:
+    """List models: those in the cache, and those with a short name.
+
+    Remove a folder to free its space; the model is fetched again when it is next used.
+    """
+    cached = hub.cached()
+    if as_json:
+        listing = {
+            "cache": str(cache.cache_dir()),
+            "cached": [
+                {"name": entry.name, "kind": entry.kind, "bytes": entry.bytes, "path": str(entry.path)}
+                for entry in cached
+            ],
+            "known": [
+                {"name": entry.name, "aliases": entry.aliases, "about": entry.about, "licence": entry.licence}
+                for entry in known.KNOWN
+            ],
+        }
+        click.echo(json.dumps(listing, ensure_ascii=False))
+        return
+
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else 200)  # lines that grep and cut can work with
+    here = Table("name", "kind", "MB", "path", title="Cached", title_justify="left", box=None)
+    here.columns[2].justify = "right"
+    here.columns[3].overflow = "fold"
+    for entry in cached:
+        here.add_row(entry.name, entry.kind, f"{entry.bytes / 1e6:.1f}", str(entry.path))
+    console.print(here if cached else f"Nothing cached in {cache.cache_dir()}.")
+    console.print()
+    names = Table("name", "also", "licence", "what it is", title="Known", title_justify="left", box=None)
+    for model in known.KNOWN:
+        names.add_row(model.name, ", ".join(model.aliases), model.licence, model.about)
+    console.print(names)

