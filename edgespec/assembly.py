@@ -45,7 +45,7 @@ def load(
     draft: None takes the bundle's own drafter; "none", "ngram", or a reference to a draft model.
     device, draft_device: OpenVINO device names; the draft runs beside the target unless told.
     numerics: "exact", "fast", or None: exact where it is known to hold.
-    num_draft_tokens: k of every round; None leaves it to the heuristic.
+    num_draft_tokens: k of every round; None takes the bundle's own, else leaves it to the heuristic.
     context_length: rows of KV cache at most; None takes the model's own.
     progress: show progress bars of downloads on stderr.
     """
@@ -61,6 +61,8 @@ def load(
     target = engine.model(pair, pair.manifest.target, device, numerics=numerics)
     drafter, draft_on = _drafter(engine, pair, target.vocab_size, draft, draft_device or device)
     devices = {"target": device} | ({"draft": draft_on} if draft_on else {})
+    if num_draft_tokens is None and draft is None and pair.manifest.drafters:
+        num_draft_tokens = pair.manifest.drafters[0].num_draft_tokens
     return Pipeline(pair, target, drafter, num_draft_tokens=num_draft_tokens, devices=devices)
 
 

@@ -161,10 +161,10 @@ def _configure(folder: Path, **changes: object) -> None:
 @pytest.mark.parametrize("reference", ["nowhere", "no such/model at all", "missing.gguf", "a/b/c"])
 def test_an_unknown_source_is_one_line(reference: str, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no such model"):
-        resolve(reference)
+        resolve(reference, tmp_path)
     (tmp_path / "x.gguf").write_bytes(b"not one")
     with pytest.raises(ConversionError, match="not a GGUF"):
-        resolve(str(tmp_path / "x.gguf"))
+        resolve(str(tmp_path / "x.gguf"), tmp_path)
 
 
 def test_a_full_disk_and_a_refused_group_size(
@@ -218,7 +218,7 @@ def test_texts_of_a_folder(files, eos, template, add_bos, models, tmp_path) -> N
         (folder / name).write_text(json.dumps(content), encoding="utf-8")
         if name == "tokenizer_config.json":
             (folder / "chat_template.jinja").unlink(missing_ok=True)
-    read = texts.read(resolve(str(folder)))
+    read = texts.read(resolve(str(folder), tmp_path))
     assert read.generation.eos_token_ids == eos
     assert read.chat_template == template
     assert read.generation.add_bos is add_bos
@@ -233,7 +233,7 @@ def test_phi3_stops_where_its_rotary_factors_switch() -> None:
 def test_a_gguf_file_gives_the_same_model(models: dict[str, Path], tmp_path: Path) -> None:
     file = tiny_models.write_gguf(models["llama"], tmp_path / "llama.gguf")
     made = bundle.read(export(Request(target=str(file), out=tmp_path / "b", weights=Weights("f32"))))
-    ours, theirs = texts.read(resolve(str(file))), texts.read(resolve(str(models["llama"])))
+    ours, theirs = texts.read(resolve(str(file), tmp_path)), texts.read(resolve(str(models["llama"]), tmp_path))
     for text in tiny_models.CORPUS:
         assert ours.tokenizer.encode(text).ids == theirs.tokenizer.encode(text).ids
     assert made.manifest.generation == theirs.generation

@@ -194,7 +194,8 @@ def test_conversion_says_nothing(tmp_path: Path) -> None:
     (tmp_path / "ir").mkdir()
     code = (
         "import sys, pathlib; from edgespec import gguf;"
-        "gguf.convert(gguf.read_header(pathlib.Path(sys.argv[1])), pathlib.Path(sys.argv[2]), name='tiny', source='tiny')"
+        "gguf.convert(gguf.read_header(pathlib.Path(sys.argv[1])), pathlib.Path(sys.argv[2]), "
+        "name='tiny', source='tiny')"
     )
     run = subprocess.run(
         [sys.executable, "-c", code, str(source), str(tmp_path / "ir")], capture_output=True, text=True, check=True

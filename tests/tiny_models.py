@@ -108,7 +108,7 @@ def export_ir(folder: Path, out: Path, kind: str = "f32", **weights: Any) -> Pat
     with quiet.libraries(verbose=False):
         from edgespec_export import convert
 
-        source, settings = resolve(str(folder)), Weights(kind, **weights)  # type: ignore[arg-type]
+        source, settings = resolve(str(folder), out), Weights(kind, **weights)  # type: ignore[arg-type]
         model = convert.load(source, settings, convert.read_config(source))
         raw = convert.export_ir(model, out.with_name(f"{out.name}-raw"), settings)
         convert.compress(raw, out / raw.name, settings)

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from edgespec.errors import ConversionError
 from edgespec_export import quiet, sources, staging
@@ -34,15 +35,16 @@ def export(request: Request, say: Callable[[str], None] = lambda line: None) -> 
     """
     _check_installed()
     staging.check_destination(request.out, force=request.force)
-    found = [
-        sources.resolve(reference, trust_remote_code=request.trust_remote_code)
-        for reference in (request.target, request.draft)
-        if reference is not None
-    ]
-    with quiet.libraries(verbose=request.verbose):
-        from edgespec_export.build import export_bundle
+    with TemporaryDirectory(prefix="edgespec-", ignore_cleanup_errors=True) as scratch:
+        found = [
+            sources.resolve(reference, Path(scratch), trust_remote_code=request.trust_remote_code)
+            for reference in (request.target, request.draft)
+            if reference is not None
+        ]
+        with quiet.libraries(verbose=request.verbose):
+            from edgespec_export.build import export_bundle
 
-        return export_bundle(request, found, say)
+            return export_bundle(request, found, say)
 
 
 def _check_installed() -> None:

