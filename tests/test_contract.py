@@ -11,22 +11,32 @@ import pytest
 
 from edgespec.backends.base import Model
 from edgespec.backends.fake import FakeModel, random_table
-from edgespec.errors import ContextFull
-from edgespec.types import Logits
+from edgespec.backends.openvino_exact import ExactWidths, find_exact_widths
+from edgespec.backends.openvino_paged import OpenVINOPagedModel
+from edgespec.errors import BackendError, ContextFull
+from edgespec.types import Logits, Numerics, Step
 from tests.conftest import load_ir
 
 CAPACITY = 700
 Make = Callable[[], Model]
 
 
-@pytest.fixture(params=["fake", "paged-exact", "paged-fast"])
+@pytest.fixture(params=["fake", "paged-exact", "paged-exact-5-to-32", "paged-fast"])
 def make(request: pytest.FixtureRequest) -> Make:
     if request.param == "fake":
         table = random_table(50, seed=1, order=1000)  # sensitive to the whole text
         return lambda: FakeModel(table, 50, capacity=CAPACITY)
     ir: Path = request.getfixturevalue("tiny_ir")
-    numerics = "exact" if request.param == "paged-exact" else "fast"
+    numerics: Numerics = "exact" if request.param == "paged-exact" else "fast"
+    if request.param == "paged-exact-5-to-32":
+        return lambda: narrowed(load_ir(ir, capacity=CAPACITY))
     return lambda: load_ir(ir, numerics, capacity=CAPACITY)
+
+
+def narrowed(model: OpenVINOPagedModel) -> OpenVINOPagedModel:
+    """As on a machine where one function begins at five rows and ends at 32."""
+    model.set_exact_widths(ExactWidths(5, 32))
+    return model
 
 
 def fresh_logits(model: Model, text: list[int]) -> Logits:
@@ -96,7 +106,7 @@ def test_logits_do_not_depend_on_the_width_or_on_the_chunks_of_the_prefill(make:
     model = make()
     text = [(7 * i + i * i) % 50 for i in range(150)]
     alone = fresh_logits(model, text)
-    for width in (2, 3, 5, 8, 16, 31, 64):
+    for width in (2, 3, 5, 8, 16, 31, model.capabilities.max_width):
         model.cache.reset()
         model.prefill(text[:-width])
         together = model.forward(text[-width:]).logits[-1]
@@ -228,3 +238,37 @@ def test_exact_numerics_hold_for_other_models_and_weights(tmp_path: Path, arch: 
     expected = logits(8, 0, 64)
     for width, junk, first in [(1, 0, 64), (1, 3, 64), (2, 0, 1), (5, 2, 17), (16, 0, 33), (64, 0, 64), (61, 3, 2)]:
         assert np.array_equal(logits(width, junk, first), expected), (width, junk, first)
+
+
+def test_the_exact_range_is_found_by_trying(tiny_ir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model whose narrow and wide forwards differ in the last bit gets the range between, or is refused."""
+    table = random_table(50, seed=1)
+
+    class Moody(FakeModel):
+        same = range(5, 33)
+
+        def forward(self, tokens, tree=None, num_logits=None):  # type: ignore[no-untyped-def]
+            step = super().forward(tokens, tree, num_logits)
+            return step if len(tokens) in self.same else Step(step.logits + np.float32(1e-5 * len(tokens)))
+
+    assert find_exact_widths(Moody(table, 50)) == ExactWidths(5, 32)
+    monkeypatch.setattr(Moody, "same", range(2, 65))
+    assert find_exact_widths(Moody(table, 50)) == ExactWidths(2, 64)
+    monkeypatch.setattr(Moody, "same", range(20, 41))
+    with pytest.raises(BackendError, match="Use --numerics fast"):
+        find_exact_widths(Moody(table, 50))
+
+
+@pytest.mark.slow
+def test_exact_numerics_hold_for_wide_layers(tmp_path: Path) -> None:
+    """On an AVX2 machine these need five rows, not two: the reason why the range is tried."""
+    from tests.tiny_models import build, export_ir
+
+    torch = build("llama", tmp_path / "torch", hidden=3072, heads=48, kv_heads=12, layers=1, scale=0.02)
+    model = load_ir(export_ir(torch, tmp_path / "ir", "int8"))
+    text = [(11 * i + i * i) % 300 + 10 for i in range(128)]
+    model.prefill(text[:64])
+    expected = model.forward(text[64:]).logits.copy()
+    for width in (1, 2, 3, 4, 5, 8, 31):
+        model.cache.crop(64)
+        assert np.array_equal(model.forward(text[64 : 64 + width]).logits, expected[:width]), width

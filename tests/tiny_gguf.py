@@ -50,6 +50,7 @@ def write(
     layers: int = 2,
     hidden: int = 64,
     quantize: str = "F16",
+    tied: bool = True,
     extra: dict[str, Any] | None = None,
 ) -> Path:
     """Write a random model. ``quantize`` is a ggml type name; norms stay in F32. ``extra``: more uint32 metadata."""
@@ -69,7 +70,7 @@ def write(
     writer.add_rope_freq_base(10000.0)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(len(tokens))
-    writer.add_file_type({"F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8}[quantize])
+    writer.add_file_type({"F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q4_K": 15}[quantize])
     writer.add_tokenizer_model(tokenizer_model)
     if pre is not None:
         writer.add_tokenizer_pre(pre)
@@ -89,14 +90,22 @@ def write(
     quantized = gguf.GGMLQuantizationType[quantize]
 
     def weight(name: str, rows: int, columns: int) -> None:
-        values = random.normal(0, 0.3, (rows, columns)).astype(np.float32)  # (out, in)
-        writer.add_tensor(f"{name}.weight", gguf.quants.quantize(values, quantized), raw_dtype=quantized)
+        if quantize == "Q4_K":  # the package only reads it: any bytes, behind a scale of scales and one of minimums
+            data = random.integers(0, 256, (rows, columns // 256, 144), np.uint8)
+            data[..., :4] = np.full(2, 1e-3, np.float16).view(np.uint8)
+            data = data.reshape(rows, -1)
+        else:
+            values = random.normal(0, 0.3, (rows, columns)).astype(np.float32)  # (out, in)
+            data = gguf.quants.quantize(values, quantized)
+        writer.add_tensor(f"{name}.weight", data, raw_dtype=quantized)
 
     def norm(name: str) -> None:
         writer.add_tensor(f"{name}.weight", np.ones(hidden, np.float32))
 
     kv_hidden = hidden // heads * kv_heads
     weight("token_embd", len(tokens), hidden)
+    if not tied:
+        weight("output", len(tokens), hidden)
     for layer in range(layers):
         block = f"blk.{layer}"
         norm(f"{block}.attn_norm")

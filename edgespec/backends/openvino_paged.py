@@ -164,7 +164,7 @@ class OpenVINOPagedModel:
         first = 0 if num_logits is None else real - num_logits
         rows = np.arange(first, real, dtype=np.int64)
         if 0 < len(rows) < self._settings.min_width:  # the output head is a matrix product too
-            rows = np.full(self._settings.min_width, first)
+            rows = np.pad(rows, (0, self._settings.min_width - len(rows)), mode="edge")
         self._set(LOGITS_ROWS, rows)
         return _Forward(tuple(tokens), branched=tree is not None, num_logits=real - first)
 
