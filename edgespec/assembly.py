@@ -51,6 +51,8 @@ def load(
     """
     if num_draft_tokens is not None and num_draft_tokens < 0:
         raise SettingError("number of draft tokens", got=num_draft_tokens, allowed="0 or more")
+    if draft == "none" and num_draft_tokens:
+        raise SettingError("without a drafter there is nothing to draft: number of draft tokens", got=num_draft_tokens)
     pair = hub.resolve(str(ref), progress=progress)
     longest = pair.manifest.generation.context_length
     if context_length is not None and not 1 <= context_length <= longest:
@@ -60,6 +62,8 @@ def load(
     engine = _Engine(context_length or longest, progress)
     target = engine.model(pair, pair.manifest.target, device, numerics=numerics)
     drafter, draft_on = _drafter(engine, pair, target.vocab_size, draft, draft_device or device)
+    if draft_device is not None and draft_on is None:
+        raise SettingError(f"drafter {drafter.name} runs on no device: draft device", got=draft_device)
     devices = {"target": device} | ({"draft": draft_on} if draft_on else {})
     if num_draft_tokens is None and draft is None and pair.manifest.drafters:
         num_draft_tokens = pair.manifest.drafters[0].num_draft_tokens
@@ -86,6 +90,7 @@ class _Engine:
         is_draft: bool = False,
         context_length: int | None = None,
     ) -> OpenVINOPagedModel:
+        from edgespec.backends.openvino_exact import ROWS_NEEDED
         from edgespec.backends.openvino_graph import Settings, available
         from edgespec.backends.openvino_paged import OpenVINOPagedModel
 
@@ -95,13 +100,16 @@ class _Engine:
         settings = Settings.of_draft(self.core, device) if is_draft else Settings.make(self.core, device, numerics)
         # On CPU the engine's model cache saves nothing (docs/log.md); on GPU it keeps compiled kernels.
         kernels = None if device.startswith("CPU") else cache.cache_dir() / "compiled"
-        loaded = OpenVINOPagedModel(self.core, xml, device, settings, capacity=capacity, cache_dir=kernels)
+        # The search for exact widths needs some room, whatever the context is limited to afterwards.
+        room = max(capacity, ROWS_NEEDED) if settings.numerics == "exact" else capacity
+        loaded = OpenVINOPagedModel(self.core, xml, device, settings, capacity=room, cache_dir=kernels)
         if loaded.vocab_size != model.vocab_size:
             raise BundleError(
                 f"{xml} does not fit its manifest: logits", got=loaded.vocab_size, allowed=model.vocab_size
             )
         if settings.numerics == "exact":
             loaded.set_exact_widths(self._exact_widths(loaded, xml, device))
+            loaded.cache.capacity = capacity
         return loaded
 
     def _exact_widths(self, model: OpenVINOPagedModel, xml: Path, device: str) -> ExactWidths:
@@ -167,11 +175,21 @@ def _vocabulary(bundle: Bundle) -> Vocabulary:
 def _id_map(pair: Bundle, file: str | None, draft_vocab: int, target_vocab: int) -> NDArray[np.int32] | None:
     if file is None:
         return None
-    ids: NDArray[np.int32] = np.load(pair.path(file), allow_pickle=False)
-    if ids.shape != (draft_vocab,) or ids.dtype != np.int32 or ids.min() < 0 or ids.max() >= target_vocab:
+    path = pair.path(file)
+    try:
+        ids: NDArray[np.int32] = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise BundleError(f"cannot read {path}: {error}", hint="export or pull the model again") from error
+    if (
+        ids.shape != (draft_vocab,)
+        or ids.dtype != np.int32
+        or not len(ids)
+        or ids.min() < 0
+        or ids.max() >= target_vocab
+    ):
         raise BundleError(
             f"{file} is not a map from draft logits to target ids",
-            got=f"{ids.dtype} {ids.shape}, {ids.min()}..{ids.max()}",
-            allowed=f"int32 ({draft_vocab},), 0..{target_vocab - 1}",
+            got=f"{ids.dtype} {ids.shape}",
+            allowed=f"int32 ({draft_vocab},), values 0..{target_vocab - 1}",
         )
     return ids

@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from edgespec.errors import BundleError, IntegrityError
 
 FORMAT = 1
+Count = Annotated[int, msgspec.Meta(gt=0)]
 MANIFEST = "bundle.json"
 IR_FILE = "openvino_model.xml"
 
@@ -49,7 +50,7 @@ class ModelFile(_Strict, frozen=True, kw_only=True):
     backend: Literal["openvino_paged"] = "openvino_paged"
     precision: str
     """of the weights: f32, f16, int8, int4, q4_1, ..."""
-    vocab_size: int
+    vocab_size: Count
     """number of logits the model returns (padding included)"""
     file: str | None = None
     source: WheelSource | HubSource | None = None
@@ -69,7 +70,7 @@ class Drafter(_Strict, frozen=True, kw_only=True):
     """file of int32 target ids, one per draft logit, when the draft's output vocabulary is trimmed (.npy)"""
     num_draft_tokens: int | None = None
     """k that measured best with this target"""
-    context_length: int | None = None
+    context_length: Count | None = None
     """of the draft model, if shorter than the target's"""
     blocked: tuple[int, ...] = ()
     """target ids that mean another token to the draft: it never proposes them"""
@@ -84,7 +85,7 @@ class Generation(_Strict, frozen=True, kw_only=True):
     """What ends a generation, and what begins a prompt."""
 
     eos_token_ids: tuple[int, ...]
-    context_length: int
+    context_length: Count
     bos_token: str | None = None
     eos_token: str | None = None
     add_bos: bool = False
@@ -155,7 +156,11 @@ class Bundle:
         """Source text of the chat template, or None for a model without one."""
         if self.manifest.chat_template is None:
             return self.inline_template
-        return self.hashed(self.manifest.chat_template).read_text(encoding="utf-8")
+        path = self.hashed(self.manifest.chat_template)
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise BundleError(f"{path} is not text: {error}", hint="export or pull the model again") from error
 
     def model_path(self, model: ModelFile) -> Path:
         """Path of a model's .xml after checking that its weights have the recorded size."""
@@ -228,30 +233,33 @@ def _describe_ir_folder(folder: Path) -> Manifest:
     config = _read_json(folder / "config.json")
     generation = _read_json(folder / "generation_config.json", optional=True)
     tokenizer_config = _read_json(folder / "tokenizer_config.json", optional=True)
-    text_config = config.get("text_config", config)
+    text_config = config.get("text_config") or config
     for needed in ("openvino_model.bin", "tokenizer.json"):
         if not (folder / needed).is_file():
             raise BundleError(f"{folder} has {IR_FILE} but no {needed}", hint="export or pull the model again")
     template = folder / "chat_template.jinja"
     eos = generation.get("eos_token_id", text_config.get("eos_token_id"))
-    eos_ids = tuple(eos) if isinstance(eos, list) else (() if eos is None else (int(eos),))
+    found = {
+        "eos_token_ids": eos if isinstance(eos, list) else [] if eos is None else [eos],
+        "context_length": text_config.get("max_position_embeddings"),
+        "bos_token": _token_text(tokenizer_config.get("bos_token")),
+        "eos_token": _token_text(tokenizer_config.get("eos_token")),
+        "add_bos": bool(tokenizer_config.get("add_bos_token", False)),
+    }
     try:
-        vocab_size, context_length = int(text_config["vocab_size"]), int(text_config["max_position_embeddings"])
-    except KeyError as error:
-        raise BundleError(f"{folder / 'config.json'} lacks {error}", hint="export the model again") from error
+        described = msgspec.convert(found, Generation)
+        vocab_size = msgspec.convert(text_config.get("vocab_size"), Count)
+    except msgspec.ValidationError as error:
+        raise BundleError(
+            f"{folder / 'config.json'} does not describe a model: {error}", hint="export it again"
+        ) from error
     return Manifest(
         format=FORMAT,
         name=folder.name,
         target=ModelFile(precision=_precision(folder), vocab_size=vocab_size, file=IR_FILE),
         tokenizer=HashedFile(file="tokenizer.json", sha256=sha256_of(folder / "tokenizer.json")),
         chat_template=HashedFile(file=template.name, sha256=sha256_of(template)) if template.is_file() else None,
-        generation=Generation(
-            eos_token_ids=eos_ids,
-            context_length=context_length,
-            bos_token=_token_text(tokenizer_config.get("bos_token")),
-            eos_token=_token_text(tokenizer_config.get("eos_token")),
-            add_bos=bool(tokenizer_config.get("add_bos_token", False)),
-        ),
+        generation=described,
     )
 
 

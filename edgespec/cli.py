@@ -49,15 +49,22 @@ class Dispatcher(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-@click.group(cls=Dispatcher, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.group(
+    cls=Dispatcher,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
 @click.version_option(__version__, prog_name="edgespec")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Run language models fast and exactly: a small draft proposes, the model checks.
 
     \b
     edgespec "What is the capital of France?"      same as: edgespec run ...
     edgespec chat
     """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 def main() -> None:
@@ -65,6 +72,9 @@ def main() -> None:
 
     The context is made by hand because ``cli()`` turns a closed pipe into exit code 1.
     """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by the caller
+            setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115 - for the life of the process
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a pipe on Windows, or LANG=C, may not know every character
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
@@ -82,7 +92,7 @@ def main() -> None:
         sys.stderr.write("\n")
         sys.exit(130)
     except OSError as error:
-        if error.errno not in (errno.EPIPE, errno.EINVAL):  # Windows says EINVAL for a closed pipe
+        if error.errno != errno.EPIPE and (os.name, error.errno) != ("nt", errno.EINVAL):
             _fail(f"error: {error}")
         # The interpreter flushes stdout once more on exit; give it somewhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

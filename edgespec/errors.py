@@ -78,7 +78,7 @@ def mapped(to: type[EdgespecError], what: str, *, hint: str | None = None) -> It
         yield
     except EdgespecError:
         raise
-    except (RuntimeError, ValueError, OSError) as error:
+    except (RuntimeError, ValueError, OSError, MemoryError) as error:
         raise to(f"{what}: {_reason(error)}", hint=hint) from error
 
 

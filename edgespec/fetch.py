@@ -16,8 +16,6 @@ import zipfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from edgespec.bundle import WheelSource, sha256_of
 from edgespec.errors import IntegrityError, SourceError
@@ -88,6 +86,9 @@ def by_hand(source: WheelSource) -> str:
 
 
 def _download(source: WheelSource, part: Path, progress: bool) -> None:
+    from urllib.parse import urlsplit
+    from urllib.request import url2pathname
+
     import httpx
     from huggingface_hub import constants
     from huggingface_hub.file_download import http_get

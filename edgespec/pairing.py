@@ -47,13 +47,11 @@ class Pairing:
 
     shared: how many ids name the same token in both.
     blocked: ids the draft has a logit for and must not propose.
-    unreadable: ids the target may emit and the draft has no row for; it cannot be fed a context that has them.
     notes: what differs, one sentence each; empty for a perfect fit.
     """
 
     shared: int
     blocked: frozenset[int]
-    unreadable: frozenset[int]
     notes: tuple[str, ...]
 
 
@@ -79,7 +77,6 @@ def check_pair(target: Vocabulary, draft: Vocabulary) -> Pairing:
     foreign = sorted(proposable - readable)
     unknown = sorted(readable - proposable)
     blocked = frozenset(range(draft.logits)) - shared
-    unreadable = frozenset(index for index in unknown if index >= draft.logits)
     notes = []
     if target.logits != draft.logits:
         notes.append(f"the target has {target.logits} logits and the draft {draft.logits}; ids beyond both are padding")
@@ -89,7 +86,7 @@ def check_pair(target: Vocabulary, draft: Vocabulary) -> Pairing:
         notes.append(f"{_some(foreign, draft)} known to the draft only; it never proposes them")
     if unknown:
         notes.append(f"{_some(unknown, target)} known to the target only; the draft never proposes them")
-    return Pairing(len(shared), blocked, unreadable, tuple(notes))
+    return Pairing(len(shared), blocked, tuple(notes))
 
 
 def _explain(target: Vocabulary, draft: Vocabulary, wrong: list[int], both: int) -> str:

@@ -26,6 +26,7 @@ class Generation:
     token_ids: generated tokens, the stop token included, cut where a stop string was completed.
     finish_reason: "stop" (stop token or stop string), "length" (budget or context), None while running or abandoned.
     ttft_s: from the call to the first committed tokens. decode_tok_per_s: all tokens over the time of all rounds.
+    stats count whole rounds: the last one may have committed tokens behind a stop string.
     """
 
     model: str
@@ -99,6 +100,7 @@ class Pipeline:
         self.drafter = drafter
         self.num_draft_tokens = num_draft_tokens
         self.devices = devices or {"target": target.capabilities.device}
+        self._running: Generation | None = None
         self.stop_ids = frozenset(generation.eos_token_ids)
         self.tokenizer = Tokenizer(
             bundle.hashed(bundle.manifest.tokenizer), bos_token=generation.bos_token, add_bos=generation.add_bos
@@ -181,6 +183,9 @@ class Pipeline:
                 hint="shorten the prompt or start a new conversation",
             )
         k = num_draft_tokens if num_draft_tokens is not None else self.num_draft_tokens
+        widest = self.target.capabilities.max_width - 1
+        if k is not None and not 0 <= k <= widest:
+            raise SettingError("number of draft tokens", got=k, allowed=f"0 to {widest}")
         draft_length: DraftLength = Heuristic() if k is None else Fixed(k)
         params = sampling or SamplingParams()
         if not params.greedy:
@@ -204,19 +209,19 @@ class Pipeline:
             stats=result.stats,
             progress=progress,
         )
-        return Stream(self._texts(lists, StopStrings(stop), result, ignore_eos), result)
+        began = result.stats.clock()
+        return Stream(self._texts(lists, StopStrings(stop), result, ignore_eos, began), result)
 
     def _texts(
-        self, lists: Iterator[list[int]], stops: StopStrings, result: Generation, ignore_eos: bool
+        self, lists: Iterator[list[int]], stops: StopStrings, result: Generation, ignore_eos: bool, began: float
     ) -> Iterator[str]:
         """Turn lists of tokens into text, and fill ``result``. Tokens are taken one by one, so that a stop string
         ends a speculative run at the token where it ends a plain one."""
         detokenizer = Detokenizer(self.tokenizer)
-        clock = result.stats.clock
-        began = clock()
+        self._running = result
         for tokens in lists:
             if result.ttft_s is None:
-                result.ttft_s = clock() - began
+                result.ttft_s = result.stats.clock() - began
             text = ""
             for token in tokens:
                 result.token_ids.append(token)
@@ -226,6 +231,11 @@ class Pipeline:
             if text:
                 result.text += text
                 yield text
+                if self._running is not result:
+                    raise SettingError(
+                        "this stream is over: another generation has begun on its pipeline",
+                        hint="finish one stream before the next, or load two pipelines",
+                    )
             if stops.found is not None:
                 break
         tail = stops.push(detokenizer.flush()) + stops.flush()

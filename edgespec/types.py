@@ -32,14 +32,10 @@ class Draft:
 
     tokens: n token ids, parents before children.
     tree: None for a chain, else the parent row of each token (see ``Tree``).
-    kind: "deterministic" if the tokens are a function of the context alone, "sampled" if drawn from ``probs``.
-    probs: for "sampled", the distribution each token was drawn from, ``(n, vocab)``; rejection verification needs it.
     """
 
     tokens: tuple[int, ...] = ()
     tree: Tree | None = None
-    kind: Literal["deterministic", "sampled"] = "deterministic"
-    probs: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -150,9 +146,12 @@ class SamplingParams:
         _check("min_p", self.min_p, 0.0, 1.0, "a number from 0 (off) to 1")
         _check("repetition_penalty", self.repetition_penalty, 0.0, math.inf, "any number above 0; 1 is off", True)
         for token, bias in self.logit_bias.items():
-            if token < 0 or math.isnan(bias):
-                raise SettingError("logit_bias", got={token: bias}, allowed="token ids from 0 on, numbers but not NaN")
-        if self.seed is not None and not 0 <= self.seed < 2**64:
+            if token < 0 or math.isnan(bias) or bias == math.inf:
+                allowed = "token ids from 0 on; finite numbers, or -inf to forbid a token"
+                raise SettingError("logit_bias", got={token: bias}, allowed=allowed)
+        if not isinstance(self.top_k, int):
+            raise SettingError("top_k", got=self.top_k, allowed="a whole number")
+        if self.seed is not None and not (isinstance(self.seed, int) and 0 <= self.seed < 2**64):
             raise SettingError("seed", got=self.seed, allowed="a whole number from 0 to 2**64 - 1")
 
     @property

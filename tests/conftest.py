@@ -39,6 +39,15 @@ def tiny_ir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_fast_ir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Compressed weights: an IR in floating point asks for a 16-bit cache, and fast numerics is about the 8-bit one."""
+    from tests.tiny_models import build, export_ir
+
+    folder = tmp_path_factory.mktemp("tiny_fast")
+    return export_ir(build("llama", folder / "torch", hidden=128, heads=2, kv_heads=1), folder / "ir", "int8")
+
+
+@pytest.fixture(scope="session")
 def random_draft_ir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random 2-layer Llama with the default pair's vocabulary size: it agrees with nothing."""
     from tests.tiny_models import build, export_ir

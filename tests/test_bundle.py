@@ -61,6 +61,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "newer format": (edit(lambda d: d.update(format=2)), "bundle format; got 2; allowed: 1. Upgrade edgespec"),
     "no file and no source": (edit(lambda d: d["target"].pop("file")), "exactly one of file and source"),
     "draft without model": (edit(lambda d: d["drafters"][0].update(kind="small_model")), "needs a model"),
+    "no context": (edit(lambda d: d["generation"].update(context_length=0)), "Expected `int` >= 1"),
     "not JSON": (lambda f: (f / "bundle.json").write_text("{"), "not a valid bundle manifest"),
     "not text": (lambda f: (f / "bundle.json").write_bytes(b"\xff\xfe\x00"), "not a valid bundle manifest"),
     "empty": (lambda f: (f / "bundle.json").write_bytes(b""), "not a valid bundle manifest"),
@@ -103,6 +104,18 @@ def test_folders_that_are_no_bundle_say_what_to_do(tmp_path: Path) -> None:
         bundle.read(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(BundleError, match=r"convert it first: edgespec export"):
+        bundle.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "config",
+    ['{"vocab_size": 12}', '{"vocab_size": null, "max_position_embeddings": 64}', '{"text_config": null}', "[]"],
+)
+def test_an_ir_folder_with_a_poor_config_is_named(tmp_path: Path, config: str) -> None:
+    for name in ("openvino_model.xml", "openvino_model.bin", "tokenizer.json"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(BundleError, match=r"config\.json"):
         bundle.read(tmp_path)
 
 

@@ -58,8 +58,6 @@ def test_a_prompt_comes_from_standard_input_too(pipeline: Pipeline) -> None:
     for arguments in (["run"], ["run", "-"], ["-"]):
         ran = edgespec(*arguments, "-n", "12", stdin=QUESTION.encode())
         assert "Paris" in ran.stdout.decode(), ran.stderr
-        if arguments == ["run"]:
-            break  # one run in full; the others only differ in parsing, tested below
     assert "standard input is not valid UTF-8" in error_of(edgespec("-", stdin=b"caf\xe9"))
 
 
@@ -77,6 +75,9 @@ def test_a_prompt_comes_from_standard_input_too(pipeline: Pipeline) -> None:
         (["run", QUESTION, "--model", "smollm2-134m"], "smollm2-135m"),
         (["run", QUESTION, "--draft", "./missing"], "no such model"),
         (["run", QUESTION, "-k", "-1"], "number of draft tokens; got -1"),
+        (["run", QUESTION, "-k", "1000"], "number of draft tokens; got 1000; allowed: 0 to 63"),
+        (["run", QUESTION, "-k", "3", "--draft", "none"], "there is nothing to draft"),
+        (["run", QUESTION, "--draft", "ngram", "--draft-device", "CPU"], "drafter ngram runs on no device"),
         (["run", QUESTION, "--context-length", "0"], "context_length; got 0"),
         (["run", QUESTION, "--max-new-tokens", "0"], "max_new_tokens; got 0"),
         (["run", QUESTION, "--stop", ""], "stop string is empty"),
@@ -140,3 +141,24 @@ def test_doctor_reports_and_plans() -> None:
     assert {"edgespec", "openvino"} <= set(report["versions"])
     text = edgespec("doctor").stdout.decode()
     assert "exact" in text and "Memory:" in text
+
+
+def test_without_arguments_it_says_what_it_can_do() -> None:
+    ran = edgespec()
+    assert ran.returncode == 0 and ran.stderr == b""
+    assert "edgespec chat" in ran.stdout.decode()
+
+
+def test_a_short_context_is_honoured_with_and_without_what_was_remembered(pipeline: Pipeline, tmp_path: Path) -> None:
+    ran = edgespec("run", "--json", "--context-length", "60", "-n", "200", "--ignore-eos", "Count to a hundred.")
+    told = json.loads(ran.stdout)
+    assert told["prompt_tokens"] + told["new_tokens"] == 61  # the last token needs no row
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell to close a stream")
+@pytest.mark.parametrize("close", ["<&-", ">&-", "| true"])
+def test_closed_streams_are_no_traceback(close: str) -> None:
+    ran = subprocess.run(
+        f"'{sys.executable}' -m edgespec models {close}", shell=True, executable="/bin/bash", capture_output=True
+    )
+    assert b"Traceback" not in ran.stderr

@@ -14,7 +14,7 @@ from edgespec.backends.fake import FakeModel, random_table
 from edgespec.backends.openvino_exact import ExactWidths, find_exact_widths
 from edgespec.backends.openvino_paged import OpenVINOPagedModel
 from edgespec.errors import BackendError, ContextFull
-from edgespec.types import Logits, Numerics, Step
+from edgespec.types import Logits, Step
 from tests.conftest import load_ir
 
 CAPACITY = 700
@@ -26,11 +26,19 @@ def make(request: pytest.FixtureRequest) -> Make:
     if request.param == "fake":
         table = random_table(50, seed=1, order=1000)  # sensitive to the whole text
         return lambda: FakeModel(table, 50, capacity=CAPACITY)
+    if request.param == "paged-fast":
+        fast_ir: Path = request.getfixturevalue("tiny_fast_ir")
+        return lambda: by_channel(load_ir(fast_ir, "fast", capacity=CAPACITY))
     ir: Path = request.getfixturevalue("tiny_ir")
-    numerics: Numerics = "exact" if request.param == "paged-exact" else "fast"
     if request.param == "paged-exact-5-to-32":
         return lambda: narrowed(load_ir(ir, capacity=CAPACITY))
-    return lambda: load_ir(ir, numerics, capacity=CAPACITY)
+    return lambda: load_ir(ir, capacity=CAPACITY)
+
+
+def by_channel(model: OpenVINOPagedModel) -> OpenVINOPagedModel:
+    """The 8-bit keys of fast numerics: their rows share scales and cannot move."""
+    assert not model.cache.rows_can_move and not model.capabilities.tree
+    return model
 
 
 def narrowed(model: OpenVINOPagedModel) -> OpenVINOPagedModel:
@@ -48,7 +56,7 @@ def fresh_logits(model: Model, text: list[int]) -> Logits:
 def close(model: Model, left: Logits, right: Logits) -> bool:
     if model.capabilities.numerics == "exact":
         return bool(np.array_equal(left, right))
-    return bool(np.allclose(left, right, atol=0.05))
+    return bool(np.abs(left - right).max() < 0.1 * np.abs(right).max() if left.size else True)
 
 
 def test_any_history_then_one_forward_equals_a_fresh_one(make: Make) -> None:
@@ -58,7 +66,7 @@ def test_any_history_then_one_forward_equals_a_fresh_one(make: Make) -> None:
         model.cache.reset()
         text: list[int] = []
         for _ in range(rng.randrange(2, 8)):
-            action = rng.choice(["append", "append", "crop", "tree"])
+            action = rng.choice(["append", "append", "crop", "tree" if takes_trees(model) else "append"])
             if action == "crop" or len(text) > 100:
                 text = text[: rng.randrange(len(text) + 1)]
                 model.cache.crop(len(text))
@@ -81,6 +89,10 @@ def test_any_history_then_one_forward_equals_a_fresh_one(make: Make) -> None:
         assert close(model, model.forward([probe]).logits[0], fresh_logits(other, [*text, probe]))
 
 
+def takes_trees(model: Model) -> bool:
+    return isinstance(model, FakeModel) or (isinstance(model, OpenVINOPagedModel) and model.cache.rows_can_move)
+
+
 def random_path(tree: tuple[int, ...], rng: random.Random) -> list[int]:
     path = [0]
     while children := [row for row, parent in enumerate(tree, 1) if parent == path[-1]]:
@@ -92,6 +104,8 @@ def random_path(tree: tuple[int, ...], rng: random.Random) -> list[int]:
 
 def test_a_tree_row_sees_its_own_branch_only(make: Make) -> None:
     model, other = make(), make()
+    if not takes_trees(model):
+        pytest.skip("8-bit keys by channel: rows cannot move, so trees are not declared")
     text = [5, 6, 7]
     model.prefill(text)
     # 1 -> 2 -> 3 and 1 -> 4 -> 5
@@ -161,9 +175,54 @@ def test_num_logits_takes_the_last_rows(make: Make) -> None:
 def test_start_ready_wait_is_forward(make: Make) -> None:
     model, other = make(), make()
     model.start([1, 2, 3])
-    assert model.ready() in (True, False)
+    assert model.cache.length == 0  # rows are booked when they are there
     step = model.wait()
+    assert model.cache.length == 3
     assert np.array_equal(step.logits, other.forward([1, 2, 3]).logits)
+
+
+def test_a_forward_nobody_waited_for_leaves_no_trace(make: Make) -> None:
+    model, other = make(), make()
+    model.prefill([1, 2, 3, 4])
+    model.start([9, 9, 9])
+    assert model.prefill([1, 2, 3, 4, 5]) == 4
+    model.start([7])
+    assert close(model, model.forward([6]).logits[0], fresh_logits(other, [1, 2, 3, 4, 5, 6]))
+
+
+@pytest.mark.parametrize("then", ["reset", "crop", "prefill"])
+def test_a_tree_without_a_kept_path_can_be_cropped_away(make: Make, then: str) -> None:
+    model, other = make(), make()
+    model.prefill([1, 2, 3])
+    model.forward([4, 5, 6], tree=(0, 0))
+    if then == "reset":
+        model.cache.reset()
+    elif then == "crop":
+        model.cache.crop(2)
+    model.prefill([1, 2, 8])
+    assert close(model, model.forward([6]).logits[0], fresh_logits(other, [1, 2, 8, 6]))
+
+
+def test_an_interrupted_growth_begins_again(tiny_ir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, other = load_ir(tiny_ir, capacity=4096), load_ir(tiny_ir, capacity=4096)
+    model.prefill([1] * 50)
+    allocate, calls = model.cache._allocate, 0
+
+    def interrupted(*arguments):  # type: ignore[no-untyped-def]
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return allocate(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model.cache, "_allocate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            model.prefill([1] * 2000)
+    assert model.prefill([1] * 60) == 0
+    assert np.array_equal(model.forward([2]).logits[0], fresh_logits(other, [1] * 60 + [2]))
+    model.prefill([1] * 3000)
+    assert np.array_equal(model.forward([2]).logits[0], fresh_logits(other, [1] * 3000 + [2]))
 
 
 def test_a_stopped_prefill_keeps_what_it_did(make: Make) -> None:

@@ -15,6 +15,7 @@ from edgespec.decode.speculative import speculative
 from edgespec.drafters.base import Drafter, NoDrafter
 from edgespec.drafters.ngram import NGram
 from edgespec.drafters.small_model import SmallModel
+from edgespec.errors import IncompatiblePair
 from edgespec.stats import Stats, check_identities
 from edgespec.types import Draft, Logits, SamplingParams, Step, Verdict
 
@@ -236,3 +237,13 @@ def test_heuristic_follows_transformers_rule() -> None:
     assert [after(4, 4), after(6, 2), after(5, 5), after(0, 0)] == [6, 5, 7, 7]
     assert [after(7, 0) for _ in range(9)][-1] == 1
     assert length.next(0) == 0
+
+
+def test_a_trimmed_draft_honours_blocked_ids_and_needs_one_to_propose() -> None:
+    ids = np.arange(16, 24, dtype=np.int32)
+    model = FakeModel(lambda text: np.arange(8, dtype=np.float32), 8)
+    drafter = SmallModel(model, VOCAB, id_map=ids, blocked=[23])
+    drafter.begin(PROMPT, SamplingParams())
+    assert drafter.propose(PROMPT, 3).tokens == (22, 22, 22)
+    with pytest.raises(IncompatiblePair, match="no token that it may propose"):
+        SmallModel(model, VOCAB, id_map=ids, blocked=ids.tolist())

@@ -12,6 +12,7 @@ from edgespec.decode.autoregressive import autoregressive
 from edgespec.drafters.base import Drafter, NoDrafter
 from edgespec.drafters.ngram import NGram
 from edgespec.drafters.small_model import SmallModel
+from edgespec.errors import SettingError
 from edgespec.pipeline import Pipeline
 from edgespec.stats import check_identities
 from edgespec.types import SamplingParams
@@ -113,6 +114,14 @@ def test_what_was_in_the_cache_before_does_not_change_the_text(pipeline: Pipelin
     cold = pipeline.chat(messages, max_new_tokens=40)
     assert cold.stats.reused_tokens == 0
     assert warm.token_ids == cold.token_ids
+
+
+def test_a_stream_that_was_overtaken_says_so(pipeline: Pipeline) -> None:
+    first = iter(pipeline.stream("Name three colours.", max_new_tokens=20))
+    next(first)
+    pipeline.generate("What is the capital of France?", max_new_tokens=4)
+    with pytest.raises(SettingError, match="another generation has begun"):
+        next(first)
 
 
 def test_a_random_seed_is_picked_and_reported(pipeline: Pipeline) -> None:

@@ -174,7 +174,7 @@ def test_truncation_equals_its_definition(key: int, temperature: float, top_k: i
     ids, scaled = truncate(logits, params)
     difference = set(ids.tolist()) ^ set(order.tolist())
     assert len(difference) <= 1  # a mass that lands on the threshold to the last bit may fall either way
-    assert np.allclose(scaled, logits[ids].astype(np.float64) / temperature)
+    assert np.allclose(scaled, (logits[ids].astype(np.float64) - logits.max()) / temperature)
     assert abs(probabilities(logits, params).sum() - 1) < 1e-9
 
 
@@ -186,13 +186,24 @@ def test_penalty_and_bias() -> None:
     assert adjust(logits, [0], SamplingParams()) is logits
 
 
+def test_the_smallest_temperature_is_nearly_greedy() -> None:
+    logits = np.array([3.0, 1.0, 7.0, 6.9], np.float32)
+    assert {draw(logits, SamplingParams(temperature=1e-309, seed=seed), 0) for seed in range(20)} == {2}
+
+
+def test_a_bias_of_minus_infinity_forbids_a_token() -> None:
+    params = [SamplingParams(temperature=1.0, top_p=0.95, logit_bias={0: -np.inf}, seed=seed) for seed in range(200)]
+    assert 0 not in {choose(TARGET, (), p, 5) for p in params}
+
+
 @pytest.mark.parametrize(
     "bad",
     [
         {"temperature": -0.1}, {"temperature": float("nan")}, {"temperature": float("inf")}, {"top_k": -1},
         {"top_p": 0.0}, {"top_p": 1.5}, {"top_p": float("nan")}, {"min_p": -1}, {"min_p": 1.1},
         {"repetition_penalty": 0.0}, {"repetition_penalty": -1}, {"logit_bias": {-1: 1.0}},
-        {"logit_bias": {1: float("nan")}}, {"seed": -1}, {"seed": 2**64},
+        {"logit_bias": {1: float("nan")}},
+        {"logit_bias": {1: float("inf")}}, {"top_k": 2.5}, {"seed": 1.5}, {"seed": -1}, {"seed": 2**64},
     ],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused(bad: dict[str, object]) -> None:

@@ -43,9 +43,10 @@ class KVCache(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a model can do, declared once and checked at assembly."""
+    """What a model can do."""
 
     tree: bool
+    """branched drafts keep what ``numerics`` promises"""
     hidden: bool
     max_width: int
     """most tokens in one forward"""
@@ -82,7 +83,7 @@ class Model(Protocol):
         """
 
     def start(self, tokens: Sequence[int], tree: Tree | None = None, num_logits: int | None = None) -> None:
-        """Begin a forward and return at once."""
+        """Begin a forward and return at once. One that is not waited for before the next call is dropped."""
 
     def ready(self) -> bool:
         """Whether ``wait`` would return at once."""
@@ -100,4 +101,4 @@ def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
     shorter = min(len(left), len(right))
     if left[:shorter] == right[:shorter]:
         return shorter
-    return next(i for i in range(shorter) if left[i] != right[i])
+    return next((i for i in range(shorter) if left[i] != right[i]), shorter)

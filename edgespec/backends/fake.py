@@ -67,7 +67,7 @@ class FakeModel:
         self.clock = clock or VirtualClock()
         self.forward_s = forward_s
         self.widths: list[int] = []  # of every forward, for tests that count work
-        self._pending: tuple[Step, float] | None = None
+        self._pending: tuple[Step, float, tuple[int, ...], bool] | None = None
 
     def prefill(self, tokens: Sequence[int], progress: Progress | None = None) -> int:
         if len(tokens) > self.cache.capacity:
@@ -86,10 +86,11 @@ class FakeModel:
         return self.wait()
 
     def start(self, tokens: Sequence[int], tree: Tree | None = None, num_logits: int | None = None) -> None:
-        assert self._pending is None and 1 <= len(tokens) <= self.capabilities.max_width
+        self._pending = None  # one that was begun and never waited for is dropped
+        assert 1 <= len(tokens) <= self.capabilities.max_width
         self.cache.settle()
         begin = self.cache.length
-        self.cache.append(tokens, branched=tree is not None)
+        assert begin + len(tokens) <= self.cache.capacity, "a forward past the context"
         self.cache.physical[begin : begin + len(tokens)] = list(tokens)
         past = tuple(self.cache.physical[:begin])
         seen: list[tuple[int, ...]] = []
@@ -99,7 +100,8 @@ class FakeModel:
         rows = seen[len(seen) - (len(seen) if num_logits is None else num_logits) :]
         logits = np.array([self.table(text) for text in rows], np.float32).reshape(len(rows), self.vocab_size)
         self.widths.append(len(tokens))
-        self._pending = Step(logits), self.clock.now_s + self.forward_s(len(tokens))
+        done_s = self.clock.now_s + self.forward_s(len(tokens))
+        self._pending = Step(logits), done_s, tuple(tokens), tree is not None
 
     def ready(self) -> bool:
         assert self._pending
@@ -107,9 +109,10 @@ class FakeModel:
 
     def wait(self) -> Step:
         assert self._pending
-        step, done_s = self._pending
-        self.clock.now_s = max(self.clock.now_s, done_s)
+        step, done_s, tokens, branched = self._pending
         self._pending = None
+        self.clock.now_s = max(self.clock.now_s, done_s)
+        self.cache.append(tokens, branched=branched)
         return step
 
 

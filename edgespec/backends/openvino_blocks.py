@@ -13,7 +13,7 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from edgespec.backends.rows import RowBook
-from edgespec.errors import BackendError
+from edgespec.errors import BackendError, mapped
 
 _GROWTH = 1.25
 _LONGEST_PAD = 16
@@ -22,11 +22,13 @@ _LONGEST_PAD = 16
 class PagedCache(RowBook):
     """Grows on demand; rolling back moves a length and touches no memory."""
 
-    def __init__(self, compiled: ov.CompiledModel, request: ov.InferRequest, device: str, capacity: int) -> None:
+    def __init__(
+        self, core: ov.Core, compiled: ov.CompiledModel, request: ov.InferRequest, device: str, capacity: int
+    ) -> None:
         super().__init__(capacity)
         self._request = request
         self._on_cpu = device.startswith("CPU")
-        self._context = None if self._on_cpu else ov.Core().get_default_context(device)
+        self._context = None if self._on_cpu else core.get_default_context(device)
         self.rows_per_block = 32 if self._on_cpu else 16
         self._ports = [port for port in compiled.inputs if "_cache." in port.get_any_name()]
         self._shapes = [[d.get_length() for d in list(port.partial_shape)[1:]] for port in self._ports]
@@ -36,6 +38,8 @@ class PagedCache(RowBook):
             raise BackendError("unexpected KV block shape", got=self._shapes[0], allowed="32 rows a block")
         self._tensors: list[Any] = []
         self.blocks = 0
+        self.rows_can_move = self._on_cpu and all(shape[1] == self.rows_per_block for shape in self._shapes)
+        """False where a block holds scales that its rows share: a row means nothing in another block"""
 
     @property
     def nbytes(self) -> int:
@@ -49,16 +53,23 @@ class PagedCache(RowBook):
         # Some rows more than the context, for the pad of a last forward.
         most = -(-(self.capacity + _LONGEST_PAD) // self.rows_per_block)
         assert needed <= most, "a forward past the context"
-        blocks = min(most, max(needed, int(self.blocks * _GROWTH) + 1))
-        for index, (port, shape) in enumerate(zip(self._ports, self._shapes, strict=True)):
-            old = self._tensors[index] if self._tensors else None
-            new = self._allocate(port.element_type, [blocks, *shape], old)
-            self._request.set_tensor(port, new)
-            if old is None:
-                continue
-            self._tensors[index] = new  # one layer at a time: the peak is one layer's copy, not a second cache
-        if not self._tensors:
-            self._tensors = [self._request.get_tensor(port) for port in self._ports]
+        try:
+            self._grow(min(most, max(needed, int(self.blocks * _GROWTH) + 1)))
+        except BaseException:  # Ctrl-C or no memory with half the layers grown: begin again from nothing
+            self._tensors.clear()
+            self.blocks = 0
+            self.reset()
+            raise
+
+    def _grow(self, blocks: int) -> None:
+        """One layer at a time: the peak is one layer's copy, not a second cache."""
+        old = self._tensors or [None] * len(self._ports)
+        with mapped(BackendError, "no memory for the KV cache", hint="use a smaller --context-length"):
+            for index, (port, shape) in enumerate(zip(self._ports, self._shapes, strict=True)):
+                new = self._allocate(port.element_type, [blocks, *shape], old[index])
+                self._request.set_tensor(port, new)
+                old[index] = new
+        self._tensors = old
         self.blocks = blocks
 
     def _allocate(self, element_type: ov.Type, shape: list[int], old: Any) -> Any:
@@ -76,7 +87,7 @@ class PagedCache(RowBook):
         return new
 
     def _move(self, source: int, target: int) -> None:
-        assert self._on_cpu, "trees are declared for CPU only"
+        assert self.rows_can_move, "trees need rows that can move"
         (a, i), (b, j) = divmod(source, self.rows_per_block), divmod(target, self.rows_per_block)
         for tensor in self._tensors:
             data: NDArray[Any] = np.asarray(tensor.data)  # (blocks, heads, rows, width), a view

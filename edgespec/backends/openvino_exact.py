@@ -18,6 +18,7 @@ from edgespec.errors import BackendError
 _WIDTHS = (2, 3, 4, 5, 6, 7, 8, 9, 12, 15, 16, 17, 24, 31, 32, 33, 48, 63, 64)
 _LARGEST_PAD = 16
 _PAST = 70  # rows before the window: more than two KV blocks, not a whole number of them
+ROWS_NEEDED = _PAST + max(_WIDTHS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +34,7 @@ def find_exact_widths(model: Model) -> ExactWidths:
 
     The model must run unpadded (min_width 1). Leaves its cache empty. Raises BackendError if there is no useful range.
     """
-    text = [(31 * i + i * i) % 200 + 10 for i in range(_PAST + max(_WIDTHS))]
-    if model.cache.capacity < len(text):
-        raise BackendError(
-            "context is too short to establish exact numerics",
-            got=model.cache.capacity,
-            allowed=f"{len(text)} tokens or more",
-            hint="use --numerics fast",
-        )
+    text = [(31 * i + i * i) % 200 + 10 for i in range(ROWS_NEEDED)]
     for most in (64, 32, 16):
         model.cache.reset()
         for end in range(most, _PAST, most):

@@ -29,6 +29,7 @@ _PAD = 0  # any token id: the row of a pad is never read and never kept
 class _Forward:
     """A forward whose inputs are set: what to book when it is done, and how many rows of logits were asked for."""
 
+    past: int
     tokens: tuple[int, ...]
     branched: bool
     num_logits: int
@@ -58,7 +59,7 @@ class OpenVINOPagedModel:
         self._settings = settings
         self._hidden = hidden
         self._ports = {port.get_any_name(): port for port in self.compiled.inputs}
-        self.cache = PagedCache(self.compiled, self._request, device, capacity)
+        self.cache = PagedCache(core, self.compiled, self._request, device, capacity)
         self.vocab_size = self.compiled.output("logits").partial_shape[-1].get_length()
         self._device = device
         self.infer_s = 0.0
@@ -72,7 +73,8 @@ class OpenVINOPagedModel:
     @property
     def capabilities(self) -> Capabilities:
         return Capabilities(
-            tree=self._device.startswith("CPU"),
+            # A row with gaps before it in its window sums in another order: 1e-3 off, so not exact.
+            tree=self.cache.rows_can_move and self._settings.numerics != "exact",
             hidden=self._hidden,
             max_width=self._settings.prefill_chunk,
             asynchronous=True,
@@ -94,6 +96,7 @@ class OpenVINOPagedModel:
             raise ContextFull(
                 "prompt is longer than the context", got=f"{len(tokens)} tokens", allowed=f"{self.cache.capacity}"
             )
+        self._drain()
         self.cache.settle()
         reused = common_prefix(self.cache.tokens, tokens)
         self.cache.crop(reused)
@@ -114,28 +117,36 @@ class OpenVINOPagedModel:
         return self._result(forward)
 
     def start(self, tokens: Sequence[int], tree: Tree | None = None, num_logits: int | None = None) -> None:
-        forward = self._feed(tokens, tree, num_logits)
+        self._pending = self._feed(tokens, tree, num_logits)
         self._started_s = perf_counter()
         with mapped(BackendError, "inference failed"):
             self._request.start_async()
-        self._pending = forward
 
     def ready(self) -> bool:
         return bool(self._request.wait_for(0))
 
     def wait(self) -> Step:
         assert self._pending is not None, "wait without start"
-        with mapped(BackendError, "inference failed"):
-            self._request.wait()
+        forward = self._pending
+        self._drain()
         self.infer_s += perf_counter() - self._started_s
-        forward, self._pending = self._pending, None
         return self._result(forward)
+
+    def _drain(self) -> None:
+        """Let a forward that was begun come to its end. An interrupted ``wait`` leaves one; its rows are not booked."""
+        if self._pending is None:
+            return
+        try:
+            with mapped(BackendError, "inference failed"):
+                self._request.wait()
+        except BackendError:
+            self._pending = None
+            raise
+        self._pending = None
 
     def _feed(self, tokens: Sequence[int], tree: Tree | None, num_logits: int | None) -> _Forward:
         """Write the inputs of a forward over ``n`` rows, pad included, behind ``past`` rows."""
-        if self._pending is not None:  # an interrupted wait: its rows were never booked
-            self._request.wait()
-            self._pending = None
+        self._drain()
         assert 1 <= len(tokens) <= self._settings.prefill_chunk
         self.cache.settle()
         past, real = self.cache.length, len(tokens)
@@ -166,9 +177,10 @@ class OpenVINOPagedModel:
         if 0 < len(rows) < self._settings.min_width:  # the output head is a matrix product too
             rows = np.pad(rows, (0, self._settings.min_width - len(rows)), mode="edge")
         self._set(LOGITS_ROWS, rows)
-        return _Forward(tuple(tokens), branched=tree is not None, num_logits=real - first)
+        return _Forward(past, tuple(tokens), branched=tree is not None, num_logits=real - first)
 
     def _result(self, forward: _Forward) -> Step:
+        assert self.cache.length == forward.past, "the cache was changed while a forward ran"
         self.cache.append(forward.tokens, branched=forward.branched)
         logits = self._request.get_tensor("logits").data  # (rows, 1, vocab), a view
         hidden = self._request.get_tensor(HIDDEN).data if self._hidden else None

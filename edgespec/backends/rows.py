@@ -40,12 +40,14 @@ class RowBook(ABC):
     def settle(self) -> None:
         """Drop a tree of which no path was kept (an interrupted round): its rows are no text."""
         if self._branched:
-            self.crop(self._start)
             self._branched = False
+            self.crop(min(self._start, self.length))
 
     def crop(self, length: int) -> None:
         assert 0 <= length <= self.length, (length, self.length)
         del self.tokens[length:]
+        if length <= self._start:
+            self._branched = False
 
     def keep(self, path: Sequence[int]) -> None:
         start = self._start

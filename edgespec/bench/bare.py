@@ -13,17 +13,19 @@ import openvino as ov
 from edgespec.backends.openvino_graph import LOGITS_ROWS
 from edgespec.backends.openvino_paged import OpenVINOPagedModel
 
+BARE_ROWS = 1024
+
 
 class BareLoop:
     """Plain decoding with ``width`` rows a forward (1, or 2 to run the kernels exact numerics runs)."""
 
-    def __init__(self, model: OpenVINOPagedModel, width: int, rows: int = 1024) -> None:
+    def __init__(self, model: OpenVINOPagedModel, width: int) -> None:
         self._request = model.compiled.create_infer_request()
         self._width = width
         per_block = model.cache.rows_per_block
         for port in model.compiled.inputs:
             if "_cache." in port.get_any_name():
-                shape = [-(-rows // per_block), *(d.get_length() for d in list(port.partial_shape)[1:])]
+                shape = [-(-(BARE_ROWS + width) // per_block), *(d.get_length() for d in list(port.partial_shape)[1:])]
                 tensor = ov.Tensor(port.element_type, ov.Shape(shape))
                 tensor.data[:] = 0
                 self._request.set_tensor(port, tensor)

@@ -6,11 +6,12 @@ from statistics import median
 from typing import Any
 
 from edgespec.backends.openvino_paged import OpenVINOPagedModel
-from edgespec.bench.bare import BareLoop
+from edgespec.bench.bare import BARE_ROWS, BareLoop
 from edgespec.bench.report import paired_ratio, show
 from edgespec.drafters.base import Drafter, NoDrafter
 from edgespec.drafters.ngram import NGram
 from edgespec.drafters.small_model import SmallModel
+from edgespec.errors import SettingError
 from edgespec.pipeline import Pipeline
 
 PROMPT = "Write a Python function that merges two sorted lists, then explain every line of it."
@@ -24,6 +25,9 @@ def bench_loop(pipeline: Pipeline, *, new_tokens: int = 128, pairs: int = 7) -> 
     text = template.render([{"role": "user", "content": PROMPT}]) if template else PROMPT
     prompt = pipeline.tokenizer.encode(text)
     width = target.min_width
+    longest = min(BARE_ROWS, target.cache.capacity) - len(prompt)
+    if new_tokens > longest:
+        raise SettingError("new tokens", got=new_tokens, allowed=f"1 to {longest} with this prompt and context")
     same, narrow = BareLoop(target, width), BareLoop(target, 1)
     bare_s: list[float] = []
     narrow_s: list[float] = []

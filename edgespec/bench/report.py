@@ -10,13 +10,14 @@ from typing import Any
 
 def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], figures: dict[str, Any]) -> None:
     """Print the table and then ``figures`` with the machine they were measured on as one line of JSON."""
-    from rich.console import Console
     from rich.table import Table
+
+    from edgespec.commands import tables
 
     table = Table(*columns, title=title, title_justify="left")
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
-    Console().print(table)
+    tables.show(table)
     print(json.dumps({"bench": title} | figures | {"machine": machine()}, ensure_ascii=False))
 
 

@@ -55,14 +55,13 @@ def exactness(**options: Any) -> None:
 
 
 @command.command()
-@model_options
-def memory(**options: Any) -> None:
+@click.option("--model", "-m", metavar="REF", default="default", show_default=True)
+@click.option("--numerics", type=click.Choice(["exact", "fast"]))
+def memory(model: str, numerics: str | None) -> None:
     """Peak memory of a prefill of 4,000 tokens."""
     from edgespec.bench.memory import bench_memory
 
-    options["ref"] = options.pop("model")
-    options.pop("draft")
-    bench_memory(options)
+    bench_memory({"ref": model, "numerics": numerics})
 
 
 @command.command()

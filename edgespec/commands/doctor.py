@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import sys
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -80,23 +79,24 @@ def _plan(ref: str) -> dict[str, Any]:
 
 
 def _print(report: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(file=sys.stdout)
-    console.print(f"{report['system']}, Python {report['python']}")
+    from edgespec.commands import tables
+
+    things: list[Any] = [f"{report['system']}, Python {report['python']}"]
     table = Table("device", "is", "driver", "memory", "for edgespec", title="Devices", title_justify="left")
     for device in report["devices"]:
         memory = f"{device['memory_bytes'] / 1e9:.1f} GB" if device["memory_bytes"] else "shared"
         table.add_row(device["name"], device["full_name"], device["driver"] or "built in", memory, device["advice"])
-    console.print(table)
+    things.append(table)
     memory = report["memory"]
-    console.print(f"Memory: {memory['available_bytes'] / 1e9:.1f} of {memory['total_bytes'] / 1e9:.1f} GB free")
+    things.append(f"Memory: {memory['available_bytes'] / 1e9:.1f} of {memory['total_bytes'] / 1e9:.1f} GB free")
     table = Table("package", "version", title="Versions", title_justify="left")
     for name, found in report["versions"].items():
         table.add_row(name, found)
-    console.print(table)
+    things.append(table)
     table = Table("", "", title="What will run", title_justify="left", show_header=False)
     for key, value in report["model"].items():
         table.add_row(key, str(value))
-    console.print(table)
+    things.append(table)
+    tables.show(*things)

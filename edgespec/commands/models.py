@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import click
 
@@ -33,18 +32,16 @@ def command(as_json: bool) -> None:
         click.echo(json.dumps(listing, ensure_ascii=False))
         return
 
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(width=None if sys.stdout.isatty() else 200)  # lines that grep and cut can work with
+    from edgespec.commands import tables
+
     here = Table("name", "kind", "MB", "path", title="Cached", title_justify="left", box=None)
     here.columns[2].justify = "right"
     here.columns[3].overflow = "fold"
     for entry in cached:
         here.add_row(entry.name, entry.kind, f"{entry.bytes / 1e6:.1f}", str(entry.path))
-    console.print(here if cached else f"Nothing cached in {cache.cache_dir()}.")
-    console.print()
     names = Table("name", "also", "licence", "what it is", title="Known", title_justify="left", box=None)
     for model in known.KNOWN:
         names.add_row(model.name, ", ".join(model.aliases), model.licence, model.about)
-    console.print(names)
+    tables.show(here if cached else f"Nothing cached in {cache.cache_dir()}.", "", names)

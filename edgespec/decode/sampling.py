@@ -63,17 +63,20 @@ def adjust(logits: Logits, context: Sequence[int], params: SamplingParams) -> Lo
 
 
 def truncate(logits: Logits, params: SamplingParams) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """Token ids that survive top-k, top-p and min-p, in ascending order, with their logits over temperature (float64).
+    """Token ids that survive top-k, top-p and min-p, in ascending order, with their logits over
+    temperature, the largest at 0 (float64).
 
     >>> truncate(np.log(np.array([.1, .6, .3], np.float32)), SamplingParams(temperature=1, top_p=.7))[0].tolist()
     [1, 2]
     """
     row = np.asarray(logits, dtype=np.float64)
+    row = row - row.max()  # so that no temperature, however small, can overflow
     keep: NDArray[np.intp] = np.arange(len(row))
     if 0 < params.top_k < len(row):
         keep = np.sort(np.argpartition(row, -params.top_k)[-params.top_k :])
         row = row[keep]
-    scaled = row / params.temperature
+    with np.errstate(over="ignore"):  # -inf is right: it cannot be drawn
+        scaled = row / params.temperature
     if params.top_p < 1.0:
         inside = _nucleus(scaled, params.top_p)
         keep, scaled = keep[inside], scaled[inside]

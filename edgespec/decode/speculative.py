@@ -47,6 +47,7 @@ def speculative(
         t0 = clock()
         draft = drafter.propose(context, draft_length.next(min(room - 1, target.capabilities.max_width - 1)))
         t1 = clock()
+        assert draft.tree is None or target.capabilities.tree, "this target verifies chains only"
         step = target.forward([context[-1], *draft.tokens], draft.tree)  # logits (1 + n, vocab)
         t2 = clock()
         verdict = verify(draft, step.logits, context, params).until(stop, room)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edgespec.backends.base import Model
 from edgespec.decode.sampling import choose
+from edgespec.errors import IncompatiblePair
 from edgespec.types import Draft, Logits, SamplingParams, Step, Verdict
 
 
@@ -39,11 +40,14 @@ class SmallModel:
         self.name = name
         self.model = model
         self._params = SamplingParams()
-        self._id_map = id_map
         self._readable = readable if readable is not None else vocab_size
+        ids = id_map if id_map is not None else np.arange(min(model.vocab_size, vocab_size))
+        self._columns = np.flatnonzero(~np.isin(ids, list(blocked)))
+        self._ids = ids[self._columns]
+        if not len(self._ids):
+            raise IncompatiblePair(f"draft {name} has no token that it may propose")
         self._row = np.full(vocab_size, -np.inf, np.float32)  # the draft's logits, at their target ids
-        self._proposable = np.array(sorted(set(range(min(model.vocab_size, vocab_size))) - set(blocked)))
-        self._plain = id_map is None and len(self._proposable) == model.vocab_size == vocab_size
+        self._plain = id_map is None and len(self._ids) == model.vocab_size == vocab_size
 
     def begin(self, context: Sequence[int], params: SamplingParams) -> None:
         self._params = params
@@ -85,8 +89,5 @@ class SmallModel:
         """``(draft_vocab,)`` -> ``(target_vocab,)``, minus infinity where the draft has nothing to say."""
         if self._plain:
             return logits
-        if self._id_map is not None:
-            self._row[self._id_map] = logits
-        else:
-            self._row[self._proposable] = logits[self._proposable]
+        self._row[self._ids] = logits[self._columns]
         return self._row

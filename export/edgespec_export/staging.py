@@ -68,12 +68,12 @@ def _publish(folder: Path, out: Path) -> None:
     old = folder.with_name(f"{folder.name}.old")
     # mkdtemp makes it private to the user; a bundle is an ordinary folder.
     folder.chmod(0o777 & ~_umask())
-    if out.exists():
-        out.replace(old)
     try:
+        if out.exists():
+            out.replace(old)
         folder.replace(out)
-    except OSError:
-        if old.exists():
+    except BaseException:
+        if old.exists() and not out.exists():
             old.replace(out)
         raise
     shutil.rmtree(old, ignore_errors=True)

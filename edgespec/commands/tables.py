@@ -1,0 +1,17 @@
+"""Tables on stdout."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+
+def show(*things: Any) -> None:
+    """Render first, then write at once: rich would turn a closed pipe into an exit code of its own."""
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 200)  # lines that grep and cut can work with
+    with console.capture() as captured:
+        console.print(*things, sep="\n")
+    sys.stdout.write(captured.get())
+    sys.stdout.flush()
