@@ -6,7 +6,7 @@ engine is a few small arrays.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -66,9 +66,7 @@ class OpenVINOPagedModel:
         """seconds spent inside the engine since construction"""
         self._pending: _Forward | None = None
         self._started_s = 0.0
-        self._set("qq_bias", np.zeros(0, np.uint8))
-        self._set("qq_bias_begins", np.zeros(2, np.int32))
-        self._set("block_indices", np.zeros(0, np.int32))
+        self._given: dict[str, object] = {}  # key of what each input of the engine holds
 
     @property
     def capabilities(self) -> Capabilities:
@@ -112,7 +110,7 @@ class OpenVINOPagedModel:
         forward = self._feed(tokens, tree, num_logits)
         began = perf_counter()
         with mapped(BackendError, "inference failed"):
-            self._request.infer()
+            self._request.infer(share_outputs=True, decode_strings=False)  # else it copies all logits
         self.infer_s += perf_counter() - began
         return self._result(forward)
 
@@ -160,23 +158,20 @@ class OpenVINOPagedModel:
         positions = np.arange(past, past + n, dtype=np.int64)
         if tree is not None:
             positions[:real] = past + np.array(tree_depths(tree))
-            self._set("qq_bias", ancestor_mask(tree, n).reshape(-1))  # (n * n,)
-            self._set("qq_bias_begins", np.array([0, n * n], np.int32))
-        elif self._request.get_tensor(self._ports["qq_bias"]).size:
-            self._set("qq_bias", np.zeros(0, np.uint8))
-            self._set("qq_bias_begins", np.zeros(2, np.int32))
-        self._set("input_ids", input_ids)
-        self._set("position_ids", positions)
-        self._set("max_context_len", np.array(past + n, np.int32))
-        self._set("past_lens", np.array([past], np.int32))
-        self._set("subsequence_begins", np.array([0, n], np.int32))
-        self._set("block_indices", np.arange(blocks, dtype=np.int32))
-        self._set("block_indices_begins", np.array([0, blocks], np.int32))
+        mask_size = n * n if tree else 0
+        self._set("qq_bias", (tree, mask_size), lambda: ancestor_mask(tree or (), n).reshape(-1)[:mask_size])
+        self._set("qq_bias_begins", mask_size, lambda: np.array([0, mask_size], np.int32))
+        self._set("input_ids", input_ids.tobytes(), lambda: input_ids)
+        self._set("position_ids", positions.tobytes(), lambda: positions)
+        self._set("max_context_len", past + n, lambda: np.array(past + n, np.int32))
+        self._set("past_lens", past, lambda: np.array([past], np.int32))
+        self._set("subsequence_begins", n, lambda: np.array([0, n], np.int32))
+        self._set("block_indices", blocks, lambda: np.arange(blocks, dtype=np.int32))
+        self._set("block_indices_begins", blocks, lambda: np.array([0, blocks], np.int32))
         first = 0 if num_logits is None else real - num_logits
-        rows = np.arange(first, real, dtype=np.int64)
-        if 0 < len(rows) < self._settings.min_width:  # the output head is a matrix product too
-            rows = np.pad(rows, (0, self._settings.min_width - len(rows)), mode="edge")
-        self._set(LOGITS_ROWS, rows)
+        # The output head is a matrix product too: it gets as many rows as the rest, or none.
+        rows = [*range(first, real), *[real - 1] * (self._settings.min_width - real + first)] if first < real else []
+        self._set(LOGITS_ROWS, tuple(rows), lambda: np.array(rows, np.int64))
         return _Forward(past, tuple(tokens), branched=tree is not None, num_logits=real - first)
 
     def _result(self, forward: _Forward) -> Step:
@@ -186,9 +181,12 @@ class OpenVINOPagedModel:
         hidden = self._request.get_tensor(HIDDEN).data if self._hidden else None
         return Step(logits[: forward.num_logits, 0], hidden[: forward.num_logits, 0] if hidden is not None else None)
 
-    def _set(self, name: str, value: np.ndarray[Any, Any]) -> None:
-        if name in self._ports:
-            self._request.set_tensor(self._ports[name], ov.Tensor(value))
+    def _set(self, name: str, key: object, make: Callable[[], np.ndarray[Any, Any]]) -> None:
+        """Give the engine an input, unless the one of this ``key`` is the one it has."""
+        if name in self._ports and (name not in self._given or self._given[name] != key):
+            self._given.pop(name, None)  # an interrupted set leaves nothing to rely on
+            self._request.set_tensor(self._ports[name], ov.Tensor(make()))
+            self._given[name] = key
 
 
 def ancestor_mask(tree: Tree, n: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
