@@ -60,10 +60,11 @@ def load(
             "context_length", got=context_length, allowed=f"1 to {longest}, what {pair.name} was made for"
         )
     engine = _Engine(context_length or longest, progress)
+    device = device.upper()
     target = engine.model(pair, pair.manifest.target, device, numerics=numerics)
-    drafter, draft_on = _drafter(engine, pair, target.vocab_size, draft, draft_device or device)
+    drafter, draft_on = _drafter(engine, pair, target.vocab_size, draft, (draft_device or device).upper())
     if draft_device is not None and draft_on is None:
-        raise SettingError(f"drafter {drafter.name} runs on no device: draft device", got=draft_device)
+        raise SettingError(f"only a draft model has a draft device, and {drafter.name} is none", got=draft_device)
     devices = {"target": device} | ({"draft": draft_on} if draft_on else {})
     if num_draft_tokens is None and draft is None and pair.manifest.drafters:
         num_draft_tokens = pair.manifest.drafters[0].num_draft_tokens
@@ -74,7 +75,7 @@ class _Engine:
     """OpenVINO, imported when the first model is loaded."""
 
     def __init__(self, capacity: int, progress: bool) -> None:
-        import openvino as ov
+        from edgespec.engine import ov
 
         self.core = ov.Core()
         self.capacity = capacity

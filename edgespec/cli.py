@@ -93,7 +93,7 @@ def main() -> None:
         sys.exit(130)
     except OSError as error:
         if error.errno != errno.EPIPE and (os.name, error.errno) != ("nt", errno.EINVAL):
-            _fail(f"error: {error}")
+            _fail(f"error: cannot write: {error.strerror or error}")
         # The interpreter flushes stdout once more on exit; give it somewhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)

@@ -27,7 +27,7 @@ _ADVICE = {
 
 def devices() -> list[Device]:
     """All devices OpenVINO finds, CPU first."""
-    import openvino as ov
+    from edgespec.engine import ov
 
     core = ov.Core()
     found = []

@@ -30,6 +30,8 @@ _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<|endofturn|>", "<end_of_t
 # names are relative because the GGUF reader takes no paths beyond the code page on Windows.
 INPUT = "model.gguf"
 _CONVERTER = f"""
+import sys
+sys.modules["openvino_telemetry"] = None  # see edgespec.engine
 import openvino, openvino_genai
 openvino_genai.LLMPipeline("{INPUT}", "CPU", enable_save_ov_model=True)
 openvino.Core().read_model("openvino_model.xml")

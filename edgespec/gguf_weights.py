@@ -32,7 +32,7 @@ def requantize(xml: Path, gguf: Path, kind: Literal["int8", "faithful"]) -> str:
 
     Raises ConversionError: another file's IR, or it cannot be written; the IR is then as it was.
     """
-    import openvino as ov
+    from edgespec.engine import ov
 
     with mapped(ConversionError, f"cannot change the weights of {xml}", hint="is the disk full?"):
         precision, matrices = read(gguf)
@@ -53,7 +53,8 @@ def requantize(xml: Path, gguf: Path, kind: Literal["int8", "faithful"]) -> str:
 def _int8(matrix: Matrix) -> Any:
     """Nodes that give the matrix to half a step: zero is a code, and the step is rounded up so that no code is cut."""
     import numpy as np
-    from openvino import opset13 as ops
+
+    from edgespec.engine import ops
 
     codes = np.empty(matrix.shape, np.uint8)
     zeros = np.empty((matrix.shape[0], 1), np.uint8)
@@ -77,8 +78,8 @@ def _int8(matrix: Matrix) -> Any:
 def _unround(node: Any, matrix: Matrix) -> None:
     """Give the subgraph ``(code - zero) * step`` the zero points that make it the matrix."""
     import numpy as np
-    import openvino as ov
-    from openvino import opset13 as ops
+
+    from edgespec.engine import ops, ov
 
     multiply = _below(node, "Multiply")
     subtract = _below(multiply, "Subtract")
@@ -160,7 +161,7 @@ def _below(node: Any, kind: str) -> Any:
 
 
 def _replace(model: Any, xml: Path) -> None:
-    import openvino as ov
+    from edgespec.engine import ov
 
     made = xml.with_name("requantized.xml")
     try:

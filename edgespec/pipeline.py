@@ -39,7 +39,7 @@ class Generation:
     finish_reason: str | None = None
     stop_string: str | None = None
     ttft_s: float | None = None
-    stats: Stats = field(default_factory=Stats)
+    stats: Stats = field(default_factory=Stats, repr=False)
 
     @property
     def decode_tok_per_s(self) -> float | None:

@@ -21,12 +21,13 @@ ALLOWED: dict[str, set[str]] = {
     "pairing": BASE,
     "tokenizer": BASE,
     "chat_template": BASE,
-    "devices": BASE,
+    "devices": BASE | {"engine"},
+    "engine": set(),
     "cache": BASE,
     "fetch": BASE | {"bundle"},
     "gguf_tokenizer": BASE,
     "gguf_tensors": BASE,
-    "gguf_weights": BASE | {"gguf_tensors"},
+    "gguf_weights": BASE | {"engine", "gguf_tensors"},
     "gguf": BASE | {"bundle", "gguf_tokenizer", "gguf_weights"},
     "hub": BASE | {"bundle", "cache", "fetch", "gguf", "known"},
     "known": BASE | {"bundle"},
@@ -37,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "decode.speculative": BASE | {"backends.base", "decode.draft_length", "decode.verify", "drafters.base", "stats"},
     "backends.base": BASE,
     "backends.rows": BASE,
-    "backends.": BASE | {"backends."},
+    "backends.": BASE | {"backends.", "engine"},
     "drafters.base": BASE,
     "drafters.": BASE | {"drafters.base", "backends.base", "decode.sampling"},
     "pipeline": BASE | {"decode.", "drafters.base", "backends.base", "bundle", "chat_template", "stats", "tokenizer"},
@@ -101,6 +102,16 @@ def test_importing_edgespec_is_light() -> None:
 def test_the_command_line_is_light_until_a_model_is_loaded() -> None:
     engines = HEAVY - {"numpy"}
     assert not loaded_after("from edgespec.cli import cli; cli.get_command(None, 'run')") & engines
+
+
+def test_openvino_is_loaded_without_its_telemetry() -> None:
+    for code in (
+        "from edgespec.devices import devices; devices()",
+        "import edgespec.backends.openvino_paged",
+        "from edgespec.assembly import _Engine; _Engine(1, False)",
+    ):
+        loaded = loaded_after(code)
+        assert "openvino" in loaded and "openvino_telemetry" not in loaded
 
 
 def test_public_names_are_there() -> None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import openvino as ov
 from numpy.typing import NDArray
 
 from edgespec.backends.rows import RowBook
+from edgespec.engine import ov
 from edgespec.errors import BackendError, mapped
 
 _GROWTH = 1.25

@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino as ov
-from openvino import opset13 as ops
-from openvino._offline_transformations import paged_attention_transformation
 
+from edgespec.engine import ops, ov, paged_attention_transformation
 from edgespec.errors import BackendError, DeviceError, SettingError, mapped
 from edgespec.types import Numerics
 

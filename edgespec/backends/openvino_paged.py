@@ -13,12 +13,12 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-import openvino as ov
 
 from edgespec.backends.base import Capabilities, Progress, common_prefix
 from edgespec.backends.openvino_blocks import PagedCache
 from edgespec.backends.openvino_exact import ExactWidths
 from edgespec.backends.openvino_graph import HIDDEN, LOGITS_ROWS, Settings, paged_graph
+from edgespec.engine import ov
 from edgespec.errors import BackendError, ContextFull, mapped
 from edgespec.types import Step, Tree, tree_depths
 

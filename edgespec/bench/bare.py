@@ -8,10 +8,10 @@ from __future__ import annotations
 from time import perf_counter
 
 import numpy as np
-import openvino as ov
 
 from edgespec.backends.openvino_graph import LOGITS_ROWS
 from edgespec.backends.openvino_paged import OpenVINOPagedModel
+from edgespec.engine import ov
 
 BARE_ROWS = 1024
 

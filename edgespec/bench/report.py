@@ -30,7 +30,7 @@ def machine() -> dict[str, Any]:
     import os
     import platform
 
-    import openvino as ov
+    from edgespec.engine import ov
 
     return {
         "cpu": ov.Core().get_property("CPU", "FULL_DEVICE_NAME"),

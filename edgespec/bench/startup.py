@@ -16,7 +16,7 @@ PROMPT = "What is the capital of France?"
 _BARE = """
 import sys
 from pathlib import Path
-import openvino as ov
+from edgespec.engine import ov
 from edgespec.backends.openvino_graph import Settings, paged_graph
 from edgespec.backends.openvino_paged import OpenVINOPagedModel
 core = ov.Core()

@@ -10,7 +10,7 @@ def show(*things: Any) -> None:
     """Render first, then write at once: rich would turn a closed pipe into an exit code of its own."""
     from rich.console import Console
 
-    console = Console(width=None if sys.stdout.isatty() else 200)  # lines that grep and cut can work with
+    console = Console(markup=False, width=None if sys.stdout.isatty() else 200)  # lines that grep and cut can work with
     with console.capture() as captured:
         console.print(*things, sep="\n")
     sys.stdout.write(captured.get())
