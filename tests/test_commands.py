@@ -77,7 +77,10 @@ def test_a_prompt_comes_from_standard_input_too(pipeline: Pipeline) -> None:
         (["run", QUESTION, "-k", "-1"], "number of draft tokens; got -1"),
         (["run", QUESTION, "-k", "1000"], "number of draft tokens; got 1000; allowed: 0 to 63"),
         (["run", QUESTION, "-k", "3", "--draft", "none"], "there is nothing to draft"),
-        (["run", QUESTION, "--draft", "ngram", "--draft-device", "CPU"], "drafter ngram runs on no device"),
+        (
+            ["run", QUESTION, "--draft", "ngram", "--draft-device", "CPU"],
+            "only a draft model has a draft device, and ngram is none; got CPU",
+        ),
         (["run", QUESTION, "--context-length", "0"], "context_length; got 0"),
         (["run", QUESTION, "--max-new-tokens", "0"], "max_new_tokens; got 0"),
         (["run", QUESTION, "--stop", ""], "stop string is empty"),
