@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import doctest
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,16 @@ def test_links_and_named_files_exist(page: Path) -> None:
             assert (page.parent / target).exists(), target
     for name in re.findall(r"`((?:docs|tests|scripts|edgespec|export|models)/[\w./-]+\.\w+)`", text):
         assert (ROOT / name).exists(), name
+
+
+EXAMPLES = [p for p in sorted((ROOT / "edgespec").rglob("*.py")) if ">>> " in p.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_worked_examples_in_docstrings_are_true(path: Path) -> None:
+    module = import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    failed, tried = doctest.testmod(module)
+    assert tried and not failed
 
 
 def test_ci_runs_the_readmes_commands_as_they_are_written() -> None:
