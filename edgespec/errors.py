@@ -3,7 +3,8 @@
     EdgespecError
     ├── SettingError       an argument out of its range
     ├── SourceError        a model reference that cannot be found or fetched
-    │   └── IntegrityError     bytes that are not the bytes asked for (hash, size)
+    │   ├── IntegrityError     bytes that are not the bytes asked for (hash, size)
+    │   └── LicenceError       a model whose licence has to be accepted first
     ├── ConversionError    a source that cannot be turned into a bundle
     ├── BundleError        a bundle or IR folder that is missing parts or malformed
     ├── IncompatiblePair   a draft that does not fit its target
@@ -45,6 +46,10 @@ class SourceError(EdgespecError):
 
 class IntegrityError(SourceError):
     """Bytes that are not the bytes asked for."""
+
+
+class LicenceError(SourceError):
+    """A model whose licence has to be accepted first."""
 
 
 class ConversionError(EdgespecError):
