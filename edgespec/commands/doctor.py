@@ -64,8 +64,15 @@ def _memory() -> dict[str, int]:
 
 def _plan(ref: str) -> dict[str, Any]:
     """Where the model is, and what it would need."""
-    from edgespec import hub
+    from edgespec import hub, pairs
 
+    if model := pairs.find(ref):  # it would have to be fetched to know more
+        return {
+            "name": ref,
+            "repository": model.repo,
+            "drafter": model.draft or "ngram",
+            "licence": f"{model.licence} (use: {pairs.load().licences[model.licence].use})",
+        }
     manifest = hub.resolve(ref, progress=False).manifest
     drafters = [d.name for d in manifest.drafters] or ["ngram"]
     return {

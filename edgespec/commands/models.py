@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 import click
 
-from edgespec import cache, hub, known
+from edgespec import cache, hub, known, pairs
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_USE = {"any": "any", "conditions": "on conditions", "research": "research only: --accept-licence"}
 
 
 @click.command(name="models")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 def command(as_json: bool) -> None:
-    """List models: those in the cache, and those with a short name.
+    """List models: those in the cache, and those with a short name and what their licences allow.
 
     Remove a folder to free its space; the model is fetched again when it is next used.
     """
     cached = hub.cached()
+    listed = pairs.load()
     if as_json:
         listing = {
             "cache": str(cache.cache_dir()),
@@ -27,6 +34,18 @@ def command(as_json: bool) -> None:
             "known": [
                 {"name": entry.name, "aliases": entry.aliases, "about": entry.about, "licence": entry.licence}
                 for entry in known.KNOWN
+            ],
+            "pairs": [
+                {
+                    "name": name,
+                    "repo": model.repo,
+                    "file": model.file,
+                    "licence": model.licence,
+                    "use": listed.licences[model.licence].use,
+                    "draft": model.draft,
+                    "other_drafts": model.other_drafts,
+                }
+                for name, model in listed.models.items()
             ],
         }
         click.echo(json.dumps(listing, ensure_ascii=False))
@@ -44,4 +63,15 @@ def command(as_json: bool) -> None:
     names = Table("name", "also", "licence", "what it is", title="Known", title_justify="left", box=None)
     for model in known.KNOWN:
         names.add_row(model.name, ", ".join(model.aliases), model.licence, model.about)
-    tables.show(here if cached else f"Nothing cached in {cache.cache_dir()}.", "", names)
+    tables.show(here if cached else f"Nothing cached in {cache.cache_dir()}.", "", names, "", _on_hub(listed))
+
+
+def _on_hub(listed: pairs.Pairs) -> Table:
+    from rich.table import Table
+
+    columns = ("name", "draft", "other drafts", "licence", "use", "repository")
+    table = Table(*columns, title="On the Hugging Face hub, by short name", title_justify="left", box=None)
+    for name, model in listed.models.items():
+        use = _USE[listed.licences[model.licence].use]
+        table.add_row(name, model.draft or "ngram", ", ".join(model.other_drafts), model.licence, use, model.repo)
+    return table

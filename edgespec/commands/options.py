@@ -11,6 +11,9 @@ from edgespec.types import SamplingParams
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+accept_licence = click.option(
+    "--accept-licence", is_flag=True, help="Consent to a licence that allows research only (see models)."
+)
 _MODEL = [
     click.option(
         "--model",
@@ -34,6 +37,7 @@ _MODEL = [
     click.option(
         "--context-length", type=int, metavar="N", help="Most tokens of prompt and text; the model's own unless told."
     ),
+    accept_licence,
 ]
 _SAMPLING = [
     click.option("--max-new-tokens", "-n", type=int, default=512, show_default=True, metavar="N"),

@@ -3,32 +3,45 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import click
 
-from edgespec import cache, hub
+from edgespec import cache, hub, pairs
+from edgespec.commands.options import accept_licence as accept_licence_option
 
 
 @click.command(name="pull")
 @click.argument("ref", default="default")
-def command(ref: str) -> None:
+@accept_licence_option
+def command(ref: str, accept_licence: bool) -> None:
     """Fetch a model, convert it if it has to be, and check that it is whole.
 
     REF is a known name (see: edgespec models), OWNER/NAME[@REVISION] on the Hugging Face hub, a .gguf file, or a
     folder. Prints the folder of the model, which is a REF too; a model that is there already is not fetched again.
+    A name that brings a draft along has the draft fetched too.
 
     \b
     edgespec pull
+    edgespec pull qwen3-8b
     edgespec pull ./Qwen3-0.6B-Q4_K_M.gguf
     """
+    draft = pairs.default_draft(ref)
+    click.echo(_pull(ref, draft, accept_licence))
+    if draft is not None:
+        _pull(draft, None, accept_licence)
+
+
+def _pull(ref: str, draft: str | None, accept_licence: bool) -> Path:
+    """Fetch and check one model, say on stderr what it is; returns its folder."""
     progress = sys.stderr.isatty()
-    pair = hub.resolve(ref, progress=progress)
+    pair = hub.resolve(ref, accept_licence=accept_licence, progress=progress)
     own = [pair.manifest.target, *(drafter.model for drafter in pair.manifest.drafters if drafter.model)]
-    paths = [hub.model_path(pair, model, progress=progress) for model in own]
+    paths = [hub.model_path(pair, model, accept_licence=accept_licence, progress=progress) for model in own]
     pair.hashed(pair.manifest.tokenizer)
     pair.chat_template()
     size = sum(cache.size_on_disk(file) for path in paths for file in (path, path.with_suffix(".bin")))
-    click.echo(pair.root if pair.manifest.target.file else paths[0].parent)
-    drafters = ", ".join(drafter.name for drafter in pair.manifest.drafters) or "ngram"
+    drafters = draft or ", ".join(drafter.name for drafter in pair.manifest.drafters) or "ngram"
     summary = f"{pair.manifest.target.precision}, {size / 1e6:.0f} MB, drafts: {drafters}"
     click.echo(f"[{pair.name} is ready: {summary}]", err=True)
+    return pair.root if pair.manifest.target.file else paths[0].parent

@@ -1,0 +1,262 @@
+"""Short names for pairs on the hub: the list is valid, licences come first, and a name loads both of its models."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgespec import assembly, bundle, hub, known, pairs
+from edgespec.bundle import HubSource
+from edgespec.errors import BundleError, LicenceError
+from tests import test_hub as hub_tests
+from tests.test_hub import Server, bundle_with, files_of, publish
+
+ROOT = Path(__file__).parents[1]
+RESEARCH = ("qwen3-0.6b-pruned", "phi-3-mini-fastdraft", "llama-3.1-8b-fastdraft")
+VALID = """
+[licences.open]
+use = "any"
+url = "https://example.org/open"
+[licences.closed]
+use = "research"
+url = "https://example.org/closed"
+terms = "for research only"
+[models.big]
+repo = "org/big"
+licence = "open"
+draft = "small"
+[models.small]
+repo = "org/small"
+licence = "open"
+"""
+
+home, server, tiny, ir = hub_tests.home, hub_tests.server, hub_tests.tiny, hub_tests.ir
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture
+def edgespec(server: Server, tmp_path: Path):  # type: ignore[no-untyped-def]
+    """Run a command with our hub in place of the real one."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        hub_of_ours = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
+        return subprocess.run(
+            [sys.executable, "-m", "edgespec", *arguments],
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            check=False,
+            cwd=tmp_path,
+            env=os.environ | hub_of_ours,
+        )
+
+    return run
+
+
+def ir_files(ir: Path) -> dict[str, bytes]:
+    return {name: body for name, body in files_of(ir).items() if name != bundle.MANIFEST}
+
+
+# --- the list
+
+
+def test_the_list_is_valid_and_has_what_it_should() -> None:
+    listed = pairs.load()
+    assert {name.split("-")[0] for name in listed.models} == {"smollm2", "qwen2.5", "qwen3", "phi", "llama", "gemma"}
+    assert {model.licence for model in listed.models.values()} == set(listed.licences), "no licence is for nothing"
+    for name in ("smollm2-360m", "smollm2-1.7b"):
+        assert listed.models[name].draft == "smollm2-135m"
+    assert listed.licences["Intel Research Use License Agreement"].use == "research"
+
+
+def test_names_are_no_known_names() -> None:
+    assert not set(pairs.names()) & set(known.names())
+
+
+def test_no_default_draft_is_for_research_only() -> None:
+    listed = pairs.load()
+    for_research = {name for name, model in listed.models.items() if listed.licences[model.licence].use == "research"}
+    assert for_research == set(RESEARCH)
+    assert not {model.draft for model in listed.models.values()} & for_research
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('draft = "small"', 'drfat = "small"', "unknown field `drfat`"),
+        ('use = "research"', 'use = "some"', "Invalid enum value 'some'"),
+        ('draft = "small"', "draft = 1", "Expected `str \\| null`"),
+        ("[models.big]", "[models.big", "cannot read"),
+        ('terms = "for research only"', "", "licence closed has no terms"),
+        ("[models.big]", "[models.default]", "default cannot be a name"),
+        ("[models.big]", '[models."OWNER/NAME"]', "OWNER/NAME cannot be a name"),
+        ("org/big", "big", "big: repo is not OWNER/NAME"),
+        ('licence = "open"', 'licence = "opn"', "no licence opn"),
+        ('draft = "small"', 'draft = "smal"', "big: no draft smal"),
+        ('draft = "small"', 'other_drafts = ["smal"]', "big: no draft smal"),
+        (
+            'repo = "org/small"\nlicence = "open"',
+            'repo = "org/small"\nlicence = "closed"',
+            "small is for research only and cannot be the default",
+        ),
+    ],
+)
+def test_a_list_with_a_mistake_is_refused(tmp_path: Path, old: str, new: str, said: str) -> None:
+    path = tmp_path / pairs.FILE
+    path.write_text(VALID, encoding="utf-8")
+    assert pairs.read(path).models["big"].draft == "small"
+    path.write_text(VALID.replace(old, new), encoding="utf-8")
+    with pytest.raises(BundleError, match=said):
+        pairs.read(path)
+    path.unlink()
+    with pytest.raises(BundleError, match="cannot read"):
+        pairs.read(path)
+
+
+def test_it_is_read_only_when_a_name_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = (
+        "import edgespec; from edgespec.cli import cli; cli.get_command(None, 'run'); import sys; print(*sys.modules)"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert not {"edgespec.pairs", "tomllib", "tomli"} & set(loaded)
+
+    monkeypatch.setattr(pairs, "load", lambda: pytest.fail("the list was read for the default model"))
+    assert hub.resolve("default").name == "smollm2-135m-instruct"
+    assert pairs.default_draft("default") is None
+    pairs.require_consent("default", accepted=False)
+
+
+def test_the_wheel_has_it_and_the_document_says_what_it_means() -> None:
+    assert f'"models/{pairs.FILE}" = "edgespec/_models/{pairs.FILE}"' in (ROOT / "pyproject.toml").read_text("utf-8")
+    text = (ROOT / "docs" / "bundle.md").read_text(encoding="utf-8").split("## Pairs")[1].split("\n## ")[0]
+    for kind in (pairs.Licence, pairs.Model):
+        assert [key for key in kind.__struct_fields__ if f"`{key}`" not in text] == []
+
+
+# --- licences
+
+
+@pytest.mark.parametrize("name", RESEARCH)
+def test_research_only_needs_consent_before_any_network(
+    name: str, offline: None, home: Path, ir: Path, tmp_path: Path
+) -> None:
+    repo = pairs.load().models[name].repo
+    pair = bundle_with(HubSource(repo=repo, revision="main"), ir, tmp_path / "pair")
+    for attempt in (
+        lambda: hub.resolve(name),
+        lambda: hub.resolve(repo),
+        lambda: hub.resolve(f"{repo.lower()}@main"),
+        lambda: hub.model_path(pair, pair.manifest.target),
+        lambda: assembly.load(name),
+        lambda: assembly.load("phi-3-mini", draft=name),
+        lambda: assembly.load("phi-3-mini", draft=repo),
+    ):
+        with pytest.raises(LicenceError, match="--accept-licence"):
+            attempt()
+    assert not home.exists()
+
+
+def test_refused_on_the_command_line_it_is_one_line(edgespec, server: Server) -> None:  # type: ignore[no-untyped-def]
+    for arguments in (
+        ("pull", "phi-3-mini-fastdraft"),
+        ("run", "--model", "phi-3-mini", "--draft", "phi-3-mini-fastdraft", "Hello"),
+        ("run", "--model", "llama-3.1-8b-fastdraft", "Hello"),
+    ):
+        ran = edgespec(*arguments)
+        assert (ran.returncode, ran.stdout) == (2, ""), ran.stderr
+        assert ran.stderr.startswith("error: ") and ran.stderr.count("\n") == 1
+        assert "Intel Research Use License Agreement, for research purposes only" in ran.stderr
+    assert server.requests == []
+
+
+def test_with_consent_it_is_fetched_and_says_what_it_is(edgespec, server: Server, ir: Path) -> None:  # type: ignore[no-untyped-def]
+    publish(server, ir_files(ir), repo="OpenVINO/Phi-3-mini-FastDraft-50M-int8-ov")
+    ran = edgespec("pull", "phi-3-mini-fastdraft", "--accept-licence")
+    assert ran.returncode == 0, ran.stderr
+    notice, ready = ran.stderr.splitlines()
+    assert "for research purposes only" in notice and "is ready" in ready
+    server.down = True
+    assert edgespec("pull", "phi-3-mini-fastdraft").returncode == 2, "what is here already needs it too"
+    assert edgespec("pull", "phi-3-mini-fastdraft", "--accept-licence").returncode == 0
+
+
+def test_conditions_are_named_before_the_download_and_need_no_consent(edgespec, server: Server, ir: Path) -> None:  # type: ignore[no-untyped-def]
+    publish(server, {"config.json": b"{}"}, repo="llmware/llama-3.2-3b-instruct-ov")
+    failed = edgespec("pull", "llama-3.2-3b")
+    assert failed.returncode == 2
+    assert failed.stderr.startswith("llmware/llama-3.2-3b-instruct-ov comes under the Llama 3.2 Community License: ")
+
+    publish(server, ir_files(ir), repo="llmware/llama-3.2-3b-instruct-ov")
+    publish(server, ir_files(ir), repo="llmware/llama-3.2-1b-instruct-ov")
+    ran = edgespec("pull", "llama-3.2-3b")
+    assert ran.returncode == 0, ran.stderr
+    assert ["comes under the Llama 3.2" in line for line in ran.stderr.splitlines()] == [True, False, True, False]
+    assert len(ran.stdout.splitlines()) == 1
+    assert "comes under" not in edgespec("pull", "llama-3.2-3b").stderr, "nothing is fetched the second time"
+
+
+# --- from a name to a pair
+
+
+def test_a_name_runs_target_and_draft(edgespec, server: Server, ir: Path) -> None:  # type: ignore[no-untyped-def]
+    publish(server, ir_files(ir), repo="OpenVINO/Qwen3-8B-int4-ov")
+    publish(server, ir_files(ir), repo="OpenVINO/Qwen3-0.6B-int8-ov")
+    command = ("run", "--model", "qwen3-8b", "--numerics", "fast", "-n", "6", "--ignore-eos", "--json", "Hello")
+    ran = edgespec(*command)
+    assert ran.returncode == 0, ran.stderr
+    told = json.loads(ran.stdout)
+    assert (told["model"], told["drafter"]) == ("OpenVINO/Qwen3-8B-int4-ov", "OpenVINO/Qwen3-0.6B-int8-ov")
+    assert told["devices"] == {"target": "CPU", "draft": "CPU"}
+    assert told["proposed"] > 0
+    plain = json.loads(edgespec(*command, "--draft", "none").stdout)
+    assert (plain["drafter"], plain["token_ids"]) == ("none", told["token_ids"])
+
+
+def test_a_gguf_file_of_a_repository_is_a_draft_too(edgespec, server: Server, ir: Path, tiny: Path) -> None:  # type: ignore[no-untyped-def]
+    publish(server, ir_files(ir), repo="OpenVINO/Qwen2.5-7B-Instruct-int4-ov")
+    repo, file = "Qwen/Qwen2.5-0.5B-Instruct-GGUF", "qwen2.5-0.5b-instruct-q8_0.gguf"
+    publish(server, {"another.gguf": b""}, repo=repo)
+    assert f"does not have {file}" in edgespec("pull", "qwen2.5-7b").stderr
+
+    publish(server, {file: tiny.read_bytes(), "another.gguf": b"x"}, repo=repo)
+    pulled = edgespec("pull", "qwen2.5-7b")
+    assert pulled.returncode == 0, pulled.stderr
+    assert pulled.stderr.splitlines()[-1].startswith("[qwen2.5-0.5b-instruct-q8_0 is ready: f16")
+    assert not server.asked_for("another.gguf")
+
+    server.down, server.requests = True, []
+    ran = edgespec("run", "--model", "qwen2.5-7b", "--numerics", "fast", "-n", "4", "--ignore-eos", "--json", "Hello")
+    assert json.loads(ran.stdout)["drafter"] == "qwen2.5-0.5b-instruct-q8_0", ran.stderr
+    assert server.requests == [], "what was pulled needs no network"
+
+
+def test_models_and_doctor_tell_without_a_network(edgespec, server: Server) -> None:  # type: ignore[no-untyped-def]
+    table = edgespec("models").stdout
+    assert [line for line in table.splitlines() if "phi-3-mini-fastdraft " in line and "research only" in line]
+    listed = {entry["name"]: entry for entry in json.loads(edgespec("models", "--json").stdout)["pairs"]}
+    assert listed["llama-3.1-8b"]["licence"] == "Llama 3.1 Community License"
+    assert (listed["qwen3-8b"]["use"], listed["qwen3-8b"]["draft"]) == ("any", "qwen3-0.6b")
+    plan = json.loads(edgespec("doctor", "--model", "gemma-7b", "--json").stdout)["model"]
+    assert plan["drafter"] == "gemma-2b"
+    assert server.requests == []
+
+
+def test_a_name_that_is_nearly_one_is_suggested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for typed, meant in (("qwen3-8", "qwen3-8b"), ("phi3-mini", "phi-3-mini"), ("smollm2-136m", "smollm2-135m or")):
+        with pytest.raises(hub.SourceError, match=f"Did you mean {meant}"):
+            hub.resolve(typed)
