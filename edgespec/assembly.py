@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edgespec import cache, hub, pairs
 from edgespec.bundle import Bundle, ModelFile
+from edgespec.bundle import Drafter as DrafterEntry
 from edgespec.drafters.base import Drafter, NoDrafter
 from edgespec.drafters.ngram import NGram
 from edgespec.drafters.small_model import SmallModel
@@ -163,17 +164,14 @@ def _drafter(
             return NGram(), None
         id_map = _id_map(pair, own.id_map, own.model.vocab_size, vocab_size)
         model = engine.model(pair, own.model, device, is_draft=True, context_length=own.context_length)
-        readable = own.model.vocab_size if id_map is None else vocab_size  # a trimmed head keeps the whole input
-        drafter = SmallModel(model, vocab_size, id_map=id_map, blocked=own.blocked, readable=readable, name=own.name)
-        return drafter, device
+        reads = _reads(own, id_map, own.model.vocab_size, vocab_size)
+        return SmallModel(model, vocab_size, id_map=id_map, blocked=own.blocked, reads=reads, name=own.name), device
     other = hub.resolve(draft, accept_licence=engine.accept_licence, progress=engine.progress)
     pairing = check_pair(_vocabulary(pair), _vocabulary(other))
     length = other.manifest.generation.context_length
     model = engine.model(other, other.manifest.target, device, is_draft=True, context_length=length)
-    drafter = SmallModel(
-        model, vocab_size, blocked=pairing.blocked, readable=other.manifest.target.vocab_size, name=other.name
-    )
-    return drafter, device
+    reads = _reads(None, None, other.manifest.target.vocab_size, vocab_size)
+    return SmallModel(model, vocab_size, blocked=pairing.blocked, reads=reads, name=other.name), device
 
 
 def _vocabulary(bundle: Bundle) -> Vocabulary:
@@ -193,12 +191,27 @@ def _id_map(pair: Bundle, file: str | None, draft_vocab: int, target_vocab: int)
         ids.shape != (draft_vocab,)
         or ids.dtype != np.int32
         or not len(ids)
-        or ids.min() < 0
+        or ids.min() < -1
         or ids.max() >= target_vocab
     ):
         raise BundleError(
             f"{file} is not a map from draft logits to target ids",
             got=f"{ids.dtype} {ids.shape}",
-            allowed=f"int32 ({draft_vocab},), values 0..{target_vocab - 1}",
+            allowed=f"int32 ({draft_vocab},), values -1..{target_vocab - 1}",
         )
     return ids
+
+
+def _reads(
+    own: DrafterEntry | None, id_map: NDArray[np.int32] | None, draft_vocab: int, target_vocab: int
+) -> NDArray[np.intp] | None:
+    """What the draft reads for each target id; None if it is the id itself."""
+    if own is not None and own.unknown is not None and id_map is not None:
+        if not 0 <= own.unknown < draft_vocab:
+            raise BundleError(f"drafter {own.name}: unknown", got=own.unknown, allowed=f"0..{draft_vocab - 1}")
+        reads = np.full(target_vocab, own.unknown)
+        reads[id_map[id_map >= 0]] = np.flatnonzero(id_map >= 0)
+        return reads
+    if id_map is not None or draft_vocab >= target_vocab:  # a head trimmed alone reads every id
+        return None
+    return np.where(np.arange(target_vocab) < draft_vocab, np.arange(target_vocab), 0)

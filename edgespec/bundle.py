@@ -67,7 +67,9 @@ class Drafter(_Strict, frozen=True, kw_only=True):
     kind: Literal["small_model", "ngram"]
     model: ModelFile | None = None
     id_map: str | None = None
-    """file of int32 target ids, one per draft logit, when the draft's output vocabulary is trimmed (.npy)"""
+    """file of int32 target ids, one per draft logit, when the draft's vocabulary is trimmed (.npy); -1: no token"""
+    unknown: int | None = None
+    """the draft's input is trimmed like its output, and this is what it reads for a token outside id_map"""
     num_draft_tokens: int | None = None
     """k that measured best with this target"""
     context_length: Count | None = None

@@ -64,6 +64,15 @@ def trimmed() -> SmallModel:
     return SmallModel(FakeModel(lambda text: TABLE(text)[ids], len(ids)), VOCAB, id_map=ids, name="trimmed")
 
 
+def trimmed_on_both_sides() -> SmallModel:
+    """Reads by its own ids too; its last row stands for every token it has no id for."""
+    ids = np.array([0, 3, 4, 7, 9, 11, 20, -1], np.int32)
+    reads = np.full(VOCAB, 7)
+    reads[ids[:7]] = np.arange(7)
+    model = FakeModel(lambda text: TABLE(tuple(int(ids[token]) for token in text))[ids], len(ids))
+    return SmallModel(model, VOCAB, id_map=ids, reads=reads, name="trimmed on both sides")
+
+
 def padded() -> SmallModel:
     wide = FakeModel(lambda text: np.concatenate([TABLE(text), np.full(8, 99.0, np.float32)]), VOCAB + 8)
     return SmallModel(wide, VOCAB, blocked=(3,), name="padded")
@@ -79,6 +88,7 @@ DRAFTERS = {
     "opposite": lambda: SmallModel(FakeModel(lambda text: -TABLE(text), VOCAB), VOCAB),
     "short-context": lambda: SmallModel(FakeModel(TABLE, VOCAB, capacity=20), VOCAB),
     "trimmed": trimmed,
+    "trimmed on both sides": trimmed_on_both_sides,
     "padded": padded,
 }
 
@@ -237,6 +247,18 @@ def test_heuristic_follows_transformers_rule() -> None:
     assert [after(4, 4), after(6, 2), after(5, 5), after(0, 0)] == [6, 5, 7, 7]
     assert [after(7, 0) for _ in range(9)][-1] == 1
     assert length.next(0) == 0
+
+
+def test_a_draft_trimmed_on_both_sides_reads_its_own_ids_and_proposes_the_targets() -> None:
+    ids = np.array([5, 9, -1], np.int32)
+    reads = np.full(VOCAB, 2)
+    reads[[5, 9]] = 0, 1
+    model = FakeModel(lambda text: np.array([0, 1, 9] if text[-1] == 0 else [1, 0, 9], np.float32), 3)
+    drafter = SmallModel(model, VOCAB, id_map=ids, reads=reads)
+    for params in (SamplingParams(), SamplingParams(repetition_penalty=1.01), SamplingParams(temperature=0.01, seed=1)):
+        drafter.begin([7, 5, 9, 5], params)
+        assert drafter.propose([7, 5, 9, 5], 3).tokens == (9, 5, 9)
+    assert model.cache.tokens[:4] == [2, 0, 1, 0]
 
 
 def test_a_trimmed_draft_honours_blocked_ids_and_needs_one_to_propose() -> None:

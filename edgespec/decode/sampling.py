@@ -35,9 +35,10 @@ def choose(logits: Logits, context: Sequence[int], params: SamplingParams, posit
     return draw(row, params, len(context) if position is None else position)
 
 
-def draw(logits: Logits, params: SamplingParams, position: int) -> int:
-    """Keyed draw from adjusted logits."""
-    tokens, scaled = truncate(logits, params)
+def draw(logits: Logits, params: SamplingParams, position: int, ids: NDArray[np.integer] | None = None) -> int:
+    """Keyed draw from adjusted logits. ids: the token of each logit, where it is not its index."""
+    kept, scaled = truncate(logits, params)
+    tokens: NDArray[np.integer] = kept if ids is None else ids[kept]
     assert params.seed is not None
     # No token this far below the leader's total can win, whatever its noise: skip computing it.
     top = int(scaled.argmax())

@@ -1,7 +1,7 @@
 """A small language model as the drafter (FastDraft, arXiv 2411.11055): its own cache, the target's token ids.
 
-The draft's output vocabulary may be padded (more logits than ids) or trimmed (fewer logits, with a map to the ids).
-When sampling, it draws with the noise of the position it drafts for, the same the target will use (see
+The draft's vocabulary may be padded (more logits than ids) or trimmed (fewer, with a map to the target's ids); what
+it proposes are always the target's. When sampling, it draws with the noise of the position it drafts for, the same the target will use (see
 decode.sampling).
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgespec.backends.base import Model
-from edgespec.decode.sampling import choose
+from edgespec.decode.sampling import choose, draw
 from edgespec.errors import IncompatiblePair
 from edgespec.types import Draft, Logits, SamplingParams, Step, Verdict
 
@@ -22,9 +22,9 @@ class SmallModel:
     """Drafts one token a forward. Its cache catches up from ``context[cache.length:]`` when a round begins.
 
     vocab_size: number of the target's logits.
-    id_map: ``(draft_vocab,)`` target id of each draft logit, when the output vocabulary is trimmed.
-    blocked: ids never to propose: padding, and tokens that mean something else to the target.
-    readable: ids from here on are unknown to the draft's input; it reads token 0 in their place.
+    id_map: ``(draft_vocab,)`` target id of each draft logit, when the output vocabulary is trimmed; -1: no token.
+    blocked: target ids never to propose: padding, and tokens that mean something else to the target.
+    reads: ``(vocab_size,)`` what the draft reads for each target id, where that is not the id itself.
     """
 
     def __init__(
@@ -34,20 +34,20 @@ class SmallModel:
         *,
         id_map: NDArray[np.int32] | None = None,
         blocked: Collection[int] = (),
-        readable: int | None = None,
+        reads: NDArray[np.integer] | None = None,
         name: str = "small_model",
     ) -> None:
         self.name = name
         self.model = model
         self._params = SamplingParams()
-        self._readable = readable if readable is not None else vocab_size
+        self._reads: list[int] | None = reads.tolist() if reads is not None else None
         ids = id_map if id_map is not None else np.arange(min(model.vocab_size, vocab_size))
-        self._columns = np.flatnonzero(~np.isin(ids, list(blocked)))
-        self._ids = ids[self._columns]
-        if not len(self._ids):
+        columns = np.flatnonzero((ids >= 0) & ~np.isin(ids, list(blocked)))
+        if not len(columns):
             raise IncompatiblePair(f"draft {name} has no token that it may propose")
+        self._columns = columns if len(columns) < model.vocab_size else slice(None)
+        self._ids = ids[columns]
         self._row = np.full(vocab_size, -np.inf, np.float32)  # the draft's logits, at their target ids
-        self._plain = id_map is None and len(self._ids) == model.vocab_size == vocab_size
 
     def begin(self, context: Sequence[int], params: SamplingParams) -> None:
         self._params = params
@@ -63,15 +63,12 @@ class SmallModel:
             self.model.prefill(self._read(context[:-1]))
             pending = pending[-1:]
         step = self.model.forward(pending, num_logits=1)
-        text = list(context) if self._params.repetition_penalty != 1.0 else []
         tokens: list[int] = []
         while True:
-            token = choose(self._target_logits(step.logits[-1]), text, self._params, len(context) + len(tokens))
-            tokens.append(token)
-            text.append(token)
+            tokens.append(self._choose(step.logits[-1], context, tokens))
             if len(tokens) == k:
                 return Draft(tuple(tokens))
-            step = self.model.forward([token])
+            step = self.model.forward(self._read(tokens[-1:]))
 
     def commit(self, context: Sequence[int], verdict: Verdict, step: Step) -> None:
         """Forget the rows of rejected tokens: keep what was committed before the round and what it accepted."""
@@ -82,12 +79,15 @@ class SmallModel:
     def reset(self) -> None:
         self.model.cache.reset()
 
-    def _read(self, tokens: Sequence[int]) -> list[int]:
-        return [token if token < self._readable else 0 for token in tokens]
+    def _read(self, tokens: Sequence[int]) -> Sequence[int]:
+        return tokens if self._reads is None else [self._reads[token] for token in tokens]
 
-    def _target_logits(self, logits: Logits) -> Logits:
-        """``(draft_vocab,)`` -> ``(target_vocab,)``, minus infinity where the draft has nothing to say."""
-        if self._plain:
-            return logits
-        self._row[self._ids] = logits[self._columns]
-        return self._row
+    def _choose(self, logits: Logits, context: Sequence[int], drafted: Sequence[int]) -> int:
+        """The target id to propose after ``context`` and ``drafted``. logits: ``(draft_vocab,)``."""
+        params, position = self._params, len(context) + len(drafted)
+        known = logits[self._columns]
+        if params.repetition_penalty == 1.0 and not params.logit_bias:
+            best = int(known.argmax())
+            return int(self._ids[best]) if params.greedy else draw(known, params, position, self._ids)
+        self._row[self._ids] = known
+        return choose(self._row, [*context, *drafted], params, position)
