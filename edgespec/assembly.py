@@ -16,6 +16,7 @@ from edgespec import cache, hub, pairs
 from edgespec.bundle import Bundle, ModelFile
 from edgespec.bundle import Drafter as DrafterEntry
 from edgespec.drafters.base import Drafter, NoDrafter
+from edgespec.drafters.fallback import Fallback
 from edgespec.drafters.ngram import NGram
 from edgespec.drafters.small_model import SmallModel
 from edgespec.errors import BundleError, SettingError
@@ -23,6 +24,9 @@ from edgespec.pairing import Vocabulary, check_pair
 from edgespec.pipeline import Pipeline
 from edgespec.tokenizer import Tokenizer
 from edgespec.types import Numerics
+
+_SURE = 3
+"""tokens that must have stood in the text before for prompt lookup to go ahead of a draft model (docs/log.md)"""
 
 if TYPE_CHECKING:
     from edgespec.backends.openvino_exact import ExactWidths
@@ -156,22 +160,29 @@ def _drafter(
     """The drafter asked for, and the device it runs on if it is a model."""
     if draft == "none":
         return NoDrafter(), None
-    if draft == "ngram":
-        return NGram(), None
-    if draft is None:
-        own = next(iter(pair.manifest.drafters), None)
-        if own is None or own.model is None:
-            return NGram(), None
-        id_map = _id_map(pair, own.id_map, own.model.vocab_size, vocab_size)
-        model = engine.model(pair, own.model, device, is_draft=True, context_length=own.context_length)
-        reads = _reads(own, id_map, own.model.vocab_size, vocab_size)
-        return SmallModel(model, vocab_size, id_map=id_map, blocked=own.blocked, reads=reads, name=own.name), device
+    own = [entry for entry in pair.manifest.drafters if draft in (None, entry.name)]
+    lookup = next((NGram() for entry in own if entry.kind == "ngram"), None)
+    small = next((entry for entry in own if entry.model is not None), None)
+    if small is not None:
+        drafter = _small_model(engine, pair, small, vocab_size, device)
+        return drafter if lookup is None else Fallback(NGram(shortest=_SURE), drafter), device
+    if own or draft in (None, "ngram"):
+        return lookup or NGram(), None
     other = hub.resolve(draft, accept_licence=engine.accept_licence, progress=engine.progress)
     pairing = check_pair(_vocabulary(pair), _vocabulary(other))
     length = other.manifest.generation.context_length
     model = engine.model(other, other.manifest.target, device, is_draft=True, context_length=length)
     reads = _reads(None, None, other.manifest.target.vocab_size, vocab_size)
     return SmallModel(model, vocab_size, blocked=pairing.blocked, reads=reads, name=other.name), device
+
+
+def _small_model(engine: _Engine, pair: Bundle, own: DrafterEntry, vocab_size: int, device: str) -> SmallModel:
+    """A draft model of the bundle's own."""
+    assert own.model is not None
+    id_map = _id_map(pair, own.id_map, own.model.vocab_size, vocab_size)
+    model = engine.model(pair, own.model, device, is_draft=True, context_length=own.context_length)
+    reads = _reads(own, id_map, own.model.vocab_size, vocab_size)
+    return SmallModel(model, vocab_size, id_map=id_map, blocked=own.blocked, reads=reads, name=own.name)
 
 
 def _vocabulary(bundle: Bundle) -> Vocabulary:

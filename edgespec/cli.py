@@ -19,6 +19,7 @@ COMMANDS = {
     "pull": "Fetch a model into the cache.",
     "models": "List models: cached and known.",
     "export": "Convert a target and its draft into a bundle.",
+    "train": "Train a draft for a target, and measure what it is worth.",
     "bench": "Measure the loop on this machine.",
     "doctor": "Show devices, versions and memory, and what will run where.",
 }

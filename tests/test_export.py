@@ -18,7 +18,6 @@ pytest.importorskip("optimum.intel", reason="needs edgespec[export]")
 
 from edgespec_export import Request, Weights, export, split_weights, texts
 from edgespec_export.sources import resolve
-
 from tests import tiny_models
 
 INSTALLED = ("llama", "phi3", "qwen2", "qwen3")

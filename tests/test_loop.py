@@ -13,6 +13,7 @@ from edgespec.decode.autoregressive import autoregressive
 from edgespec.decode.draft_length import DraftLength, Fixed, Heuristic
 from edgespec.decode.speculative import speculative
 from edgespec.drafters.base import Drafter, NoDrafter
+from edgespec.drafters.fallback import Fallback
 from edgespec.drafters.ngram import NGram
 from edgespec.drafters.small_model import SmallModel
 from edgespec.errors import IncompatiblePair
@@ -90,6 +91,7 @@ DRAFTERS = {
     "trimmed": trimmed,
     "trimmed on both sides": trimmed_on_both_sides,
     "padded": padded,
+    "fallback": lambda: Fallback(NGram(), SmallModel(close_to(5), VOCAB)),
 }
 
 

@@ -1,8 +1,8 @@
 """A small language model as the drafter (FastDraft, arXiv 2411.11055): its own cache, the target's token ids.
 
 The draft's vocabulary may be padded (more logits than ids) or trimmed (fewer, with a map to the target's ids); what
-it proposes are always the target's. When sampling, it draws with the noise of the position it drafts for, the same the target will use (see
-decode.sampling).
+it proposes are always the target's. When sampling, it draws with the noise of the position it drafts for, the same
+the target will use (see decode.sampling).
 """
 
 from __future__ import annotations

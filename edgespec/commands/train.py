@@ -1,0 +1,117 @@
+"""``edgespec train``: make a draft for a target, and see what it is worth. The work is in edgespec_train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgespec.bench.report import show
+from edgespec.commands.options import model_options
+
+_PATH = click.Path(path_type=Path)
+_output = click.option("-o", "--output", metavar="DIR", required=True, type=_PATH, help="Work folder.")
+_CORPUS = [
+    click.option("--corpus-tokens", type=click.IntRange(1), default=1_000_000, show_default=True, metavar="N"),
+    click.option("--folder", "folders", multiple=True, metavar="DIR", help="Your own code or text, to ask about too."),
+    click.option("--exclude", multiple=True, metavar="FILE", help="Benchmark prompts that must not be trained on."),
+    click.option("--new-tokens", type=click.IntRange(1), default=160, show_default=True, help="Longest answer."),
+    click.option("--texts-per-shard", type=click.IntRange(8), default=640, show_default=True),
+    click.option("--corpus-seed", "corpus_seed", type=int, default=0, show_default=True),
+    click.option("--ray", is_flag=True, help="Make shards with Ray Data (extra train-ray)."),
+]
+
+
+def _corpus_options(function: Any) -> Any:
+    for option in reversed(_CORPUS):
+        function = option(function)
+    return function
+
+
+@click.group(name="train")
+def command() -> None:
+    """Train a draft for a target, and measure what it is worth."""
+
+
+@command.command()
+@click.argument("target")
+@_output
+@_corpus_options
+def corpus(target: str, output: Path, **plan: Any) -> None:
+    """Let TARGET write the text a draft is trained on, into DIR/corpus. Goes on where it was stopped."""
+    from edgespec_train import write_corpus
+
+    click.echo(write_corpus(target, output, _say, **plan))
+
+
+@command.command()
+@click.argument("target")
+@_output
+@_corpus_options
+@click.option("--corpus", "corpus_folder", type=_PATH, metavar="DIR", help="Shards made before.  [default: DIR/corpus]")
+@click.option("--steps", type=click.IntRange(1), default=2000, show_default=True, help="Batches to train on.")
+@click.option("--batch", "tokens_per_batch", type=click.IntRange(64), default=3072, show_default=True, metavar="TOKENS")
+@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=2e-3, show_default=True)
+@click.option("--loss", type=click.Choice(["kd", "ce", "ce+kd"]), default="kd", show_default=True, help="See README.")
+@click.option(
+    "--layers", type=click.IntRange(1), default=2, show_default=True, help="Take the target's first N layers."
+)
+@click.option("--from-layers", metavar="I,J,...", help="Take these layers of the target instead.")
+@click.option("--from-scratch", is_flag=True, help="Begin from random weights instead of the target's.")
+@click.option("--hidden", type=click.IntRange(1), metavar="N", help="Width of a draft from scratch.")
+@click.option("--intermediate", type=click.IntRange(1), metavar="N", help="Width of its MLP.")
+@click.option("--vocabulary", type=click.IntRange(16), default=8192, show_default=True, help="Tokens it can propose.")
+@click.option("--weights", type=click.Choice(["int8", "int4", "f16", "f32"]), default="int8", show_default=True)
+@click.option("--evaluate-every", type=click.IntRange(1), default=200, show_default=True, metavar="STEPS")
+@click.option("--seed", type=int, default=0, show_default=True)
+def fastdraft(target: str, output: Path, **options: Any) -> None:
+    """Train a small draft for TARGET (FastDraft, arXiv 2411.11055); prints the folder of the bundle with both.
+
+    TARGET is a transformers folder, a .gguf file, OWNER/NAME[@REVISION] on the Hugging Face hub, or a known name.
+    All work is in DIR; after an interruption the same command goes on. On several devices:
+    accelerate launch -m edgespec train fastdraft ...
+
+    \b
+    edgespec train fastdraft default -o work --corpus-tokens 1000000 --steps 2000
+    """
+    from edgespec_train import fastdraft as train
+
+    plan = {name: options.pop(name) for name in ("corpus_tokens", "folders", "exclude", "new_tokens", "ray")}
+    plan |= {name: options.pop(name) for name in ("texts_per_shard", "corpus_seed")}
+    click.echo(train(target, output, _say, plan, options))
+
+
+@command.command()
+@model_options
+@click.option("--prompts", type=_PATH, metavar="FILE", help="Lines of JSON (kind, text).  [default: 12 of our own]")
+@click.option("--new-tokens", type=click.IntRange(2), default=128, show_default=True)
+@click.option("--temperature", "-t", type=float, default=0.0, show_default=True, help="0 is greedy.")
+@click.option("--timed", type=click.IntRange(0), default=2, show_default=True, help="Texts to time in each category.")
+def evaluate(prompts: Path | None, new_tokens: int, temperature: float, timed: int, **options: Any) -> None:
+    """Acceptance by category and position, block efficiency, and measured speed-up of a pair's drafter."""
+    from edgespec.assembly import load
+    from edgespec_train.report import evaluate_pair
+
+    options["ref"] = options.pop("model")
+    pipeline = load(**options, progress=True)
+    evaluate_pair(pipeline, prompts, new_tokens=new_tokens, temperature=temperature, timed=timed)
+
+
+@command.command()
+@click.option("--model", "-m", metavar="REF", default="default", show_default=True, help="The target.")
+@click.option("--rounds", type=click.IntRange(3), default=30, show_default=True, help="Forwards of each shape.")
+def latency(model: str, rounds: int) -> None:
+    """Time draft steps of many shapes with random weights: what a layer, a width, a token costs on this machine."""
+    from edgespec_train import sweep
+
+    rows = []
+    for timed in sweep(model, rounds):
+        rows.append((str(timed.candidate), timed.megabytes, timed.step_ms, timed.ratio))
+        _say(f"{rows[-1][0]}: {timed.step_ms:.2f} ms, {timed.ratio:.3f} of a step of the target")
+    columns = ["draft", "MB", "ms a step", "of a target step"]
+    show("latency of draft shapes", columns, rows, {"shapes": {row[0]: row[1:] for row in rows}})
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)

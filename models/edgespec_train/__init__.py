@@ -1,0 +1,81 @@
+"""Recipes that make drafts, and the measurements that say what they are worth.
+
+    sources      where prompts come from: the target itself, real code, real text
+    writer       many texts at a time by the target, with its best log-probabilities at every token
+    corpus       both into shards on disk (shards), any number of them on any number of machines
+    draft_model  the draft: shape, trimmed vocabulary, weights of the target
+    begin        the output head fitted to the layers that were copied
+    batches, losses, fastdraft    training with checkpoints, judged by acceptance
+    pack         OpenVINO IR and bundle
+    make         all of the above in order, in one folder
+    evaluate     acceptance, block efficiency and speed-up by category (needs no torch)
+    latency      what a shape costs per step on this machine
+
+See models/README.md for the recipe of the draft that ships.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgespec.errors import SettingError
+from edgespec_export import quiet
+
+if TYPE_CHECKING:
+    from edgespec_train.latency import Timed
+
+Say = Callable[[str], None]
+_EXPORT = ("torch", "transformers", "optimum.intel", "nncf")
+
+
+def write_corpus(target: str, folder: Path, say: Say, *, corpus_tokens: int, ray: bool, **plan: Any) -> Path:
+    """Let ``target`` write until there are ``corpus_tokens``, in shards in ``folder/corpus``; returns that folder."""
+    _check_installed(*_EXPORT, *(["ray"] if ray else []))
+    with quiet.libraries(verbose=False):
+        from edgespec_train import make
+
+        pair = make.target_bundle(target, folder, say)
+        return make.corpus_of(pair, folder / "corpus", corpus_tokens, say, ray=ray, **plan)
+
+
+def fastdraft(target: str, folder: Path, say: Say, plan: dict[str, Any], options: dict[str, Any]) -> Path:
+    """Train a draft for ``target``; returns the folder of the bundle with both.
+
+    plan: arguments of ``write_corpus``; not used if ``options`` names a corpus. options: see ``make.Making.of``.
+    """
+    _check_installed(*_EXPORT, "accelerate", "matplotlib")
+    with quiet.libraries(verbose=False):
+        from edgespec_train import make
+
+        making = make.Making.of(target, folder, options)
+        pair = make.target_bundle(target, folder, say)
+        if making.corpus == folder / "corpus":
+            make.corpus_of(pair, making.corpus, plan.pop("corpus_tokens"), say, **plan)
+        return make.make_draft(making, pair, say)
+
+
+def sweep(target: str, rounds: int) -> Iterator[Timed]:
+    """Time draft shapes against ``target``: a known name or a bundle."""
+    _check_installed(*_EXPORT)
+    with quiet.libraries(verbose=False):
+        from edgespec_train import latency
+
+        yield from latency.sweep_for(target, rounds)
+
+
+def _check_installed(*names: str) -> None:
+    missing = []
+    for name in names:
+        try:
+            if find_spec(name) is None:
+                missing.append(name)
+        except (ModuleNotFoundError, ValueError):
+            missing.append(name)
+    if missing:
+        raise SettingError(
+            f"training needs packages that are not installed: {', '.join(missing)}",
+            hint="install them: pip install 'edgespec[train]' (--ray: train-ray); in a clone: pip install '.[train]'",
+        )

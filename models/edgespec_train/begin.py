@@ -1,0 +1,50 @@
+"""Where the training begins: the target's first layers, and an output head fitted to them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from edgespec_train.batches import Texts
+from edgespec_train.fastdraft import hidden_states
+
+
+@torch.no_grad()
+def fit_head(
+    draft: Any,
+    target: PreTrainedModel,
+    texts: Texts,
+    *,
+    rows: int = 20_000,
+    ridge: float = 0.01,
+    seed: int = 99,
+) -> float:
+    """Fold the map from the draft's last hidden state to the target's into the draft's output head; returns R squared.
+
+    A draft that copies the target's first layers ends in the target's hidden state after these layers. The linear map
+    from there to the target's last hidden state (the tuned lens, Belrose et al. 2023, arXiv 2303.08112) is least
+    squares over ``rows`` answer rows, and costs nothing at run time: head times map is a head.
+    """
+    device = next(draft.parameters()).device
+    draft.model.norm.weight.fill_(1.0)
+    d = draft.config.hidden_size
+    xx = torch.zeros(d, d, dtype=torch.float64, device=device)
+    xy = torch.zeros(d, d, dtype=torch.float64, device=device)
+    yy, seen = 0.0, 0
+    for some in texts.batches(seed, 3072):
+        batch = texts.batch(some).to(device)
+        x = hidden_states(draft, batch.tokens)[batch.rows].double()
+        y = hidden_states(target, torch.from_numpy(texts.padded(some)).to(device))[batch.rows].double()
+        xx += x.T @ x
+        xy += x.T @ y
+        yy += float((y * y).sum())
+        seen += len(x)
+        if seen >= rows:
+            break
+    damping = ridge * xx.diagonal().mean() * torch.eye(d, dtype=torch.float64, device=device)
+    lens = torch.linalg.solve(xx + damping, xy)
+    head = draft.get_output_embeddings().weight
+    head.copy_((head.double() @ lens.T).to(head.dtype))
+    return 1 - (yy - 2 * float((lens * xy).sum()) + float((lens * (xx @ lens)).sum())) / yy

@@ -1,0 +1,108 @@
+"""The draft: the target's own block design, shallower, over a trimmed vocabulary, begun from the target's weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from edgespec.errors import SettingError
+
+UNKNOWN = -1
+"""in an id map: the draft's row for every token it has no row for; it reads it and never proposes it"""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Size of the draft. None takes the target's.
+
+    layers: layers of the target to begin from, or how many to make when it begins from scratch.
+    """
+
+    layers: tuple[int, ...]
+    hidden: int | None = None
+    intermediate: int | None = None
+    heads: int | None = None
+    tied: bool = False
+    """one matrix for reading and for proposing tokens"""
+
+
+def choose_vocabulary(counts: NDArray[np.int64], size: int, always: Sequence[int]) -> NDArray[np.int32]:
+    """``(size,)`` target ids by frequency, ascending, then UNKNOWN; all ids, without UNKNOWN, if they fit.
+
+    counts: ``(target vocabulary,)`` how often the target writes each token. always: ids to keep at any count.
+
+    >>> choose_vocabulary(np.array([5, 0, 3, 9, 1]), 4, always=[4])
+    array([ 0,  3,  4, -1], dtype=int32)
+    """
+    if size >= len(counts):
+        return np.arange(len(counts), dtype=np.int32)
+    ranked = counts.copy()
+    ranked[list(always)] = counts.max() + 1
+    kept = np.sort(np.argsort(-ranked, kind="stable")[: size - 1])
+    return np.append(kept, UNKNOWN).astype(np.int32)
+
+
+def invert(id_map: NDArray[np.int32], target_vocab: int) -> NDArray[np.int64]:
+    """``(target vocabulary,)`` draft id of each target id; the UNKNOWN row where there is none."""
+    unknown = np.flatnonzero(id_map == UNKNOWN)
+    ids = np.full(target_vocab, unknown[0] if len(unknown) else 0, np.int64)
+    known = np.flatnonzero(id_map != UNKNOWN)
+    ids[id_map[known]] = known
+    return ids
+
+
+def build(config: PretrainedConfig, shape: Shape, vocab_size: int, *, seed: int) -> PreTrainedModel:
+    """A draft with random weights. Raises SettingError for a shape the architecture cannot have."""
+    config = copy.deepcopy(config)
+    heads = shape.heads or config.num_attention_heads
+    share = config.num_attention_heads // config.num_key_value_heads
+    changes: dict[str, Any] = {
+        "num_hidden_layers": len(shape.layers),
+        "vocab_size": vocab_size,
+        "tie_word_embeddings": shape.tied,
+    }
+    if shape.hidden or shape.heads:
+        hidden = shape.hidden or config.hidden_size
+        if hidden % heads or (hidden // heads) % 2:
+            raise SettingError(
+                "hidden size must be an even number of values per head", got=f"{hidden} over {heads} heads"
+            )
+        changes |= {"hidden_size": hidden, "num_attention_heads": heads, "head_dim": hidden // heads}
+        changes["num_key_value_heads"] = max(1, heads // share)
+    if shape.intermediate:
+        changes["intermediate_size"] = shape.intermediate
+    if kinds := getattr(config, "layer_types", None):
+        changes["layer_types"] = [kinds[layer % len(kinds)] for layer in shape.layers]
+    for name, value in changes.items():
+        setattr(config, name, value)
+    torch.manual_seed(seed)
+    made: Any = AutoModelForCausalLM
+    model: PreTrainedModel = made.from_config(config, dtype=torch.float32)
+    return model
+
+
+def begin_from(draft: Any, target: Any, shape: Shape, id_map: NDArray[np.int32]) -> None:
+    """Copy the target's embeddings, chosen layers, last norm and output head into a draft of the same width."""
+    ids = torch.from_numpy(np.where(id_map == UNKNOWN, 0, id_map).astype(np.int64))
+    unknown = torch.from_numpy(id_map == UNKNOWN)
+    with torch.no_grad():
+        for ours, theirs in (
+            (draft.get_input_embeddings(), target.get_input_embeddings()),
+            (draft.get_output_embeddings(), target.get_output_embeddings()),
+        ):
+            rows = theirs.weight[ids].clone()
+            if unknown.any():
+                rare = torch.ones(len(theirs.weight), dtype=torch.bool)
+                rare[ids] = False
+                rows[unknown] = theirs.weight[rare].mean(0)
+            ours.weight.copy_(rows)
+        for ours, index in zip(draft.model.layers, shape.layers, strict=True):
+            ours.load_state_dict(target.model.layers[index].state_dict())
+        draft.model.norm.load_state_dict(target.model.norm.state_dict())

@@ -1,0 +1,188 @@
+"""``edgespec train evaluate``: is this draft worth having? Per category: acceptance, block efficiency, speed-up.
+
+The target writes its texts once. Then the real loop and the real drafter run over them with a replay in the target's
+place, which costs nothing: greedy and, since both sides draw with the same keyed noise, sampled rounds come out as
+they would with the target itself. Speed-up is measured with the target: plain and speculative decoding in turns.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from edgespec import Pipeline
+from edgespec.backends.fake import FakeModel
+from edgespec.decode.draft_length import Fixed
+from edgespec.decode.speculative import speculative
+from edgespec.drafters.base import Drafter, NoDrafter
+from edgespec.errors import SettingError
+from edgespec.stats import Stats
+from edgespec.types import Logits, Round, SamplingParams
+
+LENGTHS = tuple(range(1, 9))
+"""every k that is looked at"""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """``raw``: go on with the text as it is, no chat template."""
+
+    category: str
+    text: str
+    raw: bool
+
+
+@dataclass(frozen=True)
+class Written:
+    """What the target wrote for a prompt: token ids of both."""
+
+    category: str
+    prompt: tuple[int, ...]
+    tokens: tuple[int, ...]
+
+
+@dataclass
+class Rounds:
+    """The rounds of some texts at one k."""
+
+    k: int
+    rounds: list[Round] = field(default_factory=list)
+
+    @property
+    def block_efficiency(self) -> float:
+        """Mean tokens per forward of the target."""
+        return sum(r.committed for r in self.rounds) / max(1, len(self.rounds))
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Accepted over proposed tokens."""
+        return sum(r.accepted for r in self.rounds) / max(1, sum(r.proposed for r in self.rounds))
+
+    @property
+    def by_position(self) -> list[float]:
+        """Of the rounds whose proposals 1 to i-1 were accepted and that had an i-th: share that accepted it."""
+        shares = []
+        for place in range(self.k):
+            reached = [r for r in self.rounds if r.accepted >= place and r.proposed > place]
+            shares.append(sum(r.accepted > place for r in reached) / len(reached) if reached else 0.0)
+        return shares
+
+    def mbsu(self, cost: float) -> float:
+        """Memory-bound speed-up (FastDraft, arXiv 2411.11055): block efficiency over 1 + k c. cost: c, bytes of the
+        draft over bytes of the target."""
+        return self.block_efficiency / (1 + self.k * cost)
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """Lines of JSON: ``kind`` ("code": no template), ``text`` or ``turns`` (the first), and a ``category`` or none."""
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        prompts = [
+            Prompt(
+                line.get("category", line["kind"]),
+                line["turns"][0] if "turns" in line else line["text"],
+                line["kind"] == "code",
+            )
+            for line in lines
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise SettingError(
+            f"cannot read prompts from {path}", got=reason, allowed='lines of {"kind", "text"}'
+        ) from error
+    if not prompts:
+        raise SettingError("no prompts in the file", got=str(path))
+    return prompts
+
+
+def write(
+    pipeline: Pipeline, prompts: Iterable[Prompt], sampling: SamplingParams, new_tokens: int
+) -> Iterator[Written]:
+    """The target's own texts, by plain decoding. Prompts that leave no room in the context are left out."""
+    for prompt in prompts:
+        ids = tuple(encode(pipeline, prompt))
+        if len(ids) + new_tokens > pipeline.target.cache.capacity:
+            continue
+        text = pipeline.generate(ids, max_new_tokens=new_tokens, sampling=sampling, drafter=NoDrafter())
+        yield Written(prompt.category, ids, tuple(text.token_ids))
+
+
+def encode(pipeline: Pipeline, prompt: Prompt) -> list[int]:
+    if prompt.raw or pipeline.template is None:
+        return pipeline.tokenizer.encode(prompt.text, raw=True)
+    return pipeline.tokenizer.encode(pipeline.template.render([{"role": "user", "content": prompt.text}]))
+
+
+def replay(
+    drafter: Drafter, texts: Iterable[Written], sampling: SamplingParams, k: int, vocab_size: int
+) -> dict[str, Rounds]:
+    """Per category, the rounds that ``drafter`` would have had with the target that wrote these texts."""
+    found: dict[str, Rounds] = {}
+    for text in texts:
+        whole = (*text.prompt, *text.tokens)
+        target = FakeModel(_recorded(whole, vocab_size), vocab_size, capacity=len(whole), max_width=512)
+        stats = Stats()
+        context = list(text.prompt)
+        loop = speculative(
+            target, drafter, context, sampling, draft_length=Fixed(k), stop=(), budget=len(text.tokens), stats=stats
+        )
+        for _ in loop:
+            pass
+        assert tuple(context) == whole, "a replay that writes another text"
+        found.setdefault(text.category, Rounds(k)).rounds.extend(stats.rounds)
+    return found
+
+
+def speed_up(
+    pipeline: Pipeline, texts: Sequence[Written], sampling: SamplingParams, k: int, *, pairs: int = 1
+) -> dict[str, float]:
+    """Per category: median over texts and pairs of plain decode time over speculative decode time, same tokens."""
+    ratios: dict[str, list[float]] = {}
+    for text in texts:
+        for _ in range(pairs):
+            times = []
+            for drafter in (NoDrafter(), pipeline.drafter):
+                run = pipeline.generate(
+                    text.prompt,
+                    max_new_tokens=len(text.tokens),
+                    sampling=sampling,
+                    drafter=drafter,
+                    num_draft_tokens=k if drafter is pipeline.drafter else 0,
+                )
+                times.append(run.stats.decode_s)
+            ratios.setdefault(text.category, []).append(times[0] / times[1])
+    return {category: median(values) for category, values in ratios.items()}
+
+
+def _recorded(whole: tuple[int, ...], vocab_size: int) -> Callable[[tuple[int, ...]], Logits]:
+    """A target that always says the next token of one text. ``-inf`` elsewhere: no noise changes the choice."""
+
+    def table(text: tuple[int, ...]) -> Logits:
+        row = np.full(vocab_size, -np.inf, np.float32)
+        row[whole[len(text)] if len(text) < len(whole) else 0] = 0.0
+        return row
+
+    return table
+
+
+def merged(parts: Iterable[Rounds], k: int) -> Rounds:
+    return Rounds(k, [round_ for part in parts for round_ in part.rounds])
+
+
+def figures(rounds: dict[str, Rounds], cost: float) -> dict[str, Any]:
+    """What bundle.json keeps of a category table."""
+    return {
+        category: {
+            "block_efficiency": round(part.block_efficiency, 3),
+            "acceptance_rate": round(part.acceptance_rate, 3),
+            "by_position": [round(share, 3) for share in part.by_position],
+            "mbsu": round(part.mbsu(cost), 3),
+        }
+        for category, part in rounds.items()
+    }

@@ -1,0 +1,179 @@
+"""``edgespec train fastdraft TARGET``: all stages in one folder, each picked up where it was left.
+
+target/       the target as a bundle, unless it is a known one
+corpus/       shards of text by the target, and manifest.json
+checkpoint/   the draft in training
+draft/        the trained draft as a transformers folder, with id_map.npy
+curve.json    the learning curve (curve.png beside it)
+bundle/       target and draft, ready to run
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+
+from edgespec import bundle, hub, known
+from edgespec.bench.report import machine
+from edgespec.bundle import Bundle
+from edgespec.errors import SettingError
+from edgespec_export import Request, Weights, convert, export
+from edgespec_export import sources as models
+from edgespec_export.settings import Kind
+from edgespec_train import shards
+from edgespec_train.batches import Texts
+from edgespec_train.begin import fit_head
+from edgespec_train.corpus import Plan, make_corpus, read_manifest, write_json
+from edgespec_train.draft_model import Shape, begin_from, build, choose_vocabulary, invert
+from edgespec_train.fastdraft import Point, Recipe, train
+from edgespec_train.pack import convert_draft, write_bundle
+from edgespec_train.plot import plot
+from edgespec_train.progress import progress_bar
+
+Say = Callable[[str], None]
+_HELD_OUT = 0.04
+
+
+def target_bundle(reference: str, folder: Path, say: Say) -> Bundle:
+    """The target as a bundle: a known name or a bundle as it is, anything else exported to ``folder/target``."""
+    if reference in known.names():
+        return hub.resolve(reference)
+    path = Path(reference).expanduser()
+    if (path / bundle.MANIFEST).is_file() or (path / bundle.IR_FILE).is_file():
+        return bundle.read(path)
+    out = folder / "target"
+    if not (out / bundle.MANIFEST).is_file():
+        export(Request(target=reference, out=out, weights=Weights("int8")), say)
+    return bundle.read(out)
+
+
+@dataclass(frozen=True)
+class Making:
+    """What a draft is made of. corpus: shards made before, else ``folder/corpus``."""
+
+    target: str
+    folder: Path
+    recipe: Recipe
+    shape: Shape
+    vocabulary: int
+    from_scratch: bool
+    weights: Kind
+    corpus: Path
+
+    @classmethod
+    def of(cls, target: str, folder: Path, options: dict[str, Any]) -> Making:
+        """From the options of the command line. Raises SettingError for those that contradict each other."""
+        take = options.pop
+        count, chosen, scratch = take("layers"), take("from_layers"), take("from_scratch")
+        try:
+            layers = tuple(range(count)) if chosen is None else tuple(int(n) for n in chosen.split(","))
+        except ValueError as error:
+            raise SettingError("layers of the target", got=chosen, allowed="numbers with commas, as 0,1") from error
+        shape = Shape(layers, take("hidden"), take("intermediate"))
+        if not scratch and (shape.hidden or shape.intermediate):
+            raise SettingError("a draft that begins from the target has its widths", hint="or begin --from-scratch")
+        corpus = take("corpus_folder") or folder / "corpus"
+        vocabulary, weights = take("vocabulary"), take("weights")
+        return cls(target, folder, Recipe(**options), shape, vocabulary, scratch, weights, corpus)
+
+
+def corpus_of(target: Bundle, folder: Path, tokens: int, say: Say, *, ray: bool = False, **plan: Any) -> Path:
+    """Shards by ``target`` in ``folder``; see ``corpus.make_corpus``."""
+    make_corpus(Plan(target=_identity(target), **plan), target.root, folder, tokens, say, ray=ray)
+    return folder
+
+
+def make_draft(making: Making, target: Bundle, say: Say) -> Path:
+    """Train on the corpus and pack; returns the bundle's folder."""
+    draft, id_map, curve = train_draft(making, target, say)
+    work = making.folder / "ir"
+    name = f"fastdraft-{len(making.shape.layers)}x{draft.config.hidden_size}-{len(id_map)}"
+    say(f"converting the draft to OpenVINO, weights {making.weights}")
+    entry = convert_draft(draft, id_map, work, making.weights, name=name)
+    provenance = {
+        "recipe": asdict(making.recipe) | asdict(making.shape) | {"from_scratch": making.from_scratch},
+        "corpus": {key: value for key, value in read_manifest(making.corpus).items() if key != "shards"},
+        "training": asdict(curve[-1]) if curve else {},
+        "machine": machine(),
+    }
+    return write_bundle(target, work, making.folder / "bundle", entry, provenance)
+
+
+def train_draft(making: Making, target: Bundle, say: Say) -> tuple[PreTrainedModel, NDArray[np.int32], list[Point]]:
+    """Train on the corpus, a part of its texts held out. Goes on from a checkpoint if there is one."""
+    paths = shards.shard_paths(making.corpus)
+    if not paths:
+        raise SettingError("no shards in the corpus", got=str(making.corpus), hint="make them: edgespec train corpus")
+    vocab_size = target.manifest.target.vocab_size
+    id_map = choose_vocabulary(
+        shards.token_counts(paths, vocab_size), making.vocabulary, always=target.manifest.generation.eos_token_ids
+    )
+    inverse, readable = invert(id_map, vocab_size), np.isin(np.arange(vocab_size), id_map)
+    texts, held_out = Texts(paths, inverse, readable).split(_HELD_OUT)
+    draft = _begin(making, target, id_map, texts, say)
+    millions = sum(parameter.numel() for parameter in draft.parameters()) / 1e6
+    say(f"draft: {len(making.shape.layers)} layers, {len(id_map)} ids, {millions:.1f} M parameters")
+    say(f"training on {texts.answer_tokens} tokens by the target, {held_out.answer_tokens} held out")
+    with progress_bar(making.recipe.steps) as advance:
+        curve = train(
+            draft, texts, held_out, making.recipe, making.folder, say=lambda point: say(_line(point)), advance=advance
+        )
+    out = making.folder / "draft"
+    draft.save_pretrained(out)
+    np.save(out / "id_map.npy", id_map)
+    write_json(making.folder / "curve.json", {"curve": [asdict(point) for point in curve]})
+    plot(curve, making.folder / "curve.png")
+    return draft, id_map, curve
+
+
+def _begin(making: Making, target: Bundle, id_map: NDArray[np.int32], texts: Texts, say: Say) -> PreTrainedModel:
+    """The untrained draft: from the target's weights if it has the target's width, else random."""
+    shape = making.shape
+    model = None if making.from_scratch else _torch_target(making)
+    config = model.config if model is not None else _config(target)
+    draft = build(config, shape, len(id_map), seed=making.recipe.seed)
+    if model is None:
+        return draft
+    if draft.config.hidden_size != model.config.hidden_size:
+        raise SettingError(
+            "a draft that begins from the target has its width",
+            got=shape.hidden,
+            allowed=model.config.hidden_size,
+            hint="leave the width out, or begin --from-scratch",
+        )
+    begin_from(draft, model, shape, id_map)
+    share = fit_head(draft, model, texts, rows=min(20_000, texts.answer_tokens))
+    say(f"output head fitted to layer {shape.layers[-1]} of the target: R squared {share:.2f}")
+    return draft
+
+
+def _torch_target(making: Making) -> PreTrainedModel:
+    source = models.resolve(making.target, making.folder)
+    model: PreTrainedModel = convert.load(source, Weights("f32"), convert.read_config(source))
+    return model
+
+
+def _config(target: Bundle) -> PretrainedConfig:
+    xml = hub.model_path(target, target.manifest.target)
+    config: PretrainedConfig = AutoConfig.from_pretrained(xml.parent)
+    return config
+
+
+def _identity(target: Bundle) -> str:
+    """Name and hash of the weights."""
+    model = target.manifest.target
+    content = getattr(model.source, "member_sha256", None) or model.sha256 or "unknown"
+    return f"{target.name} {content[:16]}"
+
+
+def _line(point: Point) -> str:
+    return (
+        f"step {point.step}, {point.tokens / 1e6:.2f} M tokens, {point.seconds:.0f} s: loss {point.loss:.3f}, "
+        f"agreement {point.agreement:.3f}, block efficiency {point.block_efficiency:.2f}"
+    )

@@ -1,0 +1,66 @@
+"""From a trained draft to a bundle: OpenVINO IR, id map, manifest."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edgespec import bundle
+from edgespec.bundle import IR_FILE, Bundle, Drafter, ModelFile
+from edgespec_export import convert, staging
+from edgespec_export.settings import Kind, Weights
+from edgespec_train.draft_model import UNKNOWN
+
+DRAFT, ID_MAP = "draft", "id_map.npy"
+
+
+def convert_draft(draft: Any, id_map: NDArray[np.int32], folder: Path, kind: Kind, *, name: str) -> Drafter:
+    """Write the draft's IR and id map into ``folder/draft``; returns its entry for the manifest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    xml = folder / DRAFT / IR_FILE
+    weights = Weights(kind)
+    with staging.scratch(folder) as temporary:
+        raw = convert.export_ir(draft.eval(), temporary, weights)
+        convert.compress(raw, xml, weights)
+    np.save(xml.with_name(ID_MAP), id_map)
+    file = xml.with_suffix(".bin")
+    unknown = np.flatnonzero(id_map == UNKNOWN)
+    return Drafter(
+        name=name,
+        kind="small_model",
+        model=ModelFile(
+            precision=kind,
+            vocab_size=convert.check_ir(xml),
+            file=f"{DRAFT}/{IR_FILE}",
+            weights_bytes=file.stat().st_size,
+            sha256=bundle.sha256_of(file),
+        ),
+        id_map=f"{DRAFT}/{ID_MAP}" if len(unknown) else None,
+        unknown=int(unknown[0]) if len(unknown) else None,
+    )
+
+
+def write_bundle(target: Bundle, folder: Path, out: Path, entry: Drafter, provenance: dict[str, Any]) -> Path:
+    """A bundle at ``out``: the target of another one, and the draft that lies in ``folder``."""
+    manifest = target.manifest
+    with staging.staged(out) as new:
+        for text in filter(None, (manifest.tokenizer, manifest.chat_template)):
+            shutil.copyfile(target.path(text.file), new / text.file)
+        if manifest.target.file is not None:
+            xml = target.model_path(manifest.target)
+            (new / manifest.target.file).parent.mkdir(parents=True, exist_ok=True)
+            for path in (xml, xml.with_suffix(".bin"), xml.with_name("config.json")):
+                if path.is_file():
+                    shutil.copyfile(path, (new / manifest.target.file).with_name(path.name))
+        shutil.copytree(folder / DRAFT, new / DRAFT)
+        drafters = (entry, *(drafter for drafter in manifest.drafters if drafter.kind == "ngram"))
+        changed = msgspec.structs.replace(
+            manifest, drafters=drafters, measured=manifest.measured | {"draft": provenance}
+        )
+        bundle.write(new, changed)
+    return out

@@ -1,0 +1,96 @@
+"""What ``edgespec train evaluate`` prints."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from edgespec import Pipeline, hub
+from edgespec.bench import speed
+from edgespec.bench.report import show
+from edgespec.errors import SettingError
+from edgespec.types import SamplingParams
+from edgespec_train.evaluate import LENGTHS, Rounds, Written, merged, read_prompts, replay, speed_up, write
+
+_K = 4
+"""the k of the columns that show one"""
+_OWN_PROMPTS = Path(speed.__file__).with_name("prompts.jsonl")
+
+
+def evaluate_pair(
+    pipeline: Pipeline, prompts: Path | None, *, new_tokens: int, temperature: float, timed: int, seed: int = 1
+) -> None:
+    """Print a table with a line for each category, and one line of JSON.
+
+    timed: texts of each category that are also decoded with the target in the loop, for the speed-up.
+    """
+    sampling = SamplingParams(temperature=temperature, seed=seed if temperature else None)
+    if pipeline.drafter.name == "none":
+        raise SettingError("nothing to evaluate: the pair has no drafter", hint="name one with --draft")
+    texts: list[Written] = []
+    for text in write(pipeline, read_prompts(prompts or _OWN_PROMPTS), sampling, new_tokens):
+        texts.append(text)
+        print(f"\r{len(texts)} texts written by the target", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    if not texts:
+        raise SettingError("no prompt leaves room for an answer", got=new_tokens, hint="fewer --new-tokens")
+    found = {k: replay(pipeline.drafter, texts, sampling, k, pipeline.target.vocab_size) for k in LENGTHS}
+    categories = list(found[_K])
+    few = [text for name in categories for text in [t for t in texts if t.category == name][:timed]]
+    ratios = {k: speed_up(pipeline, few, sampling, k) for k in LENGTHS} if few else {}
+    cost = _cost(pipeline)
+    figures: dict[str, dict[str, Any]] = {}
+    for name in (*categories, "all"):
+        parts = {k: found[k][name] if name in found[k] else merged(found[k].values(), k) for k in LENGTHS}
+        speeds = {k: ratios[k][name] for k in ratios if name in ratios[k]}
+        figures[name] = {"texts": sum(name in (t.category, "all") for t in texts)} | _figures(parts, cost, speeds)
+    columns = [
+        "category",
+        "texts",
+        "accepted",
+        "tokens per forward",
+        "MBSU",
+        "accepted at 1 2 3 4",
+        "speed-up, k = 1 ... 8",
+    ]
+    rows = [
+        (
+            name,
+            f["texts"],
+            f["acceptance_rate"],
+            f["block_efficiency"][_K - 1],
+            f["mbsu"],
+            _list(f["by_position"]),
+            _list(f["speed_up"]),
+        )
+        for name, f in figures.items()
+    ]
+    temperature_text = f"T {temperature:g}" if temperature else "greedy"
+    title = f"{pipeline.drafter.name} for {pipeline.bundle.name}, {temperature_text}, k = {_K}"
+    show(title, columns, rows, {"k": _K, "temperature": temperature, "new_tokens": new_tokens, "categories": figures})
+
+
+def _figures(parts: dict[int, Rounds], cost: float, speeds: dict[int, float]) -> dict[str, Any]:
+    part = parts[_K]
+    return {
+        "acceptance_rate": round(part.acceptance_rate, 3),
+        "by_position": [round(share, 3) for share in part.by_position],
+        "mbsu": round(part.mbsu(cost), 3),
+        "block_efficiency": [round(parts[k].block_efficiency, 3) for k in LENGTHS],
+        "speed_up": [round(speeds[k], 3) for k in speeds],
+    }
+
+
+def _cost(pipeline: Pipeline) -> float:
+    """Bytes of the draft's weights over the target's; 0 for a drafter without a model."""
+    manifest = pipeline.bundle.manifest
+    own = next((d.model for d in manifest.drafters if d.name == pipeline.drafter.name and d.model), None)
+    if own is None:
+        return 0.0
+    sizes = [hub.model_path(pipeline.bundle, m).with_suffix(".bin").stat().st_size for m in (own, manifest.target)]
+    return sizes[0] / sizes[1]
+
+
+def _list(values: list[float]) -> str:
+    return " ".join(f"{value:.2f}" for value in values)

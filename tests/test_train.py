@@ -1,0 +1,447 @@
+"""Training a draft: corpus, head fit, losses, checkpoints, bundle; on targets of a few hundred kilobytes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgespec import Pipeline, SamplingParams, load
+from edgespec.cli import cli
+from edgespec.drafters.ngram import NGram
+from edgespec.errors import SettingError
+
+pytest.importorskip("optimum.intel", reason="training needs the train extra")
+pytest.importorskip("accelerate", reason="training needs the train extra")
+
+import torch
+from click.testing import CliRunner, Result
+from transformers import AutoModelForCausalLM
+
+from edgespec_train import corpus as corpora
+from edgespec_train import shards, sources
+from edgespec_train.batches import Texts
+from edgespec_train.begin import fit_head
+from edgespec_train.corpus import Plan, make_corpus, shingles
+from edgespec_train.draft_model import UNKNOWN, Shape, begin_from, build, choose_vocabulary, invert
+from edgespec_train.evaluate import Prompt, replay, write
+from edgespec_train.fastdraft import Point, Recipe, block_efficiency, hidden_states, train
+from edgespec_train.losses import loss_of
+from edgespec_train.writer import TOP, Job, Writer
+from tests import tiny_models
+
+VOCAB = 512
+PLAN = Plan("tiny", texts_per_shard=24, new_tokens=20, max_length=192)
+
+
+@pytest.fixture(scope="module")
+def target_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_models.build("llama", tmp_path_factory.mktemp("target") / "hf", layers=3)
+
+
+@pytest.fixture(scope="module")
+def target(target_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_models.export_ir(target_folder, tmp_path_factory.mktemp("target-ir") / "target").parent
+
+
+@pytest.fixture(scope="module")
+def torch_target(target_folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(target_folder, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def corpus(target: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    make_corpus(PLAN, target, folder, 900, lambda line: None)
+    return folder
+
+
+def texts_of(corpus: Path, id_map: np.ndarray[Any, Any]) -> Texts:
+    return Texts(shards.shard_paths(corpus), invert(id_map, VOCAB), np.isin(np.arange(VOCAB), id_map))
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+# What the target writes
+
+
+def test_the_writer_says_what_the_target_thought(target: Path, torch_target: Any) -> None:
+    """Five texts in three slots, prompts of very different lengths: each token as torch alone would have chosen it."""
+    writer = Writer(target / "openvino_model.xml", eos_token_ids=[], slots=3, max_length=128)
+    random = np.random.default_rng(0)
+    prompts = [tuple(int(t) for t in random.integers(4, 400, size=n)) for n in (3, 70, 1, 40, 9)]
+    jobs = [Job(key, prompt, max_new_tokens=12) for key, prompt in enumerate(prompts)]
+    texts = {text.job.key: text for text in writer.write(iter(jobs), rows_per_forward=16)}
+    assert sorted(texts) == [0, 1, 2, 3, 4]
+    for key, prompt in enumerate(prompts):
+        text = texts[key]
+        with torch.no_grad():
+            logits = torch_target(torch.tensor([[*prompt, *text.tokens]])).logits[0, len(prompt) - 1 : -1]
+        expected = torch.log_softmax(logits, -1).topk(TOP)
+        np.testing.assert_allclose(np.stack(text.top_logprobs), expected.values, atol=5e-3)
+        assert [int(row[0]) for row in text.top_ids] == text.tokens
+    again = {text.job.key: text.tokens for text in writer.write(iter(jobs))}
+    assert again == {key: text.tokens for key, text in texts.items()}, "an earlier text is left in the cache"
+
+
+def test_sampling_follows_the_temperature_and_the_seed(target: Path) -> None:
+    writer = Writer(target / "openvino_model.xml", eos_token_ids=[], slots=8, max_length=64)
+
+    def first_tokens(temperature: float, seed: int) -> list[int]:
+        jobs = (Job(key, (5, 6, 7), 1, temperature, seed) for key in range(400))
+        return [text.tokens[0] for text in sorted(writer.write(jobs), key=lambda text: text.job.key)]
+
+    (best,) = set(first_tokens(0.0, 0))
+    hot = first_tokens(1.0, 1)
+    assert hot == first_tokens(1.0, 1) != first_tokens(1.0, 2)
+    job = Job(0, (5, 6, 7), 1)
+    probability = float(np.exp(next(writer.write(iter([job]))).top_logprobs[0][0]))
+    expected = 400 * probability
+    assert abs(hot.count(best) - expected) < 5 * np.sqrt(expected * (1 - probability)) + 12  # 32 best, not all
+    assert first_tokens(0.3, 1).count(best) > hot.count(best)
+
+
+def test_a_shard_is_a_function_of_the_plan_and_its_number(target: Path, corpus: Path, tmp_path: Path) -> None:
+    paths = shards.shard_paths(corpus)
+    assert len(paths) >= 2, "the corpus of these tests needs two shards"
+    maker = corpora.ShardMaker(PLAN, target, tmp_path)
+    maker({"number": 1})  # alone, without shard 0 before it
+    one, other = np.load(paths[1]), np.load(shards.shard_path(tmp_path, 1))
+    for name in ("tokens", "begins", "answers", "source", "temperature", "top_ids"):
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+def test_the_manifest_counts_what_is_there_and_a_second_run_adds_nothing(target: Path, corpus: Path) -> None:
+    before = {path.name: path.stat().st_mtime_ns for path in shards.shard_paths(corpus)}
+    manifest = make_corpus(PLAN, target, corpus, 900, lambda line: None)
+    assert {path.name: path.stat().st_mtime_ns for path in shards.shard_paths(corpus)} == before
+    rows = sum(len(np.load(path)["top_ids"]) for path in shards.shard_paths(corpus))
+    assert manifest["answer_tokens"] == rows >= 900
+    assert sum(sum(shard["by_source"]) for shard in manifest["shards"].values()) == rows
+    assert any("Python" in o["licence"] or "PSF" in o["licence"] for o in manifest["origins"])
+    with pytest.raises(SettingError, match="another new_tokens"):
+        make_corpus(dataclasses.replace(PLAN, new_tokens=7), target, corpus, 900, lambda line: None)
+
+
+def test_no_benchmark_prompt_gets_in(target: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    secret = "one two three four five six seven eight nine ten eleven twelve"
+    (own / "a.py").write_text(f'def f():\n    """{secret}."""\n    return 1\n' * 3 + "\n" * 20, encoding="utf-8")
+    benchmark = tmp_path / "benchmark.jsonl"
+    benchmark.write_text(json.dumps({"turns": [f"Say: {secret.upper()}!"]}) + "\n", encoding="utf-8")
+    plan = dataclasses.replace(PLAN, folders=(str(own),), shares=(0.0, 0.0, 1.0, 0.0))
+    seen = {}
+    for name, exclude in (("with", ()), ("without", (str(benchmark),))):
+        maker = corpora.ShardMaker(dataclasses.replace(plan, exclude=exclude), target, tmp_path)
+        path = tmp_path / f"{name}.npz"
+        maker._make(0, path)
+        data = np.load(path)
+        text = [maker.tokenizer.decode(part) for part in np.split(data["tokens"], data["begins"][1:-1])]
+        seen[name] = sum(bool(set(shingles(secret)) & set(shingles(prompt))) for prompt in text)
+    assert seen["with"] > 0
+    assert seen["without"] == 0
+
+
+def test_a_shard_is_there_whole_or_not_at_all(target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: Any, **arrays: Any) -> None:
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(OSError, match="No space left"):
+        make_corpus(PLAN, target, tmp_path / "corpus", 10, lambda line: None)
+    assert [path.name for path in (tmp_path / "corpus").iterdir()] == ["manifest.json"]
+
+
+def test_prompts_come_from_real_code_and_text(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text(
+        'import os\n\n\ndef scale(values, factor):\n    """Multiply every value by a factor."""\n    return values\n',
+        encoding="utf-8",
+    )
+    (tmp_path / "notes.md").write_text("A long paragraph about tides. " * 20, encoding="utf-8")
+    (tmp_path / "picture.bin").write_bytes(bytes(range(256)))
+    origin = sources.folder(tmp_path)
+    assert {path.name for path in origin.files} == {"a.py", "notes.md"}
+    raw, asked = list(sources.code_prompts(origin))
+    assert raw.kind == "raw" and raw.text.endswith('"""Multiply every value by a factor."""\n')
+    assert (asked.kind == "chat" and "scale" in asked.text) or "factor" in asked.text
+    assert any("tides" in prompt.text for prompt in sources.text_prompts(origin))
+
+
+@pytest.mark.parametrize("content", [None, {}, {"a.bin": b"\0\1\2"}, {"empty.txt": b" \n"}])
+def test_a_corpus_folder_without_text_is_refused(tmp_path: Path, content: dict[str, bytes] | None) -> None:
+    folder = tmp_path / "own"
+    if content is not None:
+        folder.mkdir()
+        for name, data in content.items():
+            (folder / name).write_bytes(data)
+    with pytest.raises(SettingError, match="corpus folder"):
+        sources.folder(folder)
+
+
+# What the draft begins with
+
+
+def test_a_draft_with_all_of_the_target_is_the_target(torch_target: Any, corpus: Path) -> None:
+    """Copied weights, then a fitted head that finds nothing to mend."""
+    shape = Shape(tuple(range(3)))
+    id_map = np.arange(VOCAB, dtype=np.int32)
+    draft: Any = build(torch_target.config, shape, VOCAB, seed=0)
+    begin_from(draft, torch_target, shape, id_map)
+    ids = torch.tensor([[5, 9, 70, 33, 8]])
+    with torch.no_grad():
+        torch.testing.assert_close(draft(ids).logits, torch_target(ids).logits)
+    share = fit_head(draft, torch_target, texts_of(corpus, id_map), rows=800, ridge=1e-9)
+    assert share == pytest.approx(1.0, abs=1e-4)
+    with torch.no_grad():
+        assert (draft(ids).logits.argmax(-1) == torch_target(ids).logits.argmax(-1)).all()
+
+
+def test_the_fitted_head_is_least_squares(torch_target: Any, corpus: Path) -> None:
+    """Of fewer layers the head explains a part; any other map from the same rows explains less."""
+    shape = Shape((0,))
+    id_map = np.arange(VOCAB, dtype=np.int32)
+    draft: Any = build(torch_target.config, shape, VOCAB, seed=0)
+    begin_from(draft, torch_target, shape, id_map)
+    texts = texts_of(corpus, id_map)
+    share = fit_head(draft, torch_target, texts, rows=texts.answer_tokens, ridge=1e-9)
+    copy: Any = build(torch_target.config, shape, VOCAB, seed=0)
+    begin_from(copy, torch_target, shape, id_map)
+    copy.model.norm.weight.data.fill_(1.0)
+    batch, ids = texts.batch(texts.texts), torch.from_numpy(texts.padded(texts.texts))
+    with torch.no_grad():
+        x = hidden_states(copy, batch.tokens)[batch.rows].double()
+        y = hidden_states(torch_target, ids)[batch.rows].double()
+    lens = torch.linalg.lstsq(x, y).solution
+    assert share == pytest.approx(1 - float(((y - x @ lens) ** 2).sum() / (y**2).sum()), abs=1e-4)
+    assert 0.05 < share < 0.999
+    expected = x @ lens @ torch_target.get_output_embeddings().weight.double().T
+    with torch.no_grad():
+        got = draft.get_output_embeddings()(hidden_states(draft, batch.tokens)[batch.rows])
+    torch.testing.assert_close(got, expected.float(), atol=1e-2, rtol=1e-2)
+
+
+def test_a_trimmed_vocabulary_reads_and_proposes_the_same_ids(torch_target: Any) -> None:
+    counts = np.zeros(VOCAB, np.int64)
+    counts[[3, 50, 51, 400]] = 9, 5, 7, 1
+    id_map = choose_vocabulary(counts, 5, always=[1])
+    assert id_map.tolist() == [1, 3, 50, 51, UNKNOWN]
+    assert invert(id_map, VOCAB)[[1, 3, 50, 51, 2]].tolist() == [0, 1, 2, 3, 4]
+    shape = Shape((0, 1, 2))
+    draft: Any = build(torch_target.config, shape, 5, seed=0)
+    begin_from(draft, torch_target, shape, id_map)
+    with torch.no_grad():
+        full = torch_target(torch.tensor([[3, 50, 1]])).logits[..., [1, 3, 50, 51]]
+        torch.testing.assert_close(draft(torch.tensor([[1, 2, 0]])).logits[..., :4], full)
+
+
+# Training
+
+
+def test_distillation_is_least_where_the_draft_thinks_as_the_target(corpus: Path) -> None:
+    batch = texts_of(corpus, np.arange(VOCAB, dtype=np.int32)).batch([(0, 0), (0, 1)])
+    probs = torch.full((len(batch.rows), VOCAB), 1e-9).scatter(1, batch.top_ids, batch.top_probs)
+    same = torch.log(probs)
+    best = loss_of(same, batch, "kd")
+    for seed in range(3):
+        noise = torch.randn(same.shape, generator=torch.Generator().manual_seed(seed))
+        assert loss_of(same + 0.1 * noise, batch, "kd") > best
+    assert loss_of(same, batch, "ce+kd") == pytest.approx(float((best + loss_of(same, batch, "ce")) / 2))
+
+
+def test_rows_the_draft_cannot_say_do_not_count(corpus: Path) -> None:
+    counts = shards.token_counts(shards.shard_paths(corpus), VOCAB)
+    texts = texts_of(corpus, choose_vocabulary(counts, 64, always=[]))
+    batch = texts.batch(texts.texts[:6])
+    assert 0 < int(batch.readable.sum()) < len(batch.rows)
+    logits = torch.randn(len(batch.rows), 64)
+    some = logits.clone()
+    some[~batch.readable] = torch.randn(int((~batch.readable).sum()), 64)
+    assert loss_of(logits, batch, "ce") == pytest.approx(float(loss_of(some, batch, "ce")))
+
+
+def trainable(torch_target: Any, corpus: Path) -> tuple[Any, Texts, Texts]:
+    id_map = choose_vocabulary(shards.token_counts(shards.shard_paths(corpus), VOCAB), 200, always=[1])
+    shape = Shape((0,))
+    draft: Any = build(torch_target.config, shape, 200, seed=0)
+    begin_from(draft, torch_target, shape, id_map)
+    return draft, *texts_of(corpus, id_map).split(0.2)
+
+
+RECIPE = Recipe(steps=8, tokens_per_batch=512, learning_rate=1e-3, warmup=2, evaluate_every=2)
+
+
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(torch_target: Any, corpus: Path, tmp_path: Path) -> None:
+    whole, texts, held_out = trainable(torch_target, corpus)
+    expected = train(whole, texts, held_out, RECIPE, tmp_path / "whole", say=lambda point: None)
+
+    def stop_at_four(point: Point) -> None:
+        if point.step == 4:
+            raise KeyboardInterrupt
+
+    stopped, texts, held_out = trainable(torch_target, corpus)
+    with pytest.raises(KeyboardInterrupt):  # after the checkpoint of step 2, before that of step 4
+        train(stopped, texts, held_out, RECIPE, tmp_path / "cut", say=stop_at_four)
+    resumed, texts, held_out = trainable(torch_target, corpus)
+    curve = train(resumed, texts, held_out, RECIPE, tmp_path / "cut", say=lambda point: None)
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[name], value, rtol=0, atol=0, msg=name)
+    assert [(p.step, p.tokens, p.agreement) for p in curve] == [(p.step, p.tokens, p.agreement) for p in expected]
+
+
+def test_a_checkpoint_of_another_run_is_refused(torch_target: Any, corpus: Path, tmp_path: Path) -> None:
+    draft, texts, held_out = trainable(torch_target, corpus)
+    train(draft, texts, held_out, dataclasses.replace(RECIPE, steps=2), tmp_path, say=lambda point: None)
+    with pytest.raises(SettingError, match="another recipe"):
+        train(draft, texts, held_out, RECIPE, tmp_path, say=lambda point: None)
+    wider: Any = build(torch_target.config, Shape((0,)), 300, seed=0)
+    with pytest.raises(SettingError, match="another vocabulary"):
+        train(wider, texts, held_out, dataclasses.replace(RECIPE, steps=2), tmp_path, say=lambda point: None)
+
+
+def test_every_text_is_in_one_part_and_every_epoch_has_all(torch_target: Any, corpus: Path) -> None:
+    texts = texts_of(corpus, np.arange(VOCAB, dtype=np.int32))
+    rest, held_out = texts.split(0.3)
+    assert sorted(rest.texts + held_out.texts) == sorted(texts.texts)
+    assert rest.texts and held_out.texts
+    for epoch in (0, 1):
+        batches = texts.epoch(0, epoch, 600)
+        assert sorted(text for batch in batches for text in batch) == sorted(texts.texts)
+    assert texts.epoch(0, 0, 600) == texts.epoch(0, 0, 600) != texts.epoch(0, 1, 600)
+    ahead = texts.batches(0, 600)
+    for _ in range(len(batches) + 3):
+        next(ahead)
+    assert next(texts.batches(0, 600, first=len(batches) + 3)) == next(ahead)
+
+
+# The whole way
+
+
+def test_train_fastdraft_makes_a_draft_that_is_worth_more_than_an_untrained_one(
+    target_folder: Path, tmp_path: Path
+) -> None:
+    """The command line end to end, then again with the corpus it made and a draft that learns nothing."""
+    work = tmp_path / "work"
+    common = ["--batch", 512, "--layers", 1, "--vocabulary", 256, "--weights", "f32", "--evaluate-every", 30]
+    result = run(
+        *["train", "fastdraft", target_folder, "-o", work, "--corpus-tokens", 1500, "--texts-per-shard", 32],
+        *["--new-tokens", 24, "--steps", 60, "--learning-rate", 0.003, *common],
+    )
+    assert result.exit_code == 0, result.output
+    assert Path(result.stdout.strip()) == work / "bundle"
+    assert (work / "curve.png").stat().st_size > 1000
+    manifest = json.loads((work / "bundle" / "bundle.json").read_text(encoding="utf-8"))
+    assert manifest["drafters"][0]["unknown"] == 255
+    record = manifest["measured"]["draft"]
+    assert record["corpus"]["answer_tokens"] >= 1500
+    assert record["training"]["step"] == 60
+
+    lazy = tmp_path / "lazy"
+    lazy.mkdir()
+    (work / "target").replace(lazy / "target")
+    result = run(
+        *["train", "fastdraft", target_folder, "-o", lazy, "--corpus", work / "corpus", "--from-scratch"],
+        *["--steps", 1, "--learning-rate", 1e-9, *common],
+    )
+    assert result.exit_code == 0, result.output
+
+    rates = []
+    for bundle in (work / "bundle", lazy / "bundle"):
+        pipeline = load(bundle)
+        prompts = [Prompt("all", text, raw=True) for text in tiny_models.CORPUS]
+        texts = list(write(pipeline, prompts, SamplingParams(), 60))
+        rates.append(replay(pipeline.drafter, texts, SamplingParams(), 4, VOCAB)["all"].acceptance_rate)
+        drafted = pipeline.generate(texts[0].prompt, max_new_tokens=60)
+        assert drafted.token_ids[: len(texts[0].tokens)] == list(texts[0].tokens), "exact with the trained draft"
+        assert drafted.stats.proposed > 0
+    assert rates[0] > rates[1] + 0.05
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("drafter", ["model", "ngram"])
+def test_a_replay_has_the_rounds_of_the_real_run(drafter: str, temperature: float, pipeline: Pipeline) -> None:
+    """Acceptance that is computed with a recording in the target's place is the acceptance with the target."""
+    sampling = SamplingParams(temperature=temperature, seed=3 if temperature else None)
+    prompts = [
+        Prompt("all", "def add(a, b):\n    return a + b\n\ndef add(a, b):\n", raw=True),
+        Prompt("all", "Say hello.", raw=False),
+    ]
+    texts = list(write(pipeline, prompts, sampling, 24))
+    drafting: Any = NGram() if drafter == "ngram" else pipeline.drafter
+    found = replay(drafting, texts, sampling, 3, pipeline.target.vocab_size)["all"]
+    real = []
+    for text in texts:
+        run = pipeline.generate(
+            text.prompt, max_new_tokens=len(text.tokens), sampling=sampling, drafter=drafting, num_draft_tokens=3
+        )
+        real += [(r.proposed, r.accepted, r.committed) for r in run.stats.rounds]
+    assert [(r.proposed, r.accepted, r.committed) for r in found.rounds] == real
+
+
+def test_block_efficiency_counts_rounds() -> None:
+    bits = np.array([False, True, True, False, True, False, False])
+    assert block_efficiency([bits], 1) == 6 / 4
+    assert block_efficiency([bits], 4) == 6 / 3
+    assert block_efficiency([np.ones(11, bool)], 4) == 10 / 2
+
+
+# What can go wrong
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fastdraft", "no/such/folder/x", "-o", "{}"], "no such model"),
+        (["fastdraft", "default", "-o", "{}", "--from-layers", "a,b"], "layers of the target"),
+        (["fastdraft", "default", "-o", "{}", "--hidden", "128"], "has its widths"),
+        (["fastdraft", "default", "-o", "{}", "--corpus", "{}"], "no shards in the corpus"),
+        (["corpus", "default", "-o", "{}", "--folder", "{}/nothing"], "no such corpus folder"),
+        (["corpus", "default", "-o", "{}", "--exclude", "{}/nothing.jsonl"], "cannot read the prompts to leave out"),
+        (["evaluate", "--prompts", "{}/nothing.jsonl"], "cannot read prompts"),
+        (["evaluate", "--draft", "none"], "no drafter"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from edgespec import cli as module
+
+    monkeypatch.setattr("sys.argv", ["edgespec", "train", *(a.format(tmp_path) for a in arguments)])
+    with pytest.raises(SystemExit) as ended:
+        module.main()
+    error = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert message in error.splitlines()[-1]
+    assert "Traceback" not in error
+
+
+def test_a_target_without_a_chat_template_gets_plain_prompts(target: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for path in target.iterdir():
+        if path.name != "chat_template.jinja":
+            (bare / path.name).write_bytes(path.read_bytes())
+    said: list[str] = []
+    make_corpus(PLAN, bare, tmp_path / "corpus", 10, said.append)
+    assert any("no chat template" in line for line in said)
+
+
+@pytest.mark.slow
+def test_shards_through_ray_are_the_shards_made_alone(target: Path, corpus: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="needs the train-ray extra")
+    make_corpus(PLAN, target, tmp_path / "corpus", 900, lambda line: None, ray=True)
+    for path in shards.shard_paths(tmp_path / "corpus"):
+        twin = corpus / path.name
+        if twin.is_file():
+            np.testing.assert_array_equal(np.load(path)["tokens"], np.load(twin)["tokens"])
