@@ -29,18 +29,28 @@ from edgespec_train.begin import fit_head
 from edgespec_train.corpus import Plan, make_corpus, shingles
 from edgespec_train.draft_model import UNKNOWN, Shape, begin_from, build, choose_vocabulary, invert
 from edgespec_train.evaluate import Prompt, replay, write
-from edgespec_train.fastdraft import Point, Recipe, block_efficiency, hidden_states, train
+from edgespec_train.fastdraft import Point, Recipe, agreement, block_efficiency, hidden_states, train
 from edgespec_train.losses import loss_of
 from edgespec_train.writer import TOP, Job, Writer
 from tests import tiny_models
 
 VOCAB = 512
-PLAN = Plan("tiny", texts_per_shard=24, new_tokens=20, max_length=192)
+PLAN = Plan("tiny", texts_per_shard=16, new_tokens=20, max_length=192)
+TOKENS = 1800
+"""of the corpus of most tests: two shards"""
 
 
 @pytest.fixture(scope="module")
 def target_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_models.build("llama", tmp_path_factory.mktemp("target") / "hf", layers=3)
+    """Three layers, of which the first says most: a shallow draft can learn it."""
+    folder = tiny_models.build("llama", tmp_path_factory.mktemp("target") / "hf", layers=3)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        for layer in model.model.layers[1:]:
+            layer.self_attn.o_proj.weight.mul_(0.2)
+            layer.mlp.down_proj.weight.mul_(0.2)
+    model.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +66,7 @@ def torch_target(target_folder: Path) -> Any:
 @pytest.fixture(scope="module")
 def corpus(target: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpus")
-    make_corpus(PLAN, target, folder, 900, lambda line: None)
+    make_corpus(PLAN, target, folder, TOKENS, lambda line: None)
     return folder
 
 
@@ -84,7 +94,7 @@ def test_the_writer_says_what_the_target_thought(target: Path, torch_target: Any
         with torch.no_grad():
             logits = torch_target(torch.tensor([[*prompt, *text.tokens]])).logits[0, len(prompt) - 1 : -1]
         expected = torch.log_softmax(logits, -1).topk(TOP)
-        np.testing.assert_allclose(np.stack(text.top_logprobs), expected.values, atol=5e-3)
+        np.testing.assert_allclose(np.stack(text.top_logprobs), expected.values, atol=6e-2)  # 16-bit keys and values
         assert [int(row[0]) for row in text.top_ids] == text.tokens
     again = {text.job.key: text.tokens for text in writer.write(iter(jobs))}
     assert again == {key: text.tokens for key, text in texts.items()}, "an earlier text is left in the cache"
@@ -119,14 +129,14 @@ def test_a_shard_is_a_function_of_the_plan_and_its_number(target: Path, corpus: 
 
 def test_the_manifest_counts_what_is_there_and_a_second_run_adds_nothing(target: Path, corpus: Path) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in shards.shard_paths(corpus)}
-    manifest = make_corpus(PLAN, target, corpus, 900, lambda line: None)
+    manifest = make_corpus(PLAN, target, corpus, TOKENS, lambda line: None)
     assert {path.name: path.stat().st_mtime_ns for path in shards.shard_paths(corpus)} == before
     rows = sum(len(np.load(path)["top_ids"]) for path in shards.shard_paths(corpus))
-    assert manifest["answer_tokens"] == rows >= 900
+    assert manifest["answer_tokens"] == rows >= TOKENS
     assert sum(sum(shard["by_source"]) for shard in manifest["shards"].values()) == rows
     assert any("Python" in o["licence"] or "PSF" in o["licence"] for o in manifest["origins"])
     with pytest.raises(SettingError, match="another new_tokens"):
-        make_corpus(dataclasses.replace(PLAN, new_tokens=7), target, corpus, 900, lambda line: None)
+        make_corpus(dataclasses.replace(PLAN, new_tokens=7), target, corpus, TOKENS, lambda line: None)
 
 
 def test_no_benchmark_prompt_gets_in(target: Path, tmp_path: Path) -> None:
@@ -136,7 +146,7 @@ def test_no_benchmark_prompt_gets_in(target: Path, tmp_path: Path) -> None:
     (own / "a.py").write_text(f'def f():\n    """{secret}."""\n    return 1\n' * 3 + "\n" * 20, encoding="utf-8")
     benchmark = tmp_path / "benchmark.jsonl"
     benchmark.write_text(json.dumps({"turns": [f"Say: {secret.upper()}!"]}) + "\n", encoding="utf-8")
-    plan = dataclasses.replace(PLAN, folders=(str(own),), shares=(0.0, 0.0, 1.0, 0.0))
+    plan = dataclasses.replace(PLAN, folders=(str(own),), shares=(0, 0, 1, 0), texts_per_shard=90, new_tokens=1)
     seen = {}
     for name, exclude in (("with", ()), ("without", (str(benchmark),))):
         maker = corpora.ShardMaker(dataclasses.replace(plan, exclude=exclude), target, tmp_path)
@@ -278,6 +288,19 @@ def trainable(torch_target: Any, corpus: Path) -> tuple[Any, Texts, Texts]:
 RECIPE = Recipe(steps=8, tokens_per_batch=512, learning_rate=1e-3, warmup=2, evaluate_every=2)
 
 
+def test_training_brings_a_draft_closer_to_the_target(torch_target: Any, corpus: Path, tmp_path: Path) -> None:
+    id_map = np.arange(VOCAB, dtype=np.int32)
+    texts = texts_of(corpus, id_map)
+    draft: Any = build(torch_target.config, Shape((0,)), VOCAB, seed=1)
+    before = np.concatenate(agreement(draft, texts, texts.texts)).mean()
+    recipe = dataclasses.replace(RECIPE, steps=40, evaluate_every=40, learning_rate=5e-3)
+    (point,) = train(draft, texts, texts, recipe, tmp_path, say=lambda point: None)
+    after = np.concatenate(agreement(draft, texts, texts.texts)).mean()
+    assert before < 0.02
+    assert after > before + 0.03
+    assert point.tokens > texts.answer_tokens
+
+
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(torch_target: Any, corpus: Path, tmp_path: Path) -> None:
     whole, texts, held_out = trainable(torch_target, corpus)
     expected = train(whole, texts, held_out, RECIPE, tmp_path / "whole", say=lambda point: None)
@@ -329,19 +352,19 @@ def test_train_fastdraft_makes_a_draft_that_is_worth_more_than_an_untrained_one(
 ) -> None:
     """The command line end to end, then again with the corpus it made and a draft that learns nothing."""
     work = tmp_path / "work"
-    common = ["--batch", 512, "--layers", 1, "--vocabulary", 256, "--weights", "f32", "--evaluate-every", 30]
+    common = ["--batch", 512, "--layers", 1, "--vocabulary", 480, "--weights", "f32", "--evaluate-every", 15]
     result = run(
         *["train", "fastdraft", target_folder, "-o", work, "--corpus-tokens", 1500, "--texts-per-shard", 32],
-        *["--new-tokens", 24, "--steps", 60, "--learning-rate", 0.003, *common],
+        *["--new-tokens", 24, "--steps", 30, "--learning-rate", 0.001, *common],
     )
     assert result.exit_code == 0, result.output
     assert Path(result.stdout.strip()) == work / "bundle"
     assert (work / "curve.png").stat().st_size > 1000
     manifest = json.loads((work / "bundle" / "bundle.json").read_text(encoding="utf-8"))
-    assert manifest["drafters"][0]["unknown"] == 255
+    assert manifest["drafters"][0]["unknown"] == 479
     record = manifest["measured"]["draft"]
     assert record["corpus"]["answer_tokens"] >= 1500
-    assert record["training"]["step"] == 60
+    assert record["training"]["step"] == 30
 
     lazy = tmp_path / "lazy"
     lazy.mkdir()
@@ -361,7 +384,7 @@ def test_train_fastdraft_makes_a_draft_that_is_worth_more_than_an_untrained_one(
         drafted = pipeline.generate(texts[0].prompt, max_new_tokens=60)
         assert drafted.token_ids[: len(texts[0].tokens)] == list(texts[0].tokens), "exact with the trained draft"
         assert drafted.stats.proposed > 0
-    assert rates[0] > rates[1] + 0.05
+    assert rates[0] > rates[1] + 0.15
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
@@ -440,7 +463,7 @@ def test_a_target_without_a_chat_template_gets_plain_prompts(target: Path, tmp_p
 @pytest.mark.slow
 def test_shards_through_ray_are_the_shards_made_alone(target: Path, corpus: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="needs the train-ray extra")
-    make_corpus(PLAN, target, tmp_path / "corpus", 900, lambda line: None, ray=True)
+    make_corpus(PLAN, target, tmp_path / "corpus", TOKENS, lambda line: None, ray=True)
     for path in shards.shard_paths(tmp_path / "corpus"):
         twin = corpus / path.name
         if twin.is_file():

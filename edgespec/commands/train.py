@@ -75,11 +75,11 @@ def fastdraft(target: str, output: Path, **options: Any) -> None:
     \b
     edgespec train fastdraft default -o work --corpus-tokens 1000000 --steps 2000
     """
-    from edgespec_train import fastdraft as train
+    from edgespec_train import train_fastdraft
 
     plan = {name: options.pop(name) for name in ("corpus_tokens", "folders", "exclude", "new_tokens", "ray")}
     plan |= {name: options.pop(name) for name in ("texts_per_shard", "corpus_seed")}
-    click.echo(train(target, output, _say, plan, options))
+    click.echo(train_fastdraft(target, output, _say, plan, options))
 
 
 @command.command()

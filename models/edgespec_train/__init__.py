@@ -41,7 +41,7 @@ def write_corpus(target: str, folder: Path, say: Say, *, corpus_tokens: int, ray
         return make.corpus_of(pair, folder / "corpus", corpus_tokens, say, ray=ray, **plan)
 
 
-def fastdraft(target: str, folder: Path, say: Say, plan: dict[str, Any], options: dict[str, Any]) -> Path:
+def train_fastdraft(target: str, folder: Path, say: Say, plan: dict[str, Any], options: dict[str, Any]) -> Path:
     """Train a draft for ``target``; returns the folder of the bundle with both.
 
     plan: arguments of ``write_corpus``; not used if ``options`` names a corpus. options: see ``make.Making.of``.

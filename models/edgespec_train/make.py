@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -37,11 +38,13 @@ from edgespec_train.plot import plot
 from edgespec_train.progress import progress_bar
 
 Say = Callable[[str], None]
-_HELD_OUT = 0.04
+_HELD_OUT, _HELD_OUT_TEXTS = 0.04, 20
+"""share of the texts that is not trained on, and how many at least"""
 
 
 def target_bundle(reference: str, folder: Path, say: Say) -> Bundle:
     """The target as a bundle: a known name or a bundle as it is, anything else exported to ``folder/target``."""
+    folder.mkdir(parents=True, exist_ok=True)
     if reference in known.names():
         return hub.resolve(reference)
     path = Path(reference).expanduser()
@@ -115,7 +118,8 @@ def train_draft(making: Making, target: Bundle, say: Say) -> tuple[PreTrainedMod
         shards.token_counts(paths, vocab_size), making.vocabulary, always=target.manifest.generation.eos_token_ids
     )
     inverse, readable = invert(id_map, vocab_size), np.isin(np.arange(vocab_size), id_map)
-    texts, held_out = Texts(paths, inverse, readable).split(_HELD_OUT)
+    texts = Texts(paths, inverse, readable)
+    texts, held_out = texts.split(max(_HELD_OUT, min(0.5, _HELD_OUT_TEXTS / len(texts.texts))))
     draft = _begin(making, target, id_map, texts, say)
     millions = sum(parameter.numel() for parameter in draft.parameters()) / 1e6
     say(f"draft: {len(making.shape.layers)} layers, {len(id_map)} ids, {millions:.1f} M parameters")
@@ -154,9 +158,10 @@ def _begin(making: Making, target: Bundle, id_map: NDArray[np.int32], texts: Tex
 
 
 def _torch_target(making: Making) -> PreTrainedModel:
-    source = models.resolve(making.target, making.folder)
-    model: PreTrainedModel = convert.load(source, Weights("f32"), convert.read_config(source))
-    return model
+    with TemporaryDirectory(prefix="edgespec-", ignore_cleanup_errors=True) as scratch:
+        source = models.resolve(making.target, Path(scratch))
+        model: PreTrainedModel = convert.load(source, Weights("f32"), convert.read_config(source))
+        return model
 
 
 def _config(target: Bundle) -> PretrainedConfig:

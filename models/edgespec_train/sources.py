@@ -8,6 +8,7 @@ import sysconfig
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
@@ -85,6 +86,7 @@ def _lines(name: str) -> list[str]:
     return [line for line in text.splitlines() if line and not line.startswith("#")]
 
 
+@cache
 def standard_library() -> Origin:
     root = Path(sysconfig.get_paths()["stdlib"])
     skipped = {"test", "tests", "site-packages", "idle_test", "lib2to3", "encodings", "pydoc_data"}
@@ -92,8 +94,13 @@ def standard_library() -> Origin:
     return Origin("python standard library", "PSF-2.0", tuple(files))
 
 
-def installed_packages() -> Iterator[Origin]:
+@cache
+def installed_packages() -> tuple[Origin, ...]:
     """Packages of this environment whose metadata names a permissive licence."""
+    return tuple(_installed_packages())
+
+
+def _installed_packages() -> Iterator[Origin]:
     for package in sorted(distributions(), key=lambda d: d.name or ""):
         licence = _licence(package)
         if licence is None or package.files is None:
