@@ -63,6 +63,9 @@ def corpus(target: str, output: Path, **plan: Any) -> None:
 @click.option("--intermediate", type=click.IntRange(1), metavar="N", help="Width of its MLP.")
 @click.option("--vocabulary", type=click.IntRange(16), default=8192, show_default=True, help="Tokens it can propose.")
 @click.option("--weights", type=click.Choice(["int8", "int4", "f16", "f32"]), default="int8", show_default=True)
+@click.option(
+    "--precision", type=click.Choice(["f32", "bf16"]), default="f32", show_default=True, help="Of the training."
+)
 @click.option("--evaluate-every", type=click.IntRange(1), default=200, show_default=True, metavar="STEPS")
 @click.option("--seed", type=int, default=0, show_default=True)
 def fastdraft(target: str, output: Path, **options: Any) -> None:

@@ -202,8 +202,17 @@ def _save(accelerator: Accelerator, folder: Path, identity: dict[str, Any], curv
     shutil.rmtree(old, ignore_errors=True)
 
 
+def has_checkpoint(folder: Path) -> bool:
+    return _checkpoint(folder) is not None
+
+
+def _checkpoint(folder: Path) -> Path | None:
+    """The newest whole one: a run may have been killed between putting the old one aside and the new one in place."""
+    return next((path for name in (CHECKPOINT, f"{CHECKPOINT}.old") if (path := folder / name).is_dir()), None)
+
+
 def _resume(accelerator: Accelerator, folder: Path, identity: dict[str, Any]) -> list[Point]:
-    saved = next((path for name in (CHECKPOINT, f"{CHECKPOINT}.old") if (path := folder / name).is_dir()), None)
+    saved = _checkpoint(folder)
     if saved is None:
         return []
     state = json.loads((saved / "state.json").read_text(encoding="utf-8"))

@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from accelerate import Accelerator
 from numpy.typing import NDArray
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
@@ -32,7 +33,7 @@ from edgespec_train.batches import Texts
 from edgespec_train.begin import fit_head
 from edgespec_train.corpus import Plan, make_corpus, read_manifest, write_json
 from edgespec_train.draft_model import Shape, begin_from, build, choose_vocabulary, invert
-from edgespec_train.fastdraft import Point, Recipe, train
+from edgespec_train.fastdraft import Point, Recipe, has_checkpoint, train
 from edgespec_train.pack import convert_draft, write_bundle
 from edgespec_train.plot import plot
 from edgespec_train.progress import progress_bar
@@ -68,6 +69,7 @@ class Making:
     from_scratch: bool
     weights: Kind
     corpus: Path
+    precision: str
 
     @classmethod
     def of(cls, target: str, folder: Path, options: dict[str, Any]) -> Making:
@@ -82,8 +84,8 @@ class Making:
         if not scratch and (shape.hidden or shape.intermediate):
             raise SettingError("a draft that begins from the target has its widths", hint="or begin --from-scratch")
         corpus = take("corpus_folder") or folder / "corpus"
-        vocabulary, weights = take("vocabulary"), take("weights")
-        return cls(target, folder, Recipe(**options), shape, vocabulary, scratch, weights, corpus)
+        vocabulary, weights, precision = take("vocabulary"), take("weights"), take("precision")
+        return cls(target, folder, Recipe(**options), shape, vocabulary, scratch, weights, corpus, precision)
 
 
 def corpus_of(target: Bundle, folder: Path, tokens: int, say: Say, *, ray: bool = False, **plan: Any) -> Path:
@@ -126,7 +128,14 @@ def train_draft(making: Making, target: Bundle, say: Say) -> tuple[PreTrainedMod
     say(f"training on {texts.answer_tokens} tokens by the target, {held_out.answer_tokens} held out")
     with progress_bar(making.recipe.steps) as advance:
         curve = train(
-            draft, texts, held_out, making.recipe, making.folder, say=lambda point: say(_line(point)), advance=advance
+            draft,
+            texts,
+            held_out,
+            making.recipe,
+            making.folder,
+            say=lambda point: say(_line(point)),
+            advance=advance,
+            accelerator=Accelerator(mixed_precision="bf16" if making.precision == "bf16" else "no"),
         )
     out = making.folder / "draft"
     draft.save_pretrained(out)
@@ -152,6 +161,9 @@ def _begin(making: Making, target: Bundle, id_map: NDArray[np.int32], texts: Tex
             hint="leave the width out, or begin --from-scratch",
         )
     begin_from(draft, model, shape, id_map)
+    if has_checkpoint(making.folder):
+        say("going on from the checkpoint")
+        return draft
     share = fit_head(draft, model, texts, rows=min(20_000, texts.answer_tokens))
     say(f"output head fitted to layer {shape.layers[-1]} of the target: R squared {share:.2f}")
     return draft
