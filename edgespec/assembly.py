@@ -78,8 +78,9 @@ def load(
     if draft_device is not None and draft_on is None:
         raise SettingError(f"only a draft model has a draft device, and {drafter.name} is none", got=draft_device)
     devices = {"target": device} | ({"draft": draft_on} if draft_on else {})
-    if num_draft_tokens is None and draft is None and pair.manifest.drafters:
-        num_draft_tokens = pair.manifest.drafters[0].num_draft_tokens
+    if num_draft_tokens is None:
+        own = [entry for entry in pair.manifest.drafters if draft in (None, entry.name)]
+        num_draft_tokens = next((entry.num_draft_tokens for entry in own if entry.num_draft_tokens is not None), None)
     return Pipeline(pair, target, drafter, num_draft_tokens=num_draft_tokens, devices=devices)
 
 
@@ -217,7 +218,9 @@ def _reads(
     own: DrafterEntry | None, id_map: NDArray[np.int32] | None, draft_vocab: int, target_vocab: int
 ) -> NDArray[np.intp] | None:
     """What the draft reads for each target id; None if it is the id itself."""
-    if own is not None and own.unknown is not None and id_map is not None:
+    if own is not None and own.unknown is not None:
+        if id_map is None:
+            raise BundleError(f"drafter {own.name} has unknown and no id_map", hint="see docs/bundle.md")
         if not 0 <= own.unknown < draft_vocab:
             raise BundleError(f"drafter {own.name}: unknown", got=own.unknown, allowed=f"0..{draft_vocab - 1}")
         reads = np.full(target_vocab, own.unknown)

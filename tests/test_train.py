@@ -26,12 +26,13 @@ from edgespec_train import corpus as corpora
 from edgespec_train import shards, sources
 from edgespec_train.batches import Texts
 from edgespec_train.begin import fit_head
-from edgespec_train.corpus import Plan, make_corpus, shingles
+from edgespec_train.corpus import Plan, make_corpus
 from edgespec_train.draft_model import UNKNOWN, Shape, begin_from, build, choose_vocabulary, invert
 from edgespec_train.evaluate import Prompt, replay, write
+from edgespec_train.exclusion import OWN, Excluded
 from edgespec_train.fastdraft import Point, Recipe, agreement, block_efficiency, hidden_states, train
 from edgespec_train.losses import loss_of
-from edgespec_train.writer import TOP, Job, Writer
+from edgespec_train.writer import TOP, Job, Writer, Written
 from tests import tiny_models
 
 VOCAB = 512
@@ -133,30 +134,51 @@ def test_the_manifest_counts_what_is_there_and_a_second_run_adds_nothing(target:
     assert {path.name: path.stat().st_mtime_ns for path in shards.shard_paths(corpus)} == before
     rows = sum(len(np.load(path)["top_ids"]) for path in shards.shard_paths(corpus))
     assert manifest["answer_tokens"] == rows >= TOKENS
-    assert sum(sum(shard["by_source"]) for shard in manifest["shards"].values()) == rows
-    assert any("Python" in o["licence"] or "PSF" in o["licence"] for o in manifest["origins"])
+    assert sum(manifest["tokens_by_source"].values()) == rows
+    assert sum(manifest["texts_by_temperature"].values()) == manifest["texts"]
+    assert {"0.0", "0.6", "1.0"} <= set(manifest["texts_by_temperature"])
+    assert sum(origin["texts"] for origin in manifest["origins"].values()) == manifest["texts"]
+    assert all(origin["licence"] for origin in manifest["origins"].values())
     with pytest.raises(SettingError, match="another new_tokens"):
         make_corpus(dataclasses.replace(PLAN, new_tokens=7), target, corpus, TOKENS, lambda line: None)
 
 
+SECRET = "one two three four five six seven eight nine ten eleven twelve"
+
+
 def test_no_benchmark_prompt_gets_in(target: Path, tmp_path: Path) -> None:
+    """Nor a text that the target made into one: what was written is looked at too."""
     own = tmp_path / "own"
     own.mkdir()
-    secret = "one two three four five six seven eight nine ten eleven twelve"
-    (own / "a.py").write_text(f'def f():\n    """{secret}."""\n    return 1\n' * 3 + "\n" * 20, encoding="utf-8")
+    (own / "a.py").write_text(f'def f():\n    """{SECRET}."""\n    return 1\n' * 3 + "\n" * 20, encoding="utf-8")
     benchmark = tmp_path / "benchmark.jsonl"
-    benchmark.write_text(json.dumps({"turns": [f"Say: {secret.upper()}!"]}) + "\n", encoding="utf-8")
-    plan = dataclasses.replace(PLAN, folders=(str(own),), shares=(0, 0, 1, 0), texts_per_shard=90, new_tokens=1)
+    benchmark.write_text(json.dumps({"turns": [f"Say: {SECRET.upper()}!"]}) + "\n", encoding="utf-8")
+    plan = dataclasses.replace(PLAN, folders=(str(own),), shares=(0, 0, 1, 0), texts_per_shard=60, new_tokens=1)
+    look = Excluded([benchmark])
     seen = {}
     for name, exclude in (("with", ()), ("without", (str(benchmark),))):
         maker = corpora.ShardMaker(dataclasses.replace(plan, exclude=exclude), target, tmp_path)
         path = tmp_path / f"{name}.npz"
         maker._make(0, path)
         data = np.load(path)
-        text = [maker.tokenizer.decode(part) for part in np.split(data["tokens"], data["begins"][1:-1])]
-        seen[name] = sum(bool(set(shingles(secret)) & set(shingles(prompt))) for prompt in text)
+        texts = [maker.tokenizer.decode(part) for part in np.split(data["tokens"], data["begins"][1:-1])]
+        seen[name] = sum(look.holds(text) for text in texts)
+        assert len(texts) > 10
     assert seen["with"] > 0
     assert seen["without"] == 0
+    maker._excluded.add(maker.tokenizer.decode([7, 8, 9, *range(50, 80)]) + " " + SECRET)
+    tokens = maker.tokenizer.encode(SECRET)
+    assert not maker._clean(Written(Job(0, tuple(tokens[:4]), 1), tokens[4:]))
+
+
+def test_short_benchmark_prompts_are_excluded_whole_and_our_own_always() -> None:
+    excluded = Excluded([])
+    own = [json.loads(line)["text"] for line in OWN.read_text(encoding="utf-8").splitlines()]
+    assert own and all(excluded.holds(text) for text in own)
+    excluded.add("Who wrote Hamlet?")
+    assert excluded.holds("who wrote hamlet")
+    assert not excluded.holds("Who wrote Hamlet, and when was it first played?")
+    assert not excluded.holds("Write a Python function that adds two numbers.")
 
 
 def test_a_shard_is_there_whole_or_not_at_all(target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,9 +346,50 @@ def test_a_checkpoint_of_another_run_is_refused(torch_target: Any, corpus: Path,
     train(draft, texts, held_out, dataclasses.replace(RECIPE, steps=2), tmp_path, say=lambda point: None)
     with pytest.raises(SettingError, match="another recipe"):
         train(draft, texts, held_out, RECIPE, tmp_path, say=lambda point: None)
-    wider: Any = build(torch_target.config, Shape((0,)), 300, seed=0)
     with pytest.raises(SettingError, match="another vocabulary"):
-        train(wider, texts, held_out, dataclasses.replace(RECIPE, steps=2), tmp_path, say=lambda point: None)
+        train(
+            *(draft, texts, held_out, dataclasses.replace(RECIPE, steps=2), tmp_path),
+            say=lambda point: None,
+            same={"vocabulary": "other ids, as many"},
+        )
+
+
+def test_a_draft_of_the_same_size_with_other_ids_is_refused(target_folder: Path, corpus: Path, tmp_path: Path) -> None:
+    """More corpus changes which ids are kept: rows of the checkpoint would stand for other tokens."""
+    less = tmp_path / "less"
+    less.mkdir()
+    first = shards.shard_paths(corpus)[0]
+    (less / first.name).write_bytes(first.read_bytes())
+    arguments = ["train", "fastdraft", target_folder, "-o", tmp_path / "work", "--layers", 1, "--vocabulary", 60]
+    arguments += ["--batch", 256, "--steps", 2, "--weights", "f32", "--corpus"]
+    assert run(*arguments, less).exit_code == 0
+    result = run(*arguments, corpus)
+    assert isinstance(result.exception, SettingError)
+    assert "made with another vocabulary" in str(result.exception)
+
+
+def test_a_checkpoint_survives_a_failure_to_write_the_next(
+    torch_target: Any, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draft, texts, held_out = trainable(torch_target, corpus)
+
+    def full(self: Any, folder: str) -> None:
+        Path(folder).mkdir()
+        raise RuntimeError("No space left on device")
+
+    def fill_the_disk(point: Point) -> None:
+        if point.step == 4:
+            monkeypatch.setattr("accelerate.Accelerator.save_state", full)
+
+    with pytest.raises(SettingError, match="is the disk full"):
+        train(draft, texts, held_out, RECIPE, tmp_path, say=fill_the_disk)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+    monkeypatch.undo()
+    (tmp_path / "checkpoint").replace(tmp_path / "checkpoint.old")  # as if killed between the two renames
+    draft, texts, held_out = trainable(torch_target, corpus)
+    curve = train(draft, texts, held_out, RECIPE, tmp_path, say=lambda point: None)
+    assert [point.step for point in curve] == [2, 4, 6, 8]
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
 def test_every_text_is_in_one_part_and_every_epoch_has_all(torch_target: Any, corpus: Path) -> None:
@@ -424,6 +487,8 @@ def test_block_efficiency_counts_rounds() -> None:
         (["fastdraft", "no/such/folder/x", "-o", "{}"], "no such model"),
         (["fastdraft", "default", "-o", "{}", "--from-layers", "a,b"], "layers of the target"),
         (["fastdraft", "default", "-o", "{}", "--hidden", "128"], "has its widths"),
+        (["fastdraft", "{1}", "-o", "{}", "--from-layers", "0,9"], "layers of the target"),
+        (["fastdraft", "default", "-o", "{}", "--seed", "-1"], "seed"),
         (["fastdraft", "default", "-o", "{}", "--corpus", "{}"], "no shards in the corpus"),
         (["corpus", "default", "-o", "{}", "--folder", "{}/nothing"], "no such corpus folder"),
         (["corpus", "default", "-o", "{}", "--exclude", "{}/nothing.jsonl"], "cannot read the prompts to leave out"),
@@ -435,12 +500,13 @@ def test_bad_input_is_one_line(
     arguments: list[str],
     message: str,
     tmp_path: Path,
+    target_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     from edgespec import cli as module
 
-    monkeypatch.setattr("sys.argv", ["edgespec", "train", *(a.format(tmp_path) for a in arguments)])
+    monkeypatch.setattr("sys.argv", ["edgespec", "train", *(a.format(tmp_path, target_folder) for a in arguments)])
     with pytest.raises(SystemExit) as ended:
         module.main()
     error = capsys.readouterr().err

@@ -56,6 +56,7 @@ class OpenVINOPagedModel:
         with mapped(BackendError, f"cannot compile {xml.name} for {device}", hint="see: edgespec doctor"):
             self.compiled = core.compile_model(graph, device, properties)
             self._request = self.compiled.create_infer_request()
+        self.weights_bytes = xml.with_suffix(".bin").stat().st_size
         self._settings = settings
         self._hidden = hidden
         self._ports = {port.get_any_name(): port for port in self.compiled.inputs}

@@ -18,7 +18,7 @@ _CORPUS = [
     click.option("--exclude", multiple=True, metavar="FILE", help="Benchmark prompts that must not be trained on."),
     click.option("--new-tokens", type=click.IntRange(1), default=160, show_default=True, help="Longest answer."),
     click.option("--texts-per-shard", type=click.IntRange(8), default=640, show_default=True),
-    click.option("--corpus-seed", "corpus_seed", type=int, default=0, show_default=True),
+    click.option("--corpus-seed", "corpus_seed", type=click.IntRange(0), default=0, show_default=True),
     click.option("--ray", is_flag=True, help="Make shards with Ray Data (extra train-ray)."),
 ]
 
@@ -67,7 +67,7 @@ def corpus(target: str, output: Path, **plan: Any) -> None:
     "--precision", type=click.Choice(["f32", "bf16"]), default="f32", show_default=True, help="Of the training."
 )
 @click.option("--evaluate-every", type=click.IntRange(1), default=200, show_default=True, metavar="STEPS")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 def fastdraft(target: str, output: Path, **options: Any) -> None:
     """Train a small draft for TARGET (FastDraft, arXiv 2411.11055); prints the folder of the bundle with both.
 

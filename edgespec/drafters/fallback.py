@@ -1,7 +1,6 @@
 """Two drafters in turn: the second is asked when the first has nothing to say.
 
-Prompt lookup goes first: where the text repeats itself a copy is free, longer than a model would draft, and more
-often right. Everywhere else the model drafts.
+Prompt lookup goes first: where the text repeats itself a copy is free and often right. Elsewhere the model drafts.
 """
 
 from __future__ import annotations

@@ -46,14 +46,18 @@ def train_fastdraft(target: str, folder: Path, say: Say, plan: dict[str, Any], o
 
     plan: arguments of ``write_corpus``; not used if ``options`` names a corpus. options: see ``make.Making.of``.
     """
-    _check_installed(*_EXPORT, "accelerate", "matplotlib")
+    _check_installed(*_EXPORT, "accelerate", "matplotlib", *(["ray"] if plan["ray"] else []))
     with quiet.libraries(verbose=False):
+        from accelerate import PartialState
+
         from edgespec_train import make
 
         making = make.Making.of(target, folder, options)
-        pair = make.target_bundle(target, folder, say)
-        if making.corpus == folder / "corpus":
-            make.corpus_of(pair, making.corpus, plan.pop("corpus_tokens"), say, **plan)
+        make.check(making)
+        with PartialState().main_process_first():  # the others find everything made
+            pair = make.target_bundle(target, folder, say)
+            if making.corpus == folder / "corpus":
+                make.corpus_of(pair, making.corpus, plan.pop("corpus_tokens"), say, **plan)
         return make.make_draft(making, pair, say)
 
 

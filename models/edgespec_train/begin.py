@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from edgespec_train.batches import Texts
 from edgespec_train.fastdraft import hidden_states
@@ -14,7 +13,7 @@ from edgespec_train.fastdraft import hidden_states
 @torch.no_grad()
 def fit_head(
     draft: Any,
-    target: PreTrainedModel,
+    target: Any,
     texts: Texts,
     *,
     rows: int = 20_000,
@@ -28,6 +27,7 @@ def fit_head(
     squares over ``rows`` answer rows, and costs nothing at run time: head times map is a head.
     """
     device = next(draft.parameters()).device
+    target.to(device)
     draft.model.norm.weight.fill_(1.0)
     d = draft.config.hidden_size
     xx = torch.zeros(d, d, dtype=torch.float64, device=device)

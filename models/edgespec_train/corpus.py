@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import count, islice
@@ -23,13 +24,14 @@ from edgespec.chat_template import ChatTemplate
 from edgespec.errors import SettingError
 from edgespec.tokenizer import Tokenizer
 from edgespec_train import shards, sources
+from edgespec_train.exclusion import Excluded
 from edgespec_train.sources import Origin, Prompt
 from edgespec_train.writer import Job, Writer, Written
 
+_CODE, _TEXT = 2, 3
 SOURCES = ("user turns by the target", "code begun by the target", "code", "text")
 _TEMPERATURES = (0.0, 0.0, 0.6, 0.0, 0.8, 0.0, 0.6, 1.0)
 MANIFEST = "manifest.json"
-_SHINGLE = 10
 _USER_TURN, _CODE_HEAD = 72, 128
 """tokens the target may take to write a prompt"""
 
@@ -69,7 +71,8 @@ class ShardMaker:
         texts = {"bos_token": generation.bos_token, "eos_token": generation.eos_token}
         self.template = ChatTemplate(source, **texts) if source else None
         self._slots = slots
-        self._excluded = {words for file in plan.exclude for words in _benchmark(Path(file))}
+        self._own: list[Origin] = [sources.folder(Path(path)) for path in plan.folders]
+        self._excluded = Excluded(Path(file) for file in plan.exclude)
 
     @cached_property
     def writer(self) -> Writer:
@@ -78,22 +81,16 @@ class ShardMaker:
         eos = self.bundle.manifest.generation.eos_token_ids
         return Writer(xml, eos_token_ids=eos, slots=self._slots, max_length=longest)
 
-    @cached_property
-    def origins(self) -> list[Origin]:
-        """Where real code and text come from; the user's own folders first."""
-        own = [sources.folder(Path(path)) for path in self.plan.folders]
-        return [*own, sources.standard_library(), sources.reference_manual(), *sources.installed_packages()]
-
-    def _real(
-        self, read: Callable[[Origin], Iterator[Prompt]], number: int, random: np.random.Generator
-    ) -> list[Prompt]:
+    def _real(self, source: int, number: int, random: np.random.Generator) -> list[Prompt]:
         """``number`` prompts, at most three of one file; half of the files from the user's folders and the library."""
-        few = len(self.plan.folders) + 2
+        read = sources.code_prompts if source == _CODE else sources.text_prompts
+        near = [*self._own, sources.standard_library()] + ([sources.reference_manual()] if source != _CODE else [])
+        far = sources.installed_packages() or near
         found: list[Prompt] = []
         for _ in range(20 * number):
             if len(found) >= number:
                 break
-            some = self.origins[:few] if random.random() < 0.5 else self.origins[few:] or self.origins
+            some = near if random.random() < 0.5 else far
             origin = some[int(random.integers(len(some)))]
             file = origin.files[int(random.integers(len(origin.files)))]
             prompts = list(read(replace(origin, files=(file,))))
@@ -114,45 +111,50 @@ class ShardMaker:
         numbers = [round(share * plan.texts_per_shard) for share in plan.shares]
         begun = self._begin(numbers[0], numbers[1], random)
         prompts = [(source, prompt) for source, (_, prompt) in begun if prompt]
-        for source, read in ((2, sources.code_prompts), (3, sources.text_prompts)):
-            prompts += [(source, prompt) for prompt in self._real(read, numbers[source], random)]
+        for source in (_CODE, _TEXT):
+            prompts += [(source, prompt) for prompt in self._real(source, numbers[source], random)]
         jobs = []
         seen: set[tuple[int, ...]] = set()
-        sources_of: dict[int, int] = {}
+        asked: dict[int, tuple[int, Prompt]] = {}
         for number, (source, prompt) in enumerate(prompts):
             tokens = self._encode(prompt)
-            if tokens in seen or not self._allowed(prompt.text):
+            if tokens in seen or self._excluded.holds(prompt.text):
                 continue
             seen.add(tokens)
-            sources_of[number] = source
+            asked[number] = source, prompt
             temperature = _TEMPERATURES[int(random.integers(len(_TEMPERATURES)))]
             jobs.append(Job(number, tokens, plan.new_tokens, temperature, seed=int(random.integers(1 << 30))))
         jobs.sort(key=lambda job: -len(job.prompt))
         answers = sorted(self.writer.write(iter(jobs)), key=lambda text: text.job.key)
-        texts = [(source, text) for source, (text, prompt) in begun if prompt and self._allowed(prompt.text)]
-        texts += [(sources_of[text.job.key], text) for text in answers]
-        vocab_size = self.bundle.manifest.target.vocab_size
-        seconds = time.perf_counter() - began
-        shards.write_shard(path, [text for _, text in texts], [source for source, _ in texts], vocab_size, seconds)
+        texts = [(source, "the target", text) for source, (text, prompt) in begun if prompt]
+        texts += [(asked[text.job.key][0], asked[text.job.key][1].source, text) for text in answers]
+        kept = [entry for entry in texts if self._clean(entry[2])]
+        if not kept:
+            raise SettingError("a shard without a single text", got=f"{len(jobs)} prompts", hint="fewer --new-tokens")
+        shards.write_shard(path, kept, self.bundle.manifest.target.vocab_size, time.perf_counter() - began)
 
     def _begin(
         self, turns: int, heads: int, random: np.random.Generator
     ) -> list[tuple[int, tuple[Written, Prompt | None]]]:
         """(source, (what the target wrote, the prompt made of it)): user turns, as in Magpie (arXiv 2406.08464: after
         the template's head the target writes what a user would), and beginnings of Python files."""
-        openers = [self._user_head + opener for opener in _draw(sources.openers(), turns, random)]
-        openers += _draw(sources.code_openers(), heads, random)
+        # A space at the end would force the next token to be a word's inside.
+        openers = [(self._user_head + opener).rstrip(" ") for opener in _draw(sources.openers(), turns, random)]
+        openers += [opener.rstrip(" ") for opener in _draw(sources.code_openers(), heads, random)]
         seed = int(random.integers(1 << 30))
         limits = [_USER_TURN] * turns + [_CODE_HEAD] * heads
-        jobs = [Job(i, tuple(self.tokenizer.encode(openers[i])), limits[i], 1.0, seed) for i in range(len(openers))]
+        plain = [self.template is None] * turns + [True] * heads
+        starts = [tuple(self.tokenizer.encode(openers[i], raw=plain[i])) for i in range(len(openers))]
+        jobs = [Job(i, starts[i], limits[i], 1.0, seed) for i in range(len(openers)) if starts[i]]
         begun: list[tuple[int, tuple[Written, Prompt | None]]] = []
         for text in sorted(self.writer.write(iter(jobs)), key=lambda text: text.job.key):
-            opener, rest = openers[text.job.key], self.tokenizer.decode(text.tokens)
+            whole = self.tokenizer.decode([*text.job.prompt, *text.tokens])
             if text.job.key < turns:
-                turn = (opener[len(self._user_head) :] + rest).strip()
-                begun.append((0, (text, Prompt(turn, "chat", "target") if len(turn) > 8 else None)))
+                head = self.tokenizer.decode(self.tokenizer.encode(self._user_head)) if self._user_head else ""
+                turn = whole[len(head) :].strip()
+                begun.append((0, (text, Prompt(turn, "chat", "the target") if len(turn) > 8 else None)))
             else:
-                begun.append((1, (text, Prompt(_head_of(opener + rest), "raw", "target"))))
+                begun.append((1, (text, Prompt(_head_of(whole), "raw", "the target"))))
         return begun
 
     @cached_property
@@ -167,8 +169,9 @@ class ShardMaker:
             return tuple(self.tokenizer.encode(prompt.text, raw=True))
         return tuple(self.tokenizer.encode(self.template.render([{"role": "user", "content": prompt.text}])))
 
-    def _allowed(self, text: str) -> bool:
-        return self._excluded.isdisjoint(shingles(text))
+    def _clean(self, text: Written) -> bool:
+        """No benchmark in what was asked, nor in what the target made of it."""
+        return not self._excluded.holds(self.tokenizer.decode([*text.job.prompt, *text.tokens]))
 
 
 def make_corpus(
@@ -180,8 +183,8 @@ def make_corpus(
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / MANIFEST
-    planned = json.loads(json.dumps(asdict(plan)))
-    if path.is_file() and (old := json.loads(path.read_text(encoding="utf-8"))["plan"]) != planned:
+    planned = _described(plan)
+    if path.is_file() and (old := read_manifest(folder).get("plan", {})) != planned:
         changed = sorted(name for name in planned if old.get(name) != planned[name])
         raise SettingError(
             f"the corpus in {folder} was made with another {', '.join(changed)}",
@@ -192,18 +195,52 @@ def make_corpus(
     maker = ShardMaker(plan, target, folder)
     if maker.template is None:
         say("the target has no chat template: user turns become plain text")
-    origins = [{"name": o.name, "licence": o.licence, "files": len(o.files)} for o in maker.origins]
+    before = -1
     while True:
-        made = {file.name: shards.counts(file) for file in shards.shard_paths(folder)}
-        have = sum(shard["answer_tokens"] for shard in made.values())
-        content = {"plan": planned, "answer_tokens": have, "sources": [*SOURCES], "origins": origins, "shards": made}
+        content = {"plan": planned} | summary(folder)
+        made, have = content["shards"], content["answer_tokens"]
         write_json(path, content)
         if have >= tokens:
             return content
+        if have == before:
+            raise SettingError("no shard was made", got=str(folder), hint="with --ray the folder must be shared")
+        before = have
         say(f"corpus: {have} of {tokens} tokens")
         wanted = -(-(tokens - have) * len(made) // have) if have else 1
         missing = (n for n in count() if not shards.shard_path(folder, n).is_file())
         _run(maker, list(islice(missing, wanted if ray else 1)), ray)
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """What the shards of a folder hold: tokens, texts by source, temperature and origin, and the origins' licences."""
+    made = {file.name: shards.counts(file) for file in shards.shard_paths(folder)}
+    licences = {"the target": "as the target"}
+    licences |= {o.name: o.licence for o in (sources.standard_library(), sources.reference_manual())}
+    licences |= {o.name: o.licence for o in sources.installed_packages()}
+    totals: dict[str, Counter[str]] = {key: Counter() for key in ("sources", "temperatures", "origins")}
+    for shard in made.values():
+        for key, total in totals.items():
+            total.update(shard[key])
+    origins = {
+        name: {"texts": texts, "licence": licences.get(name, "the user's own")}
+        for name, texts in sorted(totals["origins"].items())
+    }
+    return {
+        "answer_tokens": sum(shard["answer_tokens"] for shard in made.values()),
+        "texts": sum(shard["texts"] for shard in made.values()),
+        "tokens_by_source": {SOURCES[int(key)]: value for key, value in sorted(totals["sources"].items())},
+        "texts_by_temperature": dict(sorted(totals["temperatures"].items())),
+        "origins": origins,
+        "shards": made,
+    }
+
+
+def _described(plan: Plan) -> dict[str, Any]:
+    """A plan as its manifest keeps it: hashes of the excluded files, and no paths of this machine."""
+    found: dict[str, Any] = json.loads(json.dumps(asdict(plan)))
+    found["folders"] = [Path(path).name for path in plan.folders]
+    found["exclude"] = {Path(path).name: bundle.sha256_of(Path(path)) for path in plan.exclude if Path(path).is_file()}
+    return found
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -233,34 +270,6 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     temporary.replace(path)
-
-
-def shingles(text: str) -> Iterator[str]:
-    """Every ten words in a row, letter case and punctuation apart. A shorter text has none."""
-    words = re.findall(r"\w+", text.lower())
-    for begin in range(len(words) - _SHINGLE + 1):
-        yield " ".join(words[begin : begin + _SHINGLE])
-
-
-def _benchmark(path: Path) -> Iterator[str]:
-    """Shingles of a file of prompts: of every string in each line of a .jsonl, or of the whole text."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        texts = (
-            [text] if path.suffix != ".jsonl" else _strings([json.loads(line) for line in text.splitlines() if line])
-        )
-        for part in texts:
-            yield from shingles(part)
-    except (OSError, ValueError) as error:
-        raise SettingError(f"cannot read the prompts to leave out: {path}", got=error) from error
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, (list, dict)):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _strings(item)
 
 
 def _draw(choices: Sequence[str], count: int, random: np.random.Generator) -> list[str]:

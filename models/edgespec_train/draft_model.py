@@ -29,8 +29,6 @@ class Shape:
     hidden: int | None = None
     intermediate: int | None = None
     heads: int | None = None
-    tied: bool = False
-    """one matrix for reading and for proposing tokens"""
 
 
 def choose_vocabulary(counts: NDArray[np.int64], size: int, always: Sequence[int]) -> NDArray[np.int32]:
@@ -60,13 +58,18 @@ def invert(id_map: NDArray[np.int32], target_vocab: int) -> NDArray[np.int64]:
 
 def build(config: PretrainedConfig, shape: Shape, vocab_size: int, *, seed: int) -> PreTrainedModel:
     """A draft with random weights. Raises SettingError for a shape the architecture cannot have."""
+    if not shape.layers or min(shape.layers) < 0 or max(shape.layers) >= config.num_hidden_layers:
+        allowed = f"0 to {config.num_hidden_layers - 1}"
+        raise SettingError("layers of the target", got=",".join(map(str, shape.layers)), allowed=allowed)
     config = copy.deepcopy(config)
     heads = shape.heads or config.num_attention_heads
     share = config.num_attention_heads // config.num_key_value_heads
     changes: dict[str, Any] = {
         "num_hidden_layers": len(shape.layers),
         "vocab_size": vocab_size,
-        "tie_word_embeddings": shape.tied,
+        "tie_word_embeddings": False,
+        # These would be ids of the target, and torch freezes the row of a pad.
+        **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id")),
     }
     if shape.hidden or shape.heads:
         hidden = shape.hidden or config.hidden_size
@@ -84,7 +87,7 @@ def build(config: PretrainedConfig, shape: Shape, vocab_size: int, *, seed: int)
         setattr(config, name, value)
     torch.manual_seed(seed)
     made: Any = AutoModelForCausalLM
-    model: PreTrainedModel = made.from_config(config, dtype=torch.float32)
+    model: PreTrainedModel = made.from_config(config, dtype=torch.float32).eval()  # no dropout: it is judged as it runs
     return model
 
 

@@ -8,11 +8,10 @@ they would with the target itself. Speed-up is measured with the target: plain a
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 
@@ -120,17 +119,27 @@ def encode(pipeline: Pipeline, prompt: Prompt) -> list[int]:
 
 
 def replay(
-    drafter: Drafter, texts: Iterable[Written], sampling: SamplingParams, k: int, vocab_size: int
+    drafter: Drafter,
+    texts: Iterable[Written],
+    sampling: SamplingParams,
+    k: int,
+    vocab_size: int,
+    stop: Collection[int] = (),
 ) -> dict[str, Rounds]:
-    """Per category, the rounds that ``drafter`` would have had with the target that wrote these texts."""
+    """Per category, the rounds that ``drafter`` would have had with the target that wrote these texts.
+
+    stop: tokens that end a text; the loop does not know that one is coming, and drafts beyond it.
+    """
     found: dict[str, Rounds] = {}
     for text in texts:
         whole = (*text.prompt, *text.tokens)
-        target = FakeModel(_recorded(whole, vocab_size), vocab_size, capacity=len(whole), max_width=512)
+        room = k + 1 if text.tokens[-1] in stop else 0
+        target = FakeModel(_recorded(whole, vocab_size), vocab_size, capacity=len(whole) + room, max_width=512)
         stats = Stats()
         context = list(text.prompt)
+        budget = len(text.tokens) + room
         loop = speculative(
-            target, drafter, context, sampling, draft_length=Fixed(k), stop=(), budget=len(text.tokens), stats=stats
+            target, drafter, context, sampling, draft_length=Fixed(k), stop=stop, budget=budget, stats=stats
         )
         for _ in loop:
             pass
@@ -142,21 +151,21 @@ def replay(
 def speed_up(
     pipeline: Pipeline, texts: Sequence[Written], sampling: SamplingParams, k: int, *, pairs: int = 1
 ) -> dict[str, float]:
-    """Per category: median over texts and pairs of plain decode time over speculative decode time, same tokens."""
+    """Per category: median over texts and pairs of plain over speculative decode time per token."""
     ratios: dict[str, list[float]] = {}
-    for text in texts:
-        for _ in range(pairs):
-            times = []
-            for drafter in (NoDrafter(), pipeline.drafter):
+    for number, text in enumerate(texts):
+        for pair in range(pairs):
+            seconds = {}
+            for drafted in (False, True) if (number + pair) % 2 else (True, False):
                 run = pipeline.generate(
                     text.prompt,
                     max_new_tokens=len(text.tokens),
                     sampling=sampling,
-                    drafter=drafter,
-                    num_draft_tokens=k if drafter is pipeline.drafter else 0,
+                    drafter=pipeline.drafter if drafted else NoDrafter(),
+                    num_draft_tokens=k if drafted else 0,
                 )
-                times.append(run.stats.decode_s)
-            ratios.setdefault(text.category, []).append(times[0] / times[1])
+                seconds[drafted] = run.stats.decode_s / run.stats.committed
+            ratios.setdefault(text.category, []).append(seconds[False] / seconds[True])
     return {category: median(values) for category, values in ratios.items()}
 
 
@@ -173,16 +182,3 @@ def _recorded(whole: tuple[int, ...], vocab_size: int) -> Callable[[tuple[int, .
 
 def merged(parts: Iterable[Rounds], k: int) -> Rounds:
     return Rounds(k, [round_ for part in parts for round_ in part.rounds])
-
-
-def figures(rounds: dict[str, Rounds], cost: float) -> dict[str, Any]:
-    """What bundle.json keeps of a category table."""
-    return {
-        category: {
-            "block_efficiency": round(part.block_efficiency, 3),
-            "acceptance_rate": round(part.acceptance_rate, 3),
-            "by_position": [round(share, 3) for share in part.by_position],
-            "mbsu": round(part.mbsu(cost), 3),
-        }
-        for category, part in rounds.items()
-    }

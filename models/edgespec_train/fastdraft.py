@@ -45,7 +45,6 @@ class Recipe:
     floor: float = 0.02
     weight_decay: float = 0.01
     loss: Loss = "kd"
-    sharpen: float = 1.0
     seed: int = 0
     evaluate_every: int = 200
 
@@ -90,21 +89,19 @@ def train(
     folder: Path,
     *,
     say: Callable[[Point], None],
+    same: dict[str, Any] | None = None,
     advance: Callable[[int, list[Point]], None] = lambda step, curve: None,
     accelerator: Accelerator | None = None,
 ) -> list[Point]:
     """Train in place and return the learning curve. Goes on from ``folder``'s checkpoint if there is one.
 
-    Raises SettingError if that checkpoint was made with another recipe or vocabulary.
+    same: what must be equal to go on besides the recipe; JSON. Raises SettingError if the checkpoint's is another.
     """
     accelerator = accelerator or Accelerator()
     greedy = [text for text in held_out.texts if held_out.temperature(text) == 0]
     model, optimizer = accelerator.prepare(Rows(draft), _optimizer(draft, recipe))
-    identity = {
-        "recipe": asdict(recipe),
-        "vocabulary": draft.config.vocab_size,
-        "layers": draft.config.num_hidden_layers,
-    }
+    identity = {"recipe": asdict(recipe), "processes": accelerator.num_processes} | (same or {})
+    identity = json.loads(json.dumps(identity))
     curve = _resume(accelerator, folder, identity)
     step, seen = (curve[-1].step, curve[-1].tokens) if curve else (0, 0)
     before = curve[-1].seconds if curve else 0.0
@@ -116,7 +113,7 @@ def train(
         batch = texts.batch(ids).to(accelerator.device)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(recipe, step)
-        loss = loss_of(model(batch.tokens, batch.rows), batch, recipe.loss, sharpen=recipe.sharpen)
+        loss = loss_of(model(batch.tokens, batch.rows), batch, recipe.loss)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -166,7 +163,7 @@ def block_efficiency(texts: Sequence[NDArray[np.bool_]], k: int) -> float:
     """
     forwards = tokens = 0
     for agrees in texts:
-        place = 1  # the first token comes out of the prompt
+        place = 1  # a first round that drafts nothing, as if the prompt had just been read
         while place < len(agrees):
             run = 0
             while run < k and place + run < len(agrees) and agrees[place + run]:
@@ -192,13 +189,20 @@ def _save(accelerator: Accelerator, folder: Path, identity: dict[str, Any], curv
     accelerator.wait_for_everyone()
     if not accelerator.is_main_process:
         return
-    new, old = folder / f"{CHECKPOINT}.{os.getpid()}.tmp", folder / f"{CHECKPOINT}.old"
-    accelerator.save_state(str(new))
-    state = identity | {"curve": [asdict(point) for point in curve]}
-    (new / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
-    if (folder / CHECKPOINT).exists():
-        (folder / CHECKPOINT).replace(old)
-    new.replace(folder / CHECKPOINT)
+    for leftover in folder.glob(f"{CHECKPOINT}.*.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    current, old, new = (folder / f"{CHECKPOINT}{end}" for end in ("", ".old", f".{os.getpid()}.tmp"))
+    try:
+        accelerator.save_state(str(new))
+        state = identity | {"curve": [asdict(point) for point in curve]}
+        (new / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+        if current.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            current.replace(old)
+        new.replace(current)
+    except Exception as error:  # safetensors and torch have their own for a full disk
+        shutil.rmtree(new, ignore_errors=True)
+        raise SettingError(f"cannot write a checkpoint to {folder}: {error}", hint="is the disk full?") from error
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -215,8 +219,11 @@ def _resume(accelerator: Accelerator, folder: Path, identity: dict[str, Any]) ->
     saved = _checkpoint(folder)
     if saved is None:
         return []
-    state = json.loads((saved / "state.json").read_text(encoding="utf-8"))
-    curve = [Point(**point) for point in state.pop("curve")]
+    try:
+        state = json.loads((saved / "state.json").read_text(encoding="utf-8"))
+        curve = [Point(**point) for point in state.pop("curve")]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SettingError(f"{saved} is damaged: {error}", hint="delete it to begin anew") from error
     for name, value in identity.items():
         if state.get(name) != value:
             raise SettingError(

@@ -17,11 +17,13 @@ from typing import Any
 import numpy as np
 from transformers import AutoConfig, PretrainedConfig
 
-from edgespec import hub, load
+from edgespec import hub, known, load
 from edgespec.backends.base import Model
 from edgespec.backends.openvino_graph import Settings
 from edgespec.backends.openvino_paged import OpenVINOPagedModel
 from edgespec.engine import ov
+from edgespec.errors import SettingError
+from edgespec_export import convert, sources
 from edgespec_export.settings import Kind
 from edgespec_train.draft_model import Shape, build
 from edgespec_train.pack import convert_draft
@@ -60,7 +62,9 @@ def candidates(config: PretrainedConfig) -> list[Candidate]:
     head = config.hidden_size // heads
     found = [Candidate(layers, 8192) for layers in (1, 2, 3, 4, 6)]
     found += [Candidate(2, size) for size in (4096, 16384, 32768, full)]
-    found += [Candidate(2, 8192, hidden=head * n, heads=n) for n in (heads * 2 // 3, heads * 4 // 3) if n % 3 == 0]
+    share = heads // config.num_key_value_heads
+    narrow, wide = (max(share, round(heads * part / share) * share) for part in (2 / 3, 4 / 3))
+    found += [Candidate(2, 8192, hidden=head * n, heads=n) for n in (narrow, wide)]
     found += [Candidate(layers, 8192, "int4") for layers in (2, 4)]
     return [c for c in found if c.vocabulary <= full]
 
@@ -68,8 +72,14 @@ def candidates(config: PretrainedConfig) -> list[Candidate]:
 def sweep_for(reference: str, rounds: int) -> Iterator[Timed]:
     """``sweep`` for a target by name or folder."""
     pipeline = load(reference, draft="none")
-    xml = hub.model_path(pipeline.bundle, pipeline.bundle.manifest.target)
-    yield from sweep(AutoConfig.from_pretrained(xml.parent), pipeline.target, rounds)
+    if reference in known.names():
+        with TemporaryDirectory(prefix="edgespec-", ignore_cleanup_errors=True) as scratch:
+            config = convert.read_config(sources.resolve(reference, Path(scratch)))
+    else:
+        config = AutoConfig.from_pretrained(hub.model_path(pipeline.bundle, pipeline.bundle.manifest.target).parent)
+    if config.vocab_size != pipeline.target.vocab_size or "hidden_size" not in config.to_diff_dict():
+        raise SettingError("the target's config.json does not say what shape it has", got=reference)
+    yield from sweep(config, pipeline.target, rounds)
 
 
 def sweep(config: PretrainedConfig, target: Model, rounds: int) -> Iterator[Timed]:

@@ -12,12 +12,11 @@ from edgespec_train.batches import Batch
 Loss = Literal["ce", "kd", "ce+kd"]
 
 
-def loss_of(logits: torch.Tensor, batch: Batch, kind: Loss, *, sharpen: float = 1.0) -> torch.Tensor:
+def loss_of(logits: torch.Tensor, batch: Batch, kind: Loss) -> torch.Tensor:
     """Mean over the rows. logits: ``(r, draft vocabulary)``.
 
     ce: cross-entropy on the chosen token (sequence-level distillation, as FastDraft). kd: cross-entropy against the
-    target's stored top probabilities, renormalised over the tokens the draft has. sharpen: power put on these
-    probabilities first; above 1 the draft learns the target's first choice rather than its whole distribution.
+    target's stored top probabilities; tokens the draft does not have carry no weight.
     """
     logprobs = functional.log_softmax(logits, -1)
     total = logits.new_zeros(())
@@ -26,9 +25,7 @@ def loss_of(logits: torch.Tensor, batch: Batch, kind: Loss, *, sharpen: float = 
         picked = -logprobs.gather(1, batch.labels[:, None])[:, 0]
         total = total + (picked * weight).sum() / weight.sum().clamp(min=1)
     if "kd" in kind:
-        probs = batch.top_probs**sharpen
-        mass = probs.sum(-1, keepdim=True)
-        soft = -(probs / mass.clamp(min=1e-9) * logprobs.gather(1, batch.top_ids)).sum(-1)
-        weight = (mass[:, 0] > 1e-6).float()
-        total = total + (soft * weight).sum() / weight.sum().clamp(min=1)
+        probs = batch.top_probs
+        soft = -(probs * logprobs.gather(1, batch.top_ids)).sum(-1)
+        total = total + soft.sum() / probs.sum().clamp(min=1e-9)
     return total / (2 if kind == "ce+kd" else 1)

@@ -10,16 +10,20 @@ bundle/       target and draft, ready to run
 
 from __future__ import annotations
 
+import atexit
+import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from accelerate import Accelerator
+import torch
+from accelerate import Accelerator, PartialState
 from numpy.typing import NDArray
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from edgespec import bundle, hub, known
 from edgespec.bench.report import machine
@@ -44,17 +48,19 @@ _HELD_OUT, _HELD_OUT_TEXTS = 0.04, 20
 
 
 def target_bundle(reference: str, folder: Path, say: Say) -> Bundle:
-    """The target as a bundle: a known name or a bundle as it is, anything else exported to ``folder/target``."""
+    """The target as a bundle: a known name as it is, anything else exported to ``folder/target``."""
     folder.mkdir(parents=True, exist_ok=True)
     if reference in known.names():
         return hub.resolve(reference)
-    path = Path(reference).expanduser()
-    if (path / bundle.MANIFEST).is_file() or (path / bundle.IR_FILE).is_file():
-        return bundle.read(path)
     out = folder / "target"
     if not (out / bundle.MANIFEST).is_file():
         export(Request(target=reference, out=out, weights=Weights("int8")), say)
-    return bundle.read(out)
+    found = bundle.read(out)
+    source = _source(reference)
+    made_from = found.manifest.provenance.source
+    if made_from != source.reference:
+        raise SettingError(f"{out} is another target", got=source.reference, allowed=made_from, hint="another -o")
+    return found
 
 
 @dataclass(frozen=True)
@@ -96,7 +102,10 @@ def corpus_of(target: Bundle, folder: Path, tokens: int, say: Say, *, ray: bool 
 
 def make_draft(making: Making, target: Bundle, say: Say) -> Path:
     """Train on the corpus and pack; returns the bundle's folder."""
+    out = making.folder / "bundle"
     draft, id_map, curve = train_draft(making, target, say)
+    if not PartialState().is_main_process:
+        return out
     work = making.folder / "ir"
     name = f"fastdraft-{len(making.shape.layers)}x{draft.config.hidden_size}-{len(id_map)}"
     say(f"converting the draft to OpenVINO, weights {making.weights}")
@@ -107,14 +116,16 @@ def make_draft(making: Making, target: Bundle, say: Say) -> Path:
         "training": asdict(curve[-1]) if curve else {},
         "machine": machine(),
     }
-    return write_bundle(target, work, making.folder / "bundle", entry, provenance)
+    own_name = target.name if making.target in known.names() else Path(making.target).stem
+    return write_bundle(target, work, out, entry, own_name, provenance)
 
 
 def train_draft(making: Making, target: Bundle, say: Say) -> tuple[PreTrainedModel, NDArray[np.int32], list[Point]]:
     """Train on the corpus, a part of its texts held out. Goes on from a checkpoint if there is one."""
     paths = shards.shard_paths(making.corpus)
-    if not paths:
-        raise SettingError("no shards in the corpus", got=str(making.corpus), hint="make them: edgespec train corpus")
+    made_for = read_manifest(making.corpus).get("plan", {}).get("target", _identity(target))
+    if made_for != _identity(target):
+        raise SettingError("the corpus is another target's", got=made_for, allowed=_identity(target))
     vocab_size = target.manifest.target.vocab_size
     id_map = choose_vocabulary(
         shards.token_counts(paths, vocab_size), making.vocabulary, always=target.manifest.generation.eos_token_ids
@@ -122,7 +133,10 @@ def train_draft(making: Making, target: Bundle, say: Say) -> tuple[PreTrainedMod
     inverse, readable = invert(id_map, vocab_size), np.isin(np.arange(vocab_size), id_map)
     texts = Texts(paths, inverse, readable)
     texts, held_out = texts.split(max(_HELD_OUT, min(0.5, _HELD_OUT_TEXTS / len(texts.texts))))
-    draft = _begin(making, target, id_map, texts, say)
+    if not texts.texts or not held_out.texts:
+        raise SettingError("too few texts to train on", got=len(paths), hint="more --corpus-tokens")
+    accelerator = Accelerator(mixed_precision="bf16" if making.precision == "bf16" else "no")
+    draft = _begin(making, id_map, texts, accelerator, say)
     millions = sum(parameter.numel() for parameter in draft.parameters()) / 1e6
     say(f"draft: {len(making.shape.layers)} layers, {len(id_map)} ids, {millions:.1f} M parameters")
     say(f"training on {texts.answer_tokens} tokens by the target, {held_out.answer_tokens} held out")
@@ -135,8 +149,17 @@ def train_draft(making: Making, target: Bundle, say: Say) -> tuple[PreTrainedMod
             making.folder,
             say=lambda point: say(_line(point)),
             advance=advance,
-            accelerator=Accelerator(mixed_precision="bf16" if making.precision == "bf16" else "no"),
+            accelerator=accelerator,
+            same={
+                "target": making.target,
+                "vocabulary": hashlib.sha256(id_map.tobytes()).hexdigest(),
+                "shape": asdict(making.shape) | {"from_scratch": making.from_scratch},
+                "precision": making.precision,
+                "texts": len(texts.texts),
+            },
         )
+    if not accelerator.is_main_process:
+        return draft, id_map, curve
     out = making.folder / "draft"
     draft.save_pretrained(out)
     np.save(out / "id_map.npy", id_map)
@@ -145,47 +168,46 @@ def train_draft(making: Making, target: Bundle, say: Say) -> tuple[PreTrainedMod
     return draft, id_map, curve
 
 
-def _begin(making: Making, target: Bundle, id_map: NDArray[np.int32], texts: Texts, say: Say) -> PreTrainedModel:
-    """The untrained draft: from the target's weights if it has the target's width, else random."""
-    shape = making.shape
-    model = None if making.from_scratch else _torch_target(making)
-    config = model.config if model is not None else _config(target)
-    draft = build(config, shape, len(id_map), seed=making.recipe.seed)
-    if model is None:
-        return draft
-    if draft.config.hidden_size != model.config.hidden_size:
-        raise SettingError(
-            "a draft that begins from the target has its width",
-            got=shape.hidden,
-            allowed=model.config.hidden_size,
-            hint="leave the width out, or begin --from-scratch",
-        )
-    begin_from(draft, model, shape, id_map)
-    if has_checkpoint(making.folder):
-        say("going on from the checkpoint")
-        return draft
-    share = fit_head(draft, model, texts, rows=min(20_000, texts.answer_tokens))
-    say(f"output head fitted to layer {shape.layers[-1]} of the target: R squared {share:.2f}")
-    return draft
+def check(making: Making) -> None:
+    """Raises SettingError or SourceError for a target or a shape that cannot be, before hours go into a corpus."""
+    if making.corpus != making.folder / "corpus" and not shards.shard_paths(making.corpus):
+        raise SettingError("no shards in the corpus", got=str(making.corpus), hint="make them: edgespec train corpus")
+    config = convert.read_config(_source(making.target))
+    with torch.device("meta"):
+        draft = build(config, making.shape, making.vocabulary, seed=0)
+    if not hasattr(draft, "model") or not all(hasattr(draft.model, part) for part in ("layers", "norm")):
+        raise SettingError("a draft of this architecture cannot be trained yet", got=config.model_type)
 
 
-def _torch_target(making: Making) -> PreTrainedModel:
-    with TemporaryDirectory(prefix="edgespec-", ignore_cleanup_errors=True) as scratch:
-        source = models.resolve(making.target, Path(scratch))
-        model: PreTrainedModel = convert.load(source, Weights("f32"), convert.read_config(source))
-        return model
+@cache
+def _source(reference: str) -> models.Source:
+    """The target's own checkpoint, fetched once; what had to be unpacked for it lives as long as this process."""
+    scratch = TemporaryDirectory(prefix="edgespec-", ignore_cleanup_errors=True)
+    atexit.register(scratch.cleanup)
+    return models.resolve(reference, Path(scratch.name))
 
 
-def _config(target: Bundle) -> PretrainedConfig:
-    xml = hub.model_path(target, target.manifest.target)
-    config: PretrainedConfig = AutoConfig.from_pretrained(xml.parent)
-    return config
+def _begin(
+    making: Making, id_map: NDArray[np.int32], texts: Texts, accelerator: Accelerator, say: Say
+) -> PreTrainedModel:
+    """The untrained draft: with the target's layers and a fitted head, or random."""
+    source = _source(making.target)
+    config = convert.read_config(source)
+    draft: Any = build(config, making.shape, len(id_map), seed=making.recipe.seed)
+    if making.from_scratch or has_checkpoint(making.folder):
+        return draft  # type: ignore[no-any-return]
+    target = convert.load(source, Weights("f32"), config)
+    begin_from(draft, target, making.shape, id_map)
+    draft.to(accelerator.device)
+    share = fit_head(draft, target, texts, rows=min(20_000, texts.answer_tokens))
+    say(f"output head fitted to layer {making.shape.layers[-1]} of the target: R squared {share:.2f}")
+    return draft  # type: ignore[no-any-return]
 
 
 def _identity(target: Bundle) -> str:
     """Name and hash of the weights."""
     model = target.manifest.target
-    content = getattr(model.source, "member_sha256", None) or model.sha256 or "unknown"
+    content = getattr(model.source, "member_sha256", None) or model.sha256 or ""
     return f"{target.name} {content[:16]}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,9 @@ def convert_draft(draft: Any, id_map: NDArray[np.int32], folder: Path, kind: Kin
     xml = folder / DRAFT / IR_FILE
     weights = Weights(kind)
     with staging.scratch(folder) as temporary:
-        raw = convert.export_ir(draft.eval(), temporary, weights)
+        raw = convert.export_ir(draft.to("cpu").eval(), temporary, weights)
         convert.compress(raw, xml, weights)
+        gc.collect()  # Windows will not delete a file that a model maps
     np.save(xml.with_name(ID_MAP), id_map)
     file = xml.with_suffix(".bin")
     unknown = np.flatnonzero(id_map == UNKNOWN)
@@ -45,9 +47,11 @@ def convert_draft(draft: Any, id_map: NDArray[np.int32], folder: Path, kind: Kin
     )
 
 
-def write_bundle(target: Bundle, folder: Path, out: Path, entry: Drafter, provenance: dict[str, Any]) -> Path:
+def write_bundle(
+    target: Bundle, folder: Path, out: Path, entry: Drafter, name: str, provenance: dict[str, Any]
+) -> Path:
     """A bundle at ``out``: the target of another one, and the draft that lies in ``folder``."""
-    manifest = target.manifest
+    manifest = msgspec.structs.replace(target.manifest, name=name)
     with staging.staged(out) as new:
         for text in filter(None, (manifest.tokenizer, manifest.chat_template)):
             shutil.copyfile(target.path(text.file), new / text.file)
@@ -58,6 +62,11 @@ def write_bundle(target: Bundle, folder: Path, out: Path, entry: Drafter, proven
                 if path.is_file():
                     shutil.copyfile(path, (new / manifest.target.file).with_name(path.name))
         shutil.copytree(folder / DRAFT, new / DRAFT)
+        if target.inline_template is not None:
+            (new / "chat_template.jinja").write_bytes(target.inline_template.encode("utf-8"))
+            digest = bundle.sha256_of(new / "chat_template.jinja")
+            template = bundle.HashedFile(file="chat_template.jinja", sha256=digest)
+            manifest = msgspec.structs.replace(manifest, chat_template=template)
         drafters = (entry, *(drafter for drafter in manifest.drafters if drafter.kind == "ngram"))
         changed = msgspec.structs.replace(
             manifest, drafters=drafters, measured=manifest.measured | {"draft": provenance}

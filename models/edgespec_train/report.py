@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from edgespec import Pipeline, hub
+from edgespec import Pipeline
 from edgespec.bench import speed
 from edgespec.bench.report import show
+from edgespec.drafters.fallback import Fallback
+from edgespec.drafters.small_model import SmallModel
 from edgespec.errors import SettingError
 from edgespec.types import SamplingParams
 from edgespec_train.evaluate import LENGTHS, Rounds, Written, merged, read_prompts, replay, speed_up, write
@@ -35,7 +37,9 @@ def evaluate_pair(
     print(file=sys.stderr)
     if not texts:
         raise SettingError("no prompt leaves room for an answer", got=new_tokens, hint="fewer --new-tokens")
-    found = {k: replay(pipeline.drafter, texts, sampling, k, pipeline.target.vocab_size) for k in LENGTHS}
+    found = {
+        k: replay(pipeline.drafter, texts, sampling, k, pipeline.target.vocab_size, pipeline.stop_ids) for k in LENGTHS
+    }
     categories = list(found[_K])
     few = [text for name in categories for text in [t for t in texts if t.category == name][:timed]]
     ratios = {k: speed_up(pipeline, few, sampling, k) for k in LENGTHS} if few else {}
@@ -84,12 +88,11 @@ def _figures(parts: dict[int, Rounds], cost: float, speeds: dict[int, float]) ->
 
 def _cost(pipeline: Pipeline) -> float:
     """Bytes of the draft's weights over the target's; 0 for a drafter without a model."""
-    manifest = pipeline.bundle.manifest
-    own = next((d.model for d in manifest.drafters if d.name == pipeline.drafter.name and d.model), None)
-    if own is None:
+    drafter = pipeline.drafter.then if isinstance(pipeline.drafter, Fallback) else pipeline.drafter
+    if not isinstance(drafter, SmallModel):
         return 0.0
-    sizes = [hub.model_path(pipeline.bundle, m).with_suffix(".bin").stat().st_size for m in (own, manifest.target)]
-    return sizes[0] / sizes[1]
+    sizes = [getattr(model, "weights_bytes", 0) for model in (drafter.model, pipeline.target)]
+    return sizes[0] / sizes[1] if all(sizes) else 0.0
 
 
 def _list(values: list[float]) -> str:

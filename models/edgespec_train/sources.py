@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import codecs
 import re
 import sysconfig
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -18,6 +20,7 @@ from edgespec.errors import SettingError
 
 Kind = Literal["chat", "raw"]
 _OPEN = re.compile(r"\b(MIT|BSD|Apache|PSF|Python Software Foundation|ISC)\b", re.IGNORECASE)
+_CLOSED = re.compile(r"GPL|MPL|EUPL|CDDL|-NC|NonCommercial|Proprietary|Commercial|Mozilla|Other/", re.IGNORECASE)
 _CODE = {
     ".py",
     ".js",
@@ -105,8 +108,8 @@ def _installed_packages() -> Iterator[Origin]:
         licence = _licence(package)
         if licence is None or package.files is None:
             continue
-        files = [Path(str(package.locate_file(file))) for file in package.files if file.suffix == ".py"]
-        files = [path for path in files if path.is_file() and "test" not in str(path).lower()]
+        inside = [file for file in package.files if file.suffix == ".py" and "test" not in str(file).lower()]
+        files = [path for file in inside if (path := Path(str(package.locate_file(file)))).is_file()]
         if files:
             yield Origin(f"{package.name} {package.version}", licence, tuple(sorted(files)))
 
@@ -118,7 +121,7 @@ def folder(path: Path) -> Origin:
     files = tuple(file for file in sorted(path.rglob("*")) if file.is_file() and _is_text(file))
     if not files:
         raise SettingError("corpus folder has no text in it", got=str(path), hint="give a folder of code or text files")
-    return Origin(str(path), "the user's own", files)
+    return Origin(path.name, "the user's own", files)
 
 
 def code_prompts(origin: Origin) -> Iterator[Prompt]:
@@ -136,7 +139,8 @@ def code_prompts(origin: Origin) -> Iterator[Prompt]:
         preface = "".join("".join(lines[n.lineno - 1 : n.end_lineno]) for n in imports[:3])
         functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and ast.get_docstring(n)]
         for number, node in enumerate(functions):
-            yield from _function_prompts(node, lines, preface if number % 2 else "", origin.name)
+            with suppress(ValueError, RecursionError):  # what ast cannot write again
+                yield from list(_function_prompts(node, lines, preface if number % 2 else "", origin.name))
         for begin in range(0, len(lines) - 20, 120):
             part = "".join(lines[begin : begin + 12 + begin % 19])
             if 100 < len(part) < 1500:
@@ -147,7 +151,7 @@ def text_prompts(origin: Origin) -> Iterator[Prompt]:
     """Paragraphs of documentation, to go on with or to be asked about."""
     for path in origin.files:
         for text in _paragraphs(path):
-            number = zlib.crc32(text.encode())
+            number = zlib.crc32(text.encode(errors="replace"))
             if number % 3 == 0:
                 yield Prompt(text[: len(text) // 2], "raw", origin.name)
                 continue
@@ -173,7 +177,8 @@ def _function_prompts(node: ast.FunctionDef, lines: list[str], preface: str, sou
         return
     yield Prompt(f"{preface}\n\n{head}" if preface else head, "raw", source)
     style = _ANSWER_STYLES[node.lineno % len(_ANSWER_STYLES)]
-    signature = ast.unparse(node).split("\n")[0]
+    bare = ast.FunctionDef(node.name, node.args, [ast.Pass()], [], node.returns, lineno=1, col_offset=0)
+    signature = ast.unparse(ast.fix_missing_locations(bare)).split("\n")[0]
     text = style.format(name=node.name, doc=doc[:300], head=head, signature=signature, body=whole[:1200])
     yield Prompt(text, "chat", source)
 
@@ -204,7 +209,7 @@ def _licence(package: Distribution) -> str | None:
     named = [str(metadata.get("license_expression", ""))]
     named += [text.split(" :: ")[-1] for text in classifiers if "License" in text]
     named += [str(metadata.get("license", ""))[:60]]
-    if any("GPL" in text for text in named):
+    if any(_CLOSED.search(text) for text in named):
         return None
     return next((text for text in named if _OPEN.search(text)), None)
 
@@ -213,7 +218,7 @@ def _is_text(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             head = file.read(4096)
-        head.decode("utf-8")
+        codecs.getincrementaldecoder("utf-8")().decode(head)  # the cut may be inside a character
     except (OSError, UnicodeDecodeError):
         return False
     return bool(head.strip()) and b"\0" not in head
