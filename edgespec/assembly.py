@@ -25,9 +25,6 @@ from edgespec.pipeline import Pipeline
 from edgespec.tokenizer import Tokenizer
 from edgespec.types import Numerics
 
-_SURE = 3
-"""tokens that must have stood in the text before for prompt lookup to go ahead of a draft model (docs/log.md)"""
-
 if TYPE_CHECKING:
     from edgespec.backends.openvino_exact import ExactWidths
     from edgespec.backends.openvino_paged import OpenVINOPagedModel
@@ -166,7 +163,7 @@ def _drafter(
     small = next((entry for entry in own if entry.model is not None), None)
     if small is not None:
         drafter = _small_model(engine, pair, small, vocab_size, device)
-        return drafter if lookup is None else Fallback(NGram(shortest=_SURE), drafter), device
+        return drafter if lookup is None else Fallback(lookup, drafter), device
     if own or draft in (None, "ngram"):
         return lookup or NGram(), None
     other = hub.resolve(draft, accept_licence=engine.accept_licence, progress=engine.progress)

@@ -22,7 +22,7 @@ KNOWN = (
     Known(
         name="smollm2-135m",
         aliases=(DEFAULT, "smollm2-135m-instruct"),
-        about="SmolLM2 135M Instruct, 8 bits (made from a 4-bit file), drafts by prompt lookup; fetches 93 MB",
+        about="SmolLM2 135M Instruct, 8 bits (from a 4-bit file), a trained draft and prompt lookup; fetches 93 MB",
         licence="Apache-2.0",
     ),
 )

@@ -80,7 +80,7 @@ def _plan(ref: str) -> dict[str, Any]:
         "precision": manifest.target.precision,
         "context_length": manifest.generation.context_length,
         "target": "CPU: exact numerics are the default, and they are established on CPU only",
-        "drafter": f"{drafters[0]}; a draft model runs beside the target unless --draft-device says otherwise",
+        "drafter": f"{' + '.join(drafters)}; a draft model runs beside the target unless --draft-device says otherwise",
         "licence": manifest.provenance.licence,
     }
 

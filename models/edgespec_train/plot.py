@@ -1,4 +1,4 @@
-"""The learning curve as a picture, if matplotlib is there."""
+"""The learning curve as a picture."""
 
 from __future__ import annotations
 

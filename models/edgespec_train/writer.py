@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgespec.backends.openvino_graph import LOGITS_ROWS, paged_graph
+from edgespec.backends.openvino_graph import LOGITS_ROWS, Settings, paged_graph
 from edgespec.engine import ops, ov
+from edgespec.errors import BackendError, mapped
 
 TOP = 16
 """target tokens kept for each row"""
@@ -71,16 +72,17 @@ class Writer:
         self._slots: list[_Slot | None] = [None] * slots
         core = ov.Core()
         model = _with_top(paged_graph(core, xml))
-        properties = {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": "1", "KV_CACHE_PRECISION": "f16"}
-        compiled = core.compile_model(model, "CPU", properties)
-        self._request = compiled.create_infer_request()
-        self._ports = {port.get_any_name(): port for port in compiled.inputs}
-        for name, port in self._ports.items():
-            if "_cache." in name:
-                shape = [slots * self._blocks, *(d.get_length() for d in list(port.partial_shape)[1:])]
-                cache = ov.Tensor(port.element_type, ov.Shape(shape))
-                cache.data[:] = 0
-                self._request.set_tensor(port, cache)
+        with mapped(BackendError, "cannot make room for the texts", hint="fewer slots or shorter texts"):
+            # A draft's settings are what fits here: speed first, keys and values in 16 bits.
+            compiled = core.compile_model(model, "CPU", dict(Settings.of_draft(core, "CPU").properties))
+            self._request = compiled.create_infer_request()
+            self._ports = {port.get_any_name(): port for port in compiled.inputs}
+            for name, port in self._ports.items():
+                if "_cache." in name:
+                    shape = [slots * self._blocks, *(d.get_length() for d in list(port.partial_shape)[1:])]
+                    cache = ov.Tensor(port.element_type, ov.Shape(shape))
+                    cache.data[:] = 0
+                    self._request.set_tensor(port, cache)
 
     def write(self, jobs: Iterator[Job], *, rows_per_forward: int = 512) -> Iterator[Written]:
         """Yield each text when it is finished, in no order. Prompts longer than fits are skipped."""
@@ -97,7 +99,7 @@ class Writer:
                         break
             if not any(self._slots):
                 return
-            yield from self._forward(rows_per_forward)
+            yield from list(self._forward(rows_per_forward))  # all slots are booked before anybody may walk away
 
     def _forward(self, rows_left: int) -> Iterator[Written]:
         """Every text in flight reads what it has pending, as far as the rows go; finished ones are yielded."""
