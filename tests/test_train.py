@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -88,31 +89,35 @@ def test_the_writer_says_what_the_target_thought(target: Path, torch_target: Any
     random = np.random.default_rng(0)
     prompts = [tuple(int(t) for t in random.integers(4, 400, size=n)) for n in (3, 70, 1, 40, 9)]
     jobs = [Job(key, prompt, max_new_tokens=12) for key, prompt in enumerate(prompts)]
-    texts = {text.job.key: text for text in writer.write(iter(jobs), rows_per_forward=16)}
-    assert sorted(texts) == [0, 1, 2, 3, 4]
-    for key, prompt in enumerate(prompts):
-        text = texts[key]
+    queue, texts = deque(jobs), {}
+    for text in writer.write(queue, rows_per_forward=16):
+        texts[text.job.key] = text
+        if text.job.key < len(jobs):  # a follow-up goes on where the text stands in the cache
+            queue.appendleft(Job(text.job.key + 10, (*text.job.prompt, *text.tokens[:-1], 7, 8), max_new_tokens=4))
+    assert sorted(texts) == [0, 1, 2, 3, 4, 10, 11, 12, 13, 14]
+    for text in texts.values():
+        prompt = text.job.prompt
         with torch.no_grad():
             logits = torch_target(torch.tensor([[*prompt, *text.tokens]])).logits[0, len(prompt) - 1 : -1]
         expected = torch.log_softmax(logits, -1).topk(TOP)
         np.testing.assert_allclose(np.stack(text.top_logprobs), expected.values, atol=6e-2)  # 16-bit keys and values
         assert [int(row[0]) for row in text.top_ids] == text.tokens
-    again = {text.job.key: text.tokens for text in writer.write(iter(jobs))}
-    assert again == {key: text.tokens for key, text in texts.items()}, "an earlier text is left in the cache"
+    again = {text.job.key: text.tokens for text in writer.write(deque(jobs))}
+    assert again == {job.key: texts[job.key].tokens for job in jobs}, "an earlier text is left in the cache"
 
 
 def test_sampling_follows_the_temperature_and_the_seed(target: Path) -> None:
     writer = Writer(target / "openvino_model.xml", eos_token_ids=[], slots=8, max_length=64)
 
     def first_tokens(temperature: float, seed: int) -> list[int]:
-        jobs = (Job(key, (5, 6, 7), 1, temperature, seed) for key in range(400))
+        jobs = deque(Job(key, (5, 6, 7), 1, temperature, seed) for key in range(400))
         return [text.tokens[0] for text in sorted(writer.write(jobs), key=lambda text: text.job.key)]
 
     (best,) = set(first_tokens(0.0, 0))
     hot = first_tokens(1.0, 1)
     assert hot == first_tokens(1.0, 1) != first_tokens(1.0, 2)
     job = Job(0, (5, 6, 7), 1)
-    probability = float(np.exp(next(writer.write(iter([job]))).top_logprobs[0][0]))
+    probability = float(np.exp(next(writer.write(deque([job]))).top_logprobs[0][0]))
     expected = 400 * probability
     assert abs(hot.count(best) - expected) < 5 * np.sqrt(expected * (1 - probability)) + 12  # 32 best, not all
     assert first_tokens(0.3, 1).count(best) > hot.count(best)
