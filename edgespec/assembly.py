@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,8 +71,11 @@ def load(
         draft = pairs.default_draft(ref)
     engine = _Engine(context_length or longest, progress, accept_licence)
     device = device.upper()
-    target = engine.model(pair, pair.manifest.target, device, numerics=numerics)
-    drafter, draft_on = _drafter(engine, pair, target.vocab_size, draft, (draft_device or device).upper())
+    other = _other(engine, pair, draft)
+    with ThreadPoolExecutor(1) as beside:  # compiling is mostly one thread's work, and there are two models to compile
+        drafting = beside.submit(_drafter, engine, pair, draft, other, (draft_device or device).upper())
+        target = engine.model(pair, pair.manifest.target, device, numerics=numerics)
+        drafter, draft_on = drafting.result()
     if draft_device is not None and draft_on is None:
         raise SettingError(f"only a draft model has a draft device, and {drafter.name} is none", got=draft_device)
     devices = {"target": device} | ({"draft": draft_on} if draft_on else {})
@@ -152,21 +156,31 @@ class _Engine:
         return found
 
 
+def _other(engine: _Engine, pair: Bundle, draft: str | None) -> Bundle | None:
+    """The draft model's own bundle, fetched, if it is not one of the pair's."""
+    if draft in (None, "none", "ngram") or draft in {entry.name for entry in pair.manifest.drafters}:
+        return None
+    assert draft is not None
+    other = hub.resolve(draft, accept_licence=engine.accept_licence, progress=engine.progress)
+    hub.model_path(other, other.manifest.target, accept_licence=engine.accept_licence, progress=engine.progress)
+    return other
+
+
 def _drafter(
-    engine: _Engine, pair: Bundle, vocab_size: int, draft: str | None, device: str
+    engine: _Engine, pair: Bundle, draft: str | None, other: Bundle | None, device: str
 ) -> tuple[Drafter, str | None]:
     """The drafter asked for, and the device it runs on if it is a model."""
     if draft == "none":
         return NoDrafter(), None
+    vocab_size = pair.manifest.target.vocab_size
     own = [entry for entry in pair.manifest.drafters if draft in (None, entry.name)]
     lookup = next((NGram() for entry in own if entry.kind == "ngram"), None)
     small = next((entry for entry in own if entry.model is not None), None)
     if small is not None:
         drafter = _small_model(engine, pair, small, vocab_size, device)
         return drafter if lookup is None else Fallback(lookup, drafter), device
-    if own or draft in (None, "ngram"):
+    if other is None:
         return lookup or NGram(), None
-    other = hub.resolve(draft, accept_licence=engine.accept_licence, progress=engine.progress)
     pairing = check_pair(_vocabulary(pair), _vocabulary(other))
     length = other.manifest.generation.context_length
     model = engine.model(other, other.manifest.target, device, is_draft=True, context_length=length)

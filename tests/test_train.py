@@ -320,7 +320,7 @@ def test_training_brings_a_draft_closer_to_the_target(torch_target: Any, corpus:
     texts = texts_of(corpus, id_map)
     draft: Any = build(torch_target.config, Shape((0,)), VOCAB, seed=1)
     before = np.concatenate(agreement(draft, texts, texts.texts)).mean()
-    recipe = dataclasses.replace(RECIPE, steps=40, evaluate_every=40, learning_rate=5e-3)
+    recipe = dataclasses.replace(RECIPE, steps=80, evaluate_every=80, learning_rate=5e-3)
     (point,) = train(draft, texts, texts, recipe, tmp_path, say=lambda point: None)
     after = np.concatenate(agreement(draft, texts, texts.texts)).mean()
     assert before < 0.02
@@ -403,6 +403,8 @@ def test_every_text_is_in_one_part_and_every_epoch_has_all(torch_target: Any, co
     rest, held_out = texts.split(0.3)
     assert sorted(rest.texts + held_out.texts) == sorted(texts.texts)
     assert rest.texts and held_out.texts
+    prompts = [{bytes(texts.prompt(text)) for text in part.texts} for part in (rest, held_out)]
+    assert not prompts[0] & prompts[1], "answers to one prompt on both sides"
     for epoch in (0, 1):
         batches = texts.epoch(0, epoch, 600)
         assert sorted(text for batch in batches for text in batch) == sorted(texts.texts)
@@ -496,10 +498,13 @@ def test_block_efficiency_counts_rounds() -> None:
         (["fastdraft", "{1}", "-o", "{}", "--from-layers", "0,9"], "layers of the target"),
         (["fastdraft", "default", "-o", "{}", "--seed", "-1"], "seed"),
         (["fastdraft", "default", "-o", "{}", "--corpus", "{}"], "no shards in the corpus"),
+        (["fastdraft", "default", "-o", "{}", "--corpus", "{}", "--corpus-tokens", "9"], "are made already"),
+        (["fastdraft", "qwen2.5-1.5b", "-o", "{}"], "an OpenVINO model already"),
         (["corpus", "default", "-o", "{}", "--folder", "{}/nothing"], "no such corpus folder"),
         (["corpus", "default", "-o", "{}", "--exclude", "{}/nothing.jsonl"], "cannot read the prompts to leave out"),
         (["evaluate", "--prompts", "{}/nothing.jsonl"], "cannot read prompts"),
         (["evaluate", "--draft", "none"], "no drafter"),
+        (["evaluate", "-k", "9"], "number of draft tokens"),
     ],
 )
 def test_bad_input_is_one_line(

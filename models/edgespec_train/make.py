@@ -103,13 +103,13 @@ def corpus_of(target: Bundle, folder: Path, tokens: int, say: Say, *, ray: bool 
 def make_draft(making: Making, target: Bundle, say: Say) -> Path:
     """Train on the corpus and pack; returns the bundle's folder."""
     out = making.folder / "bundle"
-    draft, id_map, curve = train_draft(making, target, say)
+    draft, id_map, curve, text = train_draft(making, target, say)
     if not PartialState().is_main_process:
         return out
     work = making.folder / "ir"
     name = f"fastdraft-{len(making.shape.layers)}x{draft.config.hidden_size}-{len(id_map)}"
     say(f"converting the draft to OpenVINO, weights {making.weights}")
-    entry = convert_draft(draft, id_map, work, making.weights, name=name)
+    entry = convert_draft(draft, id_map, work, making.weights, name=name, text=text, say=say)
     provenance = {
         "recipe": asdict(making.recipe) | asdict(making.shape) | {"from_scratch": making.from_scratch},
         "corpus": {key: value for key, value in read_manifest(making.corpus).items() if key != "shards"},
@@ -120,8 +120,13 @@ def make_draft(making: Making, target: Bundle, say: Say) -> Path:
     return write_bundle(target, work, out, entry, own_name, provenance)
 
 
-def train_draft(making: Making, target: Bundle, say: Say) -> tuple[PreTrainedModel, NDArray[np.int32], list[Point]]:
-    """Train on the corpus, a part of its texts held out. Goes on from a checkpoint if there is one."""
+def train_draft(
+    making: Making, target: Bundle, say: Say
+) -> tuple[PreTrainedModel, NDArray[np.int32], list[Point], NDArray[np.int64]]:
+    """Train on the corpus, a part of its texts held out. Goes on from a checkpoint if there is one.
+
+    Returns the draft, its id map, the learning curve, and a held-out text in the draft's ids.
+    """
     paths = shards.shard_paths(making.corpus)
     made_for = read_manifest(making.corpus).get("plan", {}).get("target", _identity(target))
     if made_for != _identity(target):
@@ -158,14 +163,15 @@ def train_draft(making: Making, target: Bundle, say: Say) -> tuple[PreTrainedMod
                 "texts": len(texts.texts),
             },
         )
+    text = inverse[held_out.padded(held_out.texts[:1])[0]]
     if not accelerator.is_main_process:
-        return draft, id_map, curve
+        return draft, id_map, curve, text
     out = making.folder / "draft"
     draft.save_pretrained(out)
     np.save(out / "id_map.npy", id_map)
     write_json(making.folder / "curve.json", {"curve": [asdict(point) for point in curve]})
     plot(curve, making.folder / "curve.png")
-    return draft, id_map, curve
+    return draft, id_map, curve, text
 
 
 def check(making: Making) -> None:
