@@ -163,7 +163,7 @@ class Pipeline:
         """Continue a prompt of token ids.
 
         stop: strings that end the text. ignore_eos: go on after the model's own end.
-        num_draft_tokens: k for every round; None follows the pipeline's setting, else the heuristic.
+        num_draft_tokens: k for every round; None follows the pipeline's setting, else what is expected to pay.
         drafter: instead of the pipeline's own. progress: called during the prefill.
         """
         if max_new_tokens < 1:
@@ -186,11 +186,13 @@ class Pipeline:
         widest = self.target.capabilities.max_width - 1
         if k is not None and not 0 <= k <= widest:
             raise SettingError("number of draft tokens", got=k, allowed=f"0 to {widest}")
-        draft_length: DraftLength = Heuristic() if k is None else Fixed(k)
         params = sampling or SamplingParams()
         if not params.greedy:
             params = params.seeded(secrets.randbits(63))
         drafter = drafter or self.drafter
+        draft_length: DraftLength = drafter if isinstance(drafter, DraftLength) else Heuristic()
+        if k is not None:
+            draft_length = Fixed(k)
         result = Generation(
             model=self.bundle.name,
             drafter=drafter.name,

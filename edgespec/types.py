@@ -32,10 +32,17 @@ class Draft:
 
     tokens: n token ids, parents before children.
     tree: None for a chain, else the parent row of each token (see ``Tree``).
+    scores: how sure the drafter is of each token, 0..1 in its own terms; () if it does not say.
+    by: who made it, where several drafters share the rounds. expected: tokens that were expected to be accepted.
+    reason: why it is empty.
     """
 
     tokens: tuple[int, ...] = ()
     tree: Tree | None = None
+    scores: tuple[float, ...] = ()
+    by: str = ""
+    expected: float | None = None
+    reason: str = ""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -87,7 +94,8 @@ class Round:
     """One round, for the books: counts in tokens, times in seconds.
 
     proposed tokens came from the drafter, evaluated ones were in the target's forward, accepted ones it agreed with;
-    committed = what the round added to the context.
+    committed = what the round added to the context. expected: accepted tokens that were expected, None if nobody did.
+    reason: why nothing was drafted.
     """
 
     drafter: str
@@ -98,6 +106,8 @@ class Round:
     draft_s: float
     target_s: float
     host_s: float
+    expected: float | None = None
+    reason: str = ""
 
     @classmethod
     def of(
@@ -105,7 +115,7 @@ class Round:
     ) -> Round:
         """From the round's draft and verdict and four readings of one clock."""
         return cls(
-            drafter=drafter,
+            drafter=draft.by or drafter,
             proposed=len(draft),
             evaluated=len(draft),
             accepted=verdict.accepted,
@@ -113,6 +123,8 @@ class Round:
             draft_s=drafted - began,
             target_s=forwarded - drafted,
             host_s=ended - forwarded,
+            expected=draft.expected,
+            reason=draft.reason,
         )
 
 

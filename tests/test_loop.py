@@ -10,10 +10,11 @@ import pytest
 
 from edgespec.backends.fake import FakeModel, VirtualClock, random_table
 from edgespec.decode.autoregressive import autoregressive
+from edgespec.decode.costs import ForwardCost, ForwardTimes
 from edgespec.decode.draft_length import DraftLength, Fixed, Heuristic
 from edgespec.decode.speculative import speculative
+from edgespec.drafters.arbiter import Arbiter
 from edgespec.drafters.base import Drafter, NoDrafter
-from edgespec.drafters.fallback import Fallback
 from edgespec.drafters.ngram import NGram
 from edgespec.drafters.small_model import SmallModel
 from edgespec.errors import IncompatiblePair
@@ -91,8 +92,15 @@ DRAFTERS = {
     "trimmed": trimmed,
     "trimmed on both sides": trimmed_on_both_sides,
     "padded": padded,
-    "fallback": lambda: Fallback(NGram(), SmallModel(close_to(5), VOCAB)),
+    "arbiter": lambda: arbiter(close_to(5)),
+    "arbiter with a useless model": lambda: arbiter(FakeModel(lambda text: -TABLE(text), VOCAB)),
 }
+
+
+def arbiter(model: FakeModel) -> Arbiter:
+    times = ForwardTimes((1, 8), 0, 0, (1.0, 1.5), (1.0, 1.5))
+    draft_s = ForwardCost(ForwardTimes((1,), 0, 0, (0.1,), (0.1,)))
+    return Arbiter([NGram(), Junk()], SmallModel(model, VOCAB), target_s=ForwardCost(times), draft_s=draft_s)
 
 
 def oracle(params: SamplingParams, budget: int = 40, stop: Sequence[int] = ()) -> list[int]:
@@ -120,12 +128,12 @@ def run(
     return context, stats, target
 
 
-@pytest.mark.parametrize("k", [0, 1, 2, 4, 8, "heuristic"])
+@pytest.mark.parametrize("k", [0, 1, 2, 4, 8, "own"])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", DRAFTERS)
 def test_output_is_the_oracles_with_any_drafter_mode_and_length(name: str, mode: str, k: int | str) -> None:
-    length = Heuristic() if k == "heuristic" else Fixed(int(k))
     drafter = DRAFTERS[name]()
+    length = Fixed(k) if isinstance(k, int) else drafter if isinstance(drafter, DraftLength) else Heuristic()
     context, stats, target = run(drafter, MODES[mode], length)
     assert context == oracle(MODES[mode])
     check_identities(stats.rounds)

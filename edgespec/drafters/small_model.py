@@ -7,7 +7,7 @@ the target will use (see decode.sampling).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +55,13 @@ class SmallModel:
             self.model.prefill(self._read(context[:-1]))
 
     def propose(self, context: Sequence[int], k: int) -> Draft:
+        return self.propose_while(context, k, lambda scores: True)
+
+    def pending(self, length: int) -> int:
+        return length - min(self.model.cache.length, length - 1)
+
+    def propose_while(self, context: Sequence[int], k: int, go_on: Callable[[Sequence[float]], bool]) -> Draft:
+        """A score is the draft's own probability of the token, before temperature and truncation."""
         k = min(k, self.model.cache.capacity - len(context) + 1)
         if k <= 0:
             return Draft()
@@ -64,10 +71,13 @@ class SmallModel:
             pending = pending[-1:]
         step = self.model.forward(pending, num_logits=1)
         tokens: list[int] = []
+        scores: list[float] = []
         while True:
-            tokens.append(self._choose(step.logits[-1], context, tokens))
-            if len(tokens) == k:
-                return Draft(tuple(tokens))
+            token, score = self._choose(step.logits[-1], context, tokens)
+            tokens.append(token)
+            scores.append(score)
+            if len(tokens) == k or not go_on(scores):
+                return Draft(tuple(tokens), scores=tuple(scores))
             step = self.model.forward(self._read(tokens[-1:]))
 
     def commit(self, context: Sequence[int], verdict: Verdict, step: Step) -> None:
@@ -82,12 +92,17 @@ class SmallModel:
     def _read(self, tokens: Sequence[int]) -> Sequence[int]:
         return tokens if self._reads is None else [self._reads[token] for token in tokens]
 
-    def _choose(self, logits: Logits, context: Sequence[int], drafted: Sequence[int]) -> int:
-        """The target id to propose after ``context`` and ``drafted``. logits: ``(draft_vocab,)``."""
+    def _choose(self, logits: Logits, context: Sequence[int], drafted: Sequence[int]) -> tuple[int, float]:
+        """The target id to propose after ``context`` and ``drafted``, and its score. logits: ``(draft_vocab,)``."""
         params, position = self._params, len(context) + len(drafted)
         known = logits[self._columns]
-        if params.repetition_penalty == 1.0 and not params.logit_bias:
-            best = int(known.argmax())
-            return int(self._ids[best]) if params.greedy else draw(known, params, position, self._ids)
+        top = known.max()
+        mass = float(np.exp(known - top).sum())
+        if params.greedy and params.repetition_penalty == 1.0 and not params.logit_bias:
+            return int(self._ids[known.argmax()]), 1 / mass
         self._row[self._ids] = known
-        return choose(self._row, [*context, *drafted], params, position)
+        if params.repetition_penalty == 1.0 and not params.logit_bias:
+            token = draw(known, params, position, self._ids)
+        else:
+            token = choose(self._row, [*context, *drafted], params, position)
+        return token, float(np.exp(self._row[token] - top)) / mass

@@ -9,7 +9,7 @@ from typing import Any
 from edgespec import Pipeline
 from edgespec.bench import speed
 from edgespec.bench.report import show
-from edgespec.drafters.fallback import Fallback
+from edgespec.drafters.arbiter import Arbiter
 from edgespec.drafters.small_model import SmallModel
 from edgespec.errors import SettingError
 from edgespec.types import SamplingParams
@@ -96,7 +96,7 @@ def _figures(parts: dict[int, Rounds], k: int, cost: float, speeds: dict[int, fl
 
 def _cost(pipeline: Pipeline) -> float:
     """Bytes of the draft's weights over the target's; 0 for a drafter without a model."""
-    drafter = pipeline.drafter.then if isinstance(pipeline.drafter, Fallback) else pipeline.drafter
+    drafter = pipeline.drafter.model if isinstance(pipeline.drafter, Arbiter) else pipeline.drafter
     if not isinstance(drafter, SmallModel):
         return 0.0
     sizes = [getattr(model, "weights_bytes", 0) for model in (drafter.model, pipeline.target)]
