@@ -63,6 +63,8 @@ class Generation:
             "accepted": stats.accepted,
             "acceptance_rate": stats.acceptance_rate,
             "block_efficiency": stats.block_efficiency,
+            "rounds_by_drafter": {name: len(rounds) for name, rounds in stats.by_drafter.items()},
+            "undrafted": dict(stats.reasons),
             "seed": self.seed,
             "drafter": self.drafter,
             "numerics": self.numerics,

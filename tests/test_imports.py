@@ -17,6 +17,7 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "types": {"errors"},
     "stats": BASE,
+    "explain": BASE | {"stats"},
     "bundle": BASE,
     "pairing": BASE,
     "tokenizer": BASE,

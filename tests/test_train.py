@@ -23,13 +23,14 @@ import torch
 from click.testing import CliRunner, Result
 from transformers import AutoModelForCausalLM
 
+from edgespec.bench.prompts import Prompt
 from edgespec_train import corpus as corpora
 from edgespec_train import shards, sources
 from edgespec_train.batches import Texts
 from edgespec_train.begin import fit_head
 from edgespec_train.corpus import Plan, make_corpus
 from edgespec_train.draft_model import UNKNOWN, Shape, begin_from, build, choose_vocabulary, invert
-from edgespec_train.evaluate import Prompt, replay, write
+from edgespec_train.evaluate import replay, write
 from edgespec_train.exclusion import OWN, Excluded
 from edgespec_train.fastdraft import Point, Recipe, agreement, block_efficiency, hidden_states, train
 from edgespec_train.losses import loss_of

@@ -159,6 +159,22 @@ class Arbiter:
         for judged in self._all:
             judged.drafter.reset()
 
+    def only(self, name: str) -> Arbiter:
+        """One of its drafters alone, with what is known of costs and nothing of acceptance."""
+        free = [judged.drafter for judged in self._free if judged.drafter.name == name]
+        model = self.model if self.model is not None and self.model.name == name else None
+        assert free or model, name
+        return Arbiter(free, model, target_s=self._target_s, draft_s=self._draft_s if model else None)
+
+    @property
+    def drafters(self) -> list[str]:
+        return [judged.drafter.name for judged in self._all]
+
+    @property
+    def plain_s(self) -> float:
+        """What a token is expected to take without drafting, here and now."""
+        return self._round_s(1)
+
     @property
     def rate(self) -> float:
         """Tokens a second, lately; at least what plain decoding is expected to do."""

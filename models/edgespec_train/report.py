@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from edgespec import Pipeline
-from edgespec.bench import speed
+from edgespec.bench import prompts as bench_prompts
 from edgespec.bench.report import show
 from edgespec.drafters.arbiter import Arbiter
 from edgespec.drafters.small_model import SmallModel
 from edgespec.errors import SettingError
 from edgespec.types import SamplingParams
-from edgespec_train.evaluate import LENGTHS, Rounds, Written, merged, read_prompts, replay, speed_up, write
-
-_OWN_PROMPTS = Path(speed.__file__).with_name("prompts.jsonl")
+from edgespec_train.evaluate import LENGTHS, Rounds, Written, merged, replay, speed_up, write
 
 
 def evaluate_pair(
@@ -39,7 +37,7 @@ def evaluate_pair(
     if pipeline.drafter.name == "none":
         raise SettingError("nothing to evaluate: the pair has no drafter", hint="name one with --draft")
     texts: list[Written] = []
-    for text in write(pipeline, read_prompts(prompts or _OWN_PROMPTS), sampling, new_tokens):
+    for text in write(pipeline, bench_prompts.read(prompts), sampling, new_tokens):
         texts.append(text)
         print(f"\r{len(texts)} texts written by the target", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
