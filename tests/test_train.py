@@ -27,7 +27,7 @@ from edgespec.bench.prompts import Prompt
 from edgespec_train import corpus as corpora
 from edgespec_train import shards, sources
 from edgespec_train.batches import Texts
-from edgespec_train.begin import fit_head
+from edgespec_train.begin import fit_head, take_over
 from edgespec_train.corpus import Plan, make_corpus
 from edgespec_train.draft_model import UNKNOWN, Shape, begin_from, build, choose_vocabulary, invert
 from edgespec_train.evaluate import replay, write
@@ -266,6 +266,23 @@ def test_the_fitted_head_is_least_squares(torch_target: Any, corpus: Path) -> No
     torch.testing.assert_close(got, expected.float(), atol=1e-2, rtol=1e-2)
 
 
+def test_a_draft_that_goes_on_from_an_earlier_one_thinks_as_it_did(torch_target: Any, corpus: Path) -> None:
+    counts = shards.token_counts(shards.shard_paths(corpus), VOCAB)
+    ids = [choose_vocabulary(counts, size, always=[0]) for size in (200, 300)]
+    drafts: list[Any] = [build(torch_target.config, Shape((0,)), len(some), seed=3) for some in ids]
+    with torch.no_grad():
+        for parameter in drafts[0].parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    begin_from(drafts[1], torch_target, Shape((0,)), ids[1])
+    fit_head(drafts[1], torch_target, texts_of(corpus, ids[1]), rows=500)
+    common = np.intersect1d(*ids)
+    assert take_over(drafts[1], ids[1], drafts[0], ids[0]) == len(common) > 150
+    text = np.random.default_rng(0).choice(common[common >= 0], 20)
+    rows = [torch.from_numpy(invert(some, VOCAB)) for some in ids]
+    logits = [draft(row[text][None]).logits[0][:, row[common]] for draft, row in zip(drafts, rows, strict=True)]
+    torch.testing.assert_close(logits[0], logits[1], atol=1e-4, rtol=1e-4)
+
+
 def test_a_trimmed_vocabulary_reads_and_proposes_the_same_ids(torch_target: Any) -> None:
     counts = np.zeros(VOCAB, np.int64)
     counts[[3, 50, 51, 400]] = 9, 5, 7, 1
@@ -500,6 +517,7 @@ def test_block_efficiency_counts_rounds() -> None:
         (["fastdraft", "default", "-o", "{}", "--seed", "-1"], "seed"),
         (["fastdraft", "default", "-o", "{}", "--corpus", "{}"], "no shards in the corpus"),
         (["fastdraft", "default", "-o", "{}", "--corpus", "{}", "--corpus-tokens", "9"], "are made already"),
+        (["fastdraft", "default", "-o", "{}", "--from-draft", "{}"], "no trained draft there"),
         (["fastdraft", "qwen2.5-1.5b", "-o", "{}"], "an OpenVINO model already"),
         (["corpus", "default", "-o", "{}", "--folder", "{}/nothing"], "no such corpus folder"),
         (["corpus", "default", "-o", "{}", "--exclude", "{}/nothing.jsonl"], "cannot read the prompts to leave out"),

@@ -61,6 +61,7 @@ def corpus(target: str, output: Path, **plan: Any) -> None:
 )
 @click.option("--from-layers", metavar="I,J,...", help="Take these layers of the target instead.")
 @click.option("--from-scratch", is_flag=True, help="Begin from random weights instead of the target's.")
+@click.option("--from-draft", type=_PATH, metavar="DIR", help="Go on from DIR, the draft folder of an earlier run.")
 @click.option("--hidden", type=click.IntRange(1), metavar="N", help="Width of a draft from scratch.")
 @click.option("--intermediate", type=click.IntRange(1), metavar="N", help="Width of its MLP.")
 @click.option("--vocabulary", type=click.IntRange(16), default=8192, show_default=True, help="Tokens it can propose.")

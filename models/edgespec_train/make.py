@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from numpy.typing import NDArray
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from edgespec import bundle, hub, known
 from edgespec.bench.report import machine
@@ -34,7 +34,7 @@ from edgespec_export import sources as models
 from edgespec_export.settings import Kind
 from edgespec_train import shards
 from edgespec_train.batches import Texts
-from edgespec_train.begin import fit_head
+from edgespec_train.begin import fit_head, take_over
 from edgespec_train.corpus import Plan, make_corpus, read_manifest, write_json
 from edgespec_train.draft_model import Shape, begin_from, build, choose_vocabulary, invert
 from edgespec_train.fastdraft import Point, Recipe, has_checkpoint, train
@@ -65,7 +65,8 @@ def target_bundle(reference: str, folder: Path, say: Say) -> Bundle:
 
 @dataclass(frozen=True)
 class Making:
-    """What a draft is made of. corpus: shards made before, else ``folder/corpus``."""
+    """What a draft is made of. corpus: shards made before, else ``folder/corpus``. from_draft: the ``draft`` folder of
+    an earlier run to go on from."""
 
     target: str
     folder: Path
@@ -73,6 +74,7 @@ class Making:
     shape: Shape
     vocabulary: int
     from_scratch: bool
+    from_draft: Path | None
     weights: Kind
     corpus: Path
     precision: str
@@ -89,9 +91,14 @@ class Making:
         shape = Shape(layers, take("hidden"), take("intermediate"))
         if not scratch and (shape.hidden or shape.intermediate):
             raise SettingError("a draft that begins from the target has its widths", hint="or begin --from-scratch")
+        earlier = take("from_draft")
+        if scratch and earlier:
+            raise SettingError("a draft begins from scratch or from an earlier one", got="both")
+        if earlier and not (earlier / "id_map.npy").is_file():
+            raise SettingError("no trained draft there", got=str(earlier), allowed="the draft folder of an earlier run")
         corpus = take("corpus_folder") or folder / "corpus"
         vocabulary, weights, precision = take("vocabulary"), take("weights"), take("precision")
-        return cls(target, folder, Recipe(**options), shape, vocabulary, scratch, weights, corpus, precision)
+        return cls(target, folder, Recipe(**options), shape, vocabulary, scratch, earlier, weights, corpus, precision)
 
 
 def corpus_of(target: Bundle, folder: Path, tokens: int, say: Say, *, ray: bool = False, **plan: Any) -> Path:
@@ -111,7 +118,9 @@ def make_draft(making: Making, target: Bundle, say: Say) -> Path:
     say(f"converting the draft to OpenVINO, weights {making.weights}")
     entry = convert_draft(draft, id_map, work, making.weights, name=name, text=text, say=say)
     provenance = {
-        "recipe": asdict(making.recipe) | asdict(making.shape) | {"from_scratch": making.from_scratch},
+        "recipe": asdict(making.recipe)
+        | asdict(making.shape)
+        | {"from_scratch": making.from_scratch, "from_draft": making.from_draft is not None},
         "corpus": {key: value for key, value in read_manifest(making.corpus).items() if key != "shards"},
         "training": asdict(curve[-1]) if curve else {},
         "machine": machine(),
@@ -159,6 +168,7 @@ def train_draft(
                 "target": making.target,
                 "vocabulary": hashlib.sha256(id_map.tobytes()).hexdigest(),
                 "shape": asdict(making.shape) | {"from_scratch": making.from_scratch},
+                "from_draft": making.from_draft is not None,
                 "precision": making.precision,
                 "texts": len(texts.texts),
             },
@@ -207,6 +217,13 @@ def _begin(
     draft.to(accelerator.device)
     share = fit_head(draft, target, texts, rows=min(20_000, texts.answer_tokens))
     say(f"output head fitted to layer {making.shape.layers[-1]} of the target: R squared {share:.2f}")
+    if making.from_draft is not None:
+        earlier = AutoModelForCausalLM.from_pretrained(making.from_draft, dtype=torch.float32)
+        if earlier.config.num_hidden_layers != len(making.shape.layers):
+            got = f"{earlier.config.num_hidden_layers} layers"
+            raise SettingError("the earlier draft has another shape", got=got, allowed=len(making.shape.layers))
+        taken = take_over(draft, id_map, earlier.to(accelerator.device), np.load(making.from_draft / "id_map.npy"))
+        say(f"goes on from {making.from_draft.name}: {taken} of its ids")
     return draft  # type: ignore[no-any-return]
 
 
