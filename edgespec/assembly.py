@@ -50,7 +50,8 @@ def load(
     """Load a pair: fetch it if needed, compile its models, wire them.
 
     ref: a known name, a bundle or IR folder, a .gguf file, or a hub id (see docs/bundle.md).
-    draft: None takes the bundle's or the pair's own drafter; "none", "ngram", or a reference to a draft model.
+    draft: None or "auto" takes all that the bundle or the pair has, and decides every round between them; else "none",
+        "ngram", the name of one of the bundle's drafters, or a reference to a draft model.
     device, draft_device: OpenVINO device names; the draft runs beside the target unless told.
     numerics: "exact", "fast", or None: exact where it is known to hold.
     num_draft_tokens: k of every round; None takes the bundle's own, else leaves it to the heuristic.
@@ -63,6 +64,7 @@ def load(
     if draft == "none" and num_draft_tokens:
         raise SettingError("without a drafter there is nothing to draft: number of draft tokens", got=num_draft_tokens)
     ref = str(ref)
+    draft = None if draft == "auto" else draft
     for named in filter(None, (ref, draft)):  # of both, before the first of them is fetched
         pairs.require_consent(named, accepted=accept_licence)
     pair = hub.resolve(ref, accept_licence=accept_licence, progress=progress)

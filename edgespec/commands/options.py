@@ -23,7 +23,13 @@ _MODEL = [
         show_default=True,
         help="A known name, a bundle folder, an OpenVINO IR folder, a .gguf file, or a hub id.",
     ),
-    click.option("--draft", metavar="REF|ngram|none", help="Drafter; the bundle's own unless told."),
+    click.option(
+        "--draft",
+        metavar="auto|ngram|none|REF",
+        default="auto",
+        show_default=True,
+        help="Drafter. auto: the bundle's own, chosen between round by round.",
+    ),
     click.option(
         "-k", "--num-draft-tokens", type=int, metavar="N", help="Tokens to draft each round; adapts unless told."
     ),
