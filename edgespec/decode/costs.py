@@ -78,6 +78,10 @@ class ForwardCost:
         self._slowness *= ratio**_ALL
         self._own[self._nearest(width)] *= ratio**_EACH
 
+    def scale(self, ratio: float) -> None:
+        """Some forwards took ``ratio`` times as long as expected."""
+        self._slowness *= min(max(ratio, 1 / _OUTLIER), _OUTLIER) ** _ALL
+
     def _table(self, width: int, context: int) -> float:
         """Linear between the measured widths and contexts, and beyond them."""
         times = self._times

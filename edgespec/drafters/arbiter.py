@@ -29,6 +29,8 @@ PROBE = 0.01
 _LONGEST = 16
 _WINDOW = 0.98
 """weight of earlier rounds in the rate: the last fifty count"""
+_REMEMBERED = 8
+"""plain rounds that the rate of an earlier text is worth"""
 _RESTING = 8
 """rounds between trials, at least"""
 
@@ -85,7 +87,7 @@ class Arbiter:
         self._unspent_s = 0.0
         self._resting = 0
         self._most: int | None = None
-        self._pending = 0
+        self._pending, self._steps = 0, 0
         self._length = 0
         self._probing = False
         self.name = "+".join(judged.drafter.name for judged in self._all)
@@ -97,6 +99,9 @@ class Arbiter:
     def begin(self, context: Sequence[int], params: SamplingParams) -> None:
         for judged in self._all:
             judged.drafter.begin(context, params)
+        if self._seconds:  # another text, another rate: what the last one did is worth a few rounds
+            weight = min(1.0, _REMEMBERED * self._round_s(1) / self._seconds)
+            self._tokens, self._seconds = self._tokens * weight, self._seconds * weight
 
     def next(self, most: int) -> int:
         """As a draft length: as far as it goes; ``propose`` decides."""
@@ -105,7 +110,7 @@ class Arbiter:
 
     def propose(self, context: Sequence[int], k: int) -> Draft:
         free_length, self._most = self._most is not None, None
-        self._length, self._pending, self._probing = len(context), 0, False
+        self._length, self._steps, self._probing = len(context), 0, False
         for judged in self._all:
             judged.proposed = ()
         if k == 0:
@@ -114,21 +119,23 @@ class Arbiter:
         if not free_length:
             return self._whole(offers, context, k)
         plain = 1.0 - self.rate * self._round_s(1)
-        best, best_worth, length, chances = None, plain, 0, [0.0]
+        copied = any(len(draft) for _, draft in offers)
+        best, best_worth = Draft(reason="not worth its time" if copied else "nothing to copy"), plain
         for judged, draft in offers:
-            expected = judged.chances(draft)
-            n, worth = self._best_length(expected)
+            offer, worth = self._cut(judged, draft, judged.chances(draft))
             if worth > best_worth:
-                best, best_worth, length, chances = (judged, draft), worth, n, expected
-        if self._model is not None:
-            worth = self._model_worth(k)
-            if worth > best_worth or self._may_probe(worth, best_worth):
-                self._probing = worth <= best_worth
-                return self._drafted(context, k)
-        if best is None:
-            return Draft(reason="nothing to copy" if not any(len(d) for _, d in offers) else "not worth its time")
-        judged, draft = best
-        return _cut(draft, length, judged.drafter.name, sum(chances[:length]))
+                best, best_worth = offer, worth
+        if self._model is None:
+            return best
+        worth = self._model_worth(k)
+        self._probing = worth <= best_worth
+        if self._probing and not self._may_probe(worth, best_worth):
+            self._probing = False
+            return best
+        offer, worth = self._drafted(context, k)  # the time to draft is spent now, whatever comes of it
+        if worth > best_worth:
+            return offer
+        return best if len(best) else replace(best, reason="the model was not sure")
 
     def commit(self, context: Sequence[int], verdict: Verdict, step: Step) -> None:
         for judged in self._all:
@@ -142,7 +149,11 @@ class Arbiter:
         target_s = min(round_.target_s, 2 * self._target_s(width, context))  # the first forward sets things up
         self._target_s.update(width, context, round_.target_s)
         self._host_s = round_.host_s if not self._tokens else 0.9 * self._host_s + 0.1 * round_.host_s
-        drafted_s = round_.draft_s if self._pending else 0.0
+        drafted_s = 0.0
+        if self._steps and self._draft_s is not None:
+            drafted_s = round_.draft_s
+            expected_s = self._draft_s(self._pending, context) + (self._steps - 1) * self._draft_s(1, context)
+            self._draft_s.scale(drafted_s / expected_s)
         seconds = target_s + drafted_s + round_.host_s
         self._tokens = self._tokens * _WINDOW + round_.committed
         self._seconds = self._seconds * _WINDOW + seconds
@@ -150,7 +161,7 @@ class Arbiter:
         if self._probing:
             self._unspent_s -= max(0.0, seconds - round_.committed / self.rate)
             self._resting = _RESTING
-        elif self._pending:
+        elif self._steps:
             self._resting = 0
         else:
             self._resting = max(0, self._resting - 1)
@@ -189,16 +200,17 @@ class Arbiter:
         judged.proposed = (draft,) if len(draft) else ()
         return draft
 
-    def _best_length(self, chances: Sequence[float]) -> tuple[int, float]:
-        """(how many of the tokens to verify, what the round is worth)."""
+    def _cut(self, judged: _Judged, draft: Draft, chances: Sequence[float]) -> tuple[Draft, float]:
+        """A draft as long as it is worth verifying, and what that round is worth."""
         rate, tokens = self.rate, 1.0
-        best = 0, tokens - rate * self._round_s(1)
+        length, best = 0, tokens - rate * self._round_s(1)
         for n, chance in enumerate(chances, 1):
             tokens += chance
             worth = tokens - rate * self._round_s(1 + n)
-            if worth > best[1]:
-                best = n, worth
-        return best
+            if worth > best:
+                length, best = n, worth
+        cut = replace(draft, tokens=draft.tokens[:length], scores=draft.scores[:length])
+        return replace(cut, by=judged.drafter.name, expected=sum(chances[:length])), best
 
     def _model_worth(self, k: int) -> float:
         """What a round with the model is worth at its best length, before it has said anything."""
@@ -221,8 +233,8 @@ class Arbiter:
         lost_s = (best - worth) / self.rate
         return not self._resting and lost_s <= self._unspent_s
 
-    def _drafted(self, context: Sequence[int], k: int) -> Draft:
-        """By the model, as far as it pays; then what the others know behind it."""
+    def _drafted(self, context: Sequence[int], k: int) -> tuple[Draft, float]:
+        """By the model, as far as it pays, then what the others know behind it; and what it is worth."""
         assert self._model and self.model and self._draft_s
         model, rate = self._model, self.rate
         self._pending = self.model.pending(self._length)
@@ -237,12 +249,12 @@ class Arbiter:
             return chance * model.by_place.chance(n) > rate * more_s
 
         draft = self.model.propose_while(context, 1 if self._probing else k, go_on)
+        self._steps = len(draft)
         model.proposed = (draft,) if len(draft) else ()
         chances = model.chances(draft)
-        if len(draft) < k and len(draft) and not self._probing:
+        if 0 < len(draft) < k and not self._probing:
             draft, chances = self._with_tail(draft, chances, context, k)
-        length, _ = self._best_length(chances)
-        return _cut(draft, max(length, 1), self._model.drafter.name, sum(chances[: max(length, 1)]))
+        return self._cut(model, draft, chances)
 
     def _with_tail(
         self, draft: Draft, chances: list[float], context: Sequence[int], k: int
@@ -267,9 +279,6 @@ class Arbiter:
         assert self.model
         self._pending = self.model.pending(self._length)
         draft = self._model.drafter.propose(context, k)
+        self._steps = len(draft)
         self._model.proposed = (draft,)
         return replace(draft, by=self._model.drafter.name)
-
-
-def _cut(draft: Draft, n: int, by: str, expected: float) -> Draft:
-    return replace(draft, tokens=draft.tokens[:n], scores=draft.scores[:n], by=by, expected=expected)
