@@ -135,6 +135,10 @@ class _Engine:
             raise BundleError(
                 f"{xml} does not fit its manifest: logits", got=loaded.vocab_size, allowed=model.vocab_size
             )
+        if is_draft and capacity > 2:  # the first forwards repack the weights: now, while the target is being compiled
+            loaded.forward([0, 0])
+            loaded.forward([0])
+            loaded.cache.reset()
         if settings.numerics == "exact":
             from edgespec.backends.openvino_exact import ExactWidths, find_exact_widths
 
