@@ -37,6 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "decode.verify": BASE | {"decode.sampling"},
     "decode.draft_length": BASE,
     "decode.acceptance": BASE,
+    "decode.tree": BASE,
     "decode.costs": BASE | {"backends.base"},
     "decode.autoregressive": BASE | {"backends.base", "decode.sampling"},
     "decode.speculative": BASE | {"backends.base", "decode.draft_length", "decode.verify", "drafters.base", "stats"},
