@@ -90,7 +90,10 @@ def load(
     drafter: Drafter = NoDrafter()
     if free or model:
         draft_s = engine.costs(cast("OpenVINOPagedModel", model.model)) if model else None
-        drafter = Arbiter(free, model, target_s=engine.costs(target), draft_s=draft_s)
+        trees = target.capabilities.tree
+        if model:
+            model.others = trees
+        drafter = Arbiter(free, model, target_s=engine.costs(target), draft_s=draft_s, trees=trees)
     if num_draft_tokens is None:
         own = [entry for entry in pair.manifest.drafters if draft in (None, entry.name)]
         num_draft_tokens = next((entry.num_draft_tokens for entry in own if entry.num_draft_tokens is not None), None)

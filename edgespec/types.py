@@ -33,6 +33,7 @@ class Draft:
     tokens: n token ids, parents before children.
     tree: None for a chain, else the parent row of each token (see ``Tree``).
     scores: how sure the drafter is of each token, 0..1 in its own terms; () if it does not say.
+    others: for each token of a chain the runner-up and its score, where a tree could hold both; () if not asked for.
     by: who made it, where several drafters share the rounds. expected: tokens that were expected to be accepted.
     reason: why it is empty.
     """
@@ -40,12 +41,18 @@ class Draft:
     tokens: tuple[int, ...] = ()
     tree: Tree | None = None
     scores: tuple[float, ...] = ()
+    others: tuple[tuple[int, float], ...] = ()
     by: str = ""
     expected: float | None = None
     reason: str = ""
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def parents(self) -> Tree:
+        """The parent row of each token, for chains too."""
+        return tuple(range(len(self.tokens))) if self.tree is None else self.tree
 
 
 @dataclass(frozen=True, slots=True)

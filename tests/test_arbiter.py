@@ -50,10 +50,11 @@ class World:
         self.model = FakeModel(draft, VOCAB, forward_s=lambda width: step_s, clock=self.clock, capacity=1024)
         self.small = SmallModel(self.model, VOCAB)
 
-    def arbiter(self, free: Sequence[Drafter] = (), *, model: bool = True) -> Arbiter:
+    def arbiter(self, free: Sequence[Drafter] = (), *, model: bool = True, trees: bool = False) -> Arbiter:
         costs = [ForwardCost(self.times(part)) for part in (self.target, self.model)]
         small = self.small if model else None
-        return Arbiter(free, small, target_s=costs[0], draft_s=costs[1] if model else None)
+        self.small.others = trees
+        return Arbiter(free, small, target_s=costs[0], draft_s=costs[1] if model else None, trees=trees)
 
     def times(self, model: FakeModel) -> ForwardTimes:
         found = measure(model, self.clock)
@@ -63,13 +64,15 @@ class World:
     def run(self, drafter: Drafter, length: DraftLength, prompt: Sequence[int] = PROMPT) -> tuple[float, Stats]:
         """(seconds a token, books)."""
         self.target.cache.reset()
+        self.model.cache.reset()
         drafter.reset()
         stats = Stats(clock=self.clock)
         context = list(prompt)
         for _ in speculative(
             self.target, drafter, context, GREEDY, draft_length=length, stop=(), budget=BUDGET, stats=stats
         ):
-            pass
+            rows = list(self.model.cache.tokens)
+            assert rows == context[: len(rows)], "the draft's cache holds a token that was not committed"
         return stats.decode_s / stats.committed, stats
 
 
@@ -198,6 +201,31 @@ def test_a_draft_is_cut_where_its_score_says_so() -> None:
     _, stats = world.run(arbiter, arbiter)
     assert stats.acceptance_rate is not None and stats.acceptance_rate > 0.95
     assert stats.accepted > 0.3 * BUDGET
+
+
+def second_best_is_right(text: tuple[int, ...]) -> Logits:
+    """A draft that has the target's token first or second, in turns that it does not know itself."""
+    row = np.full(VOCAB, -9.0, np.float32)
+    right = int(TABLE(text).argmax())
+    wrong = (right + 1 + sum(text) % 7) % VOCAB
+    first, second = (right, wrong) if sum(text[-2:]) % 2 else (wrong, right)
+    row[first], row[second] = 1.0, 0.8
+    return row
+
+
+def test_trees_are_drafted_where_rows_are_cheap_and_never_where_they_are_dear() -> None:
+    seconds, shares = [], []
+    for a_row_s in (0.01, 0.8):
+        for trees in (False, True):
+            world = World(second_best_is_right, 0.05)
+            world.target.forward_s = lambda width, a_row_s=a_row_s: 1.0 + a_row_s * (width - 1)
+            arbiter = world.arbiter(trees=trees)
+            world.run(arbiter, arbiter)
+            each_s, stats = world.run(arbiter, arbiter)
+            seconds.append(each_s)
+            shares.append(sum(r.proposed > r.accepted + 1 for r in stats.rounds) / len(stats.rounds))
+    assert seconds[1] < 0.85 * seconds[0], "cheap rows: both answers are verified"
+    assert seconds[3] < 1.05 * seconds[2] and shares[3] < 0.2
 
 
 # What it learns from

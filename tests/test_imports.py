@@ -45,7 +45,7 @@ ALLOWED: dict[str, set[str]] = {
     "backends.rows": BASE,
     "backends.": BASE | {"backends.", "engine"},
     "drafters.base": BASE,
-    "drafters.arbiter": BASE | {"drafters.base", "decode.acceptance", "decode.costs"},
+    "drafters.arbiter": BASE | {"drafters.base", "decode.acceptance", "decode.costs", "decode.tree"},
     "drafters.": BASE | {"drafters.base", "backends.base", "decode.sampling"},
     "pipeline": BASE | {"decode.", "drafters.base", "backends.base", "bundle", "chat_template", "stats", "tokenizer"},
 }

@@ -93,14 +93,17 @@ DRAFTERS = {
     "trimmed on both sides": trimmed_on_both_sides,
     "padded": padded,
     "arbiter": lambda: arbiter(close_to(5)),
+    "arbiter with trees": lambda: arbiter(close_to(5), trees=True),
     "arbiter with a useless model": lambda: arbiter(FakeModel(lambda text: -TABLE(text), VOCAB)),
 }
 
 
-def arbiter(model: FakeModel) -> Arbiter:
+def arbiter(model: FakeModel, *, trees: bool = False) -> Arbiter:
     times = ForwardTimes((1, 8), 0, 0, (1.0, 1.5), (1.0, 1.5))
     draft_s = ForwardCost(ForwardTimes((1,), 0, 0, (0.1,), (0.1,)))
-    return Arbiter([NGram(), Junk()], SmallModel(model, VOCAB), target_s=ForwardCost(times), draft_s=draft_s)
+    small = SmallModel(model, VOCAB)
+    small.others = trees
+    return Arbiter([NGram(), Junk()], small, target_s=ForwardCost(times), draft_s=draft_s, trees=trees)
 
 
 def oracle(params: SamplingParams, budget: int = 40, stop: Sequence[int] = ()) -> list[int]:

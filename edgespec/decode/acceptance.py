@@ -7,7 +7,6 @@ nothing; a draft that was accepted whole says "at least", so places behind its e
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 _FORGET = 0.98
 """weight of what was known when something new is seen: the last fifty or so count"""
@@ -64,20 +63,6 @@ class ByPlace:
         while len(self._rates) <= place:
             self._rates.append(Rate(self.chance(len(self._rates))))
         self._rates[place].update(accepted)
-
-
-def outcomes(proposed: Sequence[int], committed: Sequence[int]) -> list[bool]:
-    """For each proposed token that the target looked at: whether it is what the target said. Ends at the first miss.
-
-    >>> outcomes([5, 6, 7], [5, 6, 9]), outcomes([5, 6, 7], [5, 6]), outcomes([4], [5, 6])
-    ([True, True, False], [True, True], [False])
-    """
-    found: list[bool] = []
-    for ours, theirs in zip(proposed, committed, strict=False):
-        found.append(ours == theirs)
-        if ours != theirs:
-            break
-    return found
 
 
 def _bin(score: float) -> int:

@@ -16,11 +16,13 @@ No clock in here: times come with the rounds (``update``), costs from ``decode.c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from edgespec.decode.acceptance import ByPlace, ByScore, outcomes
+from edgespec.decode.acceptance import ByPlace, ByScore
 from edgespec.decode.costs import ForwardCost
+from edgespec.decode.tree import Branch, merge
 from edgespec.drafters.base import Drafter, StepwiseDrafter
 from edgespec.types import Draft, Round, SamplingParams, Step, Verdict
 
@@ -40,32 +42,63 @@ class _Judged:
     """What is known of a drafter."""
 
     drafter: Drafter
-    by_score: ByScore
-    by_place: ByPlace
-    proposed: tuple[Draft, ...] = ()
+    by_score: ByScore = field(default_factory=ByScore)
+    of_others: ByScore = field(default_factory=ByScore)
+    by_place: ByPlace = field(default_factory=ByPlace)
+    proposed: Draft = field(default_factory=Draft)
 
     def chances(self, draft: Draft) -> list[float]:
-        """For each token: the chance that it and all before it stand."""
+        """For each token: the chance that it and all above it stand."""
         found: list[float] = []
-        chance = 1.0
-        for place in range(len(draft)):
-            scored = place < len(draft.scores)
-            chance *= self.by_score.chance(draft.scores[place]) if scored else self.by_place.chance(place)
-            found.append(chance)
+        depths: list[int] = []
+        for index, row in enumerate(draft.parents):
+            depths.append(depths[row - 1] + 1 if row else 0)
+            own = self.by_score.chance(draft.scores[index]) if draft.scores else self.by_place.chance(depths[index])
+            found.append(own * (found[row - 1] if row else 1.0))
         return found
 
-    def learn(self, draft: Draft, committed: Sequence[int]) -> None:
-        for place, accepted in enumerate(outcomes(draft.tokens, committed)):
-            self.by_place.update(place, accepted)
-            if place < len(draft.scores):
-                self.by_score.update(draft.scores[place], accepted)
+    def branches(self, draft: Draft) -> list[Branch]:
+        """A draft, chain or tree, as chains from the root; runners-up of a chain are chains of their own."""
+        chances = self.chances(draft)
+        paths: list[list[int]] = []
+        for index, row in enumerate(draft.parents):
+            paths.append([*paths[row - 1], index] if row else [index])
+        inner = {row - 1 for row in draft.parents}
+        leaves = [path for index, path in enumerate(paths) if index not in inner]
+        found = [Branch(tuple(draft.tokens[i] for i in path), tuple(chances[i] for i in path)) for path in leaves]
+        for place, (token, score) in enumerate(draft.others):
+            above = chances[place - 1] if place else 1.0
+            found.append(
+                Branch((*draft.tokens[:place], token), (*chances[:place], above * self.of_others.chance(score)))
+            )
+        return found
+
+    def learn(self, committed: Sequence[int]) -> None:
+        """What the target said of ``proposed``: of every token that stands right behind what was committed."""
+        draft, self.proposed = self.proposed, Draft()
+        stands: list[int | None] = []  # how deep an accepted token is; None for the others
+        for index, (token, row) in enumerate(zip(draft.tokens, draft.parents, strict=True)):
+            above = stands[row - 1] if row else 0
+            stands.append(None)
+            if above is None or above >= len(committed):
+                continue
+            accepted = token == committed[above]
+            stands[index] = above + 1 if accepted else None
+            if draft.scores:
+                self.by_score.update(draft.scores[index], accepted)
+            if draft.tree is None:
+                self.by_place.update(above, accepted)
+                if draft.others:
+                    other, score = draft.others[index]
+                    self.of_others.update(score, other == committed[above])
 
 
 class Arbiter:
     """Several drafters as one, and its own draft length: pass it as both to the loop.
 
     free: drafters without a model, in the order of trust. model: a draft model, or None. target_s, draft_s: costs of
-    their forwards. With another draft length (a fixed k) it only chooses who drafts.
+    their forwards. trees: the target verifies trees, so several may draft the same round. With another draft length (a
+    fixed k) it only chooses who drafts.
     """
 
     def __init__(
@@ -75,11 +108,13 @@ class Arbiter:
         *,
         target_s: ForwardCost,
         draft_s: ForwardCost | None = None,
+        trees: bool = False,
     ) -> None:
         assert (model is None) == (draft_s is None)
-        self._free = [_Judged(drafter, ByScore(), ByPlace()) for drafter in free]
-        self._model = _Judged(model, ByScore(), ByPlace()) if model is not None else None
+        self._free = [_Judged(drafter) for drafter in free]
+        self._model = _Judged(model) if model is not None else None
         self.model = model
+        self._trees = trees
         self._target_s = target_s
         self._draft_s = draft_s
         self._host_s = 0.0
@@ -112,19 +147,15 @@ class Arbiter:
         free_length, self._most = self._most is not None, None
         self._length, self._steps, self._probing = len(context), 0, False
         for judged in self._all:
-            judged.proposed = ()
+            judged.proposed = Draft()
         if k == 0:
             return Draft(reason="no room")
-        offers = [(judged, self._offer(judged, context, k)) for judged in self._free]
+        drafts = [(judged, self._offer(judged, context, k)) for judged in self._free]
         if not free_length:
-            return self._whole(offers, context, k)
-        plain = 1.0 - self.rate * self._round_s(1)
-        copied = any(len(draft) for _, draft in offers)
-        best, best_worth = Draft(reason="not worth its time" if copied else "nothing to copy"), plain
-        for judged, draft in offers:
-            offer, worth = self._cut(judged, draft, judged.chances(draft))
-            if worth > best_worth:
-                best, best_worth = offer, worth
+            return self._whole(drafts, context, k)
+        offers = [(judged.drafter.name, judged.branches(draft)) for judged, draft in drafts if len(draft)]
+        reason = "not worth its time" if offers else "nothing to copy"
+        best, best_worth = self._best(offers, k, reason)
         if self._model is None:
             return best
         worth = self._model_worth(k)
@@ -132,15 +163,13 @@ class Arbiter:
         if self._probing and not self._may_probe(worth, best_worth):
             self._probing = False
             return best
-        offer, worth = self._drafted(context, k)  # the time to draft is spent now, whatever comes of it
-        if worth > best_worth:
-            return offer
-        return best if len(best) else replace(best, reason="the model was not sure")
+        offers.append((self._model.drafter.name, self._drafted(context, k)))
+        best, _ = self._best(offers, k, "the model was not sure")  # the time to draft is spent, whatever comes of it
+        return best
 
     def commit(self, context: Sequence[int], verdict: Verdict, step: Step) -> None:
         for judged in self._all:
-            for draft in judged.proposed:
-                judged.learn(draft, verdict.tokens)
+            judged.learn(verdict.tokens)
             judged.drafter.commit(context, verdict, step)
 
     def update(self, round_: Round) -> None:
@@ -175,7 +204,8 @@ class Arbiter:
         free = [judged.drafter for judged in self._free if judged.drafter.name == name]
         model = self.model if self.model is not None and self.model.name == name else None
         assert free or model, name
-        return Arbiter(free, model, target_s=self._target_s, draft_s=self._draft_s if model else None)
+        draft_s = self._draft_s if model else None
+        return Arbiter(free, model, target_s=self._target_s, draft_s=draft_s, trees=self._trees)
 
     @property
     def drafters(self) -> list[str]:
@@ -196,21 +226,31 @@ class Arbiter:
         return self._target_s(width, self._length) + self._host_s
 
     def _offer(self, judged: _Judged, context: Sequence[int], k: int) -> Draft:
-        draft = judged.drafter.propose(context, k)
-        judged.proposed = (draft,) if len(draft) else ()
-        return draft
+        judged.proposed = judged.drafter.propose(context, k)
+        return judged.proposed
 
-    def _cut(self, judged: _Judged, draft: Draft, chances: Sequence[float]) -> tuple[Draft, float]:
-        """A draft as long as it is worth verifying, and what that round is worth."""
-        rate, tokens = self.rate, 1.0
-        length, best = 0, tokens - rate * self._round_s(1)
-        for n, chance in enumerate(chances, 1):
-            tokens += chance
-            worth = tokens - rate * self._round_s(1 + n)
-            if worth > best:
-                length, best = n, worth
-        cut = replace(draft, tokens=draft.tokens[:length], scores=draft.scores[:length])
-        return replace(cut, by=judged.drafter.name, expected=sum(chances[:length])), best
+    def _best(self, offers: list[tuple[str, list[Branch]]], k: int, reason: str) -> tuple[Draft, float]:
+        """The best of the drafts, or all of them as a tree, cut to what is worth verifying; and what that is worth.
+
+        reason: for a draft of nothing, if that is best.
+        """
+        rate, plain_s = self.rate, self._round_s(1)
+        best, best_worth = Draft(reason=reason), 1.0 - rate * plain_s
+
+        def cost(tokens: int) -> float:
+            return rate * (self._round_s(1 + tokens) - plain_s)
+
+        groups = [offers] if self._trees else [[offer] for offer in offers]
+        for group in groups:
+            merged = merge([branch for _, branches in group for branch in branches], cost, k)
+            worth = 1.0 + merged.expected - cost(len(merged.tokens)) - rate * plain_s
+            if merged.tokens and worth > best_worth:
+                draft = Draft(merged.tokens, merged.tree, expected=merged.expected)
+                first = {token for token, row in zip(draft.tokens, draft.parents, strict=True) if row == 0}
+                by = [name for name, branches in group if any(branch.tokens[0] in first for branch in branches)]
+                best_worth = worth
+                best = replace(draft, by="+".join(by))
+        return best, best_worth
 
     def _model_worth(self, k: int) -> float:
         """What a round with the model is worth at its best length, before it has said anything."""
@@ -218,7 +258,7 @@ class Arbiter:
         pending = self.model.pending(self._length)
         rate, tokens, chance = self.rate, 1.0, 1.0
         seconds = self._draft_s(pending, self._length)
-        best = -1.0
+        best = -math.inf
         for place in range(k):
             chance *= self._model.by_place.chance(place)
             tokens += chance
@@ -233,8 +273,8 @@ class Arbiter:
         lost_s = (best - worth) / self.rate
         return not self._resting and lost_s <= self._unspent_s
 
-    def _drafted(self, context: Sequence[int], k: int) -> tuple[Draft, float]:
-        """By the model, as far as it pays, then what the others know behind it; and what it is worth."""
+    def _drafted(self, context: Sequence[int], k: int) -> list[Branch]:
+        """By the model, as far as it pays; then what the others know behind it."""
         assert self._model and self.model and self._draft_s
         model, rate = self._model, self.rate
         self._pending = self.model.pending(self._length)
@@ -248,30 +288,30 @@ class Arbiter:
             more_s = a_step_s + self._round_s(2 + n) - self._round_s(1 + n)
             return chance * model.by_place.chance(n) > rate * more_s
 
-        draft = self.model.propose_while(context, 1 if self._probing else k, go_on)
+        draft = model.proposed = self.model.propose_while(context, 1 if self._probing else k, go_on)
         self._steps = len(draft)
-        model.proposed = (draft,) if len(draft) else ()
-        chances = model.chances(draft)
-        if 0 < len(draft) < k and not self._probing:
-            draft, chances = self._with_tail(draft, chances, context, k)
-        return self._cut(model, draft, chances)
+        return self._with_tail(draft, context, k)
 
-    def _with_tail(
-        self, draft: Draft, chances: list[float], context: Sequence[int], k: int
-    ) -> tuple[Draft, list[float]]:
-        """What the first free drafter that has something would add: it costs rows only, and is cut like the rest."""
+    def _with_tail(self, draft: Draft, context: Sequence[int], k: int) -> list[Branch]:
+        """The model's draft and, behind its end, what the first free drafter with something to say would add: that
+        costs rows only, and is cut like the rest."""
+        assert self._model
+        branches = self._model.branches(draft)
+        if not len(draft) or len(draft) >= k or self._probing:
+            return branches
         longer = [*context, *draft.tokens]
+        chances = tuple(self._model.chances(draft))
         for judged in self._free:
             tail = judged.drafter.propose(longer, k - len(draft))
-            if len(tail):
-                behind = [chances[-1] * chance for chance in judged.chances(tail)]
-                whole = replace(draft, tokens=draft.tokens + tail.tokens, scores=draft.scores + tail.scores)
-                return whole, chances + behind
-        return draft, chances
+            if len(tail) and tail.tree is None:
+                behind = tuple(chances[-1] * chance for chance in judged.chances(tail))
+                whole = Branch(draft.tokens + tail.tokens, chances + behind)
+                return [whole, *(branch for branch in branches if branch.tokens != draft.tokens)]
+        return branches
 
-    def _whole(self, offers: list[tuple[_Judged, Draft]], context: Sequence[int], k: int) -> Draft:
+    def _whole(self, drafts: list[tuple[_Judged, Draft]], context: Sequence[int], k: int) -> Draft:
         """A fixed length: the free drafters in their order, then the model."""
-        for judged, draft in offers:
+        for judged, draft in drafts:
             if len(draft):
                 return replace(draft, by=judged.drafter.name)
         if self._model is None:
@@ -280,5 +320,5 @@ class Arbiter:
         self._pending = self.model.pending(self._length)
         draft = self._model.drafter.propose(context, k)
         self._steps = len(draft)
-        self._model.proposed = (draft,)
+        self._model.proposed = draft
         return replace(draft, by=self._model.drafter.name)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edgespec.backends.base import Model
+from edgespec.backends.base import Model, common_prefix
 from edgespec.decode.sampling import choose, draw
 from edgespec.errors import IncompatiblePair
 from edgespec.types import Draft, Logits, SamplingParams, Step, Verdict
@@ -38,6 +38,8 @@ class SmallModel:
         name: str = "small_model",
     ) -> None:
         self.name = name
+        self.others = False
+        """name runners-up too, for trees; greedy drafts only"""
         self.model = model
         self._params = SamplingParams()
         self._reads: list[int] | None = reads.tolist() if reads is not None else None
@@ -72,25 +74,37 @@ class SmallModel:
         step = self.model.forward(pending, num_logits=1)
         tokens: list[int] = []
         scores: list[float] = []
+        others: list[tuple[int, float]] = []
         while True:
             token, score = self._choose(step.logits[-1], context, tokens)
             tokens.append(token)
             scores.append(score)
+            if self.others and self._params.greedy:
+                others.append(self._runner_up(step.logits[-1], token))
             if len(tokens) == k or not go_on(scores):
-                return Draft(tuple(tokens), scores=tuple(scores))
+                return Draft(tuple(tokens), scores=tuple(scores), others=tuple(others))
             step = self.model.forward(self._read(tokens[-1:]))
 
     def commit(self, context: Sequence[int], verdict: Verdict, step: Step) -> None:
-        """Forget the rows of rejected tokens: keep what was committed before the round and what it accepted."""
-        before = len(context) - len(verdict.tokens)
+        """Forget the rows of tokens that were not committed: its own rejected ones, or all if another's were taken."""
         cache = self.model.cache
-        cache.crop(min(cache.length, before + verdict.accepted, len(context) - 1))
+        end = min(cache.length, len(context) - 1)
+        before = min(end, len(context) - len(verdict.tokens))
+        cache.crop(before + common_prefix(cache.tokens[before:end], self._read(context[before:end])))
 
     def reset(self) -> None:
         self.model.cache.reset()
 
     def _read(self, tokens: Sequence[int]) -> Sequence[int]:
         return tokens if self._reads is None else [self._reads[token] for token in tokens]
+
+    def _runner_up(self, logits: Logits, token: int) -> tuple[int, float]:
+        """The best token but ``token``, and its probability."""
+        known = logits[self._columns]
+        mass = float(np.exp(known - known.max()).sum())
+        best, second = np.argpartition(known, -2)[-2:][::-1] if len(known) > 1 else (0, 0)
+        index = int(second if self._ids[best] == token else best)
+        return int(self._ids[index]), float(np.exp(known[index] - known.max())) / mass
 
     def _choose(self, logits: Logits, context: Sequence[int], drafted: Sequence[int]) -> tuple[int, float]:
         """The target id to propose after ``context`` and ``drafted``, and its score. logits: ``(draft_vocab,)``."""
