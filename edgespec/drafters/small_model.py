@@ -1,8 +1,8 @@
 """A small language model as the drafter (FastDraft, arXiv 2411.11055): its own cache, the target's token ids.
 
 The draft's vocabulary may be padded (more logits than ids) or trimmed (fewer, with a map to the target's ids); what
-it proposes are always the target's. When sampling, it draws with the noise of the position it drafts for, the same
-the target will use (see decode.sampling).
+it proposes are always the target's. In coupled sampling it draws with the noise of the position it drafts for, the
+same the target will use; for rejection with noise of its own, and says from which distribution (see decode.sampling).
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgespec.backends.base import Model
-from edgespec.decode.sampling import choose, draw
+from edgespec.decode.sampling import DRAFT, adjust, choose, distribution, draw, pick, uniform
 from edgespec.errors import IncompatiblePair
-from edgespec.types import Draft, Logits, SamplingParams, Step, Verdict
+from edgespec.types import Distribution, Draft, Logits, SamplingParams, Step, Verdict
 
 
 class SmallModel:
@@ -47,6 +47,8 @@ class SmallModel:
             raise IncompatiblePair(f"draft {name} has no token that it may propose")
         self._columns = columns if len(columns) < model.vocab_size else slice(None)
         self._ids = ids[columns]
+        if len(np.unique(self._ids)) < len(columns):
+            raise IncompatiblePair(f"draft {name} has two logits for one token", hint="its id_map names an id twice")
         self._row = np.full(vocab_size, -np.inf, np.float32)  # the draft's logits, at their target ids
 
     def begin(self, context: Sequence[int], params: SamplingParams) -> None:
@@ -64,11 +66,22 @@ class SmallModel:
             pending = pending[-1:]
         step = self.model.forward(pending, num_logits=1)
         tokens: list[int] = []
+        probs: list[Distribution] = []
         while True:
-            tokens.append(self._choose(step.logits[-1], context, tokens))
+            if self._rejection:
+                given = self._distribution(step.logits[-1], context, tokens)
+                if not len(given.ids):  # a bias forbids every token it knows
+                    break
+                assert self._params.seed is not None
+                number = uniform(self._params.seed, DRAFT, len(context), len(context) + len(tokens))
+                probs.append(given)
+                tokens.append(pick(given, number))
+            else:
+                tokens.append(self._choose(step.logits[-1], context, tokens))
             if len(tokens) == k:
-                return Draft(tuple(tokens))
+                break
             step = self.model.forward(self._read(tokens[-1:]))
+        return Draft(tuple(tokens), kind="sampled" if self._rejection else "deterministic", probs=tuple(probs))
 
     def commit(self, context: Sequence[int], verdict: Verdict, step: Step) -> None:
         """Forget the rows of rejected tokens: keep what was committed before the round and what it accepted."""
@@ -82,12 +95,29 @@ class SmallModel:
     def _read(self, tokens: Sequence[int]) -> Sequence[int]:
         return tokens if self._reads is None else [self._reads[token] for token in tokens]
 
+    @property
+    def _rejection(self) -> bool:
+        return self._params.verification == "rejection" and not self._params.greedy
+
+    def _distribution(self, logits: Logits, context: Sequence[int], drafted: Sequence[int]) -> Distribution:
+        """Target ids and probabilities after ``context`` and ``drafted``. logits: ``(draft_vocab,)``."""
+        known = logits[self._columns]
+        if self._plain:
+            return distribution(known, self._params, self._ids)
+        self._row[self._ids] = known
+        return distribution(adjust(self._row, [*context, *drafted], self._params), self._params)
+
     def _choose(self, logits: Logits, context: Sequence[int], drafted: Sequence[int]) -> int:
         """The target id to propose after ``context`` and ``drafted``. logits: ``(draft_vocab,)``."""
         params, position = self._params, len(context) + len(drafted)
         known = logits[self._columns]
-        if params.repetition_penalty == 1.0 and not params.logit_bias:
+        if self._plain:
             best = int(known.argmax())
             return int(self._ids[best]) if params.greedy else draw(known, params, position, self._ids)
         self._row[self._ids] = known
         return choose(self._row, [*context, *drafted], params, position)
+
+    @property
+    def _plain(self) -> bool:
+        """Logits are used as they are."""
+        return self._params.repetition_penalty == 1.0 and not self._params.logit_bias
