@@ -16,7 +16,7 @@ from edgespec.drafters.base import Drafter
 from edgespec.errors import ContextFull, SettingError
 from edgespec.stats import Stats
 from edgespec.tokenizer import Detokenizer, StopStrings, Tokenizer
-from edgespec.types import Numerics, SamplingParams
+from edgespec.types import Numerics, SamplingParams, Verification
 
 
 @dataclass(slots=True)
@@ -25,6 +25,7 @@ class Generation:
 
     token_ids: generated tokens, the stop token included, cut where a stop string was completed.
     finish_reason: "stop" (stop token or stop string), "length" (budget or context), None while running or abandoned.
+    verification: of a sampled run; None for a greedy one.
     ttft_s: from the call to the first committed tokens. decode_tok_per_s: all tokens over the time of all rounds.
     stats count whole rounds: the last one may have committed tokens behind a stop string.
     """
@@ -32,6 +33,7 @@ class Generation:
     model: str
     drafter: str
     numerics: Numerics
+    verification: Verification | None
     devices: dict[str, str]
     seed: int | None
     text: str = ""
@@ -65,6 +67,7 @@ class Generation:
             "block_efficiency": stats.block_efficiency,
             "rounds_by_drafter": {name: len(rounds) for name, rounds in stats.by_drafter.items()},
             "undrafted": dict(stats.reasons),
+            "verification": self.verification,
             "seed": self.seed,
             "drafter": self.drafter,
             "numerics": self.numerics,
@@ -200,6 +203,7 @@ class Pipeline:
             drafter=drafter.name,
             numerics=self.target.capabilities.numerics,
             devices=self.devices,
+            verification=None if params.greedy else params.verification,
             seed=params.seed,
         )
         lists = speculative(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
 
-from edgespec.bench.prompts import behind, encode, read
+from edgespec.bench import verify
+from edgespec.bench.prompts import Prompt, behind, encode, read
 from edgespec.cli import cli
+from edgespec.drafters.base import NoDrafter
 from edgespec.errors import SettingError
 from edgespec.pipeline import Pipeline
 
@@ -42,3 +45,18 @@ def test_prompts_can_be_few_and_behind_other_text(tmp_path: Path, pipeline: Pipe
     (tmp_path / "bad.jsonl").write_text('{"kind": "code"}\n')
     with pytest.raises(SettingError, match="cannot read prompts"):
         read(tmp_path / "bad.jsonl")
+
+
+def test_bench_verify_compares_both_rules_at_each_temperature(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(verify, "read", lambda: [Prompt("code", "def add(a, b):\n    return a +", raw=True)])
+    verify.bench_verify(pipeline, new_tokens=6)
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])["temperatures"]
+    assert list(figures) == ["0.3", "0.7", "1.0"]
+    for at in figures.values():
+        assert at["rejection_over_coupled"] > 0
+        for rule in ("coupled", "rejection"):
+            assert 0 <= at[rule]["acceptance_rate"] <= 1 <= at[rule]["block_efficiency"]
+    with pytest.raises(SettingError, match="nothing to verify"):
+        verify.bench_verify(SimpleNamespace(drafter=NoDrafter()))  # type: ignore[arg-type]

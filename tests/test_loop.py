@@ -154,6 +154,62 @@ def test_a_perfect_draft_is_always_accepted_greedy_and_sampled() -> None:
         assert target.widths[1:] == [5] * 8
 
 
+REJECTION = {
+    "sampled": SamplingParams(temperature=0.8, verification="rejection", seed=7),
+    "penalty": SamplingParams(temperature=1.1, top_p=0.9, repetition_penalty=1.5, verification="rejection", seed=2),
+}
+
+
+@pytest.mark.parametrize("mode", REJECTION)
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_rejection_repeats_and_keeps_books_and_caches(name: str, mode: str) -> None:
+    """Which tokens come depends on the draft; a run with the same one is the same run."""
+    drafter, params = DRAFTERS[name](), REJECTION[mode]
+    for k in (0, 1, 4):
+        context, stats, target = run(drafter, params, Fixed(k))
+        check_identities(stats.rounds)
+        assert stats.committed == len(context) - len(PROMPT)
+        assert list(target.cache.tokens) == context[:-1]
+        again, *_ = run(drafter, params, Fixed(k), target=target)
+        assert again == context
+        if k == 0 or name in ("none", "junk", "trees", "ngram"):  # nothing was drawn, so nothing is rejected
+            assert context == oracle(params)
+
+
+def test_rejection_depends_on_the_draft_and_leaves_greedy_alone() -> None:
+    texts = {tuple(run(DRAFTERS[name](), REJECTION["sampled"], Fixed(4))[0]) for name in ("equal", "close", "trimmed")}
+    assert len(texts) == 3
+    greedy = SamplingParams(repetition_penalty=1.3, verification="rejection")
+    assert run(DRAFTERS["close"](), greedy, Fixed(4))[0] == oracle(greedy)
+
+
+def test_rejection_accepts_a_perfect_draft_always() -> None:
+    for params in REJECTION.values():
+        _, stats, _ = run(DRAFTERS["equal"](), params, Fixed(4))
+        assert stats.acceptance_rate == 1.0
+
+
+def test_a_draft_for_rejection_says_what_it_was_drawn_from() -> None:
+    """Target ids and the softmax over them; in a trimmed vocabulary, after a penalty, and nothing where all is
+    forbidden."""
+    drafter = trimmed_on_both_sides()
+    known = np.array([0, 3, 4, 7, 9, 11, 20])
+    logits = drafter.model.table((7, 7, 7, 7))[:7]  # type: ignore[attr-defined]
+    for bias in ({}, {3: 1.5, 6: 4.0}):
+        drafter.begin([1, 2, 1, 2], SamplingParams(temperature=0.5, verification="rejection", seed=1, logit_bias=bias))
+        draft = drafter.propose([1, 2, 1, 2], 1)
+        assert draft.kind == "sampled" and draft.tokens[0] in known
+        given = dict(zip(draft.probs[0].ids.tolist(), draft.probs[0].probs.tolist(), strict=True))
+        biased = logits + np.array([bias.get(int(token), 0.0) for token in known])
+        assert given == pytest.approx(dict(zip(known.tolist(), _softmax(biased / 0.5).tolist(), strict=True)))
+    forbidden = {int(token): -np.inf for token in known}
+    drafter.begin([1, 2, 1], SamplingParams(temperature=1, verification="rejection", seed=1, logit_bias=forbidden))
+    assert len(drafter.propose([1, 2, 1], 3)) == 0
+    drafter.begin([1, 2, 1], SamplingParams(temperature=1, seed=1))
+    coupled = drafter.propose([1, 2, 1], 3)
+    assert (len(coupled), coupled.kind, coupled.probs) == (3, "deterministic", ())
+
+
 def test_noise_is_shared_so_a_close_draft_agrees_more_often_than_chance_would_have_it() -> None:
     """Independent draws from two distributions agree with the sum of products; coupled ones nearly with the overlap."""
     params = SamplingParams(temperature=1.0, seed=1)
@@ -282,3 +338,5 @@ def test_a_trimmed_draft_honours_blocked_ids_and_needs_one_to_propose() -> None:
     assert drafter.propose(PROMPT, 3).tokens == (22, 22, 22)
     with pytest.raises(IncompatiblePair, match="no token that it may propose"):
         SmallModel(model, VOCAB, id_map=ids, blocked=ids.tolist())
+    with pytest.raises(IncompatiblePair, match="two logits for one token"):
+        SmallModel(model, VOCAB, id_map=np.array([1, 2, 1, -1, -1, 3, 4, 5], np.int32))

@@ -76,6 +76,17 @@ def _numbers(text: str) -> list[int]:
 
 @command.command()
 @model_options
+@click.option("--pairs", type=click.IntRange(1), default=1, show_default=True, help="Interleaved repetitions.")
+@click.option("--new-tokens", type=click.IntRange(1), default=96, show_default=True)
+def verify(pairs: int, new_tokens: int, **options: Any) -> None:
+    """Coupled against rejection sampling: drafts accepted, tokens per forward, speed."""
+    from edgespec.bench.verify import bench_verify
+
+    bench_verify(_load(options), pairs=pairs, new_tokens=new_tokens)
+
+
+@command.command()
+@model_options
 def crop(**options: Any) -> None:
     """Cost of rolling back at contexts of 256 to 4096 tokens."""
     from edgespec.bench.crop import bench_crop

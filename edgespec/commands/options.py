@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 
-from edgespec.types import SamplingParams
+from edgespec.types import SamplingParams, Verification
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -52,7 +52,15 @@ _SAMPLING = [
     click.option("--top-p", type=float, default=1.0, show_default=True, help="1 is off."),
     click.option("--min-p", type=float, default=0.0, show_default=True, help="0 is off."),
     click.option("--repetition-penalty", type=float, default=1.0, show_default=True, help="1 is off."),
-    click.option("--seed", type=int, help="Same seed, same text, with any draft. Random unless told."),
+    click.option(
+        "--verification",
+        type=click.Choice(get_args(Verification)),
+        metavar="RULE",
+        default="coupled",
+        show_default=True,
+        help="Of sampled drafts. coupled: same text with any draft. rejection: same distribution, more accepted.",
+    ),
+    click.option("--seed", type=int, help="Same seed and settings, same text. Random unless told."),
 ]
 
 
@@ -70,7 +78,7 @@ def sampling_options(function: F) -> F:
 
 def sampling_from(options: dict[str, Any]) -> tuple[SamplingParams, int, dict[str, Any]]:
     """Split the values of both groups: sampling, max_new_tokens, arguments for ``load``."""
-    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "verification", "seed")
     sampling = SamplingParams(**{name: options.pop(name) for name in names})
     max_new_tokens = int(options.pop("max_new_tokens"))
     options["ref"] = options.pop("model")

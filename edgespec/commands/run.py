@@ -86,6 +86,8 @@ def summary(result: Generation) -> str:
     else:
         parts.append("no drafts" if result.drafter == "none" else f"{result.drafter} had nothing to propose")
     parts.append(f"{result.numerics} on {result.devices['target']}")
+    if result.verification == "rejection":
+        parts.append("rejection")
     if result.seed is not None:
         parts.append(f"seed {result.seed}")
     return f"[{result.model}: {' · '.join(parts)}]"

@@ -163,7 +163,10 @@ class Arbiter:
         if self._probing and not self._may_probe(worth, best_worth):
             self._probing = False
             return best
-        offers.append((self._model.drafter.name, self._drafted(context, k)))
+        draft = self._drafted(context, k)
+        if draft.kind == "sampled":  # whether a drawn token is verified must not depend on which it was
+            return replace(draft, by=self._model.drafter.name, expected=sum(self._model.chances(draft)))
+        offers.append((self._model.drafter.name, self._with_tail(draft, context, k)))
         best, _ = self._best(offers, k, "the model was not sure")  # the time to draft is spent, whatever comes of it
         return best
 
@@ -273,8 +276,8 @@ class Arbiter:
         lost_s = (best - worth) / self.rate
         return not self._resting and lost_s <= self._unspent_s
 
-    def _drafted(self, context: Sequence[int], k: int) -> list[Branch]:
-        """By the model, as far as it pays; then what the others know behind it."""
+    def _drafted(self, context: Sequence[int], k: int) -> Draft:
+        """By the model, as far as it pays."""
         assert self._model and self.model and self._draft_s
         model, rate = self._model, self.rate
         self._pending = self.model.pending(self._length)
@@ -290,7 +293,7 @@ class Arbiter:
 
         draft = model.proposed = self.model.propose_while(context, 1 if self._probing else k, go_on)
         self._steps = len(draft)
-        return self._with_tail(draft, context, k)
+        return draft
 
     def _with_tail(self, draft: Draft, context: Sequence[int], k: int) -> list[Branch]:
         """The model's draft and, behind its end, what the first free drafter with something to say would add: that

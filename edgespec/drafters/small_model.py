@@ -1,8 +1,8 @@
 """A small language model as the drafter (FastDraft, arXiv 2411.11055): its own cache, the target's token ids.
 
 The draft's vocabulary may be padded (more logits than ids) or trimmed (fewer, with a map to the target's ids); what
-it proposes are always the target's. When sampling, it draws with the noise of the position it drafts for, the same
-the target will use (see decode.sampling).
+it proposes are always the target's. In coupled sampling it draws with the noise of the position it drafts for, the
+same the target will use; for rejection with noise of its own, and says from which distribution (see decode.sampling).
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgespec.backends.base import Model, common_prefix
-from edgespec.decode.sampling import choose, draw
+from edgespec.decode.sampling import DRAFT, adjust, choose, distribution, draw, pick, uniform
 from edgespec.errors import IncompatiblePair
-from edgespec.types import Draft, Logits, SamplingParams, Step, Verdict
+from edgespec.types import Distribution, Draft, DraftKind, Logits, SamplingParams, Step, Verdict
 
 
 class SmallModel:
@@ -49,6 +49,8 @@ class SmallModel:
             raise IncompatiblePair(f"draft {name} has no token that it may propose")
         self._columns = columns if len(columns) < model.vocab_size else slice(None)
         self._ids = ids[columns]
+        if len(np.unique(self._ids)) < len(columns):
+            raise IncompatiblePair(f"draft {name} has two logits for one token", hint="its id_map names an id twice")
         self._row = np.full(vocab_size, -np.inf, np.float32)  # the draft's logits, at their target ids
 
     def begin(self, context: Sequence[int], params: SamplingParams) -> None:
@@ -75,15 +77,28 @@ class SmallModel:
         tokens: list[int] = []
         scores: list[float] = []
         others: list[tuple[int, float]] = []
+        probs: list[Distribution] = []
         while True:
-            token, score = self._choose(step.logits[-1], context, tokens)
+            if self._rejection:
+                given = self._distribution(step.logits[-1], context, tokens)
+                if not len(given.ids):  # a bias forbids every token it knows
+                    break
+                assert self._params.seed is not None
+                number = uniform(self._params.seed, DRAFT, len(context), len(context) + len(tokens))
+                probs.append(given)
+                # Not of the token drawn: whether one is proposed must not depend on which it was.
+                token, score = pick(given, number), float(given.probs.max())
+            else:
+                token, score = self._choose(step.logits[-1], context, tokens)
+                if self.others and self._params.greedy:
+                    others.append(self._runner_up(step.logits[-1], token))
             tokens.append(token)
             scores.append(score)
-            if self.others and self._params.greedy:
-                others.append(self._runner_up(step.logits[-1], token))
             if len(tokens) == k or not go_on(scores):
-                return Draft(tuple(tokens), scores=tuple(scores), others=tuple(others))
+                break
             step = self.model.forward(self._read(tokens[-1:]))
+        kind: DraftKind = "sampled" if self._rejection else "deterministic"
+        return Draft(tuple(tokens), kind=kind, probs=tuple(probs), scores=tuple(scores), others=tuple(others))
 
     def commit(self, context: Sequence[int], verdict: Verdict, step: Step) -> None:
         """Forget the rows of tokens that were not committed: its own rejected ones, or all if another's were taken."""
@@ -97,6 +112,18 @@ class SmallModel:
 
     def _read(self, tokens: Sequence[int]) -> Sequence[int]:
         return tokens if self._reads is None else [self._reads[token] for token in tokens]
+
+    @property
+    def _rejection(self) -> bool:
+        return self._params.verification == "rejection" and not self._params.greedy
+
+    def _distribution(self, logits: Logits, context: Sequence[int], drafted: Sequence[int]) -> Distribution:
+        """Target ids and probabilities after ``context`` and ``drafted``. logits: ``(draft_vocab,)``."""
+        known = logits[self._columns]
+        if self._plain:
+            return distribution(known, self._params, self._ids)
+        self._row[self._ids] = known
+        return distribution(adjust(self._row, [*context, *drafted], self._params), self._params)
 
     def _runner_up(self, logits: Logits, token: int) -> tuple[int, float]:
         """The best token but ``token``, and its probability."""
@@ -112,11 +139,16 @@ class SmallModel:
         known = logits[self._columns]
         top = known.max()
         mass = float(np.exp(known - top).sum())
-        if params.greedy and params.repetition_penalty == 1.0 and not params.logit_bias:
+        if params.greedy and self._plain:
             return int(self._ids[known.argmax()]), 1 / mass
         self._row[self._ids] = known
-        if params.repetition_penalty == 1.0 and not params.logit_bias:
+        if self._plain:
             token = draw(known, params, position, self._ids)
         else:
             token = choose(self._row, [*context, *drafted], params, position)
         return token, float(np.exp(self._row[token] - top)) / mass
+
+    @property
+    def _plain(self) -> bool:
+        """Logits are used as they are."""
+        return self._params.repetition_penalty == 1.0 and not self._params.logit_bias
