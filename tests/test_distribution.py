@@ -314,7 +314,8 @@ WRONG: dict[str, Wrong] = {
         "two siblings too sure", PLAIN,
     ),
     "one number for all positions": (
-        f"{VERIFY}.uniform", lambda seed, purpose, position, *sibling: uniform(seed, purpose, *sibling), "too sure", PLAIN,
+        f"{VERIFY}.uniform", lambda seed, purpose, position, *sibling: uniform(seed, purpose, *sibling),
+        "too sure", PLAIN,
     ),
     "one number for draft and acceptance": (
         f"{SMALL}.uniform", lambda seed, purpose, length, position: uniform(seed, ACCEPT, position, 0),
