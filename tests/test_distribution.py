@@ -35,8 +35,8 @@ from edgespec.types import Distribution, Draft, Logits, SamplingParams, Step, Ve
 VOCAB = 5
 PROMPT = [1, 0, 2, 0, 2]
 TOKENS = 3
-SEEDS = 1500
-ALPHA = 1e-5  # about 120 p-values are looked at: together they would fail a right rule once in a thousand suites
+SEEDS = 900
+ALPHA = 1e-5  # about 100 p-values are looked at: together they would fail a right rule once in a thousand suites
 
 BASE = np.log(np.array([0.36, 0.27, 0.19, 0.12, 0.06])).astype(np.float32)
 
@@ -134,6 +134,7 @@ WORLDS: dict[str, Parts] = {
     "equal": (TARGET, lambda: chain(TARGET)),
     "close": (TARGET, lambda: chain(CLOSE)),
     "reversed": (TARGET, lambda: chain(REVERSED)),
+    "too sure": (TARGET, lambda: chain(SURE)),
     "disjoint": (HOLES, lambda: chain(ELSEWHERE)),
     "zero mass": (HOLES, lambda: chain(ACROSS)),
     "trimmed": (TARGET, trimmed),
@@ -220,15 +221,17 @@ def test_rejection_preserves_the_targets_distribution(world: str) -> None:
     assert check(world, PLAIN | REJECTION) > ALPHA
 
 
-@pytest.mark.parametrize("settings", [SPARSE, PENALTY], ids=["sparse", "penalty"])
-@pytest.mark.parametrize("world", ["close", "reversed", "trimmed", "two siblings"])
+@pytest.mark.parametrize(
+    ("world", "settings"),
+    [("close", SPARSE), ("trimmed", SPARSE), ("trimmed", PENALTY), ("reversed", PENALTY), ("two siblings", SPARSE)],
+)
 def test_rejection_does_so_for_penalised_and_truncated_distributions(world: str, settings: dict[str, Any]) -> None:
     assert check(world, settings | REJECTION) > ALPHA
 
 
 @pytest.mark.parametrize(
     ("world", "settings"),
-    [("close", PLAIN), ("zero mass", PLAIN), ("fallback", PENALTY), ("reversed", SPARSE), ("two siblings", PLAIN)],
+    [("zero mass", PLAIN), ("fallback", PENALTY), ("reversed", SPARSE), ("two siblings", PLAIN)],
 )
 def test_coupled_sampling_preserves_it_too(world: str, settings: dict[str, Any]) -> None:
     assert check(world, settings) > ALPHA
@@ -279,27 +282,30 @@ VERIFY, SMALL = "edgespec.decode.verify", "edgespec.drafters.small_model"
 Wrong = tuple[str, object, str, dict[str, Any]]  # name in the code, what it becomes, world and settings to notice
 WRONG: dict[str, Wrong] = {
     "accepts always": (f"{VERIFY}.reject", accept_always, "close", PLAIN),
-    "corrects from the target itself": (f"{VERIFY}.reject", correct_from_the_target, "close", PLAIN),
+    "corrects from the target itself": (f"{VERIFY}.reject", correct_from_the_target, "too sure", PLAIN),
     "ratio upside down": (f"{VERIFY}.reject", ratio_inverted, "close", PLAIN),
     "siblings: residual not carried on": (f"{VERIFY}.reject", residual_not_carried_on, "two siblings reversed", PLAIN),
-    "siblings: residual not normalised": (f"{VERIFY}.residual", residual_not_normalised, "three siblings", PLAIN),
+    "siblings: residual not normalised": (
+        f"{VERIFY}.residual", residual_not_normalised, "two siblings too sure", PLAIN,
+    ),
     "siblings: tried token stays in the draft": (
-        f"{VERIFY}.without", lambda draft, token: draft, "three siblings", PLAIN,
+        f"{VERIFY}.without", lambda draft, token: draft, "two siblings too sure", PLAIN,
     ),
     "siblings: tried token goes, the rest is not normalised": (
         f"{VERIFY}.without",
         lambda draft, token: Distribution(draft.ids, np.where(draft.ids == token, 0.0, draft.probs)),
-        "three siblings", PLAIN,
+        "two siblings too sure", PLAIN,
     ),
     "one number for acceptance and correction": (
-        f"{VERIFY}.uniform", lambda seed, purpose, position, *sibling: uniform(seed, 0, position), "reversed", PLAIN,
+        f"{VERIFY}.uniform", lambda seed, purpose, position, *sibling: uniform(seed, 0, position), "too sure", PLAIN,
     ),
     "one number for all siblings": (
         f"{VERIFY}.uniform", lambda seed, purpose, position, *sibling: uniform(seed, purpose, position),
         "two siblings too sure", PLAIN,
     ),
     "one number for all positions": (
-        f"{VERIFY}.uniform", lambda seed, purpose, position, *sibling: uniform(seed, purpose, *sibling), "close", PLAIN,
+        f"{VERIFY}.uniform", lambda seed, purpose, position, *sibling: uniform(seed, purpose, *sibling),
+        "too sure", PLAIN,
     ),
     "one number for draft and acceptance": (
         f"{SMALL}.uniform", lambda seed, purpose, length, position: uniform(seed, ACCEPT, position, 0),
@@ -399,7 +405,7 @@ def surplus(settings: dict[str, Any], hoped: Callable[[float], float]) -> float:
     )
     assert isinstance(drafter.model, FakeModel)
     context, stats = [1, 2, 3], Stats()
-    loop = speculative(target, drafter, context, params, draft_length=Fixed(1), stop=(), budget=1900, stats=stats)
+    loop = speculative(target, drafter, context, params, draft_length=Fixed(1), stop=(), budget=1200, stats=stats)
     difference = variance = 0.0
     length = len(context)
     for tokens in loop:
@@ -445,7 +451,7 @@ def test_the_default_pairs_first_three_tokens(pipeline: Pipeline) -> None:
     drafter.model = remembered(drafter.model, capacity)
     law = expected(target.table, target.vocab_size, settings, prompt)
     assert len(law) == 4**TOKENS
-    texts = written(target, drafter, settings, prompt, 600)
+    texts = written(target, drafter, settings, prompt, 400)
     assert smallest_p_value(texts, law) > ALPHA
     assert len({text[0] for text in texts}) == 4
 
@@ -462,6 +468,6 @@ def test_the_default_pair_with_its_own_caches(pipeline: Pipeline) -> None:
                 ignore_eos=True,
             ).token_ids
         )
-        for seed in range(1500)
+        for seed in range(600)
     )  # fmt: skip
     assert smallest_p_value(texts, law) > ALPHA
