@@ -24,8 +24,9 @@ Verification = Literal["coupled", "rejection"]
 draft's draw stands with probability min(1, target / draft)."""
 
 DraftKind = Literal["deterministic", "sampled"]
-"""deterministic: tokens follow from the context (and perhaps from noise the target will draw with itself). sampled:
-drawn from known distributions with noise of their own."""
+"""deterministic: tokens follow from the context (and perhaps from noise the target will draw with itself); the target
+draws for itself and compares, which is right for any draft. sampled: drawn from known distributions with noise of their
+own."""
 
 Tree = tuple[int, ...]
 """Parents of the rows of one forward: row 0 is the root, ``tree[i - 1]`` is the parent row of row i.
