@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import median
+from itertools import accumulate
 
 from edgespec.backends.base import Model
 
@@ -17,7 +17,7 @@ WIDTHS = (1, 2, 3, 4, 5, 6, 8, 12, 17)
 _SHORT, _LONG = 64, 512
 ROWS_NEEDED = _LONG + WIDTHS[-1]
 """of cache, to measure"""
-_ALL, _EACH = 0.08, 0.04
+_ALL, _EACH = 0.15, 0.02
 """how far the corrections move towards a new observation, in logarithms"""
 _OUTLIER = 1.5
 """a forward that took longer than this factor says so and no more: the machine was doing something else"""
@@ -34,7 +34,7 @@ class ForwardTimes:
     at_long_s: tuple[float, ...]
 
 
-def measure(model: Model, clock: Callable[[], float], *, repeats: int = 3) -> ForwardTimes:
+def measure(model: Model, clock: Callable[[], float], *, repeats: int = 5) -> ForwardTimes:
     """Time forwards of a model with room for ``ROWS_NEEDED``; its cache is empty afterwards."""
     widths = [width for width in WIDTHS if width <= model.capabilities.max_width]
     times: dict[int, tuple[float, ...]] = {}
@@ -48,7 +48,8 @@ def measure(model: Model, clock: Callable[[], float], *, repeats: int = 3) -> Fo
                 began = clock()
                 model.forward([0] * width)
                 found[width].append(clock() - began)
-        times[context] = tuple(median(found[width]) for width in widths)
+        # The least is what the forward costs, the rest is what else the machine did; and more rows never cost less.
+        times[context] = tuple(accumulate((min(found[width]) for width in widths), max))
     model.cache.reset()
     return ForwardTimes(tuple(widths), _SHORT, _LONG, times[_SHORT], times[_LONG])
 
@@ -65,9 +66,15 @@ class ForwardCost:
         self._times = times
         self._slowness = 1.0
         self._own = [1.0] * len(times.widths)
+        self._known: list[tuple[float, float, int]] = []  # by width: at the short context, a row more, nearest width
 
     def __call__(self, width: int, context: int) -> float:
-        return self._table(width, context) * self._slowness * self._own[self._nearest(width)]
+        """Linear between the measured widths and contexts, and beyond them. Asked many times a round: kept quick."""
+        while len(self._known) <= width:
+            self._known.append(self._of_width(len(self._known)))
+        at_short, a_row, nearest = self._known[width]
+        behind = context - self._times.short
+        return (at_short + a_row * behind if behind > 0 else at_short) * self._slowness * self._own[nearest]
 
     def update(self, width: int, context: int, seconds: float) -> None:
         """A forward of this width took so long."""
@@ -76,24 +83,19 @@ class ForwardCost:
             return
         ratio = min(max(seconds / expected, 1 / _OUTLIER), _OUTLIER)
         self._slowness *= ratio**_ALL
-        self._own[self._nearest(width)] *= ratio**_EACH
+        self._own[self._known[width][2]] *= ratio**_EACH
 
     def scale(self, ratio: float) -> None:
         """Some forwards took ``ratio`` times as long as expected."""
         self._slowness *= min(max(ratio, 1 / _OUTLIER), _OUTLIER) ** _ALL
 
-    def _table(self, width: int, context: int) -> float:
-        """Linear between the measured widths and contexts, and beyond them."""
+    def _of_width(self, width: int) -> tuple[float, float, int]:
         times = self._times
         at_short = _line(times.widths, times.at_short_s, width)
-        if times.long == times.short:
-            return at_short
-        a_row = (_line(times.widths, times.at_long_s, width) - at_short) / (times.long - times.short)
-        return at_short + max(0.0, a_row) * (context - times.short if context > times.short else 0)
-
-    def _nearest(self, width: int) -> int:
-        widths = self._times.widths
-        return min(range(len(widths)), key=lambda i: abs(widths[i] - width)) if width < widths[-1] else len(widths) - 1
+        rows = max(1, times.long - times.short)
+        a_row = max(0.0, (_line(times.widths, times.at_long_s, width) - at_short) / rows)
+        nearest = min(range(len(times.widths)), key=lambda i: abs(times.widths[i] - width))
+        return at_short, a_row, nearest
 
 
 def _line(xs: Sequence[int], ys: Sequence[float], x: int) -> float:
