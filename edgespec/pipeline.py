@@ -195,9 +195,8 @@ class Pipeline:
         if not params.greedy:
             params = params.seeded(secrets.randbits(63))
         drafter = drafter or self.drafter
-        draft_length: DraftLength = drafter if isinstance(drafter, DraftLength) else Heuristic()
-        if k is not None:
-            draft_length = Fixed(k)
+        own_length = drafter if isinstance(drafter, DraftLength) else None
+        draft_length: DraftLength = (own_length or Heuristic()) if k is None else Fixed(k, own_length)
         result = Generation(
             model=self.bundle.name,
             drafter=drafter.name,

@@ -516,7 +516,10 @@ def test_block_efficiency_counts_rounds() -> None:
         (["fastdraft", "{1}", "-o", "{}", "--from-layers", "0,9"], "layers of the target"),
         (["fastdraft", "default", "-o", "{}", "--seed", "-1"], "seed"),
         (["fastdraft", "default", "-o", "{}", "--corpus", "{}"], "no shards in the corpus"),
-        (["fastdraft", "default", "-o", "{}", "--corpus", "{}", "--corpus-tokens", "9"], "are made already"),
+        (
+            ["fastdraft", "default", "-o", "{}", "--corpus", "{}", "--corpus-tokens", "9"],
+            "shards that are made already",
+        ),
         (["fastdraft", "default", "-o", "{}", "--from-draft", "{}"], "no trained draft there"),
         (["fastdraft", "qwen2.5-1.5b", "-o", "{}"], "an OpenVINO model already"),
         (["corpus", "default", "-o", "{}", "--folder", "{}/nothing"], "no such corpus folder"),
