@@ -54,7 +54,7 @@ def load(
         "ngram", the name of one of the bundle's drafters, or a reference to a draft model.
     device, draft_device: OpenVINO device names; the draft runs beside the target unless told.
     numerics: "exact", "fast", or None: exact where it is known to hold.
-    num_draft_tokens: k of every round; None takes the bundle's own, else leaves it to the heuristic.
+    num_draft_tokens: k of every round; None takes the bundle's own, else measured costs decide.
     context_length: rows of KV cache at most; None takes the model's own.
     accept_licence: consent to a licence that allows research only, for the models that are under one.
     progress: show progress bars of downloads on stderr.

@@ -64,7 +64,11 @@ _SAMPLING = [
         show_default=True,
         help="Of sampled drafts. coupled: same text with any draft. rejection: same distribution, more accepted.",
     ),
-    click.option("--seed", type=int, help="Same seed and settings, same text. Random unless told."),
+    click.option(
+        "--seed",
+        type=int,
+        help="Same seed and settings, same text (with rejection: for a fixed -k). Random unless told.",
+    ),
 ]
 
 

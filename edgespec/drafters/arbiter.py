@@ -202,11 +202,11 @@ class Arbiter:
         for judged in self._all:
             judged.drafter.reset()
 
-    def only(self, name: str) -> Arbiter:
-        """One of its drafters alone, with what is known of costs and nothing of acceptance."""
-        free = [judged.drafter for judged in self._free if judged.drafter.name == name]
-        model = self.model if self.model is not None and self.model.name == name else None
-        assert free or model, name
+    def only(self, *names: str) -> Arbiter:
+        """Some of its drafters, with what is known of costs and nothing of acceptance."""
+        free = [judged.drafter for judged in self._free if judged.drafter.name in names]
+        model = self.model if self.model is not None and self.model.name in names else None
+        assert free or model, names
         draft_s = self._draft_s if model else None
         return Arbiter(free, model, target_s=self._target_s, draft_s=draft_s, trees=self._trees)
 
