@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from edgespec import cache, hub, pairs
 from edgespec.bundle import Bundle, ModelFile
 from edgespec.bundle import Drafter as DrafterEntry
-from edgespec.decode import costs
-from edgespec.decode.costs import ForwardCost, ForwardTimes
+from edgespec.decode import calibration
+from edgespec.decode.calibration import Beside, ForwardTimes
+from edgespec.decode.costs import ForwardCost
 from edgespec.drafters.arbiter import Arbiter
 from edgespec.drafters.base import Drafter, NoDrafter
 from edgespec.drafters.ngram import NGram
@@ -90,14 +91,14 @@ def load(
     drafter: Drafter = NoDrafter()
     if free or model:
         target_s = engine.costs(target)
-        target.width = target_s.take
         draft_s = None
         trees = target.capabilities.tree
         if model:
             model.others = trees
             drafts = cast("OpenVINOPagedModel", model.model)
-            draft_s = engine.costs(drafts)
+            draft_s = engine.draft_costs(drafts, target, target_s)
             drafts.width = draft_s.take
+        target.width = target_s.take
         drafter = Arbiter(free, model, target_s=target_s, draft_s=draft_s, trees=trees)
     if num_draft_tokens is None:
         own = [entry for entry in pair.manifest.drafters if draft in (None, entry.name)]
@@ -157,16 +158,28 @@ class _Engine:
 
     def costs(self, model: OpenVINOPagedModel) -> ForwardCost:
         """Measured once, with nothing else running, and then remembered."""
+        return ForwardCost(_remembered(_notes("forward_costs", model), ForwardTimes, lambda: _measured(model, None)))
 
-        def find() -> ForwardTimes:
-            capacity, model.cache.capacity = model.cache.capacity, max(model.cache.capacity, costs.ROWS_NEEDED)
-            try:
-                return costs.measure(model, perf_counter, least=model.min_width)
-            finally:
-                model.cache.capacity = capacity
+    def draft_costs(self, draft: OpenVINOPagedModel, target: OpenVINOPagedModel, target_s: ForwardCost) -> ForwardCost:
+        """In turns with its target, as it will run."""
 
-        path = _notes(f"forward_costs-{model.capabilities.numerics}", model)
-        return ForwardCost(_remembered(path, ForwardTimes, find))
+        def forward() -> None:
+            target.cache.reset()
+            target.forward([0] * target.min_width)
+
+        beside = Beside(forward, target_s.steady(target.min_width, 0))
+        path = _notes(f"forward_costs-{target.fingerprint}", draft)
+        costs = ForwardCost(_remembered(path, ForwardTimes, lambda: _measured(draft, beside)))
+        target.cache.reset()
+        return costs
+
+
+def _measured(model: OpenVINOPagedModel, beside: Beside | None) -> ForwardTimes:
+    capacity, model.cache.capacity = model.cache.capacity, max(model.cache.capacity, calibration.ROWS_NEEDED)
+    try:
+        return calibration.measure(model, perf_counter, least=model.min_width, beside=beside)
+    finally:
+        model.cache.capacity = capacity
 
 
 def _notes(kind: str, model: OpenVINOPagedModel) -> Path:

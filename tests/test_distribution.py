@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from scipy.stats import power_divergence
 
 from edgespec.backends.fake import FakeModel, Table, random_table
-from edgespec.decode.costs import ForwardCost, ForwardTimes
+from edgespec.decode.calibration import ForwardTimes
+from edgespec.decode.costs import ForwardCost
 from edgespec.decode.draft_length import DraftLength, Fixed
 from edgespec.decode.sampling import ACCEPT, CORRECT, DRAFT, adjust, distribution, pick, probabilities, uniform
 from edgespec.decode.speculative import speculative

@@ -10,7 +10,8 @@ import pytest
 
 from edgespec.backends.fake import FakeModel, VirtualClock, random_table
 from edgespec.decode.autoregressive import autoregressive
-from edgespec.decode.costs import ForwardCost, ForwardTimes
+from edgespec.decode.calibration import ForwardTimes
+from edgespec.decode.costs import ForwardCost
 from edgespec.decode.draft_length import DraftLength, Fixed, Heuristic
 from edgespec.decode.speculative import speculative
 from edgespec.drafters.arbiter import Arbiter

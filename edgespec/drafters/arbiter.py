@@ -33,6 +33,8 @@ _WINDOW = 0.98
 """weight of earlier rounds in the rate: the last fifty count"""
 _REMEMBERED = 8
 """plain rounds that the rate of an earlier text is worth"""
+_SLIGHT = 0.05
+"""chance of a token below which nobody looks further"""
 _RESTING = 8
 """rounds between trials, at least"""
 
@@ -93,6 +95,27 @@ class _Judged:
                     self.of_others.update(score, other == committed[above])
 
 
+@dataclass
+class _Pace:
+    """Tokens a second over the last rounds."""
+
+    tokens: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+    def add(self, tokens: int, seconds: float) -> None:
+        self.tokens = self.tokens * _WINDOW + tokens
+        self.seconds = self.seconds * _WINDOW + seconds
+
+    def remember(self, seconds: float) -> None:
+        """Another text, another pace: this one's is worth no more than so long."""
+        weight = min(1.0, seconds / self.seconds) if self.seconds else 0.0
+        self.tokens, self.seconds = self.tokens * weight, self.seconds * weight
+
+
 class Arbiter:
     """Several drafters as one, and its own draft length: pass it as both to the loop.
 
@@ -118,7 +141,8 @@ class Arbiter:
         self.target_s = target_s
         self._draft_s = draft_s
         self._host_s = 0.0
-        self._tokens, self._seconds = 0.0, 0.0
+        self._paces = {False: _Pace(), True: _Pace()}  # of rounds without and with something to copy
+        self._copying = False
         self._unspent_s = 0.0
         self._resting = 0
         self._most: int | None = None
@@ -126,6 +150,7 @@ class Arbiter:
         self._length = 0
         self._probing = False
         self.name = "+".join(judged.drafter.name for judged in self._all)
+        self._settle([], _LONGEST)
 
     @property
     def _all(self) -> list[_Judged]:
@@ -137,9 +162,8 @@ class Arbiter:
         self.target_s.begin()
         if self._draft_s is not None:
             self._draft_s.begin()
-        if self._seconds:  # another text, another rate: what the last one did is worth a few rounds
-            weight = min(1.0, _REMEMBERED * self.plain_s / self._seconds)
-            self._tokens, self._seconds = self._tokens * weight, self._seconds * weight
+        for pace in self._paces.values():
+            pace.remember(_REMEMBERED * self.plain_s)
 
     def next(self, most: int) -> int:
         """As a draft length: as far as it goes; ``propose`` decides."""
@@ -148,7 +172,7 @@ class Arbiter:
 
     def propose(self, context: Sequence[int], k: int) -> Draft:
         free_length, self._most = self._most is not None, None
-        self._length, self._steps, self._probing = len(context), 0, False
+        self._length, self._steps, self._probing, self._copying = len(context), 0, False, False
         for judged in self._all:
             judged.proposed = Draft()
         if k == 0:
@@ -157,6 +181,7 @@ class Arbiter:
         if not free_length:
             return self._whole(drafts, context, k)
         offers = [(judged.drafter.name, judged.branches(draft)) for judged, draft in drafts if len(draft)]
+        self._copying = bool(offers)
         self._settle([branch for _, branches in offers for branch in branches], k)
         reason = "not worth its time" if offers else "nothing to copy"
         best, best_worth = self._best(offers, k, reason)
@@ -184,15 +209,15 @@ class Arbiter:
         width, context = 1 + round_.evaluated, self._length
         target_s = min(round_.target_s, 2 * self.target_s.steady(width, context))  # the first forward sets things up
         self.target_s.update(width, context, round_.target_s)
-        self._host_s = round_.host_s if not self._tokens else 0.9 * self._host_s + 0.1 * round_.host_s
+        self._host_s = 0.9 * self._host_s + 0.1 * round_.host_s if self._host_s else round_.host_s
         drafted_s = 0.0
         if self._steps and self._draft_s is not None:
             drafted_s = round_.draft_s
-            expected_s = self._draft_s(self._pending, context) + (self._steps - 1) * self._draft_s(1, context)
+            steps_s = (self._steps - 1) * self._draft_s.steady(1, context)
+            expected_s = self._draft_s.cold_s + self._draft_s.steady(self._pending, context) + steps_s
             self._draft_s.scale(drafted_s / expected_s)
         seconds = target_s + drafted_s + round_.host_s
-        self._tokens = self._tokens * _WINDOW + round_.committed
-        self._seconds = self._seconds * _WINDOW + seconds
+        self._paces[self._copying].add(round_.committed, seconds)
         self._unspent_s += PROBE * seconds
         if self._probing:
             self._unspent_s -= max(0.0, seconds - round_.committed / self.rate)
@@ -212,7 +237,7 @@ class Arbiter:
         model = self.model if self.model is not None and self.model.name in names else None
         assert free or model, names
         draft_s = self._draft_s if model else None
-        return Arbiter(free, model, target_s=self.target_s, draft_s=draft_s, trees=self._trees)
+        return Arbiter(free, model, target_s=self.target_s.fresh(), draft_s=draft_s, trees=self._trees)
 
     @property
     def drafters(self) -> list[str]:
@@ -225,9 +250,8 @@ class Arbiter:
 
     @property
     def rate(self) -> float:
-        """Tokens a second, lately; at least what plain decoding is expected to do."""
-        plain = 1.0 / self.plain_s
-        return max(plain, self._tokens / self._seconds) if self._seconds else plain
+        """Tokens a second, lately, where the text is like here; at least what plain decoding is expected to do."""
+        return max(1.0 / self.plain_s, self._paces[self._copying].rate)
 
     def _round_s(self, width: int) -> float:
         return self.target_s(width, self._length) + self._host_s
@@ -263,7 +287,10 @@ class Arbiter:
         """Tell the target at which width this round would be worth most, changes of width aside."""
         rate = self.rate
         widest = min(k + 1, self.target_s.widths[-1])
-        gains = [max((sum(b.chances[:n]) for b in branches), default=0.0) for n in range(widest)]  # by tokens verified
+        gains = [0.0] * widest  # by tokens verified
+        for branch in branches:
+            for n, tokens in enumerate(accumulate(branch.chances[: widest - 1]), 1):
+                gains[n] = max(gains[n], tokens)
         for n, (tokens, seconds) in enumerate(self._prospects(widest - 1), 1):
             gains[n] = max(gains[n], tokens - rate * seconds)
         best = list(accumulate(gains, max))
@@ -272,17 +299,23 @@ class Arbiter:
         )
 
     def _prospects(self, k: int) -> Iterator[tuple[float, float]]:
-        """For drafts of 1 to k tokens by the model, before it has said anything: tokens accepted, seconds to draft."""
+        """For drafts of 1 to k tokens by the model, before it has said anything: tokens accepted, seconds to draft.
+
+        Without what it takes to catch up: that has to be paid whenever it drafts again, and does not speak against now.
+        """
         if self._model is None:
             return
-        assert self.model and self._draft_s
+        assert self._draft_s
         tokens, chance = 0.0, 1.0
-        seconds = self._draft_s(self.model.pending(self._length), self._length)
+        a_step_s = self._draft_s.steady(1, self._length)
+        seconds = self._draft_s.cold_s + a_step_s
         for place in range(k):
             chance *= self._model.by_place.chance(place)
             tokens += chance
             yield tokens, seconds
-            seconds += self._draft_s(1, self._length)
+            if chance < _SLIGHT:
+                return
+            seconds += a_step_s
 
     def _model_worth(self, k: int) -> float:
         """What a round with the model is worth at its best length, before it has said anything."""
@@ -302,7 +335,7 @@ class Arbiter:
         model, rate = self._model, self.rate
         self._pending = self.model.pending(self._length)
         chance = 1.0
-        a_step_s = self._draft_s(1, self._length)
+        a_step_s = self._draft_s.steady(1, self._length)
 
         def go_on(scores: Sequence[float]) -> bool:
             nonlocal chance
