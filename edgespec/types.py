@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal
@@ -25,6 +25,9 @@ Tree = tuple[int, ...]
 A chain of three is ``(0, 1, 2)``: row 1 hangs on row 0, row 2 on row 1, row 3 on row 2.
 """
 
+Allowed = Callable[[Sequence[int]], NDArray[np.bool_]]
+"""Some drafted tokens -> the tokens that may follow them, ``(vocab,)``; what a constraint tells a drafter."""
+
 
 @dataclass(frozen=True, slots=True)
 class Draft:
@@ -32,10 +35,14 @@ class Draft:
 
     tokens: n token ids, parents before children.
     tree: None for a chain, else the parent row of each token (see ``Tree``).
+    forced: how many of the first tokens are the constraint's and no drafter's (see ``decode.steering``).
+    cut: how many tokens the drafter proposed that the constraint forbids; they are not in ``tokens``.
     """
 
     tokens: tuple[int, ...] = ()
     tree: Tree | None = None
+    forced: int = 0
+    cut: int = 0
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -86,8 +93,9 @@ class Verdict:
 class Round:
     """One round, for the books: counts in tokens, times in seconds.
 
-    proposed tokens came from the drafter, evaluated ones were in the target's forward, accepted ones it agreed with;
-    committed = what the round added to the context.
+    proposed tokens came from the drafter, evaluated ones of them were in the target's forward, accepted ones it agreed
+    with; forced tokens were in the forward too, and came from a constraint; committed = what the round added to the
+    context.
     """
 
     drafter: str
@@ -98,6 +106,7 @@ class Round:
     draft_s: float
     target_s: float
     host_s: float
+    forced: int = 0
 
     @classmethod
     def of(
@@ -106,13 +115,14 @@ class Round:
         """From the round's draft and verdict and four readings of one clock."""
         return cls(
             drafter=drafter,
-            proposed=len(draft),
-            evaluated=len(draft),
-            accepted=verdict.accepted,
+            proposed=len(draft) - draft.forced + draft.cut,
+            evaluated=len(draft) - draft.forced,
+            accepted=max(verdict.accepted - draft.forced, 0),
             committed=len(verdict.tokens),
             draft_s=drafted - began,
             target_s=forwarded - drafted,
             host_s=ended - forwarded,
+            forced=min(verdict.accepted, draft.forced),
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from edgespec.types import Draft, SamplingParams, Step, Verdict
+from edgespec.types import Allowed, Draft, SamplingParams, Step, Verdict
 
 
 class Drafter(Protocol):
@@ -19,8 +19,13 @@ class Drafter(Protocol):
     def begin(self, context: Sequence[int], params: SamplingParams) -> None:
         """A new generation starts from ``context``; what an earlier one left may be reused."""
 
-    def propose(self, context: Sequence[int], k: int) -> Draft:
-        """At most k tokens to follow ``context``; fewer, or none, if it has nothing better. Never a made-up token."""
+    def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
+        """At most k tokens to follow ``context``; fewer, or none, if it has nothing better. Never a made-up token.
+
+        context: the committed tokens, and under a constraint the forced ones behind them.
+        allowed: what the constraint allows after ``context`` and some drafted tokens. A drafter that chooses among
+            tokens must choose among these; from others the forbidden ones are cut.
+        """
 
     def commit(self, context: Sequence[int], verdict: Verdict, step: Step) -> None:
         """The round is over: ``context`` now ends with ``verdict.tokens``; ``step`` is what the target saw."""
@@ -37,7 +42,7 @@ class NoDrafter:
     def begin(self, context: Sequence[int], params: SamplingParams) -> None:
         pass
 
-    def propose(self, context: Sequence[int], k: int) -> Draft:
+    def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
         return Draft()
 
     def commit(self, context: Sequence[int], verdict: Verdict, step: Step) -> None:

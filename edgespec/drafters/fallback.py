@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgespec.drafters.base import Drafter
-from edgespec.types import Draft, SamplingParams, Step, Verdict
+from edgespec.types import Allowed, Draft, SamplingParams, Step, Verdict
 
 
 class Fallback:
@@ -23,9 +23,11 @@ class Fallback:
         self.first.begin(context, params)
         self.then.begin(context, params)
 
-    def propose(self, context: Sequence[int], k: int) -> Draft:
-        draft = self.first.propose(context, k)
-        return draft if len(draft) else self.then.propose(context, k)
+    def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
+        draft = self.first.propose(context, k, allowed)
+        if len(draft) and (allowed is None or allowed(())[draft.tokens[0]]):
+            return draft
+        return self.then.propose(context, k, allowed)
 
     def commit(self, context: Sequence[int], verdict: Verdict, step: Step) -> None:
         self.first.commit(context, verdict, step)

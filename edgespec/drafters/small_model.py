@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgespec.backends.base import Model
-from edgespec.decode.sampling import choose, draw
+from edgespec.decode.sampling import adjust, draw
 from edgespec.errors import IncompatiblePair
-from edgespec.types import Draft, Logits, SamplingParams, Step, Verdict
+from edgespec.types import Allowed, Draft, Logits, SamplingParams, Step, Verdict
 
 
 class SmallModel:
@@ -54,7 +54,7 @@ class SmallModel:
         if len(context) <= self.model.cache.capacity:
             self.model.prefill(self._read(context[:-1]))
 
-    def propose(self, context: Sequence[int], k: int) -> Draft:
+    def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
         k = min(k, self.model.cache.capacity - len(context) + 1)
         if k <= 0:
             return Draft()
@@ -64,11 +64,12 @@ class SmallModel:
             pending = pending[-1:]
         step = self.model.forward(pending, num_logits=1)
         tokens: list[int] = []
-        while True:
-            tokens.append(self._choose(step.logits[-1], context, tokens))
+        while (token := self._choose(step.logits[-1], context, tokens, allowed)) is not None:
+            tokens.append(token)
             if len(tokens) == k:
-                return Draft(tuple(tokens))
+                break
             step = self.model.forward(self._read(tokens[-1:]))
+        return Draft(tuple(tokens))
 
     def commit(self, context: Sequence[int], verdict: Verdict, step: Step) -> None:
         """Forget the rows of rejected tokens: keep what was committed before the round and what it accepted."""
@@ -82,12 +83,24 @@ class SmallModel:
     def _read(self, tokens: Sequence[int]) -> Sequence[int]:
         return tokens if self._reads is None else [self._reads[token] for token in tokens]
 
-    def _choose(self, logits: Logits, context: Sequence[int], drafted: Sequence[int]) -> int:
-        """The target id to propose after ``context`` and ``drafted``. logits: ``(draft_vocab,)``."""
+    def _choose(
+        self, logits: Logits, context: Sequence[int], drafted: Sequence[int], allowed: Allowed | None
+    ) -> int | None:
+        """The target id to propose after ``context`` and ``drafted``; None if no token it knows may stand there.
+
+        logits: ``(draft_vocab,)``.
+        """
         params, position = self._params, len(context) + len(drafted)
-        known = logits[self._columns]
-        if params.repetition_penalty == 1.0 and not params.logit_bias:
-            best = int(known.argmax())
-            return int(self._ids[best]) if params.greedy else draw(known, params, position, self._ids)
-        self._row[self._ids] = known
-        return choose(self._row, [*context, *drafted], params, position)
+        row: Logits = logits[self._columns]
+        ids: NDArray[np.integer] | None = self._ids
+        if allowed is not None:
+            row = np.where(allowed(drafted)[self._ids], row, -np.inf)
+        if params.repetition_penalty != 1.0 or params.logit_bias:
+            self._row[self._ids] = row
+            row, ids = adjust(self._row, [*context, *drafted], params), None
+        best = int(row.argmax())
+        if row[best] == -np.inf:
+            return None
+        if params.greedy:
+            return best if ids is None else int(ids[best])
+        return draw(row, params, position, ids)
