@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any
 
 from edgespec.backends.base import Model, Progress
@@ -15,6 +16,7 @@ from edgespec.decode.speculative import speculative
 from edgespec.drafters.base import Drafter
 from edgespec.errors import ContextFull, SettingError
 from edgespec.stats import Stats
+from edgespec.structured import Grammar, Grammars, grammar_of
 from edgespec.tokenizer import Detokenizer, StopStrings, Tokenizer
 from edgespec.types import Numerics, SamplingParams
 
@@ -61,6 +63,7 @@ class Generation:
             "rounds": len(stats.rounds),
             "proposed": stats.proposed,
             "accepted": stats.accepted,
+            "forced": stats.forced,
             "acceptance_rate": stats.acceptance_rate,
             "block_efficiency": stats.block_efficiency,
             "seed": self.seed,
@@ -101,6 +104,7 @@ class Pipeline:
         self.num_draft_tokens = num_draft_tokens
         self.devices = devices or {"target": target.capabilities.device}
         self._running: Generation | None = None
+        self._grammars: Grammars | None = None
         self.stop_ids = frozenset(generation.eos_token_ids)
         self.tokenizer = Tokenizer(
             bundle.hashed(bundle.manifest.tokenizer), bos_token=generation.bos_token, add_bos=generation.add_bos
@@ -156,6 +160,7 @@ class Pipeline:
         sampling: SamplingParams | None = None,
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
+        response_format: Mapping[str, Any] | None = None,
         num_draft_tokens: int | None = None,
         drafter: Drafter | None = None,
         progress: Progress | None = None,
@@ -163,6 +168,9 @@ class Pipeline:
         """Continue a prompt of token ids.
 
         stop: strings that end the text. ignore_eos: go on after the model's own end.
+        response_format: what the text must be: a JSON object, JSON of a schema, a match of a regular expression, a
+            sentence of a grammar (see ``structured.grammar_of``). It is, if finish_reason is "stop" and no stop string
+            was found; "length" means that max_new_tokens or the context ended it early.
         num_draft_tokens: k for every round; None follows the pipeline's setting, else the heuristic.
         drafter: instead of the pipeline's own. progress: called during the prefill.
         """
@@ -191,6 +199,8 @@ class Pipeline:
         if not params.greedy:
             params = params.seeded(secrets.randbits(63))
         drafter = drafter or self.drafter
+        began = perf_counter()
+        constraint = self._constraint(response_format, ignore_eos)
         result = Generation(
             model=self.bundle.name,
             drafter=drafter.name,
@@ -208,9 +218,20 @@ class Pipeline:
             budget=max_new_tokens,
             stats=result.stats,
             progress=progress,
+            constraint=constraint,
         )
-        began = result.stats.clock()
         return Stream(self._texts(lists, StopStrings(stop), result, ignore_eos, began), result)
+
+    def _constraint(self, response_format: Mapping[str, Any] | None, ignore_eos: bool) -> Grammar | None:
+        """A fresh constraint for one generation."""
+        grammar = grammar_of(response_format)
+        if grammar is None:
+            return None
+        if ignore_eos:
+            raise SettingError("a text with a response format ends where the format does: ignore_eos", got=True)
+        if self._grammars is None:
+            self._grammars = Grammars(self.tokenizer, self.target.vocab_size, self.stop_ids)
+        return self._grammars.constraint(grammar)
 
     def _texts(
         self, lists: Iterator[list[int]], stops: StopStrings, result: Generation, ignore_eos: bool, began: float
@@ -221,7 +242,7 @@ class Pipeline:
         self._running = result
         for tokens in lists:
             if result.ttft_s is None:
-                result.ttft_s = result.stats.clock() - began
+                result.ttft_s = perf_counter() - began
             text = ""
             for token in tokens:
                 result.token_ids.append(token)

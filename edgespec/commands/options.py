@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from edgespec.errors import SettingError
 from edgespec.types import SamplingParams
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -48,6 +51,14 @@ _SAMPLING = [
     click.option("--repetition-penalty", type=float, default=1.0, show_default=True, help="1 is off."),
     click.option("--seed", type=int, help="Same seed, same text, with any draft. Random unless told."),
 ]
+_FORMAT = [
+    click.option(
+        "--json-schema",
+        metavar="FILE",
+        help="Write JSON that fits the schema in FILE. Cut short only by --max-new-tokens (finish_reason: length).",
+    ),
+    click.option("--regex", metavar="R", help="Write text that R matches from end to end; cut short likewise."),
+]
 
 
 def model_options(function: F) -> F:
@@ -60,6 +71,37 @@ def sampling_options(function: F) -> F:
     for option in reversed(_SAMPLING):
         function = option(function)
     return function
+
+
+def format_options(function: F) -> F:
+    for option in reversed(_FORMAT):
+        function = option(function)
+    return function
+
+
+def format_from(options: dict[str, Any]) -> dict[str, Any] | None:
+    """Take the response format out of the options; checked here, before any model is loaded."""
+    schema_file, regex = options.pop("json_schema"), options.pop("regex")
+    if schema_file is not None and regex is not None:
+        raise SettingError("--json-schema and --regex are two formats of one answer", hint="give one of them")
+    if schema_file is None and regex is None:
+        return None
+    from edgespec.structured import grammar_of
+
+    response_format: dict[str, Any] = {"type": "regex", "regex": regex}
+    if schema_file is not None:
+        response_format = {"type": "json_schema", "json_schema": {"schema": _read_json(schema_file)}}
+    grammar_of(response_format)
+    return response_format
+
+
+def _read_json(file: str) -> Any:
+    try:
+        return json.loads(Path(file).read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise SettingError(f"cannot read {file}", got=error.strerror) from error
+    except (ValueError, RecursionError) as error:
+        raise SettingError(f"{file} is not JSON", got=str(error)) from error
 
 
 def sampling_from(options: dict[str, Any]) -> tuple[SamplingParams, int, dict[str, Any]]:
