@@ -16,10 +16,11 @@ import tokenizers
 
 from edgespec.backends.fake import FakeModel, Table, random_table
 from edgespec.decode.autoregressive import autoregressive
-from edgespec.decode.draft_length import Fixed
+from edgespec.decode.costs import ForwardCost, ForwardTimes
+from edgespec.decode.draft_length import DraftLength, Fixed
 from edgespec.decode.speculative import speculative
+from edgespec.drafters.arbiter import Arbiter
 from edgespec.drafters.base import Drafter, NoDrafter
-from edgespec.drafters.fallback import Fallback
 from edgespec.drafters.ngram import NGram
 from edgespec.drafters.small_model import SmallModel
 from edgespec.stats import Stats
@@ -30,6 +31,8 @@ from edgespec.types import Allowed, Draft, SamplingParams
 # A byte-level vocabulary with a few longer tokens, so that one text can be written in many ways.
 PIECES = ("true", "name", "size", "null", "abc", '{"', '":', '": "', '",', '"}', '["', '"]', "]}", "}}", "12", "00")
 END = "<|end|>"
+OWN = 7
+"""the k at which an arbiter goes by its own length"""
 NAMES = ("name", "size", "a", "na", "abc", "n-1")
 MODES = {
     "greedy": SamplingParams(),
@@ -164,8 +167,8 @@ class Fake:
             case "trimmed":
                 table = self.table(7, 0.2)
                 return SmallModel(FakeModel(lambda t: table(t)[known], len(known)), self.vocab, id_map=known)
-            case "fallback":
-                return Fallback(NGram(longest=2, shortest=1), close)
+            case "arbiter":
+                return arbiter([NGram(longest=2, shortest=1)], close)
             case "unruly trees":
                 return UnrulyTrees(self)
         raise AssertionError(name)
@@ -185,15 +188,21 @@ class Fake:
     def speculate(
         self, name: str, mode: str, drafter: Drafter, k: int, budget: int = 55
     ) -> tuple[list[int], Stats, FakeModel]:
-        context, stats, target = self.prompt(name), Stats(), self.model()
-        start = len(context)
+        context, target = self.prompt(name), self.model()
+        start, stats = len(context), Stats(clock=target.clock)
+        length = drafter if k == OWN and isinstance(drafter, DraftLength) else Fixed(k)
         for _ in speculative(
-            target, drafter, context, MODES[mode], draft_length=Fixed(k), stop=[self.end], budget=budget, stats=stats,
+            target, drafter, context, MODES[mode], draft_length=length, stop=[self.end], budget=budget, stats=stats,
             constraint=self.constraint(name),
         ):  # fmt: skip
             pass
         assert target.cache.length == len(context) - 1
         return context[start:], stats, target
+
+
+def arbiter(free: Sequence[Drafter], model: SmallModel | None = None) -> Arbiter:
+    target_s, draft_s = (ForwardCost(ForwardTimes((1, 8), 0, 1, at, at)) for at in ((1.0, 1.5), (0.1, 0.1)))
+    return Arbiter(free, model, target_s=target_s, draft_s=draft_s if model else None)
 
 
 class UnrulyTrees(NoDrafter):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -88,6 +89,24 @@ def test_the_targets_own_copy_agrees_nearly_always_greedy_and_sampled(
             num_draft_tokens=4, drafter=drafters["itself"],
         )  # fmt: skip
         assert result.stats.acceptance_rate is not None and result.stats.acceptance_rate > 0.9
+
+
+def test_rejection_repeats_and_is_plain_decoding_where_nothing_is_drawn(
+    pipeline: Pipeline, drafters: dict[str, Drafter]
+) -> None:
+    """Its distribution is looked at in tests/test_distribution.py."""
+    texts = {}
+    for name in ("none", "ngram", "itself", "shipped", "shipped"):
+        result = pipeline.generate(
+            pipeline.tokenizer.encode(PROMPTS[0]), max_new_tokens=TOKENS, ignore_eos=True, num_draft_tokens=3,
+            sampling=replace(MODES["sampled"], verification="rejection"), drafter=drafters[name],
+        )  # fmt: skip
+        check_identities(result.stats.rounds)
+        assert result.as_dict()["verification"] == "rejection"
+        assert texts.setdefault(name, result.token_ids) == result.token_ids
+        if name == "itself":
+            assert result.stats.acceptance_rate is not None and result.stats.acceptance_rate > 0.95
+    assert texts["none"] == texts["ngram"] != texts["shipped"]
 
 
 @pytest.mark.parametrize("k", [0, 1, 2, 4, 8])

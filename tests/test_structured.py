@@ -17,16 +17,15 @@ from edgespec.decode.draft_length import Fixed
 from edgespec.decode.speculative import speculative
 from edgespec.decode.steering import admitted, forced_run
 from edgespec.drafters.base import NoDrafter
-from edgespec.drafters.fallback import Fallback
 from edgespec.drafters.small_model import SmallModel
 from edgespec.errors import SettingError
 from edgespec.stats import Stats, check_identities
 from edgespec.structured import Grammars, grammar_of
 from edgespec.tokenizer import Tokenizer
 from edgespec.types import Allowed, Draft, Logits, SamplingParams
-from tests.formats import END, FORMATS, MODES, Fake, says, small_tokenizer
+from tests.formats import END, FORMATS, MODES, Fake, arbiter, says, small_tokenizer
 
-DRAFTERS = ("none", "ngram", "random", "close", "trimmed", "fallback", "unruly trees")
+DRAFTERS = ("none", "ngram", "random", "close", "trimmed", "arbiter", "unruly trees")
 CASES = [(drafter, k) for k in (0, 1, 3, 7) for drafter in DRAFTERS]
 
 
@@ -131,7 +130,7 @@ def test_the_second_drafter_is_asked_where_the_first_proposes_what_is_forbidden(
     first, then = Says((4, 5)), Says((6,))
     for allowed, tokens in ((None, (4, 5)), ([4], (4, 5)), ([6], (6,))):
         only = None if allowed is None else Only(10, {(): allowed}).allowed
-        assert Fallback(first, then).propose([1], 2, only).tokens == tokens
+        assert arbiter([first, then]).propose([1], 2, only).tokens == tokens
 
 
 class Says(NoDrafter):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 
 from edgespec.errors import SettingError
-from edgespec.types import SamplingParams
+from edgespec.types import SamplingParams, Verification
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -26,7 +26,13 @@ _MODEL = [
         show_default=True,
         help="A known name, a bundle folder, an OpenVINO IR folder, a .gguf file, or a hub id.",
     ),
-    click.option("--draft", metavar="REF|ngram|none", help="Drafter; the bundle's own unless told."),
+    click.option(
+        "--draft",
+        metavar="auto|ngram|none|REF",
+        default="auto",
+        show_default=True,
+        help="Drafter. auto: the bundle's own, chosen between round by round.",
+    ),
     click.option(
         "-k", "--num-draft-tokens", type=int, metavar="N", help="Tokens to draft each round; adapts unless told."
     ),
@@ -49,7 +55,15 @@ _SAMPLING = [
     click.option("--top-p", type=float, default=1.0, show_default=True, help="1 is off."),
     click.option("--min-p", type=float, default=0.0, show_default=True, help="0 is off."),
     click.option("--repetition-penalty", type=float, default=1.0, show_default=True, help="1 is off."),
-    click.option("--seed", type=int, help="Same seed, same text, with any draft. Random unless told."),
+    click.option(
+        "--verification",
+        type=click.Choice(get_args(Verification)),
+        metavar="RULE",
+        default="coupled",
+        show_default=True,
+        help="Of sampled drafts. coupled: same text with any draft. rejection: same distribution, more accepted.",
+    ),
+    click.option("--seed", type=int, help="Same seed and settings, same text. Random unless told."),
 ]
 _FORMAT = [
     click.option(
@@ -106,7 +120,7 @@ def _read_json(file: str) -> Any:
 
 def sampling_from(options: dict[str, Any]) -> tuple[SamplingParams, int, dict[str, Any]]:
     """Split the values of both groups: sampling, max_new_tokens, arguments for ``load``."""
-    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "verification", "seed")
     sampling = SamplingParams(**{name: options.pop(name) for name in names})
     max_new_tokens = int(options.pop("max_new_tokens"))
     options["ref"] = options.pop("model")

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 @click.option("--stop", multiple=True, metavar="TEXT", help="End the text before this string; may be repeated.")
 @format_options
 @click.option("--ignore-eos", is_flag=True, help="Go on after the model's own end, up to --max-new-tokens.")
+@click.option("--explain", is_flag=True, help="Say on stderr why it was fast or slow: who drafted, what it gained.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def command(
     prompt: str | None,
@@ -31,6 +32,7 @@ def command(
     system: str | None,
     stop: tuple[str, ...],
     ignore_eos: bool,
+    explain: bool,
     as_json: bool,
     **options: object,
 ) -> None:
@@ -65,6 +67,13 @@ def command(
         sys.stdout.write("\n")
     sys.stdout.flush()
     click.echo(summary(stream.result), err=True)
+    if explain:
+        from edgespec.drafters.arbiter import Arbiter
+        from edgespec.explain import explain as in_words
+
+        drafter = pipeline.drafter
+        plain_s = drafter.plain_s if isinstance(drafter, Arbiter) and stream.result.stats.rounds else None
+        click.echo("\n".join(in_words(stream.result.stats, plain_s)), err=True)
 
 
 def summary(result: Generation) -> str:
@@ -82,6 +91,8 @@ def summary(result: Generation) -> str:
     if stats.forced:
         parts.append(f"{stats.forced} tokens forced")
     parts.append(f"{result.numerics} on {result.devices['target']}")
+    if result.verification == "rejection":
+        parts.append("rejection")
     if result.seed is not None:
         parts.append(f"seed {result.seed}")
     return f"[{result.model}: {' · '.join(parts)}]"

@@ -1,13 +1,17 @@
-"""How many tokens to draft this round. State machines over what happened; no clock inside."""
+"""How many tokens to draft this round. State machines over what happened; no clock inside.
+
+The one that decides from measured costs is the arbiter (drafters.arbiter): how far and by whom is one question.
+"""
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from edgespec.errors import SettingError
 from edgespec.types import Round
 
 
+@runtime_checkable
 class DraftLength(Protocol):
     """``next`` before a round, ``update`` after it; one generation at a time."""
 

@@ -14,13 +14,14 @@ own has to: a cut that depends on what was drawn would bend the distribution of 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from edgespec.decode.constraint import Constraint
 from edgespec.decode.draft_length import DraftLength
 from edgespec.drafters.base import Drafter
-from edgespec.types import Draft
+from edgespec.types import Distribution, Draft
 
 
 def steered(
@@ -57,16 +58,31 @@ def admitted(forced: Sequence[int], draft: Draft, constraint: Constraint) -> Dra
     """
     tokens = list(forced)
     tree = list(range(len(forced)))
+    sampled = draft.kind == "sampled"
+    kept: list[int] = []
     rows = {0: len(forced)}  # of those that stay: the drafter's row -> its row in what is verified
     paths = {0: tuple(forced)}
     for index, token in enumerate(draft.tokens):
         parent = index if draft.tree is None else draft.tree[index]
         if parent not in rows or not constraint.allowed(paths[parent])[token]:
+            assert not sampled, "a drawn token must be drawn from what is allowed"
             continue
         path = (*paths[parent], token)
-        if constraint.allowed(path).any():
+        if sampled or constraint.allowed(path).any():
+            kept.append(index)
             tokens.append(token)
             tree.append(rows[parent])
             rows[index + 1], paths[index + 1] = len(tokens), path
-    cut = len(forced) + len(draft) - len(tokens)
-    return Draft(tuple(tokens), None if draft.tree is None else tuple(tree), forced=len(forced), cut=cut)
+    probs = [Distribution(np.array([token]), np.ones(1)) for token in forced] + [
+        draft.probs[i] for i in kept if sampled
+    ]
+    return replace(
+        draft,
+        tokens=tuple(tokens),
+        tree=None if draft.tree is None else tuple(tree),
+        probs=tuple(probs) if sampled else (),
+        scores=(1.0,) * len(forced) + tuple(draft.scores[i] for i in kept) if draft.scores else (),
+        others=(),
+        forced=len(forced),
+        cut=len(draft) - len(kept),
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from edgespec.types import Allowed, Draft, SamplingParams, Step, Verdict
@@ -32,6 +32,22 @@ class Drafter(Protocol):
 
     def reset(self) -> None:
         """Forget every text."""
+
+
+class StepwiseDrafter(Drafter, Protocol):
+    """A drafter for which every token costs time, and which can be stopped after any."""
+
+    def propose_while(
+        self,
+        context: Sequence[int],
+        k: int,
+        go_on: Callable[[Sequence[float]], bool],
+        allowed: Allowed | None = None,
+    ) -> Draft:
+        """As ``propose``; after each token ``go_on`` is asked with the scores so far whether to draft another."""
+
+    def pending(self, length: int) -> int:
+        """Tokens of a context of this length that it has not read yet."""
 
 
 class NoDrafter:

@@ -1,21 +1,21 @@
 """A small language model as the drafter (FastDraft, arXiv 2411.11055): its own cache, the target's token ids.
 
 The draft's vocabulary may be padded (more logits than ids) or trimmed (fewer, with a map to the target's ids); what
-it proposes are always the target's. When sampling, it draws with the noise of the position it drafts for, the same
-the target will use (see decode.sampling).
+it proposes are always the target's. In coupled sampling it draws with the noise of the position it drafts for, the
+same the target will use; for rejection with noise of its own, and says from which distribution (see decode.sampling).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgespec.backends.base import Model
-from edgespec.decode.sampling import adjust, draw
+from edgespec.backends.base import Model, common_prefix
+from edgespec.decode.sampling import DRAFT, adjust, distribution, draw, pick, uniform
 from edgespec.errors import IncompatiblePair
-from edgespec.types import Allowed, Draft, Logits, SamplingParams, Step, Verdict
+from edgespec.types import Allowed, Distribution, Draft, DraftKind, Logits, SamplingParams, Step, Verdict
 
 
 class SmallModel:
@@ -38,6 +38,8 @@ class SmallModel:
         name: str = "small_model",
     ) -> None:
         self.name = name
+        self.others = False
+        """name runners-up too, for trees; greedy drafts only"""
         self.model = model
         self._params = SamplingParams()
         self._reads: list[int] | None = reads.tolist() if reads is not None else None
@@ -47,6 +49,8 @@ class SmallModel:
             raise IncompatiblePair(f"draft {name} has no token that it may propose")
         self._columns = columns if len(columns) < model.vocab_size else slice(None)
         self._ids = ids[columns]
+        if len(np.unique(self._ids)) < len(columns):
+            raise IncompatiblePair(f"draft {name} has two logits for one token", hint="its id_map names an id twice")
         self._row = np.full(vocab_size, -np.inf, np.float32)  # the draft's logits, at their target ids
 
     def begin(self, context: Sequence[int], params: SamplingParams) -> None:
@@ -55,6 +59,19 @@ class SmallModel:
             self.model.prefill(self._read(context[:-1]))
 
     def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
+        return self.propose_while(context, k, lambda scores: True, allowed)
+
+    def pending(self, length: int) -> int:
+        return length - min(self.model.cache.length, length - 1)
+
+    def propose_while(
+        self,
+        context: Sequence[int],
+        k: int,
+        go_on: Callable[[Sequence[float]], bool],
+        allowed: Allowed | None = None,
+    ) -> Draft:
+        """A score is the draft's own probability of the token, before temperature and truncation."""
         k = min(k, self.model.cache.capacity - len(context) + 1)
         if k <= 0:
             return Draft()
@@ -64,18 +81,39 @@ class SmallModel:
             pending = pending[-1:]
         step = self.model.forward(pending, num_logits=1)
         tokens: list[int] = []
-        while (token := self._choose(step.logits[-1], context, tokens, allowed)) is not None:
+        scores: list[float] = []
+        others: list[tuple[int, float]] = []
+        probs: list[Distribution] = []
+        while True:
+            row = self._row_of(step.logits[-1], context, tokens, allowed)
+            top = row.max()
+            if top == -np.inf:  # no token it knows may stand here
+                break
+            if self._rejection:
+                assert self._params.seed is not None
+                number = uniform(self._params.seed, DRAFT, len(context), len(context) + len(tokens))
+                given = distribution(row, self._params, self._ids)
+                probs.append(given)
+                # Not of the token drawn: whether one is proposed must not depend on which it was.
+                token, score = pick(given, number), float(given.probs.max())
+            else:
+                token, score = self._choose(row, len(context) + len(tokens))
+                if self.others and self._params.greedy:
+                    others.append(self._runner_up(row, token))
             tokens.append(token)
-            if len(tokens) == k:
+            scores.append(score)
+            if len(tokens) == k or not go_on(scores):
                 break
             step = self.model.forward(self._read(tokens[-1:]))
-        return Draft(tuple(tokens))
+        kind: DraftKind = "sampled" if self._rejection else "deterministic"
+        return Draft(tuple(tokens), kind=kind, probs=tuple(probs), scores=tuple(scores), others=tuple(others))
 
     def commit(self, context: Sequence[int], verdict: Verdict, step: Step) -> None:
-        """Forget the rows of rejected tokens: keep what was committed before the round and what it accepted."""
-        before = len(context) - len(verdict.tokens)
+        """Forget the rows of tokens that were not committed: its own rejected ones, or all if another's were taken."""
         cache = self.model.cache
-        cache.crop(min(cache.length, before + verdict.accepted, len(context) - 1))
+        end = min(cache.length, len(context) - 1)
+        before = min(end, len(context) - len(verdict.tokens))
+        cache.crop(before + common_prefix(cache.tokens[before:end], self._read(context[before:end])))
 
     def reset(self) -> None:
         self.model.cache.reset()
@@ -83,24 +121,38 @@ class SmallModel:
     def _read(self, tokens: Sequence[int]) -> Sequence[int]:
         return tokens if self._reads is None else [self._reads[token] for token in tokens]
 
-    def _choose(
+    @property
+    def _rejection(self) -> bool:
+        return self._params.verification == "rejection" and not self._params.greedy
+
+    def _row_of(
         self, logits: Logits, context: Sequence[int], drafted: Sequence[int], allowed: Allowed | None
-    ) -> int | None:
-        """The target id to propose after ``context`` and ``drafted``; None if no token it knows may stand there.
+    ) -> Logits:
+        """Logits of ``self._ids`` after ``context`` and ``drafted``: what may stand there, penalties applied.
 
         logits: ``(draft_vocab,)``.
         """
-        params, position = self._params, len(context) + len(drafted)
         row: Logits = logits[self._columns]
-        ids: NDArray[np.integer] | None = self._ids
         if allowed is not None:
             row = np.where(allowed(drafted)[self._ids], row, -np.inf)
-        if params.repetition_penalty != 1.0 or params.logit_bias:
+        if self._params.repetition_penalty != 1.0 or self._params.logit_bias:
             self._row[self._ids] = row
-            row, ids = adjust(self._row, [*context, *drafted], params), None
-        best = int(row.argmax())
-        if row[best] == -np.inf:
-            return None
-        if params.greedy:
-            return best if ids is None else int(ids[best])
-        return draw(row, params, position, ids)
+            row = adjust(self._row, [*context, *drafted], self._params)[self._ids]
+        return row
+
+    def _choose(self, row: Logits, position: int) -> tuple[int, float]:
+        """The target id to propose, and its score. row: see ``_row_of``."""
+        top = row.max()
+        mass = float(np.exp(row - top).sum())
+        if self._params.greedy:
+            return int(self._ids[row.argmax()]), 1 / mass
+        token = draw(row, self._params, position, self._ids)
+        return token, float(np.exp(row[np.flatnonzero(self._ids == token)[0]] - top)) / mass
+
+    def _runner_up(self, row: Logits, token: int) -> tuple[int, float]:
+        """The best token but ``token``, and its score."""
+        top = row.max()
+        mass = float(np.exp(row - top).sum())
+        best, second = np.argpartition(row, -2)[-2:][::-1] if len(row) > 1 else (0, 0)
+        index = int(second if self._ids[best] == token else best)
+        return int(self._ids[index]), float(np.exp(row[index] - top)) / mass
