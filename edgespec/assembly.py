@@ -54,7 +54,7 @@ def load(
         "ngram", the name of one of the bundle's drafters, or a reference to a draft model.
     device, draft_device: OpenVINO device names; the draft runs beside the target unless told.
     numerics: "exact", "fast", or None: exact where it is known to hold.
-    num_draft_tokens: k of every round; None takes the bundle's own, else leaves it to the heuristic.
+    num_draft_tokens: k of every round; None takes the bundle's own, else measured costs decide.
     context_length: rows of KV cache at most; None takes the model's own.
     accept_licence: consent to a licence that allows research only, for the models that are under one.
     progress: show progress bars of downloads on stderr.
@@ -89,11 +89,16 @@ def load(
     devices = {"target": device} | ({"draft": draft_on} if model else {})
     drafter: Drafter = NoDrafter()
     if free or model:
-        draft_s = engine.costs(cast("OpenVINOPagedModel", model.model)) if model else None
+        target_s = engine.costs(target)
+        target.width = target_s.take
+        draft_s = None
         trees = target.capabilities.tree
         if model:
             model.others = trees
-        drafter = Arbiter(free, model, target_s=engine.costs(target), draft_s=draft_s, trees=trees)
+            drafts = cast("OpenVINOPagedModel", model.model)
+            draft_s = engine.costs(drafts)
+            drafts.width = draft_s.take
+        drafter = Arbiter(free, model, target_s=target_s, draft_s=draft_s, trees=trees)
     if num_draft_tokens is None:
         own = [entry for entry in pair.manifest.drafters if draft in (None, entry.name)]
         num_draft_tokens = next((entry.num_draft_tokens for entry in own if entry.num_draft_tokens is not None), None)
@@ -156,11 +161,11 @@ class _Engine:
         def find() -> ForwardTimes:
             capacity, model.cache.capacity = model.cache.capacity, max(model.cache.capacity, costs.ROWS_NEEDED)
             try:
-                return costs.measure(model, perf_counter)
+                return costs.measure(model, perf_counter, least=model.min_width)
             finally:
                 model.cache.capacity = capacity
 
-        path = _notes(f"forward_times-{model.capabilities.numerics}", model)
+        path = _notes(f"forward_costs-{model.capabilities.numerics}", model)
         return ForwardCost(_remembered(path, ForwardTimes, find))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from time import perf_counter
 from typing import Any
 
 from edgespec.backends.base import Model, Progress
@@ -203,11 +202,8 @@ class Pipeline:
         if not params.greedy:
             params = params.seeded(secrets.randbits(63))
         drafter = drafter or self.drafter
-        began = perf_counter()
-        constraint = self._constraint(response_format, ignore_eos)
-        draft_length: DraftLength = drafter if isinstance(drafter, DraftLength) else Heuristic()
-        if k is not None:
-            draft_length = Fixed(k)
+        own_length = drafter if isinstance(drafter, DraftLength) else None
+        draft_length: DraftLength = (own_length or Heuristic()) if k is None else Fixed(k, own_length)
         result = Generation(
             model=self.bundle.name,
             drafter=drafter.name,
@@ -216,6 +212,8 @@ class Pipeline:
             verification=None if params.greedy else params.verification,
             seed=params.seed,
         )
+        began = result.stats.clock()
+        constraint = self._constraint(response_format, ignore_eos)
         lists = speculative(
             self.target,
             drafter,
@@ -250,7 +248,7 @@ class Pipeline:
         self._running = result
         for tokens in lists:
             if result.ttft_s is None:
-                result.ttft_s = perf_counter() - began
+                result.ttft_s = result.stats.clock() - began
             text = ""
             for token in tokens:
                 result.token_ids.append(token)

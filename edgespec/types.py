@@ -196,7 +196,8 @@ class SamplingParams:
     verification: how sampled drafts are verified. coupled: the tokens are a function of (seed, prompt, settings),
         whatever the drafter. rejection: they have the same distribution, more drafts stand, and which tokens come
         depends on the drafter and k too. Greedy has one rule.
-    seed: a sampled run can be repeated with it. None: the pipeline picks one and reports it.
+    seed: a coupled run can be repeated with it, and one by rejection if k is fixed. None: the pipeline picks one and
+        reports it.
     """
 
     temperature: float = 0.0

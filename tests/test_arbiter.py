@@ -253,6 +253,57 @@ def test_scores_come_to_mean_what_happens() -> None:
     assert abs(by_score.chance(0.85) - 0.3) < 0.2 and abs(by_score.chance(0.2) - 0.6) < 0.2
 
 
+class Shapes:
+    """An engine for which a width other than the last one costs ``change_s`` more, and which pads when told to."""
+
+    def __init__(self, world: World, change_s: float = 0.6) -> None:
+        self.cost: ForwardCost | None = None
+        self.last, self.change_s, self.changes = 0, change_s, 0
+        world.target.forward_s = self
+
+    def __call__(self, n: int) -> float:
+        width = self.cost.take(n) if self.cost else n
+        assert width >= n
+        changed, self.last = width != self.last, width
+        self.changes += changed
+        return target_s(width) + changed * self.change_s
+
+
+def test_a_change_of_width_is_measured_apart_from_the_width() -> None:
+    world = World(TABLE)
+    Shapes(world)
+    times = world.times(world.target)
+    assert times.change_s == pytest.approx(0.6)
+    assert times.at_short_s == pytest.approx([target_s(width) for width in times.widths])
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.6, 1.0])
+def test_widths_keep_still_where_changes_are_dear(share: float) -> None:
+    """And it is as good as the best fixed length none the less. How far to draft depends on how sure the model is, so
+    without regard to changes nearly every round has another width."""
+    world = World(mixed_with_noise(share), 0.05)
+    shapes = Shapes(world)
+    fixed = {k: world.run(world.small, Fixed(k))[0] for k in range(9)}
+    arbiter = world.arbiter()
+    shapes.cost = arbiter.target_s
+    world.run(arbiter, arbiter)  # learns
+    shapes.changes = 0
+    own, stats = world.run(arbiter, arbiter)
+    assert own < min(fixed.values()) * 1.03, fixed
+    assert shapes.changes < 0.1 * len(stats.rounds)
+
+
+def test_home_follows_what_is_asked_for() -> None:
+    cost = ForwardCost(ForwardTimes((1, 2, 4, 8), 0, 100, (1.0, 1.1, 1.4, 2.0), (1.0, 1.1, 1.4, 2.0), 0.5))
+    assert [cost.take(1) for _ in range(20)] == [1] * 20
+    asked = [2, 1, 3, 1, 2, 4] * 10
+    ran = [cost.take(n) for n in asked]
+    assert all(width >= n for width, n in zip(ran, asked, strict=True))
+    assert set(ran[20:]) == {4}
+    assert [cost.take(1) for _ in range(40)][-1] == 1
+    assert cost.take(30) == 30, "wider than any measured: as it is"
+
+
 def test_costs_are_measured_and_follow_the_machine() -> None:
     clock = VirtualClock()
     slow = [1.0]

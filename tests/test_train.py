@@ -470,7 +470,7 @@ def test_train_fastdraft_makes_a_draft_that_is_worth_more_than_an_untrained_one(
         prompts = [Prompt("all", text, raw=True) for text in tiny_models.CORPUS]
         texts = list(write(pipeline, prompts, SamplingParams(), 60))
         rates.append(replay(pipeline.drafter, texts, SamplingParams(), 4, VOCAB)["all"].acceptance_rate)
-        drafted = pipeline.generate(texts[0].prompt, max_new_tokens=60)
+        drafted = pipeline.generate(texts[0].prompt, max_new_tokens=60, num_draft_tokens=4)
         assert drafted.token_ids[: len(texts[0].tokens)] == list(texts[0].tokens), "exact with the trained draft"
         assert drafted.stats.proposed > 0
     assert rates[0] > rates[1] + 0.15
@@ -516,7 +516,10 @@ def test_block_efficiency_counts_rounds() -> None:
         (["fastdraft", "{1}", "-o", "{}", "--from-layers", "0,9"], "layers of the target"),
         (["fastdraft", "default", "-o", "{}", "--seed", "-1"], "seed"),
         (["fastdraft", "default", "-o", "{}", "--corpus", "{}"], "no shards in the corpus"),
-        (["fastdraft", "default", "-o", "{}", "--corpus", "{}", "--corpus-tokens", "9"], "are made already"),
+        (
+            ["fastdraft", "default", "-o", "{}", "--corpus", "{}", "--corpus-tokens", "9"],
+            "shards that are made already",
+        ),
         (["fastdraft", "default", "-o", "{}", "--from-draft", "{}"], "no trained draft there"),
         (["fastdraft", "qwen2.5-1.5b", "-o", "{}"], "an OpenVINO model already"),
         (["corpus", "default", "-o", "{}", "--folder", "{}/nothing"], "no such corpus folder"),

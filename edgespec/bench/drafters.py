@@ -59,7 +59,8 @@ def bench_drafters(
     contenders: dict[str, tuple[Drafter, int | None]] = {PLAIN: (NoDrafter(), 0)}
     if len(auto.drafters) > 1:
         contenders |= {name: (auto.only(name), None) for name in auto.drafters}
-    contenders |= {AUTO: (auto, None)} | {f"k = {k}": (auto, k) for k in lengths}
+    contenders |= {AUTO: (auto, None)} | {f"k = {k}": (auto.only(*auto.drafters), k) for k in lengths}
+    pipeline.num_draft_tokens = None  # a length that the bundle names would be everybody's
     found: dict[str, dict[str, _Runs]] = defaultdict(lambda: {name: _Runs() for name in contenders})
     for number, prompt in enumerate(prompts):
         ids = behind(pipeline, prompt, context)

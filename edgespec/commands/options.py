@@ -31,10 +31,14 @@ _MODEL = [
         metavar="auto|ngram|none|REF",
         default="auto",
         show_default=True,
-        help="Drafter. auto: the bundle's own, chosen between round by round.",
+        help="Drafter. auto: all the bundle has, chosen between round by round; or one of them by name.",
     ),
     click.option(
-        "-k", "--num-draft-tokens", type=int, metavar="N", help="Tokens to draft each round; adapts unless told."
+        "-k",
+        "--num-draft-tokens",
+        type=int,
+        metavar="N",
+        help="Tokens to draft each round; the bundle's own number unless told, else it adapts.",
     ),
     click.option("--device", default="CPU", show_default=True, metavar="D", help="Where the target runs (see doctor)."),
     click.option("--draft-device", metavar="D", help="Where the draft runs; beside the target unless told."),
@@ -63,7 +67,11 @@ _SAMPLING = [
         show_default=True,
         help="Of sampled drafts. coupled: same text with any draft. rejection: same distribution, more accepted.",
     ),
-    click.option("--seed", type=int, help="Same seed and settings, same text. Random unless told."),
+    click.option(
+        "--seed",
+        type=int,
+        help="Same seed and settings, same text (with rejection: for a fixed -k). Random unless told.",
+    ),
 ]
 _FORMAT = [
     click.option(

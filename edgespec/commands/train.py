@@ -55,7 +55,9 @@ def corpus(target: str, output: Path, **plan: Any) -> None:
 @click.option("--steps", type=click.IntRange(1), default=2000, show_default=True, help="Batches to train on.")
 @click.option("--batch", "tokens_per_batch", type=click.IntRange(64), default=3072, show_default=True, metavar="TOKENS")
 @click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=2e-3, show_default=True)
-@click.option("--loss", type=click.Choice(["kd", "ce", "ce+kd"]), default="kd", show_default=True, help="See README.")
+@click.option(
+    "--loss", type=click.Choice(["kd", "ce", "ce+kd"]), default="kd", show_default=True, help="See models/README.md."
+)
 @click.option(
     "--layers", type=click.IntRange(1), default=2, show_default=True, help="Take the target's first N layers."
 )
@@ -86,10 +88,14 @@ def fastdraft(context: click.Context, /, target: str, output: Path, **options: A
 
     plan = {name: options.pop(name) for name in ("corpus_tokens", "folders", "exclude", "new_tokens", "ray")}
     plan |= {name: options.pop(name) for name in ("texts_per_shard", "corpus_seed")}
-    given = [name for name in plan if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name in plan
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    ]
     if given and options["corpus_folder"]:
         raise SettingError(
-            "these shards are made already", got=", ".join(given), hint="leave it out, or leave out --corpus"
+            "--corpus names shards that are made already", got=", ".join(given), hint="leave out one of them"
         )
     click.echo(train_fastdraft(target, output, _say, plan, options))
 

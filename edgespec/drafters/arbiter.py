@@ -16,9 +16,9 @@ No clock in here: times come with the rounds (``update``), costs from ``decode.c
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 from edgespec.decode.acceptance import ByPlace, ByScore
 from edgespec.decode.costs import ForwardCost
@@ -115,7 +115,7 @@ class Arbiter:
         self._model = _Judged(model) if model is not None else None
         self.model = model
         self._trees = trees
-        self._target_s = target_s
+        self.target_s = target_s
         self._draft_s = draft_s
         self._host_s = 0.0
         self._tokens, self._seconds = 0.0, 0.0
@@ -134,8 +134,11 @@ class Arbiter:
     def begin(self, context: Sequence[int], params: SamplingParams) -> None:
         for judged in self._all:
             judged.drafter.begin(context, params)
+        self.target_s.begin()
+        if self._draft_s is not None:
+            self._draft_s.begin()
         if self._seconds:  # another text, another rate: what the last one did is worth a few rounds
-            weight = min(1.0, _REMEMBERED * self._round_s(1) / self._seconds)
+            weight = min(1.0, _REMEMBERED * self.plain_s / self._seconds)
             self._tokens, self._seconds = self._tokens * weight, self._seconds * weight
 
     def next(self, most: int) -> int:
@@ -154,6 +157,7 @@ class Arbiter:
         if not free_length:
             return self._whole(drafts, context, k, allowed)
         offers = [(judged.drafter.name, judged.branches(draft)) for judged, draft in drafts if len(draft)]
+        self._settle([branch for _, branches in offers for branch in branches], k)
         reason = "not worth its time" if offers else "nothing to copy"
         best, best_worth = self._best(offers, k, reason)
         if self._model is None:
@@ -179,8 +183,8 @@ class Arbiter:
     def update(self, round_: Round) -> None:
         """As a draft length: the times of the round that was just committed."""
         width, context = 1 + round_.forced + round_.evaluated, self._length
-        target_s = min(round_.target_s, 2 * self._target_s(width, context))  # the first forward sets things up
-        self._target_s.update(width, context, round_.target_s)
+        target_s = min(round_.target_s, 2 * self.target_s.steady(width, context))  # the first forward sets things up
+        self.target_s.update(width, context, round_.target_s)
         self._host_s = round_.host_s if not self._tokens else 0.9 * self._host_s + 0.1 * round_.host_s
         drafted_s = 0.0
         if self._steps and self._draft_s is not None:
@@ -203,13 +207,13 @@ class Arbiter:
         for judged in self._all:
             judged.drafter.reset()
 
-    def only(self, name: str) -> Arbiter:
-        """One of its drafters alone, with what is known of costs and nothing of acceptance."""
-        free = [judged.drafter for judged in self._free if judged.drafter.name == name]
-        model = self.model if self.model is not None and self.model.name == name else None
-        assert free or model, name
+    def only(self, *names: str) -> Arbiter:
+        """Some of its drafters, with what is known of costs and nothing of acceptance."""
+        free = [judged.drafter for judged in self._free if judged.drafter.name in names]
+        model = self.model if self.model is not None and self.model.name in names else None
+        assert free or model, names
         draft_s = self._draft_s if model else None
-        return Arbiter(free, model, target_s=self._target_s, draft_s=draft_s, trees=self._trees)
+        return Arbiter(free, model, target_s=self.target_s, draft_s=draft_s, trees=self._trees)
 
     @property
     def drafters(self) -> list[str]:
@@ -218,16 +222,16 @@ class Arbiter:
     @property
     def plain_s(self) -> float:
         """What a token is expected to take without drafting, here and now."""
-        return self._round_s(1)
+        return self.target_s.steady(1, self._length) + self._host_s
 
     @property
     def rate(self) -> float:
         """Tokens a second, lately; at least what plain decoding is expected to do."""
-        plain = 1.0 / self._round_s(1)
+        plain = 1.0 / self.plain_s
         return max(plain, self._tokens / self._seconds) if self._seconds else plain
 
     def _round_s(self, width: int) -> float:
-        return self._target_s(width, self._length) + self._host_s
+        return self.target_s(width, self._length) + self._host_s
 
     def _offer(self, judged: _Judged, context: Sequence[int], k: int, allowed: Allowed | None) -> Draft:
         draft = judged.drafter.propose(context, k, allowed)
@@ -262,22 +266,38 @@ class Arbiter:
                 best = replace(draft, by="+".join(by))
         return best, best_worth
 
-    def _model_worth(self, k: int) -> float:
-        """What a round with the model is worth at its best length, before it has said anything."""
-        assert self._model and self.model and self._draft_s
-        pending = self.model.pending(self._length)
-        rate, tokens, chance = self.rate, 1.0, 1.0
-        seconds = self._draft_s(pending, self._length)
-        best = -math.inf
+    def _settle(self, branches: Sequence[Branch], k: int) -> None:
+        """Tell the target at which width this round would be worth most, changes of width aside."""
+        rate = self.rate
+        widest = min(k + 1, self.target_s.widths[-1])
+        gains = [max((sum(b.chances[:n]) for b in branches), default=0.0) for n in range(widest)]  # by tokens verified
+        for n, (tokens, seconds) in enumerate(self._prospects(widest - 1), 1):
+            gains[n] = max(gains[n], tokens - rate * seconds)
+        best = list(accumulate(gains, max))
+        self.target_s.prefer(
+            lambda width: best[min(width, widest) - 1] / rate - self.target_s.steady(width, self._length)
+        )
+
+    def _prospects(self, k: int) -> Iterator[tuple[float, float]]:
+        """For drafts of 1 to k tokens by the model, before it has said anything: tokens accepted, seconds to draft."""
+        if self._model is None:
+            return
+        assert self.model and self._draft_s
+        tokens, chance = 0.0, 1.0
+        seconds = self._draft_s(self.model.pending(self._length), self._length)
         for place in range(k):
             chance *= self._model.by_place.chance(place)
             tokens += chance
-            worth = tokens - rate * (seconds + self._round_s(2 + place))
-            if worth < best:
-                break
-            best = worth
+            yield tokens, seconds
             seconds += self._draft_s(1, self._length)
-        return best
+
+    def _model_worth(self, k: int) -> float:
+        """What a round with the model is worth at its best length, before it has said anything."""
+        rate = self.rate
+        return max(
+            1.0 + tokens - rate * (seconds + self._round_s(1 + n))
+            for n, (tokens, seconds) in enumerate(self._prospects(k), 1)
+        )
 
     def _may_probe(self, worth: float, best: float) -> bool:
         lost_s = (best - worth) / self.rate

@@ -122,9 +122,9 @@ class ShardMaker:
         jobs: deque[Job] = deque()
         origins: dict[int, tuple[int, str]] = {}
 
-        def ask(source: int, prompt: Prompt) -> Job | None:
+        def ask(key: int, source: int, prompt: Prompt) -> Job | None:
             """The job that answers a prompt, unless it was answered before or is a benchmark's."""
-            tokens, key = self._encode(prompt), len(openings) + len(seen)
+            tokens = self._encode(prompt)
             if tokens in seen or self._excluded.holds(prompt.text):
                 return None
             seen.add(tokens)
@@ -133,7 +133,7 @@ class ShardMaker:
             origins[key] = source, prompt.source
             return Job(key, tokens, plan.new_tokens, temperature, seed=int(own.integers(1 << 30)))
 
-        jobs.extend(job for job in (ask(*entry) for entry in asked) if job)
+        jobs.extend(job for job in (ask(2 * len(openings) + i, *entry) for i, entry in enumerate(asked)) if job)
         jobs.extend(job for _, job in openings)
         kept: list[tuple[int, str, Written]] = []
         for written in self.writer.write(jobs):
@@ -145,7 +145,7 @@ class ShardMaker:
             prompt = self._prompt_of(source, written)
             if source == _CODE_BEGUN:
                 kept.append((source, prompt.source, written))
-            if len(prompt.text) > _SHORTEST and (job := ask(source, prompt)):
+            if len(prompt.text) > _SHORTEST and (job := ask(len(openings) + key, source, prompt)):
                 jobs.appendleft(job)  # goes on in the same place, where its beginning has been read
         kept = [entry for entry in sorted(kept, key=lambda entry: entry[2].job.key) if self._clean(entry[2])]
         if not kept:

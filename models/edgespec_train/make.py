@@ -94,6 +94,8 @@ class Making:
         earlier = take("from_draft")
         if scratch and earlier:
             raise SettingError("a draft begins from scratch or from an earlier one", got="both")
+        if earlier and chosen is not None:
+            raise SettingError("an earlier draft has its own layers: --from-layers", got=chosen, hint="leave it out")
         if earlier and not (earlier / "id_map.npy").is_file():
             raise SettingError("no trained draft there", got=str(earlier), allowed="the draft folder of an earlier run")
         corpus = take("corpus_folder") or folder / "corpus"
@@ -168,7 +170,7 @@ def train_draft(
                 "target": making.target,
                 "vocabulary": hashlib.sha256(id_map.tobytes()).hexdigest(),
                 "shape": asdict(making.shape) | {"from_scratch": making.from_scratch},
-                "from_draft": making.from_draft is not None,
+                "from_draft": making.from_draft and bundle.sha256_of(making.from_draft / "id_map.npy"),
                 "precision": making.precision,
                 "texts": len(texts.texts),
             },

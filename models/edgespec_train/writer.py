@@ -99,7 +99,8 @@ class Writer:
         The caller may add jobs for every text it is given. One put to the left is taken next, by the slot of that
         text: if it goes on from the text, only what is new is read.
         """
-        self._slots = [None] * len(self._slots)  # a caller may have walked away from earlier texts
+        self._slots = [None] * len(self._slots)  # a caller may have walked away from earlier texts,
+        self._rows = [[] for _ in self._slots]  # and what these texts become must not depend on earlier ones
         while True:
             for index, slot in enumerate(self._slots):
                 while slot is None and jobs:
