@@ -230,11 +230,9 @@ class Pipeline:
 
     def _constraint(self, response_format: Mapping[str, Any] | None, ignore_eos: bool) -> Grammar | None:
         """A fresh constraint for one generation."""
-        grammar = grammar_of(response_format)
+        grammar = grammar_of(response_format, ignore_eos=ignore_eos)
         if grammar is None:
             return None
-        if ignore_eos:
-            raise SettingError("a text with a response format ends where the format does: ignore_eos", got=True)
         if self._grammars is None:
             self._grammars = Grammars(self.tokenizer, self.target.vocab_size, self.stop_ids)
         return self._grammars.constraint(grammar)

@@ -29,13 +29,13 @@ FILLED = ("json_schema", "regex", "grammar")
 """Types of a response format; a filled one has a key of its own name."""
 
 
-def grammar_of(response_format: Mapping[str, Any] | None) -> str | None:
+def grammar_of(response_format: Mapping[str, Any] | None, *, ignore_eos: bool = False) -> str | None:
     """llguidance's form of a response format; None for plain text. No model is needed.
 
     ``{"type": "text"}``, ``{"type": "json_object"}`` and ``{"type": "json_schema", "json_schema": {"schema": ...}}``
     are OpenAI's; ``{"type": "regex", "regex": ...}`` must match the whole text, its ``\\d`` and ``\\w`` are ASCII as in
     JSON Schema; ``{"type": "grammar", "grammar": ...}`` is a Lark grammar in llguidance's dialect. Raises SettingError,
-    with llguidance's reason.
+    with llguidance's reason. ignore_eos: whether the text should go on behind its end, which no format allows.
     """
     if response_format is None:
         return None
@@ -49,8 +49,10 @@ def grammar_of(response_format: Mapping[str, Any] | None) -> str | None:
         raise SettingError(f"response_format: keys of {kind}", got=list(response_format), allowed=keys)
     if kind == "text":
         return None
+    if ignore_eos:
+        raise SettingError("a text with a response format ends where the format does: ignore_eos", got=True)
 
-    from llguidance import LLMatcher, regex_to_lark
+    from llguidance import LLMatcher
 
     try:
         if kind in ("json_object", "json_schema"):
@@ -59,15 +61,18 @@ def grammar_of(response_format: Mapping[str, Any] | None) -> str | None:
             grammar = LLMatcher.grammar_from_json_schema(text, defaults={"whitespace_pattern": WHITESPACE})
         else:
             text = response_format[kind]
-            if not isinstance(text, str) or not text.strip():
+            if not isinstance(text, str) or not (text if kind == "regex" else text.strip()):
                 raise SettingError(f"response_format: {kind}", got=text, allowed="a text that is not empty")
-            grammar = f"start: /{regex_to_lark(text, 'dw')}/" if kind == "regex" else text
+            grammar = _lark(text) if kind == "regex" else text
         wrong, reasons = LLMatcher.validate_grammar_with_warnings(grammar, limits=_limits())
     except (TypeError, ValueError, RecursionError) as error:  # what is no JSON, or no text
         raise _refused(kind, str(error)) from error
     if wrong:
         raise _refused(kind, reasons[0])
     return grammar
+
+
+_DEAD_END = {"NoExtensionBias": "a dead end: nothing that begins like this comes to an end"}
 
 
 class Grammars:
@@ -138,7 +143,8 @@ class Grammar:
         words = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         if self._matcher.is_error():
             if not path:
-                raise SettingError("the response format allows no token here", got=_reason(self._matcher.get_error()))
+                reason = _reason(self._matcher.get_error())
+                raise SettingError("the response format allows no token here", got=_DEAD_END.get(reason, reason))
             return np.zeros(self._vocab_size, np.bool_)
         bits: NDArray[np.uint8] = np.unpackbits(words, count=self._vocab_size, bitorder="little")
         return bits.view(np.bool_)
@@ -166,7 +172,18 @@ def _schema(wrapped: Any) -> Any:
     if not isinstance(wrapped, Mapping) or "schema" not in wrapped or not set(wrapped) <= known:
         keys = sorted(wrapped) if isinstance(wrapped, Mapping) else wrapped
         raise SettingError("response_format: json_schema", got=keys, allowed='an object with the key "schema"')
-    return wrapped["schema"]
+    schema = wrapped["schema"]
+    if not isinstance(schema, Mapping):
+        raise SettingError("response_format: schema", got=schema, allowed="a JSON object")
+    return schema
+
+
+def _lark(regex: str) -> str:
+    from llguidance import regex_to_lark
+
+    if (len(regex) - len(regex.rstrip("\\"))) % 2:  # llguidance would drop it
+        raise _refused("regex", "a backslash at its end")
+    return f"start: /{regex_to_lark(regex, 'dw')}/"
 
 
 def _refused(kind: str, reason: str) -> SettingError:

@@ -6,6 +6,7 @@ import json
 import random
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ MODES = {
     "greedy": SamplingParams(),
     "sampled": SamplingParams(temperature=0.9, top_k=40, top_p=0.95, repetition_penalty=1.1, seed=5),
 }
+REJECTION = replace(MODES["sampled"], verification="rejection")
 
 
 def small_tokenizer(folder: Path, without: str = "") -> Tokenizer:
@@ -107,6 +109,7 @@ FORMATS: dict[str, dict[str, Any]] = {
     "object": {"type": "json_object"},
     "regex": {"type": "regex", "regex": r"\d{3}-\d{4}( ext [a-c]+)?"},
     "grammar": {"type": "grammar", "grammar": 'start: sum\nsum: N | sum "+" N | "(" sum ")"\nN: /[0-9]{1,3}/'},
+    "certain": {"type": "regex", "regex": "([x-z]bbbb){2,9}"},
     "lazy": {"type": "grammar", "grammar": 'start: word "." word\nword[suffix="!"]: /[ab!]*/'},
     "cannot go back": {"type": "grammar", "grammar": 'start: "<" s ">" ("x" | "yy")+\ns[max_tokens=4]: /[a-z]*/'},
 }
@@ -186,13 +189,14 @@ class Fake:
         return context[start:]
 
     def speculate(
-        self, name: str, mode: str, drafter: Drafter, k: int, budget: int = 55
+        self, name: str, mode: str | SamplingParams, drafter: Drafter, k: int, budget: int = 55
     ) -> tuple[list[int], Stats, FakeModel]:
         context, target = self.prompt(name), self.model()
         start, stats = len(context), Stats(clock=target.clock)
         length = drafter if k == OWN and isinstance(drafter, DraftLength) else Fixed(k)
         for _ in speculative(
-            target, drafter, context, MODES[mode], draft_length=length, stop=[self.end], budget=budget, stats=stats,
+            target, drafter, context, MODES[mode] if isinstance(mode, str) else mode, draft_length=length,
+            stop=[self.end], budget=budget, stats=stats,
             constraint=self.constraint(name),
         ):  # fmt: skip
             pass

@@ -38,7 +38,8 @@ def fake(tmp_path_factory: pytest.TempPathFactory) -> Fake:
         ({"type": "json_schema", "schema": {}}, "keys of json_schema"),
         ({"type": "json_schema", "json_schema": {}}, 'an object with the key "schema"'),
         ({"type": "json_schema", "json_schema": {"schema": {}, "lenient": True}}, 'an object with the key "schema"'),
-        (schema_format(["a"]), "this json schema cannot be used; got Expecting object schema"),
+        (schema_format(["a"]), "response_format: schema; got ['a']; allowed: a JSON object"),
+        (schema_format(True), "response_format: schema; got True; allowed: a JSON object"),
         (schema_format({"enum": {1, 2}}), "this json schema cannot be used; got Object of type set"),
         (schema_format({"const": float("nan")}), "this json schema cannot be used; got Out of range float"),
         (schema_format({"type": "foo"}), "this json schema cannot be used; got Invalid type: foo"),
@@ -47,8 +48,12 @@ def fake(tmp_path_factory: pytest.TempPathFactory) -> Fake:
         (schema_format({"type": "string", "pattern": "(?=a)"}), "look-around"),
         ({"type": "regex", "regex": "(a"}, "this regex cannot be used; got unclosed group"),
         ({"type": "regex", "regex": ""}, "not empty"),
+        ({"type": "regex", "regex": "a\\\\\\"}, "this regex cannot be used; got a backslash at its end"),
+        ({"type": "regex", "regex": r"(a)\1"}, "backreferences are not supported"),
         ({"type": "regex", "regex": "\udcff"}, "this regex cannot be used; got 'utf-8' codec"),
         ({"type": "regex", "regex": 5}, "response_format: regex; got 5"),
+        ({"type": "grammar", "grammar": " \n"}, "not empty"),
+        ({"type": "grammar", "grammar": "// nothing"}, "this grammar cannot be used; got no start rule found"),
         ({"type": "grammar", "grammar": "start: other"}, 'unknown name: "other"'),
         ({"type": "grammar", "grammar": "a: b ??? {"}, "this grammar cannot be used"),
     ],
@@ -96,23 +101,34 @@ def test_what_the_command_line_is_given_is_checked(tmp_path: Path) -> None:
         "cut": b'{"type": ',
         "latin": b'{"title": "\xe9"}',
         "good": b'{"type": "object"}',
+        "lark": b'\xef\xbb\xbfstart: "a"',
+        "blank": b"\n",
     }
     for name, text in files.items():
         (tmp_path / name).write_bytes(text)
 
     def given(name: str | None, regex: str | None = None) -> Any:
-        return format_from({"json_schema": name and str(tmp_path / name), "regex": regex})
+        return format_from({"json_schema": name and str(tmp_path / name), "regex": regex, "grammar": None})
+
+    def grammar(name: str, **options: Any) -> Any:
+        return format_from({"json_schema": None, "regex": None, "grammar": str(tmp_path / name)}, **options)
 
     assert given(None) is None
+    assert grammar("lark") == {"type": "grammar", "grammar": 'start: "a"'}
+    for name, message in (("blank", "not empty"), ("latin", "is not UTF-8"), ("none", "cannot read")):
+        with pytest.raises(SettingError, match=message):
+            grammar(name)
+    with pytest.raises(SettingError, match="ends where the format does"):
+        grammar("lark", ignore_eos=True)
     assert given("good") == schema_format({"type": "object"}) | {"json_schema": {"schema": {"type": "object"}}}
     assert given(None, "a+") == {"type": "regex", "regex": "a+"}
     for name, regex, message in (
         ("schema", None, "Invalid type: foo"),
         ("cut", None, "cut is not JSON"),
-        ("latin", None, "latin is not JSON"),
+        ("latin", None, "latin is not UTF-8"),
         ("none", None, "cannot read"),
         ("", None, "cannot read"),
-        ("good", "a", "two formats of one answer. Give one of them"),
+        ("good", "a", "--json-schema and --regex are formats of one answer. Give one of them"),
         (None, "", "regex"),
     ):
         with pytest.raises(SettingError, match=re.escape(message)):

@@ -23,7 +23,7 @@ from edgespec.stats import Stats, check_identities
 from edgespec.structured import Grammars, grammar_of
 from edgespec.tokenizer import Tokenizer
 from edgespec.types import Allowed, Draft, Logits, SamplingParams
-from tests.formats import END, FORMATS, MODES, Fake, arbiter, says, small_tokenizer
+from tests.formats import END, FORMATS, MODES, REJECTION, Fake, arbiter, says, small_tokenizer
 
 DRAFTERS = ("none", "ngram", "random", "close", "trimmed", "arbiter", "unruly trees")
 CASES = [(drafter, k) for k in (0, 1, 3, 7) for drafter in DRAFTERS]
@@ -46,6 +46,49 @@ def test_any_drafter_and_length_give_plain_constrained_decodings_text(fake: Fake
         assert stats.committed == len(expected)
     if expected[-1] == fake.end:
         says(FORMATS[name], fake.tokenizer.decode(expected))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_rejection_writes_valid_texts_and_with_lookups_plain_ones(fake: Fake, name: str) -> None:
+    turn = random.Random(name)
+    for drafter, k in turn.sample([case for case in CASES if case[1]], 5):
+        tokens, stats, _ = fake.speculate(name, REJECTION, fake.drafter(drafter), k)
+        check_identities(stats.rounds)
+        if drafter in ("none", "ngram", "unruly trees"):
+            assert tokens == fake.plain(name, "sampled"), (drafter, k)
+        read = fake.constraint(name)
+        for token in tokens:
+            assert read.allowed(())[token], (drafter, k)
+            read.commit([token])
+        if tokens[-1] == fake.end:
+            says(FORMATS[name], fake.tokenizer.decode(tokens))
+
+
+def test_what_is_certain_behind_a_drafted_token_costs_the_draft_model_no_forward(fake: Fake) -> None:
+    for params in (MODES["greedy"], MODES["sampled"], REJECTION):
+        model = fake.model()
+        drafter = SmallModel(model, fake.vocab)
+        constraint, context = fake.constraint("certain"), fake.prompt("")
+        drafter.begin(context, params)
+        model.widths.clear()
+        draft = drafter.propose(context, 6, constraint.allowed)
+        assert fake.tokenizer.decode(draft.tokens)[1:5] == "bbbb" and len(draft) == 6
+        assert model.widths == [1, 5], "one forward for each letter that is free"
+        assert draft.scores[1:5] == (1.0,) * 4
+        if draft.kind == "sampled":
+            assert [given.of(token) for given, token in zip(draft.probs, draft.tokens, strict=True)][1:5] == [1.0] * 4
+
+
+def test_nothing_is_drafted_behind_a_forced_end(fake: Fake) -> None:
+    lengths: list[int] = []
+
+    class Asked(NoDrafter):
+        def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
+            lengths.append(k)
+            return Draft()
+
+    tokens, stats, _ = fake.speculate("const", "greedy", Asked(), 3)
+    assert tokens[-1] == fake.end and stats.rounds[-1].forced and lengths[-1] == 0
 
 
 def test_most_texts_came_to_their_end_so_the_formats_were_judged(fake: Fake) -> None:

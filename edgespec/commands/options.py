@@ -80,6 +80,7 @@ _FORMAT = [
         help="Write JSON that fits the schema in FILE. Cut short only by --max-new-tokens (finish_reason: length).",
     ),
     click.option("--regex", metavar="R", help="Write text that R matches from end to end; cut short likewise."),
+    click.option("--grammar", metavar="FILE", help="Write a sentence of the Lark grammar in FILE; cut short likewise."),
 ]
 
 
@@ -101,27 +102,39 @@ def format_options(function: F) -> F:
     return function
 
 
-def format_from(options: dict[str, Any]) -> dict[str, Any] | None:
+def format_from(options: dict[str, Any], *, ignore_eos: bool = False) -> dict[str, Any] | None:
     """Take the response format out of the options; checked here, before any model is loaded."""
-    schema_file, regex = options.pop("json_schema"), options.pop("regex")
-    if schema_file is not None and regex is not None:
-        raise SettingError("--json-schema and --regex are two formats of one answer", hint="give one of them")
-    if schema_file is None and regex is None:
+    given = {name: value for name in ("json_schema", "regex", "grammar") if (value := options.pop(name)) is not None}
+    if not given:
         return None
+    if len(given) > 1:
+        names = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise SettingError(f"{names} are formats of one answer", hint="give one of them")
     from edgespec.structured import grammar_of
 
-    response_format: dict[str, Any] = {"type": "regex", "regex": regex}
-    if schema_file is not None:
-        response_format = {"type": "json_schema", "json_schema": {"schema": _read_json(schema_file)}}
-    grammar_of(response_format)
+    [(kind, value)] = given.items()
+    if kind == "json_schema":
+        value = {"schema": _read_json(value)}
+    elif kind == "grammar":
+        value = _read(value)
+    response_format = {"type": kind, kind: value}
+    grammar_of(response_format, ignore_eos=ignore_eos)
     return response_format
 
 
-def _read_json(file: str) -> Any:
+def _read(file: str) -> str:
     try:
-        return json.loads(Path(file).read_text(encoding="utf-8-sig"))
+        return Path(file).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise SettingError(f"cannot read {file}", got=error.strerror) from error
+    except ValueError as error:
+        raise SettingError(f"{file} is not UTF-8", got=str(error), hint="save it as UTF-8") from error
+
+
+def _read_json(file: str) -> Any:
+    text = _read(file)
+    try:
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise SettingError(f"{file} is not JSON", got=str(error)) from error
 

@@ -40,7 +40,7 @@ def command(
 
     Text goes to stdout, a one-line summary to stderr.
     """
-    response_format = format_from(options)
+    response_format = format_from(options, ignore_eos=ignore_eos)
     text = _read_prompt(prompt)
     sampling, max_new_tokens, load_options = sampling_from(options)
 

@@ -169,7 +169,9 @@ def gumbel(seed: int, position: int, tokens: NDArray[np.integer]) -> NDArray[np.
 
 
 def _nothing_left() -> SettingError:
-    return SettingError("no token is left to choose", hint="logit_bias forbids all that the response format allows")
+    return SettingError(
+        "no token is left to choose", hint="logit_bias or a dead end of the response format forbids the rest"
+    )
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -49,7 +49,8 @@ def speculative(
 
     while room > 0:
         t0 = clock()
-        draft = steered(drafter, context, draft_length, min(room, target.capabilities.max_width) - 1, constraint)
+        most = min(room, target.capabilities.max_width) - 1
+        draft = steered(drafter, context, draft_length, most, stop, constraint)
         t1 = clock()
         assert draft.tree is None or target.capabilities.tree, "this target verifies chains only"
         step = target.forward([context[-1], *draft.tokens], draft.tree)  # logits (1 + n, vocab)

@@ -13,7 +13,7 @@ own has to: a cut that depends on what was drawn would bend the distribution of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -25,13 +25,19 @@ from edgespec.types import Distribution, Draft
 
 
 def steered(
-    drafter: Drafter, context: Sequence[int], draft_length: DraftLength, most: int, constraint: Constraint | None
+    drafter: Drafter,
+    context: Sequence[int],
+    draft_length: DraftLength,
+    most: int,
+    stop: Collection[int],
+    constraint: Constraint | None,
 ) -> Draft:
-    """At most ``most`` tokens to verify: forced ones, then up to k of the drafter's."""
+    """At most ``most`` tokens to verify: forced ones, then up to k drafted; none behind a forced stop token."""
     if constraint is None:
         return drafter.propose(context, draft_length.next(most))
     forced = forced_run(constraint, most)
-    k = draft_length.next(most - len(forced))
+    over = bool(forced) and forced[-1] in stop
+    k = draft_length.next(0 if over else most - len(forced), len(forced))
     draft = drafter.propose([*context, *forced], k, lambda drafted: constraint.allowed([*forced, *drafted]))
     return admitted(forced, draft, constraint)
 

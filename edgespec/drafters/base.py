@@ -44,7 +44,8 @@ class StepwiseDrafter(Drafter, Protocol):
         go_on: Callable[[Sequence[float]], bool],
         allowed: Allowed | None = None,
     ) -> Draft:
-        """As ``propose``; after each token ``go_on`` is asked with the scores so far whether to draft another."""
+        """As ``propose``; before each further step ``go_on`` is asked with the scores so far whether to take it. A step
+        gives one token, and those that a constraint makes certain behind it."""
 
     def pending(self, length: int) -> int:
         """Tokens of a context of this length that it has not read yet."""

@@ -71,20 +71,21 @@ class SmallModel:
         go_on: Callable[[Sequence[float]], bool],
         allowed: Allowed | None = None,
     ) -> Draft:
-        """A score is the draft's own probability of the token, before temperature and truncation."""
+        """A score is the draft's own probability of the token, before temperature and truncation; 1 of a token that
+        follows another for certain, since the constraint allows no other."""
         k = min(k, self.model.cache.capacity - len(context) + 1)
         if k <= 0:
             return Draft()
-        pending = self._read(context[self.model.cache.length :])
-        if len(pending) > self.model.capabilities.max_width:
-            self.model.prefill(self._read(context[:-1]))
-            pending = pending[-1:]
-        step = self.model.forward(pending, num_logits=1)
+        unread = list(context[self.model.cache.length :])
         tokens: list[int] = []
         scores: list[float] = []
         others: list[tuple[int, float]] = []
         probs: list[Distribution] = []
         while True:
+            if len(unread) > self.model.capabilities.max_width:
+                self.model.prefill(self._read([*context, *tokens][:-1]))
+                unread = unread[-1:]
+            step = self.model.forward(self._read(unread), num_logits=1)
             row = self._row_of(step.logits[-1], context, tokens, allowed)
             top = row.max()
             if top == -np.inf:  # no token it knows may stand here
@@ -100,11 +101,15 @@ class SmallModel:
                 token, score = self._choose(row, len(context) + len(tokens))
                 if self.others and self._params.greedy:
                     others.append(self._runner_up(row, token))
-            tokens.append(token)
-            scores.append(score)
+            unread = [token, *self._certain([*tokens, token], k, allowed)]
+            tokens += unread
+            scores += [score, *(1.0 for _ in unread[1:])]
+            if self._rejection:
+                probs += [Distribution(np.array([token]), np.ones(1)) for token in unread[1:]]
+            if others:
+                others += [(token, 0.0) for token in unread[1:]]
             if len(tokens) == k or not go_on(scores):
                 break
-            step = self.model.forward(self._read(tokens[-1:]))
         kind: DraftKind = "sampled" if self._rejection else "deterministic"
         return Draft(tuple(tokens), kind=kind, probs=tuple(probs), scores=tuple(scores), others=tuple(others))
 
@@ -120,6 +125,16 @@ class SmallModel:
 
     def _read(self, tokens: Sequence[int]) -> Sequence[int]:
         return tokens if self._reads is None else [self._reads[token] for token in tokens]
+
+    def _certain(self, drafted: Sequence[int], k: int, allowed: Allowed | None) -> list[int]:
+        """The tokens that must follow: a constraint allows no other. They cost no forward of their own."""
+        run: list[int] = []
+        while allowed is not None and len(drafted) + len(run) < k:
+            found = np.flatnonzero(allowed([*drafted, *run]))
+            if len(found) != 1:
+                break
+            run.append(int(found[0]))
+        return run
 
     @property
     def _rejection(self) -> bool:
