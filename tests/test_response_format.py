@@ -73,8 +73,12 @@ def test_a_grammar_or_a_model_that_does_not_go_with_the_other_is_refused(fake: F
         Grammars(fake.tokenizer, fake.vocab, ())
 
 
-def test_plain_text_needs_no_grammar() -> None:
+def test_plain_text_needs_no_grammar_and_loads_no_llguidance() -> None:
     assert grammar_of(None) is None and grammar_of({"type": "text"}) is None
+    code = (
+        "import sys; from edgespec.pipeline import grammar_of; grammar_of(None); sys.exit('llguidance' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_whitespace_is_bounded_and_a_schema_may_say_otherwise(fake: Fake) -> None:
@@ -135,14 +139,29 @@ def test_what_the_command_line_is_given_is_checked(tmp_path: Path) -> None:
             given(name, regex)
 
 
-@pytest.mark.parametrize("command", ["run", "chat"])
-def test_a_bad_format_is_one_line_and_exit_2_before_a_model_is_loaded(command: str) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--regex", "(a"], "response_format: this regex cannot be used; got unclosed group"),
+        (["chat", "--regex", "(a"], "response_format: this regex cannot be used; got unclosed group"),
+        (["run", "--json-schema", "no-such-file"], "cannot read no-such-file; got No such file or directory"),
+        (
+            ["run", "--grammar", "no-such-file", "--regex", "a"],
+            "--regex and --grammar are formats of one answer. Give one of them",
+        ),
+        (
+            ["run", "--regex", "a", "--ignore-eos"],
+            "a text with a response format ends where the format does: ignore_eos; got True",
+        ),
+    ],
+)
+def test_a_bad_format_is_one_line_and_exit_2_before_a_model_is_loaded(arguments: list[str], message: str) -> None:
     ran = subprocess.run(
-        [sys.executable, "-m", "edgespec", command, "--model", "./no-such-model", "--regex", "(a"],
+        [sys.executable, "-m", "edgespec", *arguments, "--model", "./no-such-model"],
         capture_output=True, text=True, input="Hello",
     )  # fmt: skip
     assert (ran.returncode, ran.stdout) == (2, "")
-    assert ran.stderr == "error: response_format: this regex cannot be used; got unclosed group\n"
+    assert ran.stderr == f"error: {message}\n"
 
 
 PERSON = {
