@@ -172,6 +172,9 @@ class Fake:
                 return SmallModel(FakeModel(lambda t: table(t)[known], len(known)), self.vocab, id_map=known)
             case "arbiter":
                 return arbiter([NGram(longest=2, shortest=1)], close)
+            case "merged trees":
+                close.others = True
+                return arbiter([NGram(longest=2, shortest=1)], close, trees=True)
             case "unruly trees":
                 return UnrulyTrees(self)
         raise AssertionError(name)
@@ -204,9 +207,9 @@ class Fake:
         return context[start:], stats, target
 
 
-def arbiter(free: Sequence[Drafter], model: SmallModel | None = None) -> Arbiter:
+def arbiter(free: Sequence[Drafter], model: SmallModel | None = None, *, trees: bool = False) -> Arbiter:
     target_s, draft_s = (ForwardCost(ForwardTimes((1, 8), 0, 1, at, at)) for at in ((1.0, 1.5), (0.1, 0.1)))
-    return Arbiter(free, model, target_s=target_s, draft_s=draft_s if model else None)
+    return Arbiter(free, model, target_s=target_s, draft_s=draft_s if model else None, trees=trees)
 
 
 class UnrulyTrees(NoDrafter):

@@ -23,9 +23,9 @@ from edgespec.stats import Stats, check_identities
 from edgespec.structured import Grammars, grammar_of
 from edgespec.tokenizer import Tokenizer
 from edgespec.types import Allowed, Draft, Logits, SamplingParams
-from tests.formats import END, FORMATS, MODES, REJECTION, Fake, arbiter, says, small_tokenizer
+from tests.formats import END, FORMATS, MODES, OWN, REJECTION, Fake, arbiter, says, small_tokenizer
 
-DRAFTERS = ("none", "ngram", "random", "close", "trimmed", "arbiter", "unruly trees")
+DRAFTERS = ("none", "ngram", "random", "close", "trimmed", "arbiter", "merged trees", "unruly trees")
 CASES = [(drafter, k) for k in (0, 1, 3, 7) for drafter in DRAFTERS]
 
 
@@ -152,6 +152,9 @@ def test_a_draft_model_is_steered_and_what_others_propose_is_cut(fake: Fake) -> 
     for name in ("schema-1", "schema-4", "object"):
         _, steered, _ = fake.speculate(name, "sampled", fake.drafter("close"), 3)
         assert all(r.proposed == r.evaluated for r in steered.rounds)
+        for mode in MODES:  # look-ups and runners-up are looked through before they are merged
+            _, merged, _ = fake.speculate(name, mode, fake.drafter("merged trees"), OWN)
+            assert all(r.proposed == r.evaluated for r in merged.rounds) and merged.accepted
         _, unruly, _ = fake.speculate(name, "sampled", fake.drafter("unruly trees"), 7)
         assert sum(r.proposed - r.evaluated for r in unruly.rounds) > len(unruly.rounds) / 2
         assert unruly.acceptance_rate is not None and unruly.acceptance_rate > 0

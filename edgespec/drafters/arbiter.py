@@ -96,7 +96,8 @@ class _Judged:
                 self.by_place.update(above, accepted)
                 if draft.others:
                     other, score = draft.others[index]
-                    self.of_others.update(score, other == committed[above])
+                    if score > 0.0:
+                        self.of_others.update(score, other == committed[above])
 
 
 class Arbiter:
