@@ -62,8 +62,6 @@ class Draft:
 
     tokens: n token ids, parents before children.
     tree: None for a chain, else the parent row of each token (see ``Tree``).
-    forced: how many of the first tokens are the constraint's and no drafter's (see ``decode.steering``).
-    cut: how many tokens the drafter proposed that the constraint forbids; they are not in ``tokens``.
     kind: see ``DraftKind``. It alone says how a draft may be verified.
     probs: of a sampled draft, for each token the drafter's distribution after its parent, penalties and truncation
         applied, the same one for all siblings. Siblings are drawn from it in their order and without replacement: each
@@ -73,12 +71,12 @@ class Draft:
     others: for each token of a chain the runner-up and its score, where a tree could hold both; () if not asked for.
     by: who made it, where several drafters share the rounds. expected: tokens that were expected to be accepted.
     reason: why it is empty.
+    forced: how many of the first tokens are the constraint's and no drafter's (see ``decode.steering``).
+    cut: how many tokens the drafter proposed that the constraint forbids; they are not in ``tokens``.
     """
 
     tokens: tuple[int, ...] = ()
     tree: Tree | None = None
-    forced: int = 0
-    cut: int = 0
     kind: DraftKind = "deterministic"
     probs: tuple[Distribution, ...] = ()
     scores: tuple[float, ...] = ()
@@ -86,6 +84,8 @@ class Draft:
     by: str = ""
     expected: float | None = None
     reason: str = ""
+    forced: int = 0
+    cut: int = 0
 
     def __post_init__(self) -> None:
         assert len(self.probs) == (len(self.tokens) if self.kind == "sampled" else 0), "one distribution a drawn token"
@@ -158,9 +158,9 @@ class Round:
     draft_s: float
     target_s: float
     host_s: float
-    forced: int = 0
     expected: float | None = None
     reason: str = ""
+    forced: int = 0
 
     @classmethod
     def of(

@@ -8,9 +8,7 @@ from edgespec.types import Round
 
 
 def round_of(drafter: str, proposed: int, accepted: int, reason: str = "", expected: float | None = None) -> Round:
-    return Round(
-        drafter, proposed, proposed, accepted, accepted + 1, 0.002, 0.010, 0.001, expected=expected, reason=reason
-    )
+    return Round(drafter, proposed, proposed, accepted, accepted + 1, 0.002, 0.010, 0.001, expected, reason)
 
 
 ROUNDS = [
