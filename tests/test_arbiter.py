@@ -6,19 +6,21 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from edgespec.backends.fake import FakeModel, Table, VirtualClock, random_table
 from edgespec.decode.acceptance import ByPlace, ByScore
 from edgespec.decode.calibration import ROWS_NEEDED, ForwardTimes, measure
+from edgespec.decode.constraint import Constraint
 from edgespec.decode.costs import ForwardCost
 from edgespec.decode.draft_length import DraftLength, Fixed
 from edgespec.decode.speculative import speculative
-from edgespec.drafters.arbiter import PROBE, Arbiter
+from edgespec.drafters.arbiter import PROBE, Arbiter, _Judged
 from edgespec.drafters.base import Drafter, NoDrafter
 from edgespec.drafters.ngram import NGram
 from edgespec.drafters.small_model import SmallModel
 from edgespec.stats import Stats
-from edgespec.types import Draft, Logits, SamplingParams
+from edgespec.types import Allowed, Draft, Logits, SamplingParams
 
 VOCAB = 32
 TABLE = random_table(VOCAB, seed=5, order=3, scale=4.0)
@@ -62,7 +64,13 @@ class World:
         model.widths.clear()
         return found
 
-    def run(self, drafter: Drafter, length: DraftLength, prompt: Sequence[int] = PROMPT) -> tuple[float, Stats]:
+    def run(
+        self,
+        drafter: Drafter,
+        length: DraftLength,
+        prompt: Sequence[int] = PROMPT,
+        constraint: Constraint | None = None,
+    ) -> tuple[float, Stats]:
         """(seconds a token, books)."""
         self.target.cache.reset()
         self.model.cache.reset()
@@ -70,8 +78,9 @@ class World:
         stats = Stats(clock=self.clock)
         context = list(prompt)
         for _ in speculative(
-            self.target, drafter, context, GREEDY, draft_length=length, stop=(), budget=BUDGET, stats=stats
-        ):
+            self.target, drafter, context, GREEDY, draft_length=length, stop=(), budget=BUDGET, stats=stats,
+            constraint=constraint,
+        ):  # fmt: skip
             rows = list(self.model.cache.tokens)
             assert rows == context[: len(rows)], "the draft's cache holds a token that was not committed"
         return stats.decode_s / stats.committed, stats
@@ -181,7 +190,7 @@ class Scored(NoDrafter):
 
     name = "scored"
 
-    def propose(self, context: Sequence[int], k: int) -> Draft:
+    def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
         tokens: list[int] = []
         scores: list[float] = []
         text = list(context)
@@ -227,6 +236,61 @@ def test_trees_are_drafted_where_rows_are_cheap_and_never_where_they_are_dear() 
             shares.append(sum(r.proposed > r.accepted + 1 for r in stats.rounds) / len(stats.rounds))
     assert seconds[1] < 0.85 * seconds[0], "cheap rows: both answers are verified"
     assert seconds[3] < 1.05 * seconds[2] and shares[3] < 0.2
+
+
+class Sure(NoDrafter):
+    """A look-up that always says 7, and is quite sure of it."""
+
+    def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
+        return Draft((7,) * k, scores=(0.9,) * k)
+
+
+def test_a_draft_pays_for_the_rows_that_it_adds_to_forced_ones() -> None:
+    """A forward of up to 4 rows takes 1 s, a wider one 2.5 s, and a token a second is what plain decoding gives."""
+    steps = ForwardTimes((1, 4, 5, 16), 0, 1, (1.0, 1.0, 2.5, 2.5), (1.0, 1.0, 2.5, 2.5))
+    drafted = []
+    for forced in (0, 1, 2, 3):
+        arbiter = Arbiter([Sure()], None, target_s=ForwardCost(steps))
+        arbiter.begin(PROMPT, GREEDY)
+        k = arbiter.next(5, forced)
+        drafted.append(len(arbiter.propose([*PROMPT, *range(forced)], min(k, 1))))
+    assert drafted == [1, 1, 1, 0]
+
+
+def test_a_runner_up_that_cannot_be_is_no_branch_and_teaches_nothing() -> None:
+    judged = _Judged(NoDrafter())
+    before = judged.of_others.chance(0.0)
+    judged.proposed = Draft((4, 5), scores=(0.5, 1.0), others=((6, 0.4), (5, 0.0)))
+    assert [branch.tokens for branch in judged.branches(judged.proposed)] == [(4, 5), (6,)]
+    judged.learn([4, 5])
+    assert judged.of_others.chance(0.0) == before
+
+
+class Runs:
+    """A constraint: of every five tokens the first three are given."""
+
+    def __init__(self) -> None:
+        self.length = 0
+
+    def allowed(self, ahead: Sequence[int]) -> NDArray[np.bool_]:
+        place = self.length + len(ahead)
+        return np.arange(VOCAB) == place * 7 % VOCAB if place % 5 < 3 else np.ones(VOCAB, np.bool_)
+
+    def commit(self, tokens: Sequence[int]) -> None:
+        self.length += len(tokens)
+
+
+@pytest.mark.parametrize("widest_free", [4, 6])
+@pytest.mark.parametrize("share", [0.1, 0.4])
+def test_with_forced_tokens_too_it_is_as_good_as_the_best_fixed_length(share: float, widest_free: int) -> None:
+    world = World(mixed_with_noise(share), 0.15)
+    world.target.forward_s = lambda width: 1.0 + 0.4 * max(0, width - widest_free)
+    arbiter = world.arbiter()
+    world.run(arbiter, arbiter, constraint=Runs())
+    own, stats = world.run(arbiter, arbiter, constraint=Runs())
+    assert stats.forced > 0.2 * BUDGET
+    fixed = {k: world.run(world.small, Fixed(k), constraint=Runs())[0] for k in range(6)}
+    assert own < min(fixed.values()) * 1.05, fixed
 
 
 # What it learns from

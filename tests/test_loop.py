@@ -20,7 +20,7 @@ from edgespec.drafters.ngram import NGram
 from edgespec.drafters.small_model import SmallModel
 from edgespec.errors import IncompatiblePair
 from edgespec.stats import Stats, check_identities
-from edgespec.types import Draft, Logits, SamplingParams, Step, Verdict
+from edgespec.types import Allowed, Draft, Logits, SamplingParams, Step, Verdict
 
 VOCAB = 24
 TABLE = random_table(VOCAB, seed=3)
@@ -40,7 +40,7 @@ class Junk(NoDrafter):
 
     name = "junk"
 
-    def propose(self, context: Sequence[int], k: int) -> Draft:
+    def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
         return Draft(tuple((len(context) * 7 + i) % VOCAB for i in range(min(k, len(context) % 5))))
 
 
@@ -49,7 +49,7 @@ class Trees(NoDrafter):
 
     name = "trees"
 
-    def propose(self, context: Sequence[int], k: int) -> Draft:
+    def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
         if k < 3:
             return Draft()
         best = int(TABLE(tuple(context)).argmax())

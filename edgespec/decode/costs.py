@@ -90,7 +90,7 @@ class ForwardCost:
     def prefer(self, worth_s: Callable[[int], float]) -> None:
         """Move home if another width has been better for long enough; at first, to the best one.
 
-        worth_s: of the round to come, in seconds, if it ran at that width (any measured one) and no change cost anything.
+        worth_s: of the round to come, in seconds, if it ran at that width (any measured one) and changes were free.
         """
         if not self._times.change_s:
             return

@@ -15,8 +15,11 @@ from edgespec.types import Round
 class DraftLength(Protocol):
     """``next`` before a round, ``update`` after it; one generation at a time."""
 
-    def next(self, most: int) -> int:
-        """k for this round, 0 <= k <= most (what budget and context leave room for)."""
+    def next(self, most: int, forced: int = 0) -> int:
+        """k for this round, 0 <= k <= most (what budget and context leave room for).
+
+        forced: tokens that are verified in front of the draft, and stand for certain.
+        """
 
     def update(self, round_: Round) -> None:
         """Learn from a finished round."""
@@ -31,7 +34,7 @@ class Fixed:
         self.k = k
         self._learner = learner
 
-    def next(self, most: int) -> int:
+    def next(self, most: int, forced: int = 0) -> int:
         return min(self.k, most)
 
     def update(self, round_: Round) -> None:
@@ -49,7 +52,7 @@ class Heuristic:
         self.k = k
         self.longest = longest
 
-    def next(self, most: int) -> int:
+    def next(self, most: int, forced: int = 0) -> int:
         return min(self.k, most)
 
     def update(self, round_: Round) -> None:

@@ -5,6 +5,9 @@ lately in tokens a second: time spent here is taken from rounds that earn that r
 Charnov 1976; the average-reward criterion). Drafting nothing is one of the choices, so the worst case is plain
 decoding and what it costs to keep an eye on the drafters.
 
+Tokens that a constraint forces are a free draft of chance 1 that every choice begins with (``decode.steering``): they
+add to what each round commits, and a drafted token is charged with the step from their width to the next.
+
 Drafters that cost nothing (lookup in what was written) are asked every round, and judged by what the target then
 committed, whether their draft was taken or not. A draft model costs a forward for each token. It is stopped as soon
 as one more token is not worth its time, by the model's own confidence, whose meaning is learned from outcomes
@@ -16,15 +19,16 @@ No clock in here: times come with the rounds (``update``), costs from ``decode.c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
+from math import prod
 
 from edgespec.decode.acceptance import ByPlace, ByScore
 from edgespec.decode.costs import ForwardCost
 from edgespec.decode.tree import Branch, merge
 from edgespec.drafters.base import Drafter, StepwiseDrafter
-from edgespec.types import Draft, Round, SamplingParams, Step, Verdict
+from edgespec.types import Allowed, Draft, Round, SamplingParams, Step, Verdict
 
 PROBE = 0.01
 """share of the time that may be lost on trying a drafter that is not expected to pay"""
@@ -69,6 +73,8 @@ class _Judged:
         leaves = [path for index, path in enumerate(paths) if index not in inner]
         found = [Branch(tuple(draft.tokens[i] for i in path), tuple(chances[i] for i in path)) for path in leaves]
         for place, (token, score) in enumerate(draft.others):
+            if score == 0.0:  # a constraint allows nothing else here
+                continue
             above = chances[place - 1] if place else 1.0
             found.append(
                 Branch((*draft.tokens[:place], token), (*chances[:place], above * self.of_others.chance(score)))
@@ -92,7 +98,8 @@ class _Judged:
                 self.by_place.update(above, accepted)
                 if draft.others:
                     other, score = draft.others[index]
-                    self.of_others.update(score, other == committed[above])
+                    if score > 0.0:
+                        self.of_others.update(score, other == committed[above])
 
 
 @dataclass
@@ -146,6 +153,7 @@ class Arbiter:
         self._unspent_s = 0.0
         self._resting = 0
         self._most: int | None = None
+        self._forced = 0
         self._pending, self._steps = 0, 0
         self._length = 0
         self._probing = False
@@ -165,21 +173,21 @@ class Arbiter:
         for pace in self._paces.values():
             pace.remember(_REMEMBERED * self.plain_s)
 
-    def next(self, most: int) -> int:
+    def next(self, most: int, forced: int = 0) -> int:
         """As a draft length: as far as it goes; ``propose`` decides."""
-        self._most = min(most, _LONGEST)
+        self._most, self._forced = min(most, _LONGEST), forced
         return self._most
 
-    def propose(self, context: Sequence[int], k: int) -> Draft:
+    def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
         free_length, self._most = self._most is not None, None
         self._length, self._steps, self._probing, self._copying = len(context), 0, False, False
         for judged in self._all:
             judged.proposed = Draft()
         if k == 0:
             return Draft(reason="no room")
-        drafts = [(judged, self._offer(judged, context, k)) for judged in self._free]
+        drafts = [(judged, self._offer(judged, context, k, allowed)) for judged in self._free]
         if not free_length:
-            return self._whole(drafts, context, k)
+            return self._whole(drafts, context, k, allowed)
         offers = [(judged.drafter.name, judged.branches(draft)) for judged, draft in drafts if len(draft)]
         self._copying = bool(offers)
         self._settle([branch for _, branches in offers for branch in branches], k)
@@ -192,21 +200,22 @@ class Arbiter:
         if self._probing and not self._may_probe(worth, best_worth):
             self._probing = False
             return best
-        draft = self._drafted(context, k)
+        draft = self._drafted(context, k, allowed)
         if draft.kind == "sampled":  # whether a drawn token is verified must not depend on which it was
             return replace(draft, by=self._model.drafter.name, expected=sum(self._model.chances(draft)))
-        offers.append((self._model.drafter.name, self._with_tail(draft, context, k)))
+        offers.append((self._model.drafter.name, self._with_tail(draft, context, k, allowed)))
         best, _ = self._best(offers, k, "the model was not sure")  # the time to draft is spent, whatever comes of it
         return best
 
     def commit(self, context: Sequence[int], verdict: Verdict, step: Step) -> None:
+        forced = self._length - (len(context) - len(verdict.tokens))  # tokens in front of what was drafted
         for judged in self._all:
-            judged.learn(verdict.tokens)
+            judged.learn(verdict.tokens[forced:])
             judged.drafter.commit(context, verdict, step)
 
     def update(self, round_: Round) -> None:
         """As a draft length: the times of the round that was just committed."""
-        width, context = 1 + round_.evaluated, self._length
+        width, context = 1 + round_.forced + round_.evaluated, self._length
         target_s = min(round_.target_s, 2 * self.target_s.steady(width, context))  # the first forward sets things up
         self.target_s.update(width, context, round_.target_s)
         self._host_s = 0.9 * self._host_s + 0.1 * round_.host_s if self._host_s else round_.host_s
@@ -253,11 +262,12 @@ class Arbiter:
         """Tokens a second, lately, where the text is like here; at least what plain decoding is expected to do."""
         return max(1.0 / self.plain_s, self._paces[self._copying].rate)
 
-    def _round_s(self, width: int) -> float:
-        return self.target_s(width, self._length) + self._host_s
+    def _round_s(self, tokens: int) -> float:
+        """A round that verifies so many drafted tokens behind the forced ones."""
+        return self.target_s(1 + self._forced + tokens, self._length) + self._host_s
 
-    def _offer(self, judged: _Judged, context: Sequence[int], k: int) -> Draft:
-        judged.proposed = judged.drafter.propose(context, k)
+    def _offer(self, judged: _Judged, context: Sequence[int], k: int, allowed: Allowed | None) -> Draft:
+        judged.proposed = _admitted(judged.drafter.propose(context, k, allowed), allowed)
         return judged.proposed
 
     def _best(self, offers: list[tuple[str, list[Branch]]], k: int, reason: str) -> tuple[Draft, float]:
@@ -265,16 +275,17 @@ class Arbiter:
 
         reason: for a draft of nothing, if that is best.
         """
-        rate, plain_s = self.rate, self._round_s(1)
-        best, best_worth = Draft(reason=reason), 1.0 - rate * plain_s
+        rate, undrafted_s = self.rate, self._round_s(0)
+        sure = 1.0 + self._forced
+        best, best_worth = Draft(reason=reason), sure - rate * undrafted_s
 
         def cost(tokens: int) -> float:
-            return rate * (self._round_s(1 + tokens) - plain_s)
+            return rate * (self._round_s(tokens) - undrafted_s)
 
         groups = [offers] if self._trees else [[offer] for offer in offers]
         for group in groups:
             merged = merge([branch for _, branches in group for branch in branches], cost, k)
-            worth = 1.0 + merged.expected - cost(len(merged.tokens)) - rate * plain_s
+            worth = sure + merged.expected - cost(len(merged.tokens)) - rate * undrafted_s
             if merged.tokens and worth > best_worth:
                 draft = Draft(merged.tokens, merged.tree, expected=merged.expected)
                 first = {token for token, row in zip(draft.tokens, draft.parents, strict=True) if row == 0}
@@ -285,14 +296,14 @@ class Arbiter:
 
     def _settle(self, branches: Sequence[Branch], k: int) -> None:
         """Tell the target at which width this round would be worth most, changes of width aside."""
-        rate = self.rate
-        widest = min(k + 1, self.target_s.widths[-1])
-        gains = [0.0] * widest  # by tokens verified
+        rate, forced = self.rate, self._forced
+        widest = min(1 + forced + k, self.target_s.widths[-1])
+        gains = [float(min(n, forced)) for n in range(widest)]  # by tokens verified: the forced ones, then drafted ones
         for branch in branches:
-            for n, tokens in enumerate(accumulate(branch.chances[: widest - 1]), 1):
-                gains[n] = max(gains[n], tokens)
-        for n, (tokens, seconds) in enumerate(self._prospects(widest - 1), 1):
-            gains[n] = max(gains[n], tokens - rate * seconds)
+            for n, tokens in enumerate(accumulate(branch.chances[: max(0, widest - 1 - forced)]), 1 + forced):
+                gains[n] = max(gains[n], forced + tokens)
+        for n, (tokens, seconds) in enumerate(self._prospects(widest - 1 - forced), 1 + forced):
+            gains[n] = max(gains[n], forced + tokens - rate * seconds)
         best = list(accumulate(gains, max))
         self.target_s.prefer(
             lambda width: best[min(width, widest) - 1] / rate - self.target_s.steady(width, self._length)
@@ -321,7 +332,7 @@ class Arbiter:
         """What a round with the model is worth at its best length, before it has said anything."""
         rate = self.rate
         return max(
-            1.0 + tokens - rate * (seconds + self._round_s(1 + n))
+            1.0 + self._forced + tokens - rate * (seconds + self._round_s(n))
             for n, (tokens, seconds) in enumerate(self._prospects(k), 1)
         )
 
@@ -329,26 +340,39 @@ class Arbiter:
         lost_s = (best - worth) / self.rate
         return not self._resting and lost_s <= self._unspent_s
 
-    def _drafted(self, context: Sequence[int], k: int) -> Draft:
+    def _drafted(self, context: Sequence[int], k: int, allowed: Allowed | None) -> Draft:
         """By the model, as far as it pays."""
         assert self._model and self.model and self._draft_s
         model, rate = self._model, self.rate
-        self._pending = self.model.pending(self._length)
-        chance = 1.0
         a_step_s = self._draft_s.steady(1, self._length)
 
         def go_on(scores: Sequence[float]) -> bool:
-            nonlocal chance
-            chance *= model.by_score.chance(scores[-1])
+            chance = prod(model.by_score.chance(score) for score in scores)
             n = len(scores)
-            more_s = a_step_s + self._round_s(2 + n) - self._round_s(1 + n)
+            more_s = a_step_s + self._round_s(1 + n) - self._round_s(n)
             return chance * model.by_place.chance(n) > rate * more_s
 
-        draft = model.proposed = self.model.propose_while(context, 1 if self._probing else k, go_on)
-        self._steps = len(draft)
+        return self._stepwise(context, 1 if self._probing else k, go_on, allowed)
+
+    def _stepwise(
+        self, context: Sequence[int], k: int, go_on: Callable[[Sequence[float]], bool], allowed: Allowed | None
+    ) -> Draft:
+        """By the model; counts its steps."""
+        assert self._model and self.model
+        self._pending = self.model.pending(self._length)
+        steps = 1
+
+        def counted(scores: Sequence[float]) -> bool:
+            nonlocal steps
+            more = go_on(scores)
+            steps += more
+            return more
+
+        draft = self._model.proposed = self.model.propose_while(context, k, counted, allowed)
+        self._steps = steps if len(draft) else 0
         return draft
 
-    def _with_tail(self, draft: Draft, context: Sequence[int], k: int) -> list[Branch]:
+    def _with_tail(self, draft: Draft, context: Sequence[int], k: int, allowed: Allowed | None) -> list[Branch]:
         """The model's draft and, behind its end, what the first free drafter with something to say would add: that
         costs rows only, and is cut like the rest."""
         assert self._model
@@ -358,23 +382,32 @@ class Arbiter:
         longer = [*context, *draft.tokens]
         chances = tuple(self._model.chances(draft))
         for judged in self._free:
-            tail = judged.drafter.propose(longer, k - len(draft))
+            behind = None if allowed is None else lambda tokens: allowed([*draft.tokens, *tokens])
+            tail = _admitted(judged.drafter.propose(longer, k - len(draft), behind), behind)
             if len(tail) and tail.tree is None:
-                behind = tuple(chances[-1] * chance for chance in judged.chances(tail))
-                whole = Branch(draft.tokens + tail.tokens, chances + behind)
+                of_tail = tuple(chances[-1] * chance for chance in judged.chances(tail))
+                whole = Branch(draft.tokens + tail.tokens, chances + of_tail)
                 return [whole, *(branch for branch in branches if branch.tokens != draft.tokens)]
         return branches
 
-    def _whole(self, drafts: list[tuple[_Judged, Draft]], context: Sequence[int], k: int) -> Draft:
+    def _whole(
+        self, drafts: list[tuple[_Judged, Draft]], context: Sequence[int], k: int, allowed: Allowed | None
+    ) -> Draft:
         """A fixed length: the free drafters in their order, then the model."""
         for judged, draft in drafts:
             if len(draft):
                 return replace(draft, by=judged.drafter.name)
         if self._model is None:
             return Draft(reason="nothing to copy")
-        assert self.model
-        self._pending = self.model.pending(self._length)
-        draft = self._model.drafter.propose(context, k)
-        self._steps = len(draft)
-        self._model.proposed = draft
+        draft = self._stepwise(context, k, lambda scores: True, allowed)
         return replace(draft, by=self._model.drafter.name)
+
+
+def _admitted(draft: Draft, allowed: Allowed | None) -> Draft:
+    """A look-up's chain up to the first token that is forbidden."""
+    if allowed is None or draft.tree is not None:
+        return draft
+    n = 0
+    while n < len(draft) and allowed(draft.tokens[:n])[draft.tokens[n]]:
+        n += 1
+    return replace(draft, tokens=draft.tokens[:n], scores=draft.scores[:n], others=draft.others[:n])

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgespec.backends.base import common_prefix
-from edgespec.types import Draft, SamplingParams, Step, Verdict
+from edgespec.types import Allowed, Draft, SamplingParams, Step, Verdict
 
 _LONGEST_MATCH = 64
 
@@ -41,7 +41,7 @@ class NGram:
             self.reset()  # the index cannot forget a part
         self._extend(context)
 
-    def propose(self, context: Sequence[int], k: int) -> Draft:
+    def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
         if k == 0:
             return Draft()
         for n in self._lengths:
