@@ -24,7 +24,7 @@ from edgespec.drafters.arbiter import Arbiter
 from edgespec.drafters.base import Drafter, NoDrafter
 from edgespec.drafters.ngram import NGram
 from edgespec.drafters.small_model import SmallModel
-from edgespec.errors import BundleError, SettingError
+from edgespec.errors import BundleError, NoSuchModel, SettingError
 from edgespec.pairing import Vocabulary, check_pair
 from edgespec.pipeline import Pipeline
 from edgespec.tokenizer import Tokenizer
@@ -76,6 +76,11 @@ def load(
         )
     if draft is None:
         draft = pairs.default_draft(ref)
+    own_model = any(entry.model is not None for entry in pair.manifest.drafters if draft in (None, entry.name))
+    if draft_device is not None and not own_model and (draft is None or draft in _without_model(pair)):
+        raise SettingError(
+            f"only a draft model has a draft device, and {draft or NGram.name} is none", got=draft_device
+        )
     engine = _Engine(context_length or longest, progress, accept_licence)
     device = device.upper()
     draft_on = (draft_device or device).upper()
@@ -84,9 +89,6 @@ def load(
         drafting = beside.submit(_drafters, engine, pair, draft, other, draft_on)
         target = engine.model(pair, pair.manifest.target, device, numerics=numerics)
         free, model = drafting.result()
-    if draft_device is not None and model is None:
-        name = "+".join(drafter.name for drafter in free) or "none"
-        raise SettingError(f"only a draft model has a draft device, and {name} is none", got=draft_device)
     devices = {"target": device} | ({"draft": draft_on} if model else {})
     drafter: Drafter = NoDrafter()
     if free or model:
@@ -200,12 +202,21 @@ def _remembered(path: Path, kind: type[T], find: Callable[[], T]) -> T:
     return found
 
 
+def _without_model(pair: Bundle) -> set[str]:
+    """Names of drafters that need none."""
+    return {"none", NGram.name, *(entry.name for entry in pair.manifest.drafters if entry.model is None)}
+
+
 def _other(engine: _Engine, pair: Bundle, draft: str | None) -> Bundle | None:
     """The draft model's own bundle, fetched, if it is not one of the pair's."""
-    if draft in (None, "none", "ngram") or draft in {entry.name for entry in pair.manifest.drafters}:
+    own = [entry.name for entry in pair.manifest.drafters]
+    if draft is None or draft in own or draft in _without_model(pair):
         return None
-    assert draft is not None
-    other = hub.resolve(draft, accept_licence=engine.accept_licence, progress=engine.progress)
+    try:
+        other = hub.resolve(draft, accept_licence=engine.accept_licence, progress=engine.progress)
+    except NoSuchModel as error:
+        names = ", ".join(dict.fromkeys(("auto", "none", NGram.name, *own)))
+        raise NoSuchModel("no such draft", got=draft, allowed=f"{names}, or {hub.FORMS}") from error
     hub.model_path(other, other.manifest.target, accept_licence=engine.accept_licence, progress=engine.progress)
     return other
 

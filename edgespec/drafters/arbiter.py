@@ -184,7 +184,7 @@ class Arbiter:
         for judged in self._all:
             judged.proposed = Draft()
         if k == 0:
-            return Draft(reason="no room")
+            return Draft(reason="no room" if free_length else "none asked for")
         drafts = [(judged, self._offer(judged, context, k, allowed)) for judged in self._free]
         if not free_length:
             return self._whole(drafts, context, k, allowed)
