@@ -100,7 +100,6 @@ def load(
             drafts = cast("OpenVINOPagedModel", model.model)
             draft_s = engine.draft_costs(drafts, target, target_s)
             drafts.width = draft_s.take
-        target.width = target_s.take
         drafter = Arbiter(free, model, target_s=target_s, draft_s=draft_s, trees=trees)
     if num_draft_tokens is None:
         own = [entry for entry in pair.manifest.drafters if draft in (None, entry.name)]

@@ -358,11 +358,11 @@ def test_widths_keep_still_where_changes_are_dear(share: float) -> None:
 def test_home_follows_what_is_asked_for() -> None:
     cost = ForwardCost(ForwardTimes((1, 2, 4, 8), 0, 100, (1.0, 1.1, 1.4, 2.0), (1.0, 1.1, 1.4, 2.0), 0.5))
     assert [cost.take(1) for _ in range(20)] == [1] * 20
-    asked = [2, 1, 3, 1, 2, 4] * 10
+    asked = [2, 1, 3, 1, 2, 4] * 20
     ran = [cost.take(n) for n in asked]
     assert all(width >= n for width, n in zip(ran, asked, strict=True))
-    assert set(ran[20:]) == {4}
-    assert [cost.take(1) for _ in range(40)][-1] == 1
+    assert set(ran[60:]) == {4}
+    assert [cost.take(1) for _ in range(60)][-1] == 1
     assert cost.take(30) == 30, "wider than any measured: as it is"
 
 

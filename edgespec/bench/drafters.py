@@ -73,7 +73,6 @@ def bench_drafters(
             texts = {}
             for name in order[turn:] + order[:turn]:
                 drafter, k = contenders[name]
-                pipeline.target.width = drafter.target_s.take if isinstance(drafter, Arbiter) else None
                 run = pipeline.generate(
                     ids, max_new_tokens=new_tokens, sampling=sampling, drafter=drafter, num_draft_tokens=k
                 )

@@ -6,7 +6,7 @@ Begins from what was measured (``calibration``). While running, two corrections 
 An engine that prepares every layer anew for each new shape makes a forward of another width than the last one dear:
 half a forward of SmolLM2 on CPU (docs/log.md). So a text has a *home*, the width that pays best lately, and forwards of
 fewer tokens are padded to it. Leaving home is charged with the way back; home moves when another width would have
-earned, round after round, more than several such journeys cost (a cumulative sum test, Page 1954).
+earned more in the last rounds than it costs to move.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from edgespec.decode.calibration import ForwardTimes, line
 
 _ALL, _EACH = 0.15, 0.02
 """how far the corrections move towards a new observation, in logarithms"""
-_PATIENCE = 2
-"""journeys that another home must have saved"""
+_WINDOW, _AHEAD = 0.97, 30
+"""rounds of late that say where home should be, and rounds ahead in which a move must pay"""
 _OUTLIER = 1.5
 """a forward that took longer than this factor says so and no more: the machine was doing something else"""
 
@@ -48,7 +48,9 @@ class ForwardCost:
         self._last: int | None = None  # width of the last forward; None: another one's
         self._changed = False
         self._settled = False
-        self._earned = dict.fromkeys(times.widths, 0.0)  # what a width would have earned more than home did, in seconds
+        self._gain_s = dict.fromkeys(
+            times.widths, 0.0
+        )  # by width: a round of late would have earned so much more there
 
     def __call__(self, n: int, context: int) -> float:
         """To decide by: a forward of n tokens at the width it would run at, with the changes of width it brings."""
@@ -97,16 +99,16 @@ class ForwardCost:
         self._settled = True
         there_and_back_s = 2 * self._change_s
         worth = {width: worth_s(width) for width in self.widths}
+        away = max(worth.values()) - there_and_back_s  # from any home the best width can be visited
+        at_home = max(worth[self.home or self.widths[0]], away)
+        for width, so_far in self._gain_s.items():
+            self._gain_s[width] = _WINDOW * so_far + (1 - _WINDOW) * (max(worth[width], away) - at_home)
         if self.home is None:
             self.home = max(self.widths, key=lambda width: worth[width])
-        away = max(worth.values()) - there_and_back_s  # from any home the best width can be visited
-        at_home = max(worth[self.home], away)
-        for width in self.widths:
-            self._earned[width] = max(0.0, self._earned[width] + max(worth[width], away) - at_home)
-        best = max(self.widths, key=lambda width: self._earned[width])
-        if self._earned[best] > _PATIENCE * there_and_back_s:
+            return
+        best = max(self.widths, key=lambda width: self._gain_s[width])
+        if (self._gain_s[best] - self._gain_s[self.home]) * _AHEAD > there_and_back_s:
             self.home = best
-            self._earned = dict.fromkeys(self.widths, 0.0)
 
     def update(self, n: int, context: int, seconds: float) -> None:
         """The forward of n tokens that was run last took so long."""

@@ -21,6 +21,9 @@ class DraftLength(Protocol):
         forced: tokens that are verified in front of the draft, and stand for certain.
         """
 
+    def width(self, n: int, context: int) -> int:
+        """How wide to run the target's forward of n tokens behind so many rows, n at least (see ``Model.width``)."""
+
     def update(self, round_: Round) -> None:
         """Learn from a finished round."""
 
@@ -36,6 +39,9 @@ class Fixed:
 
     def next(self, most: int, forced: int = 0) -> int:
         return min(self.k, most)
+
+    def width(self, n: int, context: int) -> int:
+        return n if self._learner is None else self._learner.width(n, context)
 
     def update(self, round_: Round) -> None:
         if self._learner is not None:
@@ -54,6 +60,9 @@ class Heuristic:
 
     def next(self, most: int, forced: int = 0) -> int:
         return min(self.k, most)
+
+    def width(self, n: int, context: int) -> int:
+        return n
 
     def update(self, round_: Round) -> None:
         if round_.proposed == 0:

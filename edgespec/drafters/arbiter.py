@@ -167,6 +167,8 @@ class Arbiter:
     def begin(self, context: Sequence[int], params: SamplingParams) -> None:
         for judged in self._all:
             judged.drafter.begin(context, params)
+            for known in (judged.by_score, judged.of_others, judged.by_place):
+                known.begin()
         self.target_s.begin()
         if self._draft_s is not None:
             self._draft_s.begin()
@@ -177,6 +179,10 @@ class Arbiter:
         """As a draft length: as far as it goes; ``propose`` decides."""
         self._most, self._forced = min(most, _LONGEST), forced
         return self._most
+
+    def width(self, n: int, context: int) -> int:
+        """As a draft length: home, where it can be (see ``decode.costs``)."""
+        return self.target_s.take(n, context)
 
     def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
         free_length, self._most = self._most is not None, None
