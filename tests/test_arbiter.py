@@ -339,6 +339,17 @@ def test_a_change_of_width_is_measured_apart_from_the_width() -> None:
     assert times.at_short_s == pytest.approx([target_s(width) for width in times.widths])
 
 
+def test_noise_in_the_calibration_never_makes_a_wider_forward_cheaper() -> None:
+    random = np.random.default_rng(3)
+    for _ in range(20):
+        world = World(TABLE)
+        world.target.forward_s = lambda width: target_s(width) * (1 + 0.3 * random.random())
+        cost = ForwardCost(world.times(world.target))
+        for context in (0, 512, 4000, 30000):
+            seconds = [cost.steady(width, context) for width in cost.widths]
+            assert seconds == sorted(seconds)
+
+
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.6, 1.0])
 def test_widths_keep_still_where_changes_are_dear(share: float) -> None:
     """And it is as good as the best fixed length none the less. How far to draft depends on how sure the model is, so

@@ -82,12 +82,16 @@ def measure(
     farther = max(1.0, long_s / (short_s or 1.0))
     narrowest_s, cold_s = _in_turns(run, widths[0], clock, beside, 3 * turns) if beside else (short_s, 0.0)
     model.cache.reset()
+    short = [narrowest_s * ratio for ratio in _rising(widths, at_short, widths)]
+    long = [narrowest_s * farther * ratio for ratio in _rising(timed, at_long, widths)]
+    # Nor does a row of context ever cost more tokens less: far beyond what was timed, noise would turn the order round.
+    behind = accumulate((after - before for before, after in zip(short, long, strict=True)), max)
     return ForwardTimes(
         tuple(widths),
         _SHORT,
         _LONG,
-        tuple(narrowest_s * ratio for ratio in _rising(widths, at_short, widths)),
-        tuple(narrowest_s * farther * ratio for ratio in _rising(timed, at_long, widths)),
+        tuple(short),
+        tuple(before + more for before, more in zip(short, behind, strict=True)),
         max(0.0, narrowest_s * median(changes + more_changes)),
         cold_s,
     )
