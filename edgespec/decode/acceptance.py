@@ -10,7 +10,7 @@ import math
 
 _FORGET, _FORGET_TEXTS = 0.98, 0.998
 """weight of what was known when something new is seen, in this text and over all: the last 50 and the last 500 count"""
-_PRIOR, _PRIOR_TEXTS = 4.0, 10.0
+_PRIOR, _PRIOR_TEXTS = 2.0, 10.0
 """observations that a first guess is worth, and what was seen in earlier texts"""
 _BINS = 10
 
