@@ -19,7 +19,8 @@ from edgespec.decode.calibration import ForwardTimes, line
 _ALL, _EACH = 0.15, 0.02
 """how far the corrections move towards a new observation, in logarithms"""
 _AWAY = 3
-"""changes that being away from home is charged: the way back, and that of all offers the most hopeful one calls for it"""
+"""changes of width that being away from home is charged: the way back, and caution, since of all offers it is the most
+hopeful one that calls for it"""
 _WINDOW, _AHEAD = 0.97, 30
 """rounds of late that say where home should be, and rounds ahead in which a move must pay"""
 _OUTLIER = 1.5
