@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgespec.drafters.ngram import NGram
-from edgespec.types import SamplingParams, Step, Verdict
+from edgespec.types import Draft, SamplingParams, Step, Verdict
 
 NOTHING = Step(np.zeros((1, 1), np.float32))
 
@@ -37,7 +37,7 @@ def test_the_index_equals_a_search_and_may_be_built_in_any_steps(text: list[int]
     drafter = NGram()
     cut = data.draw(st.integers(1, len(text)))
     drafter.begin(text[:cut], SamplingParams())
-    drafter.commit(text, Verdict(0, tuple(text[cut:]), (0,)), NOTHING)
+    drafter.commit(text, Draft(), Verdict(0, tuple(text[cut:]), (0,)), NOTHING)
     expected: tuple[int, ...] = ()
     for n in (4, 3, 2):
         starts = [i for i in range(len(text) - n) if text[i : i + n] == text[-n:]] if len(text) > n else []

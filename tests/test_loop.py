@@ -225,6 +225,25 @@ def test_a_drafter_catches_up_by_one_after_a_miss_and_by_two_after_a_full_accept
         assert later[0::3] == [width] * len(later[0::3])
 
 
+def test_every_drafter_is_told_which_token_each_row_of_logits_follows() -> None:
+    """Whoever drafted: the rows are the target's answers to the last token before the round, then to the draft's."""
+    rounds: list[int] = []
+
+    class Listener(Junk):
+        def commit(self, context: Sequence[int], draft: Draft, verdict: Verdict, step: Step) -> None:
+            before = list(context[: len(context) - len(verdict.tokens)])
+            seen = [before]
+            for index, token in enumerate(draft.tokens):
+                seen.append([*seen[index if draft.tree is None else draft.tree[index]], token])
+            assert np.array_equal(step.logits, [TABLE(tuple(text)) for text in seen])
+            rounds.append(len(draft))
+
+    for other in ("trees", "close", "ngram"):
+        run(Fallback(DRAFTERS[other](), Listener()), MODES["greedy"], Fixed(4))
+        run(Fallback(Listener(), DRAFTERS[other]()), MODES["sampled"], Fixed(4))
+    assert set(rounds) == {0, 1, 2, 3, 4}
+
+
 def test_time_is_where_the_models_say() -> None:
     clock = VirtualClock()
     target = FakeModel(TABLE, VOCAB, clock=clock, forward_s=lambda width: 10.0)

@@ -53,7 +53,7 @@ def speculative(
         verdict = verify(draft, step.logits, context, params).until(stop, room)
         target.cache.keep(verdict.path)
         context.extend(verdict.tokens)
-        drafter.commit(context, verdict, step)
+        drafter.commit(context, draft, verdict, step)
         room -= len(verdict.tokens)
         stats.rounds.append(Round.of(drafter.name, draft, verdict, t0, t1, t2, clock()))
         draft_length.update(stats.rounds[-1])

@@ -22,8 +22,12 @@ class Drafter(Protocol):
     def propose(self, context: Sequence[int], k: int) -> Draft:
         """At most k tokens to follow ``context``; fewer, or none, if it has nothing better. Never a made-up token."""
 
-    def commit(self, context: Sequence[int], verdict: Verdict, step: Step) -> None:
-        """The round is over: ``context`` now ends with ``verdict.tokens``; ``step`` is what the target saw."""
+    def commit(self, context: Sequence[int], draft: Draft, verdict: Verdict, step: Step) -> None:
+        """The round is over: ``context`` now ends with ``verdict.tokens``.
+
+        draft: what the target verified; another drafter's where several take turns. ``step.logits`` row 0 follows the
+        token that stood before ``verdict.tokens``, row 1 + i follows ``draft.tokens[i]``.
+        """
 
     def reset(self) -> None:
         """Forget every text."""
@@ -40,7 +44,7 @@ class NoDrafter:
     def propose(self, context: Sequence[int], k: int) -> Draft:
         return Draft()
 
-    def commit(self, context: Sequence[int], verdict: Verdict, step: Step) -> None:
+    def commit(self, context: Sequence[int], draft: Draft, verdict: Verdict, step: Step) -> None:
         pass
 
     def reset(self) -> None:

@@ -27,9 +27,9 @@ class Fallback:
         draft = self.first.propose(context, k)
         return draft if len(draft) else self.then.propose(context, k)
 
-    def commit(self, context: Sequence[int], verdict: Verdict, step: Step) -> None:
-        self.first.commit(context, verdict, step)
-        self.then.commit(context, verdict, step)
+    def commit(self, context: Sequence[int], draft: Draft, verdict: Verdict, step: Step) -> None:
+        self.first.commit(context, draft, verdict, step)
+        self.then.commit(context, draft, verdict, step)
 
     def reset(self) -> None:
         self.first.reset()

@@ -47,7 +47,7 @@ class NGram:
                 return Draft(tuple(context[index + i % period] for i in range(k)))
         return Draft()
 
-    def commit(self, context: Sequence[int], verdict: Verdict, step: Step) -> None:
+    def commit(self, context: Sequence[int], draft: Draft, verdict: Verdict, step: Step) -> None:
         self._extend(context)
 
     def _extend(self, context: Sequence[int]) -> None:

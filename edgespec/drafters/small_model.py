@@ -70,7 +70,7 @@ class SmallModel:
                 return Draft(tuple(tokens))
             step = self.model.forward(self._read(tokens[-1:]))
 
-    def commit(self, context: Sequence[int], verdict: Verdict, step: Step) -> None:
+    def commit(self, context: Sequence[int], draft: Draft, verdict: Verdict, step: Step) -> None:
         """Forget the rows of rejected tokens: keep what was committed before the round and what it accepted."""
         before = len(context) - len(verdict.tokens)
         cache = self.model.cache
