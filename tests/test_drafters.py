@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgespec.drafters.ngram import NGram
+from edgespec.drafters.ngram import NGram, Pool
+from edgespec.errors import SettingError
 from edgespec.types import Draft, SamplingParams, Step, Verdict
 
 NOTHING = Step(np.zeros((1, 1), np.float32))
@@ -50,3 +54,91 @@ def test_the_index_equals_a_search_and_may_be_built_in_any_steps(text: list[int]
     assert drafter.propose(text, k).tokens == expected
     assert proposal(text, k, drafter) == expected  # a new generation from the same text
     assert proposal([8, 9, 8, 9], 1, drafter) == (8,)  # and from another
+
+
+def sentence(drafter: NGram, prompt: list[int], text: list[int]) -> None:
+    """A generation: ``text`` is what the target committed after ``prompt``."""
+    drafter.begin(prompt, SamplingParams())
+    for end in range(len(prompt) + 1, len(prompt) + len(text) + 1):
+        context = [*prompt, *text][:end]
+        drafter.commit(context, Draft(), Verdict(0, (context[-1],), (0,)), NOTHING)
+
+
+def test_what_earlier_generations_wrote_is_proposed_where_the_context_has_nothing() -> None:
+    drafter = NGram(pool=100)
+    sentence(drafter, [1, 2], [3, 4, 5, 6])
+    assert proposal([9, 4, 5], 4, drafter) == (6,)  # the text ends there
+    assert proposal([9, 1, 2], 2, drafter) == (3, 4)  # the end of the prompt leads to what was written
+    assert proposal([4, 5, 0, 9, 4, 5], 1, drafter) == (0,)  # the context itself comes first
+    assert proposal([3, 4, 5, 8], 1, drafter) == ()
+    assert proposal([4, 5], 0, drafter) == ()
+    assert proposal([9, 4, 5], 4) == ()  # without a pool nothing is kept
+    drafter.reset()
+    assert proposal([9, 4, 5], 4, drafter) == ()
+
+
+def test_prompts_are_not_pooled_and_an_abandoned_generation_is() -> None:
+    drafter = NGram(pool=100)
+    sentence(drafter, [1, 2, 3, 4, 5, 6, 7, 8], [9])
+    assert proposal([0, 2, 3], 1, drafter) == ()
+    assert proposal([0, 7, 8], 1, drafter) == (9,)
+
+
+def test_a_conversation_that_goes_on_pools_every_answer() -> None:
+    drafter = NGram(pool=100)
+    sentence(drafter, [1, 2], [3, 4, 5])
+    sentence(drafter, [1, 2, 3, 4, 5, 10, 11, 12, 13], [7, 8])
+    assert proposal([0, 3, 4], 3, drafter) == (5,)
+    assert proposal([0, 12, 13], 3, drafter) == (7, 8)
+
+
+def test_the_oldest_tokens_leave_a_full_pool() -> None:
+    drafter = NGram(pool=8)
+    sentence(drafter, [1], [2, 3, 4])  # 1 2 3 4 end
+    assert proposal([0, 1, 2], 2, drafter) == (3, 4)
+    sentence(drafter, [5], [6])  # 5 6 end: full
+    assert proposal([0, 1, 2], 2, drafter) == (3, 4)
+    sentence(drafter, [7], [8])  # 7 8 end, over 1 2 3
+    for gone in ([0, 1, 2], [0, 2, 3]):
+        assert proposal(gone, 2, drafter) == ()
+
+
+def test_a_pool_too_small_for_its_n_grams_is_refused() -> None:
+    assert NGram(pool=6) and NGram(pool=0)
+    for pool in (1, 5, -1):
+        with pytest.raises(SettingError, match="tokens in the n-gram pool; got"):
+            NGram(pool=pool)
+
+
+def test_a_pool_equals_a_search_of_its_last_tokens() -> None:
+    rng = random.Random(1)
+    hits = 0
+    for _ in range(300):
+        capacity, k = rng.randint(6, 30), rng.randint(1, 5)
+        pool = Pool(capacity, range(4, 1, -1))
+        everything: list[int] = []
+        for _ in range(rng.randint(0, 12)):
+            text = rng.choices(range(3), k=rng.randint(0, 12))
+            pool.add(text)
+            everything += [*text, -1]
+        kept = everything[-capacity:]
+        for _ in range(5):
+            context = rng.choices(range(3), k=rng.randint(0, 6))
+            expected: list[int] = []
+            for n in (4, 3, 2):
+                ends = [i for i in range(n, len(kept)) if kept[i - n : i] == context[-n:] and kept[i] != -1]
+                if ends:
+                    expected = [*kept[ends[-1] : ends[-1] + k], -1]
+                    expected = expected[: expected.index(-1)]
+                    break
+            assert list(pool.find(context, k)) == expected
+            hits += len(expected)
+    assert hits > 500
+
+
+def test_a_pool_does_not_grow_once_it_is_full() -> None:
+    rng = random.Random(1)
+    pool = Pool(50, range(4, 1, -1))
+    for _ in range(200):
+        pool.add([rng.randint(0, 9999) for _ in range(rng.randint(0, 30))])
+    assert len(pool._continuation) <= 50 * 3 and len(pool._ring) == 50
