@@ -15,6 +15,8 @@ from edgespec.decode.speculative import speculative
 from edgespec.drafters.base import Drafter, NoDrafter
 from edgespec.drafters.fallback import Fallback
 from edgespec.drafters.ngram import NGram
+from edgespec.drafters.recycling import Recycling
+from edgespec.drafters.retrieval import Retrieval
 from edgespec.drafters.small_model import SmallModel
 from edgespec.errors import IncompatiblePair
 from edgespec.stats import Stats, check_identities
@@ -92,6 +94,11 @@ DRAFTERS = {
     "trimmed on both sides": trimmed_on_both_sides,
     "padded": padded,
     "fallback": lambda: Fallback(NGram(), SmallModel(close_to(5), VOCAB)),
+    "pool": lambda: NGram(pool=32),
+    "recycling": lambda: Recycling(VOCAB),
+    "recycling tree": lambda: Recycling(VOCAB, width=3),
+    "recycling in turns": lambda: Fallback(NGram(), Recycling(VOCAB, width=3)),
+    "retrieval": lambda: Retrieval([oracle(MODES["greedy"]), oracle(MODES["sampled"])]),
 }
 
 
