@@ -18,6 +18,8 @@ from edgespec.bundle import Drafter as DrafterEntry
 from edgespec.drafters.base import Drafter, NoDrafter
 from edgespec.drafters.fallback import Fallback
 from edgespec.drafters.ngram import NGram
+from edgespec.drafters.recycling import Recycling
+from edgespec.drafters.retrieval import Retrieval
 from edgespec.drafters.small_model import SmallModel
 from edgespec.errors import BundleError, SettingError
 from edgespec.pairing import Vocabulary, check_pair
@@ -34,6 +36,8 @@ def load(
     ref: str | Path = "default",
     *,
     draft: str | None = None,
+    draft_from: str | Path | None = None,
+    remember: bool = False,
     device: str = "CPU",
     draft_device: str | None = None,
     numerics: Numerics | None = None,
@@ -45,7 +49,10 @@ def load(
     """Load a pair: fetch it if needed, compile its models, wire them.
 
     ref: a known name, a bundle or IR folder, a .gguf file, or a hub id (see docs/bundle.md).
-    draft: None takes the bundle's or the pair's own drafter; "none", "ngram", or a reference to a draft model.
+    draft: None takes the bundle's or the pair's own drafter; "none", "ngram", "recycling", or a reference to a draft
+        model.
+    draft_from: a folder of the user's own texts to look up first (see drafters.retrieval); then the drafter's turn.
+    remember: with draft "recycling", keep what it learns in the cache for the next process.
     device, draft_device: OpenVINO device names; the draft runs beside the target unless told.
     numerics: "exact", "fast", or None: exact where it is known to hold.
     num_draft_tokens: k of every round; None takes the bundle's own, else leaves it to the heuristic.
@@ -57,6 +64,10 @@ def load(
         raise SettingError("number of draft tokens", got=num_draft_tokens, allowed="0 or more")
     if draft == "none" and num_draft_tokens:
         raise SettingError("without a drafter there is nothing to draft: number of draft tokens", got=num_draft_tokens)
+    if draft == "none" and draft_from is not None:
+        raise SettingError("without a drafter there is nothing to draft from a folder", got=str(draft_from))
+    if remember and draft != "recycling":
+        raise SettingError("only the draft recycling can be remembered", got=f"draft {draft or 'of the pair'}")
     ref = str(ref)
     for named in filter(None, (ref, draft)):  # of both, before the first of them is fetched
         pairs.require_consent(named, accepted=accept_licence)
@@ -68,12 +79,17 @@ def load(
         )
     if draft is None:
         draft = pairs.default_draft(ref)
+    files = None if draft_from is None else Retrieval.of_folder(draft_from, _tokenizer(pair))
     engine = _Engine(context_length or longest, progress, accept_licence)
     device = device.upper()
     target = engine.model(pair, pair.manifest.target, device, numerics=numerics)
     drafter, draft_on = _drafter(engine, pair, target.vocab_size, draft, (draft_device or device).upper())
     if draft_device is not None and draft_on is None:
         raise SettingError(f"only a draft model has a draft device, and {drafter.name} is none", got=draft_device)
+    if remember and isinstance(drafter, Recycling):
+        drafter.remember(*_recycling_file(pair))
+    if files is not None:
+        drafter = Fallback(files, drafter)
     devices = {"target": device} | ({"draft": draft_on} if draft_on else {})
     if num_draft_tokens is None:
         own = [entry for entry in pair.manifest.drafters if draft in (None, entry.name)]
@@ -128,11 +144,8 @@ class _Engine:
         """Found once for each model, machine and engine version, then remembered."""
         from edgespec.backends.openvino_exact import ExactWidths, find_exact_widths
 
-        weights = xml.with_suffix(".bin").stat()
         identity = [
-            xml.stat().st_size,
-            weights.st_size,
-            weights.st_mtime_ns,
+            *_weights(xml),
             self.core.get_property(device, "FULL_DEVICE_NAME"),
             self.core.get_versions(device)[device].build_number,
             *(str(model.compiled.get_property(name)) for name in ("INFERENCE_NUM_THREADS", "INFERENCE_PRECISION_HINT")),
@@ -158,6 +171,8 @@ def _drafter(
     """The drafter asked for, and the device it runs on if it is a model."""
     if draft == "none":
         return NoDrafter(), None
+    if draft == "recycling":
+        return Recycling(vocab_size), None
     own = [entry for entry in pair.manifest.drafters if draft in (None, entry.name)]
     lookup = next((NGram() for entry in own if entry.kind == "ngram"), None)
     small = next((entry for entry in own if entry.model is not None), None)
@@ -183,9 +198,25 @@ def _small_model(engine: _Engine, pair: Bundle, own: DrafterEntry, vocab_size: i
     return SmallModel(model, vocab_size, id_map=id_map, blocked=own.blocked, reads=reads, name=own.name)
 
 
+def _recycling_file(pair: Bundle) -> tuple[Path, str]:
+    """Where the table of this target is kept, and what it is about: these weights, these tokens."""
+    about = [pair.manifest.tokenizer.sha256, *_weights(hub.model_path(pair, pair.manifest.target))]
+    identity = hashlib.sha256(repr(about).encode()).hexdigest()
+    return cache.cache_dir() / "recycling" / f"{identity[:24]}.npz", identity
+
+
+def _weights(xml: Path) -> list[int]:
+    """What tells one IR from another without reading it."""
+    weights = xml.with_suffix(".bin").stat()
+    return [xml.stat().st_size, weights.st_size, weights.st_mtime_ns]
+
+
+def _tokenizer(bundle: Bundle) -> Tokenizer:
+    return Tokenizer(bundle.hashed(bundle.manifest.tokenizer))
+
+
 def _vocabulary(bundle: Bundle) -> Vocabulary:
-    tokenizer = Tokenizer(bundle.hashed(bundle.manifest.tokenizer))
-    return Vocabulary.of(tokenizer.engine, bundle.name, bundle.manifest.target.vocab_size)
+    return Vocabulary.of(_tokenizer(bundle).engine, bundle.name, bundle.manifest.target.vocab_size)
 
 
 def _id_map(pair: Bundle, file: str | None, draft_vocab: int, target_vocab: int) -> NDArray[np.int32] | None:

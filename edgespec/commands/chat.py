@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from edgespec.commands.options import model_options, sampling_from, sampling_options
+from edgespec.commands.options import learning_options, model_options, sampling_from, sampling_options
 from edgespec.commands.run import summary
 from edgespec.errors import EdgespecError
 from edgespec.pipeline import Generation, Pipeline
@@ -62,6 +62,7 @@ class Conversation:
 
 @click.command(name="chat")
 @model_options
+@learning_options
 @sampling_options
 @click.option("--system", metavar="TEXT", help="System prompt.")
 def command(system: str | None, **options: Any) -> None:

@@ -1,4 +1,4 @@
-"""Options that run, chat and bench share."""
+"""Options that run, chat and bench share; bench drafts from nothing it has seen before."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ _MODEL = [
         show_default=True,
         help="A known name, a bundle folder, an OpenVINO IR folder, a .gguf file, or a hub id.",
     ),
-    click.option("--draft", metavar="REF|ngram|none", help="Drafter; the bundle's own unless told."),
+    click.option(
+        "--draft", metavar="REF", help="Drafter: a model, ngram, recycling or none; the bundle's own unless told."
+    ),
     click.option(
         "-k", "--num-draft-tokens", type=int, metavar="N", help="Tokens to draft each round; adapts unless told."
     ),
@@ -39,6 +41,12 @@ _MODEL = [
     ),
     accept_licence,
 ]
+_LEARNING = [
+    click.option("--draft-from", metavar="FOLDER", help="Look up drafts in the text files of a folder first."),
+    click.option(
+        "--remember", is_flag=True, help="With --draft recycling: keep what it learns in the cache for the next run."
+    ),
+]
 _SAMPLING = [
     click.option("--max-new-tokens", "-n", type=int, default=512, show_default=True, metavar="N"),
     click.option("--temperature", "-t", type=float, default=0.0, show_default=True, help="0 is greedy."),
@@ -52,6 +60,12 @@ _SAMPLING = [
 
 def model_options(function: F) -> F:
     for option in reversed(_MODEL):
+        function = option(function)
+    return function
+
+
+def learning_options(function: F) -> F:
+    for option in reversed(_LEARNING):
         function = option(function)
     return function
 
