@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from time import perf_counter
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import msgspec
 import numpy as np
@@ -15,9 +18,13 @@ from numpy.typing import NDArray
 from edgespec import cache, hub, pairs
 from edgespec.bundle import Bundle, ModelFile
 from edgespec.bundle import Drafter as DrafterEntry
+from edgespec.decode import costs
+from edgespec.decode.costs import ForwardCost, ForwardTimes
+from edgespec.drafters.arbiter import Arbiter
 from edgespec.drafters.base import Drafter, NoDrafter
-from edgespec.drafters.fallback import Fallback
+from edgespec.drafters.folder import read_folder, require_folder
 from edgespec.drafters.ngram import NGram
+from edgespec.drafters.pool import Pool
 from edgespec.drafters.recycling import Recycling
 from edgespec.drafters.retrieval import Retrieval
 from edgespec.drafters.small_model import SmallModel
@@ -27,8 +34,12 @@ from edgespec.pipeline import Pipeline
 from edgespec.tokenizer import Tokenizer
 from edgespec.types import Numerics
 
+T = TypeVar("T")
+
+_BRANCHES = 4
+"""successors that recycling keeps of a token where the target verifies trees"""
+
 if TYPE_CHECKING:
-    from edgespec.backends.openvino_exact import ExactWidths
     from edgespec.backends.openvino_paged import OpenVINOPagedModel
 
 
@@ -49,13 +60,13 @@ def load(
     """Load a pair: fetch it if needed, compile its models, wire them.
 
     ref: a known name, a bundle or IR folder, a .gguf file, or a hub id (see docs/bundle.md).
-    draft: None takes the bundle's or the pair's own drafter; "none", "ngram", "recycling", or a reference to a draft
-        model.
-    draft_from: a folder of the user's own texts to look up first (see drafters.retrieval); then the drafter's turn.
+    draft: None or "auto" takes all that the bundle or the pair has, and decides every round between them; else "none",
+        "ngram", "recycling", the name of one of the bundle's drafters, or a reference to a draft model.
+    draft_from: a folder of the user's own texts to look things up in too (see drafters.folder).
     remember: with draft "recycling", keep what it learns in the cache for the next process.
     device, draft_device: OpenVINO device names; the draft runs beside the target unless told.
     numerics: "exact", "fast", or None: exact where it is known to hold.
-    num_draft_tokens: k of every round; None takes the bundle's own, else leaves it to the heuristic.
+    num_draft_tokens: k of every round; None takes the bundle's own, else measured costs decide.
     context_length: rows of KV cache at most; None takes the model's own.
     accept_licence: consent to a licence that allows research only, for the models that are under one.
     progress: show progress bars of downloads on stderr.
@@ -67,8 +78,11 @@ def load(
     if draft == "none" and draft_from is not None:
         raise SettingError("without a drafter there is nothing to draft from a folder", got=str(draft_from))
     if remember and draft != "recycling":
-        raise SettingError("only the draft recycling can be remembered", got=f"draft {draft or 'of the pair'}")
+        raise SettingError("only the draft recycling can be remembered", got=f"draft {draft or 'auto'}")
+    if draft_from is not None:
+        require_folder(draft_from)
     ref = str(ref)
+    draft = None if draft == "auto" else draft
     for named in filter(None, (ref, draft)):  # of both, before the first of them is fetched
         pairs.require_consent(named, accepted=accept_licence)
     pair = hub.resolve(ref, accept_licence=accept_licence, progress=progress)
@@ -79,18 +93,34 @@ def load(
         )
     if draft is None:
         draft = pairs.default_draft(ref)
-    files = None if draft_from is None else Retrieval.of_folder(draft_from, _tokenizer(pair))
+    files = [] if draft_from is None else [_retrieval(pair, draft_from, progress)]
     engine = _Engine(context_length or longest, progress, accept_licence)
     device = device.upper()
-    target = engine.model(pair, pair.manifest.target, device, numerics=numerics)
-    drafter, draft_on = _drafter(engine, pair, target.vocab_size, draft, (draft_device or device).upper())
-    if draft_device is not None and draft_on is None:
-        raise SettingError(f"only a draft model has a draft device, and {drafter.name} is none", got=draft_device)
-    if remember and isinstance(drafter, Recycling):
-        drafter.remember(*_recycling_file(pair))
-    if files is not None:
-        drafter = Fallback(files, drafter)
-    devices = {"target": device} | ({"draft": draft_on} if draft_on else {})
+    draft_on = (draft_device or device).upper()
+    other = _other(engine, pair, draft)
+    with ThreadPoolExecutor(1) as beside:  # compiling is mostly one thread's work, and there are two models to compile
+        drafting = beside.submit(_drafters, engine, pair, draft, other, draft_on)
+        target = engine.model(pair, pair.manifest.target, device, numerics=numerics)
+        free, model = drafting.result()
+    if draft == "recycling":
+        free.append(_recycling(pair, target, remember))
+    free = [*files, *free]
+    if draft_device is not None and model is None:
+        name = "+".join(drafter.name for drafter in free) or "none"
+        raise SettingError(f"only a draft model has a draft device, and {name} is none", got=draft_device)
+    devices = {"target": device} | ({"draft": draft_on} if model else {})
+    drafter: Drafter = NoDrafter()
+    if free or model:
+        target_s = engine.costs(target)
+        target.width = target_s.take
+        draft_s = None
+        trees = target.capabilities.tree
+        if model:
+            model.others = trees
+            drafts = cast("OpenVINOPagedModel", model.model)
+            draft_s = engine.costs(drafts)
+            drafts.width = draft_s.take
+        drafter = Arbiter(free, model, target_s=target_s, draft_s=draft_s, trees=trees)
     if num_draft_tokens is None:
         own = [entry for entry in pair.manifest.drafters if draft in (None, entry.name)]
         num_draft_tokens = next((entry.num_draft_tokens for entry in own if entry.num_draft_tokens is not None), None)
@@ -135,58 +165,97 @@ class _Engine:
             raise BundleError(
                 f"{xml} does not fit its manifest: logits", got=loaded.vocab_size, allowed=model.vocab_size
             )
+        if is_draft and capacity > 2:  # the first forwards repack the weights: now, while the target is being compiled
+            loaded.forward([0, 0])
+            loaded.forward([0])
+            loaded.cache.reset()
         if settings.numerics == "exact":
-            loaded.set_exact_widths(self._exact_widths(loaded, xml, device))
+            from edgespec.backends.openvino_exact import ExactWidths, find_exact_widths
+
+            path = _notes("exact_widths", loaded)
+            loaded.set_exact_widths(_remembered(path, ExactWidths, lambda: find_exact_widths(loaded)))
             loaded.cache.capacity = capacity
         return loaded
 
-    def _exact_widths(self, model: OpenVINOPagedModel, xml: Path, device: str) -> ExactWidths:
-        """Found once for each model, machine and engine version, then remembered."""
-        from edgespec.backends.openvino_exact import ExactWidths, find_exact_widths
+    def costs(self, model: OpenVINOPagedModel) -> ForwardCost:
+        """Measured once, with nothing else running, and then remembered."""
 
-        identity = [
-            *_weights(xml),
-            self.core.get_property(device, "FULL_DEVICE_NAME"),
-            self.core.get_versions(device)[device].build_number,
-            *(str(model.compiled.get_property(name)) for name in ("INFERENCE_NUM_THREADS", "INFERENCE_PRECISION_HINT")),
-            str(model.compiled.get_property("KV_CACHE_PRECISION")),
-        ]
-        key = hashlib.sha256(repr(identity).encode()).hexdigest()[:24]
-        path = cache.cache_dir() / "exact_widths" / f"{key}.json"
-        try:
-            return msgspec.json.decode(path.read_bytes(), type=ExactWidths)
-        except (OSError, msgspec.DecodeError):
-            found = find_exact_widths(model)
-        with suppress(OSError):  # a read-only cache only means that the next load tries again
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(f".{os.getpid()}.tmp")
-            temporary.write_bytes(msgspec.json.encode(found))
-            temporary.replace(path)
-        return found
+        def find() -> ForwardTimes:
+            capacity, model.cache.capacity = model.cache.capacity, max(model.cache.capacity, costs.ROWS_NEEDED)
+            try:
+                return costs.measure(model, perf_counter, least=model.min_width)
+            finally:
+                model.cache.capacity = capacity
+
+        path = _notes(f"forward_costs-{model.capabilities.numerics}", model)
+        return ForwardCost(_remembered(path, ForwardTimes, find))
 
 
-def _drafter(
-    engine: _Engine, pair: Bundle, vocab_size: int, draft: str | None, device: str
-) -> tuple[Drafter, str | None]:
-    """The drafter asked for, and the device it runs on if it is a model."""
-    if draft == "none":
-        return NoDrafter(), None
-    if draft == "recycling":
-        return Recycling(vocab_size), None
-    own = [entry for entry in pair.manifest.drafters if draft in (None, entry.name)]
-    lookup = next((NGram() for entry in own if entry.kind == "ngram"), None)
-    small = next((entry for entry in own if entry.model is not None), None)
-    if small is not None:
-        drafter = _small_model(engine, pair, small, vocab_size, device)
-        return drafter if lookup is None else Fallback(lookup, drafter), device
-    if own or draft in (None, "ngram"):
-        return lookup or NGram(), None
+def _notes(kind: str, model: OpenVINOPagedModel) -> Path:
+    return cache.cache_dir() / "measured" / f"{kind}-{model.fingerprint}.json"
+
+
+def _remembered(path: Path, kind: type[T], find: Callable[[], T]) -> T:
+    """What ``find`` found for this model, machine and engine version, now or earlier."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (OSError, msgspec.DecodeError):
+        found = find()
+    with suppress(OSError):  # a read-only cache only means that the next load tries again
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_bytes(msgspec.json.encode(found))
+        temporary.replace(path)
+    return found
+
+
+def _other(engine: _Engine, pair: Bundle, draft: str | None) -> Bundle | None:
+    """The draft model's own bundle, fetched, if it is not one of the pair's."""
+    if draft in (None, "none", "ngram", "recycling") or draft in {entry.name for entry in pair.manifest.drafters}:
+        return None
+    assert draft is not None
     other = hub.resolve(draft, accept_licence=engine.accept_licence, progress=engine.progress)
-    pairing = check_pair(_vocabulary(pair), _vocabulary(other))
-    length = other.manifest.generation.context_length
-    model = engine.model(other, other.manifest.target, device, is_draft=True, context_length=length)
-    reads = _reads(None, None, other.manifest.target.vocab_size, vocab_size)
-    return SmallModel(model, vocab_size, blocked=pairing.blocked, reads=reads, name=other.name), device
+    hub.model_path(other, other.manifest.target, accept_licence=engine.accept_licence, progress=engine.progress)
+    return other
+
+
+def _drafters(
+    engine: _Engine, pair: Bundle, draft: str | None, other: Bundle | None, device: str
+) -> tuple[list[Drafter], SmallModel | None]:
+    """The drafters asked for: those that cost nothing and need no target, and the model."""
+    if draft in ("none", "recycling"):
+        return [], None
+    vocab_size = pair.manifest.target.vocab_size
+    if other is not None:
+        pairing = check_pair(_vocabulary(pair), _vocabulary(other))
+        length = other.manifest.generation.context_length
+        model = engine.model(other, other.manifest.target, device, is_draft=True, context_length=length)
+        reads = _reads(None, None, other.manifest.target.vocab_size, vocab_size)
+        return [], SmallModel(model, vocab_size, blocked=pairing.blocked, reads=reads, name=other.name)
+    own = [entry for entry in pair.manifest.drafters if draft in (None, entry.name)]
+    free: list[Drafter] = [NGram() for entry in own if entry.kind == "ngram"]
+    small = next((entry for entry in own if entry.model is not None), None)
+    if draft is None:
+        free = [*(free or ([] if small else [NGram()])), Pool()]
+    if small is not None:
+        return free, _small_model(engine, pair, small, vocab_size, device)
+    return free or [NGram()], None
+
+
+def _recycling(pair: Bundle, target: OpenVINOPagedModel, remember: bool) -> Recycling:
+    width = _BRANCHES if target.capabilities.tree else 1
+    table = Recycling(target.vocab_size, width=width)
+    if remember:
+        file = cache.cache_dir() / "recycling" / f"{target.fingerprint}-{width}.npz"
+        table.remember(file, pair.manifest.tokenizer.sha256)
+    return table
+
+
+def _retrieval(pair: Bundle, folder: str | Path, progress: bool) -> Retrieval:
+    found = read_folder(folder, _tokenizer(pair))
+    if progress:
+        print(f"edgespec: to draft from {folder}: {found}", file=sys.stderr)
+    return Retrieval(found.texts)
 
 
 def _small_model(engine: _Engine, pair: Bundle, own: DrafterEntry, vocab_size: int, device: str) -> SmallModel:
@@ -196,19 +265,6 @@ def _small_model(engine: _Engine, pair: Bundle, own: DrafterEntry, vocab_size: i
     model = engine.model(pair, own.model, device, is_draft=True, context_length=own.context_length)
     reads = _reads(own, id_map, own.model.vocab_size, vocab_size)
     return SmallModel(model, vocab_size, id_map=id_map, blocked=own.blocked, reads=reads, name=own.name)
-
-
-def _recycling_file(pair: Bundle) -> tuple[Path, str]:
-    """Where the table of this target is kept, and what it is about: these weights, these tokens."""
-    about = [pair.manifest.tokenizer.sha256, *_weights(hub.model_path(pair, pair.manifest.target))]
-    identity = hashlib.sha256(repr(about).encode()).hexdigest()
-    return cache.cache_dir() / "recycling" / f"{identity[:24]}.npz", identity
-
-
-def _weights(xml: Path) -> list[int]:
-    """What tells one IR from another without reading it."""
-    weights = xml.with_suffix(".bin").stat()
-    return [xml.stat().st_size, weights.st_size, weights.st_mtime_ns]
 
 
 def _tokenizer(bundle: Bundle) -> Tokenizer:

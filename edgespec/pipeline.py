@@ -16,7 +16,7 @@ from edgespec.drafters.base import Drafter
 from edgespec.errors import ContextFull, SettingError
 from edgespec.stats import Stats
 from edgespec.tokenizer import Detokenizer, StopStrings, Tokenizer
-from edgespec.types import Numerics, SamplingParams
+from edgespec.types import Numerics, SamplingParams, Verification
 
 
 @dataclass(slots=True)
@@ -25,6 +25,7 @@ class Generation:
 
     token_ids: generated tokens, the stop token included, cut where a stop string was completed.
     finish_reason: "stop" (stop token or stop string), "length" (budget or context), None while running or abandoned.
+    verification: of a sampled run; None for a greedy one.
     ttft_s: from the call to the first committed tokens. decode_tok_per_s: all tokens over the time of all rounds.
     stats count whole rounds: the last one may have committed tokens behind a stop string.
     """
@@ -32,6 +33,7 @@ class Generation:
     model: str
     drafter: str
     numerics: Numerics
+    verification: Verification | None
     devices: dict[str, str]
     seed: int | None
     text: str = ""
@@ -63,6 +65,9 @@ class Generation:
             "accepted": stats.accepted,
             "acceptance_rate": stats.acceptance_rate,
             "block_efficiency": stats.block_efficiency,
+            "rounds_by_drafter": {name: len(rounds) for name, rounds in stats.by_drafter.items()},
+            "undrafted": dict(stats.reasons),
+            "verification": self.verification,
             "seed": self.seed,
             "drafter": self.drafter,
             "numerics": self.numerics,
@@ -163,7 +168,7 @@ class Pipeline:
         """Continue a prompt of token ids.
 
         stop: strings that end the text. ignore_eos: go on after the model's own end.
-        num_draft_tokens: k for every round; None follows the pipeline's setting, else the heuristic.
+        num_draft_tokens: k for every round; None follows the pipeline's setting, else what is expected to pay.
         drafter: instead of the pipeline's own. progress: called during the prefill.
         """
         if max_new_tokens < 1:
@@ -186,16 +191,18 @@ class Pipeline:
         widest = self.target.capabilities.max_width - 1
         if k is not None and not 0 <= k <= widest:
             raise SettingError("number of draft tokens", got=k, allowed=f"0 to {widest}")
-        draft_length: DraftLength = Heuristic() if k is None else Fixed(k)
         params = sampling or SamplingParams()
         if not params.greedy:
             params = params.seeded(secrets.randbits(63))
         drafter = drafter or self.drafter
+        own_length = drafter if isinstance(drafter, DraftLength) else None
+        draft_length: DraftLength = (own_length or Heuristic()) if k is None else Fixed(k, own_length)
         result = Generation(
             model=self.bundle.name,
             drafter=drafter.name,
             numerics=self.target.capabilities.numerics,
             devices=self.devices,
+            verification=None if params.greedy else params.verification,
             seed=params.seed,
         )
         lists = speculative(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -49,6 +50,20 @@ class Stats:
         return self.committed / len(self.rounds) if self.rounds else None
 
     @property
+    def reasons(self) -> Counter[str]:
+        """Why nothing was drafted, and in how many rounds."""
+        return Counter(r.reason or "no draft" for r in self.rounds if r.proposed == 0)
+
+    @property
+    def by_drafter(self) -> dict[str, list[Round]]:
+        """The rounds that had a draft, by who made it."""
+        found: dict[str, list[Round]] = {}
+        for r in self.rounds:
+            if r.proposed:
+                found.setdefault(r.drafter, []).append(r)
+        return found
+
+    @property
     def decode_s(self) -> float:
         return sum(r.draft_s + r.target_s + r.host_s for r in self.rounds)
 
@@ -56,6 +71,15 @@ class Stats:
     def host_share(self) -> float | None:
         """Share of decode time outside the models' forwards; drafters without a model count as host."""
         return sum(r.host_s for r in self.rounds) / self.decode_s if self.rounds else None
+
+
+def accepted_by_place(rounds: Sequence[Round]) -> list[float]:
+    """For each place in the draft: of the rounds that drafted so far and accepted all before it, the share that
+    accepted it too."""
+    shares: list[float] = []
+    while reached := [r for r in rounds if r.proposed > len(shares) and r.accepted >= len(shares)]:
+        shares.append(sum(r.accepted > len(shares) for r in reached) / len(reached))
+    return shares
 
 
 def check_identities(rounds: Sequence[Round]) -> None:

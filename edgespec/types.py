@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +19,38 @@ Logits = NDArray[np.float32]
 Numerics = Literal["exact", "fast"]
 """exact: a token's logits do not depend on how many tokens shared its forward. fast: the engine's own choice."""
 
+Verification = Literal["coupled", "rejection"]
+"""How sampled tokens are verified. coupled: the target draws its own, with noise the drafter shares. rejection: the
+draft's draw stands with probability min(1, target / draft)."""
+
+DraftKind = Literal["deterministic", "sampled"]
+"""deterministic: tokens follow from the context (and perhaps from noise the target will draw with itself); the target
+draws for itself and compares, which is right for any draft. sampled: drawn from known distributions with noise of their
+own."""
+
 Tree = tuple[int, ...]
 """Parents of the rows of one forward: row 0 is the root, ``tree[i - 1]`` is the parent row of row i.
 
 A chain of three is ``(0, 1, 2)``: row 1 hangs on row 0, row 2 on row 1, row 3 on row 2.
 """
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Distribution:
+    """Probabilities of the tokens that have any; all others have none.
+
+    ids: ``(m,)`` token ids, none twice. probs: ``(m,)`` float64, none negative, sum 1.
+
+    >>> Distribution(np.array([3, 7]), np.array([0.25, 0.75])).of(7)
+    0.75
+    """
+
+    ids: NDArray[np.integer]
+    probs: NDArray[np.float64]
+
+    def of(self, token: int) -> float:
+        """Probability of one token."""
+        return float(self.probs[self.ids == token].sum())
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +59,37 @@ class Draft:
 
     tokens: n token ids, parents before children.
     tree: None for a chain, else the parent row of each token (see ``Tree``).
+    kind: see ``DraftKind``. It alone says how a draft may be verified.
+    probs: of a sampled draft, for each token the drafter's distribution after its parent, penalties and truncation
+        applied, the same one for all siblings. Siblings are drawn from it in their order and without replacement: each
+        from what is left of it without the earlier ones. Whether a token is proposed must not depend on which one was
+        drawn. Empty for a deterministic draft.
+    scores: how sure the drafter is of each token, 0..1 in its own terms; () if it does not say.
+    others: for each token of a chain the runner-up and its score, where a tree could hold both; () if not asked for.
+    by: who made it, where several drafters share the rounds. expected: tokens that were expected to be accepted.
+    reason: why it is empty.
     """
 
     tokens: tuple[int, ...] = ()
     tree: Tree | None = None
+    kind: DraftKind = "deterministic"
+    probs: tuple[Distribution, ...] = ()
+    scores: tuple[float, ...] = ()
+    others: tuple[tuple[int, float], ...] = ()
+    by: str = ""
+    expected: float | None = None
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        assert len(self.probs) == (len(self.tokens) if self.kind == "sampled" else 0), "one distribution a drawn token"
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def parents(self) -> Tree:
+        """The parent row of each token, for chains too."""
+        return tuple(range(len(self.tokens))) if self.tree is None else self.tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +138,8 @@ class Round:
     """One round, for the books: counts in tokens, times in seconds.
 
     proposed tokens came from the drafter, evaluated ones were in the target's forward, accepted ones it agreed with;
-    committed = what the round added to the context.
+    committed = what the round added to the context. expected: accepted tokens that were expected, None if nobody did.
+    reason: why nothing was drafted.
     """
 
     drafter: str
@@ -98,6 +150,8 @@ class Round:
     draft_s: float
     target_s: float
     host_s: float
+    expected: float | None = None
+    reason: str = ""
 
     @classmethod
     def of(
@@ -105,7 +159,7 @@ class Round:
     ) -> Round:
         """From the round's draft and verdict and four readings of one clock."""
         return cls(
-            drafter=drafter,
+            drafter=draft.by or drafter,
             proposed=len(draft),
             evaluated=len(draft),
             accepted=verdict.accepted,
@@ -113,6 +167,8 @@ class Round:
             draft_s=drafted - began,
             target_s=forwarded - drafted,
             host_s=ended - forwarded,
+            expected=draft.expected,
+            reason=draft.reason,
         )
 
 
@@ -127,8 +183,11 @@ class SamplingParams:
     repetition_penalty: divide (positive) or multiply (negative) the logits of tokens already in the context
         (Keskar et al. 2019, CTRL); 1 is off.
     logit_bias: token id -> number added to its logit.
-    seed: a sampled run is a function of (seed, prompt, settings), whatever the drafter. None: the pipeline picks one
-        and reports it.
+    verification: how sampled drafts are verified. coupled: the tokens are a function of (seed, prompt, settings),
+        whatever the drafter. rejection: they have the same distribution, more drafts stand, and which tokens come
+        depends on the drafter and k too. Greedy has one rule.
+    seed: a coupled run can be repeated with it, and one by rejection if k is fixed. None: the pipeline picks one and
+        reports it.
     """
 
     temperature: float = 0.0
@@ -137,6 +196,7 @@ class SamplingParams:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     logit_bias: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
+    verification: Verification = "coupled"
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -149,6 +209,8 @@ class SamplingParams:
             if token < 0 or math.isnan(bias) or bias == math.inf:
                 allowed = "token ids from 0 on; finite numbers, or -inf to forbid a token"
                 raise SettingError("logit_bias", got={token: bias}, allowed=allowed)
+        if self.verification not in get_args(Verification):
+            raise SettingError("verification", got=self.verification, allowed=" or ".join(get_args(Verification)))
         if not isinstance(self.top_k, int):
             raise SettingError("top_k", got=self.top_k, allowed="a whole number")
         if self.seed is not None and not (isinstance(self.seed, int) and 0 <= self.seed < 2**64):

@@ -49,7 +49,7 @@ def test_json_is_one_object_with_everything_in_it(pipeline: Pipeline) -> None:
         "text", "token_ids", "prompt_tokens", "new_tokens", "finish_reason", "ttft_s", "decode_tok_per_s", "rounds",
         "proposed", "accepted", "acceptance_rate", "block_efficiency", "numerics", "devices", "versions", "model",
     }  # fmt: skip
-    assert drafted["token_ids"] == plain["token_ids"]
+    assert drafted["token_ids"] == plain["token_ids"] and drafted["verification"] == "coupled"
     assert (drafted["new_tokens"], drafted["finish_reason"]) == (24, "length")
     assert plain["proposed"] == 0 and plain["acceptance_rate"] is None and plain["rounds"] == 24
 
@@ -83,7 +83,7 @@ def test_a_prompt_comes_from_standard_input_too(pipeline: Pipeline) -> None:
         ),
         (["run", QUESTION, "--draft-from", "./missing"], "folder to draft from; got missing; allowed: an existing"),
         (["run", QUESTION, "--draft-from", ".", "--draft", "none"], "there is nothing to draft from a folder; got ."),
-        (["run", QUESTION, "--remember"], "only the draft recycling can be remembered; got draft of the pair"),
+        (["run", QUESTION, "--remember"], "only the draft recycling can be remembered; got draft auto"),
         (["run", QUESTION, "--context-length", "0"], "context_length; got 0"),
         (["run", QUESTION, "--max-new-tokens", "0"], "max_new_tokens; got 0"),
         (["run", QUESTION, "--stop", ""], "stop string is empty"),
@@ -91,6 +91,7 @@ def test_a_prompt_comes_from_standard_input_too(pipeline: Pipeline) -> None:
         (["run", "   "], "prompt is empty"),
         (["run", QUESTION, "--no-such-option"], "No such option"),
         (["run", QUESTION, "--numerics", "perfect"], "'exact', 'fast'"),
+        (["run", QUESTION, "--verification", "typical"], "'coupled', 'rejection'"),
         (["run", "--raw", "--system", "x", QUESTION], "a system prompt needs a chat template"),
         (["run", "word " * 9000], "prompt is longer than the context; got 9"),
         (["run", "two", "prompts"], "unexpected extra argument"),

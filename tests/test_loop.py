@@ -10,11 +10,13 @@ import pytest
 
 from edgespec.backends.fake import FakeModel, VirtualClock, random_table
 from edgespec.decode.autoregressive import autoregressive
+from edgespec.decode.costs import ForwardCost, ForwardTimes
 from edgespec.decode.draft_length import DraftLength, Fixed, Heuristic
 from edgespec.decode.speculative import speculative
+from edgespec.drafters.arbiter import Arbiter
 from edgespec.drafters.base import Drafter, NoDrafter
-from edgespec.drafters.fallback import Fallback
 from edgespec.drafters.ngram import NGram
+from edgespec.drafters.pool import Pool
 from edgespec.drafters.recycling import Recycling
 from edgespec.drafters.retrieval import Retrieval
 from edgespec.drafters.small_model import SmallModel
@@ -93,13 +95,33 @@ DRAFTERS = {
     "trimmed": trimmed,
     "trimmed on both sides": trimmed_on_both_sides,
     "padded": padded,
-    "fallback": lambda: Fallback(NGram(), SmallModel(close_to(5), VOCAB)),
-    "pool": lambda: NGram(pool=32),
+    "pool": lambda: Pool(32, shortest=2),
     "recycling": lambda: Recycling(VOCAB),
     "recycling tree": lambda: Recycling(VOCAB, width=3),
-    "recycling in turns": lambda: Fallback(NGram(), Recycling(VOCAB, width=3)),
-    "retrieval": lambda: Retrieval([oracle(MODES["greedy"]), oracle(MODES["sampled"])]),
+    "retrieval": lambda: retrieval(),
+    "arbiter": lambda: arbiter(close_to(5)),
+    "arbiter with trees": lambda: arbiter(close_to(5), trees=True),
+    "arbiter with a useless model": lambda: arbiter(FakeModel(lambda text: -TABLE(text), VOCAB)),
+    "arbiter with look-ups": lambda: arbiter(
+        close_to(5), [retrieval(), NGram(), Pool(32, shortest=2), Recycling(VOCAB)]
+    ),
+    "arbiter with a table alone": lambda: arbiter(None, [Recycling(VOCAB, width=3)], trees=True),
 }
+
+
+def retrieval() -> Retrieval:
+    return Retrieval([oracle(MODES["greedy"]), oracle(MODES["sampled"])])
+
+
+def arbiter(model: FakeModel | None, free: Sequence[Drafter] | None = None, *, trees: bool = False) -> Arbiter:
+    times = ForwardTimes((1, 8), 0, 0, (1.0, 1.5), (1.0, 1.5))
+    free = [NGram(), Junk()] if free is None else free
+    if model is None:
+        return Arbiter(free, None, target_s=ForwardCost(times), trees=trees)
+    draft_s = ForwardCost(ForwardTimes((1,), 0, 0, (0.1,), (0.1,)))
+    small = SmallModel(model, VOCAB)
+    small.others = trees
+    return Arbiter(free, small, target_s=ForwardCost(times), draft_s=draft_s, trees=trees)
 
 
 def oracle(params: SamplingParams, budget: int = 40, stop: Sequence[int] = ()) -> list[int]:
@@ -127,12 +149,12 @@ def run(
     return context, stats, target
 
 
-@pytest.mark.parametrize("k", [0, 1, 2, 4, 8, "heuristic"])
+@pytest.mark.parametrize("k", [0, 1, 2, 4, 8, "own"])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", DRAFTERS)
 def test_output_is_the_oracles_with_any_drafter_mode_and_length(name: str, mode: str, k: int | str) -> None:
-    length = Heuristic() if k == "heuristic" else Fixed(int(k))
     drafter = DRAFTERS[name]()
+    length = Fixed(k) if isinstance(k, int) else drafter if isinstance(drafter, DraftLength) else Heuristic()
     context, stats, target = run(drafter, MODES[mode], length)
     assert context == oracle(MODES[mode])
     check_identities(stats.rounds)
@@ -148,6 +170,62 @@ def test_a_perfect_draft_is_always_accepted_greedy_and_sampled() -> None:
         assert stats.acceptance_rate == 1.0
         assert stats.block_efficiency == 5.0
         assert target.widths[1:] == [5] * 8
+
+
+REJECTION = {
+    "sampled": SamplingParams(temperature=0.8, verification="rejection", seed=7),
+    "penalty": SamplingParams(temperature=1.1, top_p=0.9, repetition_penalty=1.5, verification="rejection", seed=2),
+}
+
+
+@pytest.mark.parametrize("mode", REJECTION)
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_rejection_repeats_and_keeps_books_and_caches(name: str, mode: str) -> None:
+    """Which tokens come depends on the draft; a run with the same one is the same run."""
+    drafter, params = DRAFTERS[name](), REJECTION[mode]
+    for k in (0, 1, 4):
+        context, stats, target = run(drafter, params, Fixed(k))
+        check_identities(stats.rounds)
+        assert stats.committed == len(context) - len(PROMPT)
+        assert list(target.cache.tokens) == context[:-1]
+        again, *_ = run(drafter, params, Fixed(k), target=target)
+        assert again == context
+        if k == 0 or name in ("none", "junk", "trees", "ngram"):  # nothing was drawn, so nothing is rejected
+            assert context == oracle(params)
+
+
+def test_rejection_depends_on_the_draft_and_leaves_greedy_alone() -> None:
+    texts = {tuple(run(DRAFTERS[name](), REJECTION["sampled"], Fixed(4))[0]) for name in ("equal", "close", "trimmed")}
+    assert len(texts) == 3
+    greedy = SamplingParams(repetition_penalty=1.3, verification="rejection")
+    assert run(DRAFTERS["close"](), greedy, Fixed(4))[0] == oracle(greedy)
+
+
+def test_rejection_accepts_a_perfect_draft_always() -> None:
+    for params in REJECTION.values():
+        _, stats, _ = run(DRAFTERS["equal"](), params, Fixed(4))
+        assert stats.acceptance_rate == 1.0
+
+
+def test_a_draft_for_rejection_says_what_it_was_drawn_from() -> None:
+    """Target ids and the softmax over them; in a trimmed vocabulary, after a penalty, and nothing where all is
+    forbidden."""
+    drafter = trimmed_on_both_sides()
+    known = np.array([0, 3, 4, 7, 9, 11, 20])
+    logits = drafter.model.table((7, 7, 7, 7))[:7]  # type: ignore[attr-defined]
+    for bias in ({}, {3: 1.5, 6: 4.0}):
+        drafter.begin([1, 2, 1, 2], SamplingParams(temperature=0.5, verification="rejection", seed=1, logit_bias=bias))
+        draft = drafter.propose([1, 2, 1, 2], 1)
+        assert draft.kind == "sampled" and draft.tokens[0] in known
+        given = dict(zip(draft.probs[0].ids.tolist(), draft.probs[0].probs.tolist(), strict=True))
+        biased = logits + np.array([bias.get(int(token), 0.0) for token in known])
+        assert given == pytest.approx(dict(zip(known.tolist(), _softmax(biased / 0.5).tolist(), strict=True)))
+    forbidden = {int(token): -np.inf for token in known}
+    drafter.begin([1, 2, 1], SamplingParams(temperature=1, verification="rejection", seed=1, logit_bias=forbidden))
+    assert len(drafter.propose([1, 2, 1], 3)) == 0
+    drafter.begin([1, 2, 1], SamplingParams(temperature=1, seed=1))
+    coupled = drafter.propose([1, 2, 1], 3)
+    assert (len(coupled), coupled.kind, coupled.probs) == (3, "deterministic", ())
 
 
 def test_noise_is_shared_so_a_close_draft_agrees_more_often_than_chance_would_have_it() -> None:
@@ -245,10 +323,13 @@ def test_every_drafter_is_told_which_token_each_row_of_logits_follows() -> None:
             assert np.array_equal(step.logits, [TABLE(tuple(text)) for text in seen])
             rounds.append(len(draft))
 
-    for other in ("trees", "close", "ngram"):
-        run(Fallback(DRAFTERS[other](), Listener()), MODES["greedy"], Fixed(4))
-        run(Fallback(Listener(), DRAFTERS[other]()), MODES["sampled"], Fixed(4))
-    assert set(rounds) == {0, 1, 2, 3, 4}
+    for mode, length in (("greedy", Fixed(4)), ("sampled", Fixed(4)), ("greedy", None)):
+        for others in (["trees"], ["ngram", "junk"], ["recycling tree"]):
+            alone = arbiter(None, [*(DRAFTERS[other]() for other in others), Listener()], trees=True)
+            run(alone, MODES[mode], length or alone)
+            both = arbiter(close_to(5), [Listener(), *(DRAFTERS[other]() for other in others)])
+            run(both, MODES[mode], length or both)
+    assert set(rounds) >= {0, 1, 2, 3, 4}
 
 
 def test_time_is_where_the_models_say() -> None:
@@ -297,3 +378,5 @@ def test_a_trimmed_draft_honours_blocked_ids_and_needs_one_to_propose() -> None:
     assert drafter.propose(PROMPT, 3).tokens == (22, 22, 22)
     with pytest.raises(IncompatiblePair, match="no token that it may propose"):
         SmallModel(model, VOCAB, id_map=ids, blocked=ids.tolist())
+    with pytest.raises(IncompatiblePair, match="two logits for one token"):
+        SmallModel(model, VOCAB, id_map=np.array([1, 2, 1, -1, -1, 3, 4, 5], np.int32))

@@ -216,7 +216,7 @@ def test_a_name_runs_target_and_draft(edgespec, server: Server, ir: Path) -> Non
     publish(server, ir_files(ir), repo="OpenVINO/Qwen3-8B-int4-ov")
     publish(server, ir_files(ir), repo="OpenVINO/Qwen3-0.6B-int8-ov")
     command = ("run", "--model", "qwen3-8b", "--numerics", "fast", "-n", "6", "--ignore-eos", "--json", "Hello")
-    ran = edgespec(*command)
+    ran = edgespec(*command, "-k", "4")
     assert ran.returncode == 0, ran.stderr
     told = json.loads(ran.stdout)
     assert (told["model"], told["drafter"]) == ("OpenVINO/Qwen3-8B-int4-ov", "OpenVINO/Qwen3-0.6B-int8-ov")

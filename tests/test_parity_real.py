@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -14,7 +15,9 @@ from edgespec.decode.draft_length import Fixed
 from edgespec.decode.speculative import speculative
 from edgespec.drafters.base import Drafter, NoDrafter
 from edgespec.drafters.ngram import NGram
+from edgespec.drafters.pool import Pool
 from edgespec.drafters.recycling import Recycling
+from edgespec.drafters.retrieval import Retrieval
 from edgespec.drafters.small_model import SmallModel
 from edgespec.errors import SettingError
 from edgespec.pipeline import Pipeline
@@ -44,7 +47,8 @@ def drafters(pipeline: Pipeline, random_draft_ir: Path) -> dict[str, Drafter]:
         "itself": SmallModel(itself, pipeline.target.vocab_size, name="itself"),
         "shipped": pipeline.drafter,
         "recycling": Recycling(pipeline.target.vocab_size),
-        "pool": NGram(pool=4096),
+        "pool": Pool(4096, shortest=2),
+        "retrieval": Retrieval([pipeline.tokenizer.encode(", ".join(map(str, range(1, 40))))]),
     }
 
 
@@ -75,6 +79,7 @@ def plain(pipeline: Pipeline):  # type: ignore[no-untyped-def]
         *product(("none", "ngram", "random", "itself", "shipped"), (0, 1, 2, 4, 8)),
         ("recycling", 4),
         ("pool", 4),
+        ("retrieval", 4),
     ],
 )
 def test_exact_numerics_give_plain_decodings_tokens(
@@ -90,6 +95,7 @@ def test_exact_numerics_give_plain_decodings_tokens(
         assert result.numerics == "exact"
         check_identities(result.stats.rounds)
         assert name != "recycling" or result.stats.proposed > 0
+        assert name != "retrieval" or prompt != PROMPTS[0] or result.stats.proposed > 0
 
 
 def test_the_targets_own_copy_agrees_nearly_always_greedy_and_sampled(
@@ -101,6 +107,24 @@ def test_the_targets_own_copy_agrees_nearly_always_greedy_and_sampled(
             num_draft_tokens=4, drafter=drafters["itself"],
         )  # fmt: skip
         assert result.stats.acceptance_rate is not None and result.stats.acceptance_rate > 0.9
+
+
+def test_rejection_repeats_and_is_plain_decoding_where_nothing_is_drawn(
+    pipeline: Pipeline, drafters: dict[str, Drafter]
+) -> None:
+    """Its distribution is looked at in tests/test_distribution.py."""
+    texts = {}
+    for name in ("none", "ngram", "itself", "shipped", "shipped"):
+        result = pipeline.generate(
+            pipeline.tokenizer.encode(PROMPTS[0]), max_new_tokens=TOKENS, ignore_eos=True, num_draft_tokens=3,
+            sampling=replace(MODES["sampled"], verification="rejection"), drafter=drafters[name],
+        )  # fmt: skip
+        check_identities(result.stats.rounds)
+        assert result.as_dict()["verification"] == "rejection"
+        assert texts.setdefault(name, result.token_ids) == result.token_ids
+        if name == "itself":
+            assert result.stats.acceptance_rate is not None and result.stats.acceptance_rate > 0.95
+    assert texts["none"] == texts["ngram"] != texts["shipped"]
 
 
 @pytest.mark.parametrize("k", [0, 1, 2, 4, 8])

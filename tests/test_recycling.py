@@ -15,12 +15,13 @@ import pytest
 
 import edgespec
 from edgespec.backends.fake import FakeModel, random_table
+from edgespec.decode.costs import ForwardCost, ForwardTimes
 from edgespec.decode.draft_length import Fixed
 from edgespec.decode.speculative import speculative
+from edgespec.drafters.arbiter import Arbiter
 from edgespec.drafters.base import Drafter, NoDrafter
-from edgespec.drafters.fallback import Fallback
 from edgespec.drafters.ngram import NGram
-from edgespec.drafters.recycling import Recycling, likeliest, static_tree
+from edgespec.drafters.recycling import Recycling, likeliest
 from edgespec.errors import SettingError
 from edgespec.stats import Stats
 from edgespec.types import Draft, Logits, SamplingParams, Step, Tree, Verdict, tree_depths
@@ -74,6 +75,11 @@ class Junk(NoDrafter):
         return Draft(tuple((len(context) * 7 + i) % VOCAB for i in range(k)))
 
 
+def in_turns(*drafters: Drafter) -> Arbiter:
+    """With a fixed length the first that has something drafts."""
+    return Arbiter(drafters, None, target_s=ForwardCost(ForwardTimes((1,), 0, 0, (1.0,), (1.0,))), trees=True)
+
+
 @pytest.mark.parametrize("width", [1, 3])
 @pytest.mark.parametrize("turns", ["alone", "after ngram", "after junk", "before junk"])
 def test_every_token_fed_has_the_line_the_target_gave_it_whoever_drafted(width: int, turns: str) -> None:
@@ -81,9 +87,9 @@ def test_every_token_fed_has_the_line_the_target_gave_it_whoever_drafted(width: 
     recycling = Recycling(VOCAB, width=width)
     drafters: dict[str, Drafter] = {
         "alone": recycling,
-        "after ngram": Fallback(NGram(), recycling),
-        "after junk": Fallback(Junk(), recycling),
-        "before junk": Fallback(recycling, Junk()),
+        "after ngram": in_turns(NGram(), recycling),
+        "after junk": in_turns(Junk(), recycling),
+        "before junk": in_turns(recycling, Junk()),
     }
     target = Listening(BIGRAM, VOCAB)
     stats = generate(drafters[turns], target, params=SamplingParams(temperature=1.5, seed=5))
@@ -160,15 +166,38 @@ def test_drafts_are_chains_unless_told_and_trees_stay_in_their_bounds() -> None:
     assert max(tree_depths(tree.propose([1], 30).tree or ())) >= 3
 
 
-def test_any_beginning_of_the_static_tree_is_the_best_of_its_size() -> None:
-    chances = (0.5, 0.3, 0.1)
-    worth = [1.0]
-    for parent, rank in static_tree(chances, 40):
-        worth.append(worth[parent] * chances[rank])
-    assert worth == sorted(worth, reverse=True)
-    every = sorted(a * b * c for a in chances for b in (1, *chances) for c in ((1, *chances) if b != 1 else (1,)))
-    assert worth[1:12] == pytest.approx(every[::-1][:11])
-    assert static_tree((0.3,), 3) == ((0, 0), (1, 0), (2, 0))
+def test_a_tree_has_the_nodes_with_the_best_products_of_scores() -> None:
+    drafter = Recycling(VOCAB, width=3)
+    generate(drafter, FakeModel(BIGRAM, VOCAB), k=6, budget=300, params=SamplingParams(temperature=3.0, seed=1))
+    for last in range(VOCAB):
+        whole = drafter.propose([0, last], 60)
+        worth = [1.0]
+        for row, score in zip(whole.parents, whole.scores, strict=True):
+            worth.append(worth[row] * score)
+        assert len(whole) == 60 and worth == sorted(worth, reverse=True)
+        fewer = drafter.propose([0, last], 9)
+        assert (fewer.tokens, fewer.parents, fewer.scores) == (whole.tokens[:9], whole.parents[:9], whole.scores[:9])
+
+
+def test_a_score_is_the_share_of_the_likeliest_and_less_behind_another_token() -> None:
+    for width in (1, 2):
+        drafter = Recycling(VOCAB, width=width)
+        logits = np.full((3, VOCAB), -30, np.float32)
+        logits[0, [9, 8, 7]] = np.log([0.6, 0.3, 0.1])
+        logits[1, [4, 5]] = np.log([0.9, 0.1])
+        logits[2, [5, 4]] = np.log([0.8, 0.2])
+        drafter.commit([1, 5, 9], Draft((6, 7), tree=(0, 0)), Verdict(0, (9,), (0,)), Step(logits))
+
+        def score(*context: int, drafter: Recycling = drafter) -> float:
+            return drafter.propose(context, 1).scores[0]
+
+        assert score(1, 5) == pytest.approx(0.6 / (0.9 if width == 1 else 1.0))
+        assert score(5, 6) == pytest.approx(0.9) and score(5, 7) == pytest.approx(0.8), "both hang on the root"
+        assert score(2, 5) < 0.5 * score(1, 5) and score(6, 7) < 0.5 * score(5, 7)
+        chain = drafter.propose([1, 5], 2)
+        if width == 1:
+            assert chain.tokens == (9,)
+        assert score(5) < 0.5 * score(1, 5), "nothing stands before it"
 
 
 @pytest.mark.parametrize("vocab", [5, 127, 300, 128 * 9, 5000])
@@ -184,15 +213,15 @@ def test_the_likeliest_are_those_of_a_full_sort(vocab: int) -> None:
 
 
 def test_a_width_that_cannot_be_is_refused() -> None:
-    for width, vocab in ((0, VOCAB), (9, VOCAB), (3, 2)):
+    for width, vocab in ((0, VOCAB), (9, VOCAB), (3, 3)):
         with pytest.raises(SettingError, match="recycling width; got"):
             Recycling(vocab, width=width)
 
 
-def taught(file: Path, target: str = "this") -> dict[int, list[int]]:
+def taught(file: Path, about: str = "this") -> dict[int, list[int]]:
     """A drafter with a file learns a few lines and goes."""
     drafter = Recycling(VOCAB, width=2)
-    drafter.remember(file, target)
+    drafter.remember(file, about)
     drafter.commit([1, 5, 9], Draft((6, 7)), Verdict(0, (9,), (0,)), says(9, 20, 30))
     known = lines(drafter)
     del drafter
@@ -200,9 +229,9 @@ def taught(file: Path, target: str = "this") -> dict[int, list[int]]:
     return known
 
 
-def remembered(file: Path, target: str = "this", *, width: int = 2, vocab: int = VOCAB) -> dict[int, list[int]]:
+def remembered(file: Path, about: str = "this", *, width: int = 2, vocab: int = VOCAB) -> dict[int, list[int]]:
     drafter = Recycling(vocab, width=width)
-    drafter.remember(file, target)
+    drafter.remember(file, about)
     return lines(drafter)
 
 
@@ -238,24 +267,36 @@ def test_it_is_written_when_the_process_ends(tmp_path: Path) -> None:
     assert remembered(file)[5][0] == 9
 
 
-def test_another_targets_file_or_a_damaged_one_is_ignored_and_replaced(tmp_path: Path) -> None:
+def test_another_targets_file_or_a_damaged_one_is_ignored_and_replaced(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "table.npz"
     known = taught(file)
     good = file.read_bytes()
-    fits: dict[str, Any] = {"target": "this", "width": 2, "vocab": VOCAB}
-    for other in ({}, {"target": "that"}, {"width": 3}, {"width": 1}, {"vocab": VOCAB + 1}):
+    fits: dict[str, Any] = {"about": "this", "width": 2, "vocab": VOCAB}
+    for other in ({}, {"about": "that"}, {"width": 3}, {"width": 1}, {"vocab": VOCAB + 1}):
         file.write_bytes(good)
         assert remembered(file, **fits | other) == ({} if other else known)
     flipped = bytearray(good)
     flipped[good.index(b"successors") + 300] ^= 0xFF
-    foreign = io.BytesIO()
-    np.savez(foreign, target="this", shape=(VOCAB, 2), tokens=[3], successors=[[VOCAB, -1]])
-    large = io.BytesIO()  # larger than any table of this shape
-    np.savez(large, target="this", shape=(VOCAB, 2), tokens=[3], successors=[[4, -1]], more=bytes(1 << 17))
+
+    def with_other(**changed: Any) -> bytes:
+        table: dict[str, Any] = {"lines": [3], "successors": [[4, -1]], "scores": [[0.5, 0.0]], "before": [2]}
+        out = io.BytesIO()
+        np.savez(out, about="this", shape=(VOCAB, 2), **table | changed)
+        return out.getvalue()
+
+    file.write_bytes(with_other())
+    assert remembered(file) == {3: [4]}
+    foreign = [
+        with_other(successors=[[VOCAB, -1]]), with_other(scores=[[np.nan, 0.0]]), with_other(lines=[-1]),
+        with_other(lines=[VOCAB]), with_other(before=[1, 2]), with_other(more=bytes(1 << 18)),
+    ]  # fmt: skip
     others = (b"", good[: len(good) // 2], good[100:], b"\x93NUMPY junk", flipped)
-    for damaged in (*others, foreign.getvalue(), large.getvalue()):
+    for damaged in (*others, *foreign):
         file.write_bytes(damaged)
         assert remembered(file) == {}, damaged[:20]
+        assert f"dropped {file}" in capfd.readouterr().err
         file.write_bytes(damaged)
         assert taught(file) == remembered(file) == known
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import edgespec
+from edgespec.drafters.folder import read_folder
 from edgespec.drafters.retrieval import Retrieval
 from edgespec.errors import SettingError
 from edgespec.tokenizer import Tokenizer
@@ -41,9 +42,13 @@ class Listening:
         return TOKENIZER.encode(text)
 
 
+def of_folder(folder: str | Path, **limits: int) -> Retrieval:
+    return Retrieval(read_folder(folder, TOKENIZER, **limits).texts)
+
+
 def found(folder: Path, text: str, **limits: int) -> str:
     """The word that is proposed after ``text``."""
-    drafter = Retrieval.of_folder(folder, TOKENIZER, **limits)
+    drafter = of_folder(folder, **limits)
     return TOKENIZER.decode(drafter.propose(TOKENIZER.encode(text), 1).tokens).strip()
 
 
@@ -73,7 +78,7 @@ def test_it_drafts_a_majority_of_the_longest_matches() -> None:
 def test_code_is_found_in_a_file_and_proposed_to_its_end(tmp_path: Path) -> None:
     write(tmp_path, "deep/er/sums.py")
     write(tmp_path, "other.txt", "Nothing to see here, for value in words.")
-    drafter = Retrieval.of_folder(str(tmp_path), TOKENIZER)
+    drafter = of_folder(str(tmp_path))
     code, before = TOKENIZER.encode(CODE), TOKENIZER.encode("import math\n\n\n")
     for end in (5, 17, 40):
         assert drafter.propose([*before, *code[:end]], 100).tokens == tuple(code[end:])
@@ -138,14 +143,14 @@ def test_no_file_is_tokenized_beyond_the_limit(tmp_path: Path) -> None:
     for name in "abcd":
         write(tmp_path, f"{name}.txt", "the colour of the sky is blue\n")
     tokenizer = Listening()
-    Retrieval.of_folder(tmp_path, tokenizer, max_tokens=10)
+    read_folder(tmp_path, tokenizer, max_tokens=10)
     assert len(tokenizer.texts) == 2
 
 
 def test_windows_line_ends_and_marks_are_read_as_a_model_writes_them(tmp_path: Path) -> None:
     write(tmp_path, "a.py", b"\xef\xbb\xbf" + CODE.replace("\n", "\r\n").encode())
     tokenizer = Listening()
-    Retrieval.of_folder(tmp_path, tokenizer)
+    read_folder(tmp_path, tokenizer)
     assert tokenizer.texts == [CODE]
 
 
@@ -155,9 +160,9 @@ def test_a_folder_that_is_none_or_has_no_text_is_refused(tmp_path: Path) -> None
     write(tmp_path, "empty/picture.png", b"\0\1\2")
     for folder in ("missing", "full/a.txt"):
         with pytest.raises(SettingError, match="folder to draft from; got .*; allowed: an existing folder"):
-            Retrieval.of_folder(tmp_path / folder, TOKENIZER)
+            read_folder(tmp_path / folder, TOKENIZER)
     with pytest.raises(SettingError, match="no text to draft from; got .*empty"):
-        Retrieval.of_folder(tmp_path / "empty", TOKENIZER)
+        read_folder(tmp_path / "empty", TOKENIZER)
 
 
 def test_a_loaded_pair_drafts_from_a_folder_first(tmp_path: Path, tiny_ir: Path) -> None:
@@ -170,3 +175,40 @@ def test_a_loaded_pair_drafts_from_a_folder_first(tmp_path: Path, tiny_ir: Path)
     assert stats.proposed == 2
     with pytest.raises(SettingError, match="nothing to draft from a folder"):
         edgespec.load(tiny_ir.parent, draft="none", draft_from=tmp_path)
+
+
+def test_what_is_left_out_is_counted_by_reason(tmp_path: Path) -> None:
+    write(tmp_path, "a.txt", "the colour of the sky is blue\n")
+    write(tmp_path, "large.txt", "many words " * 50)
+    write(tmp_path, "picture.bin", b"\0\1\2")
+    write(tmp_path, "latin.txt", "é".encode("latin-1"))
+    read = read_folder(tmp_path, TOKENIZER, max_file_bytes=100)
+    assert (len(read.texts), dict(read.left_out)) == (1, {"too large": 1, "no text": 2})
+    write(tmp_path, "b.txt", "the colour of the sea is blue\n", age_s=99)
+    read = read_folder(tmp_path, TOKENIZER, max_tokens=3)
+    assert sum(map(len, read.texts)) == 3
+    assert read.left_out["beyond the limit of tokens"] >= 1
+    assert read_folder(tmp_path, TOKENIZER, max_files=1).left_out["or more beyond the limit of files"] == 1
+
+
+def test_a_file_that_cannot_be_read_is_counted_and_passed_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, "a.txt")
+    write(tmp_path, "locked.txt")
+    whole = Path.read_bytes
+
+    def read_bytes(path: Path) -> bytes:
+        if path.name == "locked.txt":
+            raise PermissionError(path)
+        return whole(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    read = read_folder(tmp_path, TOKENIZER)
+    assert (len(read.texts), dict(read.left_out)) == (1, {"unreadable": 1})
+
+
+def test_scores_follow_the_votes_and_the_length_of_the_match() -> None:
+    drafter = Retrieval([[1, 2, 3, 4, 5], [1, 2, 3, 4, 6], [9, 1, 2, 3, 4, 5], [7, 8, 9, 6]])
+    agreed = drafter.propose([0, 1, 2, 3], 2)
+    assert agreed.tokens == (4, 5) and agreed.scores[0] > agreed.scores[1] > 0
+    short, long = drafter.propose([0, 2, 3, 4], 1), drafter.propose([9, 1, 2, 3, 4], 1)
+    assert short.tokens == long.tokens == (5,) and long.scores > short.scores

@@ -1,20 +1,32 @@
-"""Distributions: what ``draw`` and ``verify`` return is distributed as the target says, whatever the draft."""
+"""Draws: what ``draw`` and ``pick`` return is distributed as the logits say, and noise is as good as independent."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import chisquare
+from scipy.stats import chisquare, kstest
 
 from edgespec.decode import sampling
-from edgespec.decode.sampling import adjust, choose, draw, gumbel, probabilities, truncate
-from edgespec.decode.verify import verify
+from edgespec.decode.sampling import (
+    ACCEPT,
+    CORRECT,
+    DRAFT,
+    adjust,
+    choose,
+    draw,
+    gumbel,
+    pick,
+    probabilities,
+    truncate,
+    uniform,
+)
 from edgespec.errors import SettingError
-from edgespec.types import Draft, Logits, SamplingParams, Verdict
+from edgespec.types import Distribution, SamplingParams
 
 VOCAB = 8
 DRAWS = 3000
@@ -65,73 +77,6 @@ def test_draws_at_neighbouring_positions_and_seeds_are_independent() -> None:
         assert p_value(joint.ravel(), np.outer(one, one).ravel()) > 1e-4
 
 
-Drafting = Callable[[SamplingParams, int], tuple[int, ...]]
-
-
-def coupled(logits: Logits) -> Drafting:
-    """A draft that samples with the shared noise."""
-    return lambda params, position: (draw(logits, params, position), draw(np.roll(logits, 3), params, position + 1))
-
-
-ALMOST = (TARGET + np.linspace(-0.3, 0.3, VOCAB)).astype(np.float32)
-DISJOINT = np.array([-50, -50, -50, -50, 1, 2, 3, 4], np.float32)
-DRAFTS: dict[str, Drafting] = {
-    "equal": coupled(TARGET),
-    "close": coupled(ALMOST),
-    "reversed": coupled(TARGET[::-1].copy()),
-    "disjoint": coupled(DISJOINT),
-    "zero-mass token": lambda params, position: (7, 7),
-    "always the likeliest": lambda params, position: (0, 3),
-    "none": lambda params, position: (),
-}
-Rule = Callable[[Draft, Logits, Sequence[int], SamplingParams], Verdict]
-
-
-def worst_p_value(rule: Rule, drafting: Drafting, rules: dict[str, float]) -> float:
-    """First and second committed token against the target's distribution."""
-    context = [1] * 9
-    first: list[int] = []
-    second: list[int] = []
-    for seed in range(DRAWS):
-        params = SamplingParams(**rules, seed=seed)
-        draft = Draft(drafting(params, len(context)))
-        logits = np.array([TARGET, AFTER, TARGET])[: len(draft) + 1]
-        tokens = list(rule(draft, logits, context, params).tokens)
-        first.append(tokens[0])
-        if len(tokens) == 1:  # the next round begins with the second token
-            tokens += rule(Draft(), AFTER[None], [*context, tokens[0]], params).tokens
-        second.append(tokens[1])
-    params = SamplingParams(**rules, seed=0)
-    return min(
-        p_value(count(first), probabilities(TARGET, params)), p_value(count(second), probabilities(AFTER, params))
-    )
-
-
-@pytest.mark.parametrize("name", DRAFTS)
-def test_verification_preserves_the_targets_distribution(name: str) -> None:
-    for rules in ({"temperature": 1.0}, {"temperature": 0.7, "top_p": 0.9}):
-        assert worst_p_value(verify, DRAFTS[name], rules) > 1e-4
-
-
-def accept_always(draft: Draft, logits: Logits, context: Sequence[int], params: SamplingParams) -> Verdict:
-    bonus = choose(logits[len(draft)], (), params, len(context) + len(draft))
-    return Verdict(len(draft), (*draft.tokens, bonus), tuple(range(len(draft) + 1)))
-
-
-def accept_if_likely(draft: Draft, logits: Logits, context: Sequence[int], params: SamplingParams) -> Verdict:
-    if len(draft) and probabilities(logits[0], params)[draft.tokens[0]] > 0.1:
-        return Verdict(1, draft.tokens[:1], (0, 1))
-    return verify(Draft(), logits[:1], context, params)
-
-
-@pytest.mark.parametrize("wrong", [accept_always, accept_if_likely])
-def test_the_same_test_catches_a_wrong_rule(wrong: Rule) -> None:
-    caught = [
-        worst_p_value(wrong, DRAFTS[name], {"temperature": 1.0}) < 1e-9 for name in ("reversed", "always the likeliest")
-    ]
-    assert any(caught)
-
-
 @settings(deadline=None, max_examples=60)
 @given(
     seed=st.integers(0, 2**64 - 1),
@@ -152,6 +97,43 @@ def test_noise_of_a_token_does_not_depend_on_its_company() -> None:
     assert np.isfinite(whole).all() and whole.max() <= sampling._GUMBEL_MAX
     assert np.array_equal(gumbel(3, 9, ids[[7, 4000, 49999]]), whole[[7, 4000, 49999]])
     assert abs(whole.mean() - 0.5772) < 0.02 and abs(whole.var() - np.pi**2 / 6) < 0.05
+
+
+def test_uniform_numbers_are_uniform_and_share_nothing() -> None:
+    """Along each word of the key, and between keys that differ in one word."""
+    streams = {
+        "by seed": [uniform(seed, ACCEPT, DRAWS, 0) for seed in range(DRAWS)],
+        "by position": [uniform(5, ACCEPT, position, 0) for position in range(DRAWS)],
+        "next sibling": [uniform(5, ACCEPT, position, 1) for position in range(DRAWS)],
+        "next seed": [uniform(6, ACCEPT, position, 0) for position in range(DRAWS)],
+        "correction": [uniform(5, CORRECT, position) for position in range(DRAWS)],
+        "draft": [uniform(5, DRAFT, position, position) for position in range(DRAWS)],
+        "draft, next round": [uniform(5, DRAFT, position - 1, position) for position in range(1, DRAWS + 1)],
+    }
+    assert len({number for stream in streams.values() for number in stream}) == len(streams) * DRAWS
+    for stream in streams.values():
+        assert kstest(stream, "uniform").pvalue > 1e-4
+    for left, right in itertools.combinations([*streams.values(), [*streams["by position"][1:], 0.5]], 2):
+        joint = np.histogram2d(left, right, bins=6, range=[[0, 1], [0, 1]])[0]
+        assert p_value(joint.ravel(), np.full(36, 1 / 36)) > 1e-4
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=5))
+def test_one_number_is_mixed_as_an_array_of_them_is(numbers: list[int]) -> None:
+    assert [sampling._mix_one(n) for n in numbers] == sampling._mix(np.array(numbers, np.uint64)).tolist()
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=8).filter(lambda numbers: sum(numbers) > 1e-3))
+def test_a_pick_cuts_the_unit_interval_into_the_probabilities(numbers: list[float]) -> None:
+    probs = np.array(numbers) / sum(numbers)
+    source = Distribution(np.arange(len(probs)) * 3 + 1, probs)
+    middles = (np.arange(400) + 0.5) / 400
+    picked = np.bincount([(pick(source, number) - 1) // 3 for number in middles], minlength=len(probs))
+    assert (np.abs(picked - 400 * probs) <= 1).all()
+    for number in (2.0**-53, 1 - 2.0**-53):
+        assert source.of(pick(source, number)) > 0
 
 
 @settings(deadline=None, max_examples=150)
@@ -203,7 +185,8 @@ def test_a_bias_of_minus_infinity_forbids_a_token() -> None:
         {"top_p": 0.0}, {"top_p": 1.5}, {"top_p": float("nan")}, {"min_p": -1}, {"min_p": 1.1},
         {"repetition_penalty": 0.0}, {"repetition_penalty": -1}, {"logit_bias": {-1: 1.0}},
         {"logit_bias": {1: float("nan")}},
-        {"logit_bias": {1: float("inf")}}, {"top_k": 2.5}, {"seed": 1.5}, {"seed": -1}, {"seed": 2**64},
+        {"logit_bias": {1: float("inf")}}, {"verification": "typical"},
+        {"top_k": 2.5}, {"seed": 1.5}, {"seed": -1}, {"seed": 2**64},
     ],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused(bad: dict[str, object]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,14 @@ import torch
 from click.testing import CliRunner, Result
 from transformers import AutoModelForCausalLM
 
+from edgespec.bench.prompts import Prompt
 from edgespec_train import corpus as corpora
 from edgespec_train import shards, sources
 from edgespec_train.batches import Texts
-from edgespec_train.begin import fit_head
+from edgespec_train.begin import fit_head, take_over
 from edgespec_train.corpus import Plan, make_corpus
 from edgespec_train.draft_model import UNKNOWN, Shape, begin_from, build, choose_vocabulary, invert
-from edgespec_train.evaluate import Prompt, replay, write
+from edgespec_train.evaluate import replay, write
 from edgespec_train.exclusion import OWN, Excluded
 from edgespec_train.fastdraft import Point, Recipe, agreement, block_efficiency, hidden_states, train
 from edgespec_train.losses import loss_of
@@ -88,31 +90,35 @@ def test_the_writer_says_what_the_target_thought(target: Path, torch_target: Any
     random = np.random.default_rng(0)
     prompts = [tuple(int(t) for t in random.integers(4, 400, size=n)) for n in (3, 70, 1, 40, 9)]
     jobs = [Job(key, prompt, max_new_tokens=12) for key, prompt in enumerate(prompts)]
-    texts = {text.job.key: text for text in writer.write(iter(jobs), rows_per_forward=16)}
-    assert sorted(texts) == [0, 1, 2, 3, 4]
-    for key, prompt in enumerate(prompts):
-        text = texts[key]
+    queue, texts = deque(jobs), {}
+    for text in writer.write(queue, rows_per_forward=16):
+        texts[text.job.key] = text
+        if text.job.key < len(jobs):  # a follow-up goes on where the text stands in the cache
+            queue.appendleft(Job(text.job.key + 10, (*text.job.prompt, *text.tokens[:-1], 7, 8), max_new_tokens=4))
+    assert sorted(texts) == [0, 1, 2, 3, 4, 10, 11, 12, 13, 14]
+    for text in texts.values():
+        prompt = text.job.prompt
         with torch.no_grad():
             logits = torch_target(torch.tensor([[*prompt, *text.tokens]])).logits[0, len(prompt) - 1 : -1]
         expected = torch.log_softmax(logits, -1).topk(TOP)
         np.testing.assert_allclose(np.stack(text.top_logprobs), expected.values, atol=6e-2)  # 16-bit keys and values
         assert [int(row[0]) for row in text.top_ids] == text.tokens
-    again = {text.job.key: text.tokens for text in writer.write(iter(jobs))}
-    assert again == {key: text.tokens for key, text in texts.items()}, "an earlier text is left in the cache"
+    again = {text.job.key: text.tokens for text in writer.write(deque(jobs))}
+    assert again == {job.key: texts[job.key].tokens for job in jobs}, "an earlier text is left in the cache"
 
 
 def test_sampling_follows_the_temperature_and_the_seed(target: Path) -> None:
     writer = Writer(target / "openvino_model.xml", eos_token_ids=[], slots=8, max_length=64)
 
     def first_tokens(temperature: float, seed: int) -> list[int]:
-        jobs = (Job(key, (5, 6, 7), 1, temperature, seed) for key in range(400))
+        jobs = deque(Job(key, (5, 6, 7), 1, temperature, seed) for key in range(400))
         return [text.tokens[0] for text in sorted(writer.write(jobs), key=lambda text: text.job.key)]
 
     (best,) = set(first_tokens(0.0, 0))
     hot = first_tokens(1.0, 1)
     assert hot == first_tokens(1.0, 1) != first_tokens(1.0, 2)
     job = Job(0, (5, 6, 7), 1)
-    probability = float(np.exp(next(writer.write(iter([job]))).top_logprobs[0][0]))
+    probability = float(np.exp(next(writer.write(deque([job]))).top_logprobs[0][0]))
     expected = 400 * probability
     assert abs(hot.count(best) - expected) < 5 * np.sqrt(expected * (1 - probability)) + 12  # 32 best, not all
     assert first_tokens(0.3, 1).count(best) > hot.count(best)
@@ -260,6 +266,23 @@ def test_the_fitted_head_is_least_squares(torch_target: Any, corpus: Path) -> No
     torch.testing.assert_close(got, expected.float(), atol=1e-2, rtol=1e-2)
 
 
+def test_a_draft_that_goes_on_from_an_earlier_one_thinks_as_it_did(torch_target: Any, corpus: Path) -> None:
+    counts = shards.token_counts(shards.shard_paths(corpus), VOCAB)
+    ids = [choose_vocabulary(counts, size, always=[0]) for size in (200, 300)]
+    drafts: list[Any] = [build(torch_target.config, Shape((0,)), len(some), seed=3) for some in ids]
+    with torch.no_grad():
+        for parameter in drafts[0].parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    begin_from(drafts[1], torch_target, Shape((0,)), ids[1])
+    fit_head(drafts[1], torch_target, texts_of(corpus, ids[1]), rows=500)
+    common = np.intersect1d(*ids)
+    assert take_over(drafts[1], ids[1], drafts[0], ids[0]) == len(common) > 150
+    text = np.random.default_rng(0).choice(common[common >= 0], 20)
+    rows = [torch.from_numpy(invert(some, VOCAB)) for some in ids]
+    logits = [draft(row[text][None]).logits[0][:, row[common]] for draft, row in zip(drafts, rows, strict=True)]
+    torch.testing.assert_close(logits[0], logits[1], atol=1e-4, rtol=1e-4)
+
+
 def test_a_trimmed_vocabulary_reads_and_proposes_the_same_ids(torch_target: Any) -> None:
     counts = np.zeros(VOCAB, np.int64)
     counts[[3, 50, 51, 400]] = 9, 5, 7, 1
@@ -315,7 +338,7 @@ def test_training_brings_a_draft_closer_to_the_target(torch_target: Any, corpus:
     texts = texts_of(corpus, id_map)
     draft: Any = build(torch_target.config, Shape((0,)), VOCAB, seed=1)
     before = np.concatenate(agreement(draft, texts, texts.texts)).mean()
-    recipe = dataclasses.replace(RECIPE, steps=40, evaluate_every=40, learning_rate=5e-3)
+    recipe = dataclasses.replace(RECIPE, steps=80, evaluate_every=80, learning_rate=5e-3)
     (point,) = train(draft, texts, texts, recipe, tmp_path, say=lambda point: None)
     after = np.concatenate(agreement(draft, texts, texts.texts)).mean()
     assert before < 0.02
@@ -398,6 +421,8 @@ def test_every_text_is_in_one_part_and_every_epoch_has_all(torch_target: Any, co
     rest, held_out = texts.split(0.3)
     assert sorted(rest.texts + held_out.texts) == sorted(texts.texts)
     assert rest.texts and held_out.texts
+    prompts = [{bytes(texts.prompt(text)) for text in part.texts} for part in (rest, held_out)]
+    assert not prompts[0] & prompts[1], "answers to one prompt on both sides"
     for epoch in (0, 1):
         batches = texts.epoch(0, epoch, 600)
         assert sorted(text for batch in batches for text in batch) == sorted(texts.texts)
@@ -445,7 +470,7 @@ def test_train_fastdraft_makes_a_draft_that_is_worth_more_than_an_untrained_one(
         prompts = [Prompt("all", text, raw=True) for text in tiny_models.CORPUS]
         texts = list(write(pipeline, prompts, SamplingParams(), 60))
         rates.append(replay(pipeline.drafter, texts, SamplingParams(), 4, VOCAB)["all"].acceptance_rate)
-        drafted = pipeline.generate(texts[0].prompt, max_new_tokens=60)
+        drafted = pipeline.generate(texts[0].prompt, max_new_tokens=60, num_draft_tokens=4)
         assert drafted.token_ids[: len(texts[0].tokens)] == list(texts[0].tokens), "exact with the trained draft"
         assert drafted.stats.proposed > 0
     assert rates[0] > rates[1] + 0.15
@@ -491,10 +516,17 @@ def test_block_efficiency_counts_rounds() -> None:
         (["fastdraft", "{1}", "-o", "{}", "--from-layers", "0,9"], "layers of the target"),
         (["fastdraft", "default", "-o", "{}", "--seed", "-1"], "seed"),
         (["fastdraft", "default", "-o", "{}", "--corpus", "{}"], "no shards in the corpus"),
+        (
+            ["fastdraft", "default", "-o", "{}", "--corpus", "{}", "--corpus-tokens", "9"],
+            "shards that are made already",
+        ),
+        (["fastdraft", "default", "-o", "{}", "--from-draft", "{}"], "no trained draft there"),
+        (["fastdraft", "qwen2.5-1.5b", "-o", "{}"], "an OpenVINO model already"),
         (["corpus", "default", "-o", "{}", "--folder", "{}/nothing"], "no such corpus folder"),
         (["corpus", "default", "-o", "{}", "--exclude", "{}/nothing.jsonl"], "cannot read the prompts to leave out"),
         (["evaluate", "--prompts", "{}/nothing.jsonl"], "cannot read prompts"),
         (["evaluate", "--draft", "none"], "no drafter"),
+        (["evaluate", "-k", "9"], "number of draft tokens"),
     ],
 )
 def test_bad_input_is_one_line(

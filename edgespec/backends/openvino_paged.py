@@ -6,6 +6,7 @@ engine is a few small arrays.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -59,12 +60,16 @@ class OpenVINOPagedModel:
         self.weights_bytes = xml.with_suffix(".bin").stat().st_size
         self._settings = settings
         self._hidden = hidden
+        self.fingerprint = _fingerprint(core, self.compiled, xml, device)
+        """of model, engine, device and settings: what a measurement of this model depends on"""
         self._ports = {port.get_any_name(): port for port in self.compiled.inputs}
         self.cache = PagedCache(core, self.compiled, self._request, device, capacity)
         self.vocab_size = self.compiled.output("logits").partial_shape[-1].get_length()
         self._device = device
         self.infer_s = 0.0
         """seconds spent inside the engine since construction"""
+        self.width: Callable[[int, int], int] | None = None
+        """(tokens, rows before them) -> width to run their forward at, at least as many; the rest is padding"""
         self._pending: _Forward | None = None
         self._started_s = 0.0
         self._given: dict[str, object] = {}  # key of what each input of the engine holds
@@ -150,6 +155,8 @@ class OpenVINOPagedModel:
         self.cache.settle()
         past, real = self.cache.length, len(tokens)
         n = max(real, self._settings.min_width)
+        if self.width is not None and num_logits != 0:  # not a prefill's
+            n = self.width(n, past)
         assert past + real <= self.cache.capacity, "a forward past the context"
         self.cache.ensure(past + n)
         blocks = -(-(past + n) // self.cache.rows_per_block)
@@ -188,6 +195,20 @@ class OpenVINOPagedModel:
             self._given.pop(name, None)  # an interrupted set leaves nothing to rely on
             self._request.set_tensor(self._ports[name], ov.Tensor(make()))
             self._given[name] = key
+
+
+def _fingerprint(core: ov.Core, compiled: ov.CompiledModel, xml: Path, device: str) -> str:
+    weights = xml.with_suffix(".bin").stat()
+    names = ("INFERENCE_NUM_THREADS", "INFERENCE_PRECISION_HINT", "KV_CACHE_PRECISION")
+    identity = [
+        xml.stat().st_size,
+        weights.st_size,
+        weights.st_mtime_ns,
+        core.get_property(device, "FULL_DEVICE_NAME"),
+        core.get_versions(device)[device].build_number,
+        *(str(compiled.get_property(name)) for name in names if name in compiled.get_property("SUPPORTED_PROPERTIES")),
+    ]
+    return hashlib.sha256(repr(identity).encode()).hexdigest()[:24]
 
 
 def ancestor_mask(tree: Tree, n: int) -> np.ndarray[Any, np.dtype[np.uint8]]:

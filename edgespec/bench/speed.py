@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
-from pathlib import Path
 from statistics import median
 
+from edgespec.bench.prompts import Prompt, encode, read
 from edgespec.bench.report import show
 from edgespec.drafters.base import NoDrafter
 from edgespec.pipeline import Generation, Pipeline
@@ -18,8 +17,8 @@ def bench_speed(pipeline: Pipeline, *, new_tokens: int = 96, pairs: int = 3) -> 
     efficiency: dict[str, list[float]] = defaultdict(list)
     acceptance: dict[str, list[float]] = defaultdict(list)
     same = total = 0
-    for prompt in read_prompts():
-        kind = prompt["kind"]
+    for prompt in read():
+        kind = prompt.category
         pair_ratios = []
         for _ in range(pairs):
             plain = _run(pipeline, prompt, new_tokens, speculative=False)
@@ -46,15 +45,7 @@ def bench_speed(pipeline: Pipeline, *, new_tokens: int = 96, pairs: int = 3) -> 
     )
 
 
-def read_prompts() -> list[dict[str, str]]:
-    lines = Path(__file__).with_name("prompts.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
-
-
-def _run(pipeline: Pipeline, prompt: dict[str, str], new_tokens: int, *, speculative: bool) -> Generation:
-    return pipeline.generate(
-        prompt["text"],
-        raw=prompt["kind"] == "code",
-        max_new_tokens=new_tokens,
-        drafter=None if speculative else NoDrafter(),
-    )
+def _run(pipeline: Pipeline, prompt: Prompt, new_tokens: int, *, speculative: bool) -> Generation:
+    drafter = None if speculative else NoDrafter()
+    pipeline.drafter.reset()  # the prompt was answered in another turn: nobody may remember it
+    return pipeline.generate(encode(pipeline, prompt), max_new_tokens=new_tokens, drafter=drafter)

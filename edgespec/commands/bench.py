@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
 
-from edgespec.commands.options import model_options
+from edgespec.commands.options import model_options, sampling_from, sampling_options
+from edgespec.errors import SettingError
 
 
 @click.group(name="bench")
@@ -34,6 +36,53 @@ def speed(pairs: int, new_tokens: int, **options: Any) -> None:
     from edgespec.bench.speed import bench_speed
 
     bench_speed(_load(options), pairs=pairs, new_tokens=new_tokens)
+
+
+@command.command()
+@model_options
+@sampling_options
+@click.option("--pairs", type=click.IntRange(1), default=3, show_default=True, help="Interleaved repetitions.")
+@click.option("--prompts", type=click.Path(path_type=Path), metavar="FILE", help="Lines of JSON (kind, text).")
+@click.option("--per-category", type=click.IntRange(1), metavar="N", help="Take the first N prompts of each category.")
+@click.option("--context", type=click.IntRange(0), default=0, help="Tokens of other text to put before each prompt.")
+@click.option("--lengths", default="", metavar="K,K,...", help="Fixed draft lengths to compare with.")
+def drafters(
+    pairs: int, prompts: Path | None, per_category: int | None, context: int, lengths: str, **options: Any
+) -> None:
+    """Every drafter alone and all under the arbiter, by category: what each gains, and how often it is chosen."""
+    from edgespec.assembly import load
+    from edgespec.bench.drafters import bench_drafters
+    from edgespec.bench.prompts import read
+
+    chosen = read(prompts, per_category)
+    sampling, new_tokens, options = sampling_from(options)
+    bench_drafters(
+        load(**options),
+        chosen,
+        new_tokens=new_tokens,
+        pairs=pairs,
+        context=context,
+        lengths=_numbers(lengths),
+        sampling=sampling,
+    )
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        raise SettingError("draft lengths", got=text, allowed="numbers with commas, as 1,2,4") from error
+
+
+@command.command()
+@model_options
+@click.option("--pairs", type=click.IntRange(1), default=1, show_default=True, help="Interleaved repetitions.")
+@click.option("--new-tokens", type=click.IntRange(1), default=96, show_default=True)
+def verify(pairs: int, new_tokens: int, **options: Any) -> None:
+    """Coupled against rejection sampling: drafts accepted, tokens per forward, speed."""
+    from edgespec.bench.verify import bench_verify
+
+    bench_verify(_load(options), pairs=pairs, new_tokens=new_tokens)
 
 
 @command.command()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 
-from edgespec.types import SamplingParams
+from edgespec.types import SamplingParams, Verification
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -24,10 +24,18 @@ _MODEL = [
         help="A known name, a bundle folder, an OpenVINO IR folder, a .gguf file, or a hub id.",
     ),
     click.option(
-        "--draft", metavar="REF", help="Drafter: a model, ngram, recycling or none; the bundle's own unless told."
+        "--draft",
+        metavar="auto|ngram|recycling|none|REF",
+        default="auto",
+        show_default=True,
+        help="Drafter. auto: all the bundle has, chosen between round by round; or one of them by name.",
     ),
     click.option(
-        "-k", "--num-draft-tokens", type=int, metavar="N", help="Tokens to draft each round; adapts unless told."
+        "-k",
+        "--num-draft-tokens",
+        type=int,
+        metavar="N",
+        help="Tokens to draft each round; the bundle's own number unless told, else it adapts.",
     ),
     click.option("--device", default="CPU", show_default=True, metavar="D", help="Where the target runs (see doctor)."),
     click.option("--draft-device", metavar="D", help="Where the draft runs; beside the target unless told."),
@@ -42,7 +50,7 @@ _MODEL = [
     accept_licence,
 ]
 _LEARNING = [
-    click.option("--draft-from", metavar="FOLDER", help="Look up drafts in the text files of a folder first."),
+    click.option("--draft-from", metavar="FOLDER", help="Look up drafts in the text files of a folder too."),
     click.option(
         "--remember", is_flag=True, help="With --draft recycling: keep what it learns in the cache for the next run."
     ),
@@ -54,7 +62,19 @@ _SAMPLING = [
     click.option("--top-p", type=float, default=1.0, show_default=True, help="1 is off."),
     click.option("--min-p", type=float, default=0.0, show_default=True, help="0 is off."),
     click.option("--repetition-penalty", type=float, default=1.0, show_default=True, help="1 is off."),
-    click.option("--seed", type=int, help="Same seed, same text, with any draft. Random unless told."),
+    click.option(
+        "--verification",
+        type=click.Choice(get_args(Verification)),
+        metavar="RULE",
+        default="coupled",
+        show_default=True,
+        help="Of sampled drafts. coupled: same text with any draft. rejection: same distribution, more accepted.",
+    ),
+    click.option(
+        "--seed",
+        type=int,
+        help="Same seed and settings, same text (with rejection: for a fixed -k). Random unless told.",
+    ),
 ]
 
 
@@ -78,7 +98,7 @@ def sampling_options(function: F) -> F:
 
 def sampling_from(options: dict[str, Any]) -> tuple[SamplingParams, int, dict[str, Any]]:
     """Split the values of both groups: sampling, max_new_tokens, arguments for ``load``."""
-    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "verification", "seed")
     sampling = SamplingParams(**{name: options.pop(name) for name in names})
     max_new_tokens = int(options.pop("max_new_tokens"))
     options["ref"] = options.pop("model")

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 @click.option("--system", metavar="TEXT", help="System prompt.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End the text before this string; may be repeated.")
 @click.option("--ignore-eos", is_flag=True, help="Go on after the model's own end, up to --max-new-tokens.")
+@click.option("--explain", is_flag=True, help="Say on stderr why it was fast or slow: who drafted, what it gained.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def command(
     prompt: str | None,
@@ -31,6 +32,7 @@ def command(
     system: str | None,
     stop: tuple[str, ...],
     ignore_eos: bool,
+    explain: bool,
     as_json: bool,
     **options: object,
 ) -> None:
@@ -63,6 +65,13 @@ def command(
         sys.stdout.write("\n")
     sys.stdout.flush()
     click.echo(summary(stream.result), err=True)
+    if explain:
+        from edgespec.drafters.arbiter import Arbiter
+        from edgespec.explain import explain as in_words
+
+        drafter = pipeline.drafter
+        plain_s = drafter.plain_s if isinstance(drafter, Arbiter) and stream.result.stats.rounds else None
+        click.echo("\n".join(in_words(stream.result.stats, plain_s)), err=True)
 
 
 def summary(result: Generation) -> str:
@@ -78,6 +87,8 @@ def summary(result: Generation) -> str:
     else:
         parts.append("no drafts" if result.drafter == "none" else f"{result.drafter} had nothing to propose")
     parts.append(f"{result.numerics} on {result.devices['target']}")
+    if result.verification == "rejection":
+        parts.append("rejection")
     if result.seed is not None:
         parts.append(f"seed {result.seed}")
     return f"[{result.model}: {' · '.join(parts)}]"

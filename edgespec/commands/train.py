@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from edgespec.bench.report import show
 from edgespec.commands.options import model_options
+from edgespec.errors import SettingError
 
 _PATH = click.Path(path_type=Path)
 _output = click.option("-o", "--output", metavar="DIR", required=True, type=_PATH, help="Work folder.")
@@ -53,12 +55,15 @@ def corpus(target: str, output: Path, **plan: Any) -> None:
 @click.option("--steps", type=click.IntRange(1), default=2000, show_default=True, help="Batches to train on.")
 @click.option("--batch", "tokens_per_batch", type=click.IntRange(64), default=3072, show_default=True, metavar="TOKENS")
 @click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=2e-3, show_default=True)
-@click.option("--loss", type=click.Choice(["kd", "ce", "ce+kd"]), default="kd", show_default=True, help="See README.")
+@click.option(
+    "--loss", type=click.Choice(["kd", "ce", "ce+kd"]), default="kd", show_default=True, help="See models/README.md."
+)
 @click.option(
     "--layers", type=click.IntRange(1), default=2, show_default=True, help="Take the target's first N layers."
 )
 @click.option("--from-layers", metavar="I,J,...", help="Take these layers of the target instead.")
 @click.option("--from-scratch", is_flag=True, help="Begin from random weights instead of the target's.")
+@click.option("--from-draft", type=_PATH, metavar="DIR", help="Go on from DIR, the draft folder of an earlier run.")
 @click.option("--hidden", type=click.IntRange(1), metavar="N", help="Width of a draft from scratch.")
 @click.option("--intermediate", type=click.IntRange(1), metavar="N", help="Width of its MLP.")
 @click.option("--vocabulary", type=click.IntRange(16), default=8192, show_default=True, help="Tokens it can propose.")
@@ -68,7 +73,8 @@ def corpus(target: str, output: Path, **plan: Any) -> None:
 )
 @click.option("--evaluate-every", type=click.IntRange(1), default=200, show_default=True, metavar="STEPS")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-def fastdraft(target: str, output: Path, **options: Any) -> None:
+@click.pass_context
+def fastdraft(context: click.Context, /, target: str, output: Path, **options: Any) -> None:
     """Train a small draft for TARGET (FastDraft, arXiv 2411.11055); prints the folder of the bundle with both.
 
     TARGET is a transformers folder, a .gguf file, OWNER/NAME[@REVISION] on the Hugging Face hub, or a known name.
@@ -82,6 +88,15 @@ def fastdraft(target: str, output: Path, **options: Any) -> None:
 
     plan = {name: options.pop(name) for name in ("corpus_tokens", "folders", "exclude", "new_tokens", "ray")}
     plan |= {name: options.pop(name) for name in ("texts_per_shard", "corpus_seed")}
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name in plan
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    ]
+    if given and options["corpus_folder"]:
+        raise SettingError(
+            "--corpus names shards that are made already", got=", ".join(given), hint="leave out one of them"
+        )
     click.echo(train_fastdraft(target, output, _say, plan, options))
 
 
@@ -97,8 +112,9 @@ def evaluate(prompts: Path | None, new_tokens: int, temperature: float, timed: i
     from edgespec_train.report import evaluate_pair
 
     options["ref"] = options.pop("model")
+    k = 4 if options["num_draft_tokens"] is None else options["num_draft_tokens"]
     pipeline = load(**options, progress=True)
-    evaluate_pair(pipeline, prompts, new_tokens=new_tokens, temperature=temperature, timed=timed)
+    evaluate_pair(pipeline, prompts, new_tokens=new_tokens, temperature=temperature, timed=timed, k=k)
 
 
 @command.command()

@@ -1,13 +1,17 @@
-"""How many tokens to draft this round. State machines over what happened; no clock inside."""
+"""How many tokens to draft this round. State machines over what happened; no clock inside.
+
+The one that decides from measured costs is the arbiter (drafters.arbiter): how far and by whom is one question.
+"""
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from edgespec.errors import SettingError
 from edgespec.types import Round
 
 
+@runtime_checkable
 class DraftLength(Protocol):
     """``next`` before a round, ``update`` after it; one generation at a time."""
 
@@ -19,18 +23,20 @@ class DraftLength(Protocol):
 
 
 class Fixed:
-    """Always k tokens."""
+    """Always k tokens. learner: who is told of the rounds none the less."""
 
-    def __init__(self, k: int) -> None:
+    def __init__(self, k: int, learner: DraftLength | None = None) -> None:
         if k < 0:
             raise SettingError("number of draft tokens", got=k, allowed="0 or more")
         self.k = k
+        self._learner = learner
 
     def next(self, most: int) -> int:
         return min(self.k, most)
 
     def update(self, round_: Round) -> None:
-        pass
+        if self._learner is not None:
+            self._learner.update(round_)
 
 
 class Heuristic:

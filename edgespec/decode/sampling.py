@@ -6,6 +6,9 @@ position draws the same token however it was reached: alone, in a verification o
 draft. A drafter that uses the same noise agrees with the target whenever their distributions are close (Gumbel
 coupling).
 
+Rejection sampling draws otherwise: ``pick`` turns one keyed uniform number into a token of a ``Distribution``. Draft,
+acceptance and correction use numbers that share nothing (see ``uniform``).
+
 Order of the rules: repetition penalty, bias, temperature, top-k, top-p, min-p; each top-p and min-p on the
 distribution the rules before it left.
 """
@@ -17,10 +20,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edgespec.types import Logits, SamplingParams
+from edgespec.types import Distribution, Logits, SamplingParams
 
 _GUMBEL_MAX = -np.log(-np.log1p(-(2.0**-53)))  # the largest value ``gumbel`` can return, about 36.7
 _U64 = np.uint64
+_MASK = 2**64 - 1
+DRAFT, ACCEPT, CORRECT = 1, 2, 3
+"""Purposes of a uniform number: the first word of its key."""
 
 
 def choose(logits: Logits, context: Sequence[int], params: SamplingParams, position: int | None = None) -> int:
@@ -87,16 +93,59 @@ def truncate(logits: Logits, params: SamplingParams) -> tuple[NDArray[np.intp], 
     return keep, scaled
 
 
+def distribution(logits: Logits, params: SamplingParams, ids: NDArray[np.integer] | None = None) -> Distribution:
+    """The distribution ``draw`` draws from. ids: the token of each logit, where it is not its index.
+
+    Ids ascend if those given do. No tokens at all if every logit is ``-inf``.
+
+    >>> distribution(np.log(np.array([.1, .6, .3], np.float32)), SamplingParams(temperature=1, top_k=2)).probs.round(3)
+    array([0.667, 0.333])
+    """
+    if logits.max() == -np.inf:
+        return Distribution(np.zeros(0, np.intp), np.zeros(0))
+    kept, scaled = truncate(logits, params)
+    weights = np.exp(scaled - scaled.max())
+    some = np.flatnonzero(weights)
+    if len(some) < len(weights):
+        kept, weights = kept[some], weights[some]
+    return Distribution(kept if ids is None else ids[kept], weights / weights.sum())
+
+
 def probabilities(logits: Logits, params: SamplingParams) -> NDArray[np.float64]:
-    """The distribution ``draw`` draws from, ``(vocab,)``; one-hot for greedy."""
+    """What the next token is drawn from, ``(vocab,)``; one-hot for greedy."""
     out = np.zeros(len(logits))
     if params.greedy:
         out[int(logits.argmax())] = 1.0
         return out
-    keep, scaled = truncate(logits, params)
-    weights = np.exp(scaled - scaled.max())
-    out[keep] = weights / weights.sum()
+    found = distribution(logits, params)
+    out[found.ids] = found.probs
     return out
+
+
+def pick(source: Distribution, number: float) -> int:
+    """The token at ``number`` (between 0 and 1) of the cumulated probabilities; never one without any.
+
+    >>> pick(Distribution(np.array([4, 5, 6]), np.array([.5, 0., .5])), .6)
+    6
+    """
+    mass = np.cumsum(source.probs)
+    return int(source.ids[np.searchsorted(mass, number * mass[-1])])
+
+
+def uniform(seed: int, purpose: int, *key: int) -> float:
+    """A number between 0 and 1, neither included, that is a hash of its arguments.
+
+    What makes rejection sampling exact is that no number is used twice:
+
+    * ACCEPT is keyed by (position, sibling), CORRECT by position. A position is decided once in a generation: what a
+      walk decides is committed, or the generation ends there, and the next round begins behind it.
+    * DRAFT is keyed by (committed length, position). A position may be drafted in many rounds, with another context
+      each time, and a drafter may have looked at what it drew before; each round has a committed length of its own.
+    """
+    state = _mix_one(seed)
+    for word in (purpose, *key):
+        state = _mix_one(state + (word + 1) * 0xDA942042E4DD58B5)
+    return ((state >> 12) + 0.5) * 2.0**-52
 
 
 def gumbel(seed: int, position: int, tokens: NDArray[np.integer]) -> NDArray[np.float64]:
@@ -106,8 +155,8 @@ def gumbel(seed: int, position: int, tokens: NDArray[np.integer]) -> NDArray[np.
     """
     key = _mix(_mix(np.array([seed], dtype=_U64)) + np.array([position], dtype=_U64) * _U64(0xD1342543DE82EF95))
     bits = _mix(key + (tokens.astype(_U64) + _U64(1)) * _U64(0x9E3779B97F4A7C15))
-    uniform = ((bits >> _U64(12)).astype(np.float64) + 0.5) * 2.0**-52  # 2**-53 ... 1 - 2**-53, exact in float64
-    noise: NDArray[np.float64] = -np.log(-np.log(uniform))
+    number = ((bits >> _U64(12)).astype(np.float64) + 0.5) * 2.0**-52  # 2**-53 ... 1 - 2**-53, exact in float64
+    noise: NDArray[np.float64] = -np.log(-np.log(number))
     return noise
 
 
@@ -116,6 +165,14 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     x = (x ^ (x >> _U64(27))) * _U64(0x94D049BB133111EB)
     x ^= x >> _U64(31)
     return x
+
+
+def _mix_one(x: int) -> int:
+    """``_mix`` of one number, modulo 2**64, without the price of an array."""
+    x &= _MASK
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & _MASK
+    x = (x ^ x >> 27) * 0x94D049BB133111EB & _MASK
+    return x ^ x >> 31
 
 
 def _nucleus(scaled: NDArray[np.float64], top_p: float) -> NDArray[np.intp]:

@@ -1,42 +1,65 @@
 """Verification: what the target makes of a draft. Pure functions on logits.
 
-Greedy and coupled sampling are one rule: at each position the target chooses its own token (argmax, or the draw
-with the noise of that position) and goes on while the draft has that token. What is committed is therefore, token
-by token, what plain decoding with the same logits would have chosen: with any drafter, any k, any schedule, and
-with none. This is lossless for sampled drafts too, since the target's draw never looks at the draft (it is the
-"sample and match" rule; acceptance is high because drafter and target share their noise).
+*Matching* is greedy and coupled sampling in one rule: at each position the target chooses its own token (argmax, or
+the draw with the noise of that position) and goes on while the draft has that token. What is committed is therefore,
+token by token, what plain decoding with the same logits would have chosen: with any drafter, any k, any schedule, and
+with none. This is lossless for sampled drafts too, since the target's draw never looks at the draft; acceptance is
+high because drafter and target share their noise (Daliri et al. 2024, arXiv 2408.07978: at least
+(1 - tv) / (1 + tv), tv = total variation distance of the two distributions).
+
+*Rejection* (Leviathan et al. 2022, arXiv 2211.17192, algorithm 1; Chen et al. 2023, arXiv 2302.01318, theorem 1)
+takes the draft's draw with probability min(1, target / draft), else draws from the normalised positive part of
+target - draft. A committed token has the target's distribution whatever the draft's was, and a token that is tried
+stands with probability 1 - tv, the most there is. Siblings are tried one by one: what the target has left after a miss
+is the next one's target (SpecInfer, arXiv 2305.09781), and the draft's distribution loses the tried token
+(recursive rejection sampling without replacement: Jeon et al. 2024, arXiv 2402.14160).
+
+A deterministic draft is matched under either setting: its distribution is a point, for which rejection accepts with the
+target's probability of the token and else draws among the others, and this is what drawing and comparing does. So
+rejection with look-up drafts, or with none, gives plain decoding's tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgespec.decode.sampling import choose
-from edgespec.types import Draft, Logits, SamplingParams, Verdict
+import numpy as np
+
+from edgespec.decode.sampling import ACCEPT, CORRECT, adjust, choose, distribution, pick, uniform
+from edgespec.types import Distribution, Draft, Logits, SamplingParams, Verdict
 
 
 def verify(draft: Draft, logits: Logits, context: Sequence[int], params: SamplingParams) -> Verdict:
-    """Walk the draft with the target's own choices.
+    """Walk the draft from its root with the rule that ``params`` and ``draft.kind`` name.
 
     logits: ``(1 + n, vocab)``; row 0 follows the last committed token, row 1 + i follows draft token i.
     context: all committed tokens; the chosen ones get positions ``len(context)``, ``len(context) + 1``, ...
 
-    >>> import numpy as np
     >>> says = np.eye(10, dtype=np.float32)[[4, 5, 9]]       # the target says 4, then 5, then 9
     >>> verify(Draft((4, 6)), says, [1, 2, 3], SamplingParams())
     Verdict(accepted=1, tokens=(4, 5), path=(0, 1))
     >>> verify(Draft((3, 4), tree=(0, 0)), np.eye(10, dtype=np.float32)[[4, 0, 7]], [1], SamplingParams())
     Verdict(accepted=1, tokens=(4, 7), path=(0, 2))
     """
+    rejection = params.verification == "rejection" and draft.kind == "sampled" and not params.greedy
     text = list(context) if params.repetition_penalty != 1.0 else None
     children = _children(draft)
     tokens: list[int] = []
     path = [0]
     while True:
         row = path[-1]
-        token = choose(logits[row], text or (), params, position=len(context) + len(tokens))
+        position = len(context) + len(tokens)
+        siblings = children[row]
+        if rejection and siblings:
+            assert params.seed is not None
+            target = distribution(adjust(logits[row], text or (), params), params)
+            given = draft.probs[siblings[0] - 1]
+            assert all(draft.probs[child - 1] is given for child in siblings), "siblings of several distributions"
+            token = reject(target, given, [draft.tokens[child - 1] for child in siblings], params.seed, position)
+        else:
+            token = choose(logits[row], text or (), params, position)
         tokens.append(token)
-        child = children[row].get(token)
+        child = next((child for child in siblings if draft.tokens[child - 1] == token), None)
         if child is None:
             return Verdict(accepted=len(tokens) - 1, tokens=tuple(tokens), path=tuple(path))
         path.append(child)
@@ -44,10 +67,58 @@ def verify(draft: Draft, logits: Logits, context: Sequence[int], params: Samplin
             text.append(token)
 
 
-def _children(draft: Draft) -> list[dict[int, int]]:
-    """For each row of the forward: token -> row of the child that holds it."""
-    children: list[dict[int, int]] = [{} for _ in range(len(draft) + 1)]
-    for index, token in enumerate(draft.tokens):
-        parent = index if draft.tree is None else draft.tree[index]
-        children[parent].setdefault(token, index + 1)
+def reject(target: Distribution, draft: Distribution, siblings: Sequence[int], seed: int, position: int) -> int:
+    """The committed token of one position: the first sibling that is accepted, else a correction.
+
+    siblings: drawn from ``draft`` in this order, without replacement. The correction is never one of them: a token
+    that was rejected had less probability in ``target`` than in ``draft``, and has none in what is left.
+    """
+    for number, token in enumerate(siblings):
+        target_prob, draft_prob = target.of(token), draft.of(token)
+        assert draft_prob > 0, "a draft token that its own distribution does not hold"
+        if target_prob >= draft_prob or uniform(seed, ACCEPT, position, number) < target_prob / draft_prob:
+            return token
+        target = residual(target, draft)
+        draft = without(draft, token)
+    return pick(target, uniform(seed, CORRECT, position))
+
+
+def residual(target: Distribution, draft: Distribution) -> Distribution:
+    """The normalised positive part of target - draft: what the target still has to give after a miss.
+
+    target: its ids ascend.
+
+    >>> residual(
+    ...     Distribution(np.array([1, 2, 3]), np.array([.5, .25, .25])),
+    ...     Distribution(np.array([3, 9]), np.array([.5, .5])),
+    ... ).probs.round(3)
+    array([0.667, 0.333, 0.   ])
+    """
+    place = np.searchsorted(target.ids, draft.ids).clip(max=len(target.ids) - 1)
+    shared = target.ids[place] == draft.ids
+    left = target.probs.copy()
+    left[place[shared]] -= draft.probs[shared]
+    left = left.clip(min=0.0)
+    mass = left.sum()
+    # Nothing is left only if the two are equal but for rounding, and then the target is as good as its residual.
+    return Distribution(target.ids, left / mass) if mass > 0 else target
+
+
+def without(draft: Distribution, token: int) -> Distribution:
+    """``draft`` given that it is not ``token``; nothing if it can be nothing else.
+
+    >>> without(Distribution(np.array([3, 7, 9]), np.array([.5, .25, .25])), 3).probs
+    array([0.5, 0.5])
+    """
+    others = draft.ids != token
+    probs = draft.probs[others]
+    mass = probs.sum()  # not 1 - probability of the token, which loses digits where that is nearly 1
+    return Distribution(draft.ids[others], probs / mass if mass > 0 else probs)
+
+
+def _children(draft: Draft) -> list[list[int]]:
+    """For each row of the forward: the rows of its children, in their order."""
+    children: list[list[int]] = [[] for _ in range(len(draft) + 1)]
+    for index in range(len(draft)):
+        children[index if draft.tree is None else draft.tree[index]].append(index + 1)
     return children

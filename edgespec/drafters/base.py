@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from edgespec.types import Draft, SamplingParams, Step, Verdict
@@ -15,6 +15,8 @@ class Drafter(Protocol):
     """
 
     name: str
+    remembers: bool
+    """what it proposes depends on the texts of earlier generations"""
 
     def begin(self, context: Sequence[int], params: SamplingParams) -> None:
         """A new generation starts from ``context``; what an earlier one left may be reused."""
@@ -33,10 +35,21 @@ class Drafter(Protocol):
         """Forget every text."""
 
 
+class StepwiseDrafter(Drafter, Protocol):
+    """A drafter for which every token costs time, and which can be stopped after any."""
+
+    def propose_while(self, context: Sequence[int], k: int, go_on: Callable[[Sequence[float]], bool]) -> Draft:
+        """As ``propose``; after each token ``go_on`` is asked with the scores so far whether to draft another."""
+
+    def pending(self, length: int) -> int:
+        """Tokens of a context of this length that it has not read yet."""
+
+
 class NoDrafter:
     """Proposes nothing: the speculative loop becomes plain decoding."""
 
     name = "none"
+    remembers = False
 
     def begin(self, context: Sequence[int], params: SamplingParams) -> None:
         pass

@@ -1,21 +1,21 @@
 """A small language model as the drafter (FastDraft, arXiv 2411.11055): its own cache, the target's token ids.
 
 The draft's vocabulary may be padded (more logits than ids) or trimmed (fewer, with a map to the target's ids); what
-it proposes are always the target's. When sampling, it draws with the noise of the position it drafts for, the same
-the target will use (see decode.sampling).
+it proposes are always the target's. In coupled sampling it draws with the noise of the position it drafts for, the
+same the target will use; for rejection with noise of its own, and says from which distribution (see decode.sampling).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgespec.backends.base import Model
-from edgespec.decode.sampling import choose, draw
+from edgespec.backends.base import Model, common_prefix
+from edgespec.decode.sampling import DRAFT, adjust, choose, distribution, draw, pick, uniform
 from edgespec.errors import IncompatiblePair
-from edgespec.types import Draft, Logits, SamplingParams, Step, Verdict
+from edgespec.types import Distribution, Draft, DraftKind, Logits, SamplingParams, Step, Verdict
 
 
 class SmallModel:
@@ -38,6 +38,9 @@ class SmallModel:
         name: str = "small_model",
     ) -> None:
         self.name = name
+        self.remembers = False
+        self.others = False
+        """name runners-up too, for trees; greedy drafts only"""
         self.model = model
         self._params = SamplingParams()
         self._reads: list[int] | None = reads.tolist() if reads is not None else None
@@ -47,6 +50,8 @@ class SmallModel:
             raise IncompatiblePair(f"draft {name} has no token that it may propose")
         self._columns = columns if len(columns) < model.vocab_size else slice(None)
         self._ids = ids[columns]
+        if len(np.unique(self._ids)) < len(columns):
+            raise IncompatiblePair(f"draft {name} has two logits for one token", hint="its id_map names an id twice")
         self._row = np.full(vocab_size, -np.inf, np.float32)  # the draft's logits, at their target ids
 
     def begin(self, context: Sequence[int], params: SamplingParams) -> None:
@@ -55,6 +60,13 @@ class SmallModel:
             self.model.prefill(self._read(context[:-1]))
 
     def propose(self, context: Sequence[int], k: int) -> Draft:
+        return self.propose_while(context, k, lambda scores: True)
+
+    def pending(self, length: int) -> int:
+        return length - min(self.model.cache.length, length - 1)
+
+    def propose_while(self, context: Sequence[int], k: int, go_on: Callable[[Sequence[float]], bool]) -> Draft:
+        """A score is the draft's own probability of the token, before temperature and truncation."""
         k = min(k, self.model.cache.capacity - len(context) + 1)
         if k <= 0:
             return Draft()
@@ -64,17 +76,37 @@ class SmallModel:
             pending = pending[-1:]
         step = self.model.forward(pending, num_logits=1)
         tokens: list[int] = []
+        scores: list[float] = []
+        others: list[tuple[int, float]] = []
+        probs: list[Distribution] = []
         while True:
-            tokens.append(self._choose(step.logits[-1], context, tokens))
-            if len(tokens) == k:
-                return Draft(tuple(tokens))
+            if self._rejection:
+                given = self._distribution(step.logits[-1], context, tokens)
+                if not len(given.ids):  # a bias forbids every token it knows
+                    break
+                assert self._params.seed is not None
+                number = uniform(self._params.seed, DRAFT, len(context), len(context) + len(tokens))
+                probs.append(given)
+                # Not of the token drawn: whether one is proposed must not depend on which it was.
+                token, score = pick(given, number), float(given.probs.max())
+            else:
+                token, score = self._choose(step.logits[-1], context, tokens)
+                if self.others and self._params.greedy:
+                    others.append(self._runner_up(step.logits[-1], token))
+            tokens.append(token)
+            scores.append(score)
+            if len(tokens) == k or not go_on(scores):
+                break
             step = self.model.forward(self._read(tokens[-1:]))
+        kind: DraftKind = "sampled" if self._rejection else "deterministic"
+        return Draft(tuple(tokens), kind=kind, probs=tuple(probs), scores=tuple(scores), others=tuple(others))
 
     def commit(self, context: Sequence[int], draft: Draft, verdict: Verdict, step: Step) -> None:
-        """Forget the rows of rejected tokens: keep what was committed before the round and what it accepted."""
-        before = len(context) - len(verdict.tokens)
+        """Forget the rows of tokens that were not committed: its own rejected ones, or all if another's were taken."""
         cache = self.model.cache
-        cache.crop(min(cache.length, before + verdict.accepted, len(context) - 1))
+        end = min(cache.length, len(context) - 1)
+        before = min(end, len(context) - len(verdict.tokens))
+        cache.crop(before + common_prefix(cache.tokens[before:end], self._read(context[before:end])))
 
     def reset(self) -> None:
         self.model.cache.reset()
@@ -82,12 +114,42 @@ class SmallModel:
     def _read(self, tokens: Sequence[int]) -> Sequence[int]:
         return tokens if self._reads is None else [self._reads[token] for token in tokens]
 
-    def _choose(self, logits: Logits, context: Sequence[int], drafted: Sequence[int]) -> int:
-        """The target id to propose after ``context`` and ``drafted``. logits: ``(draft_vocab,)``."""
+    @property
+    def _rejection(self) -> bool:
+        return self._params.verification == "rejection" and not self._params.greedy
+
+    def _distribution(self, logits: Logits, context: Sequence[int], drafted: Sequence[int]) -> Distribution:
+        """Target ids and probabilities after ``context`` and ``drafted``. logits: ``(draft_vocab,)``."""
+        known = logits[self._columns]
+        if self._plain:
+            return distribution(known, self._params, self._ids)
+        self._row[self._ids] = known
+        return distribution(adjust(self._row, [*context, *drafted], self._params), self._params)
+
+    def _runner_up(self, logits: Logits, token: int) -> tuple[int, float]:
+        """The best token but ``token``, and its probability."""
+        known = logits[self._columns]
+        mass = float(np.exp(known - known.max()).sum())
+        best, second = np.argpartition(known, -2)[-2:][::-1] if len(known) > 1 else (0, 0)
+        index = int(second if self._ids[best] == token else best)
+        return int(self._ids[index]), float(np.exp(known[index] - known.max())) / mass
+
+    def _choose(self, logits: Logits, context: Sequence[int], drafted: Sequence[int]) -> tuple[int, float]:
+        """The target id to propose after ``context`` and ``drafted``, and its score. logits: ``(draft_vocab,)``."""
         params, position = self._params, len(context) + len(drafted)
         known = logits[self._columns]
-        if params.repetition_penalty == 1.0 and not params.logit_bias:
-            best = int(known.argmax())
-            return int(self._ids[best]) if params.greedy else draw(known, params, position, self._ids)
+        top = known.max()
+        mass = float(np.exp(known - top).sum())
+        if params.greedy and self._plain:
+            return int(self._ids[known.argmax()]), 1 / mass
         self._row[self._ids] = known
-        return choose(self._row, [*context, *drafted], params, position)
+        if self._plain:
+            token = draw(known, params, position, self._ids)
+        else:
+            token = choose(self._row, [*context, *drafted], params, position)
+        return token, float(np.exp(self._row[token] - top)) / mass
+
+    @property
+    def _plain(self) -> bool:
+        """Logits are used as they are."""
+        return self._params.repetition_penalty == 1.0 and not self._params.logit_bias

@@ -101,9 +101,14 @@ def reference(model: PreTrainedModel, tokenizer: Tokenizer, generation: Generati
             got=f"{len(ids)} tokens of text, highest id {max(ids, default=0)}",
             allowed=f"ids below {rows}",
         )
+    return logits_on(model, np.asarray(ids, np.int64))
+
+
+def logits_on(model: PreTrainedModel, ids: NDArray[np.int64]) -> Reference:
+    """Run the torch model on tokens, ``(n,)``."""
     with torch.inference_mode(), _widened(model) as dtype:
-        logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float().numpy()  # (n, vocab)
-    return Reference(np.asarray(ids, np.int64), logits, dtype)
+        logits = model(input_ids=torch.from_numpy(ids[None]), use_cache=False).logits[0].float().numpy()  # (n, vocab)
+    return Reference(ids, logits, dtype)
 
 
 def compare(expected: Reference, xml: Path) -> Parity:

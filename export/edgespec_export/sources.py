@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgespec import bundle, cache, fetch, gguf, known
+from edgespec import bundle, cache, fetch, gguf, known, pairs
 from edgespec.bundle import IR_FILE, MANIFEST, sha256_of
 from edgespec.errors import ConversionError, SourceError
 
@@ -39,6 +40,8 @@ def resolve(reference: str, scratch: Path, *, trust_remote_code: bool = False) -
     """
     if reference in known.names():
         return _packed(scratch)
+    if (listed := pairs.find(reference)) is not None:
+        return _listed(reference, listed)
     path = Path(reference).expanduser()
     if path.is_file():
         return _gguf(path)
@@ -54,6 +57,18 @@ def resolve(reference: str, scratch: Path, *, trust_remote_code: bool = False) -
             allowed="a transformers folder, a .gguf file, OWNER/NAME[@REVISION], or default",
         )
     return _from_hub(reference, hub["repo"], hub["revision"], trust_remote_code)
+
+
+def _listed(name: str, model: pairs.Model) -> Source:
+    """A short name of ``models/pairs.toml``: its GGUF file. Most are OpenVINO models already."""
+    from huggingface_hub import hf_hub_download
+
+    file = model.file
+    if file is None:
+        raise SourceError(
+            f"{name} is an OpenVINO model already", hint="name the checkpoint it was made from: OWNER/NAME"
+        )
+    return _gguf(_fetched(name, lambda: hf_hub_download(model.repo, file, revision=model.revision)))
 
 
 def _packed(scratch: Path) -> Source:
@@ -97,13 +112,17 @@ def _from_hub(reference: str, repo: str, revision: str | None, trust_remote_code
     from huggingface_hub import snapshot_download
 
     patterns = [*_HUB_FILES, *(["*.py"] if trust_remote_code else [])]
+    folder = _fetched(reference, lambda: snapshot_download(repo, revision=revision, allow_patterns=patterns))
+    _check_folder(folder)
+    return Source(reference, repo.split("/")[1], folder, revision=folder.name, licence=_card_licence(folder))
+
+
+def _fetched(reference: str, fetch_it: Callable[[], str]) -> Path:
     try:
-        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+        return Path(fetch_it())
     except Exception as error:  # the client raises its own, requests', httpx' and OS errors
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise SourceError(f"cannot fetch {reference} from the hub: {reason}", hint="or give a folder") from error
-    _check_folder(folder)
-    return Source(reference, repo.split("/")[1], folder, revision=folder.name, licence=_card_licence(folder))
 
 
 def _card_licence(folder: Path) -> str | None:

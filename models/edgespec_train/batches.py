@@ -62,11 +62,10 @@ class Texts:
             shard["rows"] = np.concatenate([[0], np.cumsum(lengths)])
 
     def split(self, share: float) -> tuple[Texts, Texts]:
-        """(the rest, about ``share`` of the texts), decided by each text's content."""
+        """(the rest, about ``share`` of the texts), decided by each text's prompt: its twins stay together."""
         parts: tuple[list[TextId], list[TextId]] = ([], [])
         for text in self.texts:
-            content = self.padded([text]).tobytes()
-            parts[zlib.crc32(content) < share * 2**32].append(text)
+            parts[zlib.crc32(self.prompt(text).tobytes()) < share * 2**32].append(text)
         views = []
         for part in parts:
             view = copy.copy(self)
@@ -81,6 +80,12 @@ class Texts:
     def length(self, text: TextId) -> int:
         shard = self._shards[text[0]]
         return int(shard["begins"][text[1] + 1] - shard["begins"][text[1]])
+
+    def prompt(self, text: TextId) -> NDArray[np.integer]:
+        """Target ids of what the target was asked."""
+        shard = self._shards[text[0]]
+        tokens: NDArray[np.integer] = shard["tokens"][shard["begins"][text[1]] : shard["answers"][text[1]]]
+        return tokens
 
     def temperature(self, text: TextId) -> float:
         return float(self._shards[text[0]]["temperature"][text[1]])

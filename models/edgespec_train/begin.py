@@ -4,10 +4,32 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from edgespec_train.batches import Texts
 from edgespec_train.fastdraft import hidden_states
+
+
+@torch.no_grad()
+def take_over(draft: Any, id_map: NDArray[np.int32], earlier: Any, earlier_ids: NDArray[np.int32]) -> int:
+    """Go on from a draft trained before, over other ids: its layers, and its rows of the ids both have.
+
+    Call it after ``fit_head``: rows of new ids stay as fitted, in the terms of the earlier draft's last norm and
+    moved by what training moved the others on average. Returns how many ids were taken over.
+    """
+    draft.model.layers.load_state_dict(earlier.model.layers.state_dict())
+    ours = {int(token): row for row, token in enumerate(id_map)}  # UNKNOWN, if it has a row, is an id as any other
+    pairs = [(ours[int(token)], row) for row, token in enumerate(earlier_ids) if int(token) in ours]
+    to, of = (torch.tensor(rows) for rows in zip(*pairs, strict=True))
+    draft.get_input_embeddings().weight[to] = earlier.get_input_embeddings().weight[of]
+    head, trained = draft.get_output_embeddings().weight, earlier.get_output_embeddings().weight[of]
+    head.div_(earlier.model.norm.weight)
+    head.add_((trained - head[to]).mean(0))
+    head[to] = trained
+    draft.model.norm.load_state_dict(earlier.model.norm.state_dict())
+    return len(pairs)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -28,12 +28,14 @@ from edgespec_train.exclusion import Excluded
 from edgespec_train.sources import Origin, Prompt
 from edgespec_train.writer import Job, Writer, Written
 
-_CODE, _TEXT = 2, 3
+_TURN, _CODE_BEGUN, _CODE, _TEXT = range(4)
 SOURCES = ("user turns by the target", "code begun by the target", "code", "text")
 _TEMPERATURES = (0.0, 0.0, 0.6, 0.0, 0.8, 0.0, 0.6, 1.0)
 MANIFEST = "manifest.json"
-_USER_TURN, _CODE_HEAD = 72, 128
-"""tokens the target may take to write a prompt"""
+_TURN_TOKENS, _FILE_TOKENS, _SHORTEST = 72, 128, 8
+"""tokens the target may take to write a prompt, and characters below which it is none"""
+_OF_PROMPTS = 0.8
+"""temperature at which it writes them: at 1.0 a small target's questions make no sense, and its answers follow"""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Plan:
     texts_per_shard: int = 640
     new_tokens: int = 160
     max_length: int = 1280
-    shares: tuple[float, ...] = (0.46, 0.22, 0.22, 0.10)
+    shares: tuple[float, ...] = (0.68, 0.10, 0.14, 0.08)
     """of ``SOURCES``"""
     folders: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -108,54 +110,72 @@ class ShardMaker:
         began = time.perf_counter()
         plan = self.plan
         random = np.random.default_rng((plan.corpus_seed, index))
-        numbers = [round(share * plan.texts_per_shard) for share in plan.shares]
-        begun = self._begin(numbers[0], numbers[1], random)
-        prompts = [(source, prompt) for source, (_, prompt) in begun if prompt]
-        for source in (_CODE, _TEXT):
-            prompts += [(source, prompt) for prompt in self._real(source, numbers[source], random)]
-        jobs = []
+        turns, heads, code, text = (round(share * plan.texts_per_shard) for share in plan.shares)
+        openings = self._openings(turns, heads, random)
+        asked = [
+            (source, prompt)
+            for source, number in ((_CODE, code), (_TEXT, text))
+            for prompt in self._real(source, number, random)
+        ]
+        asked.sort(key=lambda entry: -len(entry[1].text))
         seen: set[tuple[int, ...]] = set()
-        asked: dict[int, tuple[int, Prompt]] = {}
-        for number, (source, prompt) in enumerate(prompts):
+        jobs: deque[Job] = deque()
+        origins: dict[int, tuple[int, str]] = {}
+
+        def ask(key: int, source: int, prompt: Prompt) -> Job | None:
+            """The job that answers a prompt, unless it was answered before or is a benchmark's."""
             tokens = self._encode(prompt)
             if tokens in seen or self._excluded.holds(prompt.text):
-                continue
+                return None
             seen.add(tokens)
-            asked[number] = source, prompt
-            temperature = _TEMPERATURES[int(random.integers(len(_TEMPERATURES)))]
-            jobs.append(Job(number, tokens, plan.new_tokens, temperature, seed=int(random.integers(1 << 30))))
-        jobs.sort(key=lambda job: -len(job.prompt))
-        answers = sorted(self.writer.write(iter(jobs)), key=lambda text: text.job.key)
-        texts = [(source, "the target", text) for source, (text, prompt) in begun if prompt]
-        texts += [(asked[text.job.key][0], asked[text.job.key][1].source, text) for text in answers]
-        kept = [entry for entry in texts if self._clean(entry[2])]
+            own = np.random.default_rng((plan.corpus_seed, index, key))
+            temperature = _TEMPERATURES[int(own.integers(len(_TEMPERATURES)))]
+            origins[key] = source, prompt.source
+            return Job(key, tokens, plan.new_tokens, temperature, seed=int(own.integers(1 << 30)))
+
+        jobs.extend(job for job in (ask(2 * len(openings) + i, *entry) for i, entry in enumerate(asked)) if job)
+        jobs.extend(job for _, job in openings)
+        kept: list[tuple[int, str, Written]] = []
+        for written in self.writer.write(jobs):
+            key = written.job.key
+            if key >= len(openings):
+                kept.append((*origins[key], written))
+                continue
+            source = openings[key][0]
+            prompt = self._prompt_of(source, written)
+            if source == _CODE_BEGUN:
+                kept.append((source, prompt.source, written))
+            if len(prompt.text) > _SHORTEST and (job := ask(len(openings) + key, source, prompt)):
+                jobs.appendleft(job)  # goes on in the same place, where its beginning has been read
+        kept = [entry for entry in sorted(kept, key=lambda entry: entry[2].job.key) if self._clean(entry[2])]
         if not kept:
-            raise SettingError("a shard without a single text", got=f"{len(jobs)} prompts", hint="fewer --new-tokens")
+            raise SettingError("a shard without a single text", got=f"{len(seen)} prompts", hint="fewer --new-tokens")
         shards.write_shard(path, kept, self.bundle.manifest.target.vocab_size, time.perf_counter() - began)
 
-    def _begin(
-        self, turns: int, heads: int, random: np.random.Generator
-    ) -> list[tuple[int, tuple[Written, Prompt | None]]]:
-        """(source, (what the target wrote, the prompt made of it)): user turns, as in Magpie (arXiv 2406.08464: after
-        the template's head the target writes what a user would), and beginnings of Python files."""
+    def _openings(self, turns: int, heads: int, random: np.random.Generator) -> list[tuple[int, Job]]:
+        """(source, job) for what the target begins itself: user turns, as in Magpie (arXiv 2406.08464: after the
+        template's head the target writes what a user would), and Python files."""
         # A space at the end would force the next token to be a word's inside.
-        openers = [(self._user_head + opener).rstrip(" ") for opener in _draw(sources.openers(), turns, random)]
-        openers += [opener.rstrip(" ") for opener in _draw(sources.code_openers(), heads, random)]
+        chats = [self._user_head + opener for opener in _draw(sources.openers(), turns, random)]
+        files = _draw(sources.code_openers(), heads, random)
+        wanted = [(_TURN, text, _TURN_TOKENS, self.template is None) for text in chats]
+        wanted += [(_CODE_BEGUN, text, _FILE_TOKENS, True) for text in files]
         seed = int(random.integers(1 << 30))
-        limits = [_USER_TURN] * turns + [_CODE_HEAD] * heads
-        plain = [self.template is None] * turns + [True] * heads
-        starts = [tuple(self.tokenizer.encode(openers[i], raw=plain[i])) for i in range(len(openers))]
-        jobs = [Job(i, starts[i], limits[i], 1.0, seed) for i in range(len(openers)) if starts[i]]
-        begun: list[tuple[int, tuple[Written, Prompt | None]]] = []
-        for text in sorted(self.writer.write(iter(jobs)), key=lambda text: text.job.key):
-            whole = self.tokenizer.decode([*text.job.prompt, *text.tokens])
-            if text.job.key < turns:
-                head = self.tokenizer.decode(self.tokenizer.encode(self._user_head)) if self._user_head else ""
-                turn = whole[len(head) :].strip()
-                begun.append((0, (text, Prompt(turn, "chat", "the target") if len(turn) > 8 else None)))
-            else:
-                begun.append((1, (text, Prompt(_head_of(whole), "raw", "the target"))))
-        return begun
+        encoded = [
+            (source, self.tokenizer.encode(text.rstrip(" "), raw=raw), most) for source, text, most, raw in wanted
+        ]
+        return [
+            (source, Job(key, tuple(tokens), most, _OF_PROMPTS, seed))
+            for key, (source, tokens, most) in enumerate(entry for entry in encoded if entry[1])
+        ]
+
+    def _prompt_of(self, source: int, written: Written) -> Prompt:
+        """What the target began, as a prompt."""
+        whole = self.tokenizer.decode([*written.job.prompt, *written.tokens])
+        if source == _CODE_BEGUN:
+            return Prompt(_head_of(whole), "raw", "the target")
+        head = self.tokenizer.decode(self.tokenizer.encode(self._user_head)) if self._user_head else ""
+        return Prompt(whole[len(head) :].strip(), "chat", "the target")
 
     @cached_property
     def _user_head(self) -> str:

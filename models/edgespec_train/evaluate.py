@@ -7,34 +7,23 @@ they would with the target itself. Speed-up is measured with the target: plain a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median
 
 import numpy as np
 
 from edgespec import Pipeline
 from edgespec.backends.fake import FakeModel
+from edgespec.bench.prompts import Prompt, encode
 from edgespec.decode.draft_length import Fixed
 from edgespec.decode.speculative import speculative
 from edgespec.drafters.base import Drafter, NoDrafter
-from edgespec.errors import SettingError
 from edgespec.stats import Stats
 from edgespec.types import Logits, Round, SamplingParams
 
 LENGTHS = tuple(range(1, 9))
 """every k that is looked at"""
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """``raw``: go on with the text as it is, no chat template."""
-
-    category: str
-    text: str
-    raw: bool
 
 
 @dataclass(frozen=True)
@@ -78,28 +67,6 @@ class Rounds:
         return self.block_efficiency / (1 + self.k * cost)
 
 
-def read_prompts(path: Path) -> list[Prompt]:
-    """Lines of JSON: ``kind`` ("code": no template), ``text`` or ``turns`` (the first), and a ``category`` or none."""
-    try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        prompts = [
-            Prompt(
-                line.get("category", line["kind"]),
-                line["turns"][0] if "turns" in line else line["text"],
-                line["kind"] == "code",
-            )
-            for line in lines
-        ]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise SettingError(
-            f"cannot read prompts from {path}", got=reason, allowed='lines of {"kind", "text"}'
-        ) from error
-    if not prompts:
-        raise SettingError("no prompts in the file", got=str(path))
-    return prompts
-
-
 def write(
     pipeline: Pipeline, prompts: Iterable[Prompt], sampling: SamplingParams, new_tokens: int
 ) -> Iterator[Written]:
@@ -110,12 +77,6 @@ def write(
             continue
         text = pipeline.generate(ids, max_new_tokens=new_tokens, sampling=sampling, drafter=NoDrafter())
         yield Written(prompt.category, ids, tuple(text.token_ids))
-
-
-def encode(pipeline: Pipeline, prompt: Prompt) -> list[int]:
-    if prompt.raw or pipeline.template is None:
-        return pipeline.tokenizer.encode(prompt.text, raw=True)
-    return pipeline.tokenizer.encode(pipeline.template.render([{"role": "user", "content": prompt.text}]))
 
 
 def replay(
@@ -135,6 +96,7 @@ def replay(
         whole = (*text.prompt, *text.tokens)
         room = k + 1 if text.tokens[-1] in stop else 0
         target = FakeModel(_recorded(whole, vocab_size), vocab_size, capacity=len(whole) + room, max_width=512)
+        drafter.reset()  # the text was written at another k: nobody may remember it
         stats = Stats()
         context = list(text.prompt)
         budget = len(text.tokens) + room
@@ -157,6 +119,7 @@ def speed_up(
         for pair in range(pairs):
             seconds = {}
             for drafted in (False, True) if (number + pair) % 2 else (True, False):
+                pipeline.drafter.reset()  # the text was written before: nobody may remember it
                 run = pipeline.generate(
                     text.prompt,
                     max_new_tokens=len(text.tokens),

@@ -8,10 +8,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from edgespec.bench import speed
+from edgespec.bench.prompts import OWN
 from edgespec.errors import SettingError
 
-OWN = Path(speed.__file__).with_name("prompts.jsonl")
 """the prompts that ship with edgespec; always excluded"""
 _RUN = 10
 _SHORTEST = 3

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from numpy.typing import NDArray
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from edgespec import bundle, hub, known
 from edgespec.bench.report import machine
@@ -34,7 +34,7 @@ from edgespec_export import sources as models
 from edgespec_export.settings import Kind
 from edgespec_train import shards
 from edgespec_train.batches import Texts
-from edgespec_train.begin import fit_head
+from edgespec_train.begin import fit_head, take_over
 from edgespec_train.corpus import Plan, make_corpus, read_manifest, write_json
 from edgespec_train.draft_model import Shape, begin_from, build, choose_vocabulary, invert
 from edgespec_train.fastdraft import Point, Recipe, has_checkpoint, train
@@ -65,7 +65,8 @@ def target_bundle(reference: str, folder: Path, say: Say) -> Bundle:
 
 @dataclass(frozen=True)
 class Making:
-    """What a draft is made of. corpus: shards made before, else ``folder/corpus``."""
+    """What a draft is made of. corpus: shards made before, else ``folder/corpus``. from_draft: the ``draft`` folder of
+    an earlier run to go on from."""
 
     target: str
     folder: Path
@@ -73,6 +74,7 @@ class Making:
     shape: Shape
     vocabulary: int
     from_scratch: bool
+    from_draft: Path | None
     weights: Kind
     corpus: Path
     precision: str
@@ -89,9 +91,16 @@ class Making:
         shape = Shape(layers, take("hidden"), take("intermediate"))
         if not scratch and (shape.hidden or shape.intermediate):
             raise SettingError("a draft that begins from the target has its widths", hint="or begin --from-scratch")
+        earlier = take("from_draft")
+        if scratch and earlier:
+            raise SettingError("a draft begins from scratch or from an earlier one", got="both")
+        if earlier and chosen is not None:
+            raise SettingError("an earlier draft has its own layers: --from-layers", got=chosen, hint="leave it out")
+        if earlier and not (earlier / "id_map.npy").is_file():
+            raise SettingError("no trained draft there", got=str(earlier), allowed="the draft folder of an earlier run")
         corpus = take("corpus_folder") or folder / "corpus"
         vocabulary, weights, precision = take("vocabulary"), take("weights"), take("precision")
-        return cls(target, folder, Recipe(**options), shape, vocabulary, scratch, weights, corpus, precision)
+        return cls(target, folder, Recipe(**options), shape, vocabulary, scratch, earlier, weights, corpus, precision)
 
 
 def corpus_of(target: Bundle, folder: Path, tokens: int, say: Say, *, ray: bool = False, **plan: Any) -> Path:
@@ -103,15 +112,17 @@ def corpus_of(target: Bundle, folder: Path, tokens: int, say: Say, *, ray: bool 
 def make_draft(making: Making, target: Bundle, say: Say) -> Path:
     """Train on the corpus and pack; returns the bundle's folder."""
     out = making.folder / "bundle"
-    draft, id_map, curve = train_draft(making, target, say)
+    draft, id_map, curve, text = train_draft(making, target, say)
     if not PartialState().is_main_process:
         return out
     work = making.folder / "ir"
     name = f"fastdraft-{len(making.shape.layers)}x{draft.config.hidden_size}-{len(id_map)}"
     say(f"converting the draft to OpenVINO, weights {making.weights}")
-    entry = convert_draft(draft, id_map, work, making.weights, name=name)
+    entry = convert_draft(draft, id_map, work, making.weights, name=name, text=text, say=say)
     provenance = {
-        "recipe": asdict(making.recipe) | asdict(making.shape) | {"from_scratch": making.from_scratch},
+        "recipe": asdict(making.recipe)
+        | asdict(making.shape)
+        | {"from_scratch": making.from_scratch, "from_draft": making.from_draft is not None},
         "corpus": {key: value for key, value in read_manifest(making.corpus).items() if key != "shards"},
         "training": asdict(curve[-1]) if curve else {},
         "machine": machine(),
@@ -120,8 +131,13 @@ def make_draft(making: Making, target: Bundle, say: Say) -> Path:
     return write_bundle(target, work, out, entry, own_name, provenance)
 
 
-def train_draft(making: Making, target: Bundle, say: Say) -> tuple[PreTrainedModel, NDArray[np.int32], list[Point]]:
-    """Train on the corpus, a part of its texts held out. Goes on from a checkpoint if there is one."""
+def train_draft(
+    making: Making, target: Bundle, say: Say
+) -> tuple[PreTrainedModel, NDArray[np.int32], list[Point], NDArray[np.int64]]:
+    """Train on the corpus, a part of its texts held out. Goes on from a checkpoint if there is one.
+
+    Returns the draft, its id map, the learning curve, and a held-out text in the draft's ids.
+    """
     paths = shards.shard_paths(making.corpus)
     made_for = read_manifest(making.corpus).get("plan", {}).get("target", _identity(target))
     if made_for != _identity(target):
@@ -154,18 +170,20 @@ def train_draft(making: Making, target: Bundle, say: Say) -> tuple[PreTrainedMod
                 "target": making.target,
                 "vocabulary": hashlib.sha256(id_map.tobytes()).hexdigest(),
                 "shape": asdict(making.shape) | {"from_scratch": making.from_scratch},
+                "from_draft": making.from_draft and bundle.sha256_of(making.from_draft / "id_map.npy"),
                 "precision": making.precision,
                 "texts": len(texts.texts),
             },
         )
+    text = inverse[held_out.padded(held_out.texts[:1])[0]]
     if not accelerator.is_main_process:
-        return draft, id_map, curve
+        return draft, id_map, curve, text
     out = making.folder / "draft"
     draft.save_pretrained(out)
     np.save(out / "id_map.npy", id_map)
     write_json(making.folder / "curve.json", {"curve": [asdict(point) for point in curve]})
     plot(curve, making.folder / "curve.png")
-    return draft, id_map, curve
+    return draft, id_map, curve, text
 
 
 def check(making: Making) -> None:
@@ -201,6 +219,13 @@ def _begin(
     draft.to(accelerator.device)
     share = fit_head(draft, target, texts, rows=min(20_000, texts.answer_tokens))
     say(f"output head fitted to layer {making.shape.layers[-1]} of the target: R squared {share:.2f}")
+    if making.from_draft is not None:
+        earlier = AutoModelForCausalLM.from_pretrained(making.from_draft, dtype=torch.float32)
+        if earlier.config.num_hidden_layers != len(making.shape.layers):
+            got = f"{earlier.config.num_hidden_layers} layers"
+            raise SettingError("the earlier draft has another shape", got=got, allowed=len(making.shape.layers))
+        taken = take_over(draft, id_map, earlier.to(accelerator.device), np.load(making.from_draft / "id_map.npy"))
+        say(f"goes on from {making.from_draft.name}: {taken} of its ids")
     return draft  # type: ignore[no-any-return]
 
 

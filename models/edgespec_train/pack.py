@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +14,43 @@ from numpy.typing import NDArray
 
 from edgespec import bundle
 from edgespec.bundle import IR_FILE, Bundle, Drafter, ModelFile
-from edgespec_export import convert, staging
+from edgespec_export import convert, parity, staging
 from edgespec_export.settings import Kind, Weights
 from edgespec_train.draft_model import UNKNOWN
 
 DRAFT, ID_MAP = "draft", "id_map.npy"
 
 
-def convert_draft(draft: Any, id_map: NDArray[np.int32], folder: Path, kind: Kind, *, name: str) -> Drafter:
-    """Write the draft's IR and id map into ``folder/draft``; returns its entry for the manifest."""
+def convert_draft(
+    draft: Any,
+    id_map: NDArray[np.int32],
+    folder: Path,
+    kind: Kind,
+    *,
+    name: str,
+    text: NDArray[np.int64] | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Drafter:
+    """Write the draft's IR and id map into ``folder/draft``; returns its entry for the manifest.
+
+    text: ``(n,)`` draft ids on which the IR is held against the torch model. Raises ConversionError if it is another
+    function.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     xml = folder / DRAFT / IR_FILE
     weights = Weights(kind)
+    draft = draft.to("cpu").eval()
+    expected = None if text is None else parity.logits_on(draft, text)  # before the export, which patches the model
     with staging.scratch(folder) as temporary:
-        raw = convert.export_ir(draft.to("cpu").eval(), temporary, weights)
-        convert.compress(raw, xml, weights)
+        raw = convert.export_ir(draft, temporary, weights)
+        weights, note = convert.compress(raw, xml, weights)
         gc.collect()  # Windows will not delete a file that a model maps
+    if note:
+        say(note)
+    if expected is not None:
+        found = parity.compare(expected, xml)
+        say(str(found))
+        parity.judge(found, weights)
     np.save(xml.with_name(ID_MAP), id_map)
     file = xml.with_suffix(".bin")
     unknown = np.flatnonzero(id_map == UNKNOWN)

@@ -7,55 +7,61 @@ from pathlib import Path
 from typing import Any
 
 from edgespec import Pipeline
-from edgespec.bench import speed
+from edgespec.bench import prompts as bench_prompts
 from edgespec.bench.report import show
-from edgespec.drafters.fallback import Fallback
+from edgespec.drafters.arbiter import Arbiter
 from edgespec.drafters.small_model import SmallModel
 from edgespec.errors import SettingError
 from edgespec.types import SamplingParams
-from edgespec_train.evaluate import LENGTHS, Rounds, Written, merged, read_prompts, replay, speed_up, write
-
-_K = 4
-"""the k of the columns that show one"""
-_OWN_PROMPTS = Path(speed.__file__).with_name("prompts.jsonl")
+from edgespec_train.evaluate import LENGTHS, Rounds, Written, merged, replay, speed_up, write
 
 
 def evaluate_pair(
-    pipeline: Pipeline, prompts: Path | None, *, new_tokens: int, temperature: float, timed: int, seed: int = 1
+    pipeline: Pipeline,
+    prompts: Path | None,
+    *,
+    new_tokens: int,
+    temperature: float,
+    timed: int,
+    k: int = 4,
+    seed: int = 1,
 ) -> None:
     """Print a table with a line for each category, and one line of JSON.
 
-    timed: texts of each category that are also decoded with the target in the loop, for the speed-up.
+    k: of the columns that show one. timed: texts of each category that are also decoded with the target in the loop,
+    for the speed-up.
     """
+    if k not in LENGTHS:
+        raise SettingError("number of draft tokens", got=k, allowed=f"{LENGTHS[0]} to {LENGTHS[-1]}")
     sampling = SamplingParams(temperature=temperature, seed=seed if temperature else None)
     if pipeline.drafter.name == "none":
         raise SettingError("nothing to evaluate: the pair has no drafter", hint="name one with --draft")
     texts: list[Written] = []
-    for text in write(pipeline, read_prompts(prompts or _OWN_PROMPTS), sampling, new_tokens):
+    for text in write(pipeline, bench_prompts.read(prompts), sampling, new_tokens):
         texts.append(text)
         print(f"\r{len(texts)} texts written by the target", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     if not texts:
         raise SettingError("no prompt leaves room for an answer", got=new_tokens, hint="fewer --new-tokens")
     found = {
-        k: replay(pipeline.drafter, texts, sampling, k, pipeline.target.vocab_size, pipeline.stop_ids) for k in LENGTHS
+        n: replay(pipeline.drafter, texts, sampling, n, pipeline.target.vocab_size, pipeline.stop_ids) for n in LENGTHS
     }
-    categories = list(found[_K])
+    categories = list(found[k])
     few = [text for name in categories for text in [t for t in texts if t.category == name][:timed]]
-    ratios = {k: speed_up(pipeline, few, sampling, k) for k in LENGTHS} if few else {}
+    ratios = {n: speed_up(pipeline, few, sampling, n) for n in LENGTHS} if few else {}
     cost = _cost(pipeline)
     figures: dict[str, dict[str, Any]] = {}
     for name in (*categories, "all"):
-        parts = {k: found[k][name] if name in found[k] else merged(found[k].values(), k) for k in LENGTHS}
-        speeds = {k: ratios[k][name] for k in ratios if name in ratios[k]}
-        figures[name] = {"texts": sum(name in (t.category, "all") for t in texts)} | _figures(parts, cost, speeds)
+        parts = {n: found[n][name] if name in found[n] else merged(found[n].values(), n) for n in LENGTHS}
+        speeds = {n: ratios[n][name] for n in ratios if name in ratios[n]}
+        figures[name] = {"texts": sum(name in (t.category, "all") for t in texts)} | _figures(parts, k, cost, speeds)
     columns = [
         "category",
         "texts",
         "accepted",
         "tokens per forward",
         "MBSU",
-        "accepted at 1 2 3 4",
+        "accepted at 1, 2, ...",
         "speed-up, k = 1 ... 8",
     ]
     rows = [
@@ -63,7 +69,7 @@ def evaluate_pair(
             name,
             f["texts"],
             f["acceptance_rate"],
-            f["block_efficiency"][_K - 1],
+            f["block_efficiency"][k - 1],
             f["mbsu"],
             _list(f["by_position"]),
             _list(f["speed_up"]),
@@ -71,24 +77,24 @@ def evaluate_pair(
         for name, f in figures.items()
     ]
     temperature_text = f"T {temperature:g}" if temperature else "greedy"
-    title = f"{pipeline.drafter.name} for {pipeline.bundle.name}, {temperature_text}, k = {_K}"
-    show(title, columns, rows, {"k": _K, "temperature": temperature, "new_tokens": new_tokens, "categories": figures})
+    title = f"{pipeline.drafter.name} for {pipeline.bundle.name}, {temperature_text}, k = {k}"
+    show(title, columns, rows, {"k": k, "temperature": temperature, "new_tokens": new_tokens, "categories": figures})
 
 
-def _figures(parts: dict[int, Rounds], cost: float, speeds: dict[int, float]) -> dict[str, Any]:
-    part = parts[_K]
+def _figures(parts: dict[int, Rounds], k: int, cost: float, speeds: dict[int, float]) -> dict[str, Any]:
+    part = parts[k]
     return {
         "acceptance_rate": round(part.acceptance_rate, 3),
         "by_position": [round(share, 3) for share in part.by_position],
         "mbsu": round(part.mbsu(cost), 3),
-        "block_efficiency": [round(parts[k].block_efficiency, 3) for k in LENGTHS],
-        "speed_up": [round(speeds[k], 3) for k in speeds],
+        "block_efficiency": [round(parts[n].block_efficiency, 3) for n in LENGTHS],
+        "speed_up": [round(speed, 3) for speed in speeds.values()],
     }
 
 
 def _cost(pipeline: Pipeline) -> float:
     """Bytes of the draft's weights over the target's; 0 for a drafter without a model."""
-    drafter = pipeline.drafter.then if isinstance(pipeline.drafter, Fallback) else pipeline.drafter
+    drafter = pipeline.drafter.model if isinstance(pipeline.drafter, Arbiter) else pipeline.drafter
     if not isinstance(drafter, SmallModel):
         return 0.0
     sizes = [getattr(model, "weights_bytes", 0) for model in (drafter.model, pipeline.target)]

@@ -104,7 +104,9 @@ def installed_packages() -> tuple[Origin, ...]:
 
 
 def _installed_packages() -> Iterator[Origin]:
-    for package in sorted(distributions(), key=lambda d: d.name or ""):
+    # This environment's own folders: what else is on the path may differ between the processes that make shards.
+    folders = sorted({sysconfig.get_paths()[name] for name in ("purelib", "platlib")})
+    for package in sorted(distributions(path=folders), key=lambda d: d.name or ""):
         licence = _licence(package)
         if licence is None or package.files is None:
             continue

@@ -1,12 +1,14 @@
 """Many texts at a time, written by the target on OpenVINO's paged graph, with what it thought of at each token.
 
 Continuous batching: a text that ends makes room for the next at once, and its prompt is read in the same forward in
-which the others go on. Every written token comes with the target's ``TOP`` best log-probabilities (for distillation),
-taken inside the graph: no second pass over the finished text, and no row of full logits ever leaves the engine.
+which the others go on; what it shares with the text before it is not read again. Every written token comes with the
+target's ``TOP`` best log-probabilities (for distillation), taken inside the graph: no second pass over the finished
+text, and no row of full logits ever leaves the engine.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from edgespec.backends.base import common_prefix
 from edgespec.backends.openvino_graph import LOGITS_ROWS, Settings, paged_graph
 from edgespec.engine import ops, ov
 from edgespec.errors import BackendError, mapped
@@ -52,12 +55,17 @@ class Written:
 
 @dataclass
 class _Slot:
-    """One of the texts in flight. ``pending``: tokens the model has not read."""
+    """One of the texts in flight. ``pending``: tokens the model has not read; ``length``: rows it has read."""
 
     written: Written
     pending: list[int]
     random: np.random.Generator
-    length: int = 0
+    length: int
+
+    @property
+    def read(self) -> list[int]:
+        """The token of each row."""
+        return [*self.written.job.prompt, *self.written.tokens][: self.length]
 
 
 class Writer:
@@ -70,6 +78,7 @@ class Writer:
         self._blocks = -(-max_length // _BLOCK)
         self.max_length = self._blocks * _BLOCK
         self._slots: list[_Slot | None] = [None] * slots
+        self._rows: list[list[int]] = [[] for _ in range(slots)]  # what an idle slot's cache still holds
         core = ov.Core()
         model = _with_top(paged_graph(core, xml))
         with mapped(BackendError, "cannot make room for the texts", hint="fewer slots or shorter texts"):
@@ -84,25 +93,39 @@ class Writer:
                     cache.data[:] = 0
                     self._request.set_tensor(port, cache)
 
-    def write(self, jobs: Iterator[Job], *, rows_per_forward: int = 512) -> Iterator[Written]:
-        """Yield each text when it is finished, in no order. Prompts longer than fits are skipped."""
-        more = True
+    def write(self, jobs: deque[Job], *, rows_per_forward: int = 512) -> Iterator[Written]:
+        """Take jobs from the left and yield each text when it is finished, in no order. Prompts too long are skipped.
+
+        The caller may add jobs for every text it is given. One put to the left is taken next, by the slot of that
+        text: if it goes on from the text, only what is new is read.
+        """
+        self._slots = [None] * len(self._slots)  # a caller may have walked away from earlier texts,
+        self._rows = [[] for _ in self._slots]  # and what these texts become must not depend on earlier ones
         while True:
             for index, slot in enumerate(self._slots):
-                while slot is None and more:
-                    job = next(jobs, None)
-                    more = job is not None
-                    if job and 0 < len(job.prompt) < self.max_length - job.max_new_tokens:
-                        random = np.random.default_rng((job.seed, job.key))
-                        slot = self._slots[index] = _Slot(Written(job), list(job.prompt), random)
-                    elif job is None:
-                        break
+                while slot is None and jobs:
+                    slot = self._slots[index] = self._begin(jobs.popleft(), self._rows[index])
             if not any(self._slots):
                 return
-            yield from list(self._forward(rows_per_forward))  # all slots are booked before anybody may walk away
+            for index in self._forward(rows_per_forward):
+                finished = self._slots[index]
+                assert finished is not None
+                self._rows[index], self._slots[index] = finished.read, None
+                before = len(jobs)
+                yield finished.written
+                if len(jobs) > before:
+                    self._slots[index] = self._begin(jobs.popleft(), self._rows[index])
 
-    def _forward(self, rows_left: int) -> Iterator[Written]:
-        """Every text in flight reads what it has pending, as far as the rows go; finished ones are yielded."""
+    def _begin(self, job: Job, rows: list[int]) -> _Slot | None:
+        """rows: tokens that the slot's cache holds."""
+        if not 0 < len(job.prompt) < self.max_length - job.max_new_tokens:
+            return None
+        length = min(common_prefix(rows, list(job.prompt)), len(job.prompt) - 1)
+        rows.clear()  # overwritten from here on
+        return _Slot(Written(job), list(job.prompt[length:]), np.random.default_rng((job.seed, job.key)), length)
+
+    def _forward(self, rows_left: int) -> list[int]:
+        """Every text in flight reads what it has pending, as far as the rows go; returns the slots that finished."""
         fed: list[tuple[int, _Slot, list[int]]] = []
         rows_left = max(rows_left, len(self._slots))
         waiting = sum(slot is not None for slot in self._slots)
@@ -115,6 +138,7 @@ class Writer:
             rows_left -= len(tokens)
             fed.append((index, slot, tokens))
         best, ids, total = self._infer(fed)
+        finished: list[int] = []
         row = 0
         for index, slot, tokens in fed:
             slot.length += len(tokens)
@@ -129,8 +153,8 @@ class Writer:
             slot.pending = [token]
             row += 1
             if token in self._eos or len(written.tokens) == written.job.max_new_tokens:
-                self._slots[index] = None
-                yield written
+                finished.append(index)
+        return finished
 
     def _infer(
         self, fed: list[tuple[int, _Slot, list[int]]]

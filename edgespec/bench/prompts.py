@@ -1,0 +1,72 @@
+"""The prompts that measurements use: those shipped beside this file, or the user's own."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from pydoc_data import topics
+
+from edgespec.errors import SettingError
+from edgespec.pipeline import Pipeline
+
+OWN = Path(__file__).with_name("prompts.jsonl")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """``raw``: go on with the text as it is, no chat template."""
+
+    category: str
+    text: str
+    raw: bool
+
+
+def read(path: Path | None = None, per_category: int | None = None) -> list[Prompt]:
+    """Lines of JSON: ``kind`` ("code": no template), ``text`` or ``turns`` (the first), and a ``category`` or none.
+
+    per_category: take that many of each category only.
+    """
+    path = path or OWN
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        prompts = [
+            Prompt(
+                line.get("category", line["kind"]),
+                line["turns"][0] if "turns" in line else line["text"],
+                line["kind"] == "code",
+            )
+            for line in lines
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise SettingError(
+            f"cannot read prompts from {path}", got=reason, allowed='lines of {"kind", "text"}'
+        ) from error
+    if not prompts:
+        raise SettingError("no prompts in the file", got=str(path))
+    if per_category is None:
+        return prompts
+    seen: Counter[str] = Counter()
+    kept = []
+    for prompt in prompts:
+        seen[prompt.category] += 1
+        if seen[prompt.category] <= per_category:
+            kept.append(prompt)
+    return kept
+
+
+def encode(pipeline: Pipeline, prompt: Prompt) -> list[int]:
+    if prompt.raw or pipeline.template is None:
+        return pipeline.tokenizer.encode(prompt.text, raw=True)
+    return pipeline.tokenizer.encode(pipeline.template.render([{"role": "user", "content": prompt.text}]))
+
+
+def behind(pipeline: Pipeline, prompt: Prompt, context: int) -> list[int]:
+    """A prompt behind ``context`` tokens of Python's reference manual, which every Python brings along."""
+    ids = encode(pipeline, prompt)
+    if not context:
+        return ids
+    filler = pipeline.tokenizer.encode("\n\n".join(topics.topics.values()), raw=True)
+    return [*filler[:context], *ids]

@@ -1,0 +1,68 @@
+"""``edgespec run --explain``: in words, why a generation was fast or slow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from statistics import mean
+
+from edgespec.stats import Stats, accepted_by_place
+from edgespec.types import Round
+
+
+def explain(stats: Stats, plain_s: float | None) -> list[str]:
+    """Lines of text. plain_s: what a token is expected to take without drafting, if that is known."""
+    return list(_lines(stats, plain_s))
+
+
+def _lines(stats: Stats, plain_s: float | None) -> Iterator[str]:
+    if not stats.rounds:
+        yield "Nothing was decoded."
+        return
+    efficiency = stats.committed / len(stats.rounds)
+    each_s = stats.decode_s / stats.committed
+    yield (
+        f"{stats.committed} tokens in {_count(len(stats.rounds), 'forward')} of the target: "
+        f"{efficiency:.2f} tokens each, {_ms(each_s)} a token."
+    )
+    if plain_s is not None:
+        ratio = plain_s / each_s
+        verdict = f"{ratio:.2f} times as fast" if ratio >= 1 else f"{1 / ratio:.2f} times slower"
+        yield f"Without drafting a token is expected to take {_ms(plain_s)}: this was {verdict}."
+    for name, rounds in sorted(stats.by_drafter.items(), key=lambda item: -len(item[1])):
+        yield _drafter(name, rounds, len(stats.rounds))
+    if stats.reasons:
+        reasons = ", ".join(f"{reason} ({times})" for reason, times in stats.reasons.most_common())
+        yield f"{_count(stats.reasons.total(), 'round')} without a draft: {reasons}."
+    if foreseen := [r for r in stats.rounds if r.expected is not None]:
+        expected, accepted = sum(r.expected or 0.0 for r in foreseen), sum(r.accepted for r in foreseen)
+        yield f"It expected {expected:.0f} drafted tokens to be accepted, and {accepted} were."
+    parts = {
+        "the target": sum(r.target_s for r in stats.rounds),
+        "drafting": sum(r.draft_s for r in stats.rounds),
+        "the rest": sum(r.host_s for r in stats.rounds),
+    }
+    shares = ", ".join(f"{name} {seconds / stats.decode_s:.0%}" for name, seconds in parts.items())
+    yield f"Time: {shares}. First token after a prefill of {stats.prefill_s:.2f} s ({_prompt(stats)})."
+
+
+def _drafter(name: str, rounds: Sequence[Round], of: int) -> str:
+    proposed, accepted = sum(r.proposed for r in rounds), sum(r.accepted for r in rounds)
+    places = " ".join(f"{share:.0%}" for share in accepted_by_place(rounds)[:6])
+    return (
+        f"{name} drafted in {len(rounds)} of {of}: {proposed / len(rounds):.1f} tokens at a time, "
+        f"{accepted / proposed:.0%} accepted (by place: {places}); {_ms(mean(r.draft_s for r in rounds))} to draft, "
+        f"{_ms(mean(r.target_s for r in rounds))} to verify."
+    )
+
+
+def _prompt(stats: Stats) -> str:
+    kept = f", {stats.reused_tokens} of them kept from before" if stats.reused_tokens else ""
+    return f"{_count(stats.prompt_tokens, 'token')}{kept}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _ms(seconds: float) -> str:
+    return f"{1000 * seconds:.1f} ms"

@@ -1,0 +1,323 @@
+"""Deciding who drafts and how far, in virtual time: what it gains, what it may lose, what it learns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+
+from edgespec.backends.fake import FakeModel, Table, VirtualClock, random_table
+from edgespec.decode.acceptance import ByPlace, ByScore
+from edgespec.decode.costs import ROWS_NEEDED, ForwardCost, ForwardTimes, measure
+from edgespec.decode.draft_length import DraftLength, Fixed
+from edgespec.decode.speculative import speculative
+from edgespec.drafters.arbiter import PROBE, Arbiter
+from edgespec.drafters.base import Drafter, NoDrafter
+from edgespec.drafters.ngram import NGram
+from edgespec.drafters.small_model import SmallModel
+from edgespec.stats import Stats
+from edgespec.types import Draft, Logits, SamplingParams
+
+VOCAB = 32
+TABLE = random_table(VOCAB, seed=5, order=3, scale=4.0)
+BUDGET = 400
+PROMPT = [1, 2, 3]
+GREEDY = SamplingParams()
+
+
+def target_s(width: int) -> float:
+    return 1.0 + 0.08 * (width - 1)
+
+
+def mixed_with_noise(share: float, seed: int = 9) -> Table:
+    """As the target, but for ``share`` of the texts, where it says something of its own."""
+    other = random_table(VOCAB, seed=seed, order=3, scale=4.0)
+
+    def table(text: tuple[int, ...]) -> Logits:
+        random = np.random.default_rng([seed, *(t + 1 for t in text[-3:])]).random()
+        return other(text) if random < share else TABLE(text)
+
+    return table
+
+
+class World:
+    """A target, a draft and their shared clock."""
+
+    def __init__(self, draft: Table, step_s: float = 0.1, table: Table = TABLE) -> None:
+        self.clock = VirtualClock()
+        self.target = FakeModel(table, VOCAB, forward_s=target_s, clock=self.clock, capacity=1024)
+        self.model = FakeModel(draft, VOCAB, forward_s=lambda width: step_s, clock=self.clock, capacity=1024)
+        self.small = SmallModel(self.model, VOCAB)
+
+    def arbiter(self, free: Sequence[Drafter] = (), *, model: bool = True, trees: bool = False) -> Arbiter:
+        costs = [ForwardCost(self.times(part)) for part in (self.target, self.model)]
+        small = self.small if model else None
+        self.small.others = trees
+        return Arbiter(free, small, target_s=costs[0], draft_s=costs[1] if model else None, trees=trees)
+
+    def times(self, model: FakeModel) -> ForwardTimes:
+        found = measure(model, self.clock)
+        model.widths.clear()
+        return found
+
+    def run(self, drafter: Drafter, length: DraftLength, prompt: Sequence[int] = PROMPT) -> tuple[float, Stats]:
+        """(seconds a token, books)."""
+        self.target.cache.reset()
+        self.model.cache.reset()
+        drafter.reset()
+        stats = Stats(clock=self.clock)
+        context = list(prompt)
+        for _ in speculative(
+            self.target, drafter, context, GREEDY, draft_length=length, stop=(), budget=BUDGET, stats=stats
+        ):
+            rows = list(self.model.cache.tokens)
+            assert rows == context[: len(rows)], "the draft's cache holds a token that was not committed"
+        return stats.decode_s / stats.committed, stats
+
+
+def plain(world: World, prompt: Sequence[int] = PROMPT) -> float:
+    return world.run(NoDrafter(), Fixed(0), prompt)[0]
+
+
+@pytest.mark.parametrize("step_s", [0.02, 0.1, 0.4])
+@pytest.mark.parametrize(
+    "draft", [random_table(VOCAB, seed=77), lambda text: -TABLE(text)], ids=["random", "adversarial"]
+)
+def test_a_useless_draft_costs_no_more_than_the_probes(draft: Table, step_s: float) -> None:
+    world = World(draft, step_s)
+    arbiter = world.arbiter()
+    base = plain(world)
+    assert world.run(arbiter, arbiter)[0] < base * 1.05, "while it learns"
+    assert world.run(arbiter, arbiter)[0] < base * 1.02, "once it knows"
+
+
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.5, 0.8])
+@pytest.mark.parametrize("step_s", [0.03, 0.15])
+def test_it_is_as_good_as_the_best_fixed_length(share: float, step_s: float) -> None:
+    world = World(mixed_with_noise(share), step_s)
+    arbiter = world.arbiter()
+    world.run(arbiter, arbiter)  # learns
+    own, _ = world.run(arbiter, arbiter)
+    fixed = {k: world.run(world.small, Fixed(k))[0] for k in range(9)}
+    assert own < min(fixed.values()) * 1.02, fixed
+
+
+def test_it_takes_the_copy_where_the_text_repeats_and_the_model_elsewhere() -> None:
+    period = 40
+
+    def table(text: tuple[int, ...]) -> Logits:
+        """New text for a while, then a copy of it, and again."""
+        block, place = divmod(len(text), 2 * period)
+        origin = len(text) - period if place >= period else None
+        row = np.zeros(VOCAB, np.float32)
+        row[text[origin] if origin is not None else (block * 7919 + place * place * 31 + place) % VOCAB] = 9.0
+        return row
+
+    def half_blind(text: tuple[int, ...]) -> Logits:
+        row = table(text)
+        return row if len(text) % 3 else np.roll(row, 1)
+
+    world = World(half_blind, 0.1, table=table)
+    arbiter = world.arbiter([NGram()])
+    world.run(arbiter, arbiter)
+    both, stats = world.run(arbiter, arbiter)
+    alone = [
+        world.run(part, part)[0] for part in (world.arbiter([NGram()], model=False), world.arbiter()) for _ in range(2)
+    ]
+    assert both < min(alone)
+    assert {"ngram", "small_model"} <= {r.drafter for r in stats.rounds}
+
+
+def test_a_model_that_becomes_good_is_found_again() -> None:
+    good = [False]
+    world = World(lambda text: TABLE(text) if good[0] else -TABLE(text))
+    arbiter = world.arbiter()
+    world.run(arbiter, arbiter)
+    _, bad = world.run(arbiter, arbiter)
+    good[0] = True
+    world.run(
+        arbiter,
+        arbiter,
+    )
+    late, stats = world.run(arbiter, arbiter)
+    assert sum(r.proposed > 0 for r in bad.rounds) < 0.2 * len(bad.rounds)
+    assert late < 0.5 * plain(world)
+    assert stats.block_efficiency is not None and stats.block_efficiency > 3
+
+
+def test_trials_stay_within_their_share() -> None:
+    world = World(lambda text: -TABLE(text), 0.3)
+    arbiter = world.arbiter()
+    world.run(arbiter, arbiter)
+    _, stats = world.run(arbiter, arbiter)
+    tried = [r for r in stats.rounds if r.proposed]
+    assert tried, "it never looks again"
+    lost = sum(r.draft_s + r.target_s - target_s(1) for r in tried)
+    assert lost <= PROBE * stats.decode_s * 1.5
+
+
+def test_the_reason_for_not_drafting_is_in_the_books() -> None:
+    world = World(lambda text: -TABLE(text))
+    arbiter = world.arbiter([NGram()])
+    world.run(arbiter, arbiter)
+    _, stats = world.run(arbiter, arbiter)
+    assert {r.reason for r in stats.rounds if not r.proposed} >= {"nothing to copy"}
+    assert all((r.expected is not None) == (r.proposed > 0) for r in stats.rounds)
+
+
+def test_it_does_not_draft_where_width_is_dear() -> None:
+    world = World(TABLE, 0.1)
+    world.target.forward_s = lambda width: float(width)  # no forward checks two tokens for less than two would cost
+    arbiter = world.arbiter()
+    world.run(arbiter, arbiter)
+    ratio = world.run(arbiter, arbiter)[0] / plain(world)
+    assert ratio < 1.02
+
+
+class Scored(NoDrafter):
+    """Proposes the target's own token, or another one and says that it is not sure."""
+
+    name = "scored"
+
+    def propose(self, context: Sequence[int], k: int) -> Draft:
+        tokens: list[int] = []
+        scores: list[float] = []
+        text = list(context)
+        for _ in range(k):
+            best = int(TABLE(tuple(text)).argmax())
+            sure = (len(text) // 7) % 2 == 0
+            tokens.append(best if sure else (best + 1) % VOCAB)
+            scores.append(0.9 if sure else 0.3)
+            text.append(best)
+        return Draft(tuple(tokens), scores=tuple(scores))
+
+
+def test_a_draft_is_cut_where_its_score_says_so() -> None:
+    world = World(TABLE)
+    world.target.forward_s = lambda width: 1.0 + 0.3 * (width - 1)
+    arbiter = world.arbiter([Scored()], model=False)
+    world.run(arbiter, arbiter)
+    _, stats = world.run(arbiter, arbiter)
+    assert stats.acceptance_rate is not None and stats.acceptance_rate > 0.95
+    assert stats.accepted > 0.3 * BUDGET
+
+
+def second_best_is_right(text: tuple[int, ...]) -> Logits:
+    """A draft that has the target's token first or second, in turns that it does not know itself."""
+    row = np.full(VOCAB, -9.0, np.float32)
+    right = int(TABLE(text).argmax())
+    wrong = (right + 1 + sum(text) % 7) % VOCAB
+    first, second = (right, wrong) if sum(text[-2:]) % 2 else (wrong, right)
+    row[first], row[second] = 1.0, 0.8
+    return row
+
+
+def test_trees_are_drafted_where_rows_are_cheap_and_never_where_they_are_dear() -> None:
+    seconds, shares = [], []
+    for a_row_s in (0.01, 0.8):
+        for trees in (False, True):
+            world = World(second_best_is_right, 0.05)
+            world.target.forward_s = lambda width, a_row_s=a_row_s: 1.0 + a_row_s * (width - 1)
+            arbiter = world.arbiter(trees=trees)
+            world.run(arbiter, arbiter)
+            each_s, stats = world.run(arbiter, arbiter)
+            seconds.append(each_s)
+            shares.append(sum(r.proposed > r.accepted + 1 for r in stats.rounds) / len(stats.rounds))
+    assert seconds[1] < 0.85 * seconds[0], "cheap rows: both answers are verified"
+    assert seconds[3] < 1.05 * seconds[2] and shares[3] < 0.2
+
+
+# What it learns from
+
+
+def test_places_behind_a_miss_and_behind_the_end_teach_nothing() -> None:
+    by_place = ByPlace(guess=0.5)
+    for _ in range(200):
+        by_place.update(0, True)
+    assert by_place.chance(0) > 0.95
+    assert by_place.chance(3) > 0.95, "a place that was never reached is as the one before it"
+    for _ in range(200):
+        by_place.update(1, False)
+    assert by_place.chance(0) > 0.95 and by_place.chance(1) < 0.1
+    assert by_place.chance(5) < 0.1
+
+
+def test_scores_come_to_mean_what_happens() -> None:
+    by_score = ByScore()
+    assert 0.75 < by_score.chance(0.85) < 0.95, "at first a score is taken for a probability"
+    random = np.random.default_rng(0)
+    for _ in range(600):
+        by_score.update(0.85, bool(random.random() < 0.3))
+        by_score.update(0.2, bool(random.random() < 0.6))
+    assert abs(by_score.chance(0.85) - 0.3) < 0.2 and abs(by_score.chance(0.2) - 0.6) < 0.2
+
+
+class Shapes:
+    """An engine for which a width other than the last one costs ``change_s`` more, and which pads when told to."""
+
+    def __init__(self, world: World, change_s: float = 0.6) -> None:
+        self.cost: ForwardCost | None = None
+        self.last, self.change_s, self.changes = 0, change_s, 0
+        world.target.forward_s = self
+
+    def __call__(self, n: int) -> float:
+        width = self.cost.take(n) if self.cost else n
+        assert width >= n
+        changed, self.last = width != self.last, width
+        self.changes += changed
+        return target_s(width) + changed * self.change_s
+
+
+def test_a_change_of_width_is_measured_apart_from_the_width() -> None:
+    world = World(TABLE)
+    Shapes(world)
+    times = world.times(world.target)
+    assert times.change_s == pytest.approx(0.6)
+    assert times.at_short_s == pytest.approx([target_s(width) for width in times.widths])
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.6, 1.0])
+def test_widths_keep_still_where_changes_are_dear(share: float) -> None:
+    """And it is as good as the best fixed length none the less. How far to draft depends on how sure the model is, so
+    without regard to changes nearly every round has another width."""
+    world = World(mixed_with_noise(share), 0.05)
+    shapes = Shapes(world)
+    fixed = {k: world.run(world.small, Fixed(k))[0] for k in range(9)}
+    arbiter = world.arbiter()
+    shapes.cost = arbiter.target_s
+    world.run(arbiter, arbiter)  # learns
+    shapes.changes = 0
+    own, stats = world.run(arbiter, arbiter)
+    assert own < min(fixed.values()) * 1.03, fixed
+    assert shapes.changes < 0.1 * len(stats.rounds)
+
+
+def test_home_follows_what_is_asked_for() -> None:
+    cost = ForwardCost(ForwardTimes((1, 2, 4, 8), 0, 100, (1.0, 1.1, 1.4, 2.0), (1.0, 1.1, 1.4, 2.0), 0.5))
+    assert [cost.take(1) for _ in range(20)] == [1] * 20
+    asked = [2, 1, 3, 1, 2, 4] * 10
+    ran = [cost.take(n) for n in asked]
+    assert all(width >= n for width, n in zip(ran, asked, strict=True))
+    assert set(ran[20:]) == {4}
+    assert [cost.take(1) for _ in range(40)][-1] == 1
+    assert cost.take(30) == 30, "wider than any measured: as it is"
+
+
+def test_costs_are_measured_and_follow_the_machine() -> None:
+    clock = VirtualClock()
+    slow = [1.0]
+    cost_of: Callable[[int], float] = lambda width: slow[0] * (0.5 + 0.1 * width)  # noqa: E731
+    model = FakeModel(TABLE, VOCAB, forward_s=cost_of, clock=clock, capacity=ROWS_NEEDED)
+    cost = ForwardCost(measure(model, clock))
+    assert model.cache.length == 0
+    for width in (1, 4, 7, 10, 17):
+        assert cost(width, 0) == pytest.approx(cost_of(width))
+    slow[0] = 2.0
+    for _ in range(60):
+        cost.update(1, 100, cost_of(1))
+    assert cost(1, 100) == pytest.approx(1.2, rel=0.05)
+    assert cost(8, 100) > 1.8, "widths not seen since follow too"
+    before = cost(1, 100)
+    cost.update(1, 100, 800.0)
+    assert cost(1, 100) < before * 1.1, "one outlier says little"

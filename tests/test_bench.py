@@ -1,0 +1,75 @@
+"""The measurements measure what they say: on the real pair, very short."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from click.testing import CliRunner
+
+from edgespec.bench import speed, verify
+from edgespec.bench.prompts import Prompt, behind, encode, read
+from edgespec.cli import cli
+from edgespec.drafters.base import NoDrafter
+from edgespec.errors import SettingError
+from edgespec.pipeline import Pipeline
+
+
+def test_bench_drafters_compares_everyone_on_the_same_text(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(
+        json.dumps({"kind": "code", "text": "def add(a, b):\n    return a + b\n\ndef sub(a, b):\n"}) + "\n"
+    )
+    result = CliRunner().invoke(
+        cli, ["bench", "drafters", "--prompts", str(prompts), "--pairs", "1", "-n", "16", "--lengths", "2"]
+    )
+    assert result.exit_code == 0, result.output
+    figures = json.loads(result.stdout.splitlines()[-1])
+    contenders = figures["categories"]["code"]
+    assert set(contenders) == {"none", "fastdraft", "ngram", "auto", "k = 2"}
+    assert set(figures["same_tokens"].values()) == {"1 of 1"}
+    assert contenders["none"]["block_efficiency"] == 1.0 and contenders["none"]["ratio_to_plain"] == 1.0
+    assert contenders["k = 2"]["acceptance_rate"] > 0
+    assert figures["categories"]["all"]["auto"] == contenders["auto"]
+
+
+def test_prompts_can_be_few_and_behind_other_text(tmp_path: Path, pipeline: Pipeline) -> None:
+    kinds = [prompt.category for prompt in read(per_category=1)]
+    assert len(kinds) == len(set(kinds)) > 1
+    prompt = read()[0]
+    assert behind(pipeline, prompt, 0) == encode(pipeline, prompt)
+    longer = behind(pipeline, prompt, 100)
+    assert len(longer) == 100 + len(encode(pipeline, prompt)) and longer[100:] == encode(pipeline, prompt)
+    (tmp_path / "bad.jsonl").write_text('{"kind": "code"}\n')
+    with pytest.raises(SettingError, match="cannot read prompts"):
+        read(tmp_path / "bad.jsonl")
+
+
+def test_bench_verify_compares_both_rules_at_each_temperature(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(verify, "read", lambda: [Prompt("code", "def add(a, b):\n    return a +", raw=True)])
+    verify.bench_verify(pipeline, new_tokens=6)
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])["temperatures"]
+    assert list(figures) == ["0.3", "0.7", "1.0"]
+    for at in figures.values():
+        assert at["rejection_over_coupled"] > 0
+        for rule in ("coupled", "rejection"):
+            assert 0 <= at[rule]["acceptance_rate"] <= 1 <= at[rule]["block_efficiency"]
+    with pytest.raises(SettingError, match="nothing to verify"):
+        verify.bench_verify(SimpleNamespace(drafter=NoDrafter()))  # type: ignore[arg-type]
+
+
+def test_no_turn_of_a_measurement_remembers_another() -> None:
+    calls: list[str] = []
+    pipeline = SimpleNamespace(
+        drafter=SimpleNamespace(reset=lambda: calls.append("reset")),
+        tokenizer=SimpleNamespace(encode=lambda text, raw: [1]),
+        template=None,
+        generate=lambda *args, **options: calls.append("generate"),
+    )
+    for speculative in (True, False, True):
+        speed._run(pipeline, Prompt("code", "x", raw=True), 4, speculative=speculative)  # type: ignore[arg-type]
+    assert calls == ["reset", "generate"] * 3

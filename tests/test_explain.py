@@ -1,0 +1,39 @@
+"""What ``--explain`` says is what the books say."""
+
+from __future__ import annotations
+
+from edgespec.explain import explain
+from edgespec.stats import Stats, accepted_by_place
+from edgespec.types import Round
+
+
+def round_of(drafter: str, proposed: int, accepted: int, reason: str = "", expected: float | None = None) -> Round:
+    return Round(drafter, proposed, proposed, accepted, accepted + 1, 0.002, 0.010, 0.001, expected, reason)
+
+
+ROUNDS = [
+    round_of("model", 3, 3, expected=2.0),
+    round_of("model", 3, 1, expected=2.0),
+    round_of("model", 2, 0, expected=1.0),
+    round_of("ngram", 4, 4, expected=3.0),
+    round_of("auto", 0, 0, reason="nothing to copy"),
+]
+
+
+def test_it_says_who_drafted_what_came_of_it_and_why_not() -> None:
+    text = "\n".join(explain(Stats(prompt_tokens=7, prefill_s=0.5, rounds=ROUNDS), plain_s=0.010))
+    assert "13 tokens in 5 forwards of the target: 2.60 tokens each, 5.0 ms a token" in text
+    assert "this was 2.00 times as fast" in text
+    assert "model drafted in 3 of 5: 2.7 tokens at a time, 50% accepted (by place: 67% 50% 100%)" in text
+    assert "ngram drafted in 1 of 5" in text
+    assert "1 round without a draft: nothing to copy (1)." in text
+    assert "It expected 8 drafted tokens to be accepted, and 8 were." in text
+    assert "the target 77%, drafting 15%, the rest 8%" in text
+    slow = "\n".join(explain(Stats(rounds=ROUNDS), plain_s=0.0025))
+    assert "2.00 times slower" in slow
+    assert explain(Stats(), None) == ["Nothing was decoded."]
+
+
+def test_a_place_that_was_not_reached_does_not_count() -> None:
+    assert accepted_by_place(ROUNDS) == [3 / 4, 2 / 3, 1.0, 1.0]
+    assert accepted_by_place(ROUNDS[-1:]) == []
