@@ -194,6 +194,32 @@ def test_rejection_repeats_and_keeps_books_and_caches(name: str, mode: str) -> N
             assert context == oracle(params)
 
 
+class Remembering(Junk):
+    """Has something to say from its second text on."""
+
+    name = "remembering"
+    remembers = True
+    texts = 0
+
+    def begin(self, context: Sequence[int], params: SamplingParams) -> None:
+        self.texts += 1
+
+    def propose(self, context: Sequence[int], k: int) -> Draft:
+        return super().propose(context, k) if self.texts > 1 else Draft()
+
+
+def test_beside_a_model_rejection_does_not_depend_on_earlier_texts() -> None:
+    """Where it drafts, the model does not, and by rejection that would be another text."""
+    both = arbiter(close_to(5), [Remembering()])
+    first, second = (run(both, REJECTION["sampled"], Fixed(4)) for _ in range(2))
+    assert first[0] == second[0]
+    assert set(second[1].by_drafter) == {"small_model"}
+    _, coupled, _ = run(both, MODES["sampled"], Fixed(4))
+    assert set(coupled.by_drafter) == {"remembering", "small_model"}
+    alone = arbiter(None, [Remembering()])
+    assert [set(run(alone, REJECTION["sampled"], Fixed(4))[1].by_drafter) for _ in range(2)] == [set(), {"remembering"}]
+
+
 def test_rejection_depends_on_the_draft_and_leaves_greedy_alone() -> None:
     texts = {tuple(run(DRAFTERS[name](), REJECTION["sampled"], Fixed(4))[0]) for name in ("equal", "close", "trimmed")}
     assert len(texts) == 3

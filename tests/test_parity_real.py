@@ -38,7 +38,7 @@ TOKENS = 24
 
 
 @pytest.fixture(scope="session")
-def drafters(pipeline: Pipeline, random_draft_ir: Path) -> dict[str, Drafter]:
+def drafters(pipeline: Pipeline, random_draft_ir: Path, plain) -> dict[str, Drafter]:  # type: ignore[no-untyped-def]
     itself = load_ir(_target_xml(pipeline), is_draft=True)
     return {
         "none": NoDrafter(),
@@ -48,7 +48,7 @@ def drafters(pipeline: Pipeline, random_draft_ir: Path) -> dict[str, Drafter]:
         "shipped": pipeline.drafter,
         "recycling": Recycling(pipeline.target.vocab_size),
         "pool": Pool(4096, shortest=2),
-        "retrieval": Retrieval([pipeline.tokenizer.encode(", ".join(map(str, range(1, 40))))]),
+        "retrieval": Retrieval([pipeline.tokenizer.encode(text) + plain(text, "greedy") for text in PROMPTS]),
     }
 
 
@@ -95,7 +95,7 @@ def test_exact_numerics_give_plain_decodings_tokens(
         assert result.numerics == "exact"
         check_identities(result.stats.rounds)
         assert name != "recycling" or result.stats.proposed > 0
-        assert name != "retrieval" or prompt != PROMPTS[0] or result.stats.proposed > 0
+        assert name != "retrieval" or mode != "greedy" or result.stats.accepted > 0
 
 
 def test_the_targets_own_copy_agrees_nearly_always_greedy_and_sampled(

@@ -43,7 +43,7 @@ class FolderTexts:
 def require_folder(folder: str | Path) -> Path:
     """Raises SettingError if there is none."""
     if not Path(folder).is_dir():
-        raise SettingError("folder to draft from", got=str(folder), allowed="an existing folder")
+        raise SettingError("folder to draft from", got=str(Path(folder)), allowed="an existing folder")
     return Path(folder)
 
 

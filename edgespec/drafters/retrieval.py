@@ -1,8 +1,9 @@
 """Drafts from the user's own texts, in the spirit of REST (He et al. 2023, arXiv 2311.08252).
 
 The texts are one array of tokens, and its positions are sorted by the tokens *before* them, nearest first. So one
-binary search for the end of the context, read backwards, ends beside the position with the longest match. Positions with a
-match of that length vote on what follows. REST verifies a tree of the candidates; this drafts the likeliest chain.
+binary search for the end of the context, read backwards, ends beside the position with the longest match. Positions
+with a match of that length vote on what follows. REST verifies a tree of the candidates; this drafts the likeliest
+chain.
 """
 
 from __future__ import annotations
