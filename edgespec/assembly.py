@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from edgespec import cache, hub, pairs
 from edgespec.bundle import Bundle, ModelFile
 from edgespec.bundle import Drafter as DrafterEntry
-from edgespec.decode import costs
-from edgespec.decode.costs import ForwardCost, ForwardTimes
+from edgespec.decode import calibration
+from edgespec.decode.calibration import Beside, ForwardTimes
+from edgespec.decode.costs import ForwardCost
 from edgespec.drafters.arbiter import Arbiter
 from edgespec.drafters.base import Drafter, NoDrafter
 from edgespec.drafters.folder import read_folder, require_folder
@@ -28,7 +29,7 @@ from edgespec.drafters.pool import Pool
 from edgespec.drafters.recycling import Recycling
 from edgespec.drafters.retrieval import Retrieval
 from edgespec.drafters.small_model import SmallModel
-from edgespec.errors import BundleError, SettingError
+from edgespec.errors import BundleError, NoSuchModel, SettingError
 from edgespec.pairing import Vocabulary, check_pair
 from edgespec.pipeline import Pipeline
 from edgespec.tokenizer import Tokenizer
@@ -93,6 +94,11 @@ def load(
         )
     if draft is None:
         draft = pairs.default_draft(ref)
+    own_model = any(entry.model is not None for entry in pair.manifest.drafters if draft in (None, entry.name))
+    if draft_device is not None and not own_model and (draft is None or draft in _without_model(pair)):
+        raise SettingError(
+            f"only a draft model has a draft device, and {draft or NGram.name} is none", got=draft_device
+        )
     files = [] if draft_from is None else [_retrieval(pair, draft_from, progress)]
     engine = _Engine(context_length or longest, progress, accept_licence)
     device = device.upper()
@@ -105,20 +111,16 @@ def load(
     if draft == "recycling":
         free.append(_recycling(pair, target, remember))
     free = [*files, *free]
-    if draft_device is not None and model is None:
-        name = "+".join(drafter.name for drafter in free) or "none"
-        raise SettingError(f"only a draft model has a draft device, and {name} is none", got=draft_device)
     devices = {"target": device} | ({"draft": draft_on} if model else {})
     drafter: Drafter = NoDrafter()
     if free or model:
         target_s = engine.costs(target)
-        target.width = target_s.take
         draft_s = None
         trees = target.capabilities.tree
         if model:
             model.others = trees
             drafts = cast("OpenVINOPagedModel", model.model)
-            draft_s = engine.costs(drafts)
+            draft_s = engine.draft_costs(drafts, target, target_s)
             drafts.width = draft_s.take
         drafter = Arbiter(free, model, target_s=target_s, draft_s=draft_s, trees=trees)
     if num_draft_tokens is None:
@@ -179,16 +181,28 @@ class _Engine:
 
     def costs(self, model: OpenVINOPagedModel) -> ForwardCost:
         """Measured once, with nothing else running, and then remembered."""
+        return ForwardCost(_remembered(_notes("forward_costs", model), ForwardTimes, lambda: _measured(model, None)))
 
-        def find() -> ForwardTimes:
-            capacity, model.cache.capacity = model.cache.capacity, max(model.cache.capacity, costs.ROWS_NEEDED)
-            try:
-                return costs.measure(model, perf_counter, least=model.min_width)
-            finally:
-                model.cache.capacity = capacity
+    def draft_costs(self, draft: OpenVINOPagedModel, target: OpenVINOPagedModel, target_s: ForwardCost) -> ForwardCost:
+        """In turns with its target, as it will run."""
 
-        path = _notes(f"forward_costs-{model.capabilities.numerics}", model)
-        return ForwardCost(_remembered(path, ForwardTimes, find))
+        def forward() -> None:
+            target.cache.reset()
+            target.forward([0] * target.min_width)
+
+        beside = Beside(forward, target_s.steady(target.min_width, 0))
+        path = _notes(f"forward_costs-{target.fingerprint}", draft)
+        costs = ForwardCost(_remembered(path, ForwardTimes, lambda: _measured(draft, beside)))
+        target.cache.reset()
+        return costs
+
+
+def _measured(model: OpenVINOPagedModel, beside: Beside | None) -> ForwardTimes:
+    capacity, model.cache.capacity = model.cache.capacity, max(model.cache.capacity, calibration.ROWS_NEEDED)
+    try:
+        return calibration.measure(model, perf_counter, least=model.min_width, beside=beside)
+    finally:
+        model.cache.capacity = capacity
 
 
 def _notes(kind: str, model: OpenVINOPagedModel) -> Path:
@@ -209,12 +223,26 @@ def _remembered(path: Path, kind: type[T], find: Callable[[], T]) -> T:
     return found
 
 
+def _without_model(pair: Bundle) -> set[str]:
+    """Names of drafters that need none."""
+    return {
+        "none",
+        NGram.name,
+        Recycling.name,
+        *(entry.name for entry in pair.manifest.drafters if entry.model is None),
+    }
+
+
 def _other(engine: _Engine, pair: Bundle, draft: str | None) -> Bundle | None:
     """The draft model's own bundle, fetched, if it is not one of the pair's."""
-    if draft in (None, "none", "ngram", "recycling") or draft in {entry.name for entry in pair.manifest.drafters}:
+    own = [entry.name for entry in pair.manifest.drafters]
+    if draft is None or draft in own or draft in _without_model(pair):
         return None
-    assert draft is not None
-    other = hub.resolve(draft, accept_licence=engine.accept_licence, progress=engine.progress)
+    try:
+        other = hub.resolve(draft, accept_licence=engine.accept_licence, progress=engine.progress)
+    except NoSuchModel as error:
+        names = ", ".join(dict.fromkeys(("auto", "none", NGram.name, Recycling.name, *own)))
+        raise NoSuchModel("no such draft", got=draft, allowed=f"{names}, or {hub.FORMS}") from error
     hub.model_path(other, other.manifest.target, accept_licence=engine.accept_licence, progress=engine.progress)
     return other
 

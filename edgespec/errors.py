@@ -3,6 +3,7 @@
     EdgespecError
     ├── SettingError       an argument out of its range
     ├── SourceError        a model reference that cannot be found or fetched
+    │   ├── NoSuchModel        a name that means nothing here
     │   ├── IntegrityError     bytes that are not the bytes asked for (hash, size)
     │   └── LicenceError       a model whose licence has to be accepted first
     ├── ConversionError    a source that cannot be turned into a bundle
@@ -42,6 +43,10 @@ class SettingError(EdgespecError):
 
 class SourceError(EdgespecError):
     """A model reference that cannot be found or fetched."""
+
+
+class NoSuchModel(SourceError):
+    """A name that means nothing here."""
 
 
 class IntegrityError(SourceError):

@@ -33,6 +33,8 @@ def _lines(stats: Stats, plain_s: float | None) -> Iterator[str]:
     if stats.reasons:
         reasons = ", ".join(f"{reason} ({times})" for reason, times in stats.reasons.most_common())
         yield f"{_count(stats.reasons.total(), 'round')} without a draft: {reasons}."
+    if stats.forced:
+        yield f"The response format forced {_count(stats.forced, 'token')}, which nobody had to draft."
     if foreseen := [r for r in stats.rounds if r.expected is not None]:
         expected, accepted = sum(r.expected or 0.0 for r in foreseen), sum(r.accepted for r in foreseen)
         yield f"It expected {expected:.0f} drafted tokens to be accepted, and {accepted} were."

@@ -17,7 +17,7 @@ import msgspec
 
 from edgespec import bundle, cache, fetch, known, pairs
 from edgespec.bundle import Bundle, HubSource, ModelFile, WheelSource
-from edgespec.errors import BundleError, EdgespecError, IntegrityError, SourceError
+from edgespec.errors import BundleError, EdgespecError, IntegrityError, NoSuchModel, SourceError
 
 FORMS = "a known name, a bundle or OpenVINO IR folder, a .gguf file, or OWNER/NAME[@REVISION] on the Hugging Face hub"
 
@@ -67,7 +67,7 @@ def resolve(ref: str, *, accept_licence: bool = False, progress: bool = True) ->
     near = difflib.get_close_matches(ref, [*known.names(), *pairs.names()], n=2)
     near.sort(key=lambda name: name not in known.names())
     hint = f"did you mean {' or '.join(near)}?" if near else "known names: edgespec models"
-    raise SourceError("no such model", got=ref, allowed=FORMS, hint=hint)
+    raise NoSuchModel("no such model", got=ref, allowed=FORMS, hint=hint)
 
 
 def model_path(of: Bundle, model: ModelFile, *, accept_licence: bool = False, progress: bool = True) -> Path:

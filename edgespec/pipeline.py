@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from edgespec.decode.speculative import speculative
 from edgespec.drafters.base import Drafter
 from edgespec.errors import ContextFull, SettingError
 from edgespec.stats import Stats
+from edgespec.structured import Grammar, Grammars, grammar_of
 from edgespec.tokenizer import Detokenizer, StopStrings, Tokenizer
 from edgespec.types import Numerics, SamplingParams, Verification
 
@@ -63,6 +64,7 @@ class Generation:
             "rounds": len(stats.rounds),
             "proposed": stats.proposed,
             "accepted": stats.accepted,
+            "forced": stats.forced,
             "acceptance_rate": stats.acceptance_rate,
             "block_efficiency": stats.block_efficiency,
             "rounds_by_drafter": {name: len(rounds) for name, rounds in stats.by_drafter.items()},
@@ -106,6 +108,7 @@ class Pipeline:
         self.num_draft_tokens = num_draft_tokens
         self.devices = devices or {"target": target.capabilities.device}
         self._running: Generation | None = None
+        self._grammars: Grammars | None = None
         self.stop_ids = frozenset(generation.eos_token_ids)
         self.tokenizer = Tokenizer(
             bundle.hashed(bundle.manifest.tokenizer), bos_token=generation.bos_token, add_bos=generation.add_bos
@@ -161,6 +164,7 @@ class Pipeline:
         sampling: SamplingParams | None = None,
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
+        response_format: Mapping[str, Any] | None = None,
         num_draft_tokens: int | None = None,
         drafter: Drafter | None = None,
         progress: Progress | None = None,
@@ -168,6 +172,9 @@ class Pipeline:
         """Continue a prompt of token ids.
 
         stop: strings that end the text. ignore_eos: go on after the model's own end.
+        response_format: what the text must be: a JSON object, JSON of a schema, a match of a regular expression, a
+            sentence of a grammar (see ``structured.grammar_of``). It is, if finish_reason is "stop" and no stop string
+            was found; "length" means that max_new_tokens or the context ended it early.
         num_draft_tokens: k for every round; None follows the pipeline's setting, else what is expected to pay.
         drafter: instead of the pipeline's own. progress: called during the prefill.
         """
@@ -197,6 +204,7 @@ class Pipeline:
         drafter = drafter or self.drafter
         own_length = drafter if isinstance(drafter, DraftLength) else None
         draft_length: DraftLength = (own_length or Heuristic()) if k is None else Fixed(k, own_length)
+        self.target.width = draft_length.width
         result = Generation(
             model=self.bundle.name,
             drafter=drafter.name,
@@ -205,6 +213,8 @@ class Pipeline:
             verification=None if params.greedy else params.verification,
             seed=params.seed,
         )
+        began = result.stats.clock()
+        constraint = self._constraint(response_format, ignore_eos)
         lists = speculative(
             self.target,
             drafter,
@@ -215,9 +225,18 @@ class Pipeline:
             budget=max_new_tokens,
             stats=result.stats,
             progress=progress,
+            constraint=constraint,
         )
-        began = result.stats.clock()
         return Stream(self._texts(lists, StopStrings(stop), result, ignore_eos, began), result)
+
+    def _constraint(self, response_format: Mapping[str, Any] | None, ignore_eos: bool) -> Grammar | None:
+        """A fresh constraint for one generation."""
+        grammar = grammar_of(response_format, ignore_eos=ignore_eos)
+        if grammar is None:
+            return None
+        if self._grammars is None:
+            self._grammars = Grammars(self.tokenizer, self.target.vocab_size, self.stop_ids)
+        return self._grammars.constraint(grammar)
 
     def _texts(
         self, lists: Iterator[list[int]], stops: StopStrings, result: Generation, ignore_eos: bool, began: float

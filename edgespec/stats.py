@@ -40,6 +40,10 @@ class Stats:
         return sum(r.committed for r in self.rounds)
 
     @property
+    def forced(self) -> int:
+        return sum(r.forced for r in self.rounds)
+
+    @property
     def acceptance_rate(self) -> float | None:
         """accepted / proposed; None if nothing was proposed."""
         return self.accepted / self.proposed if self.proposed else None
@@ -87,6 +91,6 @@ def check_identities(rounds: Sequence[Round]) -> None:
     for r in rounds:
         assert 0 <= r.accepted <= r.evaluated <= r.proposed, r
         # The last round may be cut by a stop token or the budget; a cut can only end on an accepted token.
-        assert r.committed in (r.accepted, r.accepted + 1) and r.committed >= 1, r
+        assert r.committed in (r.forced + r.accepted, r.forced + r.accepted + 1) and r.committed >= 1, r
     for r in rounds[:-1]:
-        assert r.committed == r.accepted + 1, r
+        assert r.committed == r.forced + r.accepted + 1, r

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal, get_args
@@ -33,6 +33,9 @@ Tree = tuple[int, ...]
 
 A chain of three is ``(0, 1, 2)``: row 1 hangs on row 0, row 2 on row 1, row 3 on row 2.
 """
+
+Allowed = Callable[[Sequence[int]], NDArray[np.bool_]]
+"""Some drafted tokens -> the tokens that may follow them, ``(vocab,)``; what a constraint tells a drafter."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,6 +71,8 @@ class Draft:
     others: for each token of a chain the runner-up and its score, where a tree could hold both; () if not asked for.
     by: who made it, where several drafters share the rounds. expected: tokens that were expected to be accepted.
     reason: why it is empty.
+    forced: how many of the first tokens are the constraint's and no drafter's (see ``decode.steering``).
+    cut: how many tokens the drafter proposed that the constraint forbids; they are not in ``tokens``.
     """
 
     tokens: tuple[int, ...] = ()
@@ -79,6 +84,8 @@ class Draft:
     by: str = ""
     expected: float | None = None
     reason: str = ""
+    forced: int = 0
+    cut: int = 0
 
     def __post_init__(self) -> None:
         assert len(self.probs) == (len(self.tokens) if self.kind == "sampled" else 0), "one distribution a drawn token"
@@ -138,7 +145,8 @@ class Round:
     """One round, for the books: counts in tokens, times in seconds.
 
     proposed tokens came from the drafter, evaluated ones were in the target's forward, accepted ones it agreed with;
-    committed = what the round added to the context. expected: accepted tokens that were expected, None if nobody did.
+    forced tokens were in the forward too, and came from a constraint; committed = what the round added to the
+    context. expected: accepted tokens that were expected, None if nobody did.
     reason: why nothing was drafted.
     """
 
@@ -152,6 +160,7 @@ class Round:
     host_s: float
     expected: float | None = None
     reason: str = ""
+    forced: int = 0
 
     @classmethod
     def of(
@@ -160,13 +169,14 @@ class Round:
         """From the round's draft and verdict and four readings of one clock."""
         return cls(
             drafter=draft.by or drafter,
-            proposed=len(draft),
-            evaluated=len(draft),
-            accepted=verdict.accepted,
+            proposed=len(draft) - draft.forced + draft.cut,
+            evaluated=len(draft) - draft.forced,
+            accepted=max(verdict.accepted - draft.forced, 0),
             committed=len(verdict.tokens),
             draft_s=drafted - began,
             target_s=forwarded - drafted,
             host_s=ended - forwarded,
+            forced=min(verdict.accepted, draft.forced),
             expected=draft.expected,
             reason=draft.reason,
         )

@@ -6,18 +6,22 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from edgespec.backends.fake import FakeModel, Table, VirtualClock, random_table
 from edgespec.decode.acceptance import ByPlace, ByScore
-from edgespec.decode.costs import ROWS_NEEDED, ForwardCost, ForwardTimes, measure
+from edgespec.decode.calibration import ROWS_NEEDED, ForwardTimes, measure
+from edgespec.decode.constraint import Constraint
+from edgespec.decode.costs import ForwardCost
 from edgespec.decode.draft_length import DraftLength, Fixed
 from edgespec.decode.speculative import speculative
 from edgespec.drafters.arbiter import PROBE, Arbiter
 from edgespec.drafters.base import Drafter, NoDrafter
+from edgespec.drafters.judged import Judged
 from edgespec.drafters.ngram import NGram
 from edgespec.drafters.small_model import SmallModel
 from edgespec.stats import Stats
-from edgespec.types import Draft, Logits, SamplingParams
+from edgespec.types import Allowed, Draft, Logits, SamplingParams
 
 VOCAB = 32
 TABLE = random_table(VOCAB, seed=5, order=3, scale=4.0)
@@ -61,7 +65,13 @@ class World:
         model.widths.clear()
         return found
 
-    def run(self, drafter: Drafter, length: DraftLength, prompt: Sequence[int] = PROMPT) -> tuple[float, Stats]:
+    def run(
+        self,
+        drafter: Drafter,
+        length: DraftLength,
+        prompt: Sequence[int] = PROMPT,
+        constraint: Constraint | None = None,
+    ) -> tuple[float, Stats]:
         """(seconds a token, books)."""
         self.target.cache.reset()
         self.model.cache.reset()
@@ -69,8 +79,9 @@ class World:
         stats = Stats(clock=self.clock)
         context = list(prompt)
         for _ in speculative(
-            self.target, drafter, context, GREEDY, draft_length=length, stop=(), budget=BUDGET, stats=stats
-        ):
+            self.target, drafter, context, GREEDY, draft_length=length, stop=(), budget=BUDGET, stats=stats,
+            constraint=constraint,
+        ):  # fmt: skip
             rows = list(self.model.cache.tokens)
             assert rows == context[: len(rows)], "the draft's cache holds a token that was not committed"
         return stats.decode_s / stats.committed, stats
@@ -180,7 +191,7 @@ class Scored(NoDrafter):
 
     name = "scored"
 
-    def propose(self, context: Sequence[int], k: int) -> Draft:
+    def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
         tokens: list[int] = []
         scores: list[float] = []
         text = list(context)
@@ -228,6 +239,61 @@ def test_trees_are_drafted_where_rows_are_cheap_and_never_where_they_are_dear() 
     assert seconds[3] < 1.05 * seconds[2] and shares[3] < 0.2
 
 
+class Sure(NoDrafter):
+    """A look-up that always says 7, and is quite sure of it."""
+
+    def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
+        return Draft((7,) * k, scores=(0.9,) * k)
+
+
+def test_a_draft_pays_for_the_rows_that_it_adds_to_forced_ones() -> None:
+    """A forward of up to 4 rows takes 1 s, a wider one 2.5 s, and a token a second is what plain decoding gives."""
+    steps = ForwardTimes((1, 4, 5, 16), 0, 1, (1.0, 1.0, 2.5, 2.5), (1.0, 1.0, 2.5, 2.5))
+    drafted = []
+    for forced in (0, 1, 2, 3):
+        arbiter = Arbiter([Sure()], None, target_s=ForwardCost(steps))
+        arbiter.begin(PROMPT, GREEDY)
+        k = arbiter.next(5, forced)
+        drafted.append(len(arbiter.propose([*PROMPT, *range(forced)], min(k, 1))))
+    assert drafted == [1, 1, 1, 0]
+
+
+def test_a_runner_up_that_cannot_be_is_no_branch_and_teaches_nothing() -> None:
+    judged = Judged(NoDrafter())
+    before = judged.of_others.chance(0.0)
+    judged.proposed = Draft((4, 5), scores=(0.5, 1.0), others=((6, 0.4), (5, 0.0)))
+    assert [branch.tokens for branch in judged.branches(judged.proposed)] == [(4, 5), (6,)]
+    judged.learn([4, 5])
+    assert judged.of_others.chance(0.0) == before
+
+
+class Runs:
+    """A constraint: of every five tokens the first three are given."""
+
+    def __init__(self) -> None:
+        self.length = 0
+
+    def allowed(self, ahead: Sequence[int]) -> NDArray[np.bool_]:
+        place = self.length + len(ahead)
+        return np.arange(VOCAB) == place * 7 % VOCAB if place % 5 < 3 else np.ones(VOCAB, np.bool_)
+
+    def commit(self, tokens: Sequence[int]) -> None:
+        self.length += len(tokens)
+
+
+@pytest.mark.parametrize("widest_free", [4, 6])
+@pytest.mark.parametrize("share", [0.1, 0.4])
+def test_with_forced_tokens_too_it_is_as_good_as_the_best_fixed_length(share: float, widest_free: int) -> None:
+    world = World(mixed_with_noise(share), 0.15)
+    world.target.forward_s = lambda width: 1.0 + 0.4 * max(0, width - widest_free)
+    arbiter = world.arbiter()
+    world.run(arbiter, arbiter, constraint=Runs())
+    own, stats = world.run(arbiter, arbiter, constraint=Runs())
+    assert stats.forced > 0.2 * BUDGET
+    fixed = {k: world.run(world.small, Fixed(k), constraint=Runs())[0] for k in range(6)}
+    assert own < min(fixed.values()) * 1.05, fixed
+
+
 # What it learns from
 
 
@@ -254,16 +320,13 @@ def test_scores_come_to_mean_what_happens() -> None:
 
 
 class Shapes:
-    """An engine for which a width other than the last one costs ``change_s`` more, and which pads when told to."""
+    """An engine for which a width other than the last one costs ``change_s`` more."""
 
     def __init__(self, world: World, change_s: float = 0.6) -> None:
-        self.cost: ForwardCost | None = None
         self.last, self.change_s, self.changes = 0, change_s, 0
         world.target.forward_s = self
 
-    def __call__(self, n: int) -> float:
-        width = self.cost.take(n) if self.cost else n
-        assert width >= n
+    def __call__(self, width: int) -> float:
         changed, self.last = width != self.last, width
         self.changes += changed
         return target_s(width) + changed * self.change_s
@@ -277,6 +340,17 @@ def test_a_change_of_width_is_measured_apart_from_the_width() -> None:
     assert times.at_short_s == pytest.approx([target_s(width) for width in times.widths])
 
 
+def test_noise_in_the_calibration_never_makes_a_wider_forward_cheaper() -> None:
+    random = np.random.default_rng(3)
+    for _ in range(20):
+        world = World(TABLE)
+        world.target.forward_s = lambda width: target_s(width) * (1 + 0.3 * random.random())
+        cost = ForwardCost(world.times(world.target))
+        for context in (0, 512, 4000, 30000):
+            seconds = [cost.steady(width, context) for width in cost.widths]
+            assert seconds == sorted(seconds)
+
+
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.6, 1.0])
 def test_widths_keep_still_where_changes_are_dear(share: float) -> None:
     """And it is as good as the best fixed length none the less. How far to draft depends on how sure the model is, so
@@ -285,22 +359,22 @@ def test_widths_keep_still_where_changes_are_dear(share: float) -> None:
     shapes = Shapes(world)
     fixed = {k: world.run(world.small, Fixed(k))[0] for k in range(9)}
     arbiter = world.arbiter()
-    shapes.cost = arbiter.target_s
+    world.target.width = arbiter.target_s.take
     world.run(arbiter, arbiter)  # learns
     shapes.changes = 0
     own, stats = world.run(arbiter, arbiter)
     assert own < min(fixed.values()) * 1.03, fixed
-    assert shapes.changes < 0.1 * len(stats.rounds)
+    assert shapes.changes < 3 + 0.1 * len(stats.rounds)
 
 
 def test_home_follows_what_is_asked_for() -> None:
     cost = ForwardCost(ForwardTimes((1, 2, 4, 8), 0, 100, (1.0, 1.1, 1.4, 2.0), (1.0, 1.1, 1.4, 2.0), 0.5))
     assert [cost.take(1) for _ in range(20)] == [1] * 20
-    asked = [2, 1, 3, 1, 2, 4] * 10
+    asked = [2, 1, 3, 1, 2, 4] * 20
     ran = [cost.take(n) for n in asked]
     assert all(width >= n for width, n in zip(ran, asked, strict=True))
-    assert set(ran[20:]) == {4}
-    assert [cost.take(1) for _ in range(40)][-1] == 1
+    assert set(ran[60:]) == {4}
+    assert [cost.take(1) for _ in range(60)][-1] == 1
     assert cost.take(30) == 30, "wider than any measured: as it is"
 
 

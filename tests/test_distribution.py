@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -17,10 +18,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from scipy.stats import power_divergence
 
 from edgespec.backends.fake import FakeModel, Table, random_table
-from edgespec.decode.costs import ForwardCost, ForwardTimes
+from edgespec.decode.calibration import ForwardTimes
+from edgespec.decode.constraint import Constraint
+from edgespec.decode.costs import ForwardCost
 from edgespec.decode.draft_length import DraftLength, Fixed
 from edgespec.decode.sampling import ACCEPT, CORRECT, DRAFT, adjust, distribution, pick, probabilities, uniform
 from edgespec.decode.speculative import speculative
@@ -31,7 +35,7 @@ from edgespec.drafters.ngram import NGram
 from edgespec.drafters.small_model import SmallModel
 from edgespec.pipeline import Pipeline
 from edgespec.stats import Stats
-from edgespec.types import Distribution, Draft, Logits, SamplingParams, Step, Verdict
+from edgespec.types import Allowed, Distribution, Draft, Logits, SamplingParams, Step, Verdict
 
 VOCAB = 5
 PROMPT = [1, 0, 2, 0, 2]
@@ -93,7 +97,7 @@ class Siblings(NoDrafter):
     def begin(self, context: Sequence[int], params: SamplingParams) -> None:
         self.params = params
 
-    def propose(self, context: Sequence[int], k: int) -> Draft:
+    def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
         if k < 2:
             return Draft()
         parents, tokens, probs = [], [], []
@@ -125,7 +129,7 @@ class Peeking(NoDrafter):
         self.inner.begin(context, params)
         self.drawn: dict[int, int] = {}
 
-    def propose(self, context: Sequence[int], k: int) -> Draft:
+    def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
         if self.drawn.get(len(context), 0) > 0:
             return Draft()
         draft = self.inner.propose(context, k)
@@ -173,8 +177,32 @@ def expected(table: Table, vocab: int, settings: dict[str, Any], prompt: Sequenc
     return texts
 
 
+class Rules:
+    """A constraint: 1 is followed by 3 and nothing else, 0 by 1 or 2, no text begins with 3, nothing comes twice."""
+
+    def __init__(self) -> None:
+        self.text: list[int] = []
+
+    def allowed(self, ahead: Sequence[int]) -> NDArray[np.bool_]:
+        last = [-1, *self.text, *ahead][-1]
+        may = {-1: [0, 1, 2, 4], 0: [1, 2], 1: [3]}.get(last, [token for token in range(VOCAB) if token != last])
+        return np.isin(np.arange(VOCAB), may)
+
+    def commit(self, tokens: Sequence[int]) -> None:
+        self.text += tokens
+
+
+def ruled(text: tuple[int, ...]) -> Logits:
+    return np.where(Rules().allowed(text[len(PROMPT) :]), TARGET(text), -np.inf).astype(np.float32)
+
+
 def written(
-    target: FakeModel, drafter: Drafter, settings: dict[str, Any], prompt: Sequence[int], seeds: int
+    target: FakeModel,
+    drafter: Drafter,
+    settings: dict[str, Any],
+    prompt: Sequence[int],
+    seeds: int,
+    rules: Callable[[], Constraint | None] = lambda: None,
 ) -> Counter:
     texts: Counter[tuple[int, ...]] = Counter()
     for seed in range(seeds):
@@ -182,7 +210,10 @@ def written(
         params = SamplingParams(**settings, seed=seed)
         length = drafter if isinstance(drafter, DraftLength) else Fixed(2)
         stats = Stats(clock=target.clock)
-        loop = speculative(target, drafter, context, params, draft_length=length, stop=(), budget=TOKENS, stats=stats)
+        loop = speculative(
+            target, drafter, context, params, draft_length=length, stop=(), budget=TOKENS, stats=stats,
+            constraint=rules(),
+        )  # fmt: skip
         for _ in loop:
             pass
         texts[tuple(context[len(prompt) :])] += 1
@@ -244,6 +275,54 @@ def test_rejection_does_so_for_penalised_and_truncated_distributions(world: str,
 )
 def test_coupled_sampling_preserves_it_too(world: str, settings: dict[str, Any]) -> None:
     assert check(world, settings) > ALPHA
+
+
+CONSTRAINED = {
+    "close": lambda: chain(CLOSE),
+    "reversed": lambda: chain(REVERSED),
+    "trimmed": trimmed,
+    "arbiter": lambda: arbiter(CLOSE),
+    "lookup": NGram,
+}
+
+
+def check_constrained(drafter: str, settings: dict[str, Any], seeds: int = 600) -> float:
+    target = FakeModel(TARGET, VOCAB, capacity=32)
+    texts = written(target, CONSTRAINED[drafter](), settings | REJECTION, PROMPT, seeds, Rules)
+    return smallest_p_value(texts, expected(ruled, VOCAB, settings, PROMPT))
+
+
+@pytest.mark.parametrize(
+    ("drafter", "settings"), [*((drafter, PLAIN) for drafter in CONSTRAINED), ("close", SPARSE), ("trimmed", PENALTY)]
+)
+def test_rejection_under_a_constraint_gives_the_distribution_of_plain_constrained_decoding(
+    drafter: str, settings: dict[str, Any]
+) -> None:
+    assert check_constrained(drafter, settings) > ALPHA
+
+
+def test_a_draft_that_is_drawn_without_the_constraint_and_cut_would_be_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Drawn from all tokens and cut where a forbidden one came up, while it claims the distribution it drew from."""
+
+    def cut(forced: Sequence[int], draft: Draft, constraint: Constraint) -> Draft:
+        n = 0
+        while n < len(draft) and constraint.allowed([*forced, *draft.tokens[:n]])[draft.tokens[n]]:
+            n += 1
+        certain = tuple(Distribution(np.array([token]), np.ones(1)) for token in forced)
+        return replace(
+            draft,
+            tokens=(*forced, *draft.tokens[:n]),
+            scores=(),
+            forced=len(forced),
+            probs=certain + draft.probs[:n] if draft.kind == "sampled" else (),
+        )
+
+    unsteered = SmallModel.propose
+    monkeypatch.setattr("edgespec.decode.steering.admitted", cut)
+    monkeypatch.setattr(SmallModel, "propose", lambda self, context, k, allowed: unsteered(self, context, k))
+    assert check_constrained("reversed", PLAIN, 1500) < ALPHA
 
 
 # Wrong rules. Each takes the place of one name in the real code; everything else stays real.

@@ -10,7 +10,18 @@ from pathlib import Path
 import edgespec
 
 ROOT = Path(edgespec.__file__).parent
-HEAVY = {"openvino", "openvino_genai", "onnxruntime", "torch", "transformers", "numpy", "tokenizers", "jinja2", "rich"}
+HEAVY = {
+    "openvino",
+    "openvino_genai",
+    "onnxruntime",
+    "torch",
+    "transformers",
+    "numpy",
+    "tokenizers",
+    "jinja2",
+    "rich",
+    "llguidance",
+}
 BASE = {"errors", "types"}
 # room -> rooms of edgespec it may import. A name ending in a dot is a package.
 ALLOWED: dict[str, set[str]] = {
@@ -21,6 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "bundle": BASE,
     "pairing": BASE,
     "tokenizer": BASE,
+    "structured": BASE | {"tokenizer"},
     "chat_template": BASE,
     "devices": BASE | {"engine"},
     "engine": set(),
@@ -36,19 +48,33 @@ ALLOWED: dict[str, set[str]] = {
     "decode.sampling": BASE,
     "decode.verify": BASE | {"decode.sampling"},
     "decode.draft_length": BASE,
+    "decode.constraint": BASE,
+    "decode.steering": BASE | {"decode.constraint", "decode.draft_length", "drafters.base"},
+    "decode.autoregressive": BASE | {"backends.base", "decode.constraint", "decode.sampling"},
+    "decode.speculative": BASE
+    | {
+        "backends.base",
+        "decode.constraint",
+        "decode.draft_length",
+        "decode.steering",
+        "decode.verify",
+        "drafters.base",
+        "stats",
+    },
     "decode.acceptance": BASE,
     "decode.tree": BASE,
-    "decode.costs": BASE | {"backends.base"},
-    "decode.autoregressive": BASE | {"backends.base", "decode.sampling"},
-    "decode.speculative": BASE | {"backends.base", "decode.draft_length", "decode.verify", "drafters.base", "stats"},
+    "decode.calibration": BASE | {"backends.base"},
+    "decode.costs": BASE | {"decode.calibration"},
     "backends.base": BASE,
     "backends.rows": BASE,
     "backends.": BASE | {"backends.", "engine"},
     "drafters.base": BASE,
-    "drafters.arbiter": BASE | {"drafters.base", "decode.acceptance", "decode.costs", "decode.tree"},
+    "drafters.arbiter": BASE | {"drafters.base", "drafters.judged", "decode.costs", "decode.tree"},
+    "drafters.judged": BASE | {"drafters.base", "decode.acceptance", "decode.tree"},
     "drafters.recycling": BASE | {"drafters.table_file"},
     "drafters.": BASE | {"drafters.base", "backends.base", "decode.sampling"},
-    "pipeline": BASE | {"decode.", "drafters.base", "backends.base", "bundle", "chat_template", "stats", "tokenizer"},
+    "pipeline": BASE
+    | {"decode.", "drafters.base", "backends.base", "bundle", "chat_template", "stats", "structured", "tokenizer"},
 }
 ABOVE = ("assembly", "commands.", "bench.", "cli", "__main__", "__init__")  # may import everything below
 

@@ -10,7 +10,8 @@ import pytest
 
 from edgespec.backends.fake import FakeModel, VirtualClock, random_table
 from edgespec.decode.autoregressive import autoregressive
-from edgespec.decode.costs import ForwardCost, ForwardTimes
+from edgespec.decode.calibration import ForwardTimes
+from edgespec.decode.costs import ForwardCost
 from edgespec.decode.draft_length import DraftLength, Fixed, Heuristic
 from edgespec.decode.speculative import speculative
 from edgespec.drafters.arbiter import Arbiter
@@ -22,7 +23,7 @@ from edgespec.drafters.retrieval import Retrieval
 from edgespec.drafters.small_model import SmallModel
 from edgespec.errors import IncompatiblePair
 from edgespec.stats import Stats, check_identities
-from edgespec.types import Draft, Logits, SamplingParams, Step, Verdict
+from edgespec.types import Allowed, Draft, Logits, SamplingParams, Step, Verdict
 
 VOCAB = 24
 TABLE = random_table(VOCAB, seed=3)
@@ -42,7 +43,7 @@ class Junk(NoDrafter):
 
     name = "junk"
 
-    def propose(self, context: Sequence[int], k: int) -> Draft:
+    def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
         return Draft(tuple((len(context) * 7 + i) % VOCAB for i in range(min(k, len(context) % 5))))
 
 
@@ -51,7 +52,7 @@ class Trees(NoDrafter):
 
     name = "trees"
 
-    def propose(self, context: Sequence[int], k: int) -> Draft:
+    def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
         if k < 3:
             return Draft()
         best = int(TABLE(tuple(context)).argmax())
@@ -204,8 +205,8 @@ class Remembering(Junk):
     def begin(self, context: Sequence[int], params: SamplingParams) -> None:
         self.texts += 1
 
-    def propose(self, context: Sequence[int], k: int) -> Draft:
-        return super().propose(context, k) if self.texts > 1 else Draft()
+    def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
+        return super().propose(context, k, allowed) if self.texts > 1 else Draft()
 
 
 def test_beside_a_model_rejection_does_not_depend_on_earlier_texts() -> None:

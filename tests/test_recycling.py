@@ -15,7 +15,8 @@ import pytest
 
 import edgespec
 from edgespec.backends.fake import FakeModel, random_table
-from edgespec.decode.costs import ForwardCost, ForwardTimes
+from edgespec.decode.calibration import ForwardTimes
+from edgespec.decode.costs import ForwardCost
 from edgespec.decode.draft_length import Fixed
 from edgespec.decode.speculative import speculative
 from edgespec.drafters.arbiter import Arbiter
@@ -24,7 +25,7 @@ from edgespec.drafters.ngram import NGram
 from edgespec.drafters.recycling import Recycling, likeliest
 from edgespec.errors import SettingError
 from edgespec.stats import Stats
-from edgespec.types import Draft, Logits, SamplingParams, Step, Tree, Verdict, tree_depths
+from edgespec.types import Allowed, Draft, Logits, SamplingParams, Step, Tree, Verdict, tree_depths
 
 VOCAB = 40
 BIGRAM = random_table(VOCAB, seed=4, order=1)
@@ -71,7 +72,7 @@ class Listening(FakeModel):
 class Junk(NoDrafter):
     name = "junk"
 
-    def propose(self, context: Sequence[int], k: int) -> Draft:
+    def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
         return Draft(tuple((len(context) * 7 + i) % VOCAB for i in range(k)))
 
 

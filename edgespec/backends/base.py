@@ -56,7 +56,13 @@ class Capabilities:
 
 
 class Model(Protocol):
-    """A model on a device. Used by one thread. ``forward`` is ``start`` + ``wait``."""
+    """A model on a device. Used by one thread. ``forward`` is ``start`` + ``wait``.
+
+    width: how wide to run a forward of so many tokens behind so many rows; at least as wide, the rest is padding. None:
+    as wide as it is. Of forwards that return logits; whoever loads models sets it, where a change of width costs.
+    """
+
+    width: Callable[[int, int], int] | None
 
     @property
     def cache(self) -> KVCache: ...

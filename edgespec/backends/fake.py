@@ -66,6 +66,7 @@ class FakeModel:
         )
         self.clock = clock or VirtualClock()
         self.forward_s = forward_s
+        self.width: Callable[[int, int], int] | None = None
         self.widths: list[int] = []  # of every forward, for tests that count work
         self._pending: tuple[Step, float, tuple[int, ...], bool] | None = None
 
@@ -99,8 +100,10 @@ class FakeModel:
             seen.append((*above, token))
         rows = seen[len(seen) - (len(seen) if num_logits is None else num_logits) :]
         logits = np.array([self.table(text) for text in rows], np.float32).reshape(len(rows), self.vocab_size)
-        self.widths.append(len(tokens))
-        done_s = self.clock.now_s + self.forward_s(len(tokens))
+        width = self.width(len(tokens), begin) if self.width is not None and num_logits != 0 else len(tokens)
+        assert width >= len(tokens)
+        self.widths.append(width)
+        done_s = self.clock.now_s + self.forward_s(width)
         self._pending = Step(logits), done_s, tuple(tokens), tree is not None
 
     def ready(self) -> bool:

@@ -69,7 +69,6 @@ class OpenVINOPagedModel:
         self.infer_s = 0.0
         """seconds spent inside the engine since construction"""
         self.width: Callable[[int, int], int] | None = None
-        """(tokens, rows before them) -> width to run their forward at, at least as many; the rest is padding"""
         self._pending: _Forward | None = None
         self._started_s = 0.0
         self._given: dict[str, object] = {}  # key of what each input of the engine holds
@@ -155,7 +154,7 @@ class OpenVINOPagedModel:
         self.cache.settle()
         past, real = self.cache.length, len(tokens)
         n = max(real, self._settings.min_width)
-        if self.width is not None and num_logits != 0:  # not a prefill's
+        if self.width is not None and num_logits != 0:
             n = self.width(n, past)
         assert past + real <= self.cache.capacity, "a forward past the context"
         self.cache.ensure(past + n)

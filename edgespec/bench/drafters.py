@@ -54,6 +54,8 @@ def bench_drafters(
     sampling: SamplingParams,
 ) -> None:
     """Print a line for each category and contender. context: tokens to put before each prompt. lengths: fixed k."""
+    if not sampling.greedy:
+        sampling = sampling.seeded(0)  # one seed for all contenders, or their texts could not be compared
     auto = pipeline.drafter
     if not isinstance(auto, Arbiter):
         raise SettingError("nothing to compare: no drafter", hint="leave --draft out, or name one")

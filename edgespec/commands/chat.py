@@ -8,7 +8,14 @@ from typing import Any
 
 import click
 
-from edgespec.commands.options import learning_options, model_options, sampling_from, sampling_options
+from edgespec.commands.options import (
+    format_from,
+    format_options,
+    learning_options,
+    model_options,
+    sampling_from,
+    sampling_options,
+)
 from edgespec.commands.run import summary
 from edgespec.errors import EdgespecError
 from edgespec.pipeline import Generation, Pipeline
@@ -64,15 +71,19 @@ class Conversation:
 @model_options
 @learning_options
 @sampling_options
+@format_options
 @click.option("--system", metavar="TEXT", help="System prompt.")
 def command(system: str | None, **options: Any) -> None:
     """Talk to a model. Reads turns line by line when standard input is not a terminal."""
+    response_format = format_from(options)
     sampling, max_new_tokens, load_options = sampling_from(options)
 
     from edgespec.assembly import load
 
     pipeline = load(**load_options, progress=sys.stderr.isatty())
-    conversation = Conversation(pipeline, system, sampling=sampling, max_new_tokens=max_new_tokens)
+    conversation = Conversation(
+        pipeline, system, sampling=sampling, max_new_tokens=max_new_tokens, response_format=response_format
+    )
     click.echo(f"{pipeline.bundle.name}, {_how(sampling)}. /help lists commands.", err=True)
     for line in _lines():
         if line.startswith("/"):

@@ -18,7 +18,7 @@ OPTIONAL = {"torch": "export", "optimum-intel": "export", "nncf": "export", "tra
 @click.option("--model", "-m", metavar="REF", default="default", show_default=True, help="Plan for this model.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(model: str, as_json: bool) -> None:
-    """Show what is here, and what will run where and why. Loads and fetches nothing."""
+    """Show what is here, and what will run where and why. Loads no model; a hub id is looked up."""
     report = {
         "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
         "python": platform.python_version(),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import click
 
+from edgespec.errors import SettingError
 from edgespec.types import SamplingParams, Verification
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -76,6 +79,15 @@ _SAMPLING = [
         help="Same seed and settings, same text (with rejection: for a fixed -k). Random unless told.",
     ),
 ]
+_FORMAT = [
+    click.option(
+        "--json-schema",
+        metavar="FILE",
+        help="Write JSON that fits the schema in FILE. Cut short only by --max-new-tokens (finish_reason: length).",
+    ),
+    click.option("--regex", metavar="R", help="Write text that R matches from end to end; cut short likewise."),
+    click.option("--grammar", metavar="FILE", help="Write a sentence of the Lark grammar in FILE; cut short likewise."),
+]
 
 
 def model_options(function: F) -> F:
@@ -94,6 +106,49 @@ def sampling_options(function: F) -> F:
     for option in reversed(_SAMPLING):
         function = option(function)
     return function
+
+
+def format_options(function: F) -> F:
+    for option in reversed(_FORMAT):
+        function = option(function)
+    return function
+
+
+def format_from(options: dict[str, Any], *, ignore_eos: bool = False) -> dict[str, Any] | None:
+    """Take the response format out of the options; checked here, before any model is loaded."""
+    given = {name: value for name in ("json_schema", "regex", "grammar") if (value := options.pop(name)) is not None}
+    if not given:
+        return None
+    if len(given) > 1:
+        names = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise SettingError(f"{names} are formats of one answer", hint="give one of them")
+    from edgespec.structured import grammar_of
+
+    [(kind, value)] = given.items()
+    if kind == "json_schema":
+        value = {"schema": _read_json(value)}
+    elif kind == "grammar":
+        value = _read(value)
+    response_format = {"type": kind, kind: value}
+    grammar_of(response_format, ignore_eos=ignore_eos)
+    return response_format
+
+
+def _read(file: str) -> str:
+    try:
+        return Path(file).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise SettingError(f"cannot read {file}", got=error.strerror) from error
+    except ValueError as error:
+        raise SettingError(f"{file} is not UTF-8", got=str(error), hint="save it as UTF-8") from error
+
+
+def _read_json(file: str) -> Any:
+    text = _read(file)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise SettingError(f"{file} is not JSON", got=str(error)) from error
 
 
 def sampling_from(options: dict[str, Any]) -> tuple[SamplingParams, int, dict[str, Any]]:

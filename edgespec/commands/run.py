@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgespec.commands.options import learning_options, model_options, sampling_from, sampling_options
+from edgespec.commands.options import (
+    format_from,
+    format_options,
+    learning_options,
+    model_options,
+    sampling_from,
+    sampling_options,
+)
 from edgespec.errors import SettingError
 
 if TYPE_CHECKING:
@@ -23,6 +30,7 @@ if TYPE_CHECKING:
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the chat template.")
 @click.option("--system", metavar="TEXT", help="System prompt.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End the text before this string; may be repeated.")
+@format_options
 @click.option("--ignore-eos", is_flag=True, help="Go on after the model's own end, up to --max-new-tokens.")
 @click.option("--explain", is_flag=True, help="Say on stderr why it was fast or slow: who drafted, what it gained.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
@@ -40,6 +48,7 @@ def command(
 
     Text goes to stdout, a one-line summary to stderr.
     """
+    response_format = format_from(options, ignore_eos=ignore_eos)
     text = _read_prompt(prompt)
     sampling, max_new_tokens, load_options = sampling_from(options)
 
@@ -52,6 +61,7 @@ def command(
         raw=raw,
         stop=stop,
         ignore_eos=ignore_eos,
+        response_format=response_format,
         sampling=sampling,
         max_new_tokens=max_new_tokens,
     )
@@ -86,6 +96,8 @@ def summary(result: Generation) -> str:
         parts.append(f"{stats.block_efficiency:.2f} tokens per forward")
     else:
         parts.append("no drafts" if result.drafter == "none" else f"{result.drafter} had nothing to propose")
+    if stats.forced:
+        parts.append(f"{stats.forced} tokens forced")
     parts.append(f"{result.numerics} on {result.devices['target']}")
     if result.verification == "rejection":
         parts.append("rejection")

@@ -109,10 +109,13 @@ def fastdraft(context: click.Context, /, target: str, output: Path, **options: A
 def evaluate(prompts: Path | None, new_tokens: int, temperature: float, timed: int, **options: Any) -> None:
     """Acceptance by category and position, block efficiency, and measured speed-up of a pair's drafter."""
     from edgespec.assembly import load
+    from edgespec_train.evaluate import LENGTHS
     from edgespec_train.report import evaluate_pair
 
     options["ref"] = options.pop("model")
     k = 4 if options["num_draft_tokens"] is None else options["num_draft_tokens"]
+    if k not in LENGTHS:
+        raise SettingError("number of draft tokens", got=k, allowed=f"{LENGTHS[0]} to {LENGTHS[-1]}")
     pipeline = load(**options, progress=True)
     evaluate_pair(pipeline, prompts, new_tokens=new_tokens, temperature=temperature, timed=timed, k=k)
 

@@ -8,26 +8,32 @@ from __future__ import annotations
 
 import math
 
-_FORGET = 0.98
-"""weight of what was known when something new is seen: the last fifty or so count"""
-_PRIOR = 4.0
-"""observations that a first guess is worth"""
+_FORGET, _FORGET_TEXTS = 0.98, 0.998
+"""weight of what was known when something new is seen, in this text and over all: the last 50 and the last 500 count"""
+_PRIOR, _PRIOR_TEXTS = 2.0, 10.0
+"""observations that a first guess is worth, and what was seen in earlier texts"""
 _BINS = 10
 
 
 class Rate:
-    """A share that follows the last outcomes, beginning from a guess."""
+    """A share that follows the last outcomes of a text; a new text begins from what it was over all."""
 
     def __init__(self, guess: float) -> None:
         self._hits, self._trials = guess * _PRIOR, _PRIOR
+        self._all_hits, self._all_trials = self._hits, self._trials
 
     @property
     def value(self) -> float:
         return self._hits / self._trials
 
+    def begin(self) -> None:
+        self._hits, self._trials = _PRIOR_TEXTS * self._all_hits / self._all_trials, _PRIOR_TEXTS
+
     def update(self, hit: bool) -> None:
         self._hits = self._hits * _FORGET + hit
         self._trials = self._trials * _FORGET + 1.0
+        self._all_hits = self._all_hits * _FORGET_TEXTS + hit
+        self._all_trials = self._all_trials * _FORGET_TEXTS + 1.0
 
 
 class ByScore:
@@ -36,6 +42,11 @@ class ByScore:
 
     def __init__(self, trust: float = 1.0) -> None:
         self._rates = [Rate(trust / (1 + math.exp(-_log_odds_of(index)))) for index in range(_BINS)]
+
+    def begin(self) -> None:
+        """Another text."""
+        for rate in self._rates:
+            rate.begin()
 
     def chance(self, score: float) -> float:
         return self._rates[_bin(score)].value
@@ -51,6 +62,11 @@ class ByPlace:
         self._guess = guess
         self._rates: list[Rate] = []
         self._places = places
+
+    def begin(self) -> None:
+        """Another text."""
+        for rate in self._rates:
+            rate.begin()
 
     def chance(self, place: int) -> float:
         """place: 0 is the first."""

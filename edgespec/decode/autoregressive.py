@@ -5,19 +5,28 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from edgespec.backends.base import Model
+from edgespec.decode.constraint import Constraint, masked
 from edgespec.decode.sampling import choose
-from edgespec.types import SamplingParams
+from edgespec.types import Draft, SamplingParams
 
 
 def autoregressive(
-    target: Model, context: list[int], params: SamplingParams, *, stop: Collection[int], budget: int
+    target: Model,
+    context: list[int],
+    params: SamplingParams,
+    *,
+    stop: Collection[int],
+    budget: int,
+    constraint: Constraint | None = None,
 ) -> Iterator[list[int]]:
     """Extend ``context`` by up to ``budget`` tokens, one list of one token at a time; ends after a stop token."""
     target.prefill(context[:-1])
     for _ in range(min(budget, target.cache.capacity - len(context) + 1)):
         step = target.forward([context[-1]])
-        token = choose(step.logits[0], context, params)
+        token = choose(masked(step.logits, Draft(), constraint)[0], context, params)
         context.append(token)
+        if constraint is not None:
+            constraint.commit([token])
         yield [token]
         if token in stop:
             return

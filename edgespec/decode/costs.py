@@ -1,74 +1,27 @@
 """What a forward costs, and at which width to run it. No clock in here; times arrive with the rounds.
 
-A table is measured once for each model, device and machine (``measure``) and remembered by whoever loads models.
-While running, two corrections follow what is seen: one for all widths (the machine is slower now), one for each.
+Begins from what was measured (``calibration``). While running, two corrections follow what is seen: one for all widths
+(the machine is slower now), one for each.
 
 An engine that prepares every layer anew for each new shape makes a forward of another width than the last one dear:
 half a forward of SmolLM2 on CPU (docs/log.md). So a text has a *home*, the width that pays best lately, and forwards of
 fewer tokens are padded to it. Leaving home is charged with the way back; home moves when another width would have
-earned, round after round, more than the move costs (a cumulative sum test, Page 1954).
+earned more in the last rounds than it costs to move.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
-from statistics import median
+from bisect import bisect_left
+from collections.abc import Callable
 
-from edgespec.backends.base import Model
+from edgespec.decode.calibration import ForwardTimes, line
 
-WIDTHS = (1, 2, 3, 4, 5, 6, 8, 12, 17)
-_SHORT, _LONG = 64, 512
-ROWS_NEEDED = _LONG + WIDTHS[-1]
-"""of cache, to measure"""
 _ALL, _EACH = 0.15, 0.02
 """how far the corrections move towards a new observation, in logarithms"""
+_WINDOW, _AHEAD = 0.97, 30
+"""rounds of late that say where home should be, and rounds ahead in which a move must pay"""
 _OUTLIER = 1.5
 """a forward that took longer than this factor says so and no more: the machine was doing something else"""
-
-
-@dataclass(frozen=True)
-class ForwardTimes:
-    """Seconds of a forward of each of ``widths`` tokens behind ``short`` and behind ``long`` rows of context, when the
-    forward before was of the same width; and how much longer it takes when it was not."""
-
-    widths: tuple[int, ...]
-    short: int
-    long: int
-    at_short_s: tuple[float, ...]
-    at_long_s: tuple[float, ...]
-    change_s: float = 0.0
-
-
-def measure(
-    model: Model, clock: Callable[[], float], *, least: int = 1, turns: int = 2, repeats: int = 3
-) -> ForwardTimes:
-    """Time forwards of a model with room for ``ROWS_NEEDED``; its cache is empty afterwards.
-
-    least: narrower forwards are padded to this anyway.
-    """
-    widths = sorted({max(width, least) for width in WIDTHS if width <= model.capabilities.max_width})
-    times: dict[int, tuple[float, ...]] = {}
-    changes: list[float] = []
-    for context in (_SHORT, _LONG):
-        changed: dict[int, list[float]] = {width: [] for width in widths}
-        steady: dict[int, list[float]] = {width: [] for width in widths}
-        model.prefill([0] * context)
-        model.forward([0] * widths[-1])  # the first forward of a kind sets things up
-        for _ in range(turns):  # in turns: the machine's mood is the same for all
-            for width in widths:
-                for repeat in range(1 + repeats):
-                    model.cache.crop(context)
-                    began = clock()
-                    model.forward([0] * width)
-                    (steady if repeat else changed)[width].append(clock() - began)
-        # The least is what the forward costs, the rest is what else the machine did; and more rows never cost less.
-        times[context] = tuple(accumulate((min(steady[width]) for width in widths), max))
-        changes += [min(changed[width]) - min(steady[width]) for width in widths]
-    model.cache.reset()
-    return ForwardTimes(tuple(widths), _SHORT, _LONG, times[_SHORT], times[_LONG], max(0.0, median(changes)))
 
 
 class ForwardCost:
@@ -91,11 +44,13 @@ class ForwardCost:
         self._own = [1.0] * len(times.widths)
         self._known: list[tuple[float, float, int]] = []  # by width: at the short context, a row more, nearest width
         self.widths = times.widths
-        self.home = home or times.widths[0]
+        self.home = home  # None: nobody has said yet what a text is like; see ``prefer``
         self._last: int | None = None  # width of the last forward; None: another one's
         self._changed = False
         self._settled = False
-        self._earned = dict.fromkeys(times.widths, 0.0)  # what a width would have earned more than home did, in seconds
+        self._gain_s = dict.fromkeys(
+            times.widths, 0.0
+        )  # by width: a round of late would have earned so much more there
 
     def __call__(self, n: int, context: int) -> float:
         """To decide by: a forward of n tokens at the width it would run at, with the changes of width it brings."""
@@ -111,6 +66,10 @@ class ForwardCost:
         at_short, a_row, nearest = self._known[width]
         behind = context - self._times.short
         return (at_short + a_row * behind if behind > 0 else at_short) * self._slowness * self._own[nearest]
+
+    def fresh(self) -> ForwardCost:
+        """What was measured, without what was learned since."""
+        return ForwardCost(self._times)
 
     def begin(self) -> None:
         """Another text: there were forwards that this does not know of."""
@@ -131,18 +90,25 @@ class ForwardCost:
         return width
 
     def prefer(self, worth_s: Callable[[int], float]) -> None:
-        """Move home if another width has been better for long enough. worth_s: of the round to come, in seconds, if
-        it ran at that width (any measured one) and no change cost anything."""
+        """Move home if another width has been better for long enough; at first, to the best one.
+
+        worth_s: of the round to come, in seconds, if it ran at that width (any measured one) and changes were free.
+        """
         if not self._times.change_s:
             return
         self._settled = True
-        at_home = worth_s(self.home)
-        for width in self.widths:
-            self._earned[width] = max(0.0, self._earned[width] + worth_s(width) - at_home)
-        best = max(self.widths, key=lambda width: self._earned[width])
-        if self._earned[best] > 2 * self._change_s:  # there and back
+        there_and_back_s = 2 * self._change_s
+        worth = {width: worth_s(width) for width in self.widths}
+        away = max(worth.values()) - there_and_back_s  # from any home the best width can be visited
+        at_home = max(worth[self.home or self.widths[0]], away)
+        for width, so_far in self._gain_s.items():
+            self._gain_s[width] = _WINDOW * so_far + (1 - _WINDOW) * (max(worth[width], away) - at_home)
+        if self.home is None:
+            self.home = max(self.widths, key=lambda width: worth[width])
+            return
+        best = max(self.widths, key=lambda width: self._gain_s[width])
+        if (self._gain_s[best] - self._gain_s[self.home]) * _AHEAD > there_and_back_s:
             self.home = best
-            self._earned = dict.fromkeys(self.widths, 0.0)
 
     def update(self, n: int, context: int, seconds: float) -> None:
         """The forward of n tokens that was run last took so long."""
@@ -157,6 +123,10 @@ class ForwardCost:
     def scale(self, ratio: float) -> None:
         """Some forwards took ``ratio`` times as long as expected."""
         self._slowness *= min(max(ratio, 1 / _OUTLIER), _OUTLIER) ** _ALL
+
+    @property
+    def cold_s(self) -> float:
+        return self._times.cold_s * self._slowness
 
     @property
     def _change_s(self) -> float:
@@ -179,16 +149,8 @@ class ForwardCost:
     def _of_width(self, width: int) -> tuple[float, float, int]:
         times = self._times
         width = max(width, times.widths[0])
-        at_short = _line(times.widths, times.at_short_s, width)
+        at_short = line(times.widths, times.at_short_s, width)
         rows = max(1, times.long - times.short)
-        a_row = max(0.0, (_line(times.widths, times.at_long_s, width) - at_short) / rows)
+        a_row = max(0.0, (line(times.widths, times.at_long_s, width) - at_short) / rows)
         nearest = min(range(len(times.widths)), key=lambda i: abs(times.widths[i] - width))
         return at_short, a_row, nearest
-
-
-def _line(xs: Sequence[int], ys: Sequence[float], x: int) -> float:
-    if len(xs) == 1:
-        return ys[0]
-    right = min(max(bisect_right(xs, x), 1), len(xs) - 1)
-    left = right - 1
-    return ys[left] + (ys[right] - ys[left]) * (x - xs[left]) / (xs[right] - xs[left])

@@ -15,8 +15,14 @@ from edgespec.types import Round
 class DraftLength(Protocol):
     """``next`` before a round, ``update`` after it; one generation at a time."""
 
-    def next(self, most: int) -> int:
-        """k for this round, 0 <= k <= most (what budget and context leave room for)."""
+    def next(self, most: int, forced: int = 0) -> int:
+        """k for this round, 0 <= k <= most (what budget and context leave room for).
+
+        forced: tokens that are verified in front of the draft, and stand for certain.
+        """
+
+    def width(self, n: int, context: int) -> int:
+        """How wide to run the target's forward of n tokens behind so many rows, n at least (see ``Model.width``)."""
 
     def update(self, round_: Round) -> None:
         """Learn from a finished round."""
@@ -31,8 +37,11 @@ class Fixed:
         self.k = k
         self._learner = learner
 
-    def next(self, most: int) -> int:
+    def next(self, most: int, forced: int = 0) -> int:
         return min(self.k, most)
+
+    def width(self, n: int, context: int) -> int:
+        return n if self._learner is None else self._learner.width(n, context)
 
     def update(self, round_: Round) -> None:
         if self._learner is not None:
@@ -49,8 +58,11 @@ class Heuristic:
         self.k = k
         self.longest = longest
 
-    def next(self, most: int) -> int:
+    def next(self, most: int, forced: int = 0) -> int:
         return min(self.k, most)
+
+    def width(self, n: int, context: int) -> int:
+        return n
 
     def update(self, round_: Round) -> None:
         if round_.proposed == 0:

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from edgespec.errors import SettingError
 from edgespec.types import Distribution, Logits, SamplingParams
 
 _GUMBEL_MAX = -np.log(-np.log1p(-(2.0**-53)))  # the largest value ``gumbel`` can return, about 36.7
@@ -34,10 +35,14 @@ def choose(logits: Logits, context: Sequence[int], params: SamplingParams, posit
 
     logits: ``(vocab,)``. context: the tokens before it, read only by the repetition penalty.
     position: index of the chosen token in the text, ``len(context)`` unless told.
+    Raises SettingError if every logit is ``-inf``.
     """
     row = adjust(logits, context, params)
     if params.greedy:
-        return int(row.argmax())
+        best = int(row.argmax())
+        if row[best] == -np.inf:
+            raise _nothing_left()
+        return best
     return draw(row, params, len(context) if position is None else position)
 
 
@@ -77,7 +82,10 @@ def truncate(logits: Logits, params: SamplingParams) -> tuple[NDArray[np.intp], 
     [1, 2]
     """
     row = np.asarray(logits, dtype=np.float64)
-    row = row - row.max()  # so that no temperature, however small, can overflow
+    top = row.max()
+    if top == -np.inf:
+        raise _nothing_left()
+    row = row - top  # so that no temperature, however small, can overflow
     keep: NDArray[np.intp] = np.arange(len(row))
     if 0 < params.top_k < len(row):
         keep = np.sort(np.argpartition(row, -params.top_k)[-params.top_k :])
@@ -158,6 +166,12 @@ def gumbel(seed: int, position: int, tokens: NDArray[np.integer]) -> NDArray[np.
     number = ((bits >> _U64(12)).astype(np.float64) + 0.5) * 2.0**-52  # 2**-53 ... 1 - 2**-53, exact in float64
     noise: NDArray[np.float64] = -np.log(-np.log(number))
     return noise
+
+
+def _nothing_left() -> SettingError:
+    return SettingError(
+        "no token is left to choose", hint="logit_bias or a dead end of the response format forbids the rest"
+    )
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -12,7 +12,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from edgespec.backends.base import Model, Progress
+from edgespec.decode.constraint import Constraint, masked
 from edgespec.decode.draft_length import DraftLength
+from edgespec.decode.steering import steered
 from edgespec.decode.verify import verify
 from edgespec.drafters.base import Drafter
 from edgespec.stats import Stats
@@ -30,10 +32,12 @@ def speculative(
     budget: int,
     stats: Stats,
     progress: Progress | None = None,
+    constraint: Constraint | None = None,
 ) -> Iterator[list[int]]:
     """Extend ``context`` in place by up to ``budget`` tokens; yields each round's committed tokens.
 
-    Ends after a token of ``stop``, at the budget, or when the target's context is full.
+    Ends after a token of ``stop``, at the budget, or when the target's context is full. A constraint, fresh for this
+    generation, says what may be written.
     """
     clock = stats.clock
     began = clock()
@@ -45,14 +49,17 @@ def speculative(
 
     while room > 0:
         t0 = clock()
-        draft = drafter.propose(context, draft_length.next(min(room - 1, target.capabilities.max_width - 1)))
+        most = min(room, target.capabilities.max_width) - 1
+        draft = steered(drafter, context, draft_length, most, stop, constraint)
         t1 = clock()
         assert draft.tree is None or target.capabilities.tree, "this target verifies chains only"
         step = target.forward([context[-1], *draft.tokens], draft.tree)  # logits (1 + n, vocab)
         t2 = clock()
-        verdict = verify(draft, step.logits, context, params).until(stop, room)
+        verdict = verify(draft, masked(step.logits, draft, constraint), context, params).until(stop, room)
         target.cache.keep(verdict.path)
         context.extend(verdict.tokens)
+        if constraint is not None:
+            constraint.commit(verdict.tokens)
         drafter.commit(context, draft, verdict, step)
         room -= len(verdict.tokens)
         stats.rounds.append(Round.of(drafter.name, draft, verdict, t0, t1, t2, clock()))

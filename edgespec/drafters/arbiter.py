@@ -5,6 +5,9 @@ lately in tokens a second: time spent here is taken from rounds that earn that r
 Charnov 1976; the average-reward criterion). Drafting nothing is one of the choices, so the worst case is plain
 decoding and what it costs to keep an eye on the drafters.
 
+Tokens that a constraint forces are a free draft of chance 1 that every choice begins with (``decode.steering``): they
+add to what each round commits, and a drafted token is charged with the step from their width to the next.
+
 Drafters that cost nothing (lookup in what was written) are asked every round, and judged by what the target then
 committed, whether their draft was taken or not. A draft model costs a forward for each token. It is stopped as soon
 as one more token is not worth its time, by the model's own confidence, whose meaning is learned from outcomes
@@ -16,15 +19,16 @@ No clock in here: times come with the rounds (``update``), costs from ``decode.c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
+from math import prod
 
-from edgespec.decode.acceptance import ByPlace, ByScore
 from edgespec.decode.costs import ForwardCost
 from edgespec.decode.tree import Branch, merge
 from edgespec.drafters.base import Drafter, StepwiseDrafter
-from edgespec.types import Draft, Round, SamplingParams, Step, Verdict
+from edgespec.drafters.judged import Judged, admitted
+from edgespec.types import Allowed, Draft, Round, SamplingParams, Step, Verdict
 
 PROBE = 0.01
 """share of the time that may be lost on trying a drafter that is not expected to pay"""
@@ -33,64 +37,31 @@ _WINDOW = 0.98
 """weight of earlier rounds in the rate: the last fifty count"""
 _REMEMBERED = 8
 """plain rounds that the rate of an earlier text is worth"""
+_SLIGHT = 0.05
+"""chance of a token below which nobody looks further"""
 _RESTING = 8
 """rounds between trials, at least"""
 
 
 @dataclass
-class _Judged:
-    """What is known of a drafter."""
+class _Pace:
+    """Tokens a second over the last rounds."""
 
-    drafter: Drafter
-    by_score: ByScore = field(default_factory=ByScore)
-    of_others: ByScore = field(default_factory=ByScore)
-    by_place: ByPlace = field(default_factory=ByPlace)
-    proposed: Draft = field(default_factory=Draft)
+    tokens: float = 0.0
+    seconds: float = 0.0
 
-    def chances(self, draft: Draft) -> list[float]:
-        """For each token: the chance that it and all above it stand."""
-        found: list[float] = []
-        depths: list[int] = []
-        for index, row in enumerate(draft.parents):
-            depths.append(depths[row - 1] + 1 if row else 0)
-            own = self.by_score.chance(draft.scores[index]) if draft.scores else self.by_place.chance(depths[index])
-            found.append(own * (found[row - 1] if row else 1.0))
-        return found
+    @property
+    def rate(self) -> float:
+        return self.tokens / self.seconds if self.seconds else 0.0
 
-    def branches(self, draft: Draft) -> list[Branch]:
-        """A draft, chain or tree, as chains from the root; runners-up of a chain are chains of their own."""
-        chances = self.chances(draft)
-        paths: list[list[int]] = []
-        for index, row in enumerate(draft.parents):
-            paths.append([*paths[row - 1], index] if row else [index])
-        inner = {row - 1 for row in draft.parents}
-        leaves = [path for index, path in enumerate(paths) if index not in inner]
-        found = [Branch(tuple(draft.tokens[i] for i in path), tuple(chances[i] for i in path)) for path in leaves]
-        for place, (token, score) in enumerate(draft.others):
-            above = chances[place - 1] if place else 1.0
-            found.append(
-                Branch((*draft.tokens[:place], token), (*chances[:place], above * self.of_others.chance(score)))
-            )
-        return found
+    def add(self, tokens: int, seconds: float) -> None:
+        self.tokens = self.tokens * _WINDOW + tokens
+        self.seconds = self.seconds * _WINDOW + seconds
 
-    def learn(self, committed: Sequence[int]) -> None:
-        """What the target said of ``proposed``: of every token that stands right behind what was committed."""
-        draft, self.proposed = self.proposed, Draft()
-        stands: list[int | None] = []  # how deep an accepted token is; None for the others
-        for index, (token, row) in enumerate(zip(draft.tokens, draft.parents, strict=True)):
-            above = stands[row - 1] if row else 0
-            stands.append(None)
-            if above is None or above >= len(committed):
-                continue
-            accepted = token == committed[above]
-            stands[index] = above + 1 if accepted else None
-            if draft.scores:
-                self.by_score.update(draft.scores[index], accepted)
-            if draft.tree is None:
-                self.by_place.update(above, accepted)
-                if draft.others:
-                    other, score = draft.others[index]
-                    self.of_others.update(score, other == committed[above])
+    def remember(self, seconds: float) -> None:
+        """Another text, another pace: this one's is worth no more than so long."""
+        weight = min(1.0, seconds / self.seconds) if self.seconds else 0.0
+        self.tokens, self.seconds = self.tokens * weight, self.seconds * weight
 
 
 class Arbiter:
@@ -111,57 +82,66 @@ class Arbiter:
         trees: bool = False,
     ) -> None:
         assert (model is None) == (draft_s is None)
-        self._free = [_Judged(drafter) for drafter in free]
+        self._free = [Judged(drafter) for drafter in free]
         self._asked = self._free
-        self._model = _Judged(model) if model is not None else None
+        self._model = Judged(model) if model is not None else None
         self.model = model
         self._trees = trees
         self.target_s = target_s
         self._draft_s = draft_s
         self._host_s = 0.0
-        self._tokens, self._seconds = 0.0, 0.0
+        self._paces = {False: _Pace(), True: _Pace()}  # of rounds without and with something to copy
+        self._copying = False
         self._unspent_s = 0.0
         self._resting = 0
         self._most: int | None = None
+        self._forced = 0
         self._pending, self._steps = 0, 0
         self._length = 0
         self._probing = False
         self.remembers = any(judged.drafter.remembers for judged in self._all)
         self.name = "+".join(judged.drafter.name for judged in self._all)
+        self._settle([], _LONGEST)
 
     @property
-    def _all(self) -> list[_Judged]:
+    def _all(self) -> list[Judged]:
         return [*self._free, *([self._model] if self._model else [])]
 
     def begin(self, context: Sequence[int], params: SamplingParams) -> None:
         for judged in self._all:
             judged.drafter.begin(context, params)
+            for known in (judged.by_score, judged.of_others, judged.by_place):
+                known.begin()
         # By rejection the text depends on what the model was asked to draft, and that must not depend on earlier texts.
         repeats = self._model is not None and params.verification == "rejection" and not params.greedy
         self._asked = [judged for judged in self._free if not (repeats and judged.drafter.remembers)]
         self.target_s.begin()
         if self._draft_s is not None:
             self._draft_s.begin()
-        if self._seconds:  # another text, another rate: what the last one did is worth a few rounds
-            weight = min(1.0, _REMEMBERED * self.plain_s / self._seconds)
-            self._tokens, self._seconds = self._tokens * weight, self._seconds * weight
+        for pace in self._paces.values():
+            pace.remember(_REMEMBERED * self.plain_s)
 
-    def next(self, most: int) -> int:
+    def next(self, most: int, forced: int = 0) -> int:
         """As a draft length: as far as it goes; ``propose`` decides."""
-        self._most = min(most, _LONGEST)
+        self._most, self._forced = min(most, _LONGEST), forced
         return self._most
 
-    def propose(self, context: Sequence[int], k: int) -> Draft:
+    def width(self, n: int, context: int) -> int:
+        """As a draft length: home, where it can be (see ``decode.costs``)."""
+        return self.target_s.take(n, context)
+
+    def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
         free_length, self._most = self._most is not None, None
-        self._length, self._steps, self._probing = len(context), 0, False
+        self._length, self._steps, self._probing, self._copying = len(context), 0, False, False
         for judged in self._all:
             judged.proposed = Draft()
         if k == 0:
-            return Draft(reason="no room")
-        drafts = [(judged, self._offer(judged, context, k)) for judged in self._asked]
+            return Draft(reason="no room" if free_length else "none asked for")
+        drafts = [(judged, self._offer(judged, context, k, allowed)) for judged in self._asked]
         if not free_length:
-            return self._whole(drafts, context, k)
+            return self._whole(drafts, context, k, allowed)
         offers = [(judged.drafter.name, judged.branches(draft)) for judged, draft in drafts if len(draft)]
+        self._copying = bool(offers)
         self._settle([branch for _, branches in offers for branch in branches], k)
         reason = "not worth its time" if offers else "nothing to copy"
         best, best_worth = self._best(offers, k, reason)
@@ -172,32 +152,33 @@ class Arbiter:
         if self._probing and not self._may_probe(worth, best_worth):
             self._probing = False
             return best
-        draft = self._drafted(context, k)
+        draft = self._drafted(context, k, allowed)
         if draft.kind == "sampled":  # whether a drawn token is verified must not depend on which it was
             return replace(draft, by=self._model.drafter.name, expected=sum(self._model.chances(draft)))
-        offers.append((self._model.drafter.name, self._with_tail(draft, context, k)))
+        offers.append((self._model.drafter.name, self._with_tail(draft, context, k, allowed)))
         best, _ = self._best(offers, k, "the model was not sure")  # the time to draft is spent, whatever comes of it
         return best
 
     def commit(self, context: Sequence[int], draft: Draft, verdict: Verdict, step: Step) -> None:
+        forced = self._length - (len(context) - len(verdict.tokens))  # tokens in front of what was drafted
         for judged in self._all:
-            judged.learn(verdict.tokens)
+            judged.learn(verdict.tokens[forced:])
             judged.drafter.commit(context, draft, verdict, step)
 
     def update(self, round_: Round) -> None:
         """As a draft length: the times of the round that was just committed."""
-        width, context = 1 + round_.evaluated, self._length
+        width, context = 1 + round_.forced + round_.evaluated, self._length
         target_s = min(round_.target_s, 2 * self.target_s.steady(width, context))  # the first forward sets things up
         self.target_s.update(width, context, round_.target_s)
-        self._host_s = round_.host_s if not self._tokens else 0.9 * self._host_s + 0.1 * round_.host_s
+        self._host_s = 0.9 * self._host_s + 0.1 * round_.host_s if self._host_s else round_.host_s
         drafted_s = 0.0
         if self._steps and self._draft_s is not None:
             drafted_s = round_.draft_s
-            expected_s = self._draft_s(self._pending, context) + (self._steps - 1) * self._draft_s(1, context)
+            steps_s = (self._steps - 1) * self._draft_s.steady(1, context)
+            expected_s = self._draft_s.cold_s + self._draft_s.steady(self._pending, context) + steps_s
             self._draft_s.scale(drafted_s / expected_s)
         seconds = target_s + drafted_s + round_.host_s
-        self._tokens = self._tokens * _WINDOW + round_.committed
-        self._seconds = self._seconds * _WINDOW + seconds
+        self._paces[self._copying].add(round_.committed, seconds)
         self._unspent_s += PROBE * seconds
         if self._probing:
             self._unspent_s -= max(0.0, seconds - round_.committed / self.rate)
@@ -217,7 +198,7 @@ class Arbiter:
         model = self.model if self.model is not None and self.model.name in names else None
         assert free or model, names
         draft_s = self._draft_s if model else None
-        return Arbiter(free, model, target_s=self.target_s, draft_s=draft_s, trees=self._trees)
+        return Arbiter(free, model, target_s=self.target_s.fresh(), draft_s=draft_s, trees=self._trees)
 
     @property
     def drafters(self) -> list[str]:
@@ -230,15 +211,15 @@ class Arbiter:
 
     @property
     def rate(self) -> float:
-        """Tokens a second, lately; at least what plain decoding is expected to do."""
-        plain = 1.0 / self.plain_s
-        return max(plain, self._tokens / self._seconds) if self._seconds else plain
+        """Tokens a second, lately, where the text is like here; at least what plain decoding is expected to do."""
+        return max(1.0 / self.plain_s, self._paces[self._copying].rate)
 
-    def _round_s(self, width: int) -> float:
-        return self.target_s(width, self._length) + self._host_s
+    def _round_s(self, tokens: int) -> float:
+        """A round that verifies so many drafted tokens behind the forced ones."""
+        return self.target_s(1 + self._forced + tokens, self._length) + self._host_s
 
-    def _offer(self, judged: _Judged, context: Sequence[int], k: int) -> Draft:
-        judged.proposed = judged.drafter.propose(context, k)
+    def _offer(self, judged: Judged, context: Sequence[int], k: int, allowed: Allowed | None) -> Draft:
+        judged.proposed = admitted(judged.drafter.propose(context, k, allowed), allowed)
         return judged.proposed
 
     def _best(self, offers: list[tuple[str, list[Branch]]], k: int, reason: str) -> tuple[Draft, float]:
@@ -246,16 +227,17 @@ class Arbiter:
 
         reason: for a draft of nothing, if that is best.
         """
-        rate, plain_s = self.rate, self._round_s(1)
-        best, best_worth = Draft(reason=reason), 1.0 - rate * plain_s
+        rate, undrafted_s = self.rate, self._round_s(0)
+        sure = 1.0 + self._forced
+        best, best_worth = Draft(reason=reason), sure - rate * undrafted_s
 
         def cost(tokens: int) -> float:
-            return rate * (self._round_s(1 + tokens) - plain_s)
+            return rate * (self._round_s(tokens) - undrafted_s)
 
         groups = [offers] if self._trees else [[offer] for offer in offers]
         for group in groups:
             merged = merge([branch for _, branches in group for branch in branches], cost, k)
-            worth = 1.0 + merged.expected - cost(len(merged.tokens)) - rate * plain_s
+            worth = sure + merged.expected - cost(len(merged.tokens)) - rate * undrafted_s
             if merged.tokens and worth > best_worth:
                 draft = Draft(merged.tokens, merged.tree, expected=merged.expected)
                 first = {token for token, row in zip(draft.tokens, draft.parents, strict=True) if row == 0}
@@ -266,34 +248,43 @@ class Arbiter:
 
     def _settle(self, branches: Sequence[Branch], k: int) -> None:
         """Tell the target at which width this round would be worth most, changes of width aside."""
-        rate = self.rate
-        widest = min(k + 1, self.target_s.widths[-1])
-        gains = [max((sum(b.chances[:n]) for b in branches), default=0.0) for n in range(widest)]  # by tokens verified
-        for n, (tokens, seconds) in enumerate(self._prospects(widest - 1), 1):
-            gains[n] = max(gains[n], tokens - rate * seconds)
+        rate, forced = self.rate, self._forced
+        widest = min(1 + forced + k, self.target_s.widths[-1])
+        gains = [float(min(n, forced)) for n in range(widest)]  # by tokens verified: the forced ones, then drafted ones
+        for branch in branches:
+            for n, tokens in enumerate(accumulate(branch.chances[: max(0, widest - 1 - forced)]), 1 + forced):
+                gains[n] = max(gains[n], forced + tokens)
+        for n, (tokens, seconds) in enumerate(self._prospects(widest - 1 - forced), 1 + forced):
+            gains[n] = max(gains[n], forced + tokens - rate * seconds)
         best = list(accumulate(gains, max))
         self.target_s.prefer(
             lambda width: best[min(width, widest) - 1] / rate - self.target_s.steady(width, self._length)
         )
 
     def _prospects(self, k: int) -> Iterator[tuple[float, float]]:
-        """For drafts of 1 to k tokens by the model, before it has said anything: tokens accepted, seconds to draft."""
+        """For drafts of 1 to k tokens by the model, before it has said anything: tokens accepted, seconds to draft.
+
+        Without what it takes to catch up: that has to be paid whenever it drafts again, and does not speak against now.
+        """
         if self._model is None:
             return
-        assert self.model and self._draft_s
+        assert self._draft_s
         tokens, chance = 0.0, 1.0
-        seconds = self._draft_s(self.model.pending(self._length), self._length)
+        a_step_s = self._draft_s.steady(1, self._length)
+        seconds = self._draft_s.cold_s + a_step_s
         for place in range(k):
             chance *= self._model.by_place.chance(place)
             tokens += chance
             yield tokens, seconds
-            seconds += self._draft_s(1, self._length)
+            if chance < _SLIGHT:
+                return
+            seconds += a_step_s
 
     def _model_worth(self, k: int) -> float:
         """What a round with the model is worth at its best length, before it has said anything."""
         rate = self.rate
         return max(
-            1.0 + tokens - rate * (seconds + self._round_s(1 + n))
+            1.0 + self._forced + tokens - rate * (seconds + self._round_s(n))
             for n, (tokens, seconds) in enumerate(self._prospects(k), 1)
         )
 
@@ -301,26 +292,39 @@ class Arbiter:
         lost_s = (best - worth) / self.rate
         return not self._resting and lost_s <= self._unspent_s
 
-    def _drafted(self, context: Sequence[int], k: int) -> Draft:
+    def _drafted(self, context: Sequence[int], k: int, allowed: Allowed | None) -> Draft:
         """By the model, as far as it pays."""
         assert self._model and self.model and self._draft_s
         model, rate = self._model, self.rate
-        self._pending = self.model.pending(self._length)
-        chance = 1.0
-        a_step_s = self._draft_s(1, self._length)
+        a_step_s = self._draft_s.steady(1, self._length)
 
         def go_on(scores: Sequence[float]) -> bool:
-            nonlocal chance
-            chance *= model.by_score.chance(scores[-1])
+            chance = prod(model.by_score.chance(score) for score in scores)
             n = len(scores)
-            more_s = a_step_s + self._round_s(2 + n) - self._round_s(1 + n)
+            more_s = a_step_s + self._round_s(1 + n) - self._round_s(n)
             return chance * model.by_place.chance(n) > rate * more_s
 
-        draft = model.proposed = self.model.propose_while(context, 1 if self._probing else k, go_on)
-        self._steps = len(draft)
+        return self._stepwise(context, 1 if self._probing else k, go_on, allowed)
+
+    def _stepwise(
+        self, context: Sequence[int], k: int, go_on: Callable[[Sequence[float]], bool], allowed: Allowed | None
+    ) -> Draft:
+        """By the model; counts its steps."""
+        assert self._model and self.model
+        self._pending = self.model.pending(self._length)
+        steps = 1
+
+        def counted(scores: Sequence[float]) -> bool:
+            nonlocal steps
+            more = go_on(scores)
+            steps += more
+            return more
+
+        draft = self._model.proposed = self.model.propose_while(context, k, counted, allowed)
+        self._steps = steps if len(draft) else 0
         return draft
 
-    def _with_tail(self, draft: Draft, context: Sequence[int], k: int) -> list[Branch]:
+    def _with_tail(self, draft: Draft, context: Sequence[int], k: int, allowed: Allowed | None) -> list[Branch]:
         """The model's draft and, behind its end, what the first free drafter with something to say would add: that
         costs rows only, and is cut like the rest."""
         assert self._model
@@ -330,23 +334,22 @@ class Arbiter:
         longer = [*context, *draft.tokens]
         chances = tuple(self._model.chances(draft))
         for judged in self._asked:
-            tail = judged.drafter.propose(longer, k - len(draft))
+            behind = None if allowed is None else lambda tokens: allowed([*draft.tokens, *tokens])
+            tail = admitted(judged.drafter.propose(longer, k - len(draft), behind), behind)
             if len(tail) and tail.tree is None:
-                behind = tuple(chances[-1] * chance for chance in judged.chances(tail))
-                whole = Branch(draft.tokens + tail.tokens, chances + behind)
+                of_tail = tuple(chances[-1] * chance for chance in judged.chances(tail))
+                whole = Branch(draft.tokens + tail.tokens, chances + of_tail)
                 return [whole, *(branch for branch in branches if branch.tokens != draft.tokens)]
         return branches
 
-    def _whole(self, drafts: list[tuple[_Judged, Draft]], context: Sequence[int], k: int) -> Draft:
+    def _whole(
+        self, drafts: list[tuple[Judged, Draft]], context: Sequence[int], k: int, allowed: Allowed | None
+    ) -> Draft:
         """A fixed length: the free drafters in their order, then the model."""
         for judged, draft in drafts:
             if len(draft):
                 return replace(draft, by=judged.drafter.name)
         if self._model is None:
             return Draft(reason="nothing to copy")
-        assert self.model
-        self._pending = self.model.pending(self._length)
-        draft = self._model.drafter.propose(context, k)
-        self._steps = len(draft)
-        self._model.proposed = draft
+        draft = self._stepwise(context, k, lambda scores: True, allowed)
         return replace(draft, by=self._model.drafter.name)

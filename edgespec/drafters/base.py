@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from edgespec.types import Draft, SamplingParams, Step, Verdict
+from edgespec.types import Allowed, Draft, SamplingParams, Step, Verdict
 
 
 class Drafter(Protocol):
@@ -21,8 +21,13 @@ class Drafter(Protocol):
     def begin(self, context: Sequence[int], params: SamplingParams) -> None:
         """A new generation starts from ``context``; what an earlier one left may be reused."""
 
-    def propose(self, context: Sequence[int], k: int) -> Draft:
-        """At most k tokens to follow ``context``; fewer, or none, if it has nothing better. Never a made-up token."""
+    def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
+        """At most k tokens to follow ``context``; fewer, or none, if it has nothing better. Never a made-up token.
+
+        context: the committed tokens, and under a constraint the forced ones behind them.
+        allowed: what the constraint allows after ``context`` and some drafted tokens. A drafter that chooses among
+            tokens must choose among these; from others the forbidden ones are cut.
+        """
 
     def commit(self, context: Sequence[int], draft: Draft, verdict: Verdict, step: Step) -> None:
         """The round is over: ``context`` now ends with ``verdict.tokens``.
@@ -38,8 +43,15 @@ class Drafter(Protocol):
 class StepwiseDrafter(Drafter, Protocol):
     """A drafter for which every token costs time, and which can be stopped after any."""
 
-    def propose_while(self, context: Sequence[int], k: int, go_on: Callable[[Sequence[float]], bool]) -> Draft:
-        """As ``propose``; after each token ``go_on`` is asked with the scores so far whether to draft another."""
+    def propose_while(
+        self,
+        context: Sequence[int],
+        k: int,
+        go_on: Callable[[Sequence[float]], bool],
+        allowed: Allowed | None = None,
+    ) -> Draft:
+        """As ``propose``; before each further step ``go_on`` is asked with the scores so far whether to take it. A step
+        gives one token, and those that a constraint makes certain behind it."""
 
     def pending(self, length: int) -> int:
         """Tokens of a context of this length that it has not read yet."""
@@ -54,7 +66,7 @@ class NoDrafter:
     def begin(self, context: Sequence[int], params: SamplingParams) -> None:
         pass
 
-    def propose(self, context: Sequence[int], k: int) -> Draft:
+    def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
         return Draft()
 
     def commit(self, context: Sequence[int], draft: Draft, verdict: Verdict, step: Step) -> None:

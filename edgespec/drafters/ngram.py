@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgespec.backends.base import common_prefix
-from edgespec.types import Draft, SamplingParams, Step, Verdict
+from edgespec.types import Allowed, Draft, SamplingParams, Step, Verdict
 
 _LONGEST_MATCH = 64
 
@@ -18,7 +18,7 @@ _LONGEST_MATCH = 64
 class NGram:
     """Longest n-gram first, newest match first; nothing found means no draft, never padding.
 
-    The score of a draft says how long the match is, ``1 - 1 / (1 + tokens)``: long ones rarely end at once.
+    The score of a token says how long the match before it is, ``1 - 1 / (1 + tokens)``: long ones rarely end at once.
 
     >>> drafter = NGram()
     >>> drafter.begin([1, 2, 3, 4, 9, 2, 3], SamplingParams())
@@ -42,7 +42,7 @@ class NGram:
             self.reset()  # the index cannot forget a part
         self._extend(context)
 
-    def propose(self, context: Sequence[int], k: int) -> Draft:
+    def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
         if k == 0:
             return Draft()
         for n in self._lengths:
@@ -50,8 +50,8 @@ class NGram:
             if index is not None:
                 period = len(context) - index
                 tokens = tuple(context[index + i % period] for i in range(k))
-                score = 1 - 1 / (1 + self._match(context, index, n))
-                return Draft(tokens, scores=(score,) * k)
+                match = self._match(context, index, n)
+                return Draft(tokens, scores=tuple(1 - 1 / (1 + match + i) for i in range(k)))
         return Draft()
 
     def _match(self, context: Sequence[int], index: int, n: int) -> int:

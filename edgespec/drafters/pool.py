@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgespec.errors import SettingError
-from edgespec.types import Draft, SamplingParams, Step, Verdict
+from edgespec.types import Allowed, Draft, SamplingParams, Step, Verdict
 
 _END = -1  # stands behind every text; no token
 _LONGEST_MATCH = 64
@@ -55,7 +55,7 @@ class Pool:
         self._prompt_end = list(context[-self._lengths[0] :])  # so that the beginning of an answer is found too
         self._written = []
 
-    def propose(self, context: Sequence[int], k: int) -> Draft:
+    def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
         if k == 0:
             return Draft()
         for n in self._lengths:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from edgespec.drafters.table_file import read_table, write_table
 from edgespec.errors import SettingError
-from edgespec.types import Draft, Logits, SamplingParams, Step, Verdict
+from edgespec.types import Allowed, Draft, Logits, SamplingParams, Step, Verdict
 
 _WIDEST = 8
 _FROM_PROMPT = 0.7
@@ -68,7 +68,7 @@ class Recycling:
                 self._scores[token, 0] = _FROM_PROMPT
                 self._before[token] = context[index - 1] if index else -1
 
-    def propose(self, context: Sequence[int], k: int) -> Draft:
+    def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
         tokens: list[int] = []
         scores: list[float] = []
         tree: list[int] = []

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgespec.backends.base import common_prefix
-from edgespec.types import Draft, SamplingParams, Step, Verdict
+from edgespec.types import Allowed, Draft, SamplingParams, Step, Verdict
 
 _END = -1  # stands between texts; no token
 _VOTERS = 64
@@ -47,7 +47,7 @@ class Retrieval:
     def begin(self, context: Sequence[int], params: SamplingParams) -> None:
         pass
 
-    def propose(self, context: Sequence[int], k: int) -> Draft:
+    def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
         if k == 0:
             return Draft()
         matched, ends = self._matches(context[: -self._longest - 1 : -1])

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgespec.backends.base import Model, common_prefix
-from edgespec.decode.sampling import DRAFT, adjust, choose, distribution, draw, pick, uniform
+from edgespec.decode.sampling import DRAFT, adjust, distribution, draw, pick, uniform
 from edgespec.errors import IncompatiblePair
-from edgespec.types import Distribution, Draft, DraftKind, Logits, SamplingParams, Step, Verdict
+from edgespec.types import Allowed, Distribution, Draft, DraftKind, Logits, SamplingParams, Step, Verdict
 
 
 class SmallModel:
@@ -59,45 +59,58 @@ class SmallModel:
         if len(context) <= self.model.cache.capacity:
             self.model.prefill(self._read(context[:-1]))
 
-    def propose(self, context: Sequence[int], k: int) -> Draft:
-        return self.propose_while(context, k, lambda scores: True)
+    def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
+        return self.propose_while(context, k, lambda scores: True, allowed)
 
     def pending(self, length: int) -> int:
         return length - min(self.model.cache.length, length - 1)
 
-    def propose_while(self, context: Sequence[int], k: int, go_on: Callable[[Sequence[float]], bool]) -> Draft:
-        """A score is the draft's own probability of the token, before temperature and truncation."""
+    def propose_while(
+        self,
+        context: Sequence[int],
+        k: int,
+        go_on: Callable[[Sequence[float]], bool],
+        allowed: Allowed | None = None,
+    ) -> Draft:
+        """A score is the draft's own probability of the token, before temperature and truncation; 1 of a token that
+        follows another for certain, since the constraint allows no other."""
         k = min(k, self.model.cache.capacity - len(context) + 1)
         if k <= 0:
             return Draft()
-        pending = self._read(context[self.model.cache.length :])
-        if len(pending) > self.model.capabilities.max_width:
-            self.model.prefill(self._read(context[:-1]))
-            pending = pending[-1:]
-        step = self.model.forward(pending, num_logits=1)
+        unread = list(context[self.model.cache.length :])
         tokens: list[int] = []
         scores: list[float] = []
         others: list[tuple[int, float]] = []
         probs: list[Distribution] = []
         while True:
+            if len(unread) > self.model.capabilities.max_width:
+                self.model.prefill(self._read([*context, *tokens][:-1]))
+                unread = unread[-1:]
+            step = self.model.forward(self._read(unread), num_logits=1)
+            row = self._row_of(step.logits[-1], context, tokens, allowed)
+            top = row.max()
+            if top == -np.inf:  # no token it knows may stand here
+                break
             if self._rejection:
-                given = self._distribution(step.logits[-1], context, tokens)
-                if not len(given.ids):  # a bias forbids every token it knows
-                    break
                 assert self._params.seed is not None
                 number = uniform(self._params.seed, DRAFT, len(context), len(context) + len(tokens))
+                given = distribution(row, self._params, self._ids)
                 probs.append(given)
                 # Not of the token drawn: whether one is proposed must not depend on which it was.
                 token, score = pick(given, number), float(given.probs.max())
             else:
-                token, score = self._choose(step.logits[-1], context, tokens)
+                token, score = self._choose(row, len(context) + len(tokens))
                 if self.others and self._params.greedy:
-                    others.append(self._runner_up(step.logits[-1], token))
-            tokens.append(token)
-            scores.append(score)
+                    others.append(self._runner_up(row, token))
+            unread = [token, *self._certain([*tokens, token], k, allowed)]
+            tokens += unread
+            scores += [score, *(1.0 for _ in unread[1:])]
+            if self._rejection:
+                probs += [Distribution(np.array([token]), np.ones(1)) for token in unread[1:]]
+            if others:
+                others += [(token, 0.0) for token in unread[1:]]
             if len(tokens) == k or not go_on(scores):
                 break
-            step = self.model.forward(self._read(tokens[-1:]))
         kind: DraftKind = "sampled" if self._rejection else "deterministic"
         return Draft(tuple(tokens), kind=kind, probs=tuple(probs), scores=tuple(scores), others=tuple(others))
 
@@ -114,42 +127,48 @@ class SmallModel:
     def _read(self, tokens: Sequence[int]) -> Sequence[int]:
         return tokens if self._reads is None else [self._reads[token] for token in tokens]
 
+    def _certain(self, drafted: Sequence[int], k: int, allowed: Allowed | None) -> list[int]:
+        """The tokens that must follow: a constraint allows no other. They cost no forward of their own."""
+        run: list[int] = []
+        while allowed is not None and len(drafted) + len(run) < k:
+            found = np.flatnonzero(allowed([*drafted, *run]))
+            if len(found) != 1:
+                break
+            run.append(int(found[0]))
+        return run
+
     @property
     def _rejection(self) -> bool:
         return self._params.verification == "rejection" and not self._params.greedy
 
-    def _distribution(self, logits: Logits, context: Sequence[int], drafted: Sequence[int]) -> Distribution:
-        """Target ids and probabilities after ``context`` and ``drafted``. logits: ``(draft_vocab,)``."""
-        known = logits[self._columns]
-        if self._plain:
-            return distribution(known, self._params, self._ids)
-        self._row[self._ids] = known
-        return distribution(adjust(self._row, [*context, *drafted], self._params), self._params)
+    def _row_of(
+        self, logits: Logits, context: Sequence[int], drafted: Sequence[int], allowed: Allowed | None
+    ) -> Logits:
+        """Logits of ``self._ids`` after ``context`` and ``drafted``: what may stand there, penalties applied.
 
-    def _runner_up(self, logits: Logits, token: int) -> tuple[int, float]:
-        """The best token but ``token``, and its probability."""
-        known = logits[self._columns]
-        mass = float(np.exp(known - known.max()).sum())
-        best, second = np.argpartition(known, -2)[-2:][::-1] if len(known) > 1 else (0, 0)
+        logits: ``(draft_vocab,)``.
+        """
+        row: Logits = logits[self._columns]
+        if allowed is not None:
+            row = np.where(allowed(drafted)[self._ids], row, -np.inf)
+        if self._params.repetition_penalty != 1.0 or self._params.logit_bias:
+            self._row[self._ids] = row
+            row = adjust(self._row, [*context, *drafted], self._params)[self._ids]
+        return row
+
+    def _choose(self, row: Logits, position: int) -> tuple[int, float]:
+        """The target id to propose, and its score. row: see ``_row_of``."""
+        top = row.max()
+        mass = float(np.exp(row - top).sum())
+        if self._params.greedy:
+            return int(self._ids[row.argmax()]), 1 / mass
+        token = draw(row, self._params, position, self._ids)
+        return token, float(np.exp(row[np.flatnonzero(self._ids == token)[0]] - top)) / mass
+
+    def _runner_up(self, row: Logits, token: int) -> tuple[int, float]:
+        """The best token but ``token``, and its score."""
+        top = row.max()
+        mass = float(np.exp(row - top).sum())
+        best, second = np.argpartition(row, -2)[-2:][::-1] if len(row) > 1 else (0, 0)
         index = int(second if self._ids[best] == token else best)
-        return int(self._ids[index]), float(np.exp(known[index] - known.max())) / mass
-
-    def _choose(self, logits: Logits, context: Sequence[int], drafted: Sequence[int]) -> tuple[int, float]:
-        """The target id to propose after ``context`` and ``drafted``, and its score. logits: ``(draft_vocab,)``."""
-        params, position = self._params, len(context) + len(drafted)
-        known = logits[self._columns]
-        top = known.max()
-        mass = float(np.exp(known - top).sum())
-        if params.greedy and self._plain:
-            return int(self._ids[known.argmax()]), 1 / mass
-        self._row[self._ids] = known
-        if self._plain:
-            token = draw(known, params, position, self._ids)
-        else:
-            token = choose(self._row, [*context, *drafted], params, position)
-        return token, float(np.exp(self._row[token] - top)) / mass
-
-    @property
-    def _plain(self) -> bool:
-        """Logits are used as they are."""
-        return self._params.repetition_penalty == 1.0 and not self._params.logit_bias
+        return int(self._ids[index]), float(np.exp(row[index] - top)) / mass

@@ -31,8 +31,7 @@ def evaluate_pair(
     k: of the columns that show one. timed: texts of each category that are also decoded with the target in the loop,
     for the speed-up.
     """
-    if k not in LENGTHS:
-        raise SettingError("number of draft tokens", got=k, allowed=f"{LENGTHS[0]} to {LENGTHS[-1]}")
+    assert k in LENGTHS
     sampling = SamplingParams(temperature=temperature, seed=seed if temperature else None)
     if pipeline.drafter.name == "none":
         raise SettingError("nothing to evaluate: the pair has no drafter", hint="name one with --draft")

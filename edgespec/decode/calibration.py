@@ -1,0 +1,142 @@
+"""Calibration: what a forward of each width takes on this machine, what a change of width adds, measured once.
+
+Everything is timed as a ratio to a forward run just before it: a machine that is busy or slow for a while is so for
+both. Laptops and shared machines change their speed by a factor of two within seconds; ratios hold.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from statistics import median
+
+from edgespec.backends.base import Model
+
+WIDTHS = (1, 2, 3, 4, 6, 8, 12, 17)
+_SHORT, _LONG = 64, 512
+ROWS_NEEDED = _LONG + WIDTHS[-1]
+"""of cache, to measure"""
+
+
+@dataclass(frozen=True)
+class ForwardTimes:
+    """Seconds of a forward of each of ``widths`` tokens behind ``short`` and behind ``long`` rows of context, when the
+    forward before was of the same width.
+
+    change_s: how much longer it takes when it was not. cold_s: how much longer the first one takes after another model
+    ran, whose weights have driven its own out of the CPU's caches.
+    """
+
+    widths: tuple[int, ...]
+    short: int
+    long: int
+    at_short_s: tuple[float, ...]
+    at_long_s: tuple[float, ...]
+    change_s: float = 0.0
+    cold_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A forward of the model that takes turns with the one measured, and the seconds that it is known to take."""
+
+    forward: Callable[[], object]
+    seconds: float
+
+
+class _Stopwatch:
+    """Times forwards behind the same context."""
+
+    def __init__(self, model: Model, clock: Callable[[], float]) -> None:
+        self.model, self.clock = model, clock
+        self.context = 0
+
+    def __call__(self, width: int) -> float:
+        self.model.cache.crop(self.context)
+        began = self.clock()
+        self.model.forward([0] * width)
+        return self.clock() - began
+
+
+def measure(
+    model: Model, clock: Callable[[], float], *, least: int = 1, beside: Beside | None = None, turns: int = 3
+) -> ForwardTimes:
+    """Time forwards of a model with room for ``ROWS_NEEDED``; its cache is empty afterwards.
+
+    least: narrower forwards are padded to this anyway. beside: puts the times of a draft on its target's scale.
+    """
+    widths = sorted({max(width, least) for width in WIDTHS if width <= model.capabilities.max_width})
+    run = _Stopwatch(model, clock)
+    model.prefill([0] * _LONG)
+    run.context = _LONG
+    for width in widths:
+        run(width)  # the first forward of a kind sets things up
+    timed = widths[:: max(1, len(widths) // 3)]
+    at_long, changes = _against_narrowest(run, timed, turns)
+    long_s = min(run(widths[0]) for _ in range(5))
+    run.context = _SHORT
+    short_s = min(run(widths[0]) for _ in range(5))
+    at_short, more_changes = _against_narrowest(run, widths, turns)
+    farther = max(1.0, long_s / (short_s or 1.0))
+    narrowest_s, cold_s = _in_turns(run, widths[0], clock, beside, 3 * turns) if beside else (short_s, 0.0)
+    model.cache.reset()
+    short = [narrowest_s * ratio for ratio in _rising(widths, at_short, widths)]
+    long = [narrowest_s * farther * ratio for ratio in _rising(timed, at_long, widths)]
+    # Nor does a row of context ever cost more tokens less: far beyond what was timed, noise would turn the order round.
+    behind = accumulate((after - before for before, after in zip(short, long, strict=True)), max)
+    return ForwardTimes(
+        tuple(widths),
+        _SHORT,
+        _LONG,
+        tuple(short),
+        tuple(before + more for before, more in zip(short, behind, strict=True)),
+        max(0.0, narrowest_s * median(changes + more_changes)),
+        cold_s,
+    )
+
+
+def _against_narrowest(run: _Stopwatch, widths: Sequence[int], turns: int) -> tuple[list[float], list[float]]:
+    """Of each width its ratio to the narrowest one; and what changes of width took, in forwards of the narrowest."""
+    ratios: list[list[float]] = [[] for _ in widths]
+    changes: list[float] = []
+    for _ in range(turns):
+        for width, found in zip(widths, ratios, strict=True):
+            back_s, narrowest_s = run(widths[0]), run(widths[0])
+            if not narrowest_s or width == widths[0]:
+                found.append(1.0)
+                continue
+            there_s, steady_s = run(width), run(width)
+            changes += [(back_s - narrowest_s) / narrowest_s, (there_s - steady_s) / narrowest_s]
+            found.append(steady_s / narrowest_s)
+    return [median(found) for found in ratios], changes or [0.0]
+
+
+def _in_turns(
+    run: _Stopwatch, width: int, clock: Callable[[], float], beside: Beside, turns: int
+) -> tuple[float, float]:
+    """(a forward behind another of its own, how much longer the one behind the other model's takes), in seconds."""
+    warm, cold = [], []
+    for _ in range(turns):
+        began = clock()
+        beside.forward()
+        other_s = (clock() - began) / beside.seconds
+        first_s, next_s = run(width), run(width)
+        warm.append(next_s / other_s)
+        cold.append((first_s - next_s) / other_s)
+    return median(warm), max(0.0, median(cold))
+
+
+def _rising(known: Sequence[int], ratios: Sequence[float], widths: Sequence[int]) -> list[float]:
+    """Ratios of all ``widths`` from those of some. More rows never cost less."""
+    return list(accumulate((line(known, ratios, width) for width in widths), max))
+
+
+def line(xs: Sequence[int], ys: Sequence[float], x: int) -> float:
+    """Linear between the points, and beyond them."""
+    if len(xs) == 1:
+        return ys[0]
+    right = min(max(bisect_right(xs, x), 1), len(xs) - 1)
+    left = right - 1
+    return ys[left] + (ys[right] - ys[left]) * (x - xs[left]) / (xs[right] - xs[left])
