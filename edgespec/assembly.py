@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -22,7 +23,11 @@ from edgespec.decode.calibration import Beside, ForwardTimes
 from edgespec.decode.costs import ForwardCost
 from edgespec.drafters.arbiter import Arbiter
 from edgespec.drafters.base import Drafter, NoDrafter
+from edgespec.drafters.folder import read_folder, require_folder
 from edgespec.drafters.ngram import NGram
+from edgespec.drafters.pool import Pool
+from edgespec.drafters.recycling import Recycling
+from edgespec.drafters.retrieval import Retrieval
 from edgespec.drafters.small_model import SmallModel
 from edgespec.errors import BundleError, NoSuchModel, SettingError
 from edgespec.pairing import Vocabulary, check_pair
@@ -32,6 +37,9 @@ from edgespec.types import Numerics
 
 T = TypeVar("T")
 
+_BRANCHES = 4
+"""successors that recycling keeps of a token where the target verifies trees"""
+
 if TYPE_CHECKING:
     from edgespec.backends.openvino_paged import OpenVINOPagedModel
 
@@ -40,6 +48,8 @@ def load(
     ref: str | Path = "default",
     *,
     draft: str | None = None,
+    draft_from: str | Path | None = None,
+    remember: bool = False,
     device: str = "CPU",
     draft_device: str | None = None,
     numerics: Numerics | None = None,
@@ -52,7 +62,9 @@ def load(
 
     ref: a known name, a bundle or IR folder, a .gguf file, or a hub id (see docs/bundle.md).
     draft: None or "auto" takes all that the bundle or the pair has, and decides every round between them; else "none",
-        "ngram", the name of one of the bundle's drafters, or a reference to a draft model.
+        "ngram", "recycling", the name of one of the bundle's drafters, or a reference to a draft model.
+    draft_from: a folder of the user's own texts to look things up in too (see drafters.folder).
+    remember: with draft "recycling", keep what it learns in the cache for the next process.
     device, draft_device: OpenVINO device names; the draft runs beside the target unless told.
     numerics: "exact", "fast", or None: exact where it is known to hold.
     num_draft_tokens: k of every round; None takes the bundle's own, else measured costs decide.
@@ -64,6 +76,12 @@ def load(
         raise SettingError("number of draft tokens", got=num_draft_tokens, allowed="0 or more")
     if draft == "none" and num_draft_tokens:
         raise SettingError("without a drafter there is nothing to draft: number of draft tokens", got=num_draft_tokens)
+    if draft == "none" and draft_from is not None:
+        raise SettingError("without a drafter there is nothing to draft from a folder", got=str(draft_from))
+    if remember and draft != "recycling":
+        raise SettingError("only the draft recycling can be remembered", got=f"draft {draft or 'auto'}")
+    if draft_from is not None:
+        require_folder(draft_from)
     ref = str(ref)
     draft = None if draft == "auto" else draft
     for named in filter(None, (ref, draft)):  # of both, before the first of them is fetched
@@ -81,6 +99,7 @@ def load(
         raise SettingError(
             f"only a draft model has a draft device, and {draft or NGram.name} is none", got=draft_device
         )
+    files = [] if draft_from is None else [_retrieval(pair, draft_from, progress)]
     engine = _Engine(context_length or longest, progress, accept_licence)
     device = device.upper()
     draft_on = (draft_device or device).upper()
@@ -89,6 +108,9 @@ def load(
         drafting = beside.submit(_drafters, engine, pair, draft, other, draft_on)
         target = engine.model(pair, pair.manifest.target, device, numerics=numerics)
         free, model = drafting.result()
+    if draft == "recycling":
+        free.append(_recycling(pair, target, remember))
+    free = [*files, *free]
     devices = {"target": device} | ({"draft": draft_on} if model else {})
     drafter: Drafter = NoDrafter()
     if free or model:
@@ -203,7 +225,12 @@ def _remembered(path: Path, kind: type[T], find: Callable[[], T]) -> T:
 
 def _without_model(pair: Bundle) -> set[str]:
     """Names of drafters that need none."""
-    return {"none", NGram.name, *(entry.name for entry in pair.manifest.drafters if entry.model is None)}
+    return {
+        "none",
+        NGram.name,
+        Recycling.name,
+        *(entry.name for entry in pair.manifest.drafters if entry.model is None),
+    }
 
 
 def _other(engine: _Engine, pair: Bundle, draft: str | None) -> Bundle | None:
@@ -214,7 +241,7 @@ def _other(engine: _Engine, pair: Bundle, draft: str | None) -> Bundle | None:
     try:
         other = hub.resolve(draft, accept_licence=engine.accept_licence, progress=engine.progress)
     except NoSuchModel as error:
-        names = ", ".join(dict.fromkeys(("auto", "none", NGram.name, *own)))
+        names = ", ".join(dict.fromkeys(("auto", "none", NGram.name, Recycling.name, *own)))
         raise NoSuchModel("no such draft", got=draft, allowed=f"{names}, or {hub.FORMS}") from error
     hub.model_path(other, other.manifest.target, accept_licence=engine.accept_licence, progress=engine.progress)
     return other
@@ -223,8 +250,8 @@ def _other(engine: _Engine, pair: Bundle, draft: str | None) -> Bundle | None:
 def _drafters(
     engine: _Engine, pair: Bundle, draft: str | None, other: Bundle | None, device: str
 ) -> tuple[list[Drafter], SmallModel | None]:
-    """The drafters asked for: those that cost nothing, and the model."""
-    if draft == "none":
+    """The drafters asked for: those that cost nothing and need no target, and the model."""
+    if draft in ("none", "recycling"):
         return [], None
     vocab_size = pair.manifest.target.vocab_size
     if other is not None:
@@ -236,9 +263,27 @@ def _drafters(
     own = [entry for entry in pair.manifest.drafters if draft in (None, entry.name)]
     free: list[Drafter] = [NGram() for entry in own if entry.kind == "ngram"]
     small = next((entry for entry in own if entry.model is not None), None)
+    if draft is None:
+        free = [*(free or ([] if small else [NGram()])), Pool()]
     if small is not None:
         return free, _small_model(engine, pair, small, vocab_size, device)
     return free or [NGram()], None
+
+
+def _recycling(pair: Bundle, target: OpenVINOPagedModel, remember: bool) -> Recycling:
+    width = _BRANCHES if target.capabilities.tree else 1
+    table = Recycling(target.vocab_size, width=width)
+    if remember:
+        file = cache.cache_dir() / "recycling" / f"{target.fingerprint}-{width}.npz"
+        table.remember(file, pair.manifest.tokenizer.sha256)
+    return table
+
+
+def _retrieval(pair: Bundle, folder: str | Path, progress: bool) -> Retrieval:
+    found = read_folder(folder, _tokenizer(pair))
+    if progress:
+        print(f"edgespec: to draft from {folder}: {found}", file=sys.stderr)
+    return Retrieval(found.texts)
 
 
 def _small_model(engine: _Engine, pair: Bundle, own: DrafterEntry, vocab_size: int, device: str) -> SmallModel:
@@ -250,9 +295,12 @@ def _small_model(engine: _Engine, pair: Bundle, own: DrafterEntry, vocab_size: i
     return SmallModel(model, vocab_size, id_map=id_map, blocked=own.blocked, reads=reads, name=own.name)
 
 
+def _tokenizer(bundle: Bundle) -> Tokenizer:
+    return Tokenizer(bundle.hashed(bundle.manifest.tokenizer))
+
+
 def _vocabulary(bundle: Bundle) -> Vocabulary:
-    tokenizer = Tokenizer(bundle.hashed(bundle.manifest.tokenizer))
-    return Vocabulary.of(tokenizer.engine, bundle.name, bundle.manifest.target.vocab_size)
+    return Vocabulary.of(_tokenizer(bundle).engine, bundle.name, bundle.manifest.target.vocab_size)
 
 
 def _id_map(pair: Bundle, file: str | None, draft_vocab: int, target_vocab: int) -> NDArray[np.int32] | None:

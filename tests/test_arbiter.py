@@ -15,8 +15,9 @@ from edgespec.decode.constraint import Constraint
 from edgespec.decode.costs import ForwardCost
 from edgespec.decode.draft_length import DraftLength, Fixed
 from edgespec.decode.speculative import speculative
-from edgespec.drafters.arbiter import PROBE, Arbiter, _Judged
+from edgespec.drafters.arbiter import PROBE, Arbiter
 from edgespec.drafters.base import Drafter, NoDrafter
+from edgespec.drafters.judged import Judged
 from edgespec.drafters.ngram import NGram
 from edgespec.drafters.small_model import SmallModel
 from edgespec.stats import Stats
@@ -258,7 +259,7 @@ def test_a_draft_pays_for_the_rows_that_it_adds_to_forced_ones() -> None:
 
 
 def test_a_runner_up_that_cannot_be_is_no_branch_and_teaches_nothing() -> None:
-    judged = _Judged(NoDrafter())
+    judged = Judged(NoDrafter())
     before = judged.of_others.chance(0.0)
     judged.proposed = Draft((4, 5), scores=(0.5, 1.0), others=((6, 0.4), (5, 0.0)))
     assert [branch.tokens for branch in judged.branches(judged.proposed)] == [(4, 5), (6,)]

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
-from edgespec.bench import verify
+from edgespec.bench import speed, verify
 from edgespec.bench.prompts import Prompt, behind, encode, read
 from edgespec.cli import cli
 from edgespec.drafters.base import NoDrafter
@@ -60,3 +60,16 @@ def test_bench_verify_compares_both_rules_at_each_temperature(
             assert 0 <= at[rule]["acceptance_rate"] <= 1 <= at[rule]["block_efficiency"]
     with pytest.raises(SettingError, match="nothing to verify"):
         verify.bench_verify(SimpleNamespace(drafter=NoDrafter()))  # type: ignore[arg-type]
+
+
+def test_no_turn_of_a_measurement_remembers_another() -> None:
+    calls: list[str] = []
+    pipeline = SimpleNamespace(
+        drafter=SimpleNamespace(reset=lambda: calls.append("reset")),
+        tokenizer=SimpleNamespace(encode=lambda text, raw: [1]),
+        template=None,
+        generate=lambda *args, **options: calls.append("generate"),
+    )
+    for speculative in (True, False, True):
+        speed._run(pipeline, Prompt("code", "x", raw=True), 4, speculative=speculative)  # type: ignore[arg-type]
+    assert calls == ["reset", "generate"] * 3

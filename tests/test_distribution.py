@@ -136,8 +136,8 @@ class Peeking(NoDrafter):
         self.drawn = {len(context) + 1: draft.tokens[1]} if len(draft) == 2 else {}
         return draft
 
-    def commit(self, context: Sequence[int], verdict: Verdict, step: Step) -> None:
-        self.inner.commit(context, verdict, step)
+    def commit(self, context: Sequence[int], draft: Draft, verdict: Verdict, step: Step) -> None:
+        self.inner.commit(context, draft, verdict, step)
 
 
 Parts = tuple[Table, Callable[[], Drafter]]

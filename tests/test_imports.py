@@ -69,7 +69,9 @@ ALLOWED: dict[str, set[str]] = {
     "backends.rows": BASE,
     "backends.": BASE | {"backends.", "engine"},
     "drafters.base": BASE,
-    "drafters.arbiter": BASE | {"drafters.base", "decode.acceptance", "decode.costs", "decode.tree"},
+    "drafters.arbiter": BASE | {"drafters.base", "drafters.judged", "decode.costs", "decode.tree"},
+    "drafters.judged": BASE | {"drafters.base", "decode.acceptance", "decode.tree"},
+    "drafters.recycling": BASE | {"drafters.table_file"},
     "drafters.": BASE | {"drafters.base", "backends.base", "decode.sampling"},
     "pipeline": BASE
     | {"decode.", "drafters.base", "backends.base", "bundle", "chat_template", "stats", "structured", "tokenizer"},

@@ -17,6 +17,9 @@ from edgespec.decode.speculative import speculative
 from edgespec.drafters.arbiter import Arbiter
 from edgespec.drafters.base import Drafter, NoDrafter
 from edgespec.drafters.ngram import NGram
+from edgespec.drafters.pool import Pool
+from edgespec.drafters.recycling import Recycling
+from edgespec.drafters.retrieval import Retrieval
 from edgespec.drafters.small_model import SmallModel
 from edgespec.errors import IncompatiblePair
 from edgespec.stats import Stats, check_identities
@@ -93,18 +96,33 @@ DRAFTERS = {
     "trimmed": trimmed,
     "trimmed on both sides": trimmed_on_both_sides,
     "padded": padded,
+    "pool": lambda: Pool(32, shortest=2),
+    "recycling": lambda: Recycling(VOCAB),
+    "recycling tree": lambda: Recycling(VOCAB, width=3),
+    "retrieval": lambda: retrieval(),
     "arbiter": lambda: arbiter(close_to(5)),
     "arbiter with trees": lambda: arbiter(close_to(5), trees=True),
     "arbiter with a useless model": lambda: arbiter(FakeModel(lambda text: -TABLE(text), VOCAB)),
+    "arbiter with look-ups": lambda: arbiter(
+        close_to(5), [retrieval(), NGram(), Pool(32, shortest=2), Recycling(VOCAB)]
+    ),
+    "arbiter with a table alone": lambda: arbiter(None, [Recycling(VOCAB, width=3)], trees=True),
 }
 
 
-def arbiter(model: FakeModel, *, trees: bool = False) -> Arbiter:
+def retrieval() -> Retrieval:
+    return Retrieval([oracle(MODES["greedy"]), oracle(MODES["sampled"])])
+
+
+def arbiter(model: FakeModel | None, free: Sequence[Drafter] | None = None, *, trees: bool = False) -> Arbiter:
     times = ForwardTimes((1, 8), 0, 0, (1.0, 1.5), (1.0, 1.5))
+    free = [NGram(), Junk()] if free is None else free
+    if model is None:
+        return Arbiter(free, None, target_s=ForwardCost(times), trees=trees)
     draft_s = ForwardCost(ForwardTimes((1,), 0, 0, (0.1,), (0.1,)))
     small = SmallModel(model, VOCAB)
     small.others = trees
-    return Arbiter([NGram(), Junk()], small, target_s=ForwardCost(times), draft_s=draft_s, trees=trees)
+    return Arbiter(free, small, target_s=ForwardCost(times), draft_s=draft_s, trees=trees)
 
 
 def oracle(params: SamplingParams, budget: int = 40, stop: Sequence[int] = ()) -> list[int]:
@@ -175,6 +193,32 @@ def test_rejection_repeats_and_keeps_books_and_caches(name: str, mode: str) -> N
         assert again == context
         if k == 0 or name in ("none", "junk", "trees", "ngram"):  # nothing was drawn, so nothing is rejected
             assert context == oracle(params)
+
+
+class Remembering(Junk):
+    """Has something to say from its second text on."""
+
+    name = "remembering"
+    remembers = True
+    texts = 0
+
+    def begin(self, context: Sequence[int], params: SamplingParams) -> None:
+        self.texts += 1
+
+    def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
+        return super().propose(context, k, allowed) if self.texts > 1 else Draft()
+
+
+def test_beside_a_model_rejection_does_not_depend_on_earlier_texts() -> None:
+    """Where it drafts, the model does not, and by rejection that would be another text."""
+    both = arbiter(close_to(5), [Remembering()])
+    first, second = (run(both, REJECTION["sampled"], Fixed(4)) for _ in range(2))
+    assert first[0] == second[0]
+    assert set(second[1].by_drafter) == {"small_model"}
+    _, coupled, _ = run(both, MODES["sampled"], Fixed(4))
+    assert set(coupled.by_drafter) == {"remembering", "small_model"}
+    alone = arbiter(None, [Remembering()])
+    assert [set(run(alone, REJECTION["sampled"], Fixed(4))[1].by_drafter) for _ in range(2)] == [set(), {"remembering"}]
 
 
 def test_rejection_depends_on_the_draft_and_leaves_greedy_alone() -> None:
@@ -291,6 +335,28 @@ def test_a_drafter_catches_up_by_one_after_a_miss_and_by_two_after_a_full_accept
         run(drafter, MODES["greedy"], Fixed(3), budget=20)
         later = draft_model.widths[4:]  # after prefill and the first round
         assert later[0::3] == [width] * len(later[0::3])
+
+
+def test_every_drafter_is_told_which_token_each_row_of_logits_follows() -> None:
+    """Whoever drafted: the rows are the target's answers to the last token before the round, then to the draft's."""
+    rounds: list[int] = []
+
+    class Listener(Junk):
+        def commit(self, context: Sequence[int], draft: Draft, verdict: Verdict, step: Step) -> None:
+            before = list(context[: len(context) - len(verdict.tokens)])
+            seen = [before]
+            for index, token in enumerate(draft.tokens):
+                seen.append([*seen[index if draft.tree is None else draft.tree[index]], token])
+            assert np.array_equal(step.logits, [TABLE(tuple(text)) for text in seen])
+            rounds.append(len(draft))
+
+    for mode, length in (("greedy", Fixed(4)), ("sampled", Fixed(4)), ("greedy", None)):
+        for others in (["trees"], ["ngram", "junk"], ["recycling tree"]):
+            alone = arbiter(None, [*(DRAFTERS[other]() for other in others), Listener()], trees=True)
+            run(alone, MODES[mode], length or alone)
+            both = arbiter(close_to(5), [Listener(), *(DRAFTERS[other]() for other in others)])
+            run(both, MODES[mode], length or both)
+    assert set(rounds) >= {0, 1, 2, 3, 4}
 
 
 def test_time_is_where_the_models_say() -> None:

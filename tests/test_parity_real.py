@@ -5,17 +5,23 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 import pytest
 
 from edgespec.decode.autoregressive import autoregressive
+from edgespec.decode.draft_length import Fixed
+from edgespec.decode.speculative import speculative
 from edgespec.drafters.base import Drafter, NoDrafter
 from edgespec.drafters.ngram import NGram
+from edgespec.drafters.pool import Pool
+from edgespec.drafters.recycling import Recycling
+from edgespec.drafters.retrieval import Retrieval
 from edgespec.drafters.small_model import SmallModel
 from edgespec.errors import SettingError
 from edgespec.pipeline import Pipeline
-from edgespec.stats import check_identities
+from edgespec.stats import Stats, check_identities
 from edgespec.types import SamplingParams
 from tests.conftest import load_ir
 
@@ -32,7 +38,7 @@ TOKENS = 24
 
 
 @pytest.fixture(scope="session")
-def drafters(pipeline: Pipeline, random_draft_ir: Path) -> dict[str, Drafter]:
+def drafters(pipeline: Pipeline, random_draft_ir: Path, plain) -> dict[str, Drafter]:  # type: ignore[no-untyped-def]
     itself = load_ir(_target_xml(pipeline), is_draft=True)
     return {
         "none": NoDrafter(),
@@ -40,6 +46,9 @@ def drafters(pipeline: Pipeline, random_draft_ir: Path) -> dict[str, Drafter]:
         "random": SmallModel(load_ir(random_draft_ir, is_draft=True), pipeline.target.vocab_size, name="random"),
         "itself": SmallModel(itself, pipeline.target.vocab_size, name="itself"),
         "shipped": pipeline.drafter,
+        "recycling": Recycling(pipeline.target.vocab_size),
+        "pool": Pool(4096, shortest=2),
+        "retrieval": Retrieval([pipeline.tokenizer.encode(text) + plain(text, "greedy") for text in PROMPTS]),
     }
 
 
@@ -63,9 +72,16 @@ def plain(pipeline: Pipeline):  # type: ignore[no-untyped-def]
     return tokens
 
 
-@pytest.mark.parametrize("k", [0, 1, 2, 4, 8])
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", ["none", "ngram", "random", "itself", "shipped"])
+@pytest.mark.parametrize(
+    ("name", "k"),
+    [
+        *product(("none", "ngram", "random", "itself", "shipped"), (0, 1, 2, 4, 8)),
+        ("recycling", 4),
+        ("pool", 4),
+        ("retrieval", 4),
+    ],
+)
 def test_exact_numerics_give_plain_decodings_tokens(
     pipeline: Pipeline, drafters: dict[str, Drafter], plain, name: str, mode: str, k: int  # type: ignore[no-untyped-def]
 ) -> None:  # fmt: skip
@@ -78,6 +94,8 @@ def test_exact_numerics_give_plain_decodings_tokens(
         assert result.token_ids == expected
         assert result.numerics == "exact"
         check_identities(result.stats.rounds)
+        assert name != "recycling" or result.stats.proposed > 0
+        assert name != "retrieval" or mode != "greedy" or result.stats.accepted > 0
 
 
 def test_the_targets_own_copy_agrees_nearly_always_greedy_and_sampled(
@@ -121,6 +139,26 @@ def test_fast_numerics_keep_the_books_and_the_sense(
     assert "Paris" in result.text
     assert result.numerics == "fast"
     check_identities(result.stats.rounds)
+
+
+def test_trees_from_a_table_are_verified_by_the_real_target(pipeline: Pipeline) -> None:
+    """Where rows can move: fast numerics with keys in 16 bits. Siblings catch what the first choice misses."""
+    target = load_ir(_target_xml(pipeline), is_draft=True)
+    assert target.capabilities.tree
+    drafter = Recycling(target.vocab_size, width=4)
+    question = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
+    context = pipeline.tokenizer.encode(question)
+    branched = []
+    for _ in range(2):
+        stats, text = Stats(), list(context)
+        for _ in speculative(
+            target, drafter, text, SamplingParams(), draft_length=Fixed(8), stop=(), budget=TOKENS, stats=stats
+        ):
+            branched.append(drafter.propose(text, 8).tree is not None)
+        assert "Paris" in pipeline.tokenizer.decode(text[len(context) :])
+        check_identities(stats.rounds)
+    assert any(branched)
+    assert stats.block_efficiency is not None and stats.block_efficiency > 1.5
 
 
 def test_what_was_in_the_cache_before_does_not_change_the_text(pipeline: Pipeline) -> None:

@@ -490,6 +490,7 @@ def test_a_replay_has_the_rounds_of_the_real_run(drafter: str, temperature: floa
     found = replay(drafting, texts, sampling, 3, pipeline.target.vocab_size)["all"]
     real = []
     for text in texts:
+        drafting.reset()
         run = pipeline.generate(
             text.prompt, max_new_tokens=len(text.tokens), sampling=sampling, drafter=drafting, num_draft_tokens=3
         )

@@ -12,6 +12,7 @@ from edgespec.bench.prompts import Prompt, behind
 from edgespec.bench.report import show
 from edgespec.drafters.arbiter import Arbiter
 from edgespec.drafters.base import Drafter, NoDrafter
+from edgespec.drafters.pool import Pool
 from edgespec.errors import SettingError
 from edgespec.pipeline import Pipeline
 from edgespec.types import Round, SamplingParams
@@ -60,7 +61,8 @@ def bench_drafters(
         raise SettingError("nothing to compare: no drafter", hint="leave --draft out, or name one")
     contenders: dict[str, tuple[Drafter, int | None]] = {PLAIN: (NoDrafter(), 0)}
     if len(auto.drafters) > 1:
-        contenders |= {name: (auto.only(name), None) for name in auto.drafters}
+        alone = [name for name in auto.drafters if name != Pool.name]  # which is empty in each turn
+        contenders |= {name: (auto.only(name), None) for name in alone}
     contenders |= {AUTO: (auto, None)} | {f"k = {k}": (auto.only(*auto.drafters), k) for k in lengths}
     pipeline.num_draft_tokens = None  # a length that the bundle names would be everybody's
     found: dict[str, dict[str, _Runs]] = defaultdict(lambda: {name: _Runs() for name in contenders})
@@ -73,6 +75,7 @@ def bench_drafters(
             texts = {}
             for name in order[turn:] + order[:turn]:
                 drafter, k = contenders[name]
+                drafter.reset()  # the prompt was answered in another turn: nobody may remember it
                 run = pipeline.generate(
                     ids, max_new_tokens=new_tokens, sampling=sampling, drafter=drafter, num_draft_tokens=k
                 )

@@ -70,6 +70,7 @@ def bench_loop(pipeline: Pipeline, *, new_tokens: int = 128, pairs: int = 7) -> 
 
 def _ours(pipeline: Pipeline, prompt: list[int], drafter: Drafter, new_tokens: int) -> tuple[float, float, list[int]]:
     """Decode seconds, share of them outside the engine, tokens. The prompt is in the caches already."""
+    drafter.reset()  # the prompt was answered in another turn: nobody may remember it
     models: list[Any] = [pipeline.target] + ([drafter.model] if isinstance(drafter, SmallModel) else [])
     for model in models:
         model.prefill(prompt[:-1])

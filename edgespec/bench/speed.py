@@ -47,4 +47,5 @@ def bench_speed(pipeline: Pipeline, *, new_tokens: int = 96, pairs: int = 3) -> 
 
 def _run(pipeline: Pipeline, prompt: Prompt, new_tokens: int, *, speculative: bool) -> Generation:
     drafter = None if speculative else NoDrafter()
+    pipeline.drafter.reset()  # the prompt was answered in another turn: nobody may remember it
     return pipeline.generate(encode(pipeline, prompt), max_new_tokens=new_tokens, drafter=drafter)

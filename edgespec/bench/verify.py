@@ -33,6 +33,7 @@ def bench_verify(pipeline: Pipeline, *, new_tokens: int = 96, pairs: int = 1) ->
             for seed in range(pairs):
                 seconds = {}
                 for rule in rules if (number + seed) % 2 else reversed(rules):
+                    pipeline.drafter.reset()  # the other rule had this prompt: nobody may remember it
                     stats = pipeline.generate(
                         encode(pipeline, prompt),
                         max_new_tokens=new_tokens,

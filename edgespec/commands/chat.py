@@ -8,7 +8,14 @@ from typing import Any
 
 import click
 
-from edgespec.commands.options import format_from, format_options, model_options, sampling_from, sampling_options
+from edgespec.commands.options import (
+    format_from,
+    format_options,
+    learning_options,
+    model_options,
+    sampling_from,
+    sampling_options,
+)
 from edgespec.commands.run import summary
 from edgespec.errors import EdgespecError
 from edgespec.pipeline import Generation, Pipeline
@@ -62,6 +69,7 @@ class Conversation:
 
 @click.command(name="chat")
 @model_options
+@learning_options
 @sampling_options
 @format_options
 @click.option("--system", metavar="TEXT", help="System prompt.")

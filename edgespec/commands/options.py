@@ -1,4 +1,4 @@
-"""Options that run, chat and bench share."""
+"""Options that run, chat and bench share; bench drafts from nothing it has seen before."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _MODEL = [
     ),
     click.option(
         "--draft",
-        metavar="auto|ngram|none|REF",
+        metavar="auto|ngram|recycling|none|REF",
         default="auto",
         show_default=True,
         help="Drafter. auto: all the bundle has, chosen between round by round; or one of them by name.",
@@ -51,6 +51,12 @@ _MODEL = [
         "--context-length", type=int, metavar="N", help="Most tokens of prompt and text; the model's own unless told."
     ),
     accept_licence,
+]
+_LEARNING = [
+    click.option("--draft-from", metavar="FOLDER", help="Look up drafts in the text files of a folder too."),
+    click.option(
+        "--remember", is_flag=True, help="With --draft recycling: keep what it learns in the cache for the next run."
+    ),
 ]
 _SAMPLING = [
     click.option("--max-new-tokens", "-n", type=int, default=512, show_default=True, metavar="N"),
@@ -86,6 +92,12 @@ _FORMAT = [
 
 def model_options(function: F) -> F:
     for option in reversed(_MODEL):
+        function = option(function)
+    return function
+
+
+def learning_options(function: F) -> F:
+    for option in reversed(_LEARNING):
         function = option(function)
     return function
 

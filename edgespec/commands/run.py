@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgespec.commands.options import format_from, format_options, model_options, sampling_from, sampling_options
+from edgespec.commands.options import (
+    format_from,
+    format_options,
+    learning_options,
+    model_options,
+    sampling_from,
+    sampling_options,
+)
 from edgespec.errors import SettingError
 
 if TYPE_CHECKING:
@@ -18,6 +25,7 @@ if TYPE_CHECKING:
 @click.command(name="run", context_settings={"ignore_unknown_options": False})
 @click.argument("prompt", required=False)
 @model_options
+@learning_options
 @sampling_options
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the chat template.")
 @click.option("--system", metavar="TEXT", help="System prompt.")

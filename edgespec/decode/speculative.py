@@ -60,7 +60,7 @@ def speculative(
         context.extend(verdict.tokens)
         if constraint is not None:
             constraint.commit(verdict.tokens)
-        drafter.commit(context, verdict, step)
+        drafter.commit(context, draft, verdict, step)
         room -= len(verdict.tokens)
         stats.rounds.append(Round.of(drafter.name, draft, verdict, t0, t1, t2, clock()))
         draft_length.update(stats.rounds[-1])

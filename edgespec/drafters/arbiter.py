@@ -20,14 +20,14 @@ No clock in here: times come with the rounds (``update``), costs from ``decode.c
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from math import prod
 
-from edgespec.decode.acceptance import ByPlace, ByScore
 from edgespec.decode.costs import ForwardCost
 from edgespec.decode.tree import Branch, merge
 from edgespec.drafters.base import Drafter, StepwiseDrafter
+from edgespec.drafters.judged import Judged, admitted
 from edgespec.types import Allowed, Draft, Round, SamplingParams, Step, Verdict
 
 PROBE = 0.01
@@ -41,65 +41,6 @@ _SLIGHT = 0.05
 """chance of a token below which nobody looks further"""
 _RESTING = 8
 """rounds between trials, at least"""
-
-
-@dataclass
-class _Judged:
-    """What is known of a drafter."""
-
-    drafter: Drafter
-    by_score: ByScore = field(default_factory=ByScore)
-    of_others: ByScore = field(default_factory=ByScore)
-    by_place: ByPlace = field(default_factory=ByPlace)
-    proposed: Draft = field(default_factory=Draft)
-
-    def chances(self, draft: Draft) -> list[float]:
-        """For each token: the chance that it and all above it stand."""
-        found: list[float] = []
-        depths: list[int] = []
-        for index, row in enumerate(draft.parents):
-            depths.append(depths[row - 1] + 1 if row else 0)
-            own = self.by_score.chance(draft.scores[index]) if draft.scores else self.by_place.chance(depths[index])
-            found.append(own * (found[row - 1] if row else 1.0))
-        return found
-
-    def branches(self, draft: Draft) -> list[Branch]:
-        """A draft, chain or tree, as chains from the root; runners-up of a chain are chains of their own."""
-        chances = self.chances(draft)
-        paths: list[list[int]] = []
-        for index, row in enumerate(draft.parents):
-            paths.append([*paths[row - 1], index] if row else [index])
-        inner = {row - 1 for row in draft.parents}
-        leaves = [path for index, path in enumerate(paths) if index not in inner]
-        found = [Branch(tuple(draft.tokens[i] for i in path), tuple(chances[i] for i in path)) for path in leaves]
-        for place, (token, score) in enumerate(draft.others):
-            if score == 0.0:  # a constraint allows nothing else here
-                continue
-            above = chances[place - 1] if place else 1.0
-            found.append(
-                Branch((*draft.tokens[:place], token), (*chances[:place], above * self.of_others.chance(score)))
-            )
-        return found
-
-    def learn(self, committed: Sequence[int]) -> None:
-        """What the target said of ``proposed``: of every token that stands right behind what was committed."""
-        draft, self.proposed = self.proposed, Draft()
-        stands: list[int | None] = []  # how deep an accepted token is; None for the others
-        for index, (token, row) in enumerate(zip(draft.tokens, draft.parents, strict=True)):
-            above = stands[row - 1] if row else 0
-            stands.append(None)
-            if above is None or above >= len(committed):
-                continue
-            accepted = token == committed[above]
-            stands[index] = above + 1 if accepted else None
-            if draft.scores:
-                self.by_score.update(draft.scores[index], accepted)
-            if draft.tree is None:
-                self.by_place.update(above, accepted)
-                if draft.others:
-                    other, score = draft.others[index]
-                    if score > 0.0:
-                        self.of_others.update(score, other == committed[above])
 
 
 @dataclass
@@ -141,8 +82,9 @@ class Arbiter:
         trees: bool = False,
     ) -> None:
         assert (model is None) == (draft_s is None)
-        self._free = [_Judged(drafter) for drafter in free]
-        self._model = _Judged(model) if model is not None else None
+        self._free = [Judged(drafter) for drafter in free]
+        self._asked = self._free
+        self._model = Judged(model) if model is not None else None
         self.model = model
         self._trees = trees
         self.target_s = target_s
@@ -157,11 +99,12 @@ class Arbiter:
         self._pending, self._steps = 0, 0
         self._length = 0
         self._probing = False
+        self.remembers = any(judged.drafter.remembers for judged in self._all)
         self.name = "+".join(judged.drafter.name for judged in self._all)
         self._settle([], _LONGEST)
 
     @property
-    def _all(self) -> list[_Judged]:
+    def _all(self) -> list[Judged]:
         return [*self._free, *([self._model] if self._model else [])]
 
     def begin(self, context: Sequence[int], params: SamplingParams) -> None:
@@ -169,6 +112,9 @@ class Arbiter:
             judged.drafter.begin(context, params)
             for known in (judged.by_score, judged.of_others, judged.by_place):
                 known.begin()
+        # By rejection the text depends on what the model was asked to draft, and that must not depend on earlier texts.
+        repeats = self._model is not None and params.verification == "rejection" and not params.greedy
+        self._asked = [judged for judged in self._free if not (repeats and judged.drafter.remembers)]
         self.target_s.begin()
         if self._draft_s is not None:
             self._draft_s.begin()
@@ -191,7 +137,7 @@ class Arbiter:
             judged.proposed = Draft()
         if k == 0:
             return Draft(reason="no room" if free_length else "none asked for")
-        drafts = [(judged, self._offer(judged, context, k, allowed)) for judged in self._free]
+        drafts = [(judged, self._offer(judged, context, k, allowed)) for judged in self._asked]
         if not free_length:
             return self._whole(drafts, context, k, allowed)
         offers = [(judged.drafter.name, judged.branches(draft)) for judged, draft in drafts if len(draft)]
@@ -213,11 +159,11 @@ class Arbiter:
         best, _ = self._best(offers, k, "the model was not sure")  # the time to draft is spent, whatever comes of it
         return best
 
-    def commit(self, context: Sequence[int], verdict: Verdict, step: Step) -> None:
+    def commit(self, context: Sequence[int], draft: Draft, verdict: Verdict, step: Step) -> None:
         forced = self._length - (len(context) - len(verdict.tokens))  # tokens in front of what was drafted
         for judged in self._all:
             judged.learn(verdict.tokens[forced:])
-            judged.drafter.commit(context, verdict, step)
+            judged.drafter.commit(context, draft, verdict, step)
 
     def update(self, round_: Round) -> None:
         """As a draft length: the times of the round that was just committed."""
@@ -272,8 +218,8 @@ class Arbiter:
         """A round that verifies so many drafted tokens behind the forced ones."""
         return self.target_s(1 + self._forced + tokens, self._length) + self._host_s
 
-    def _offer(self, judged: _Judged, context: Sequence[int], k: int, allowed: Allowed | None) -> Draft:
-        judged.proposed = _admitted(judged.drafter.propose(context, k, allowed), allowed)
+    def _offer(self, judged: Judged, context: Sequence[int], k: int, allowed: Allowed | None) -> Draft:
+        judged.proposed = admitted(judged.drafter.propose(context, k, allowed), allowed)
         return judged.proposed
 
     def _best(self, offers: list[tuple[str, list[Branch]]], k: int, reason: str) -> tuple[Draft, float]:
@@ -387,9 +333,9 @@ class Arbiter:
             return branches
         longer = [*context, *draft.tokens]
         chances = tuple(self._model.chances(draft))
-        for judged in self._free:
+        for judged in self._asked:
             behind = None if allowed is None else lambda tokens: allowed([*draft.tokens, *tokens])
-            tail = _admitted(judged.drafter.propose(longer, k - len(draft), behind), behind)
+            tail = admitted(judged.drafter.propose(longer, k - len(draft), behind), behind)
             if len(tail) and tail.tree is None:
                 of_tail = tuple(chances[-1] * chance for chance in judged.chances(tail))
                 whole = Branch(draft.tokens + tail.tokens, chances + of_tail)
@@ -397,7 +343,7 @@ class Arbiter:
         return branches
 
     def _whole(
-        self, drafts: list[tuple[_Judged, Draft]], context: Sequence[int], k: int, allowed: Allowed | None
+        self, drafts: list[tuple[Judged, Draft]], context: Sequence[int], k: int, allowed: Allowed | None
     ) -> Draft:
         """A fixed length: the free drafters in their order, then the model."""
         for judged, draft in drafts:
@@ -407,13 +353,3 @@ class Arbiter:
             return Draft(reason="nothing to copy")
         draft = self._stepwise(context, k, lambda scores: True, allowed)
         return replace(draft, by=self._model.drafter.name)
-
-
-def _admitted(draft: Draft, allowed: Allowed | None) -> Draft:
-    """A look-up's chain up to the first token that is forbidden."""
-    if allowed is None or draft.tree is not None:
-        return draft
-    n = 0
-    while n < len(draft) and allowed(draft.tokens[:n])[draft.tokens[n]]:
-        n += 1
-    return replace(draft, tokens=draft.tokens[:n], scores=draft.scores[:n], others=draft.others[:n])

@@ -15,6 +15,8 @@ class Drafter(Protocol):
     """
 
     name: str
+    remembers: bool
+    """what it proposes depends on the texts of earlier generations"""
 
     def begin(self, context: Sequence[int], params: SamplingParams) -> None:
         """A new generation starts from ``context``; what an earlier one left may be reused."""
@@ -27,8 +29,12 @@ class Drafter(Protocol):
             tokens must choose among these; from others the forbidden ones are cut.
         """
 
-    def commit(self, context: Sequence[int], verdict: Verdict, step: Step) -> None:
-        """The round is over: ``context`` now ends with ``verdict.tokens``; ``step`` is what the target saw."""
+    def commit(self, context: Sequence[int], draft: Draft, verdict: Verdict, step: Step) -> None:
+        """The round is over: ``context`` now ends with ``verdict.tokens``.
+
+        draft: what the target verified; another drafter's where several take turns. ``step.logits`` row 0 follows the
+        token that stood before ``verdict.tokens``, row 1 + i follows ``draft.tokens[i]``.
+        """
 
     def reset(self) -> None:
         """Forget every text."""
@@ -55,6 +61,7 @@ class NoDrafter:
     """Proposes nothing: the speculative loop becomes plain decoding."""
 
     name = "none"
+    remembers = False
 
     def begin(self, context: Sequence[int], params: SamplingParams) -> None:
         pass
@@ -62,7 +69,7 @@ class NoDrafter:
     def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
         return Draft()
 
-    def commit(self, context: Sequence[int], verdict: Verdict, step: Step) -> None:
+    def commit(self, context: Sequence[int], draft: Draft, verdict: Verdict, step: Step) -> None:
         pass
 
     def reset(self) -> None:

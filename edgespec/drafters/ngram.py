@@ -27,6 +27,7 @@ class NGram:
     """
 
     name = "ngram"
+    remembers = False
 
     def __init__(self, longest: int = 4, shortest: int = 2) -> None:
         self._lengths = range(longest, shortest - 1, -1)
@@ -59,7 +60,7 @@ class NGram:
             n += 1
         return n
 
-    def commit(self, context: Sequence[int], verdict: Verdict, step: Step) -> None:
+    def commit(self, context: Sequence[int], draft: Draft, verdict: Verdict, step: Step) -> None:
         self._extend(context)
 
     def _extend(self, context: Sequence[int]) -> None:

@@ -38,6 +38,7 @@ class SmallModel:
         name: str = "small_model",
     ) -> None:
         self.name = name
+        self.remembers = False
         self.others = False
         """name runners-up too, for trees; greedy drafts only"""
         self.model = model
@@ -113,7 +114,7 @@ class SmallModel:
         kind: DraftKind = "sampled" if self._rejection else "deterministic"
         return Draft(tuple(tokens), kind=kind, probs=tuple(probs), scores=tuple(scores), others=tuple(others))
 
-    def commit(self, context: Sequence[int], verdict: Verdict, step: Step) -> None:
+    def commit(self, context: Sequence[int], draft: Draft, verdict: Verdict, step: Step) -> None:
         """Forget the rows of tokens that were not committed: its own rejected ones, or all if another's were taken."""
         cache = self.model.cache
         end = min(cache.length, len(context) - 1)

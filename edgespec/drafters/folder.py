@@ -1,0 +1,124 @@
+"""The text files of a folder as token ids, for ``drafters.retrieval`` to look things up in. Only ever read."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Protocol
+
+from edgespec.errors import SettingError
+
+_NOT_SOURCES = {"node_modules", "__pycache__", "site-packages"}
+
+
+class Encoder(Protocol):
+    """What is needed of a tokenizer."""
+
+    def encode(self, text: str) -> list[int]: ...
+
+
+@dataclass(frozen=True)
+class FolderTexts:
+    """texts: token ids of each file that was read, newest first. left_out: how many files were not, by reason."""
+
+    texts: list[list[int]] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+
+    def __str__(self) -> str:
+        """
+        >>> print(FolderTexts([[1, 2], [3]], Counter({"too large": 2, "no text": 1})))
+        2 files, 3 tokens; left out: 2 too large, 1 no text
+        """
+        read = f"{len(self.texts)} files, {sum(map(len, self.texts))} tokens"
+        reasons = ", ".join(f"{count} {reason}" for reason, count in self.left_out.most_common())
+        return f"{read}; left out: {reasons}" if reasons else read
+
+
+def require_folder(folder: str | Path) -> Path:
+    """Raises SettingError if there is none."""
+    if not Path(folder).is_dir():
+        raise SettingError("folder to draft from", got=str(Path(folder)), allowed="an existing folder")
+    return Path(folder)
+
+
+def read_folder(
+    folder: str | Path,
+    tokenizer: Encoder,
+    *,
+    max_tokens: int = 1_000_000,
+    max_files: int = 20_000,
+    max_file_bytes: int = 1 << 18,
+) -> FolderTexts:
+    """The text files below a folder, newest first, until there are ``max_tokens``.
+
+    Passed by: hidden files and folders, links, virtual environments, node_modules and the like; at most ``max_files``
+    are looked at. Left out and counted: files larger than ``max_file_bytes``, what is not UTF-8 text, what cannot be
+    read, and what there was no room for. Raises SettingError if there is no such folder, or no text in it.
+    """
+    found = FolderTexts()
+    room = max_tokens
+    for path in _newest_first(require_folder(folder), max_files, max_file_bytes, found.left_out):
+        if not room:
+            found.left_out["beyond the limit of tokens"] += 1
+        elif (text := _text(path, found.left_out)) and (tokens := tokenizer.encode(text)[:room]):
+            found.texts.append(tokens)
+            room -= len(tokens)
+    if not found.texts:
+        hint = "name a folder with source code or other texts"
+        got = f"{folder} ({found})" if found.left_out else str(folder)
+        raise SettingError("no text to draft from", got=got, allowed="a folder of UTF-8 files", hint=hint)
+    return found
+
+
+def _newest_first(folder: Path, most: int, max_bytes: int, left_out: Counter[str]) -> list[Path]:
+    """Regular files that may hold text."""
+    found: list[tuple[float, Path]] = []
+    names = _names(folder)
+    for path in islice(names, most):
+        try:
+            about = path.lstat()
+        except OSError:  # it went away, or is not ours to look at
+            left_out["unreadable"] += 1
+            continue
+        if not stat.S_ISREG(about.st_mode):
+            continue
+        if about.st_size > max_bytes:
+            left_out["too large"] += 1
+        else:
+            found.append((-about.st_mtime, path))
+    with suppress(StopIteration):
+        next(names)
+        left_out["or more beyond the limit of files"] += 1
+    return [path for _, path in sorted(found)]
+
+
+def _names(folder: Path) -> Iterator[Path]:
+    """Everything below a folder but what is hidden, or was put there by a tool."""
+    for root, folders, names in os.walk(folder):
+        here = Path(root)
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not (name.startswith(".") or name in _NOT_SOURCES or (here / name / "pyvenv.cfg").exists())
+        )
+        yield from (here / name for name in sorted(names) if not name.startswith("."))
+
+
+def _text(path: Path, left_out: Counter[str]) -> str:
+    """What a text file says, with line ends as a model writes them; nothing if it is no text."""
+    try:
+        data = path.read_bytes()
+        if b"\0" not in data:
+            return data.decode("utf-8-sig").replace("\r\n", "\n")
+        left_out["no text"] += 1
+    except OSError:
+        left_out["unreadable"] += 1
+    except UnicodeDecodeError:
+        left_out["no text"] += 1
+    return ""

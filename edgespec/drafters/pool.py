@@ -1,0 +1,99 @@
+"""Prompt lookup (Saxena 2023) in what earlier generations wrote, for as long as the process lives.
+
+Answers of one user resemble each other: a corrected program is mostly the program before. The pool holds the newest
+tokens of finished texts in a ring and, for every n-gram in it, its newest continuation. Prompts are not pooled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edgespec.errors import SettingError
+from edgespec.types import Allowed, Draft, SamplingParams, Step, Verdict
+
+_END = -1  # stands behind every text; no token
+_LONGEST_MATCH = 64
+
+
+class Pool:
+    """Longest n-gram first, newest match first; nothing found means no draft, never padding.
+
+    capacity: tokens to keep, about 240 bytes each, index included; the oldest make room. Token ``i`` of all that were
+    ever added is at ``i % capacity`` of the ring and leaves it, with the n-grams that begin there, when token
+    ``i + capacity`` comes. No n-gram and no draft reaches from one text into another.
+    longest, shortest: tokens that have to match; fewer than four lead astray from one text to another.
+    The score of a draft says how long the match is, ``1 - 1 / (1 + tokens)``.
+
+    >>> pool = Pool(8, longest=2, shortest=2)
+    >>> pool.add([1, 2, 3])                                         # ring: 1 2 3 end . . . .
+    >>> pool.add([6, 7, 8, 9])                                      # ring: 1 2 3 end 6 7 8 9, then end over 1
+    >>> pool.propose([2, 3], 5).tokens, pool.propose([0, 6, 7], 5).tokens, pool.propose([3, 6], 5).tokens
+    ((), (8, 9), ())
+    """
+
+    name = "pool"
+    remembers = True
+
+    def __init__(self, capacity: int = 16_384, *, longest: int = 4, shortest: int = 4) -> None:
+        if capacity < longest + 2:
+            raise SettingError("tokens in the pool", got=capacity, allowed=f"{longest + 2} or more")
+        self._lengths = range(longest, shortest - 1, -1)
+        self._ring = [_END] * capacity
+        self.reset()
+
+    def reset(self) -> None:
+        self._added = 0
+        self._continuation: dict[tuple[int, ...], int] = {}  # n-gram -> index of the token after it
+        self._ring[:] = [_END] * len(self._ring)
+        self._prompt_end: list[int] = []
+        self._written: list[int] = []
+
+    def begin(self, context: Sequence[int], params: SamplingParams) -> None:
+        """The text before this one has come to its end."""
+        if self._written:
+            self.add([*self._prompt_end, *self._written])
+        self._prompt_end = list(context[-self._lengths[0] :])  # so that the beginning of an answer is found too
+        self._written = []
+
+    def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
+        if k == 0:
+            return Draft()
+        for n in self._lengths:
+            index = self._continuation.get(tuple(context[-n:])) if n <= len(context) else None
+            if index is not None:
+                found = self._tokens(index, k)
+                tokens = found[: found.index(_END)] if _END in found else found
+                score = 1 - 1 / (1 + self._match(context, index, n))
+                return Draft(tokens, scores=(score,) * len(tokens))
+        return Draft()
+
+    def commit(self, context: Sequence[int], draft: Draft, verdict: Verdict, step: Step) -> None:
+        self._written.extend(verdict.tokens)
+
+    def add(self, text: Sequence[int]) -> None:
+        """A finished text. Takes time for its own length, whatever the pool holds."""
+        for token in (*text[1 - len(self._ring) :], _END):
+            self._drop(self._added - len(self._ring))
+            self._ring[self._added % len(self._ring)] = token
+            if token != _END:
+                for n in self._lengths:  # one with an end in it is no n-gram of any context
+                    self._continuation[self._tokens(self._added - n, n)] = self._added
+            self._added += 1
+
+    def _drop(self, oldest: int) -> None:
+        """Forget the n-grams that begin at the oldest token, unless a newer text has them too."""
+        for n in self._lengths:
+            gram = self._tokens(oldest, n)
+            if self._continuation.get(gram) == oldest + n:
+                del self._continuation[gram]
+
+    def _match(self, context: Sequence[int], index: int, n: int) -> int:
+        """How many tokens before ``index`` are those before the end of ``context``: n of them are."""
+        oldest = max(0, self._added - len(self._ring))
+        longest = min(_LONGEST_MATCH, index - oldest, len(context))
+        while n < longest and self._ring[(index - 1 - n) % len(self._ring)] == context[-1 - n]:
+            n += 1
+        return n
+
+    def _tokens(self, begin: int, count: int) -> tuple[int, ...]:
+        return tuple(self._ring[index % len(self._ring)] for index in range(begin, begin + count))

@@ -1,0 +1,75 @@
+"""The successor table of ``drafters.recycling`` in a file, from one process to the next.
+
+It holds threes of tokens from the user's texts, no texts. Only known lines are written, to a temporary name that then
+takes the file's place: who reads finds the old table or the new one.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+Successors = NDArray[np.int32]
+"""``(vocab, width)``, likeliest first; -1 where none is known."""
+Scores = NDArray[np.float32]
+"""``(vocab, width)``."""
+Before = NDArray[np.int32]
+"""``(vocab,)`` the token before, -1 if there was none."""
+
+
+def read_table(file: Path, about: str, successors: Successors, scores: Scores, before: Before) -> None:
+    """Fill the arrays from a file about the same thing; one about another is left alone.
+
+    A damaged file is removed, with a line on stderr.
+    """
+    try:
+        opened = file.open("rb")
+    except OSError:  # most likely there is none yet
+        return
+    try:
+        with opened:
+            if file.stat().st_size > 2 * (successors.nbytes + scores.nbytes + before.nbytes) + (1 << 16):
+                raise ValueError("larger than any such table")
+            with np.load(opened, allow_pickle=False) as stored:
+                if str(stored["about"]) != about or tuple(stored["shape"]) != successors.shape:
+                    return
+                lines, known = stored["lines"], stored["successors"]
+                shares, stood = stored["scores"], stored["before"]
+        if known.min(initial=0) < -1 or known.max(initial=0) >= len(successors):
+            raise ValueError("a token that is none")  # it would be fed to the target
+        if not (np.isfinite(shares).all() and lines.min(initial=0) >= 0):
+            raise ValueError("a number that cannot be")
+        found = np.full_like(successors, -1), np.zeros_like(scores), np.full_like(before, -1)
+        found[0][lines], found[1][lines], found[2][lines] = known, shares, stood
+        successors[:], scores[:], before[:] = found
+    except Exception as error:  # a damaged archive raises many things
+        print(f"edgespec: dropped {file}, which is damaged: {error}", file=sys.stderr)
+        with suppress(OSError):
+            file.unlink()
+
+
+def write_table(file: Path, about: str, successors: Successors, scores: Scores, before: Before) -> None:
+    """A cache that cannot be written only means that the next process learns anew."""
+    lines = np.flatnonzero(successors[:, 0] >= 0)
+    temporary = file.with_suffix(f".{os.getpid()}.tmp")
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as out:
+                np.savez(
+                    out,
+                    about=about,
+                    shape=successors.shape,
+                    lines=lines,
+                    successors=successors[lines],
+                    scores=scores[lines],
+                    before=before[lines],
+                )
+            temporary.replace(file)
+        finally:
+            temporary.unlink(missing_ok=True)
