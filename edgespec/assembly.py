@@ -119,9 +119,7 @@ def load(
         trees = target.capabilities.tree
         if model:
             model.others = trees
-            drafts = cast("OpenVINOPagedModel", model.model)
-            draft_s = engine.draft_costs(drafts, target, target_s)
-            drafts.width = draft_s.take
+            draft_s = engine.draft_costs(cast("OpenVINOPagedModel", model.model), target, target_s)
         drafter = Arbiter(free, model, target_s=target_s, draft_s=draft_s, trees=trees)
     if num_draft_tokens is None:
         own = [entry for entry in pair.manifest.drafters if draft in (None, entry.name)]
@@ -181,20 +179,28 @@ class _Engine:
 
     def costs(self, model: OpenVINOPagedModel) -> ForwardCost:
         """Measured once, with nothing else running, and then remembered."""
-        return ForwardCost(_remembered(_notes("forward_costs", model), ForwardTimes, lambda: _measured(model, None)))
+        times = _remembered(_costs_path("", model), ForwardTimes, lambda: _measured(model, None))
+        # Only exact numerics say that padding changes nothing.
+        return ForwardCost(times, homes=model.capabilities.numerics == "exact")
 
     def draft_costs(self, draft: OpenVINOPagedModel, target: OpenVINOPagedModel, target_s: ForwardCost) -> ForwardCost:
         """In turns with its target, as it will run."""
 
         def forward() -> None:
             target.cache.reset()
-            target.forward([0] * target.min_width)
+            target.forward([0])  # padded to the narrowest width
 
         beside = Beside(forward, target_s.steady(target.min_width, 0))
-        path = _notes(f"forward_costs-{target.fingerprint}", draft)
-        costs = ForwardCost(_remembered(path, ForwardTimes, lambda: _measured(draft, beside)))
+        path = _costs_path(f"-{target.capabilities.numerics}-{target.fingerprint}", draft)
+        # A drawn draft depends on the draft's last digits, which must not depend on what was asked of it before.
+        costs = ForwardCost(_remembered(path, ForwardTimes, lambda: _measured(draft, beside)), homes=False)
         target.cache.reset()
         return costs
+
+
+def _costs_path(beside: str, model: OpenVINOPagedModel) -> Path:
+    can = model.capabilities
+    return _notes(f"forward_costs-1-{can.numerics}-{model.min_width}-{can.max_width}{beside}", model)
 
 
 def _measured(model: OpenVINOPagedModel, beside: Beside | None) -> ForwardTimes:

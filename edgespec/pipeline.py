@@ -204,7 +204,6 @@ class Pipeline:
         drafter = drafter or self.drafter
         own_length = drafter if isinstance(drafter, DraftLength) else None
         draft_length: DraftLength = (own_length or Heuristic()) if k is None else Fixed(k, own_length)
-        self.target.width = draft_length.width
         result = Generation(
             model=self.bundle.name,
             drafter=drafter.name,

@@ -174,6 +174,43 @@ def test_what_was_in_the_cache_before_does_not_change_the_text(pipeline: Pipelin
     assert warm.token_ids == cold.token_ids
 
 
+@pytest.mark.parametrize("width", [3, 6, 12, 17])
+def test_forwards_padded_to_the_end_of_a_full_context_give_plain_decodings_tokens(
+    pipeline: Pipeline,
+    plain,  # type: ignore[no-untyped-def]
+    width: int,
+) -> None:
+    target, cache = pipeline.target, pipeline.target.cache
+    prompt = pipeline.tokenizer.encode(PROMPTS[1])
+    expected = plain(PROMPTS[1], "greedy")
+    whole, cache.capacity = cache.capacity, len(prompt) + TOKENS - 1  # type: ignore[misc]
+
+    class Wide(Fixed):
+        def width(self, n: int, context: int) -> int:
+            return max(n, width)
+
+    try:
+        context = list(prompt)
+        for _ in speculative(
+            target, NGram(), context, SamplingParams(), draft_length=Wide(4), stop=(), budget=TOKENS, stats=Stats()
+        ):
+            pass
+    finally:
+        cache.capacity, target.width = whole, None  # type: ignore[misc]
+    assert context[len(prompt) :] == expected
+
+
+def test_a_plain_run_after_a_drafted_one_is_not_padded(pipeline: Pipeline) -> None:
+    pipeline.generate("Say: a b c d a b c d a b c d", max_new_tokens=40, num_draft_tokens=None)
+    widths = []
+    target = pipeline.target
+    run = pipeline.stream("Hello", max_new_tokens=8, num_draft_tokens=0)
+    for _ in run:
+        assert target.width is not None
+        widths.append(target.width(1, 10))
+    assert widths and set(widths) == {1}
+
+
 def test_a_stream_that_was_overtaken_says_so(pipeline: Pipeline) -> None:
     first = iter(pipeline.stream("Name three colours.", max_new_tokens=20))
     next(first)

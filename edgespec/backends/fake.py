@@ -15,6 +15,7 @@ from edgespec.backends.rows import RowBook
 from edgespec.errors import ContextFull
 from edgespec.types import Logits, Step, Tree
 
+_LONGEST_PAD = 16
 Table = Callable[[tuple[int, ...]], Logits]
 """The visible text of a row, its own token last -> logits ``(vocab,)``."""
 
@@ -34,7 +35,7 @@ class FakeCache(RowBook):
 
     def __init__(self, capacity: int) -> None:
         super().__init__(capacity)
-        self.physical = [-1] * capacity
+        self.physical = [-1] * (capacity + _LONGEST_PAD)
 
     @property
     def nbytes(self) -> int:
@@ -101,7 +102,8 @@ class FakeModel:
         rows = seen[len(seen) - (len(seen) if num_logits is None else num_logits) :]
         logits = np.array([self.table(text) for text in rows], np.float32).reshape(len(rows), self.vocab_size)
         width = self.width(len(tokens), begin) if self.width is not None and num_logits != 0 else len(tokens)
-        assert width >= len(tokens)
+        assert len(tokens) <= width <= len(tokens) + _LONGEST_PAD
+        self.cache.physical[begin + len(tokens) : begin + width] = [-1] * (width - len(tokens))
         self.widths.append(width)
         done_s = self.clock.now_s + self.forward_s(width)
         self._pending = Step(logits), done_s, tuple(tokens), tree is not None

@@ -16,7 +16,7 @@ from edgespec.engine import ov
 from edgespec.errors import BackendError, mapped
 
 _GROWTH = 1.25
-_LONGEST_PAD = 16
+LONGEST_PAD = 16
 
 
 class PagedCache(RowBook):
@@ -51,7 +51,7 @@ class PagedCache(RowBook):
         if needed <= self.blocks:
             return
         # Some rows more than the context, for the pad of a last forward.
-        most = -(-(self.capacity + _LONGEST_PAD) // self.rows_per_block)
+        most = -(-(self.capacity + LONGEST_PAD) // self.rows_per_block)
         assert needed <= most, "a forward past the context"
         try:
             self._grow(min(most, max(needed, int(self.blocks * _GROWTH) + 1)))

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from edgespec.backends.base import Capabilities, Progress, common_prefix
-from edgespec.backends.openvino_blocks import PagedCache
+from edgespec.backends.openvino_blocks import LONGEST_PAD, PagedCache
 from edgespec.backends.openvino_exact import ExactWidths
 from edgespec.backends.openvino_graph import HIDDEN, LOGITS_ROWS, Settings, paged_graph
 from edgespec.engine import ov
@@ -155,7 +155,7 @@ class OpenVINOPagedModel:
         past, real = self.cache.length, len(tokens)
         n = max(real, self._settings.min_width)
         if self.width is not None and num_logits != 0:
-            n = self.width(n, past)
+            n = max(real, min(self.width(n, past), self.cache.capacity + LONGEST_PAD - past))
         assert past + real <= self.cache.capacity, "a forward past the context"
         self.cache.ensure(past + n)
         blocks = -(-(past + n) // self.cache.rows_per_block)

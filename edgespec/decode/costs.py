@@ -30,6 +30,8 @@ _OUTLIER = 1.5
 class ForwardCost:
     """Seconds of a forward by width and context, and the width to run it at.
 
+    homes: False where padding is not free of consequences; then every forward runs as wide as it is.
+
     >>> cost = ForwardCost(ForwardTimes((1, 5), 0, 100, (1.0, 2.0), (1.5, 3.0)))
     >>> cost(1, 0), cost(3, 0), cost(9, 0), cost(1, 200)
     (1.0, 1.5, 3.0, 2.0)
@@ -41,8 +43,9 @@ class ForwardCost:
     (5, 2.0, 6.2)
     """
 
-    def __init__(self, times: ForwardTimes, *, home: int | None = None) -> None:
+    def __init__(self, times: ForwardTimes, *, home: int | None = None, homes: bool = True) -> None:
         self._times = times
+        self._homes = homes and times.change_s > 0
         self._slowness = 1.0
         self._own = [1.0] * len(times.widths)
         self._known: list[tuple[float, float, int]] = []  # by width: at the short context, a row more, nearest width
@@ -57,7 +60,7 @@ class ForwardCost:
 
     def __call__(self, n: int, context: int) -> float:
         """To decide by: a forward of n tokens at the width it would run at, with the changes of width it brings."""
-        if not self._times.change_s:
+        if not self._homes:
             return self.steady(n, context)
         return min(self._total(width, context) for width in self._choices(n))
 
@@ -72,17 +75,17 @@ class ForwardCost:
 
     def fresh(self) -> ForwardCost:
         """What was measured, without what was learned since."""
-        return ForwardCost(self._times)
+        return ForwardCost(self._times, homes=self._homes)
 
     def begin(self) -> None:
         """Another text: there were forwards that this does not know of."""
-        self._last = None
+        self._last, self._changed = None, False
 
     def take(self, n: int, context: int = 0) -> int:
         """The width to run a forward of n tokens at; it is run now. Unless somebody has said since the last one what
         to ``prefer``, home moves to where forwards of what is asked for cost least."""
         width = n
-        if self._times.change_s:
+        if self._homes:
             if not self._settled:
                 away_s = self.steady(self._nearest(n), context) + 2 * self._change_s
                 self.prefer(lambda home: -(self.steady(home, context) if n <= home else away_s))
@@ -97,7 +100,7 @@ class ForwardCost:
 
         worth_s: of the round to come, in seconds, if it ran at that width (any measured one) and changes were free.
         """
-        if not self._times.change_s:
+        if not self._homes:
             return
         self._settled = True
         there_and_back_s = 2 * self._change_s
@@ -113,10 +116,14 @@ class ForwardCost:
         if (self._gain_s[best] - self._gain_s[self.home]) * _AHEAD > there_and_back_s:
             self.home = best
 
+    def expected(self, n: int, context: int) -> float:
+        """Seconds that the forward of n tokens run last was expected to take, at the width it ran at."""
+        return self.steady(self._last or n, context) + (self._change_s if self._changed else 0.0)
+
     def update(self, n: int, context: int, seconds: float) -> None:
         """The forward of n tokens that was run last took so long."""
         width = self._last or n
-        expected = self.steady(width, context) + (self._change_s if self._changed else 0.0)
+        expected = self.expected(n, context)
         if expected <= 0.0 or seconds <= 0.0:
             return
         ratio = min(max(seconds / expected, 1 / _OUTLIER), _OUTLIER)

@@ -41,7 +41,7 @@ class Fixed:
         return min(self.k, most)
 
     def width(self, n: int, context: int) -> int:
-        return n if self._learner is None else self._learner.width(n, context)
+        return self._learner.width(n, context) if self._learner and self.k else n
 
     def update(self, round_: Round) -> None:
         if self._learner is not None:

@@ -44,6 +44,7 @@ def speculative(
     stats.prompt_tokens = len(context)
     stats.reused_tokens = target.prefill(context[:-1], progress)
     drafter.begin(context, params)
+    target.width = draft_length.width
     room = min(budget, target.cache.capacity - len(context) + 1)
     stats.prefill_s = clock() - began
 

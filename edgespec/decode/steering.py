@@ -23,6 +23,9 @@ from edgespec.decode.draft_length import DraftLength
 from edgespec.drafters.base import Drafter
 from edgespec.types import Distribution, Draft
 
+_LONGEST_RUN = 16
+"""forced tokens in a round: each is a row of logits, and rounds of a width seen before cost least"""
+
 
 def steered(
     drafter: Drafter,
@@ -35,7 +38,7 @@ def steered(
     """At most ``most`` tokens to verify: forced ones, then up to k drafted; none behind a forced stop token."""
     if constraint is None:
         return drafter.propose(context, draft_length.next(most))
-    forced = forced_run(constraint, most)
+    forced = forced_run(constraint, min(most, _LONGEST_RUN))
     over = bool(forced) and forced[-1] in stop
     k = draft_length.next(0 if over else most - len(forced), len(forced))
     draft = drafter.propose([*context, *forced], k, lambda drafted: constraint.allowed([*forced, *drafted]))

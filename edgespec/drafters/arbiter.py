@@ -168,7 +168,7 @@ class Arbiter:
     def update(self, round_: Round) -> None:
         """As a draft length: the times of the round that was just committed."""
         width, context = 1 + round_.forced + round_.evaluated, self._length
-        target_s = min(round_.target_s, 2 * self.target_s.steady(width, context))  # the first forward sets things up
+        target_s = min(round_.target_s, 2 * self.target_s.expected(width, context))  # the first forward sets things up
         self.target_s.update(width, context, round_.target_s)
         self._host_s = 0.9 * self._host_s + 0.1 * round_.host_s if self._host_s else round_.host_s
         drafted_s = 0.0
