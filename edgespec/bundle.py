@@ -71,7 +71,7 @@ class Drafter(_Strict, frozen=True, kw_only=True):
     unknown: int | None = None
     """the draft's input is trimmed like its output, and this is what it reads for a token outside id_map"""
     num_draft_tokens: int | None = None
-    """k that measured best with this target"""
+    """k of every round; without it measured costs decide"""
     context_length: Count | None = None
     """of the draft model, if shorter than the target's"""
     blocked: tuple[int, ...] = ()

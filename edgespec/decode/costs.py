@@ -18,6 +18,9 @@ from edgespec.decode.calibration import ForwardTimes, line
 
 _ALL, _EACH = 0.15, 0.02
 """how far the corrections move towards a new observation, in logarithms"""
+_AWAY = 3
+"""changes of width that being away from home is charged: the way back, and caution, since of all offers it is the most
+hopeful one that calls for it"""
 _WINDOW, _AHEAD = 0.97, 30
 """rounds of late that say where home should be, and rounds ahead in which a move must pay"""
 _OUTLIER = 1.5
@@ -35,7 +38,7 @@ class ForwardCost:
 
     >>> cost = ForwardCost(ForwardTimes((1, 5, 9), 0, 100, (1.0, 2.0, 3.0), (1.0, 2.0, 3.0), 0.8), home=5)
     >>> cost.take(3), cost(1, 0), round(cost(9, 0), 1)
-    (5, 2.0, 4.6)
+    (5, 2.0, 6.2)
     """
 
     def __init__(self, times: ForwardTimes, *, home: int | None = None) -> None:
@@ -143,7 +146,7 @@ class ForwardCost:
 
     def _total(self, width: int, context: int) -> float:
         """With the change to this width, and the one back home."""
-        changes = (width != self._last) + (width != self.home)
+        changes = (width != self._last) + _AWAY * (width != self.home)
         return self.steady(width, context) + changes * self._change_s
 
     def _of_width(self, width: int) -> tuple[float, float, int]:
