@@ -22,7 +22,7 @@ class Pool:
     ever added is at ``i % capacity`` of the ring and leaves it, with the n-grams that begin there, when token
     ``i + capacity`` comes. No n-gram and no draft reaches from one text into another.
     longest, shortest: tokens that have to match; fewer than four lead astray from one text to another.
-    The score of a draft says how long the match is, ``1 - 1 / (1 + tokens)``.
+    The score of a token says how long the match before it is, ``1 - 1 / (1 + tokens)``.
 
     >>> pool = Pool(8, longest=2, shortest=2)
     >>> pool.add([1, 2, 3])                                         # ring: 1 2 3 end . . . .
@@ -63,8 +63,8 @@ class Pool:
             if index is not None:
                 found = self._tokens(index, k)
                 tokens = found[: found.index(_END)] if _END in found else found
-                score = 1 - 1 / (1 + self._match(context, index, n))
-                return Draft(tokens, scores=(score,) * len(tokens))
+                match = self._match(context, index, n)
+                return Draft(tokens, scores=tuple(1 - 1 / (1 + match + i) for i in range(len(tokens))))
         return Draft()
 
     def commit(self, context: Sequence[int], draft: Draft, verdict: Verdict, step: Step) -> None:
