@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from edgespec.errors import ConversionError, mapped
 from edgespec.gguf_tensors import Matrix, read, sample
+from edgespec.merge import array_of, merge_products
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -46,6 +47,7 @@ def requantize(xml: Path, gguf: Path, kind: Literal["int8", "faithful"]) -> str:
                 node.output(0).replace(_int8(matrix).output(0))
             elif matrix.kind in LOSSY:
                 _unround(node, matrix)
+        merge_products(model)
         _replace(model, xml)
     return "int8" if kind == "int8" else precision
 
@@ -83,7 +85,7 @@ def _unround(node: Any, matrix: Matrix) -> None:
 
     multiply = _below(node, "Multiply")
     subtract = _below(multiply, "Subtract")
-    codes, steps = _array(_below(subtract, "Constant")), _array(multiply.input_value(1).get_node())
+    codes, steps = array_of(_below(subtract, "Constant")), array_of(multiply.input_value(1).get_node())
     zeros = np.empty(steps.shape, np.float16)
     for part in matrix.parts():
         values = matrix.rows(part).reshape(codes[part].shape)
@@ -132,24 +134,13 @@ def _values(node: Any, rows: NDArray[Any]) -> Any:
     """Some rows of what a constant subgraph gives."""
     kind = node.get_type_name()
     if kind == "Constant":
-        array = _array(node)
+        array = array_of(node)
         return array[rows].astype("float32") if array.shape[:1] > (1,) else array.astype("float32")
     first = _values(node.input_value(0).get_node(), rows)
     if kind in ("Convert", "Reshape"):
         return first.reshape(len(rows), -1) if kind == "Reshape" else first
     second = _values(node.input_value(1).get_node(), rows)
     return first - second if kind == "Subtract" else first * second
-
-
-def _array(constant: Any) -> Any:
-    """Numbers of a constant in an array of our own; four-bit ones in a byte each."""
-    import numpy as np
-
-    if constant.get_element_type().get_type_name() != "u4":
-        return constant.get_data().copy()
-    packed = constant.get_data(dtype=np.uint8).reshape(-1)
-    count = math.prod(constant.get_output_shape(0))
-    return np.stack([packed & 15, packed >> 4], -1).reshape(-1)[:count].reshape(constant.get_output_shape(0))
 
 
 def _below(node: Any, kind: str) -> Any:

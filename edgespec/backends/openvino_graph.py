@@ -1,7 +1,9 @@
 """From a causal language model's IR to a compiled paged graph.
 
-Two changes to the graph: OpenVINO's own SDPA-to-PagedAttention transformation, and a Gather of the wanted rows in
-front of the output head, so that a prefill never makes logits for the whole prompt.
+Changes to the graph: OpenVINO's own SDPA-to-PagedAttention transformation, a Gather of the wanted rows in front of the
+output head, so that a prefill never makes logits for the whole prompt, and in small models products that read the same
+activations become one. (Larger ones are written that way when they are converted or exported: merging here takes
+memory for the weights once more.)
 """
 
 from __future__ import annotations
@@ -14,8 +16,11 @@ import numpy as np
 
 from edgespec.engine import ops, ov, paged_attention_transformation
 from edgespec.errors import BackendError, DeviceError, SettingError, mapped
+from edgespec.merge import merge_products
 from edgespec.types import Numerics
 
+_SMALL = 64 * 2**20
+"""bytes of weights that may be in memory twice"""
 LOGITS_ROWS = "logits_rows"
 """Input of the changed graph: indices of the rows that get logits, ``(r,)`` int64."""
 HIDDEN = "hidden"
@@ -82,6 +87,8 @@ def paged_graph(core: ov.Core, xml: Path, *, hidden: bool = False) -> ov.Model:
     with mapped(BackendError, f"cannot read {xml}", hint=damaged):
         model = core.read_model(xml)
     with mapped(BackendError, f"{xml} cannot be made a paged graph", hint="is it a decoder exported with past?"):
+        if xml.with_suffix(".bin").stat().st_size <= _SMALL:
+            merge_products(model)
         paged_attention_transformation(model, allow_qq_bias=True)
         _gather_before_head(model, hidden)
         model.validate_nodes_and_infer_types()

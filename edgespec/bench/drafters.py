@@ -51,18 +51,22 @@ def bench_drafters(
     pairs: int,
     context: int,
     lengths: Sequence[int],
+    alone: bool,
     sampling: SamplingParams,
 ) -> None:
-    """Print a line for each category and contender. context: tokens to put before each prompt. lengths: fixed k."""
+    """Print a line for each category and contender.
+
+    context: tokens to put before each prompt. lengths: fixed k. alone: each drafter alone, too.
+    """
     if not sampling.greedy:
         sampling = sampling.seeded(0)  # one seed for all contenders, or their texts could not be compared
     auto = pipeline.drafter
     if not isinstance(auto, Arbiter):
         raise SettingError("nothing to compare: no drafter", hint="leave --draft out, or name one")
     contenders: dict[str, tuple[Drafter, int | None]] = {PLAIN: (NoDrafter(), 0)}
-    if len(auto.drafters) > 1:
-        alone = [name for name in auto.drafters if name != Pool.name]  # which is empty in each turn
-        contenders |= {name: (auto.only(name), None) for name in alone}
+    if alone and len(auto.drafters) > 1:
+        names = [name for name in auto.drafters if name != Pool.name]  # which is empty in each turn
+        contenders |= {name: (auto.only(name), None) for name in names}
     contenders |= {AUTO: (auto, None)} | {f"k = {k}": (auto.only(*auto.drafters), k) for k in lengths}
     pipeline.num_draft_tokens = None  # a length that the bundle names would be everybody's
     found: dict[str, dict[str, _Runs]] = defaultdict(lambda: {name: _Runs() for name in contenders})

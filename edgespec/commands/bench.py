@@ -46,8 +46,9 @@ def speed(pairs: int, new_tokens: int, **options: Any) -> None:
 @click.option("--per-category", type=click.IntRange(1), metavar="N", help="Take the first N prompts of each category.")
 @click.option("--context", type=click.IntRange(0), default=0, help="Tokens of other text to put before each prompt.")
 @click.option("--lengths", default="", metavar="K,K,...", help="Fixed draft lengths to compare with.")
+@click.option("--alone/--no-alone", default=True, show_default=True, help="Each drafter alone, too.")
 def drafters(
-    pairs: int, prompts: Path | None, per_category: int | None, context: int, lengths: str, **options: Any
+    pairs: int, prompts: Path | None, per_category: int | None, context: int, lengths: str, alone: bool, **options: Any
 ) -> None:
     """Every drafter alone and all under the arbiter, by category: what each gains, and how often it is chosen."""
     from edgespec.assembly import load
@@ -63,6 +64,7 @@ def drafters(
         pairs=pairs,
         context=context,
         lengths=_numbers(lengths),
+        alone=alone,
         sampling=sampling,
     )
 

@@ -22,6 +22,7 @@ from transformers import __version__ as transformers_version
 
 from edgespec.bundle import IR_FILE
 from edgespec.errors import ConversionError, EdgespecError, SettingError
+from edgespec.merge import merge_products
 from edgespec_export.settings import GROUP_SIZES, Weights
 from edgespec_export.sources import Source
 
@@ -146,6 +147,8 @@ def parameter_bytes(model: PreTrainedModel) -> int:
 
 def _save(model: ov.Model, out: Path, *, to_fp16: bool = False) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
+    with _blamed("the matrix products cannot be merged"):
+        merge_products(model)
     with _blamed(f"cannot write {out.name}", hint="is the disk full?"):
         ov.save_model(model, out, compress_to_fp16=to_fp16)
 
