@@ -49,11 +49,12 @@ def array_of(constant: Any) -> NDArray[Any]:
     import numpy as np
 
     if constant.get_element_type() != ov.Type.u4:
-        own: NDArray[Any] = np.array(constant.get_data())
-        return own
-    packed: NDArray[Any] = constant.get_data(dtype=np.uint8).reshape(-1)
+        numbers: NDArray[Any] = np.array(constant.get_data())
+        return numbers
+    packed = constant.get_data(dtype=np.uint8).reshape(-1)
     shape = constant.get_output_shape(0)
-    return np.stack([packed & 15, packed >> 4], -1).reshape(-1)[: prod(shape)].reshape(shape)
+    numbers = np.stack([packed & 15, packed >> 4], -1).reshape(-1)[: prod(shape)].reshape(shape)
+    return numbers
 
 
 def _rows_are_outputs(product: Any) -> bool:
