@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -121,6 +121,30 @@ def startup(model: str, pairs: int) -> None:
     from edgespec.bench.startup import bench_startup
 
     bench_startup(model, pairs=pairs)
+
+
+@command.command()
+@click.option("-o", "--output", metavar="DIR", required=True, type=click.Path(path_type=Path), help="Folder to make.")
+@click.option("--parameters", type=float, metavar="N", default=1e9, show_default=True, help="Of the whole model.")
+@click.option(
+    "--weights", type=click.Choice(["int8", "int4"]), default="int8", show_default=True, help="Of what is added."
+)
+def inflate(output: Path, parameters: float, weights: Literal["int8", "int4"]) -> None:
+    """Make a target that costs like N parameters and answers like SmolLM2-135M.
+
+    Layers of the default target get a block of random weights whose last projection is zero: every weight is read in
+    every forward, and no logit changes. So what a draft gains beside a target bound by memory can be measured without a
+    download. Prints the bundle's path.
+
+    \b
+    edgespec bench inflate -o inflated --parameters 1e9
+    edgespec bench speed --model inflated
+    """
+    from edgespec.bench import inflate as bench
+
+    bundle = bench.inflate(output, parameters=parameters, weights=weights)
+    click.echo(f"[{bundle.name}: {bundle.manifest.provenance.notes}]", err=True)
+    click.echo(output)
 
 
 def _load(options: dict[str, Any]) -> Any:
