@@ -44,6 +44,9 @@ def test_it_is_as_large_as_asked_for_and_the_same_function(
     made = inflated(parameters, weights)
     assert made.name.startswith("smollm2-135m-inflated-") and made.name.endswith(weights)
     assert "inflated" in (made.manifest.provenance.notes or "")
+    default = pipeline.bundle.manifest
+    for part in ("drafters", "tokenizer", "chat_template", "generation"):
+        assert getattr(made.manifest, part) == getattr(default, part)
     xml = made.model_path(made.manifest.target)
     assert abs(_parameters(xml) / parameters - 1) < 0.05
     big = load_ir(xml, capacity=2048)
@@ -54,8 +57,8 @@ def test_it_is_as_large_as_asked_for_and_the_same_function(
     drafted = Pipeline(made, big, pipeline.drafter)
     for prompt in read(per_category=1):
         ids = encode(pipeline, prompt)
-        plain = pipeline.generate(ids, max_new_tokens=16, drafter=NoDrafter()).token_ids
-        assert drafted.generate(ids, max_new_tokens=16).token_ids == plain
+        plain = pipeline.generate(ids, max_new_tokens=12, drafter=NoDrafter()).token_ids
+        assert drafted.generate(ids, max_new_tokens=12).token_ids == plain
 
 
 def _logits(model: OpenVINOPagedModel, text: list[int]) -> np.ndarray:
@@ -72,16 +75,6 @@ def _parameters(xml: Path) -> int:
         if node.get_type_name() == "Constant" and node.get_element_type() in (ov.Type.u8, ov.Type.u4)
     ]
     return sum(int(np.prod(shape)) for shape in shapes if shape[-1] > 1)
-
-
-def test_the_bundle_is_the_default_pair_but_for_its_target(inflated: Inflate, pipeline: Pipeline) -> None:
-    made = inflated(0.2e9, "int8").manifest
-    default = pipeline.bundle.manifest
-    assert (made.drafters, made.tokenizer, made.chat_template) == (
-        default.drafters,
-        default.tokenizer,
-        default.chat_template,
-    )
 
 
 @pytest.mark.parametrize("parameters", [2e8, 5e8, 1e9, 1.5e9])
@@ -108,6 +101,6 @@ def test_a_disk_that_fills_up_leaves_nothing(tmp_path: Path, monkeypatch: pytest
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(bundle, "write", full)
-    with pytest.raises(ConversionError, match="No space left.*is the disk full"):
+    with pytest.raises(ConversionError, match="No space left.*Is the disk full"):
         inflate(tmp_path / "inflated", parameters=2e8)
     assert not list(tmp_path.iterdir())

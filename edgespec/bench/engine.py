@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from statistics import median
 from time import perf_counter
+from typing import Any
 
 from edgespec.backends.openvino_paged import OpenVINOPagedModel
 from edgespec.bench.bare import BareLoop
@@ -131,7 +132,7 @@ class _Loss:
         drafter = pipeline.drafter
         self._drafter: Drafter = drafter if not isinstance(drafter, NoDrafter) else NGram()
 
-    def run(self, prompts: Sequence[Prompt], new_tokens: int, pairs: int) -> dict[str, object]:
+    def run(self, prompts: Sequence[Prompt], new_tokens: int, pairs: int) -> dict[str, Any]:
         drafted, plain = Parts(), Parts()
         speed_ups, ideals, closeness, plain_closeness = [], [], [], []
         rounds: list[tuple[Round, bool]] = []

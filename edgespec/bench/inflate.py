@@ -223,17 +223,13 @@ def _zero(weights: Weights) -> int:
 def _decompressed(codes: Any, step: float, weights: Weights) -> Any:
     """``(code - zero) * step``: a step and a zero point a row in int8, for each GROUP of weights in int4."""
     rows, inputs = codes.shape
-    if weights == "int8":
-        steps, kind = (rows, 1), ov.Type.u8
-    else:
-        codes, steps, kind = codes.reshape(rows, inputs // GROUP, GROUP), (rows, inputs // GROUP, 1), ov.Type.u4
+    steps: tuple[int, ...] = (rows, 1)
+    if weights == "int4":
+        codes, steps = codes.reshape(rows, -1, GROUP), (rows, inputs // GROUP, 1)
     zeros = np.full(steps, _zero(weights), np.uint8)
-    shifted = ops.subtract(ops.convert(_constant(codes, kind), "f16"), ops.convert(_constant(zeros, kind), "f16"))
+    kind = ov.Type.u8 if weights == "int8" else ov.Type.u4
+    shifted = ops.subtract(ops.convert(ops.constant(codes, kind), "f16"), ops.convert(ops.constant(zeros, kind), "f16"))
     values = ops.multiply(shifted, ops.constant(np.full(steps, step, np.float16)))
     if weights == "int4":
         values = ops.reshape(values, np.array([rows, inputs], np.int64), False)
     return ops.convert(values, "f32")
-
-
-def _constant(codes: Any, kind: ov.Type) -> Any:
-    return ops.constant(codes, kind) if kind == ov.Type.u4 else ops.constant(codes)

@@ -16,7 +16,7 @@ from edgespec.errors import SettingError
 @model_options
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw it too: a .png, .svg or .pdf file.")
 @click.pass_context
-def command(context: click.Context, plot: Path | None, **options: Any) -> None:
+def command(context: click.Context, /, plot: Path | None, **options: Any) -> None:
     """Measure the loop on this machine: each prints a table, and one JSON line last.
 
     Without a command: plain against speculative decoding on a few prompts, in under a minute. Options of a command
