@@ -10,8 +10,9 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
+from edgespec import assembly
+from edgespec.bench import engine, speed
 from edgespec.bench import plot as plots
-from edgespec.bench import speed
 from edgespec.bench.engine import lost_to_trials
 from edgespec.bench.ideal import Call, Parts, again, causes, parts, watched
 from edgespec.bench.prompts import Prompt
@@ -19,6 +20,13 @@ from edgespec.cli import cli
 from edgespec.errors import SettingError
 from edgespec.pipeline import Pipeline
 from edgespec.types import Round
+
+
+@pytest.fixture
+def loaded(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
+    """What the command line loads."""
+    monkeypatch.setattr(assembly, "load", lambda **options: pipeline)
+    return pipeline
 
 
 def call(model: str, width: int, engine_s: float, past: int = 0) -> Call:
@@ -56,8 +64,8 @@ class Engine:
 
 
 def test_forwards_run_again_are_at_their_best_and_each_in_its_own_place() -> None:
-    engine = Engine()
-    seconds, own_s = again(RUN, {name: engine.loop(name) for name in ("target", "draft")})
+    simulated = Engine()
+    seconds, own_s = again(RUN, {name: simulated.loop(name) for name in ("target", "draft")})
     assert seconds == pytest.approx([2.010, 2.011, 4.012, 1.015, 4.015, 1.016])
     assert own_s > 0
 
@@ -98,27 +106,29 @@ def test_every_forward_of_a_run_is_seen(pipeline: Pipeline) -> None:
     assert len(calls) == seen
 
 
-def test_bench_engine_prints_times_and_losses() -> None:
-    arguments = ["--pairs", "1", "--per-category", "1", "--new-tokens", "6", "--context-length", "1024"]
+def test_bench_engine_prints_times_and_losses(loaded: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "CONTEXTS", (64, 100_000))
+    arguments = ["--pairs", "1", "--per-category", "1", "--new-tokens", "6"]
     result = CliRunner().invoke(cli, ["bench", "engine", *arguments])
     assert result.exit_code == 0, result.output
     figures = json.loads(result.stdout.splitlines()[-1])
-    assert list(figures["forwards"]) == ["64", "512"]
+    assert list(figures["forwards"]) == ["64"]
     at_64 = figures["forwards"]["64"]
     assert at_64["2"]["ratio"] == 1.0 and at_64["32"]["ratio"] > 1.0 and at_64["draft 1"]["ratio"] < 1.0
     rounds = figures["rounds"]
     assert set(rounds["lost"]) == {"host", "change", "cold", "other"} and 0 < rounds["lost"]["host"] < 1
     assert rounds["measured_over_ideal"] > 0 and rounds["ideal_speed_up"] > 0
     assert all(us > 0 for us in figures["crop_us"].values())
+    monkeypatch.setattr(loaded.target.cache, "capacity", 90)
     with pytest.raises(SettingError, match="context too short"):
-        CliRunner().invoke(
-            cli, ["bench", "engine", "--context-length", "128", "--draft", "none"], catch_exceptions=False
-        )
+        CliRunner().invoke(cli, ["bench", "engine"], catch_exceptions=False)
 
 
-def test_bench_alone_is_a_quick_comparison_with_a_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bench_alone_is_a_quick_comparison_with_a_plot(
+    loaded: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(
-        speed, "read", lambda per_category: [Prompt("code", "a = [1, 1, 1, 1,", raw=True)] * per_category
+        speed, "read", lambda per_category: [Prompt("code", "What is the capital of France?", raw=False)]
     )
     result = CliRunner().invoke(cli, ["bench", "--plot", str(tmp_path / "speed.png")])
     assert result.exit_code == 0, result.output
