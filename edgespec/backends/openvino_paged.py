@@ -68,6 +68,8 @@ class OpenVINOPagedModel:
         self._device = device
         self.infer_s = 0.0
         """seconds spent inside the engine since construction"""
+        self.last_width = 0
+        """rows of the last forward, padding included"""
         self.width: Callable[[int, int], int] | None = None
         self._pending: _Forward | None = None
         self._started_s = 0.0
@@ -158,6 +160,7 @@ class OpenVINOPagedModel:
             n = max(real, min(self.width(n, past), self.cache.capacity + LONGEST_PAD - past))
         assert past + real <= self.cache.capacity, "a forward past the context"
         self.cache.ensure(past + n)
+        self.last_width = n
         blocks = -(-(past + n) // self.cache.rows_per_block)
 
         input_ids = np.full(n, _PAD, np.int64)

@@ -17,15 +17,19 @@ BARE_ROWS = 1024
 
 
 class BareLoop:
-    """Plain decoding with ``width`` rows a forward (1, or 2 to run the kernels exact numerics runs)."""
+    """Plain decoding with ``width`` rows a forward (1, or 2 to run the kernels exact numerics runs).
 
-    def __init__(self, model: OpenVINOPagedModel, width: int) -> None:
+    rows: of cache, allocated at once. infer_s: seconds inside the engine since construction.
+    """
+
+    def __init__(self, model: OpenVINOPagedModel, width: int = 1, rows: int = BARE_ROWS) -> None:
         self._request = model.compiled.create_infer_request()
         self._width = width
+        self.infer_s = 0.0
         per_block = model.cache.rows_per_block
         for port in model.compiled.inputs:
             if "_cache." in port.get_any_name():
-                shape = [-(-(BARE_ROWS + width) // per_block), *(d.get_length() for d in list(port.partial_shape)[1:])]
+                shape = [-(-(rows + width) // per_block), *(d.get_length() for d in list(port.partial_shape)[1:])]
                 tensor = ov.Tensor(port.element_type, ov.Shape(shape))
                 tensor.data[:] = 0
                 self._request.set_tensor(port, tensor)
@@ -35,15 +39,16 @@ class BareLoop:
 
     def run(self, prompt: list[int], new_tokens: int) -> tuple[list[int], float]:
         """Greedy tokens, and the seconds of the decode."""
-        self._forward(prompt[:-1], 0, 0)
+        self.forward(prompt[:-1], 0, 0)
         width, tokens = self._width, [prompt[-1]]
         began = perf_counter()
         for step in range(new_tokens):
-            logits = self._forward([tokens[-1]] + [0] * (width - 1), len(prompt) - 1 + step, width)
+            logits = self.forward([tokens[-1]] + [0] * (width - 1), len(prompt) - 1 + step, width)
             tokens.append(int(logits[0].argmax()))
         return tokens[1:], perf_counter() - began
 
-    def _forward(self, tokens: list[int], past: int, wanted: int) -> np.ndarray:
+    def forward(self, tokens: list[int], past: int, wanted: int) -> np.ndarray:
+        """Logits of the first ``wanted`` rows, ``(wanted, vocab)``. Rows before ``past`` are whatever they are."""
         n = len(tokens)
         blocks = -(-(past + n) // self._per_block)
         self._set("input_ids", np.array(tokens, np.int64))
@@ -54,7 +59,9 @@ class BareLoop:
         self._set("block_indices", np.arange(blocks, dtype=np.int32))
         self._set("block_indices_begins", np.array([0, blocks], np.int32))
         self._set(LOGITS_ROWS, np.arange(wanted, dtype=np.int64))
+        began = perf_counter()
         self._request.infer(share_outputs=True, decode_strings=False)
+        self.infer_s += perf_counter() - began
         logits: np.ndarray = self._request.get_tensor("logits").data[:, 0]
         return logits
 

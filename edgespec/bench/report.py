@@ -10,6 +10,12 @@ from typing import Any
 
 def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], figures: dict[str, Any]) -> None:
     """Print the table and then ``figures`` with the machine they were measured on as one line of JSON."""
+    show_table(title, columns, rows)
+    print(json.dumps({"bench": title} | figures | {"machine": machine()}, ensure_ascii=False))
+
+
+def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print one table of a measurement that has several."""
     from rich.table import Table
 
     from edgespec.commands import tables
@@ -18,7 +24,6 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], f
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
     tables.show(table)
-    print(json.dumps({"bench": title} | figures | {"machine": machine()}, ensure_ascii=False))
 
 
 def paired_ratio(left: Sequence[float], right: Sequence[float]) -> float:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from statistics import median
+from dataclasses import asdict, dataclass
+from statistics import mean, median
+from typing import Any
 
 from edgespec.bench.prompts import Prompt, encode, read
 from edgespec.bench.report import show
@@ -11,38 +13,60 @@ from edgespec.drafters.base import NoDrafter
 from edgespec.pipeline import Generation, Pipeline
 
 
-def bench_speed(pipeline: Pipeline, *, new_tokens: int = 96, pairs: int = 3) -> None:
-    """Per prompt: plain and speculative in turns, ``pairs`` times; the ratio is the median of the pairs' ratios."""
+@dataclass(frozen=True)
+class Speed:
+    """Means over the prompts of a category. plain_tok_per_s: of decoding without drafts."""
+
+    speed_up: float
+    block_efficiency: float
+    acceptance_rate: float
+    plain_tok_per_s: float
+
+
+def bench_speed(
+    pipeline: Pipeline, *, new_tokens: int = 96, pairs: int = 3, per_category: int | None = None
+) -> dict[str, Speed]:
+    """Per prompt: plain and speculative in turns, ``pairs`` times; the ratio is the median of the pairs' ratios.
+
+    Prints the table, and returns its figures by category. per_category: take that many prompts of each only.
+    """
     ratios: dict[str, list[float]] = defaultdict(list)
     efficiency: dict[str, list[float]] = defaultdict(list)
     acceptance: dict[str, list[float]] = defaultdict(list)
+    plain_rates: dict[str, list[float]] = defaultdict(list)
     same = total = 0
-    for prompt in read():
+    for prompt in read(per_category=per_category):
         kind = prompt.category
-        pair_ratios = []
+        pair_ratios, rates = [], []
         for _ in range(pairs):
             plain = _run(pipeline, prompt, new_tokens, speculative=False)
             drafted = _run(pipeline, prompt, new_tokens, speculative=True)
             pair_ratios.append(plain.stats.decode_s / drafted.stats.decode_s)
+            rates.append(plain.stats.committed / plain.stats.decode_s)
         ratios[kind].append(median(pair_ratios))
+        plain_rates[kind].append(median(rates))
         efficiency[kind].append(drafted.stats.block_efficiency or 1.0)
         acceptance[kind].append(drafted.stats.acceptance_rate or 0.0)
         same += plain.token_ids == drafted.token_ids
         total += 1
-    rows = []
-    figures = {}
-    for kind, values in ratios.items():
-        mean = sum(values) / len(values)
-        be = sum(efficiency[kind]) / len(values)
-        rate = sum(acceptance[kind]) / len(values)
-        rows.append((kind, mean, be, rate))
-        figures[kind] = {"speed_up": mean, "block_efficiency": be, "acceptance_rate": rate}
+    speeds = {
+        kind: Speed(
+            speed_up=mean(values),
+            block_efficiency=mean(efficiency[kind]),
+            acceptance_rate=mean(acceptance[kind]),
+            plain_tok_per_s=mean(plain_rates[kind]),
+        )
+        for kind, values in ratios.items()
+    }
+    rows = [(kind, *asdict(speed).values()) for kind, speed in speeds.items()]
+    figures: dict[str, Any] = {kind: asdict(speed) for kind, speed in speeds.items()}
     show(
         f"speed, {pipeline.drafter.name} drafts against none",
-        ["prompts", "speed-up of decoding", "tokens per forward", "drafts accepted"],
+        ["prompts", "speed-up of decoding", "tokens per forward", "drafts accepted", "plain, tokens a second"],
         rows,
         figures | {"same_tokens": f"{same} of {total}", "new_tokens": new_tokens, "pairs": pairs},
     )
+    return speeds
 
 
 def _run(pipeline: Pipeline, prompt: Prompt, new_tokens: int, *, speculative: bool) -> Generation:

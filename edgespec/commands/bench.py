@@ -3,17 +3,62 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
+from click.core import ParameterSource
 
 from edgespec.commands.options import model_options, sampling_from, sampling_options
 from edgespec.errors import SettingError
 
 
-@click.group(name="bench")
-def command() -> None:
-    """Measure the loop on this machine: each prints a table, and one JSON line last."""
+@click.group(name="bench", invoke_without_command=True)
+@model_options
+@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw it too: a .png, .svg or .pdf file.")
+@click.pass_context
+def command(context: click.Context, /, plot: Path | None, **options: Any) -> None:
+    """Measure the loop on this machine: each prints a table, and one JSON line last.
+
+    Without a command: plain against speculative decoding on a few prompts, in under a minute. Options of a command
+    stand behind its name.
+
+    \b
+    edgespec bench
+    edgespec bench --plot speed.png
+    edgespec bench speed --model DIR
+    """
+    if context.invoked_subcommand is None:
+        _quick(plot, options)
+        return
+    given = [name for name in context.params if context.get_parameter_source(name) == ParameterSource.COMMANDLINE]
+    if given:
+        name = given[0].replace("_", "-")
+        raise SettingError(f"--{name} stands before {context.invoked_subcommand}", hint="put it behind the command")
+
+
+def _quick(plot: Path | None, options: dict[str, Any]) -> None:
+    from edgespec.bench.plot import plot as draw
+    from edgespec.bench.plot import require_plot
+    from edgespec.bench.speed import bench_speed
+
+    if plot is not None:
+        require_plot(plot)
+    pipeline = _load(options)
+    speeds = bench_speed(pipeline, new_tokens=64, pairs=2, per_category=1)
+    if plot is not None:
+        draw(f"{pipeline.bundle.name}, {pipeline.drafter.name} drafts", speeds, plot)
+
+
+@command.command()
+@model_options
+@click.option("--pairs", type=click.IntRange(1), default=3, show_default=True, help="Interleaved repetitions.")
+@click.option("--new-tokens", type=click.IntRange(1), default=96, show_default=True)
+@click.option("--per-category", type=click.IntRange(1), metavar="N", help="Take the first N prompts of each category.")
+def engine(pairs: int, new_tokens: int, per_category: int | None, **options: Any) -> None:
+    """Time of a forward by width and context, and what the loop loses against its own forwards at their best."""
+    from edgespec.bench.engine import bench_engine
+
+    bench_engine(_load(options), pairs=pairs, new_tokens=new_tokens, per_category=per_category)
 
 
 @command.command()
@@ -123,6 +168,30 @@ def startup(model: str, pairs: int) -> None:
     from edgespec.bench.startup import bench_startup
 
     bench_startup(model, pairs=pairs)
+
+
+@command.command()
+@click.option("-o", "--output", metavar="DIR", required=True, type=click.Path(path_type=Path), help="Folder to make.")
+@click.option("--parameters", type=float, metavar="N", default=1e9, show_default=True, help="Of the whole model.")
+@click.option(
+    "--weights", type=click.Choice(["int8", "int4"]), default="int8", show_default=True, help="Of what is added."
+)
+def inflate(output: Path, parameters: float, weights: Literal["int8", "int4"]) -> None:
+    """Make a target that costs like N parameters and answers like SmolLM2-135M.
+
+    Layers of the default target get a block of random weights whose last projection is zero: every weight is read in
+    every forward, and no logit changes. So what a draft gains beside a target bound by memory can be measured without a
+    download. Prints the bundle's path.
+
+    \b
+    edgespec bench inflate -o inflated --parameters 1e9
+    edgespec bench speed --model inflated
+    """
+    from edgespec.bench import inflate as bench
+
+    bundle = bench.inflate(output, parameters=parameters, weights=weights)
+    click.echo(f"[{bundle.name}: {bundle.manifest.provenance.notes}]", err=True)
+    click.echo(output)
 
 
 def _load(options: dict[str, Any]) -> Any:

@@ -201,6 +201,11 @@ class Arbiter:
         return Arbiter(free, model, target_s=self.target_s.fresh(), draft_s=draft_s, trees=self._trees)
 
     @property
+    def probing(self) -> bool:
+        """The round that runs is a trial: the model drafts although nothing is expected of it."""
+        return self._probing
+
+    @property
     def drafters(self) -> list[str]:
         return [judged.drafter.name for judged in self._all]
 

@@ -1,0 +1,158 @@
+"""What a run loses against its own forwards at their best; and edgespec bench without a command."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from click.testing import CliRunner
+
+from edgespec import assembly
+from edgespec.bench import engine, speed
+from edgespec.bench import plot as plots
+from edgespec.bench.engine import lost_to_trials
+from edgespec.bench.ideal import Call, Parts, again, causes, parts, watched
+from edgespec.bench.prompts import Prompt
+from edgespec.cli import cli
+from edgespec.errors import SettingError
+from edgespec.pipeline import Pipeline
+from edgespec.types import Round
+
+
+@pytest.fixture
+def loaded(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
+    """What the command line loads."""
+    monkeypatch.setattr(assembly, "load", lambda **options: pipeline)
+    return pipeline
+
+
+def call(model: str, width: int, engine_s: float, past: int = 0) -> Call:
+    return Call(model, width, width, past, engine_s)
+
+
+RUN = [
+    call("target", 2, 9.0, 10),
+    call("target", 2, 2.5, 11),
+    call("target", 4, 8.0, 12),
+    call("draft", 1, 3.0, 15),
+    call("target", 4, 5.0, 15),
+    call("draft", 1, 1.25, 16),
+]
+
+
+class Engine:
+    """Forwards of n rows take n seconds; preparing another shape takes 5 more, the first after another model 0.5."""
+
+    def __init__(self) -> None:
+        self.before: dict[str, tuple[int, int]] = {}
+        self.last = ""
+
+    def loop(self, model: str) -> SimpleNamespace:
+        found = SimpleNamespace(infer_s=0.0)
+
+        def forward(tokens: list[int], past: int, wanted: int) -> None:
+            shape = (len(tokens), wanted)
+            changed = self.before.get(model) != shape
+            found.infer_s += len(tokens) + 5.0 * changed + 0.5 * (self.last != model) + past / 1000
+            self.before[model], self.last = shape, model
+
+        found.forward = forward
+        return found
+
+
+def test_forwards_run_again_are_at_their_best_and_each_in_its_own_place() -> None:
+    simulated = Engine()
+    seconds, own_s = again(RUN, {name: simulated.loop(name) for name in ("target", "draft")})
+    assert seconds == pytest.approx([2.010, 2.011, 4.012, 1.015, 4.015, 1.016])
+    assert own_s > 0
+
+
+def test_what_is_lost_is_named_and_adds_up() -> None:
+    assert causes(RUN) == ["change", "steady", "change", "change", "cold", "cold"]
+    found = parts(40.0, RUN, [2.0, 2.0, 4.0, 1.0, 4.0, 1.0])
+    assert found == Parts(run_s=40.0, ideal_s=14.0, host_s=11.25, change_s=13.0, cold_s=1.25, other_s=0.5)
+    lost = found.host_s + found.change_s + found.cold_s + found.other_s
+    assert lost == pytest.approx(found.run_s - found.ideal_s)
+    both = Parts()
+    both.add(found)
+    both.add(found)
+    assert both.run_s == 80.0 and both.shares == found.shares and both.shares["ideal"] == 14 / 40
+
+
+def test_a_trial_costs_what_its_tokens_do_not_bring_in() -> None:
+    def took(seconds: float, committed: int) -> Round:
+        return Round("x", 1, 1, 0, committed, draft_s=seconds / 2, target_s=seconds / 4, host_s=seconds / 4)
+
+    usual, trial = (took(2.0, 2), False), (took(4.0, 1), True)
+    assert lost_to_trials([usual, usual, trial]) == pytest.approx(3.0 / 8.0)
+    assert lost_to_trials([usual, usual]) == lost_to_trials([trial]) == 0.0
+
+
+def test_every_forward_of_a_run_is_seen(pipeline: Pipeline) -> None:
+    model = pipeline.drafter.model.model  # type: ignore[attr-defined]
+    models = {"target": pipeline.target, "draft": model}
+    with watched(models, lambda: True) as calls:
+        stats = pipeline.generate("Hello", max_new_tokens=12, num_draft_tokens=2).stats
+    targets = [c for c in calls if c.model == "target"]
+    assert len(targets) == len(stats.rounds) and all(c.trial for c in calls)
+    assert all(c.width >= 2 and c.wanted >= 2 for c in targets)  # padded, as exact numerics ask for
+    assert targets[0].past == stats.prompt_tokens - 1
+    assert 0 < sum(c.engine_s for c in calls) < stats.decode_s
+    seen = len(calls)
+    pipeline.generate("Hello", max_new_tokens=2)
+    assert len(calls) == seen
+
+
+def test_bench_engine_prints_times_and_losses(loaded: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "CONTEXTS", (64, 100_000))
+    arguments = ["--pairs", "1", "--per-category", "1", "--new-tokens", "6"]
+    result = CliRunner().invoke(cli, ["bench", "engine", *arguments])
+    assert result.exit_code == 0, result.output
+    figures = json.loads(result.stdout.splitlines()[-1])
+    assert list(figures["forwards"]) == ["64"]
+    at_64 = figures["forwards"]["64"]
+    assert at_64["2"]["ratio"] == 1.0 and at_64["32"]["ratio"] > 1.0 and at_64["draft 1"]["ratio"] < 1.0
+    rounds = figures["rounds"]
+    assert set(rounds["lost"]) == {"host", "change", "cold", "other"} and 0 < rounds["lost"]["host"] < 1
+    assert rounds["measured_over_ideal"] > 0 and rounds["ideal_speed_up"] > 0
+    assert all(us > 0 for us in figures["crop_us"].values())
+    monkeypatch.setattr(loaded.target.cache, "capacity", 90)
+    with pytest.raises(SettingError, match="context too short"):
+        CliRunner().invoke(cli, ["bench", "engine"], catch_exceptions=False)
+
+
+def test_bench_alone_is_a_quick_comparison_with_a_plot(
+    loaded: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        speed, "read", lambda per_category: [Prompt("code", "What is the capital of France?", raw=False)]
+    )
+    result = CliRunner().invoke(cli, ["bench", "--plot", str(tmp_path / "speed.png")])
+    assert result.exit_code == 0, result.output
+    figures = json.loads(result.stdout.splitlines()[-1])
+    assert figures["code"]["speed_up"] > 0 and figures["code"]["plain_tok_per_s"] > 0
+    assert figures["same_tokens"] == "1 of 1"
+    assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_plot_that_cannot_be_made_is_refused_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, message in (("speed.txt", "ends in .png"), ("missing/speed.png", "no such folder")):
+        with pytest.raises(SettingError, match=message):
+            CliRunner().invoke(cli, ["bench", "--plot", str(tmp_path / name)], catch_exceptions=False)
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(plots, "find_spec", lambda name: None if name == "matplotlib" else find_spec(name))
+    with pytest.raises(SettingError, match=r"needs matplotlib.*edgespec\[bench\]"):
+        CliRunner().invoke(cli, ["bench", "--plot", str(tmp_path / "speed.png")], catch_exceptions=False)
+
+
+def test_bench_lists_its_commands_and_wants_their_options_behind_them() -> None:
+    shown = CliRunner().invoke(cli, ["bench", "--help"]).output
+    for name in ("engine", "inflate", "speed", "exactness"):
+        assert f"\n  {name} " in shown
+    with pytest.raises(SettingError, match="--device stands before speed"):
+        CliRunner().invoke(cli, ["bench", "--device", "CPU", "speed"], catch_exceptions=False)
