@@ -48,12 +48,13 @@ def array_of(constant: Any) -> NDArray[Any]:
     """Numbers of a constant in an array of our own; unsigned 4-bit ones in a byte each."""
     import numpy as np
 
+    numbers: NDArray[Any]
     if constant.get_element_type() != ov.Type.u4:
-        numbers: NDArray[Any] = np.array(constant.get_data())
-        return numbers
-    packed = constant.get_data(dtype=np.uint8).reshape(-1)
-    shape = constant.get_output_shape(0)
-    numbers = np.stack([packed & 15, packed >> 4], -1).reshape(-1)[: prod(shape)].reshape(shape)
+        numbers = np.array(constant.get_data())
+    else:
+        packed = constant.get_data(dtype=np.uint8).reshape(-1)
+        shape = constant.get_output_shape(0)
+        numbers = np.stack([packed & 15, packed >> 4], -1).reshape(-1)[: prod(shape)].reshape(shape)
     return numbers
 
 

@@ -94,7 +94,8 @@ def inflate(folder: Path, *, parameters: float = 1e9, weights: Weights = "int8")
     if not layers:
         raise ConversionError("the default target has no layers to be found", hint="fetch it again: edgespec pull")
     hidden = own["blk.0.ffn_down.weight"].get_output_shape(0)[0]
-    count = sum(int(np.prod(constant.get_output_shape(0))) for constant in own.values())
+    different = {constant.get_name(): constant for constant in own.values()}
+    count = sum(int(np.prod(constant.get_output_shape(0))) for constant in different.values())
     planned = plan(parameters, own=count, layers=layers, hidden=hidden)
     with mapped(ConversionError, f"cannot write {folder}", hint="is the disk full?"):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -150,13 +151,14 @@ def _fill(folder: Path, default: bundle.Bundle, model: Any, planned: Plan, weigh
 
 
 def _matrices(model: Any) -> dict[str, Any]:
-    """Constants of the model's own matrices, by their names in the GGUF file."""
+    """Constants of the model's own matrices, by their names in the GGUF file. Merged ones come under each name."""
     return {
-        node.get_friendly_name(): node
+        name: node
         for node in model.get_ordered_ops()
         if node.get_type_name() == "Constant"
         and node.get_element_type() == ov.Type.u8
         and node.get_friendly_name().endswith(".weight")
+        for name in node.get_friendly_name().split("+")
     }
 
 
@@ -173,7 +175,9 @@ def _add_guest(own: dict[str, Any], layer: int, inner: int, weights: Weights, ra
         return ops.matmul(source, random_matrix(rows, inputs, weights, random), False, True)
 
     entered = times(normed, WIDTH, hidden)
-    inside = ops.multiply(ops.swish(times(entered, inner, WIDTH)), times(entered, inner, WIDTH))
+    both = times(entered, 2 * inner, WIDTH)  # merged, as in every model we convert
+    gate, up = ops.split(both, ops.constant(-1, np.int64), 2).outputs()
+    inside = ops.multiply(ops.swish(gate), up)
     left = ops.matmul(_sum_of_parts(inside, inner, times), zero_matrix(hidden, WIDTH, weights), False, True)
     grown = ops.add(end, left)
     grown.set_friendly_name(f"inflated.layer{layer}")
