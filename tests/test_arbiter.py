@@ -103,6 +103,22 @@ def test_a_useless_draft_costs_no_more_than_the_probes(draft: Table, step_s: flo
     assert world.run(arbiter, arbiter)[0] < base * 1.02, "once it knows"
 
 
+def test_contenders_share_no_costs() -> None:
+    """What one of them learns while the machine is slow is not known to the next."""
+    world = World(mixed_with_noise(0.3), 0.1)
+    whole = world.arbiter()
+
+    def drafted() -> list[int]:
+        part = whole.only("small_model")
+        return [r.proposed for r in world.run(part, part)[1].rounds]
+
+    before = drafted()
+    world.model.forward_s = lambda width: 0.6
+    assert drafted() != before
+    world.model.forward_s = lambda width: 0.1
+    assert drafted() == before
+
+
 @pytest.mark.parametrize("share", [0.05, 0.2, 0.5, 0.8])
 @pytest.mark.parametrize("step_s", [0.03, 0.15])
 def test_it_is_as_good_as_the_best_fixed_length(share: float, step_s: float) -> None:

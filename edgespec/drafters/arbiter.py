@@ -197,7 +197,7 @@ class Arbiter:
         free = [judged.drafter for judged in self._free if judged.drafter.name in names]
         model = self.model if self.model is not None and self.model.name in names else None
         assert free or model, names
-        draft_s = self._draft_s if model else None
+        draft_s = self._draft_s.fresh() if model and self._draft_s else None
         return Arbiter(free, model, target_s=self.target_s.fresh(), draft_s=draft_s, trees=self._trees)
 
     @property
