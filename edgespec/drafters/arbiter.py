@@ -321,7 +321,9 @@ class Arbiter:
             return more
 
         draft = self._model.proposed = self.model.propose_while(context, k, counted, allowed)
-        self._steps = steps if len(draft) else 0
+        self._steps = steps if self._pending else 0
+        if self._steps and not len(draft):  # it took its time and found no token that is allowed: as good as a miss
+            self._model.by_place.update(0, False)
         return draft
 
     def _with_tail(self, draft: Draft, context: Sequence[int], k: int, allowed: Allowed | None) -> list[Branch]:
