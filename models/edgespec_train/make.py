@@ -34,7 +34,7 @@ from edgespec_export import sources as models
 from edgespec_export.settings import Kind
 from edgespec_train import shards
 from edgespec_train.batches import Texts
-from edgespec_train.begin import fit_head, take_over
+from edgespec_train.begin import check_earlier, fit_head, take_over
 from edgespec_train.corpus import Plan, make_corpus, read_manifest, write_json
 from edgespec_train.draft_model import Shape, begin_from, build, choose_vocabulary, invert
 from edgespec_train.fastdraft import Point, Recipe, has_checkpoint, train
@@ -195,6 +195,8 @@ def check(making: Making) -> None:
         draft = build(config, making.shape, making.vocabulary, seed=0)
     if not hasattr(draft, "model") or not all(hasattr(draft.model, part) for part in ("layers", "norm")):
         raise SettingError("a draft of this architecture cannot be trained yet", got=config.model_type)
+    if making.from_draft is not None:
+        check_earlier(making.from_draft, draft.config)
 
 
 @cache
@@ -221,9 +223,6 @@ def _begin(
     say(f"output head fitted to layer {making.shape.layers[-1]} of the target: R squared {share:.2f}")
     if making.from_draft is not None:
         earlier = AutoModelForCausalLM.from_pretrained(making.from_draft, dtype=torch.float32)
-        if earlier.config.num_hidden_layers != len(making.shape.layers):
-            got = f"{earlier.config.num_hidden_layers} layers"
-            raise SettingError("the earlier draft has another shape", got=got, allowed=len(making.shape.layers))
         taken = take_over(draft, id_map, earlier.to(accelerator.device), np.load(making.from_draft / "id_map.npy"))
         say(f"goes on from {making.from_draft.name}: {taken} of its ids")
     return draft  # type: ignore[no-any-return]
