@@ -34,6 +34,7 @@ from edgespec_train.evaluate import replay, write
 from edgespec_train.exclusion import OWN, Excluded
 from edgespec_train.fastdraft import Point, Recipe, agreement, block_efficiency, hidden_states, train
 from edgespec_train.losses import loss_of
+from edgespec_train.pack import save_draft
 from edgespec_train.writer import TOP, Job, Writer, Written
 from tests import tiny_models
 
@@ -547,6 +548,54 @@ def test_bad_input_is_one_line(
     assert ended.value.code == 2
     assert message in error.splitlines()[-1]
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        (Shape((0, 1)), "the earlier draft has another num_hidden_layers; got 2; allowed: 1. --layers 2"),
+        (Shape((0,), hidden=32), "the earlier draft has another hidden_size; got 32; allowed: 64. Go on from"),
+        (Shape((0,), intermediate=96), "the earlier draft has another intermediate_size; got 96; allowed: 128"),
+        (None, "cannot read the earlier draft in"),
+    ],
+)
+def test_an_earlier_draft_of_another_shape_is_refused_before_anything_is_made(
+    shape: Shape | None, message: str, target_folder: Path, torch_target: Any, tmp_path: Path
+) -> None:
+    earlier = tmp_path / "earlier"
+    id_map = np.array([0, 1, 2, UNKNOWN], np.int32)
+    save_draft(build(torch_target.config, shape or Shape((0,)), len(id_map), seed=0), id_map, earlier)
+    if shape is None:
+        (earlier / "config.json").write_text("{", encoding="utf-8")
+    result = run("train", "fastdraft", target_folder, "-o", tmp_path / "work", "--layers", 1, "--from-draft", earlier)
+    assert isinstance(result.exception, SettingError), result.output
+    assert message in str(result.exception)
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_draft_is_saved_whole_or_not_at_all(
+    torch_target: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [np.array(some, np.int32) for some in ([0, 1, UNKNOWN], [4, 5, 6, UNKNOWN])]
+    drafts = [build(torch_target.config, Shape((0,)), len(some), seed=0) for some in ids]
+    out = tmp_path / "draft"
+    save_draft(drafts[0], ids[0], out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert {"id_map.npy", "model.safetensors", "config.json"} <= set(before)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "save", full)
+        with pytest.raises(SettingError, match=r"cannot write the draft to .*draft: .*No space left"):
+            save_draft(drafts[1], ids[1], out)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["draft"]
+    save_draft(drafts[1], ids[1], out)
+    assert np.load(out / "id_map.npy").tolist() == ids[1].tolist()
+    assert AutoModelForCausalLM.from_pretrained(out).config.vocab_size == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["draft"]
 
 
 def test_a_target_without_a_chat_template_gets_plain_prompts(target: Path, tmp_path: Path) -> None:

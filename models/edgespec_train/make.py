@@ -38,7 +38,7 @@ from edgespec_train.begin import check_earlier, fit_head, take_over
 from edgespec_train.corpus import Plan, make_corpus, read_manifest, write_json
 from edgespec_train.draft_model import Shape, begin_from, build, choose_vocabulary, invert
 from edgespec_train.fastdraft import Point, Recipe, has_checkpoint, train
-from edgespec_train.pack import convert_draft, write_bundle
+from edgespec_train.pack import convert_draft, save_draft, write_bundle
 from edgespec_train.plot import plot
 from edgespec_train.progress import progress_bar
 
@@ -178,9 +178,7 @@ def train_draft(
     text = inverse[held_out.padded(held_out.texts[:1])[0]]
     if not accelerator.is_main_process:
         return draft, id_map, curve, text
-    out = making.folder / "draft"
-    draft.save_pretrained(out)
-    np.save(out / "id_map.npy", id_map)
+    save_draft(draft, id_map, making.folder / "draft")
     write_json(making.folder / "curve.json", {"curve": [asdict(point) for point in curve]})
     plot(curve, making.folder / "curve.png")
     return draft, id_map, curve, text
