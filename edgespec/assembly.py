@@ -67,7 +67,8 @@ def load(
     remember: with draft "recycling", keep what it learns in the cache for the next process.
     device, draft_device: OpenVINO device names; the draft runs beside the target unless told.
     numerics: "exact", "fast", or None: exact where it is known to hold.
-    num_draft_tokens: k of every round; None takes the bundle's own, else measured costs decide.
+    num_draft_tokens: k of every round; None takes the bundle's own, else measured costs decide. With a number they are
+        not measured, so the pipeline keeps to numbers.
     context_length: rows of KV cache at most; None takes the model's own.
     accept_licence: consent to a licence that allows research only, for the models that are under one.
     progress: show progress bars of downloads on stderr.
@@ -114,12 +115,10 @@ def load(
     devices = {"target": device} | ({"draft": draft_on} if model else {})
     drafter: Drafter = NoDrafter()
     if free or model:
-        target_s = engine.costs(target)
-        draft_s = None
         trees = target.capabilities.tree
         if model:
             model.others = trees
-            draft_s = engine.draft_costs(cast("OpenVINOPagedModel", model.model), target, target_s)
+        target_s, draft_s = _costs(engine, target, model, num_draft_tokens)
         drafter = Arbiter(free, model, target_s=target_s, draft_s=draft_s, trees=trees)
     if num_draft_tokens is None:
         own = [entry for entry in pair.manifest.drafters if draft in (None, entry.name)]
@@ -196,6 +195,27 @@ class _Engine:
         costs = ForwardCost(_remembered(path, ForwardTimes, lambda: _measured(draft, beside)), homes=False)
         target.cache.reset()
         return costs
+
+
+class Unmeasured(ForwardCost):
+    """Of a forward whose seconds nobody will ask for."""
+
+    def __init__(self) -> None:
+        super().__init__(ForwardTimes((1,), 0, 1, (1.0,), (1.0,)), homes=False)
+
+
+def _costs(
+    engine: _Engine, target: OpenVINOPagedModel, model: SmallModel | None, k: int | None
+) -> tuple[ForwardCost, ForwardCost | None]:
+    """Of target and draft, measured where something depends on them: lengths do, unless k is fixed; and with exact
+    numerics the width that rounds of fewer tokens are padded to, unless nothing is drafted."""
+    padded = k != 0 and target.capabilities.numerics == "exact"
+    target_s = engine.costs(target) if k is None or padded else Unmeasured()
+    if model is None:
+        return target_s, None
+    if k is not None:
+        return target_s, Unmeasured()
+    return target_s, engine.draft_costs(cast("OpenVINOPagedModel", model.model), target, target_s)
 
 
 def _costs_path(beside: str, model: OpenVINOPagedModel) -> Path:

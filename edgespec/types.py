@@ -34,6 +34,9 @@ Tree = tuple[int, ...]
 A chain of three is ``(0, 1, 2)``: row 1 hangs on row 0, row 2 on row 1, row 3 on row 2.
 """
 
+_MOST_BIAS, _MOST_PENALTY = 1e30, 1e3
+"""Beyond these a logit could leave the range of its type, and infinities have no softmax."""
+
 Allowed = Callable[[Sequence[int]], NDArray[np.bool_]]
 """Some drafted tokens -> the tokens that may follow them, ``(vocab,)``; what a constraint tells a drafter."""
 
@@ -214,10 +217,17 @@ class SamplingParams:
         _check("top_k", self.top_k, 0, math.inf, "0 (off) or a positive number of tokens")
         _check("top_p", self.top_p, 0.0, 1.0, "a number above 0 and up to 1 (off)", open_low=True)
         _check("min_p", self.min_p, 0.0, 1.0, "a number from 0 (off) to 1")
-        _check("repetition_penalty", self.repetition_penalty, 0.0, math.inf, "any number above 0; 1 is off", True)
+        least = 1 / _MOST_PENALTY
+        _check(
+            "repetition_penalty",
+            self.repetition_penalty,
+            least,
+            _MOST_PENALTY,
+            f"{least:g} to {_MOST_PENALTY:g}; 1 is off",
+        )
         for token, bias in self.logit_bias.items():
-            if token < 0 or math.isnan(bias) or bias == math.inf:
-                allowed = "token ids from 0 on; finite numbers, or -inf to forbid a token"
+            if token < 0 or not (abs(bias) <= _MOST_BIAS or bias == -math.inf):
+                allowed = f"token ids from 0 on; up to {_MOST_BIAS:g} either way, or -inf to forbid a token"
                 raise SettingError("logit_bias", got={token: bias}, allowed=allowed)
         if self.verification not in get_args(Verification):
             raise SettingError("verification", got=self.verification, allowed=" or ".join(get_args(Verification)))

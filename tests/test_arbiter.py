@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
 import pytest
@@ -38,11 +39,11 @@ def mixed_with_noise(share: float, seed: int = 9) -> Table:
     """As the target, but for ``share`` of the texts, where it says something of its own."""
     other = random_table(VOCAB, seed=seed, order=3, scale=4.0)
 
-    def table(text: tuple[int, ...]) -> Logits:
-        random = np.random.default_rng([seed, *(t + 1 for t in text[-3:])]).random()
-        return other(text) if random < share else TABLE(text)
+    @cache
+    def noisy(state: tuple[int, ...]) -> bool:
+        return bool(np.random.default_rng([seed, *(t + 1 for t in state)]).random() < share)
 
-    return table
+    return lambda text: other(text) if noisy(text[-3:]) else TABLE(text)
 
 
 class World:
@@ -71,6 +72,7 @@ class World:
         length: DraftLength,
         prompt: Sequence[int] = PROMPT,
         constraint: Constraint | None = None,
+        params: SamplingParams = GREEDY,
     ) -> tuple[float, Stats]:
         """(seconds a token, books)."""
         self.target.cache.reset()
@@ -79,7 +81,7 @@ class World:
         stats = Stats(clock=self.clock)
         context = list(prompt)
         for _ in speculative(
-            self.target, drafter, context, GREEDY, draft_length=length, stop=(), budget=BUDGET, stats=stats,
+            self.target, drafter, context, params, draft_length=length, stop=(), budget=BUDGET, stats=stats,
             constraint=constraint,
         ):  # fmt: skip
             rows = list(self.model.cache.tokens)
@@ -101,6 +103,48 @@ def test_a_useless_draft_costs_no_more_than_the_probes(draft: Table, step_s: flo
     base = plain(world)
     assert world.run(arbiter, arbiter)[0] < base * 1.05, "while it learns"
     assert world.run(arbiter, arbiter)[0] < base * 1.02, "once it knows"
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_draft_that_finds_no_token_to_propose_costs_no_more_than_the_probes(temperature: float) -> None:
+    """Its steps take their time although nothing comes of them."""
+    params = SamplingParams(temperature=temperature, verification="rejection", seed=1, logit_bias={3: -np.inf})
+    world = World(lambda text: TABLE(text)[3:4], 0.4)
+    world.model.vocab_size = 1
+    world.small = SmallModel(world.model, VOCAB, id_map=np.array([3], np.int32))
+    arbiter = world.arbiter()
+    base = world.run(NoDrafter(), Fixed(0), params=params)[0]
+    assert world.run(arbiter, arbiter, params=params)[0] < base * 1.05, "while it learns"
+    each_s, stats = world.run(arbiter, arbiter, params=params)
+    assert each_s < base * 1.02, "once it knows"
+    assert any(r.draft_s for r in stats.rounds) and not stats.proposed
+
+
+def test_a_draft_whose_context_is_full_takes_no_time_and_teaches_nothing_about_it() -> None:
+    world = World(TABLE)
+    world.model.cache.capacity = 600
+    arbiter = world.arbiter()
+    world.model.cache.capacity = 40
+    _, stats = world.run(arbiter, arbiter)
+    assert stats.rounds[0].draft_s and not any(r.draft_s for r in stats.rounds[40:])
+    assert world.small.pending(40) > 0 == world.small.pending(41)
+    assert arbiter._draft_s is not None and arbiter._draft_s.steady(1, 0) == pytest.approx(0.1)
+
+
+def test_contenders_share_no_costs() -> None:
+    """What one of them learns while the machine is slow is not known to the next."""
+    world = World(mixed_with_noise(0.3), 0.1)
+    whole = world.arbiter()
+
+    def drafted() -> list[int]:
+        part = whole.only("small_model")
+        return [r.proposed for r in world.run(part, part)[1].rounds]
+
+    before = drafted()
+    world.model.forward_s = lambda width: 0.6
+    assert drafted() != before
+    world.model.forward_s = lambda width: 0.1
+    assert drafted() == before
 
 
 @pytest.mark.parametrize("share", [0.05, 0.2, 0.5, 0.8])

@@ -35,6 +35,12 @@ def test_bench_drafters_compares_everyone_on_the_same_text(tmp_path: Path) -> No
     assert figures["categories"]["all"]["auto"] == contenders["auto"]
 
 
+def test_a_fixed_length_beside_the_lengths_to_compare_is_refused() -> None:
+    result = CliRunner().invoke(cli, ["bench", "drafters", "-k", "3"])
+    assert isinstance(result.exception, SettingError)
+    assert "got 3. Name them: --lengths 3" in str(result.exception)
+
+
 def test_prompts_can_be_few_and_behind_other_text(tmp_path: Path, pipeline: Pipeline) -> None:
     kinds = [prompt.category for prompt in read(per_category=1)]
     assert len(kinds) == len(set(kinds)) > 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -270,6 +271,25 @@ def test_noise_is_shared_so_a_close_draft_agrees_more_often_than_chance_would_ha
     assert stats.acceptance_rate is not None
     assert stats.acceptance_rate > float(np.mean(agree)) + 0.1
     assert stats.acceptance_rate > float(np.mean(overlap)) - 0.1
+
+
+def test_a_runner_up_is_the_best_token_left_by_penalties_bias_and_constraint() -> None:
+    drafter, context = SmallModel(FakeModel(TABLE, VOCAB), VOCAB), [1, 2, 3]
+    drafter.others = True
+    order = np.argsort(-TABLE(tuple(context))).tolist()
+    best, second, third = order[:3]
+    assert TABLE(tuple(context))[second] > 0
+
+    def runner_up(allowed: Allowed | None = None, text: Sequence[int] = context, **options: Any) -> int:
+        drafter.begin(text, SamplingParams(**options))
+        return drafter.propose(text, 1, allowed).others[0][0]
+
+    assert runner_up() == second
+    assert runner_up(logit_bias={second: -np.inf}) == third
+    assert runner_up(logit_bias={best: -np.inf}) == third
+    assert runner_up(lambda drafted: np.arange(VOCAB) != second) == third
+    seen = [second, *context[1:]]  # the table reads the last two tokens only
+    assert runner_up(text=seen) == second != runner_up(text=seen, repetition_penalty=1000.0)
 
 
 def _softmax(logits: Logits) -> np.ndarray:

@@ -173,6 +173,19 @@ def test_the_smallest_temperature_is_nearly_greedy() -> None:
     assert {draw(logits, SamplingParams(temperature=1e-309, seed=seed), 0) for seed in range(20)} == {2}
 
 
+@pytest.mark.parametrize("bias", [1e30, -1e30])
+@pytest.mark.parametrize("penalty", [1e3, 1e-3])
+def test_the_largest_bias_and_penalty_leave_a_distribution(bias: float, penalty: float) -> None:
+    logits = np.array([40.0, -40.0, 3.0, -np.inf], np.float32)
+    for temperature in (1.0, 1e-309):
+        params = SamplingParams(temperature, repetition_penalty=penalty, logit_bias={0: bias, 1: bias}, seed=3)
+        with np.errstate(all="raise", under="ignore"):
+            probs = probabilities(adjust(logits, [0, 1, 2, 3], params), params)
+            token = choose(logits, [0, 1, 2, 3], params)
+        assert probs.sum() == pytest.approx(1.0) and probs[3] == 0.0 < probs[token]
+        assert (token == 2) == (bias < 0)
+
+
 def test_a_bias_of_minus_infinity_forbids_a_token() -> None:
     params = [SamplingParams(temperature=1.0, top_p=0.95, logit_bias={0: -np.inf}, seed=seed) for seed in range(200)]
     assert 0 not in {choose(TARGET, (), p, 5) for p in params}
@@ -185,7 +198,8 @@ def test_a_bias_of_minus_infinity_forbids_a_token() -> None:
         {"top_p": 0.0}, {"top_p": 1.5}, {"top_p": float("nan")}, {"min_p": -1}, {"min_p": 1.1},
         {"repetition_penalty": 0.0}, {"repetition_penalty": -1}, {"logit_bias": {-1: 1.0}},
         {"logit_bias": {1: float("nan")}},
-        {"logit_bias": {1: float("inf")}}, {"verification": "typical"},
+        {"logit_bias": {1: float("inf")}}, {"logit_bias": {1: 1e39}}, {"logit_bias": {1: -1e39}},
+        {"repetition_penalty": 1e-40}, {"repetition_penalty": 1e40}, {"verification": "typical"},
         {"top_k": 2.5}, {"seed": 1.5}, {"seed": -1}, {"seed": 2**64},
     ],
 )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from edgespec.errors import SettingError
 from edgespec.stats import Stats, check_identities
 from edgespec.structured import Grammars, grammar_of
 from edgespec.tokenizer import Tokenizer
-from edgespec.types import Allowed, Draft, Logits, SamplingParams
+from edgespec.types import Allowed, Draft, Logits, SamplingParams, Verification
 from tests.formats import END, FORMATS, MODES, OWN, REJECTION, Fake, arbiter, says, small_tokenizer
 
 DRAFTERS = ("none", "ngram", "random", "close", "trimmed", "arbiter", "merged trees", "unruly trees")
@@ -279,6 +280,22 @@ def test_a_bias_that_leaves_nothing_is_told_greedy_and_sampled(fake: Fake) -> No
         with pytest.raises(SettingError, match="no token is left to choose"):
             list(loop)
         assert fake.tokenizer.decode(context).endswith('"a long text that is forced"')
+
+
+@pytest.mark.parametrize("drafter", ["none", "ngram", "close", "trimmed", "arbiter"])
+@pytest.mark.parametrize("verification", ["coupled", "rejection"])
+def test_a_bias_that_leaves_nothing_is_told_with_any_drafter(
+    fake: Fake, drafter: str, verification: Verification
+) -> None:
+    """Also where the draft already went on with what the format asks for and the bias forbids."""
+    letter = fake.tokenizer.engine.token_to_id("b")
+    for temperature in (0.0, 1.0):
+        params = SamplingParams(temperature, verification=verification, seed=1, logit_bias={letter: -np.inf})
+        with pytest.raises(SettingError, match="no token is left to choose"):
+            fake.speculate("certain", params, fake.drafter(drafter), 6)
+        nothing = replace(params, logit_bias=dict.fromkeys(range(fake.vocab), -np.inf))
+        with pytest.raises(SettingError, match="no token is left to choose"):
+            fake.speculate("object", nothing, fake.drafter(drafter), 6)
 
 
 def test_an_abandoned_generation_leaves_the_next_one_right(fake: Fake) -> None:

@@ -102,6 +102,8 @@ def drafters(
 
     chosen = read(prompts, per_category)
     sampling, new_tokens, options = sampling_from(options)
+    if (k := options["num_draft_tokens"]) is not None:
+        raise SettingError("this compares lengths with each other: -k", got=k, hint=f"name them: --lengths {k}")
     bench_drafters(
         load(**options),
         chosen,

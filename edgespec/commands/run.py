@@ -76,11 +76,13 @@ def command(
     sys.stdout.flush()
     click.echo(summary(stream.result), err=True)
     if explain:
+        from edgespec.assembly import Unmeasured
         from edgespec.drafters.arbiter import Arbiter
         from edgespec.explain import explain as in_words
 
-        drafter = pipeline.drafter
-        plain_s = drafter.plain_s if isinstance(drafter, Arbiter) and stream.result.stats.rounds else None
+        drafter, plain_s = pipeline.drafter, None
+        if isinstance(drafter, Arbiter) and not isinstance(drafter.target_s, Unmeasured) and stream.result.stats.rounds:
+            plain_s = drafter.plain_s
         click.echo("\n".join(in_words(stream.result.stats, plain_s)), err=True)
 
 

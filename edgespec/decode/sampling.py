@@ -41,7 +41,7 @@ def choose(logits: Logits, context: Sequence[int], params: SamplingParams, posit
     if params.greedy:
         best = int(row.argmax())
         if row[best] == -np.inf:
-            raise _nothing_left()
+            raise nothing_left()
         return best
     return draw(row, params, len(context) if position is None else position)
 
@@ -84,7 +84,7 @@ def truncate(logits: Logits, params: SamplingParams) -> tuple[NDArray[np.intp], 
     row = np.asarray(logits, dtype=np.float64)
     top = row.max()
     if top == -np.inf:
-        raise _nothing_left()
+        raise nothing_left()
     row = row - top  # so that no temperature, however small, can overflow
     keep: NDArray[np.intp] = np.arange(len(row))
     if 0 < params.top_k < len(row):
@@ -168,7 +168,8 @@ def gumbel(seed: int, position: int, tokens: NDArray[np.integer]) -> NDArray[np.
     return noise
 
 
-def _nothing_left() -> SettingError:
+def nothing_left() -> SettingError:
+    """What to raise where every token is forbidden."""
     return SettingError(
         "no token is left to choose", hint="logit_bias or a dead end of the response format forbids the rest"
     )

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edgespec.decode.sampling import ACCEPT, CORRECT, adjust, choose, distribution, pick, uniform
+from edgespec.decode.sampling import ACCEPT, CORRECT, adjust, choose, distribution, nothing_left, pick, uniform
 from edgespec.types import Distribution, Draft, Logits, SamplingParams, Verdict
 
 
@@ -53,6 +53,8 @@ def verify(draft: Draft, logits: Logits, context: Sequence[int], params: Samplin
         if rejection and siblings:
             assert params.seed is not None
             target = distribution(adjust(logits[row], text or (), params), params)
+            if not len(target.ids):
+                raise nothing_left()
             given = draft.probs[siblings[0] - 1]
             assert all(draft.probs[child - 1] is given for child in siblings), "siblings of several distributions"
             token = reject(target, given, [draft.tokens[child - 1] for child in siblings], params.seed, position)

@@ -197,7 +197,7 @@ class Arbiter:
         free = [judged.drafter for judged in self._free if judged.drafter.name in names]
         model = self.model if self.model is not None and self.model.name in names else None
         assert free or model, names
-        draft_s = self._draft_s if model else None
+        draft_s = self._draft_s.fresh() if model and self._draft_s else None
         return Arbiter(free, model, target_s=self.target_s.fresh(), draft_s=draft_s, trees=self._trees)
 
     @property
@@ -326,7 +326,9 @@ class Arbiter:
             return more
 
         draft = self._model.proposed = self.model.propose_while(context, k, counted, allowed)
-        self._steps = steps if len(draft) else 0
+        self._steps = steps if self._pending else 0
+        if self._steps and not len(draft):  # it took its time and found no token that is allowed: as good as a miss
+            self._model.by_place.update(0, False)
         return draft
 
     def _with_tail(self, draft: Draft, context: Sequence[int], k: int, allowed: Allowed | None) -> list[Branch]:

@@ -54,7 +54,8 @@ class StepwiseDrafter(Drafter, Protocol):
         gives one token, and those that a constraint makes certain behind it."""
 
     def pending(self, length: int) -> int:
-        """Tokens of a context of this length that it has not read yet."""
+        """Tokens of a context of this length that it has not read yet, one at least; 0 where that has no room for a
+        step."""
 
 
 class NoDrafter:

@@ -63,7 +63,8 @@ class SmallModel:
         return self.propose_while(context, k, lambda scores: True, allowed)
 
     def pending(self, length: int) -> int:
-        return length - min(self.model.cache.length, length - 1)
+        cache = self.model.cache
+        return length - min(cache.length, length - 1) if length <= cache.capacity else 0
 
     def propose_while(
         self,

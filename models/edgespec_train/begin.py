@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers import AutoConfig, PretrainedConfig
 
+from edgespec.errors import SettingError
 from edgespec_train.batches import Texts
 from edgespec_train.fastdraft import hidden_states
+
+_SHAPE = (
+    "model_type",
+    "num_hidden_layers",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+)
+
+
+def check_earlier(folder: Path, wanted: PretrainedConfig) -> None:
+    """The draft to go on from must have the layers and widths of the one to be made; only its ids may be others."""
+    try:
+        found = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        what = f"cannot read the earlier draft in {folder}: {error}"
+        raise SettingError(what, hint="name the draft folder of an earlier run") from error
+    for name in _SHAPE:
+        got, allowed = getattr(found, name, None), getattr(wanted, name, None)
+        if got != allowed:
+            hint = f"--layers {got}" if name == "num_hidden_layers" else "go on from a draft of this target's widths"
+            raise SettingError(f"the earlier draft has another {name}", got=got, allowed=allowed, hint=hint)
 
 
 @torch.no_grad()

@@ -34,11 +34,11 @@ from edgespec_export import sources as models
 from edgespec_export.settings import Kind
 from edgespec_train import shards
 from edgespec_train.batches import Texts
-from edgespec_train.begin import fit_head, take_over
+from edgespec_train.begin import check_earlier, fit_head, take_over
 from edgespec_train.corpus import Plan, make_corpus, read_manifest, write_json
 from edgespec_train.draft_model import Shape, begin_from, build, choose_vocabulary, invert
 from edgespec_train.fastdraft import Point, Recipe, has_checkpoint, train
-from edgespec_train.pack import convert_draft, write_bundle
+from edgespec_train.pack import convert_draft, save_draft, write_bundle
 from edgespec_train.plot import plot
 from edgespec_train.progress import progress_bar
 
@@ -178,9 +178,7 @@ def train_draft(
     text = inverse[held_out.padded(held_out.texts[:1])[0]]
     if not accelerator.is_main_process:
         return draft, id_map, curve, text
-    out = making.folder / "draft"
-    draft.save_pretrained(out)
-    np.save(out / "id_map.npy", id_map)
+    save_draft(draft, id_map, making.folder / "draft")
     write_json(making.folder / "curve.json", {"curve": [asdict(point) for point in curve]})
     plot(curve, making.folder / "curve.png")
     return draft, id_map, curve, text
@@ -195,6 +193,8 @@ def check(making: Making) -> None:
         draft = build(config, making.shape, making.vocabulary, seed=0)
     if not hasattr(draft, "model") or not all(hasattr(draft.model, part) for part in ("layers", "norm")):
         raise SettingError("a draft of this architecture cannot be trained yet", got=config.model_type)
+    if making.from_draft is not None:
+        check_earlier(making.from_draft, draft.config)
 
 
 @cache
@@ -221,9 +221,6 @@ def _begin(
     say(f"output head fitted to layer {making.shape.layers[-1]} of the target: R squared {share:.2f}")
     if making.from_draft is not None:
         earlier = AutoModelForCausalLM.from_pretrained(making.from_draft, dtype=torch.float32)
-        if earlier.config.num_hidden_layers != len(making.shape.layers):
-            got = f"{earlier.config.num_hidden_layers} layers"
-            raise SettingError("the earlier draft has another shape", got=got, allowed=len(making.shape.layers))
         taken = take_over(draft, id_map, earlier.to(accelerator.device), np.load(making.from_draft / "id_map.npy"))
         say(f"goes on from {making.from_draft.name}: {taken} of its ids")
     return draft  # type: ignore[no-any-return]

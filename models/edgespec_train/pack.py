@@ -11,14 +11,26 @@ from typing import Any
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from transformers import PreTrainedModel
 
 from edgespec import bundle
 from edgespec.bundle import IR_FILE, Bundle, Drafter, ModelFile
+from edgespec.errors import SettingError
 from edgespec_export import convert, parity, staging
 from edgespec_export.settings import Kind, Weights
 from edgespec_train.draft_model import UNKNOWN
 
 DRAFT, ID_MAP = "draft", "id_map.npy"
+
+
+def save_draft(draft: PreTrainedModel, id_map: NDArray[np.int32], out: Path) -> None:
+    """Replace the folder ``out``: weights and ids together or not at all. Raises SettingError where it cannot."""
+    try:
+        with staging.staged(out) as new:
+            draft.save_pretrained(new)
+            np.save(new / ID_MAP, id_map)
+    except Exception as error:  # safetensors has its own for a full disk
+        raise SettingError(f"cannot write the draft to {out}: {error}", hint="is the disk full?") from error
 
 
 def convert_draft(
