@@ -98,7 +98,8 @@ def torch_draft(xml: Path, target: Path, folder: Path) -> None:
         name = node.get_friendly_name()
         if name.startswith("self.") and name.endswith(("weight", "zero_point", "scale")):
             values[name.removeprefix("self.")] = node.data.astype(np.float32)
-        elif tuple(node.get_output_shape(0))[:2] == (1, 1):  # the weight of a norm
+        elif node.get_output_size() == 1 and tuple(node.get_output_shape(0)[:2]) == (1, 1) and node.data.size > 1:
+            # The weight of a norm, ``(1, 1, d)``: only the multiplication that it goes into has a name.
             user = next(iter(node.output(0).get_target_inputs())).get_node().get_friendly_name()
             if "norm/" in user:
                 values[f"{user.split('/')[0].removeprefix('__module.')}.weight"] = node.data.astype(np.float32).reshape(-1)
@@ -111,7 +112,7 @@ def torch_draft(xml: Path, target: Path, folder: Path) -> None:
     config.vocab_size = len(state["model.embed_tokens.weight"])
     config.num_hidden_layers = sum(name.endswith("q_proj.weight") for name in state)
     config.tie_word_embeddings = "lm_head.weight" not in state
-    config.bos_token_id = config.eos_token_id = config.pad_token_id = None
+    config.bos_token_id = config.eos_token_id = config.pad_token_id = 0  # not used: the pair has its target's
     auto: Any = AutoModelForCausalLM
     model = auto.from_config(config, dtype=torch.float32)
     model.load_state_dict(state, strict=not config.tie_word_embeddings)

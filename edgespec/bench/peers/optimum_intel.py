@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import wraps
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -72,6 +73,7 @@ class Peer:
         def counting(model: Any, name: str) -> None:
             forward = model.forward
 
+            @wraps(forward)  # generate looks at its signature
             def counted(*args: Any, **kwargs: Any) -> Any:
                 setattr(self, name, getattr(self, name) + 1)
                 return forward(*args, **kwargs)

@@ -66,7 +66,7 @@ class Peer:
         self._tokens = [*prompt, *tokens[:-1]]
         counted: dict[str, Any] = {"forwards": new_tokens - 1, "reused": held}
         if self._options:
-            names = ("draft_tokens_evaluated", "draft_tokens_accepted")
+            names = ("draft_tokens_proposed", "draft_tokens_accepted")
             proposed, accepted = (int(self._counts()[name] - before.get(name, 0)) for name in names)
             counted |= {"proposed": proposed, "accepted": accepted, "forwards": new_tokens - 1 - accepted}
         return Run(tokens, first_s, total_s, **counted)
