@@ -1,4 +1,4 @@
-"""`edgespec bench peers`: a worker survives what runtimes do, ratios are of runs side by side, the page says what was measured."""
+"""`edgespec bench peers`: workers survive what runtimes do, ratios are of runs side by side, the page says it all."""
 
 from __future__ import annotations
 
@@ -10,18 +10,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from numpy.typing import NDArray
 
-from edgespec.bench.peers import plots, race, report
+from edgespec import bundle
+from edgespec.bench.peers import bench, plots, race, report
 from edgespec.bench.peers.base import Forms, Run
 from edgespec.bench.peers.contenders import CONTENDERS, OWN_PLAIN, YARDSTICK, Contender, choose
 from edgespec.bench.peers.figures import ALL, Line, lines
+from edgespec.bench.peers.forms import prepare
 from edgespec.bench.peers.make import NEVER, maps, whole_vocabulary
-from edgespec.bench.peers.process import ContenderFailed, Process, missing
+from edgespec.bench.peers.process import ContenderFailed, Process, missing, start
 from edgespec.bench.peers.race import Measured, Race, Record, Task, schedule
 from edgespec.cli import cli
 from edgespec.errors import SettingError
+from edgespec.known import default_folder
 
 FORMS = Forms("default")
+
+
+@pytest.fixture(autouse=True)
+def _where_the_fake_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[1])
 
 
 @pytest.fixture
@@ -86,7 +95,10 @@ def test_the_race_goes_on_without_those_who_fail() -> None:
     ]
     task = Task([("chat", [5]), ("code", [9])], list(range(9000)), [[[1], [1, 2]]], 4, 1, 2)
     run = race.run(
-        contenders, Forms("default", missing={"onnx": "no onnx here"}), task, start=lambda c: Process("tests.peers_fake")
+        contenders,
+        Forms("default", missing={"onnx": "no onnx here"}),
+        task,
+        start=lambda c: Process("tests.peers_fake"),
     )
     reasons = {name: measured.failed or "" for name, measured in run.measured.items()}
     assert reasons[OWN_PLAIN] == reasons[YARDSTICK] == ""
@@ -185,19 +197,20 @@ def test_contenders_are_chosen_by_the_beginning_of_their_name() -> None:
     assert all(any(c.plain == other.name for other in CONTENDERS) for c in CONTENDERS)
 
 
-def test_a_draft_with_a_vocabulary_of_its_own_gets_the_targets(tmp_path: Path, random_draft_ir: Path) -> None:
+def test_a_draft_with_a_vocabulary_of_its_own_gets_the_targets(tmp_path: Path) -> None:
     import openvino as ov
 
-    xml = random_draft_ir / "openvino_model.xml"
-    own, bigger = 49152, 49160
-    id_map = np.arange(own, dtype=np.int32)[::-1].copy()  # draft id i is target id own - 1 - i
-    id_map[3] = -1
-    reads, columns = maps(id_map, 3, bigger)
-    whole_vocabulary(xml, reads, columns, tmp_path / "openvino_model.xml")
+    folder = default_folder()
+    manifest = bundle.read(folder).manifest
+    entry = manifest.drafters[0]
+    assert entry.model is not None and entry.model.file is not None and entry.id_map is not None
+    id_map, unknown, size = np.load(folder / entry.id_map), entry.unknown, manifest.target.vocab_size
+    assert unknown is not None
+    reads, columns = maps(id_map, unknown, size)
+    whole_vocabulary(folder / entry.model.file, reads, columns, tmp_path / "openvino_model.xml")
 
-    def logits(path: Path, ids: list[int]) -> np.ndarray:
-        request = ov.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
-        request.reset_state()
+    def logits(path: Path, ids: list[int]) -> NDArray[np.float32]:
+        request = ov.Core().compile_model(path, "CPU").create_infer_request()
         n = len(ids)
         inputs = {
             "input_ids": np.array([ids], np.int64),
@@ -207,17 +220,19 @@ def test_a_draft_with_a_vocabulary_of_its_own_gets_the_targets(tmp_path: Path, r
         }
         return np.array(request.infer(inputs)["logits"])[0]
 
-    theirs = logits(tmp_path / "openvino_model.xml", [own - 1 - 11, own - 1 - 12, own + 5])
-    ours = logits(xml, [11, 12, 3])
-    assert theirs.shape == (3, bigger) and ours.shape == (3, own)
+    absent = next(token for token in range(size) if token not in id_map)
+    theirs = logits(tmp_path / "openvino_model.xml", [int(id_map[11]), int(id_map[8000]), absent])
+    ours = logits(folder / entry.model.file, [11, 8000, unknown])
+    assert theirs.shape == (3, size) and ours.shape == (3, len(id_map))
     known = id_map >= 0
     assert np.array_equal(theirs[:, id_map[known]], ours[:, known])
-    assert (theirs[:, own - 1 - 3] == NEVER).all() and (theirs[:, own:] == NEVER).all()
+    assert (np.delete(theirs, id_map[known], axis=1) == NEVER).all() and ours.min() > NEVER
 
 
 def test_a_short_race_of_the_real_edgespec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(race, "TTFT_TOKENS", (8,))
     monkeypatch.setattr(race, "MEMORY_PROMPT", 16)
+    monkeypatch.setattr(bench, "CHAT", (("Hi", "Ho"), ("And?", "")))
     monkeypatch.setattr(race, "_load_times", lambda *args: None)
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"kind": "code", "text": "def add(a, b):\\n    return a + b\\n\\ndef sub(a, b):\\n"}\n')
@@ -230,3 +245,25 @@ def test_a_short_race_of_the_real_edgespec(tmp_path: Path, monkeypatch: pytest.M
     assert set(figures["contenders"]) == {OWN_PLAIN, YARDSTICK}
     assert all(c["failed"] is None and c["ttft_s"]["turn 5"] > 0 for c in figures["contenders"].values())
     assert "| edgespec auto |" in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_openvino_genai_answers_with_the_tokens_of_its_own_plain_decoding() -> None:
+    """Its draft, with the vocabulary that it was given here, has its tokens accepted."""
+    pytest.importorskip("openvino_genai")
+    pytest.importorskip("transformers")
+    forms = prepare("default", None, ("ir", "draft_ir"), rows=512, tell=print)
+    assert not forms.missing
+    prompt = list(range(1000, 1016))
+    answers = {}
+    for contender in choose("openvino-genai")[2:]:
+        process = start(contender)
+        try:
+            process.load(forms, contender.mode, 2, None)
+            answers[contender.mode] = process.generate(prompt, 12)
+        finally:
+            process.close()
+    assert all(0 < answer.ttft_s < answer.total_s for answer in answers.values())
+    assert answers["plain"].forwards == 11 and answers["plain"].proposed is None
+    drafted = answers["draft_model"]
+    assert drafted.proposed and drafted.forwards and drafted.forwards <= 11

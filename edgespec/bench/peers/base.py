@@ -18,8 +18,9 @@ class Forms:
     """The same weights in each format. A form that there is not is None, and ``missing`` says why, by field name.
 
     ref, draft: what ``edgespec.load`` takes; draft None for the pair's own.
-    ir, draft_ir: folders of stateful OpenVINO IRs with OpenVINO tokenizers and a config.json; the draft has the target's vocabulary.
-    gguf: the file the IR was made from. onnx, onnx_draft: folders of onnxruntime-genai models, the second of both models.
+    ir, draft_ir: folders of stateful OpenVINO IRs with OpenVINO tokenizers and a config.json; the draft has the
+        target's vocabulary.
+    gguf: the file the IR was made from. onnx, onnx_draft: folders of onnxruntime-genai models, the second of both.
     rows: tokens of prompt and text that a contender must have room for.
     precision: of the weights, by field name.
     """

@@ -10,7 +10,7 @@ from edgespec.errors import SettingError
 @dataclass(frozen=True)
 class Contender:
     """module: adapter in this package. mode: what it is asked for. forms: fields of ``Forms`` it needs.
-    package: what pip calls it. plain: the contender that is its own plain decoding."""
+    package: what pip calls it, or several names. plain: the contender that is its own plain decoding."""
 
     name: str
     module: str
@@ -26,25 +26,29 @@ class Contender:
 
 YARDSTICK, OWN_PLAIN = "edgespec auto", "edgespec plain"
 
-CONTENDERS = tuple(
-    Contender(name, module, mode, package, forms, plain)
-    for name, module, mode, package, forms, plain in (
-        (OWN_PLAIN, "ours", "plain", "edgespec", (), OWN_PLAIN),
-        (YARDSTICK, "ours", "auto", "edgespec", (), OWN_PLAIN),
-        ("edgespec fast plain", "ours", "fast plain", "edgespec", (), "edgespec fast plain"),
-        ("edgespec fast auto", "ours", "fast auto", "edgespec", (), "edgespec fast plain"),
-        ("openvino-genai plain", "genai", "plain", "openvino-genai", ("ir",), "openvino-genai plain"),
-        ("openvino-genai draft_model", "genai", "draft_model", "openvino-genai", ("ir", "draft_ir"), "openvino-genai plain"),
-        ("openvino-genai prompt_lookup", "genai", "prompt_lookup", "openvino-genai", ("ir",), "openvino-genai plain"),
-        ("optimum-intel plain", "optimum_intel", "plain", "optimum-intel", ("ir",), "optimum-intel plain"),
-        ("optimum-intel assistant_model", "optimum_intel", "assistant_model", "optimum-intel", ("ir", "draft_ir"), "optimum-intel plain"),
-        ("onnxruntime-genai plain", "ort_genai", "plain", "onnxruntime-genai", ("onnx",), "onnxruntime-genai plain"),
-        ("onnxruntime-genai draft", "ort_genai", "draft", "onnxruntime-genai", ("onnx", "onnx_draft"), "onnxruntime-genai plain"),
-        ("onnxruntime-genai ngram", "ort_genai", "ngram", "onnxruntime-genai", ("onnx",), "onnxruntime-genai plain"),
-        ("llama-cpp-python plain", "llama_cpp_python", "plain", "llama-cpp-python", ("gguf",), "llama-cpp-python plain"),
-        ("llama-cpp-python prompt_lookup", "llama_cpp_python", "prompt_lookup", "llama-cpp-python", ("gguf",), "llama-cpp-python plain"),
-    )
-)  # fmt: skip
+_TABLE: tuple[tuple[str, str, str, str, tuple[str, ...]], ...] = (
+    (OWN_PLAIN, "ours", "plain", "edgespec", ()),
+    (YARDSTICK, "ours", "auto", "edgespec", ()),
+    ("edgespec fast plain", "ours", "fast plain", "edgespec", ()),
+    ("edgespec fast auto", "ours", "fast auto", "edgespec", ()),
+    ("openvino-genai plain", "genai", "plain", "openvino-genai", ("ir",)),
+    ("openvino-genai draft_model", "genai", "draft_model", "openvino-genai", ("ir", "draft_ir")),
+    ("openvino-genai prompt_lookup", "genai", "prompt_lookup", "openvino-genai", ("ir",)),
+    ("optimum-intel plain", "optimum_intel", "plain", "optimum-intel", ("ir",)),
+    ("optimum-intel assistant_model", "optimum_intel", "assistant_model", "optimum-intel", ("ir", "draft_ir")),
+    ("onnxruntime-genai plain", "ort_genai", "plain", "onnxruntime-genai", ("onnx",)),
+    ("onnxruntime-genai draft", "ort_genai", "draft", "onnxruntime-genai", ("onnx", "onnx_draft")),
+    ("onnxruntime-genai ngram", "ort_genai", "ngram", "onnxruntime-genai", ("onnx",)),
+    ("llama-cpp-python plain", "llama_cpp_python", "plain", "llama-cpp-python", ("gguf",)),
+    ("llama-cpp-python prompt_lookup", "llama_cpp_python", "prompt_lookup", "llama-cpp-python", ("gguf",)),
+)
+
+
+def _plain(name: str) -> str:
+    return f"{name.rpartition(' ')[0]} plain"
+
+
+CONTENDERS = tuple(Contender(*row, plain=_plain(row[0])) for row in _TABLE)
 
 
 def choose(only: str | None) -> list[Contender]:

@@ -1,8 +1,8 @@
 """The weights that edgespec runs, in the formats that the others read, made once and kept in the cache.
 
-The int8 IR goes to openvino-genai and optimum-intel as it is. The GGUF file that it was made from goes to llama.cpp, and
-through transformers and onnxruntime-genai's own builder to onnxruntime-genai, at 8 bits too. A draft with a vocabulary
-of its own gets the target's (``make.whole_vocabulary``).
+The IR goes to openvino-genai and optimum-intel as it is. The GGUF file that it was made from goes to llama.cpp, and
+through transformers and onnxruntime-genai's own builder to onnxruntime-genai, at 8 bits. A draft with a vocabulary of
+its own gets the target's (``make.whole_vocabulary``).
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ def prepare(ref: str, draft: str | None, wanted: Collection[str], *, rows: int, 
     pair = hub.resolve(ref)
     maker = _Maker(pair, draft or pairs.default_draft(ref), ref, tell)
     forms = Forms(ref, draft, rows, precision={"ir": pair.manifest.target.precision})
+    found: dict[str, Any] = {}
+    missing: dict[str, str] = {}
     for name, make in (
         ("ir", maker.ir),
         ("draft_ir", maker.draft_ir),
@@ -43,9 +45,10 @@ def prepare(ref: str, draft: str | None, wanted: Collection[str], *, rows: int, 
         if name not in wanted:
             continue
         try:
-            forms = replace(forms, **{name: str(make())})
+            found[name] = str(make())
         except _Missing as reason:
-            forms.missing[name] = str(reason)
+            missing[name] = str(reason)
+    forms = replace(forms, missing=missing, **found)
     if forms.gguf:
         forms.precision["gguf"] = maker.gguf_precision()
     for name in ("onnx", "onnx_draft"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -50,7 +50,7 @@ class Peer:
         if self._lookup is None:
             return Run(tokens, first_s, total_s, forwards=new_tokens - 1)
         lengths = [length for length, _ in self._drafts]
-        accepted = sum(after - before - 1 for before, after in zip(lengths, lengths[1:], strict=False))
+        accepted = sum(after - before - 1 for before, after in pairwise(lengths))
         proposed = sum(drafted for _, drafted in self._drafts[:-1])
         return Run(tokens, first_s, total_s, proposed=proposed, accepted=accepted, forwards=len(lengths) - 1)
 

@@ -1,6 +1,6 @@
 """Making one form of the weights, in a process of its own: torch's memory and a peer's crash stay in it.
 
-    python -m edgespec.bench.peers.make STEP ARGUMENT...
+python -m edgespec.bench.peers.make STEP ARGUMENT...
 """
 
 from __future__ import annotations
@@ -19,18 +19,21 @@ NEVER = -1e4
 
 
 def tokenizers(tokenizer: Path, folder: Path) -> None:
-    """openvino_tokenizer.xml and openvino_detokenizer.xml, which openvino-genai wants to see even if it is given ids."""
+    """openvino_tokenizer.xml and openvino_detokenizer.xml, which openvino-genai wants even if it is given ids."""
     import openvino
     from openvino_tokenizers import convert_tokenizer
     from transformers import PreTrainedTokenizerFast
 
-    fast = PreTrainedTokenizerFast(tokenizer_file=str(tokenizer))
+    make: Any = PreTrainedTokenizerFast
+    fast = make(tokenizer_file=str(tokenizer))
     there, back = convert_tokenizer(fast, with_detokenizer=True)
     openvino.save_model(there, folder / "openvino_tokenizer.xml")
     openvino.save_model(back, folder / "openvino_detokenizer.xml")
 
 
-def maps(id_map: NDArray[np.int32], unknown: int | None, vocab_size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def maps(
+    id_map: NDArray[np.int32], unknown: int | None, vocab_size: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """For a draft with a vocabulary of its own: what it reads for each target id, and where that id's logit is.
 
     Both ``(vocab_size,)``. A token without a logit gets the index behind the last one. unknown: None if the draft
@@ -85,7 +88,7 @@ def torch_model(gguf: Path, folder: Path) -> None:
 
 
 def torch_draft(xml: Path, target: Path, folder: Path) -> None:
-    """The numbers of a draft's IR, as optimum-intel and nncf write it, as a model of transformers of its target's kind."""
+    """The numbers of a draft's IR, as optimum-intel and nncf write it, as a model of transformers like its target."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -102,7 +105,9 @@ def torch_draft(xml: Path, target: Path, folder: Path) -> None:
             # The weight of a norm, ``(1, 1, d)``: only the multiplication that it goes into has a name.
             user = next(iter(node.output(0).get_target_inputs())).get_node().get_friendly_name()
             if "norm/" in user:
-                values[f"{user.split('/')[0].removeprefix('__module.')}.weight"] = node.data.astype(np.float32).reshape(-1)
+                values[f"{user.split('/')[0].removeprefix('__module.')}.weight"] = node.data.astype(np.float32).reshape(
+                    -1
+                )
     state = {
         name: torch.from_numpy((value - values.get(f"{name}/zero_point", 0)) * values.get(f"{name}/scale", 1))
         for name, value in values.items()
@@ -127,7 +132,19 @@ def onnx_model(torch_folder: Path, tokenizer: Path, bits: str, folder: Path) -> 
     shutil.copyfile(tokenizer, torch_folder / "tokenizer.json")
     words = {"tokenizer_class": "PreTrainedTokenizerFast"}
     (torch_folder / "tokenizer_config.json").write_text(json.dumps(words), encoding="utf-8")
-    sys.argv = ["builder", "-i", str(torch_folder), "-o", str(folder), "-p", bits, "-e", "cpu", "-c", str(folder / "cache")]
+    sys.argv = [
+        "builder",
+        "-i",
+        str(torch_folder),
+        "-o",
+        str(folder),
+        "-p",
+        bits,
+        "-e",
+        "cpu",
+        "-c",
+        str(folder / "cache"),
+    ]
     runpy.run_module("onnxruntime_genai.models.builder", run_name="__main__")
     shutil.rmtree(folder / "cache", ignore_errors=True)
 

@@ -48,12 +48,15 @@ def _decoding(race: Race, axes: Any) -> None:
 
 
 def _first_token(race: Race, axes: Any) -> None:
+    drawn = False
     for name, measured in race.measured.items():
         points = [(n, s) for n in TTFT_TOKENS if (s := seconds(measured, str(n))) is not None]
         if points:
             axes.plot(*zip(*points, strict=True), marker="o", label=name)
+            drawn = True
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("tokens of prompt")
     axes.set_ylabel("seconds to the first token")
-    axes.legend(fontsize="small")
+    if drawn:
+        axes.legend(fontsize="small")

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from queue import Empty, Queue
 from time import perf_counter
@@ -30,7 +31,7 @@ class Process:
 
     def __init__(self, module: str, *, patience_s: float = 900) -> None:
         self._patience_s = patience_s
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
         began = perf_counter()
         quiet = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
         self._popen = subprocess.Popen(
@@ -62,10 +63,8 @@ class Process:
     def close(self) -> None:
         """End it; a stuck one is killed."""
         if self._popen.stdin and not self._popen.stdin.closed:
-            try:
+            with suppress(OSError):
                 self._popen.stdin.close()
-            except OSError:
-                pass
         try:
             self._popen.wait(5)
         except subprocess.TimeoutExpired:

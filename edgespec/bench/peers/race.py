@@ -1,7 +1,8 @@
 """Whose turn it is: every contender answers every prompt, in turns, each run next to one of the yardstick.
 
 A machine changes its speed within seconds, so what is compared ran side by side: the yardstick (edgespec as it comes)
-has every third turn, and a run is held against the yardstick's just before or just after it. The order moves on with each prompt.
+has every third turn, and a run is held against the yardstick's just before or just after it. The order moves on with
+each prompt.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import sleep
-from typing import Any
+from typing import Any, TypeVar
 
 from edgespec.bench.peers.base import Forms, Run
 from edgespec.bench.peers.contenders import YARDSTICK, Contender
@@ -25,6 +26,7 @@ TTFT_TOKENS = (64, 512, 2000)
 WARM_UP_TOKENS = 24
 MEMORY_PROMPT, MEMORY_TOKENS = 2000, 16
 Start = Callable[[Contender], Process]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -113,11 +115,20 @@ class Stadium:
         self.measured = measured
         self.running: dict[str, Process] = {}
 
-    def attempt(self, name: str, what: Callable[[Process], Any]) -> Any:
+    def load(self, name: str, forms: Forms, mode: str, threads: int, cache: Path | None) -> dict[str, Any] | None:
+        return self._attempt(name, lambda process: process.load(forms, mode, threads, cache))
+
+    def answer(self, name: str, prompt: Sequence[int], new_tokens: int) -> Run | None:
+        sleep(SETTLE_S)
+        return self._attempt(name, lambda process: process.generate(prompt, new_tokens))
+
+    def peak_bytes(self, name: str) -> int | None:
+        return self._attempt(name, Process.peak_bytes)
+
+    def _attempt(self, name: str, what: Callable[[Process], T]) -> T | None:
         """What ``what`` returns, or None if the contender is not, or no longer, there."""
         if name not in self.running:
             return None
-        sleep(SETTLE_S)
         try:
             return what(self.running[name])
         except ContenderFailed as error:
@@ -155,20 +166,17 @@ def _there(contender: Contender, forms: Forms, measured: Measured) -> bool:
 
 
 @contextmanager
-def _loaded(
-    contenders: Sequence[Contender], forms: Forms, task: Task, race: Race, start: Start
-) -> Iterator[Stadium]:
+def _loaded(contenders: Sequence[Contender], forms: Forms, task: Task, race: Race, start: Start) -> Iterator[Stadium]:
     stadium = Stadium(race.measured)
     try:
         for contender in contenders:
             _tell(f"loading {contender.name}")
             stadium.running[contender.name] = start(contender)
-            loaded = stadium.attempt(contender.name, lambda p, mode=contender.mode: p.load(forms, mode, task.threads, None))
+            loaded = stadium.load(contender.name, forms, contender.mode, task.threads, None)
             if loaded:
                 measured = race.measured[contender.name]
                 measured.versions, measured.settings = loaded["versions"], loaded["settings"]
-                warm = task.prompts[0][1]
-                stadium.attempt(contender.name, lambda p, warm=warm: p.generate(warm, WARM_UP_TOKENS))
+                stadium.answer(contender.name, task.prompts[0][1], WARM_UP_TOKENS)
         yield stadium
     finally:
         stadium.close()
@@ -183,13 +191,11 @@ def _decode(stadium: Stadium, task: Task, race: Race) -> None:
         runs: list[Run | None] = []
         for turn, (name, _) in enumerate(turns):
             _tell(f"decoding: prompt {number + 1} of {total}, turn {turn + 1} of {len(turns)}")
-            runs.append(stadium.attempt(name, lambda p: p.generate(ids, task.new_tokens)))
+            runs.append(stadium.answer(name, ids, task.new_tokens))
         for (name, beside), answer in zip(turns, runs, strict=True):
             yardstick = runs[beside] if beside < len(runs) else runs[0]
             if answer and yardstick:
-                counts = answer.first, answer.proposed, answer.accepted, answer.forwards
-                speeds = decode_speed(answer), decode_speed(yardstick)
-                race.records.append(Record(name, prompt, category, pair, *speeds, answer.tokens, *counts))
+                race.records.append(_record(name, prompt, category, pair, answer, yardstick))
 
 
 def _first_tokens(stadium: Stadium, task: Task, repeats: int = 2) -> None:
@@ -202,7 +208,7 @@ def _first_tokens(stadium: Stadium, task: Task, repeats: int = 2) -> None:
             names = list(stadium.running)
             for name in names[repeat::2] + names[1 - repeat :: 2]:
                 _tell(f"first token of {length}: {name}")
-                answer = stadium.attempt(name, lambda p: p.generate(ids, 1))
+                answer = stadium.answer(name, ids, 1)
                 if answer:
                     stadium.measured[name].ttft_s.setdefault(str(length), []).append(answer.ttft_s)
 
@@ -213,35 +219,46 @@ def _chat(stadium: Stadium, task: Task) -> None:
             _tell(f"chat: {name}")
             answer = None
             for turn in chat:
-                answer = stadium.attempt(name, lambda p: p.generate(turn, 1))
+                answer = stadium.answer(name, turn, 1)
             anew = [*task.filler[:1], *chat[-1][1:]]
-            again = stadium.attempt(name, lambda p: p.generate(anew, 1))
+            again = stadium.answer(name, anew, 1)
             if answer and again:
                 times = stadium.measured[name].ttft_s
                 times.setdefault("turn 5", []).append(answer.ttft_s)
                 times.setdefault("turn 5 anew", []).append(again.ttft_s)
 
 
+def _record(name: str, prompt: int, category: str, pair: int, answer: Run, yardstick: Run) -> Record:
+    return Record(
+        name,
+        prompt,
+        category,
+        pair,
+        decode_speed(answer),
+        decode_speed(yardstick),
+        answer.tokens,
+        answer.first,
+        answer.proposed,
+        answer.accepted,
+        answer.forwards,
+    )
+
+
 def _load_times(contender: Contender, forms: Forms, task: Task, measured: Measured, start: Start) -> None:
     """A first process with an empty cache for compiled models, and a second one; the second shows its peak memory."""
+    name = contender.name
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
-        stadium = Stadium({contender.name: measured})
-
-        def process() -> None:
-            stadium.running[contender.name] = start(contender)
-
-        def load(p: Process) -> float:
-            return float(p.load(forms, contender.mode, task.threads, Path(cache))["load_s"])
-
+        stadium = Stadium({name: measured})
+        seconds = []
         try:
-            process()
-            measured.load_cold_s = stadium.attempt(contender.name, load)
-            stadium.close()
-            process()
-            measured.load_warm_s = stadium.attempt(contender.name, load)
-            prompt = list(task.filler[:MEMORY_PROMPT])
-            if stadium.attempt(contender.name, lambda p: p.generate(prompt, MEMORY_TOKENS)):
-                peak = stadium.attempt(contender.name, lambda p: p.peak_bytes())
+            for _ in range(2):
+                stadium.close()
+                stadium.running[name] = start(contender)
+                loaded = stadium.load(name, forms, contender.mode, task.threads, Path(cache))
+                seconds.append(float(loaded["load_s"]) if loaded else None)
+            measured.load_cold_s, measured.load_warm_s = seconds
+            if stadium.answer(name, task.filler[:MEMORY_PROMPT], MEMORY_TOKENS):
+                peak = stadium.peak_bytes(name)
                 measured.peak_mb = peak and peak / 1e6
         finally:
             stadium.close()

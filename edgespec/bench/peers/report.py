@@ -43,7 +43,15 @@ def speed_rows(race: Race, category: str = ALL) -> list[tuple[str, ...]]:
     ]
 
 
-SPEED = ("contender", "tok/s", "/ edgespec auto", "/ edgespec plain", "accepted", "tokens a forward", "same as own plain")
+SPEED = (
+    "contender",
+    "tok/s",
+    "/ edgespec auto",
+    "/ edgespec plain",
+    "accepted",
+    "tokens a forward",
+    "same as own plain",
+)
 TTFT = ("contender", *(f"{n} tokens, ms" for n in TTFT_TOKENS), "turn 5 of a chat, ms", "the same prompt anew, ms")
 COST = ("contender", "load, cold, s", "load, again, s", "peak memory, MB", "weights")
 
@@ -59,7 +67,13 @@ def ttft_rows(race: Race) -> list[tuple[str, ...]]:
 
 def cost_rows(race: Race) -> list[tuple[str, ...]]:
     return [
-        (name, _number(m.load_cold_s), _number(m.load_warm_s), NONE if m.peak_mb is None else f"{m.peak_mb:.0f}", m.precision)
+        (
+            name,
+            _number(m.load_cold_s),
+            _number(m.load_warm_s),
+            NONE if m.peak_mb is None else f"{m.peak_mb:.0f}",
+            m.precision,
+        )
         for name, m in race.measured.items()
         if m.versions
     ]
@@ -93,22 +107,22 @@ def markdown(race: Race, facts: Facts, plots: Sequence[str]) -> str:
         f"tokens each whatever they are, {facts.pairs} answer{'s' * (facts.pairs > 1)} a prompt.",
         "## Decoding",
         _table(SPEED, speed_rows(race)),
-        "tok/s: the median answer, without its first token. The two ratios: medians over prompts of runs that stood side by side, "
-        "which is what to compare, since this machine's speed moves. accepted: of the drafted tokens, where a contender "
-        "tells. same: prompts whose tokens were exactly those of the same runtime without drafts.",
+        "tok/s: the median answer, without its first token. The two ratios: medians over prompts of runs that stood "
+        "side by side, which is what to compare, since a machine's speed moves. accepted: of the drafted tokens, where "
+        "a contender tells. same: prompts whose tokens were exactly those of the same runtime without drafts.",
         "## By category",
         "Speed over edgespec plain.",
         _table(*category_rows(found)),
         *(f"![{path}]({path})" for path in plots),
         "## First token",
         _table(TTFT, ttft_rows(race)),
-        "From the call with token ids to the first new token. Every prompt of a length is another text, so nothing is reused; turn 5 "
-        "comes after turns 1 to 4 of the same conversation, whose answers are given.",
+        "From the call with token ids to the first new token. Every prompt of a length is another text, so nothing is "
+        "reused; turn 5 comes after turns 1 to 4 of the same conversation, whose answers are given.",
         "## Loading and memory",
         _table(COST, cost_rows(race)),
-        "Cold: a new process and an empty folder for compiled models; conversions are made before. Again: another process with that "
-        "folder. Both contain the import of the runtime; files are in the system's cache. Memory: peak of a process that "
-        "loaded and answered one prompt of 2,000 tokens, interpreter and imports included.",
+        "Cold: a new process and an empty folder for compiled models; conversions are made before. Again: another "
+        "process with that folder. Both contain the import of the runtime; files are in the system's cache. Memory: "
+        "peak of a process that loaded and answered one prompt of 2,000 tokens, interpreter and imports included.",
         "## Who ran, and how",
         _table(
             ("contender", "versions", "settings"),
@@ -122,13 +136,17 @@ def markdown(race: Race, facts: Facts, plots: Sequence[str]) -> str:
 
 _METHOD = """## Method
 
-Each contender is a process of its own and sleeps while another works. All are loaded and warmed up first. For each prompt they
-answer in turns; edgespec auto has every third turn, and every run is held against the one of edgespec auto next to it; the order moves
-on with every prompt. Token ids go in, so tokenizers play no part. The int8 weights are the same numbers for edgespec,
-openvino-genai and optimum-intel. llama.cpp runs the 4-bit file they were made from, onnxruntime-genai 8-bit weights made from that file by its own
-builder. The draft is the same everywhere: its vocabulary is a part of the target's, so for the others a gather in
-front of it and one behind it give it all ids, at next to no cost. Times of openvino-genai are its own metrics, without a streamer; the others'
-are taken at each token. edgespec forgets between answers what its look-ups and its arbiter learned."""
+Each contender is a process of its own and sleeps while another works. All are loaded and warmed up first. For each
+prompt they answer in turns; edgespec auto has every third turn, and every run is held against the one of edgespec auto
+next to it; the order moves on with every prompt. Token ids go in, so tokenizers play no part.
+
+The weights of the IR are the same numbers for edgespec, openvino-genai and optimum-intel. llama.cpp runs the GGUF file
+they were made from, onnxruntime-genai weights made from that file by its own builder. The draft is the same everywhere.
+If its vocabulary is a part of the target's, the others get it with a gather in front of it and one behind it, which
+give it all ids at next to no cost.
+
+Times of openvino-genai are its own metrics, without a streamer; the others' are taken at each token. edgespec forgets
+between answers what its look-ups and its arbiter learned."""
 
 
 def _absent(race: Race) -> list[str]:

@@ -1,11 +1,14 @@
 """The process of one contender: a line of JSON in, a line of JSON out, asleep in between.
 
-Native libraries print on file descriptor 1 when they like. So it is pointed at standard error first of all, and answers go
-through a private copy of what it was. Arguments: module of the adapter.
+Native libraries print on file descriptor 1 when they like. So it is pointed at standard error first of all, and answers
+go through a private copy of what it was. Argument: the adapter's module.
 
-    {"do": "load", "forms": {...}, "mode": "plain", "threads": 2, "cache": null} -> {"load_s": ..., "versions": {...}, "settings": "..."}
-    {"do": "generate", "prompt": [1, 2], "new_tokens": 4}                       -> {"tokens": [...], "ttft_s": ..., "total_s": ..., ...}
-    {"do": "memory"}                                                            -> {"peak_bytes": ...}
+    {"do": "load", "forms": {...}, "mode": "plain", "threads": 2, "cache": null}
+        -> {"load_s": ..., "versions": {...}, "settings": "..."}
+    {"do": "generate", "prompt": [1, 2], "new_tokens": 4}
+        -> {"tokens": [...], "ttft_s": ..., "total_s": ..., ...}
+    {"do": "memory"}
+        -> {"peak_bytes": ...}
 
 An answer {"error": "..."} is one line of what went wrong; the process goes on. It ends with its input.
 """
