@@ -51,7 +51,9 @@ def test_ci_runs_the_readmes_commands_as_they_are_written() -> None:
 
 
 def test_the_glossarys_words_are_the_codes_words() -> None:
-    code = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "edgespec").rglob("*.py"))
+    # Adapters speak the words of the runtimes they adapt.
+    files = [p for p in (ROOT / "edgespec").rglob("*.py") if p.parent != ROOT / "edgespec/bench/peers"]
+    code = "\n".join(p.read_text(encoding="utf-8") for p in files)
     for word in ("acceptance_rate", "block_efficiency", "num_draft_tokens", "committed", "proposed", "evaluated"):
         assert word in code
     assert not re.search(r"\bgamma\b|num_assistant_tokens", code)

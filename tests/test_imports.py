@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import edgespec
@@ -112,8 +113,8 @@ def test_imports_run_one_way() -> None:
 
 def test_the_runtime_never_imports_torch_export_or_training() -> None:
     for path in ROOT.rglob("*.py"):
-        if room_of(path) in ("commands.export", "commands.train"):
-            continue  # hand over to the packages for it, lazily
+        if room_of(path) in ("commands.export", "commands.train") or room_of(path).startswith("bench.peers."):
+            continue  # hand over to the packages for it, lazily; peers: the next test
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
@@ -126,6 +127,37 @@ def test_the_runtime_never_imports_torch_export_or_training() -> None:
                     "edgespec_export",
                     "edgespec_train",
                 }, path
+
+
+PEERS = {"llama_cpp", "onnx", "onnxruntime", "onnxruntime_genai", "optimum", "torch", "transformers", "matplotlib"}
+
+
+def test_nothing_imports_a_peer_but_its_adapter() -> None:
+    """And that only inside a function, in the process of the contender or of a conversion."""
+    for path in ROOT.rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        inside = room_of(path).startswith("bench.peers.")
+        anywhere, at_the_top = roots_of(ast.walk(tree)), roots_of(tree.body)
+        assert not at_the_top & (PEERS | {"openvino_genai", "openvino_tokenizers"}), path
+        if not inside and room_of(path) not in ("commands.export", "commands.train"):
+            assert not anywhere & PEERS, path
+            if room_of(path) != "commands.bench":
+                assert not any(name.startswith("bench.peers") for name in imports_of(path)), path
+
+
+def test_the_parent_of_the_peers_loads_none() -> None:
+    assert not loaded_after("import edgespec.bench.peers.bench, edgespec.bench.peers.worker") & (
+        PEERS | {"openvino_genai"}
+    )
+
+
+def roots_of(nodes: Iterable[ast.AST]) -> set[str]:
+    """Top-level names of the packages that some nodes import."""
+    names = set()
+    for node in nodes:
+        names |= {a.name for a in node.names} if isinstance(node, ast.Import) else set()
+        names |= {node.module or ""} if isinstance(node, ast.ImportFrom) else set()
+    return {name.split(".")[0] for name in names}
 
 
 def loaded_after(code: str) -> set[str]:

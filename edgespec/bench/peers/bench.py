@@ -1,0 +1,145 @@
+"""``edgespec bench peers``: from the options to the table and the report."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+from pydoc_data import topics
+
+from edgespec import hub
+from edgespec.bench import report as tables
+from edgespec.bench.peers import plots, report
+from edgespec.bench.peers.contenders import choose
+from edgespec.bench.peers.figures import lines, seconds
+from edgespec.bench.peers.forms import prepare
+from edgespec.bench.peers.race import MEMORY_PROMPT, MEMORY_TOKENS, TTFT_TOKENS, Measured, Race, Task, run
+from edgespec.bench.prompts import Prompt
+from edgespec.bundle import Bundle
+from edgespec.chat_template import ChatTemplate
+from edgespec.tokenizer import Tokenizer
+
+CHAT = (
+    ("What is a good plan for a rainy Sunday?", "Stay in, cook something slow and read."),
+    ("What could I cook?", "A stew of lentils, carrots and onions: an hour on a low flame, and little to do."),
+    ("Which book goes with it?", "One with short chapters, so that you can look after the pot in between."),
+    ("And what would I listen to?", "The rain, or a quartet by Haydn, if the rain has ended by then."),
+    ("What do I need to buy for all this?", ""),
+)
+
+
+def bench_peers(
+    ref: str,
+    prompts: Sequence[Prompt],
+    *,
+    draft: str | None,
+    only: str | None,
+    new_tokens: int,
+    pairs: int,
+    threads: int | None,
+    page: Path | None,
+    command: str,
+) -> None:
+    """page: where to write the report, with its pictures in a folder of the same name; None for no report."""
+    contenders = choose(only)
+    threads = threads or _physical_cores()
+    task = make_task(hub.resolve(ref), prompts, new_tokens=new_tokens, pairs=pairs, threads=threads)
+    rows = max(
+        max(TTFT_TOKENS) + 2,
+        MEMORY_PROMPT + MEMORY_TOKENS,
+        *(len(ids) + new_tokens for _, ids in task.prompts),
+        *(len(chat[-1]) + 1 for chat in task.chats),
+    )
+    wanted = {form for contender in contenders for form in contender.forms}
+    forms = prepare(ref, draft, wanted, rows=-(-(rows + 64) // 256) * 256, tell=_tell)
+    race = run(contenders, forms, task)
+    facts = report.Facts(
+        command,
+        f"{hub.resolve(ref).name}, weights {forms.precision['ir']}",
+        tables.machine(),
+        threads,
+        new_tokens,
+        pairs,
+        dict(Counter(prompt.category for prompt in prompts)),
+        date.today().isoformat(),
+    )
+    if page is not None:
+        write(race, facts, page)
+    show(race, facts)
+
+
+def write(race: Race, facts: report.Facts, page: Path) -> None:
+    pictures = plots.draw(race, page.with_suffix(""))
+    if not pictures:
+        _tell('no pictures: matplotlib is not installed (pip install ".[bench]")')
+    relative = [path.relative_to(page.parent).as_posix() for path in pictures]
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(report.markdown(race, facts, relative), encoding="utf-8", newline="\n")
+
+
+def show(race: Race, facts: report.Facts) -> None:
+    """The table on stdout, and one line of JSON last."""
+    head = (*report.SPEED, *report.TTFT[1:-1], *report.COST[1:4])
+    first = {row[0]: row[1:-1] for row in report.ttft_rows(race)}
+    cost = {row[0]: row[1:4] for row in report.cost_rows(race)}
+    nothing = [report.NONE] * 8
+    rows = [(*row, *first.get(row[0], nothing[:4]), *cost.get(row[0], nothing[:3])) for row in report.speed_rows(race)]
+    for name, why in report.absent(race):
+        print(f"{name}: {why}")
+    figures = {
+        "contenders": {name: _summary(measured) for name, measured in race.measured.items()},
+        "decoding": [asdict(line) for line in lines(race)],
+    }
+    tables.show(f"peers, {facts.threads} threads", head, rows, figures | {"facts": asdict(facts)})
+
+
+def make_task(bundle: Bundle, prompts: Sequence[Prompt], *, new_tokens: int, pairs: int, threads: int) -> Task:
+    generation = bundle.manifest.generation
+    tokenizer = Tokenizer(
+        bundle.hashed(bundle.manifest.tokenizer), bos_token=generation.bos_token, add_bos=generation.add_bos
+    )
+    source = bundle.chat_template()
+    template = ChatTemplate(source, bos_token=generation.bos_token, eos_token=generation.eos_token) if source else None
+
+    def encode(prompt: Prompt) -> list[int]:
+        if prompt.raw or template is None:
+            return tokenizer.encode(prompt.text, raw=True)
+        return tokenizer.encode(template.render([{"role": "user", "content": prompt.text}]))
+
+    filler = tokenizer.encode("\n\n".join(topics.topics.values()), raw=True)
+    return Task(
+        [(prompt.category, encode(prompt)) for prompt in prompts],
+        filler,
+        [_chat(tokenizer, template, opening) for opening in ("", "Good morning. ")] if template else [],
+        new_tokens,
+        pairs,
+        threads,
+    )
+
+
+def _chat(tokenizer: Tokenizer, template: ChatTemplate, opening: str) -> list[list[int]]:
+    """The prompts of five turns. A given answer is said at length, so that there is something to reuse."""
+    messages: list[dict[str, str]] = []
+    turns = []
+    for question, answer in CHAT:
+        messages.append({"role": "user", "content": opening + question})
+        turns.append(tokenizer.encode(template.render(messages)))
+        messages.append({"role": "assistant", "content": " ".join([answer] * 6)})
+    return turns
+
+
+def _summary(measured: Measured) -> dict[str, object]:
+    return asdict(measured) | {"ttft_s": {what: seconds(measured, what) for what in measured.ttft_s}}
+
+
+def _physical_cores() -> int:
+    import psutil
+
+    return int(psutil.cpu_count(logical=False) or psutil.cpu_count() or 1)
+
+
+def _tell(what: str) -> None:
+    print(what, file=sys.stderr, flush=True)

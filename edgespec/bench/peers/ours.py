@@ -1,0 +1,62 @@
+"""edgespec itself, through the same interface as everybody else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from edgespec.bench.peers.base import Forms, Run, package_versions
+from edgespec.types import Numerics
+
+
+class Peer:
+    """Modes: "plain", "auto", each also with "fast " in front of it for ``numerics="fast"``."""
+
+    settings = ""
+
+    def load(self, forms: Forms, mode: str, threads: int, cache: Path | None) -> None:
+        from edgespec import assembly
+
+        _set_threads(threads)
+        numerics: Numerics = "fast" if mode.startswith("fast ") else "exact"
+        drafts = mode.removeprefix("fast ") == "auto"
+        self._pipeline = assembly.load(forms.ref, draft=forms.draft if drafts else "none", numerics=numerics)
+        self.settings = f"numerics {numerics}"
+
+    def generate(self, prompt: Sequence[int], new_tokens: int) -> Run:
+        pipeline = self._pipeline
+        pipeline.drafter.reset()  # the prompt was answered in another turn: nobody may remember it
+        began = perf_counter()
+        result = pipeline.generate(prompt, max_new_tokens=new_tokens, ignore_eos=True)
+        total_s = perf_counter() - began
+        assert result.ttft_s is not None
+        stats = result.stats
+        return Run(
+            result.token_ids,
+            result.ttft_s,
+            total_s,
+            stats.rounds[0].committed,
+            stats.proposed,
+            stats.accepted,
+            forwards=len(stats.rounds) - 1,
+            reused=stats.reused_tokens,
+        )
+
+    def versions(self) -> dict[str, str]:
+        return package_versions("edgespec", "openvino")
+
+
+def _set_threads(threads: int) -> None:
+    """edgespec has no option for it, and leaves the number to the engine."""
+    from edgespec.engine import ov
+
+    make: Any = ov.Core
+
+    def core() -> Any:
+        made = make()
+        made.set_property("CPU", {"INFERENCE_NUM_THREADS": threads})
+        return made
+
+    ov.Core = core

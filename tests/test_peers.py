@@ -1,0 +1,269 @@
+"""`edgespec bench peers`: workers survive what runtimes do, ratios are of runs side by side, the page says it all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from numpy.typing import NDArray
+
+from edgespec import bundle
+from edgespec.bench.peers import bench, plots, race, report
+from edgespec.bench.peers.base import Forms, Run
+from edgespec.bench.peers.contenders import CONTENDERS, OWN_PLAIN, YARDSTICK, Contender, choose
+from edgespec.bench.peers.figures import ALL, Line, lines
+from edgespec.bench.peers.forms import prepare
+from edgespec.bench.peers.make import NEVER, maps, whole_vocabulary
+from edgespec.bench.peers.process import ContenderFailed, Process, missing, start
+from edgespec.bench.peers.race import Measured, Race, Record, Task, schedule
+from edgespec.cli import cli
+from edgespec.errors import SettingError
+from edgespec.known import default_folder
+
+FORMS = Forms("default")
+
+
+@pytest.fixture(autouse=True)
+def _where_the_fake_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[1])
+
+
+@pytest.fixture
+def fake() -> Iterator[Process]:
+    process = Process("tests.peers_fake", patience_s=60)
+    yield process
+    process.close()
+
+
+def test_garbage_on_standard_output_is_no_answer(fake: Process) -> None:
+    loaded = fake.load(FORMS, "well", 2, None)
+    assert loaded["versions"] == {"fake": "1.0"} and loaded["settings"] == "none"
+    assert fake.generate([7], 3) == Run([7, 8, 9], 0.25, 0.5, 1, 4, 3, 2)
+    assert fake.peak_bytes() > 1e7
+
+
+def test_an_error_is_one_line_and_the_worker_goes_on(fake: Process) -> None:
+    fake.load(FORMS, "raises 1", 2, None)
+    with pytest.raises(ContenderFailed, match=r"^ValueError: what a peer$"):
+        fake.generate([7], 3)
+    assert fake.generate([7], 3).tokens == [7, 8, 9]
+
+
+def test_a_form_that_there_is_not_is_a_reason(fake: Process) -> None:
+    with pytest.raises(ContenderFailed, match=r"^no such model$"):
+        fake.load(FORMS, "does not load", 2, None)
+
+
+def test_a_death_is_reported_with_its_last_words_to_everybody_who_asks(fake: Process) -> None:
+    fake.load(FORMS, "dies 2", 2, None)
+    fake.generate([7], 3)
+    for _ in range(2):
+        with pytest.raises(ContenderFailed, match=r"code 3: .*out of luck"):
+            fake.generate([7], 3)
+
+
+def test_a_short_answer_is_a_failure(fake: Process) -> None:
+    fake.load(FORMS, "short 1", 2, None)
+    with pytest.raises(ContenderFailed, match="2 tokens instead of 3"):
+        fake.generate([7], 3)
+
+
+def test_silence_ends() -> None:
+    process = Process("time", patience_s=60)  # a module without an adapter
+    with pytest.raises(ContenderFailed, match="ended with code 1: AttributeError"):
+        process.load(FORMS, "plain", 2, None)
+    process.close()
+
+
+def _contender(name: str, mode: str, forms: tuple[str, ...] = (), package: str = "edgespec") -> Contender:
+    return Contender(name, "fake", mode, package, forms, name)
+
+
+def test_the_race_goes_on_without_those_who_fail() -> None:
+    contenders = [
+        _contender(OWN_PLAIN, "well"),
+        _contender(YARDSTICK, "well"),
+        _contender("dies", "dies 3"),
+        _contender("unloadable", "does not load"),
+        _contender("formless", "well", ("onnx",)),
+        _contender("stranger", "well", package="no-such-package"),
+    ]
+    task = Task([("chat", [5]), ("code", [9])], list(range(9000)), [[[1], [1, 2]]], 4, 1, 2)
+    run = race.run(
+        contenders,
+        Forms("default", missing={"onnx": "no onnx here"}),
+        task,
+        start=lambda c: Process("tests.peers_fake"),
+    )
+    reasons = {name: measured.failed or "" for name, measured in run.measured.items()}
+    assert reasons[OWN_PLAIN] == reasons[YARDSTICK] == ""
+    assert "code 3" in reasons["dies"] and reasons["unloadable"] == "no such model"
+    assert reasons["formless"] == "no onnx here" and reasons["stranger"] == "no-such-package is not installed"
+    # The answer to the warm-up is not counted; "dies" answered one prompt, and of the second nothing came.
+    assert [r.prompt for r in run.records if r.name == "dies"] == [0]
+    assert {r.prompt for r in run.records if r.name == OWN_PLAIN} == {0, 1}
+    whole = run.measured[YARDSTICK]
+    assert set(whole.ttft_s) == {"64", "512", "2000", "turn 5", "turn 5 anew"}
+    assert whole.load_cold_s and whole.load_warm_s and whole.peak_mb and whole.peak_mb > 10
+    assert race.decode_speed(Run([1, 2, 3], 0.25, 0.5)) == 8.0
+
+
+def test_every_turn_is_next_to_the_yardstick() -> None:
+    for count in range(8):
+        for turn in range(count + 2):
+            names = ["Y", *"abcdefg"[:count]]
+            turns = schedule(names, turn, "Y")
+            assert {name for name, _ in turns} == set(names)
+            assert len(turns) == len(set(range(len(turns))))
+            for index, (_, beside) in enumerate(turns):
+                assert turns[beside][0] == "Y" and abs(index - beside) <= 1
+            assert sorted(name for name, _ in turns if name != "Y") == names[1:]
+    assert schedule(["Y", "a", "b"], 1, "Y")[1][0] == "b"
+
+
+def _record(name: str, prompt: int, speed: float, beside: float, tokens: list[int], category: str = "chat") -> Record:
+    return Record(name, prompt, category, 0, speed, beside, tokens, 1, 10, 6, 2)
+
+
+RACE = Race(
+    {
+        OWN_PLAIN: Measured(versions={"edgespec": "1"}, ttft_s={"64": [0.1, 0.3]}),
+        YARDSTICK: Measured(versions={"edgespec": "1"}),
+        "openvino-genai plain": Measured(
+            versions={"openvino-genai": "2"}, ttft_s={"64": [0.05], "turn 5": [0.02]}, peak_mb=512.2, load_cold_s=1.5
+        ),
+        "openvino-genai draft_model": Measured(failed="RuntimeError: no | pipe"),
+    },
+    [
+        _record(OWN_PLAIN, 0, 10, 20, [1, 2, 3]),
+        _record(OWN_PLAIN, 1, 30, 30, [4, 5, 6], "code"),
+        _record(YARDSTICK, 0, 20, 20, [1, 2, 3]),
+        _record(YARDSTICK, 1, 30, 30, [4, 5, 6], "code"),
+        # In the machine's slow minute: 8 a second beside 8 is as fast as the yardstick, which is twice plain here.
+        _record("openvino-genai plain", 0, 8, 8, [1, 2, 9]),
+        _record("openvino-genai plain", 1, 15, 30, [4, 5, 6], "code"),
+    ],
+)
+
+
+def test_ratios_are_of_runs_side_by_side() -> None:
+    found = {(line.name, line.category): line for line in lines(RACE)}
+    assert found["openvino-genai plain", "chat"] == Line("openvino-genai plain", "chat", 8, 1.0, 2.0, 0.6, 1.0, 1, 1)
+    assert found["openvino-genai plain", "code"].to_plain == 0.5
+    everything = found["openvino-genai plain", ALL]
+    assert (everything.to_auto, everything.to_plain, everything.same, everything.of) == (0.75, 1.25, 2, 2)
+    assert found[OWN_PLAIN, ALL].to_auto == 0.75 and found[OWN_PLAIN, ALL].to_plain == 1.0
+
+
+def test_same_text_is_the_same_tokens_as_its_own_plain_decoding() -> None:
+    name = "openvino-genai draft_model"
+    drafted = Race(
+        RACE.measured,
+        [*RACE.records, _record(name, 0, 8, 8, [1, 2, 9]), _record(name, 1, 9, 9, [4, 5, 7], "code")],
+    )
+    found = {(line.name, line.category): line for line in lines(drafted)}
+    assert (found[name, ALL].same, found[name, ALL].of) == (1, 2)
+    alone = Race(RACE.measured, [_record(name, 0, 8, 8, [1, 2, 9])])
+    assert lines(alone)[0].same is None
+
+
+def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
+    machine = {"cpu": "CPU X", "cores": 2}
+    facts = report.Facts("edgespec bench peers", "m", machine, 2, 3, 1, {"chat": 1, "code": 1}, "2026-01-02")
+    page = report.markdown(RACE, facts, ["b/decoding.svg"])
+    assert "| openvino-genai plain | 11.5 | 0.75 | 1.25 | 60% | 1.00 | 2 of 2 |" in page
+    assert "| openvino-genai plain | 50 | - | - | 20 | - |" in page
+    assert "| edgespec plain | 200 | - | - | - | - |" in page
+    assert "| openvino-genai plain | 1.50 | - | 512 |" in page
+    assert "| openvino-genai draft_model | RuntimeError: no / pipe |" in page
+    assert "![b/decoding.svg](b/decoding.svg)" in page and "CPU X" in page and "2 threads" in page
+    if find_spec("matplotlib"):
+        drawn = plots.draw(RACE, tmp_path / "b")
+        assert [path.name for path in drawn] == ["decoding.svg", "first-token.svg"]
+        assert all(path.stat().st_size > 1000 for path in drawn)
+
+
+def test_contenders_are_chosen_by_the_beginning_of_their_name() -> None:
+    assert choose(None) == list(CONTENDERS)
+    assert [c.name for c in choose("openvino-genai")][2:] == [c.name for c in CONTENDERS if c.module == "genai"]
+    with pytest.raises(SettingError, match="contender"):
+        choose("vllm")
+    assert missing(_contender("x", "plain", package="edgespec no-such-package")) == "no-such-package is not installed"
+    assert all(any(c.plain == other.name for other in CONTENDERS) for c in CONTENDERS)
+
+
+def test_a_draft_with_a_vocabulary_of_its_own_gets_the_targets(tmp_path: Path) -> None:
+    import openvino as ov
+
+    folder = default_folder()
+    manifest = bundle.read(folder).manifest
+    entry = manifest.drafters[0]
+    assert entry.model is not None and entry.model.file is not None and entry.id_map is not None
+    id_map, unknown, size = np.load(folder / entry.id_map), entry.unknown, manifest.target.vocab_size
+    assert unknown is not None
+    reads, columns = maps(id_map, unknown, size)
+    whole_vocabulary(folder / entry.model.file, reads, columns, tmp_path / "openvino_model.xml")
+
+    def logits(path: Path, ids: list[int]) -> NDArray[np.float32]:
+        request = ov.Core().compile_model(path, "CPU").create_infer_request()
+        n = len(ids)
+        inputs = {
+            "input_ids": np.array([ids], np.int64),
+            "attention_mask": np.ones((1, n), np.int64),
+            "position_ids": np.arange(n)[None],
+            "beam_idx": np.zeros(1, np.int32),
+        }
+        return np.array(request.infer(inputs)["logits"])[0]
+
+    absent = next(token for token in range(size) if token not in id_map)
+    theirs = logits(tmp_path / "openvino_model.xml", [int(id_map[11]), int(id_map[8000]), absent])
+    ours = logits(folder / entry.model.file, [11, 8000, unknown])
+    assert theirs.shape == (3, size) and ours.shape == (3, len(id_map))
+    known = id_map >= 0
+    assert np.array_equal(theirs[:, id_map[known]], ours[:, known])
+    assert (np.delete(theirs, id_map[known], axis=1) == NEVER).all() and ours.min() > NEVER
+
+
+def test_a_short_race_of_the_real_edgespec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(race, "TTFT_TOKENS", (8,))
+    monkeypatch.setattr(race, "MEMORY_PROMPT", 16)
+    monkeypatch.setattr(bench, "CHAT", (("Hi", "Ho"), ("And?", "")))
+    monkeypatch.setattr(race, "_load_times", lambda *args: None)
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"kind": "code", "text": "def add(a, b):\\n    return a + b\\n\\ndef sub(a, b):\\n"}\n')
+    arguments = ["bench", "peers", "--only", "edgespec auto", "--prompts", str(prompts), "--new-tokens", "8"]
+    page = tmp_path / "page.md"
+    result = CliRunner().invoke(cli, [*arguments, "--report", str(page)])
+    assert result.exit_code == 0, result.output
+    figures = json.loads(result.stdout.splitlines()[-1])
+    assert [line["same"] for line in figures["decoding"]] == [1, 1, 1, 1]
+    assert set(figures["contenders"]) == {OWN_PLAIN, YARDSTICK}
+    assert all(c["failed"] is None and c["ttft_s"]["turn 5"] > 0 for c in figures["contenders"].values())
+    assert "| edgespec auto |" in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_openvino_genai_answers_with_the_tokens_of_its_own_plain_decoding() -> None:
+    """Its draft, with the vocabulary that it was given here, has its tokens accepted."""
+    pytest.importorskip("openvino_genai")
+    pytest.importorskip("transformers")
+    forms = prepare("default", None, ("ir", "draft_ir"), rows=512, tell=print)
+    assert not forms.missing
+    prompt = list(range(1000, 1016))
+    answers = {}
+    for contender in choose("openvino-genai")[2:]:
+        process = start(contender)
+        try:
+            process.load(forms, contender.mode, 2, None)
+            answers[contender.mode] = process.generate(prompt, 12)
+        finally:
+            process.close()
+    assert all(0 < answer.ttft_s < answer.total_s for answer in answers.values())
+    assert answers["plain"].forwards == 11 and answers["plain"].proposed is None
+    drafted = answers["draft_model"]
+    assert drafted.proposed and drafted.forwards and drafted.forwards <= 11
