@@ -8,22 +8,20 @@ x: the function is the same, so the shipped draft is as right as ever.
     x (576) -> enter (2048, 576) -> gate, up (6144, 2048) -> down (2048, 6144) -> leave (576, 2048), all zero -> + x
 
 Why guests and not more layers of the model's own size: 250 of those would make a billion parameters in matrices of
-0.3 to 0.9 million, and a forward would be made of overheads. Guests bring matrices of 4 to 17 million, as real models
-have. Attention is left as it is: 30 layers of 3 heads keep 23 KB of keys and values a token, a 1B model 32 KB.
+0.1 to 0.9 million, and a forward would be made of overheads. Guests bring matrices of 12 million, as real models have.
+Attention is left as it is: 30 layers of 3 heads keep 23 KB of keys and values a token, a 1B model 32 KB.
 
-Down is cut along its inputs into matrices of at most 2,048, since int8 layers with 3,072 inputs and more run other
-kernels below 5 rows (docs/architecture.md, Exactness). A real model of this size may need 5 rows; say so when figures
-of this one are compared with a real one's.
-
-Zero is exact: codes of the last projection are its zero point. Random weights are scaled so that a guest's
-activations keep the size of its input.
+Zero is exact: codes of the last projection are its zero point. So nothing of a guest comes through, not its last digits
+either, which may depend on the width of a forward: exact numerics asks for the same widths as for the default target. A
+real model with int8 layers of 3,072 inputs and more may ask for 5 rows (docs/architecture.md, Exactness); say so where
+figures of this one stand for a real one's. Random weights are scaled so that a guest's activations stay near the size of
+its input.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
@@ -39,8 +37,6 @@ from edgespec.errors import ConversionError, SettingError, mapped
 Weights = Literal["int8", "int4"]
 
 WIDTH, INNER, WIDEST_INNER = 2048, 6144, 8192
-INPUTS = 2048
-"""of a matrix at most"""
 STEP, GROUP = 64, 64
 """inner sizes are a multiple of; weights that share a scale and a zero point in int4"""
 _LEAST = 2e8
@@ -174,25 +170,12 @@ def _add_guest(own: dict[str, Any], layer: int, inner: int, weights: Weights, ra
 
     entered = times(normed, WIDTH, hidden)
     inside = ops.multiply(ops.swish(times(entered, inner, WIDTH)), times(entered, inner, WIDTH))
-    left = ops.matmul(_sum_of_parts(inside, inner, times), zero_matrix(hidden, WIDTH, weights), False, True)
+    down = times(inside, WIDTH, inner)
+    left = ops.matmul(down, zero_matrix(hidden, WIDTH, weights), False, True)
     grown = ops.add(end, left)
     grown.set_friendly_name(f"inflated.layer{layer}")
     for port in readers:
         port.replace_source_output(grown.output(0))
-
-
-def _sum_of_parts(inside: Any, inner: int, times: Any) -> Any:
-    total = None
-    for begin, end in _parts(inner):
-        axis = np.array([2], np.int64)
-        part = ops.slice(inside, np.array([begin], np.int64), np.array([end], np.int64), np.array([1], np.int64), axis)
-        product = times(part, WIDTH, end - begin)
-        total = product if total is None else ops.add(total, product)
-    return total
-
-
-def _parts(inner: int) -> Iterator[tuple[int, int]]:
-    return ((begin, min(begin + INPUTS, inner)) for begin in range(0, inner, INPUTS))
 
 
 def _product(constant: Any) -> Any:
