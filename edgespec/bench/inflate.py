@@ -38,7 +38,7 @@ Weights = Literal["int8", "int4"]
 
 WIDTH, INNER, WIDEST_INNER = 2048, 6144, 8192
 STEP, GROUP = 64, 64
-"""inner sizes are a multiple of; weights that share a scale and a zero point in int4"""
+"""inner sizes are a multiple of; weights of a row that share a scale and a zero point in int4"""
 _LEAST = 2e8
 _TARGET = "target/openvino_model.xml"
 
@@ -171,7 +171,7 @@ def _add_guest(own: dict[str, Any], layer: int, inner: int, weights: Weights, ra
     entered = times(normed, WIDTH, hidden)
     inside = ops.multiply(ops.swish(times(entered, inner, WIDTH)), times(entered, inner, WIDTH))
     down = times(inside, WIDTH, inner)
-    left = ops.matmul(down, zero_matrix(hidden, WIDTH, weights), False, True)
+    left = ops.matmul(down, zero_matrix(hidden, WIDTH, weights, random), False, True)
     grown = ops.add(end, left)
     grown.set_friendly_name(f"inflated.layer{layer}")
     for port in readers:
@@ -190,29 +190,42 @@ def _product(constant: Any) -> Any:
 def random_matrix(rows: int, inputs: int, weights: Weights, random: np.random.Generator) -> Any:
     """Nodes of a ``(rows, inputs)`` weight: uniform codes, standard deviation 1 / sqrt(inputs)."""
     levels = 256 if weights == "int8" else 16
-    codes = random.integers(0, levels, (rows, inputs), np.uint8)
-    return _decompressed(codes, 1 / sqrt(inputs * (levels**2 - 1) / 12), weights)
+    codes = random.integers(0, levels, (rows, _groups(inputs, weights), _group(inputs, weights)), np.uint8)
+    zeros = np.full((*codes.shape[:2], 1), levels // 2, np.uint8)
+    return _decompressed(codes, zeros, 1 / sqrt(inputs * (levels**2 - 1) / 12), weights)
 
 
-def zero_matrix(rows: int, inputs: int, weights: Weights) -> Any:
-    """Nodes of a weight of which every number is exactly 0: its codes are its zero points."""
-    return _decompressed(np.full((rows, inputs), _zero(weights), np.uint8), 1 / 1024, weights)
+def zero_matrix(rows: int, inputs: int, weights: Weights, random: np.random.Generator) -> Any:
+    """Nodes of a weight of which every number is exactly 0: its codes are its zero points.
+
+    These are random, or all guests would share one matrix (equal constants are stored once); and powers of two, so that
+    a kernel that takes them off behind its sum comes to 0 too.
+    """
+    bits = 8 if weights == "int8" else 4
+    zeros = 1 << random.integers(0, bits, (rows, _groups(inputs, weights), 1), np.uint8)
+    codes = np.repeat(zeros, _group(inputs, weights), axis=2)
+    return _decompressed(codes, zeros, 1 / 1024, weights)
 
 
-def _zero(weights: Weights) -> int:
-    return 128 if weights == "int8" else 8
+def _group(inputs: int, weights: Weights) -> int:
+    return inputs if weights == "int8" else GROUP
 
 
-def _decompressed(codes: Any, step: float, weights: Weights) -> Any:
-    """``(code - zero) * step``: a step and a zero point a row in int8, for each GROUP of weights in int4."""
-    rows, inputs = codes.shape
-    steps: tuple[int, ...] = (rows, 1)
-    if weights == "int4":
-        codes, steps = codes.reshape(rows, -1, GROUP), (rows, inputs // GROUP, 1)
-    zeros = np.full(steps, _zero(weights), np.uint8)
-    kind = ov.Type.u8 if weights == "int8" else ov.Type.u4
+def _groups(inputs: int, weights: Weights) -> int:
+    return inputs // _group(inputs, weights)
+
+
+def _decompressed(codes: Any, zeros: Any, step: float, weights: Weights) -> Any:
+    """``(code - zero) * step``, of shape ``(rows, inputs)``.
+
+    codes: ``(rows, groups, weights of a group)``; zeros: ``(rows, groups, 1)``. In int8 a row is one group.
+    """
+    rows, groups, size = codes.shape
+    kind = ov.Type.u4
+    if weights == "int8":
+        codes, zeros, kind = codes[:, 0], zeros[:, 0], ov.Type.u8
     shifted = ops.subtract(ops.convert(ops.constant(codes, kind), "f16"), ops.convert(ops.constant(zeros, kind), "f16"))
-    values = ops.multiply(shifted, ops.constant(np.full(steps, step, np.float16)))
+    values = ops.multiply(shifted, ops.constant(np.full(zeros.shape, step, np.float16)))
     if weights == "int4":
-        values = ops.reshape(values, np.array([rows, inputs], np.int64), False)
+        values = ops.reshape(values, np.array([rows, groups * size], np.int64), False)
     return ops.convert(values, "f32")
