@@ -49,11 +49,13 @@ class Engine:
     def __init__(self) -> None:
         self.before: dict[str, tuple[int, int]] = {}
         self.last = ""
+        self.forwards = 0
 
     def loop(self, model: str) -> SimpleNamespace:
         found = SimpleNamespace(infer_s=0.0)
 
         def forward(tokens: list[int], past: int, wanted: int) -> None:
+            self.forwards += 1
             shape = (len(tokens), wanted)
             changed = self.before.get(model) != shape
             found.infer_s += len(tokens) + 5.0 * changed + 0.5 * (self.last != model) + past / 1000
@@ -68,6 +70,7 @@ def test_forwards_run_again_are_at_their_best_and_each_in_its_own_place() -> Non
     seconds, own_s = again(RUN, {name: simulated.loop(name) for name in ("target", "draft")})
     assert seconds == pytest.approx([2.010, 2.011, 4.012, 1.015, 4.015, 1.016])
     assert own_s > 0
+    assert simulated.forwards == len(RUN) + 3  # a kind is prepared once
 
 
 def test_what_is_lost_is_named_and_adds_up() -> None:
@@ -98,12 +101,14 @@ def test_every_forward_of_a_run_is_seen(pipeline: Pipeline) -> None:
         stats = pipeline.generate("Hello", max_new_tokens=12, num_draft_tokens=2).stats
     targets = [c for c in calls if c.model == "target"]
     assert len(targets) == len(stats.rounds) and all(c.trial for c in calls)
-    assert all(c.width >= 2 and c.wanted >= 2 for c in targets)  # padded, as exact numerics ask for
     assert targets[0].past == stats.prompt_tokens - 1
     assert 0 < sum(c.engine_s for c in calls) < stats.decode_s
     seen = len(calls)
     pipeline.generate("Hello", max_new_tokens=2)
     assert len(calls) == seen
+    with watched(models, lambda: False) as calls:
+        pipeline.generate("Hello", max_new_tokens=2, num_draft_tokens=0)
+    assert [(c.model, c.width, c.wanted, c.trial) for c in calls] == [("target", 2, 2, False)] * 2  # padded
 
 
 def test_bench_engine_prints_times_and_losses(loaded: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,8 @@ def test_it_is_as_large_as_asked_for_and_the_same_function(
         assert getattr(made.manifest, part) == getattr(default, part)
     xml = made.model_path(made.manifest.target)
     assert abs(_parameters(xml) / parameters - 1) < 0.05
+    if weights == "int8":  # no weight is stored for another one: all have to be read
+        assert xml.with_suffix(".bin").stat().st_size > _parameters(xml)
     big = load_ir(xml, capacity=2048)
     assert big.min_width == pipeline.target.min_width == 2  # type: ignore[attr-defined]
     text = encode(pipeline, read()[0])[:64] * 2
@@ -78,7 +80,7 @@ def _parameters(xml: Path) -> int:
 
 
 @pytest.mark.parametrize("parameters", [2e8, 5e8, 1e9, 1.5e9])
-def test_a_plan_comes_within_five_percent_with_matrices_that_keep_exact_numerics(parameters: float) -> None:
+def test_a_plan_comes_within_five_percent(parameters: float) -> None:
     planned = plan(parameters, own=134_479_872, layers=30, hidden=576)
     assert abs(planned.parameters / parameters - 1) < 0.05
     assert len(set(planned.guests)) == len(planned.guests) <= 30 and max(planned.guests) < 30

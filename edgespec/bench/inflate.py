@@ -8,22 +8,20 @@ x: the function is the same, so the shipped draft is as right as ever.
     x (576) -> enter (2048, 576) -> gate, up (6144, 2048) -> down (2048, 6144) -> leave (576, 2048), all zero -> + x
 
 Why guests and not more layers of the model's own size: 250 of those would make a billion parameters in matrices of
-0.3 to 0.9 million, and a forward would be made of overheads. Guests bring matrices of 4 to 17 million, as real models
-have. Attention is left as it is: 30 layers of 3 heads keep 23 KB of keys and values a token, a 1B model 32 KB.
+0.1 to 0.9 million, and a forward would be made of overheads. Guests bring matrices of 12 million, as real models have.
+Attention is left as it is: 30 layers of 3 heads keep 23 KB of keys and values a token, a 1B model 32 KB.
 
-Down is cut along its inputs into matrices of at most 2,048, since int8 layers with 3,072 inputs and more run other
-kernels below 5 rows (docs/architecture.md, Exactness). A real model of this size may need 5 rows; say so when figures
-of this one are compared with a real one's.
-
-Zero is exact: codes of the last projection are its zero point. Random weights are scaled so that a guest's
-activations keep the size of its input.
+Zero is exact: codes of the last projection are its zero point. So nothing of a guest comes through, not its last digits
+either, which may depend on the width of a forward: exact numerics asks for the widths of the default target. A real
+model with int8 layers of 3,072 inputs and more may ask for 5 rows (docs/architecture.md, Exactness); say so where
+figures of this one stand for a real one's. Random weights are scaled so that a guest's activations stay near the size
+of its input.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
@@ -39,10 +37,8 @@ from edgespec.errors import ConversionError, SettingError, mapped
 Weights = Literal["int8", "int4"]
 
 WIDTH, INNER, WIDEST_INNER = 2048, 6144, 8192
-INPUTS = 2048
-"""of a matrix at most"""
 STEP, GROUP = 64, 64
-"""inner sizes are a multiple of; weights that share a scale and a zero point in int4"""
+"""inner sizes are a multiple of; weights of a row that share a scale and a zero point in int4"""
 _LEAST = 2e8
 _TARGET = "target/openvino_model.xml"
 
@@ -177,26 +173,12 @@ def _add_guest(own: dict[str, Any], layer: int, inner: int, weights: Weights, ra
     entered = times(normed, WIDTH, hidden)
     both = times(entered, 2 * inner, WIDTH)  # merged, as in every model we convert
     gate, up = ops.split(both, ops.constant(-1, np.int64), 2).outputs()
-    inside = ops.multiply(ops.swish(gate), up)
-    left = ops.matmul(_sum_of_parts(inside, inner, times), zero_matrix(hidden, WIDTH, weights), False, True)
+    down = times(ops.multiply(ops.swish(gate), up), WIDTH, inner)
+    left = ops.matmul(down, zero_matrix(hidden, WIDTH, weights, random), False, True)
     grown = ops.add(end, left)
     grown.set_friendly_name(f"inflated.layer{layer}")
     for port in readers:
         port.replace_source_output(grown.output(0))
-
-
-def _sum_of_parts(inside: Any, inner: int, times: Any) -> Any:
-    total = None
-    for begin, end in _parts(inner):
-        axis = np.array([2], np.int64)
-        part = ops.slice(inside, np.array([begin], np.int64), np.array([end], np.int64), np.array([1], np.int64), axis)
-        product = times(part, WIDTH, end - begin)
-        total = product if total is None else ops.add(total, product)
-    return total
-
-
-def _parts(inner: int) -> Iterator[tuple[int, int]]:
-    return ((begin, min(begin + INPUTS, inner)) for begin in range(0, inner, INPUTS))
 
 
 def _product(constant: Any) -> Any:
@@ -211,29 +193,42 @@ def _product(constant: Any) -> Any:
 def random_matrix(rows: int, inputs: int, weights: Weights, random: np.random.Generator) -> Any:
     """Nodes of a ``(rows, inputs)`` weight: uniform codes, standard deviation 1 / sqrt(inputs)."""
     levels = 256 if weights == "int8" else 16
-    codes = random.integers(0, levels, (rows, inputs), np.uint8)
-    return _decompressed(codes, 1 / sqrt(inputs * (levels**2 - 1) / 12), weights)
+    codes = random.integers(0, levels, (rows, _groups(inputs, weights), _group(inputs, weights)), np.uint8)
+    zeros = np.full((*codes.shape[:2], 1), levels // 2, np.uint8)
+    return _decompressed(codes, zeros, 1 / sqrt(inputs * (levels**2 - 1) / 12), weights)
 
 
-def zero_matrix(rows: int, inputs: int, weights: Weights) -> Any:
-    """Nodes of a weight of which every number is exactly 0: its codes are its zero points."""
-    return _decompressed(np.full((rows, inputs), _zero(weights), np.uint8), 1 / 1024, weights)
+def zero_matrix(rows: int, inputs: int, weights: Weights, random: np.random.Generator) -> Any:
+    """Nodes of a weight of which every number is exactly 0: its codes are its zero points.
+
+    These are random, or all guests would share one matrix (equal constants are stored once); and powers of two, so that
+    a kernel that takes them off behind its sum comes to 0 too.
+    """
+    bits = 8 if weights == "int8" else 4
+    zeros = 1 << random.integers(0, bits, (rows, _groups(inputs, weights), 1), np.uint8)
+    codes = np.repeat(zeros, _group(inputs, weights), axis=2)
+    return _decompressed(codes, zeros, 1 / 1024, weights)
 
 
-def _zero(weights: Weights) -> int:
-    return 128 if weights == "int8" else 8
+def _group(inputs: int, weights: Weights) -> int:
+    return inputs if weights == "int8" else GROUP
 
 
-def _decompressed(codes: Any, step: float, weights: Weights) -> Any:
-    """``(code - zero) * step``: a step and a zero point a row in int8, for each GROUP of weights in int4."""
-    rows, inputs = codes.shape
-    steps: tuple[int, ...] = (rows, 1)
-    if weights == "int4":
-        codes, steps = codes.reshape(rows, -1, GROUP), (rows, inputs // GROUP, 1)
-    zeros = np.full(steps, _zero(weights), np.uint8)
-    kind = ov.Type.u8 if weights == "int8" else ov.Type.u4
+def _groups(inputs: int, weights: Weights) -> int:
+    return inputs // _group(inputs, weights)
+
+
+def _decompressed(codes: Any, zeros: Any, step: float, weights: Weights) -> Any:
+    """``(code - zero) * step``, of shape ``(rows, inputs)``.
+
+    codes: ``(rows, groups, weights of a group)``; zeros: ``(rows, groups, 1)``. In int8 a row is one group.
+    """
+    rows, groups, size = codes.shape
+    kind = ov.Type.u4
+    if weights == "int8":
+        codes, zeros, kind = codes[:, 0], zeros[:, 0], ov.Type.u8
     shifted = ops.subtract(ops.convert(ops.constant(codes, kind), "f16"), ops.convert(ops.constant(zeros, kind), "f16"))
-    values = ops.multiply(shifted, ops.constant(np.full(steps, step, np.float16)))
+    values = ops.multiply(shifted, ops.constant(np.full(zeros.shape, step, np.float16)))
     if weights == "int4":
-        values = ops.reshape(values, np.array([rows, inputs], np.int64), False)
+        values = ops.reshape(values, np.array([rows, groups * size], np.int64), False)
     return ops.convert(values, "f32")
