@@ -214,13 +214,13 @@ def _first_tokens(stadium: Stadium, task: Task, repeats: int = 2) -> None:
 
 
 def _chat(stadium: Stadium, task: Task) -> None:
-    for chat in task.chats:
+    for number, chat in enumerate(task.chats):
         for name in list(stadium.running):
             _tell(f"chat: {name}")
             answer = None
             for turn in chat:
                 answer = stadium.answer(name, turn, 1)
-            anew = [*task.filler[:1], *chat[-1][1:]]
+            anew = [task.filler[number + 1], *chat[-1][1:]]  # another beginning
             again = stadium.answer(name, anew, 1)
             if answer and again:
                 times = stadium.measured[name].ttft_s
