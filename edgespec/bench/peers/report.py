@@ -145,8 +145,8 @@ they were made from, onnxruntime-genai weights made from that file by its own bu
 If its vocabulary is a part of the target's, the others get it with a gather in front of it and one behind it, which
 give it all ids at next to no cost.
 
-Times of openvino-genai are its own metrics, without a streamer; the others' are taken at each token. edgespec forgets
-between answers what its look-ups and its arbiter learned."""
+Times of openvino-genai are its own metrics, without a streamer; the others' are taken at each token. edgespec's
+look-ups forget every answer before the next; what its arbiter learned of times and acceptance stays."""
 
 
 def _absent(race: Race) -> list[str]:
