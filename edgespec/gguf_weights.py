@@ -37,11 +37,10 @@ def requantize(xml: Path, gguf: Path, kind: Literal["int8", "faithful"]) -> str:
 
     with mapped(ConversionError, f"cannot change the weights of {xml}", hint="is the disk full?"):
         precision, matrices = read(gguf)
-        if kind == "faithful" and not any(matrix.kind in LOSSY for matrix in matrices):
-            return precision
         # Read, not mapped into memory: Windows replaces no mapped file.
         model = ov.Core().read_model(xml, config={"ENABLE_MMAP": False})
-        for node in _weights(model):
+        as_it_is = kind == "faithful" and not any(matrix.kind in LOSSY for matrix in matrices)
+        for node in [] if as_it_is else _weights(model):
             matrix = _origin(node, matrices)
             if kind == "int8":
                 node.output(0).replace(_int8(matrix).output(0))

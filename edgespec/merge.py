@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from edgespec.engine import ops, ov
 
+_KINDS = ("Convert", "Reshape", "Subtract", "Multiply")
+"""nodes between constants and a matrix product"""
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -20,7 +23,8 @@ if TYPE_CHECKING:
 def merge_products(model: ov.Model) -> int:
     """Change the graph in place; returns how many products it has less.
 
-    Left alone: products with a bias, which the engine adds while it multiplies, and 4-bit signed weights.
+    Left alone: products with a bias, which the engine adds while it multiplies, and weights of kinds that numpy cannot
+    hold (4-bit signed, bf16, 8-bit floats).
     """
     import numpy as np
 
@@ -28,7 +32,10 @@ def merge_products(model: ov.Model) -> int:
     for node in model.get_ordered_ops():
         if node.get_type_name() == "MatMul" and _rows_are_outputs(node) and not _has_bias(node):
             source, weights = node.input_value(0), node.input_value(1).get_node()
-            if len(weights.get_output_partial_shape(0)) == 2 and _is_stackable(weights):
+            shape = weights.get_output_partial_shape(0)
+            if shape.is_static and len(shape) == 2 and shape[0].get_length() > 1:
+                if not _is_stackable(weights, shape[0].get_length()):
+                    continue
                 groups[source.get_node().get_name(), source.get_index(), _form(weights)].append(node)
     fewer = 0
     for products in groups.values():
@@ -65,18 +72,30 @@ def _rows_are_outputs(product: Any) -> bool:
 
 def _has_bias(product: Any) -> bool:
     readers = [port.get_node() for port in product.output(0).get_target_inputs()]
-    return any(
-        reader.get_type_name() == "Add" and any(_is_stackable(value.get_node()) for value in reader.input_values())
-        for reader in readers
-    )
+    values = [
+        value.get_node() for reader in readers if reader.get_type_name() == "Add" for value in reader.input_values()
+    ]
+    return any(_is_constant(value) for value in values)
 
 
-def _is_stackable(node: Any) -> bool:
-    """Made of constants only, in ways that rows of one matrix and of another can go through together."""
+def _is_constant(node: Any) -> bool:
     if node.get_type_name() == "Constant":
-        return bool(node.get_element_type() != ov.Type.i4)
-    kinds = ("Convert", "Reshape", "Subtract", "Multiply")
-    return node.get_type_name() in kinds and all(_is_stackable(value.get_node()) for value in node.input_values())
+        return True
+    return node.get_type_name() in _KINDS and all(_is_constant(value.get_node()) for value in node.input_values())
+
+
+def _is_stackable(node: Any, rows: int) -> bool:
+    """Made of constants only, each with a row for every row of the matrix or with one for all."""
+    shape = node.get_output_shape(0) if not node.get_output_partial_shape(0).is_dynamic else None
+    if shape is None or node.get_type_name() not in ("Constant", *_KINDS):
+        return False
+    if node.get_type_name() == "Constant":
+        known = node.get_element_type() in (ov.Type.u4, ov.Type.u8, ov.Type.i8, ov.Type.f16, ov.Type.f32)
+        return known and (not len(shape) or shape[0] == 1 or (len(shape) > 1 and shape[0] == rows))
+    inputs = [value.get_node() for value in node.input_values()]
+    if node.get_type_name() == "Reshape":
+        return bool(shape[0] == rows and inputs[0].get_output_shape(0)[0] == rows and _is_stackable(inputs[0], rows))
+    return all(_is_stackable(value, rows) for value in inputs)
 
 
 def _form(node: Any) -> str:

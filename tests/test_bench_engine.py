@@ -151,7 +151,7 @@ def test_a_plot_that_cannot_be_made_is_refused_before_anything_is_measured(
             CliRunner().invoke(cli, ["bench", "--plot", str(tmp_path / name)], catch_exceptions=False)
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(plots, "find_spec", lambda name: None if name == "matplotlib" else find_spec(name))
-    with pytest.raises(SettingError, match=r"needs matplotlib.*edgespec\[bench\]"):
+    with pytest.raises(SettingError, match=r"needs matplotlib.*pip install matplotlib"):
         CliRunner().invoke(cli, ["bench", "--plot", str(tmp_path / "speed.png")], catch_exceptions=False)
 
 

@@ -92,3 +92,24 @@ def test_drafts_are_merged_when_they_are_loaded() -> None:
     xml = known.default_folder() / "draft" / "openvino_model.xml"
     before = products(ov.Core().read_model(xml))
     assert products(paged_graph(ov.Core(), xml)) == before - 2 * 3
+
+
+def bf16(rows: int) -> Any:
+    return ops.convert(ops.constant(RANDOM.random((rows, WIDTH)).astype(np.float32), ov.Type.bf16), "f32")
+
+
+def scaled_by_input(rows: int) -> Any:
+    return ops.multiply(float16(rows), ops.constant(RANDOM.random(WIDTH).astype(np.float32)))
+
+
+@pytest.mark.parametrize("make", [bf16, scaled_by_input])
+def test_weights_that_rows_cannot_be_told_of_are_left_alone(make: Any) -> None:
+    model = model_of([make(32), make(16)])
+    before = outputs(model, 3)
+    assert merge_products(model) == 0
+    for one, other in zip(outputs(model, 3), before, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_products_of_one_row_are_left_alone() -> None:
+    assert merge_products(model_of([float16(1), float16(1)])) == 0

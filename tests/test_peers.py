@@ -267,3 +267,29 @@ def test_openvino_genai_answers_with_the_tokens_of_its_own_plain_decoding() -> N
     assert answers["plain"].forwards == 11 and answers["plain"].proposed is None
     drafted = answers["draft_model"]
     assert drafted.proposed and drafted.forwards and drafted.forwards <= 11
+
+
+@pytest.mark.slow  # transformers
+def test_a_draft_with_merged_products_becomes_the_same_torch_model(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    from safetensors.numpy import load_file
+
+    from edgespec import known
+    from edgespec.bench.peers.make import torch_draft
+    from edgespec.engine import ov
+    from edgespec.merge import merge_products
+
+    shape = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3}
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_hidden_layers": 2} | shape
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    xml = known.default_folder() / "draft" / "openvino_model.xml"
+    model = ov.Core().read_model(xml)
+    assert merge_products(model) == 6
+    ov.serialize(model, tmp_path / "merged.xml")
+    states = []
+    for number, source in enumerate((xml, tmp_path / "merged.xml")):
+        torch_draft(source, tmp_path / "target", tmp_path / str(number))
+        states.append(load_file(tmp_path / str(number) / "model.safetensors"))
+    assert states[0].keys() == states[1].keys()
+    assert all(np.array_equal(states[0][name], states[1][name]) for name in states[0])

@@ -19,6 +19,8 @@ from edgespec.errors import BackendError, DeviceError, SettingError, mapped
 from edgespec.merge import merge_products
 from edgespec.types import Numerics
 
+GRAPH_VERSION = 2
+"""raise it when the same IR should give another graph: what was measured of the old one does not hold any more"""
 _SMALL = 64 * 2**20
 """bytes of weights that may be in memory twice"""
 LOGITS_ROWS = "logits_rows"

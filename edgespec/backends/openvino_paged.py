@@ -18,7 +18,7 @@ import numpy as np
 from edgespec.backends.base import Capabilities, Progress, common_prefix
 from edgespec.backends.openvino_blocks import LONGEST_PAD, PagedCache
 from edgespec.backends.openvino_exact import ExactWidths
-from edgespec.backends.openvino_graph import HIDDEN, LOGITS_ROWS, Settings, paged_graph
+from edgespec.backends.openvino_graph import GRAPH_VERSION, HIDDEN, LOGITS_ROWS, Settings, paged_graph
 from edgespec.engine import ov
 from edgespec.errors import BackendError, ContextFull, mapped
 from edgespec.types import Step, Tree, tree_depths
@@ -203,6 +203,7 @@ def _fingerprint(core: ov.Core, compiled: ov.CompiledModel, xml: Path, device: s
     weights = xml.with_suffix(".bin").stat()
     names = ("INFERENCE_NUM_THREADS", "INFERENCE_PRECISION_HINT", "KV_CACHE_PRECISION")
     identity = [
+        GRAPH_VERSION,
         xml.stat().st_size,
         weights.st_size,
         weights.st_mtime_ns,

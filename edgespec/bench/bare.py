@@ -34,6 +34,7 @@ class BareLoop:
                 tensor.data[:] = 0
                 self._request.set_tensor(port, tensor)
         self._per_block = per_block
+        self.rows = rows + width
         self._set("qq_bias", np.zeros(0, np.uint8))
         self._set("qq_bias_begins", np.zeros(2, np.int32))
 
@@ -50,6 +51,7 @@ class BareLoop:
     def forward(self, tokens: list[int], past: int, wanted: int) -> np.ndarray:
         """Logits of the first ``wanted`` rows, ``(wanted, vocab)``. Rows before ``past`` are whatever they are."""
         n = len(tokens)
+        assert past + n <= self.rows, "a forward past the rows of this loop: the engine would not check"
         blocks = -(-(past + n) // self._per_block)
         self._set("input_ids", np.array(tokens, np.int64))
         self._set("position_ids", np.arange(past, past + n, dtype=np.int64))

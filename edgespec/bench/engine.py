@@ -80,6 +80,7 @@ def _forwards(
     found: dict[str, dict[str, dict[str, float]]] = {}
     rows = []
     for context in contexts:
+        kinds = [(name, width) for name, width in kinds if context + width <= bare[name].rows]
         seconds: dict[tuple[str, int], list[float]] = {kind: [] for kind in kinds}
         ratios: dict[tuple[str, int], list[float]] = {kind: [] for kind in kinds}
         for _ in range(turns):

@@ -13,7 +13,7 @@ from edgespec.errors import SettingError, mapped
 def require_plot(path: Path) -> None:
     """Raises SettingError before anything is measured: no library, no folder, or no such kind of picture."""
     if find_spec("matplotlib") is None:
-        raise SettingError("a plot needs matplotlib", hint='install it: pip install "edgespec[bench]", or matplotlib')
+        raise SettingError("a plot needs matplotlib", hint="install it: pip install matplotlib")
     if path.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise SettingError("plot", got=str(path), allowed="a file that ends in .png, .svg or .pdf")
     if not path.parent.is_dir():

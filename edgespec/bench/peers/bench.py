@@ -20,6 +20,7 @@ from edgespec.bench.peers.race import MEMORY_PROMPT, MEMORY_TOKENS, TTFT_TOKENS,
 from edgespec.bench.prompts import Prompt
 from edgespec.bundle import Bundle
 from edgespec.chat_template import ChatTemplate
+from edgespec.errors import SettingError, mapped
 from edgespec.tokenizer import Tokenizer
 
 CHAT = (
@@ -45,6 +46,8 @@ def bench_peers(
 ) -> None:
     """page: where to write the report, with its pictures in a folder of the same name; None for no report."""
     contenders = choose(only)
+    if page is not None:
+        _check(page)
     threads = threads or _physical_cores()
     task = make_task(hub.resolve(ref), prompts, new_tokens=new_tokens, pairs=pairs, threads=threads)
     rows = max(
@@ -66,9 +69,17 @@ def bench_peers(
         dict(Counter(prompt.category for prompt in prompts)),
         date.today().isoformat(),
     )
+    show(race, facts)
     if page is not None:
         write(race, facts, page)
-    show(race, facts)
+
+
+def _check(page: Path) -> None:
+    """Before anything is measured. Raises SettingError."""
+    if page.suffix.lower() != ".md" or page.is_dir():
+        raise SettingError("report", got=str(page), allowed="a file that ends in .md")
+    with mapped(SettingError, f"cannot write the report {page}"):
+        page.parent.mkdir(parents=True, exist_ok=True)
 
 
 def write(race: Race, facts: report.Facts, page: Path) -> None:
@@ -76,8 +87,11 @@ def write(race: Race, facts: report.Facts, page: Path) -> None:
     if not pictures:
         _tell('no pictures: matplotlib is not installed (pip install ".[bench]")')
     relative = [path.relative_to(page.parent).as_posix() for path in pictures]
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(report.markdown(race, facts, relative), encoding="utf-8", newline="\n")
+    text = report.markdown(race, facts, relative)
+    with mapped(SettingError, f"cannot write the report {page}"):
+        temporary = page.with_name(f".{page.name}.tmp")
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.replace(page)
 
 
 def show(race: Race, facts: report.Facts) -> None:

@@ -80,8 +80,8 @@ def _same(ours: Sequence[Record], plain: Sequence[Record]) -> int | None:
     texts: dict[int, list[int]] = {}
     for record in plain:
         texts.setdefault(record.prompt, record.tokens)
-    differ = {record.prompt for record in ours if record.tokens != texts.get(record.prompt)}
-    return len({record.prompt for record in ours} - differ)
+    differ = {record.prompt for record in ours if record.tokens != texts.get(record.prompt, record.tokens)}
+    return len({record.prompt for record in ours if record.prompt in texts} - differ)
 
 
 def seconds(measured: Measured, what: str) -> float | None:

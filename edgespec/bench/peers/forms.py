@@ -23,6 +23,7 @@ from edgespec import cache, fetch, hub, pairs
 from edgespec.bench.peers.base import Forms
 from edgespec.bench.peers.make import maps
 from edgespec.bundle import Bundle, Drafter, ModelFile, WheelSource
+from edgespec.errors import EdgespecError
 
 _VERSION = 2  # of what is written here: raise it when the same model should give other files
 _ONNX_PRECISION = "int8"
@@ -46,8 +47,8 @@ def prepare(ref: str, draft: str | None, wanted: Collection[str], *, rows: int, 
             continue
         try:
             found[name] = str(make())
-        except _Missing as reason:
-            missing[name] = str(reason)
+        except (_Missing, EdgespecError) as reason:
+            missing[name] = str(reason).splitlines()[0]
     forms = replace(forms, missing=missing, **found)
     if forms.gguf:
         forms.precision["gguf"] = maker.gguf_precision()
@@ -203,6 +204,8 @@ class _Maker:
         if not folder.is_dir():
             self._tell(f"making {name}, this once")
             with cache.locked():
+                if folder.is_dir():  # another process made it meanwhile
+                    return folder
                 self._root.mkdir(parents=True, exist_ok=True)
                 with cache.staged(folder) as partial:
                     fill(partial)

@@ -87,6 +87,26 @@ def torch_model(gguf: Path, folder: Path) -> None:
     model.save_pretrained(str(folder))
 
 
+def parts(name: str, rows: Any, config: Any) -> list[Any]:
+    """A weight as it was before ``edgespec.merge``. name: of one, or of several with + between them."""
+    names = name.split("+")
+    if len(names) == 1:
+        return [rows]
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    known = {
+        "q_proj": config.num_attention_heads * head,
+        "k_proj": config.num_key_value_heads * head,
+        "v_proj": config.num_key_value_heads * head,
+        "gate_proj": config.intermediate_size,
+        "up_proj": config.intermediate_size,
+    }
+    return list(rows.split([known[own.split(".")[-2]] for own in names]))
+
+
+def _each(names: str, end: str) -> str:
+    return "+".join(name + end for name in names.split("+"))
+
+
 def torch_draft(xml: Path, target: Path, folder: Path) -> None:
     """The numbers of a draft's IR, as optimum-intel and nncf write it, as a model of transformers like its target."""
     import torch
@@ -100,7 +120,7 @@ def torch_draft(xml: Path, target: Path, folder: Path) -> None:
             continue
         name = node.get_friendly_name()
         if name.startswith("self.") and name.endswith(("weight", "zero_point", "scale")):
-            values[name.removeprefix("self.")] = node.data.astype(np.float32)
+            values[name.removeprefix("self.").replace("+self.", "+")] = node.data.astype(np.float32)
         elif node.get_output_size() == 1 and tuple(node.get_output_shape(0)[:2]) == (1, 1) and node.data.size > 1:
             # The weight of a norm, ``(1, 1, d)``: only the multiplication that it goes into has a name.
             user = next(iter(node.output(0).get_target_inputs())).get_node().get_friendly_name()
@@ -108,19 +128,30 @@ def torch_draft(xml: Path, target: Path, folder: Path) -> None:
                 values[f"{user.split('/')[0].removeprefix('__module.')}.weight"] = node.data.astype(np.float32).reshape(
                     -1
                 )
-    state = {
-        name: torch.from_numpy((value - values.get(f"{name}/zero_point", 0)) * values.get(f"{name}/scale", 1))
+    whole = {
+        name: torch.from_numpy(
+            (value - values.get(_each(name, "/zero_point"), 0)) * values.get(_each(name, "/scale"), 1)
+        )
         for name, value in values.items()
         if name.endswith("weight")
     }
     config = AutoConfig.from_pretrained(str(target))
+    state = {
+        own: rows
+        for name, weight in whole.items()
+        for own, rows in zip(name.split("+"), parts(name, weight, config), strict=True)
+    }
     config.vocab_size = len(state["model.embed_tokens.weight"])
     config.num_hidden_layers = sum(name.endswith("q_proj.weight") for name in state)
     config.tie_word_embeddings = "lm_head.weight" not in state
     config.bos_token_id = config.eos_token_id = config.pad_token_id = 0  # not used: the pair has its target's
     auto: Any = AutoModelForCausalLM
     model = auto.from_config(config, dtype=torch.float32)
-    model.load_state_dict(state, strict=not config.tie_word_embeddings)
+    lacking = model.load_state_dict(state, strict=False)
+    if lacking.unexpected_keys or set(lacking.missing_keys) - {"lm_head.weight"}:
+        raise SystemExit(
+            f"not the weights of this architecture: {[*lacking.missing_keys, *lacking.unexpected_keys][:3]}"
+        )
     model.save_pretrained(str(folder))
 
 

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty, Queue
-from time import perf_counter
 from typing import Any
 
 from edgespec.bench.peers.base import Forms, Run
@@ -32,7 +31,6 @@ class Process:
     def __init__(self, module: str, *, patience_s: float = 900) -> None:
         self._patience_s = patience_s
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
-        began = perf_counter()
         quiet = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
         self._popen = subprocess.Popen(
             [sys.executable, "-m", "edgespec.bench.peers.worker", module],
@@ -41,15 +39,13 @@ class Process:
             stderr=self._errors,
             env=os.environ | {"PYTHONUNBUFFERED": "1"} | quiet,
         )
-        self._began = began
         self._answers: Queue[bytes] = Queue()
         threading.Thread(target=self._read, daemon=True).start()
 
     def load(self, forms: Forms, mode: str, threads: int, cache: Path | None) -> dict[str, Any]:
-        """Its versions and settings; ``start_s``: from the start of the process to a loaded model, imports included."""
+        """Its versions and settings; ``load_s``: imports included."""
         forms_json = json.loads(forms.as_json())
-        answer = self._ask(do="load", forms=forms_json, mode=mode, threads=threads, cache=cache and str(cache))
-        return answer | {"start_s": perf_counter() - self._began}
+        return self._ask(do="load", forms=forms_json, mode=mode, threads=threads, cache=cache and str(cache))
 
     def generate(self, prompt: Sequence[int], new_tokens: int) -> Run:
         run = Run(**self._ask(do="generate", prompt=list(prompt), new_tokens=new_tokens))
@@ -103,7 +99,11 @@ class Process:
         return answer
 
     def _death(self) -> str:
-        code: int | None = self._popen.wait(10)
+        try:
+            code: int | None = self._popen.wait(10)
+        except subprocess.TimeoutExpired:  # its pipes are closed and it hangs
+            self._popen.kill()
+            code = self._popen.wait()
         self._answers.put(b"")  # whoever asks again is told the same
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").strip().splitlines()

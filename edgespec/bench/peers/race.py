@@ -193,9 +193,11 @@ def _decode(stadium: Stadium, task: Task, race: Race) -> None:
             _tell(f"decoding: prompt {number + 1} of {total}, turn {turn + 1} of {len(turns)}")
             runs.append(stadium.answer(name, ids, task.new_tokens))
         for (name, beside), answer in zip(turns, runs, strict=True):
-            yardstick = runs[beside] if beside < len(runs) else runs[0]
+            yardstick = runs[beside]
             if answer and yardstick:
                 race.records.append(_record(name, prompt, category, pair, answer, yardstick))
+        if YARDSTICK not in stadium.running:
+            return  # nothing to hold the others against: its reason is in the report
 
 
 def _first_tokens(stadium: Stadium, task: Task, repeats: int = 2) -> None:

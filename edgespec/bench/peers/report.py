@@ -120,7 +120,8 @@ def markdown(race: Race, facts: Facts, plots: Sequence[str]) -> str:
         "reused; turn 5 comes after turns 1 to 4 of the same conversation, whose answers are given.",
         "## Loading and memory",
         _table(COST, cost_rows(race)),
-        "Cold: a new process and an empty folder for compiled models; conversions are made before. Again: another "
+        "Cold: a new process and an empty folder for compiled models. What is done once per machine was done before: "
+        "conversions, and edgespec's search for exact widths and its measured costs (some ten seconds). Again: another "
         "process with that folder. Both contain the import of the runtime; files are in the system's cache. Memory: "
         "peak of a process that loaded and answered one prompt of 2,000 tokens, interpreter and imports included.",
         "## Who ran, and how",
@@ -144,6 +145,8 @@ The weights of the IR are the same numbers for edgespec, openvino-genai and opti
 they were made from, onnxruntime-genai weights made from that file by its own builder. The draft is the same everywhere.
 If its vocabulary is a part of the target's, the others get it with a gather in front of it and one behind it, which
 give it all ids at next to no cost.
+
+edgespec chooses how far to draft, round by round; the others draft the fixed length named under "Who ran, and how".
 
 Times of openvino-genai are its own metrics, without a streamer; the others' are taken at each token. edgespec's
 look-ups forget every answer before the next; what its arbiter learned of times and acceptance stays."""
