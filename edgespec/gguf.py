@@ -110,14 +110,21 @@ def texts(header: Header) -> tuple[str, str | None, bundle.Generation]:
 
 
 def convert(
-    header: Header, folder: Path, *, name: str, source: str, weights: Literal["int8", "faithful"] = "faithful"
+    header: Header,
+    folder: Path,
+    *,
+    name: str,
+    source: str,
+    weights: Literal["int8", "faithful"] = "faithful",
+    merge: bool = True,
 ) -> bundle.Bundle:
     """Fill an empty folder: IR, texts, the JSON files other OpenVINO tools look for, and last of all bundle.json.
 
     weights: "faithful" keeps the file's own precision, "int8" compresses its weights anew (see ``gguf_weights``).
+    merge: matrix products that read the same activations become one (see ``merge``).
     """
     tokenizer, template, generation = texts(header)
-    precision = _write_ir(header.path, folder, weights)
+    precision = _write_ir(header.path, folder, weights, merge)
     config = {
         "model_type": header.get("general.architecture"),
         "vocab_size": header.vocab_size,
@@ -159,7 +166,7 @@ def _write(path: Path, text: str) -> bundle.HashedFile:
     return bundle.HashedFile(file=path.name, sha256=bundle.sha256_of(path))
 
 
-def _write_ir(gguf: Path, folder: Path, weights: Literal["int8", "faithful"]) -> str:
+def _write_ir(gguf: Path, folder: Path, weights: Literal["int8", "faithful"], merge: bool) -> str:
     """Run the converter, which writes beside its input: the file is linked into the folder, or copied."""
     inside = folder / INPUT
     if gguf != inside:
@@ -177,7 +184,7 @@ def _write_ir(gguf: Path, folder: Path, weights: Literal["int8", "faithful"]) ->
         raise ConversionError(
             f"cannot convert {gguf.name}: {reason}", hint=f"free disk space: {free >> 20} MiB. {_ELSE}"
         )
-    precision = requantize(folder / bundle.IR_FILE, inside, weights)
+    precision = requantize(folder / bundle.IR_FILE, inside, weights, merge=merge)
     for path in (inside, *folder.glob("openvino_tokenizer.*"), *folder.glob("openvino_detokenizer.*")):
         path.unlink()
     return precision

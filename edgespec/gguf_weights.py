@@ -28,8 +28,10 @@ LOSSY = ("Q4_1", "Q4_K")
 """ggml types that GenAI rounds"""
 
 
-def requantize(xml: Path, gguf: Path, kind: Literal["int8", "faithful"]) -> str:
+def requantize(xml: Path, gguf: Path, kind: Literal["int8", "faithful"], *, merge: bool = True) -> str:
     """Rewrite an IR that was made from ``gguf``. Returns the precision of its weights.
+
+    merge: products that read the same activations become one, too (see ``merge``).
 
     Raises ConversionError: another file's IR, or it cannot be written; the IR is then as it was.
     """
@@ -37,16 +39,19 @@ def requantize(xml: Path, gguf: Path, kind: Literal["int8", "faithful"]) -> str:
 
     with mapped(ConversionError, f"cannot change the weights of {xml}", hint="is the disk full?"):
         precision, matrices = read(gguf)
+        as_it_is = kind == "faithful" and not any(matrix.kind in LOSSY for matrix in matrices)
+        if as_it_is and not merge:
+            return precision
         # Read, not mapped into memory: Windows replaces no mapped file.
         model = ov.Core().read_model(xml, config={"ENABLE_MMAP": False})
-        as_it_is = kind == "faithful" and not any(matrix.kind in LOSSY for matrix in matrices)
         for node in [] if as_it_is else _weights(model):
             matrix = _origin(node, matrices)
             if kind == "int8":
                 node.output(0).replace(_int8(matrix).output(0))
             elif matrix.kind in LOSSY:
                 _unround(node, matrix)
-        merge_products(model)
+        if merge:
+            merge_products(model)
         _replace(model, xml)
     return "int8" if kind == "int8" else precision
 
