@@ -52,8 +52,8 @@ def _drafter(name: str, rounds: Sequence[Round], of: int) -> str:
     places = " ".join(f"{share:.0%}" for share in accepted_by_place(rounds)[:6])
     return (
         f"{name} drafted in {len(rounds)} of {of}: {proposed / len(rounds):.1f} tokens at a time, "
-        f"{accepted / proposed:.0%} accepted (by place: {places}); {_ms(mean(r.draft_s for r in rounds))} to draft, "
-        f"{_ms(mean(r.target_s for r in rounds))} to verify."
+        f"{accepted / proposed:.0%} accepted (of those reached, by place: {places}); "
+        f"{_ms(mean(r.draft_s for r in rounds))} to draft, {_ms(mean(r.target_s for r in rounds))} to verify."
     )
 
 

@@ -24,7 +24,9 @@ def test_it_says_who_drafted_what_came_of_it_and_why_not() -> None:
     text = "\n".join(explain(Stats(prompt_tokens=7, prefill_s=0.5, rounds=ROUNDS), plain_s=0.010))
     assert "13 tokens in 5 forwards of the target: 2.60 tokens each, 5.0 ms a token" in text
     assert "this was 2.00 times as fast" in text
-    assert "model drafted in 3 of 5: 2.7 tokens at a time, 50% accepted (by place: 67% 50% 100%)" in text
+    assert (
+        "model drafted in 3 of 5: 2.7 tokens at a time, 50% accepted (of those reached, by place: 67% 50% 100%)" in text
+    )
     assert "ngram drafted in 1 of 5" in text
     assert "1 round without a draft: nothing to copy (1)." in text
     assert "It expected 8 drafted tokens to be accepted, and 8 were." in text

@@ -230,4 +230,4 @@ def test_the_command_line_writes_the_format(pipeline: Pipeline, tmp_path: Path) 
     told = json.loads(ran.stdout)
     jsonschema.validate(json.loads(told["text"]), PERSON)
     assert told["finish_reason"] == "stop" and told["forced"] > 0
-    assert f"{told['forced']} tokens forced" in ran.stderr
+    assert f"forced by the format: {told['forced']}" in ran.stderr

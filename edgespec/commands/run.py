@@ -99,7 +99,7 @@ def summary(result: Generation) -> str:
     else:
         parts.append("no drafts" if result.drafter == "none" else f"{result.drafter} had nothing to propose")
     if stats.forced:
-        parts.append(f"{stats.forced} tokens forced")
+        parts.append(f"forced by the format: {stats.forced}")
     parts.append(f"{result.numerics} on {result.devices['target']}")
     if result.verification == "rejection":
         parts.append("rejection")

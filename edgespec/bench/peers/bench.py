@@ -49,6 +49,7 @@ def bench_peers(
     if page is not None:
         _check(page)
     threads = threads or _physical_cores()
+    _tell(f"{len(contenders)} contenders: a quarter of an hour or more for all of them, longer the first time")
     task = make_task(hub.resolve(ref), prompts, new_tokens=new_tokens, pairs=pairs, threads=threads)
     rows = max(
         max(TTFT_TOKENS) + 2,

@@ -189,8 +189,9 @@ def _decode(stadium: Stadium, task: Task, race: Race) -> None:
         category, ids = task.prompts[prompt]
         turns = schedule(list(stadium.running), number)
         runs: list[Run | None] = []
+        _tell(f"decoding: prompt {number + 1} of {total}")
         for turn, (name, _) in enumerate(turns):
-            _tell(f"decoding: prompt {number + 1} of {total}, turn {turn + 1} of {len(turns)}")
+            _tell(f"decoding: prompt {number + 1} of {total}", f", turn {turn + 1} of {len(turns)}")
             runs.append(stadium.answer(name, ids, task.new_tokens))
         for (name, beside), answer in zip(turns, runs, strict=True):
             yardstick = runs[beside]
@@ -208,8 +209,9 @@ def _first_tokens(stadium: Stadium, task: Task, repeats: int = 2) -> None:
             ids = list(task.filler[offset : offset + length])
             offset += length
             names = list(stadium.running)
+            _tell(f"first token of {length}, {repeat + 1} of {repeats}")
             for name in names[repeat::2] + names[1 - repeat :: 2]:
-                _tell(f"first token of {length}: {name}")
+                _tell(f"first token of {length}, {repeat + 1} of {repeats}", f": {name}")
                 answer = stadium.answer(name, ids, 1)
                 if answer:
                     stadium.measured[name].ttft_s.setdefault(str(length), []).append(answer.ttft_s)
@@ -217,8 +219,9 @@ def _first_tokens(stadium: Stadium, task: Task, repeats: int = 2) -> None:
 
 def _chat(stadium: Stadium, task: Task) -> None:
     for number, chat in enumerate(task.chats):
+        _tell(f"chat {number + 1} of {len(task.chats)}")
         for name in list(stadium.running):
-            _tell(f"chat: {name}")
+            _tell(f"chat {number + 1} of {len(task.chats)}", f": {name}")
             answer = None
             for turn in chat:
                 answer = stadium.answer(name, turn, 1)
@@ -266,6 +269,9 @@ def _load_times(contender: Contender, forms: Forms, task: Task, measured: Measur
             stadium.close()
 
 
-def _tell(what: str) -> None:
+def _tell(what: str, detail: str = "") -> None:
+    """Progress: one line that changes on a terminal; elsewhere a line for each stage, without details."""
     if sys.stderr.isatty():
-        print(f"\r\x1b[K{what}", end="", file=sys.stderr, flush=True)
+        print(f"\r\x1b[K{what}{detail}", end="", file=sys.stderr, flush=True)
+    elif not detail:
+        print(what, file=sys.stderr, flush=True)
