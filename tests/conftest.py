@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from edgespec.backends.openvino_exact import ExactWidths, find_exact_widths
 from edgespec.backends.openvino_paged import OpenVINOPagedModel
 from edgespec.pipeline import Pipeline
 from edgespec.types import Numerics
@@ -61,7 +62,6 @@ def load_ir(
 ) -> OpenVINOPagedModel:
     import openvino as ov
 
-    from edgespec.backends.openvino_exact import find_exact_widths
     from edgespec.backends.openvino_graph import Settings
 
     core = ov.Core()
@@ -69,5 +69,11 @@ def load_ir(
     xml = folder if folder.suffix == ".xml" else folder / "openvino_model.xml"
     model = OpenVINOPagedModel(core, xml, "CPU", settings, capacity=capacity, hidden=hidden)
     if settings.numerics == "exact":
-        model.set_exact_widths(find_exact_widths(model))
+        if xml not in _exact_widths:
+            _exact_widths[xml] = find_exact_widths(model)
+        model.set_exact_widths(_exact_widths[xml])
     return model
+
+
+_exact_widths: dict[Path, ExactWidths] = {}
+"""of the models loaded so far: they are a property of the model and the machine"""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
 import pytest
@@ -38,11 +39,11 @@ def mixed_with_noise(share: float, seed: int = 9) -> Table:
     """As the target, but for ``share`` of the texts, where it says something of its own."""
     other = random_table(VOCAB, seed=seed, order=3, scale=4.0)
 
-    def table(text: tuple[int, ...]) -> Logits:
-        random = np.random.default_rng([seed, *(t + 1 for t in text[-3:])]).random()
-        return other(text) if random < share else TABLE(text)
+    @cache
+    def noisy(state: tuple[int, ...]) -> bool:
+        return bool(np.random.default_rng([seed, *(t + 1 for t in state)]).random() < share)
 
-    return table
+    return lambda text: other(text) if noisy(text[-3:]) else TABLE(text)
 
 
 class World:

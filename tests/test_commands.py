@@ -1,15 +1,25 @@
-"""The command line from outside: output, exit codes, and one-line errors for bad input."""
+"""The command line from outside: output, exit codes, and one-line errors for bad input.
+
+What a process adds (streams, exit codes, pipes) is seen from a process of its own; the rest in this one, where the
+default pair is loaded once. Where the words do not matter a tiny model writes them.
+"""
 
 from __future__ import annotations
 
+import inspect
+import io
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from edgespec import assembly, cli
 from edgespec.pipeline import Pipeline
 
 QUESTION = "What is the capital of France?"
@@ -22,6 +32,46 @@ def edgespec(*arguments: str, stdin: bytes | None = None, **environment: str) ->
         capture_output=True,
         env=os.environ | environment,
     )
+
+
+Ended = tuple[int | str | None, str, str]
+"""exit code, stdout, stderr"""
+
+
+@pytest.fixture
+def here(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Ended]:
+    """The command line in this process. The default pair as it is by default is the one of all tests."""
+    real = assembly.load
+    usual = {name: option.default for name, option in inspect.signature(real).parameters.items()} | {"draft": "auto"}
+
+    def load(**options: Any) -> Pipeline:
+        if all(value == usual[name] for name, value in options.items()):
+            pipeline.drafter.reset()
+            return pipeline
+        return real(**options)
+
+    def run(*arguments: str, stdin: bytes = b"") -> Ended:
+        monkeypatch.setattr("sys.argv", ["edgespec", *arguments])
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        try:
+            cli.main()
+            code: int | str | None = 0
+        except SystemExit as ended:
+            code = ended.code
+        return code, *capsys.readouterr()
+
+    monkeypatch.setattr(assembly, "load", load)
+    return run
+
+
+def refused(ended: Ended) -> str:
+    """As ``error_of``."""
+    code, said, told = ended
+    assert (code, said) == (2, ""), told
+    assert told.startswith("error: ") and told.count("\n") == 1 and "Traceback" not in told, told
+    return told
 
 
 def error_of(ran: subprocess.CompletedProcess[bytes]) -> str:
@@ -41,8 +91,21 @@ def test_run_is_the_default_command_and_answers(pipeline: Pipeline) -> None:
     assert summary.count("\n") == 1 and "tok/s" in summary and "exact on CPU" in summary
 
 
-def test_json_is_one_object_with_everything_in_it(pipeline: Pipeline) -> None:
-    options = ["run", "--json", "-n", "24", "--temperature", "0.8", "--seed", "7", "--ignore-eos", QUESTION]
+def test_json_is_one_object_with_everything_in_it(tiny_ir: Path) -> None:
+    options = [
+        "run",
+        "--model",
+        str(tiny_ir.parent),
+        "--json",
+        "-n",
+        "24",
+        "--temperature",
+        "0.8",
+        "--seed",
+        "7",
+        "--ignore-eos",
+        QUESTION,
+    ]
     drafted = json.loads(edgespec(*options, "--draft", "ngram", "-k", "3").stdout)
     plain = json.loads(edgespec(*options, "--draft", "none").stdout)
     assert set(drafted) >= {
@@ -54,10 +117,13 @@ def test_json_is_one_object_with_everything_in_it(pipeline: Pipeline) -> None:
     assert plain["proposed"] == 0 and plain["acceptance_rate"] is None and plain["rounds"] == 24
 
 
-def test_a_prompt_comes_from_standard_input_too(pipeline: Pipeline) -> None:
+def test_a_prompt_comes_from_standard_input_too(here: Callable[..., Ended], tiny_ir: Path) -> None:
     for arguments in (["run"], ["run", "-"], ["-"]):
-        ran = edgespec(*arguments, "-n", "12", stdin=QUESTION.encode())
-        assert "Paris" in ran.stdout.decode(), ran.stderr
+        _, said, told = here(*arguments, "-n", "12", stdin=QUESTION.encode())
+        assert "Paris" in said, told
+    tiny = ["-n", "8", "--ignore-eos", "--model", str(tiny_ir.parent)]
+    piped, given = edgespec("-", *tiny, stdin=QUESTION.encode()), edgespec(QUESTION, *tiny)
+    assert piped.returncode == 0 and piped.stdout == given.stdout != b"", piped.stderr
     assert "standard input is not valid UTF-8" in error_of(edgespec("-", stdin=b"caf\xe9"))
 
 
@@ -97,15 +163,18 @@ def test_a_prompt_comes_from_standard_input_too(pipeline: Pipeline) -> None:
         (["run", "two", "prompts"], "unexpected extra argument"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_2(pipeline: Pipeline, arguments: list[str], message: str) -> None:
-    assert message in error_of(edgespec(*arguments))
+def test_bad_input_is_one_line_and_exit_2(here: Callable[..., Ended], arguments: list[str], message: str) -> None:
+    assert message in refused(here(*arguments))
+
+
+def test_a_process_of_its_own_ends_like_that_too(tiny_ir: Path) -> None:
+    assert "top_k; got -3" in error_of(edgespec("run", QUESTION, "--top-k", "-3"))
+    assert "prompt is empty" in error_of(edgespec("run", "  ", "--model", str(tiny_ir.parent)))
 
 
 def test_a_corrupt_bundle_is_named(tmp_path: Path, tiny_ir: Path) -> None:
-    import shutil
-
     folder = tmp_path / "broken"
-    shutil.copytree(tiny_ir.parent if tiny_ir.suffix else tiny_ir, folder)
+    shutil.copytree(tiny_ir.parent, folder)
     weights = folder / "openvino_model.bin"
     weights.write_bytes(weights.read_bytes()[:1000])
     assert "openvino_model" in error_of(edgespec("run", QUESTION, "--model", str(folder)))
@@ -113,16 +182,17 @@ def test_a_corrupt_bundle_is_named(tmp_path: Path, tiny_ir: Path) -> None:
     assert "cannot read" in error_of(edgespec("run", QUESTION, "--model", str(folder)))
 
 
-def test_a_draft_of_another_vocabulary_is_refused(tiny_ir: Path, pipeline: Pipeline) -> None:
-    folder = tiny_ir.parent if tiny_ir.suffix else tiny_ir
-    message = error_of(edgespec("run", QUESTION, "--draft", str(folder)))
+def test_a_draft_of_another_vocabulary_is_refused(here: Callable[..., Ended], tiny_ir: Path) -> None:
+    message = refused(here("run", QUESTION, "--draft", str(tiny_ir.parent)))
     assert "does not fit target" in message and "ids differ" in message
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a shell pipe that closes early")
-def test_a_closed_pipe_is_quiet(pipeline: Pipeline) -> None:
+def test_a_closed_pipe_is_quiet(tiny_ir: Path) -> None:
+    """Pieces are written as they come, and the reader is gone long before the last."""
+    command = f"'{sys.executable}' -m edgespec run --model '{tiny_ir.parent}' --raw sea -n 500 --ignore-eos"
     ran = subprocess.run(
-        f"'{sys.executable}' -m edgespec run 'Count to one hundred.' -n 120 | head -c 5; exit ${{PIPESTATUS[0]}}",
+        f"{command} | head -c 5; exit ${{PIPESTATUS[0]}}",
         shell=True, executable="/bin/bash", capture_output=True,
     )  # fmt: skip
     assert ran.returncode == 141
@@ -156,10 +226,13 @@ def test_without_arguments_it_says_what_it_can_do() -> None:
     assert "edgespec chat" in ran.stdout.decode()
 
 
-def test_a_short_context_is_honoured_with_and_without_what_was_remembered(pipeline: Pipeline, tmp_path: Path) -> None:
-    ran = edgespec("run", "--json", "--context-length", "60", "-n", "200", "--ignore-eos", "Count to a hundred.")
-    told = json.loads(ran.stdout)
-    assert told["prompt_tokens"] + told["new_tokens"] == 61  # the last token needs no row
+def test_a_short_context_is_honoured_with_and_without_what_was_remembered(tiny_ir: Path, tmp_path: Path) -> None:
+    options = ["--json", "--context-length", "60", "-n", "200", "--ignore-eos", "--model", str(tiny_ir.parent)]
+    for _ in range(2):
+        ran = edgespec("run", *options, "Tides.", EDGESPEC_CACHE=str(tmp_path))
+        told = json.loads(ran.stdout)
+        assert told["prompt_tokens"] + told["new_tokens"] == 61  # the last token needs no row
+        assert len(list(tmp_path.glob("measured/*.json"))) == 2, "widths and costs"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell to close a stream")

@@ -85,6 +85,7 @@ def build(
         options["head_dim"] = hidden // heads
     if arch.startswith("gemma"):
         options |= {"query_pre_attn_scalar": hidden // heads, "sliding_window": context_length}
+    torch.set_num_threads(1)  # for models this small several threads mostly wait for each other
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(arch, **(options | config_options)))
     model.generation_config = GenerationConfig(bos_token_id=0, eos_token_id=eos_token_id)

@@ -7,6 +7,7 @@ keep or a wrong tree gives wrong tokens, as it would with real keys and values.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -122,10 +123,13 @@ class FakeModel:
 
 
 def random_table(vocab_size: int, seed: int, *, order: int = 2, scale: float = 3.0) -> Table:
-    """A random Markov model: logits are a function of the last ``order`` tokens."""
+    """A random Markov model: logits are a function of the last ``order`` tokens. They are shared: do not write them."""
 
-    def table(text: tuple[int, ...]) -> Logits:
-        state = np.random.default_rng([seed, *(t + 1 for t in text[-order:])])
-        return (state.standard_normal(vocab_size) * scale).astype(np.float32)
+    @lru_cache(maxsize=1 << 15 if order < 8 else 0)  # long states hardly come twice
+    def after(state: tuple[int, ...]) -> Logits:
+        random = np.random.default_rng([seed, *(t + 1 for t in state)])
+        logits: Logits = (random.standard_normal(vocab_size) * scale).astype(np.float32)
+        logits.flags.writeable = False
+        return logits
 
-    return table
+    return lambda text: after(text[-order:])
