@@ -48,11 +48,13 @@ BASE = np.log(np.array([0.36, 0.27, 0.19, 0.12, 0.06])).astype(np.float32)
 
 def moving(row: Logits) -> Table:
     """What comes next depends on the last two tokens."""
-    return lambda text: np.roll(row, text[-1] + 2 * text[-2])
+    rows = [np.roll(row, by) for by in range(len(row))]
+    return lambda text: rows[(text[-1] + 2 * text[-2]) % len(row)]
 
 
 def always(*probs: float) -> Table:
-    return lambda text: np.log(np.array(probs, np.float32))
+    row = np.log(np.array(probs, np.float32))
+    return lambda text: row
 
 
 def masked(row: Logits, *forbidden: int) -> Logits:

@@ -586,7 +586,10 @@ def test_an_earlier_draft_of_another_shape_is_refused_before_anything_is_made(
     save_draft(build(torch_target.config, shape or Shape((0,)), len(id_map), seed=0), id_map, earlier)
     if shape is None:
         (earlier / "config.json").write_text("{", encoding="utf-8")
-    result = run("train", "fastdraft", target_folder, "-o", tmp_path / "work", "--layers", 1, "--from-draft", earlier)
+    result = run(
+        *["train", "fastdraft", target_folder, "-o", tmp_path / "work", "--layers", 1, "--from-draft", earlier],
+        *["--corpus-tokens", 10, "--texts-per-shard", 8, "--new-tokens", 4, "--steps", 1],
+    )
     assert isinstance(result.exception, SettingError), result.output
     assert message in str(result.exception)
     assert not (tmp_path / "work").exists()
