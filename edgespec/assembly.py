@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
-from time import perf_counter
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, cast
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from edgespec import cache, hub, pairs
-from edgespec.bundle import Bundle, ModelFile
+from edgespec.bundle import Bundle
 from edgespec.bundle import Drafter as DrafterEntry
-from edgespec.decode import calibration
-from edgespec.decode.calibration import Beside, ForwardTimes
+from edgespec.decode.calibration import ForwardTimes
 from edgespec.decode.costs import ForwardCost
 from edgespec.drafters.arbiter import Arbiter
 from edgespec.drafters.base import Drafter, NoDrafter
@@ -30,18 +24,17 @@ from edgespec.drafters.recycling import Recycling
 from edgespec.drafters.retrieval import Retrieval
 from edgespec.drafters.small_model import SmallModel
 from edgespec.errors import BundleError, NoSuchModel, SettingError
+from edgespec.machine import Machine
 from edgespec.pairing import Vocabulary, check_pair
 from edgespec.pipeline import Pipeline
 from edgespec.tokenizer import Tokenizer
-from edgespec.types import Numerics
-
-T = TypeVar("T")
+from edgespec.types import Backend, Numerics
 
 _BRANCHES = 4
 """successors that recycling keeps of a token where the target verifies trees"""
 
 if TYPE_CHECKING:
-    from edgespec.backends.openvino_paged import OpenVINOPagedModel
+    from edgespec.backends.padded import PaddedModel
 
 
 def load(
@@ -52,6 +45,7 @@ def load(
     remember: bool = False,
     device: str = "CPU",
     draft_device: str | None = None,
+    backend: Backend | None = None,
     numerics: Numerics | None = None,
     num_draft_tokens: int | None = None,
     context_length: int | None = None,
@@ -66,6 +60,9 @@ def load(
     draft_from: a folder of the user's own texts to look things up in too (see drafters.folder).
     remember: with draft "recycling", keep what it learns in the cache for the next process.
     device, draft_device: OpenVINO device names; the draft runs beside the target unless told.
+    backend: "openvino", "onnxruntime", or None: EDGESPEC_BACKEND if set, else, on CPU and with the extra ``onnx``
+        installed, the one that is faster on this machine (measured once), else OpenVINO. Each has numerics of its own,
+        so a text may differ between them. Trees, and devices other than CPU, are OpenVINO's.
     numerics: "exact", "fast", or None: exact where it is known to hold.
     num_draft_tokens: k of every round; None takes the bundle's own, else measured costs decide. With a number they are
         not measured, so the pipeline keeps to numbers.
@@ -101,13 +98,15 @@ def load(
             f"only a draft model has a draft device, and {draft or NGram.name} is none", got=draft_device
         )
     files = [] if draft_from is None else [_retrieval(pair, draft_from, progress)]
-    engine = _Engine(context_length or longest, progress, accept_licence)
+    machine = Machine(context_length or longest, progress, accept_licence)
     device = device.upper()
     draft_on = (draft_device or device).upper()
-    other = _other(engine, pair, draft)
+    other = _other(machine, pair, draft)
+    engine = machine.backend(pair, device, numerics, backend)
+    draft_engine: Backend = engine if draft_on == "CPU" else "openvino"
     with ThreadPoolExecutor(1) as beside:  # compiling is mostly one thread's work, and there are two models to compile
-        drafting = beside.submit(_drafters, engine, pair, draft, other, draft_on)
-        target = engine.model(pair, pair.manifest.target, device, numerics=numerics)
+        drafting = beside.submit(_drafters, machine, pair, draft, other, draft_on, draft_engine)
+        target = machine.model(pair, pair.manifest.target, device, backend=engine, numerics=numerics)
         free, model = drafting.result()
     if draft == "recycling":
         free.append(_recycling(pair, target, remember))
@@ -118,83 +117,12 @@ def load(
         trees = target.capabilities.tree
         if model:
             model.others = trees
-        target_s, draft_s = _costs(engine, target, model, num_draft_tokens)
+        target_s, draft_s = _costs(machine, target, model, num_draft_tokens)
         drafter = Arbiter(free, model, target_s=target_s, draft_s=draft_s, trees=trees)
     if num_draft_tokens is None:
         own = [entry for entry in pair.manifest.drafters if draft in (None, entry.name)]
         num_draft_tokens = next((entry.num_draft_tokens for entry in own if entry.num_draft_tokens is not None), None)
     return Pipeline(pair, target, drafter, num_draft_tokens=num_draft_tokens, devices=devices)
-
-
-class _Engine:
-    """OpenVINO, imported when the first model is loaded."""
-
-    def __init__(self, capacity: int, progress: bool, accept_licence: bool = False) -> None:
-        from edgespec.engine import ov
-
-        self.core = ov.Core()
-        self.capacity = capacity
-        self.progress = progress
-        self.accept_licence = accept_licence
-
-    def model(
-        self,
-        bundle: Bundle,
-        model: ModelFile,
-        device: str,
-        *,
-        numerics: Numerics | None = None,
-        is_draft: bool = False,
-        context_length: int | None = None,
-    ) -> OpenVINOPagedModel:
-        from edgespec.backends.openvino_exact import ROWS_NEEDED
-        from edgespec.backends.openvino_graph import Settings, available
-        from edgespec.backends.openvino_paged import OpenVINOPagedModel
-
-        device = available(self.core, device)
-        capacity = min(self.capacity, context_length or self.capacity)
-        xml = hub.model_path(bundle, model, accept_licence=self.accept_licence, progress=self.progress)
-        settings = Settings.of_draft(self.core, device) if is_draft else Settings.make(self.core, device, numerics)
-        # On CPU the engine's model cache saves nothing (docs/log.md); on GPU it keeps compiled kernels.
-        kernels = None if device.startswith("CPU") else cache.cache_dir() / "compiled"
-        # The search for exact widths needs some room, whatever the context is limited to afterwards.
-        room = max(capacity, ROWS_NEEDED) if settings.numerics == "exact" else capacity
-        loaded = OpenVINOPagedModel(self.core, xml, device, settings, capacity=room, cache_dir=kernels)
-        if loaded.vocab_size != model.vocab_size:
-            raise BundleError(
-                f"{xml} does not fit its manifest: logits", got=loaded.vocab_size, allowed=model.vocab_size
-            )
-        if is_draft and capacity > 2:  # the first forwards repack the weights: now, while the target is being compiled
-            loaded.forward([0, 0])
-            loaded.forward([0])
-            loaded.cache.reset()
-        if settings.numerics == "exact":
-            from edgespec.backends.openvino_exact import ExactWidths, find_exact_widths
-
-            path = _notes("exact_widths", loaded)
-            loaded.set_exact_widths(_remembered(path, ExactWidths, lambda: find_exact_widths(loaded)))
-            loaded.cache.capacity = capacity
-        return loaded
-
-    def costs(self, model: OpenVINOPagedModel) -> ForwardCost:
-        """Measured once, with nothing else running, and then remembered."""
-        times = _remembered(_costs_path("", model), ForwardTimes, lambda: _measured(model, None))
-        # Only exact numerics say that padding changes nothing.
-        return ForwardCost(times, homes=model.capabilities.numerics == "exact")
-
-    def draft_costs(self, draft: OpenVINOPagedModel, target: OpenVINOPagedModel, target_s: ForwardCost) -> ForwardCost:
-        """In turns with its target, as it will run."""
-
-        def forward() -> None:
-            target.cache.reset()
-            target.forward([0])  # padded to the narrowest width
-
-        beside = Beside(forward, target_s.steady(target.min_width, 0))
-        path = _costs_path(f"-{target.capabilities.numerics}-{target.fingerprint}", draft)
-        # A drawn draft depends on the draft's last digits, which must not depend on what was asked of it before.
-        costs = ForwardCost(_remembered(path, ForwardTimes, lambda: _measured(draft, beside)), homes=False)
-        target.cache.reset()
-        return costs
 
 
 class Unmeasured(ForwardCost):
@@ -205,48 +133,17 @@ class Unmeasured(ForwardCost):
 
 
 def _costs(
-    engine: _Engine, target: OpenVINOPagedModel, model: SmallModel | None, k: int | None
+    machine: Machine, target: PaddedModel, model: SmallModel | None, k: int | None
 ) -> tuple[ForwardCost, ForwardCost | None]:
     """Of target and draft, measured where something depends on them: lengths do, unless k is fixed; and with exact
     numerics the width that rounds of fewer tokens are padded to, unless nothing is drafted."""
     padded = k != 0 and target.capabilities.numerics == "exact"
-    target_s = engine.costs(target) if k is None or padded else Unmeasured()
+    target_s = machine.costs(target) if k is None or padded else Unmeasured()
     if model is None:
         return target_s, None
     if k is not None:
         return target_s, Unmeasured()
-    return target_s, engine.draft_costs(cast("OpenVINOPagedModel", model.model), target, target_s)
-
-
-def _costs_path(beside: str, model: OpenVINOPagedModel) -> Path:
-    can = model.capabilities
-    return _notes(f"forward_costs-1-{can.numerics}-{model.min_width}-{can.max_width}{beside}", model)
-
-
-def _measured(model: OpenVINOPagedModel, beside: Beside | None) -> ForwardTimes:
-    capacity, model.cache.capacity = model.cache.capacity, max(model.cache.capacity, calibration.ROWS_NEEDED)
-    try:
-        return calibration.measure(model, perf_counter, least=model.min_width, beside=beside)
-    finally:
-        model.cache.capacity = capacity
-
-
-def _notes(kind: str, model: OpenVINOPagedModel) -> Path:
-    return cache.cache_dir() / "measured" / f"{kind}-{model.fingerprint}.json"
-
-
-def _remembered(path: Path, kind: type[T], find: Callable[[], T]) -> T:
-    """What ``find`` found for this model, machine and engine version, now or earlier."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    except (OSError, msgspec.DecodeError):
-        found = find()
-    with suppress(OSError):  # a read-only cache only means that the next load tries again
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_bytes(msgspec.json.encode(found))
-        temporary.replace(path)
-    return found
+    return target_s, machine.draft_costs(cast("PaddedModel", model.model), target, target_s)
 
 
 def _without_model(pair: Bundle) -> set[str]:
@@ -259,22 +156,22 @@ def _without_model(pair: Bundle) -> set[str]:
     }
 
 
-def _other(engine: _Engine, pair: Bundle, draft: str | None) -> Bundle | None:
+def _other(machine: Machine, pair: Bundle, draft: str | None) -> Bundle | None:
     """The draft model's own bundle, fetched, if it is not one of the pair's."""
     own = [entry.name for entry in pair.manifest.drafters]
     if draft is None or draft in own or draft in _without_model(pair):
         return None
     try:
-        other = hub.resolve(draft, accept_licence=engine.accept_licence, progress=engine.progress)
+        other = hub.resolve(draft, accept_licence=machine.accept_licence, progress=machine.progress)
     except NoSuchModel as error:
         names = ", ".join(dict.fromkeys(("auto", "none", NGram.name, Recycling.name, *own)))
         raise NoSuchModel("no such draft", got=draft, allowed=f"{names}, or {hub.FORMS}") from error
-    hub.model_path(other, other.manifest.target, accept_licence=engine.accept_licence, progress=engine.progress)
+    hub.model_path(other, other.manifest.target, accept_licence=machine.accept_licence, progress=machine.progress)
     return other
 
 
 def _drafters(
-    engine: _Engine, pair: Bundle, draft: str | None, other: Bundle | None, device: str
+    machine: Machine, pair: Bundle, draft: str | None, other: Bundle | None, device: str, backend: Backend
 ) -> tuple[list[Drafter], SmallModel | None]:
     """The drafters asked for: those that cost nothing and need no target, and the model."""
     if draft in ("none", "recycling"):
@@ -283,7 +180,9 @@ def _drafters(
     if other is not None:
         pairing = check_pair(_vocabulary(pair), _vocabulary(other))
         length = other.manifest.generation.context_length
-        model = engine.model(other, other.manifest.target, device, is_draft=True, context_length=length)
+        model = machine.model(
+            other, other.manifest.target, device, backend=backend, is_draft=True, context_length=length
+        )
         reads = _reads(None, None, other.manifest.target.vocab_size, vocab_size)
         return [], SmallModel(model, vocab_size, blocked=pairing.blocked, reads=reads, name=other.name)
     own = [entry for entry in pair.manifest.drafters if draft in (None, entry.name)]
@@ -292,11 +191,11 @@ def _drafters(
     if draft is None:
         free = [*(free or ([] if small else [NGram()])), Pool()]
     if small is not None:
-        return free, _small_model(engine, pair, small, vocab_size, device)
+        return free, _small_model(machine, pair, small, vocab_size, device, backend)
     return free or [NGram()], None
 
 
-def _recycling(pair: Bundle, target: OpenVINOPagedModel, remember: bool) -> Recycling:
+def _recycling(pair: Bundle, target: PaddedModel, remember: bool) -> Recycling:
     width = _BRANCHES if target.capabilities.tree else 1
     table = Recycling(target.vocab_size, width=width)
     if remember:
@@ -312,11 +211,13 @@ def _retrieval(pair: Bundle, folder: str | Path, progress: bool) -> Retrieval:
     return Retrieval(found.texts)
 
 
-def _small_model(engine: _Engine, pair: Bundle, own: DrafterEntry, vocab_size: int, device: str) -> SmallModel:
+def _small_model(
+    machine: Machine, pair: Bundle, own: DrafterEntry, vocab_size: int, device: str, backend: Backend
+) -> SmallModel:
     """A draft model of the bundle's own."""
     assert own.model is not None
     id_map = _id_map(pair, own.id_map, own.model.vocab_size, vocab_size)
-    model = engine.model(pair, own.model, device, is_draft=True, context_length=own.context_length)
+    model = machine.model(pair, own.model, device, backend=backend, is_draft=True, context_length=own.context_length)
     reads = _reads(own, id_map, own.model.vocab_size, vocab_size)
     return SmallModel(model, vocab_size, id_map=id_map, blocked=own.blocked, reads=reads, name=own.name)
 

@@ -1,6 +1,7 @@
 """The cache on disk: where it is, one writer at a time, and folders that appear whole or not at all.
 
 <cache>/ir/KEY/          a converted model: a bundle folder
+<cache>/onnx/KEY/        a model for ONNX Runtime, made from its IR
 <cache>/downloads/FILE   a package that is on its way, kept to go on from; gone once it is converted
 <cache>/hub/KEY          path of a hub repository in the cache of huggingface_hub
 """
@@ -37,7 +38,7 @@ def locked() -> Iterator[Path]:
 
     root = cache_dir()
     try:
-        for name in ("ir", "downloads", "hub"):
+        for name in ("ir", "onnx", "downloads", "hub"):
             (root / name).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         hint = "set EDGESPEC_CACHE to a folder you can write to"

@@ -36,6 +36,7 @@ class Generation:
     numerics: Numerics
     verification: Verification | None
     devices: dict[str, str]
+    backend: str
     seed: int | None
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
@@ -74,6 +75,7 @@ class Generation:
             "drafter": self.drafter,
             "numerics": self.numerics,
             "devices": self.devices,
+            "backend": self.backend,
             "model": self.model,
         }
 
@@ -209,6 +211,7 @@ class Pipeline:
             drafter=drafter.name,
             numerics=self.target.capabilities.numerics,
             devices=self.devices,
+            backend=self.target.capabilities.backend,
             verification=None if params.greedy else params.verification,
             seed=params.seed,
         )

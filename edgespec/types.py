@@ -16,6 +16,9 @@ from edgespec.errors import SettingError
 Logits = NDArray[np.float32]
 """Unnormalised log-probabilities, ``(vocab,)`` or ``(rows, vocab)``."""
 
+Backend = Literal["openvino", "onnxruntime"]
+"""The engine that runs a model."""
+
 Numerics = Literal["exact", "fast"]
 """exact: a token's logits do not depend on how many tokens shared its forward. fast: the engine's own choice."""
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from edgespec.backends.openvino_exact import ExactWidths, find_exact_widths
+from edgespec.backends.exact_widths import ExactWidths, find_exact_widths
+from edgespec.backends.onnx_graph import write_onnx
+from edgespec.backends.onnx_runtime import OnnxRuntimeModel
 from edgespec.backends.openvino_paged import OpenVINOPagedModel
 from edgespec.pipeline import Pipeline
 from edgespec.types import Numerics
+
+os.environ["EDGESPEC_BACKEND"] = "openvino"
+"""the tests say which engine they mean, and do not measure which is faster"""
 
 LoadTiny = Callable[..., OpenVINOPagedModel]
 
@@ -73,6 +79,21 @@ def load_ir(
         if xml not in _exact_widths:
             _exact_widths[xml] = find_exact_widths(model)
         model.set_exact_widths(_exact_widths[xml])
+    return model
+
+
+def load_onnx(folder: Path, numerics: Numerics = "exact", *, capacity: int = 512) -> OnnxRuntimeModel:
+    """The IR of a folder on ONNX Runtime. Its ONNX form is written beside it, once."""
+    xml = folder if folder.suffix == ".xml" else folder / "openvino_model.xml"
+    made = xml.parent.with_name(xml.parent.name + "_onnx")
+    if not made.is_dir():
+        made.mkdir()
+        write_onnx(xml, made, rows=1024)
+    model = OnnxRuntimeModel(made, numerics, capacity=capacity)
+    if numerics == "exact":
+        if made not in _exact_widths:
+            _exact_widths[made] = find_exact_widths(model)
+        model.set_exact_widths(_exact_widths[made])
     return model
 
 

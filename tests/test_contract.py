@@ -10,18 +10,19 @@ import numpy as np
 import pytest
 
 from edgespec.backends.base import Model
+from edgespec.backends.exact_widths import ExactWidths, find_exact_widths
 from edgespec.backends.fake import FakeModel, random_table
-from edgespec.backends.openvino_exact import ExactWidths, find_exact_widths
+from edgespec.backends.onnx_runtime import OnnxRuntimeModel
 from edgespec.backends.openvino_paged import OpenVINOPagedModel
 from edgespec.errors import BackendError, ContextFull
 from edgespec.types import Logits, Step
-from tests.conftest import load_ir
+from tests.conftest import load_ir, load_onnx
 
 CAPACITY = 700
 Make = Callable[[], Model]
 
 
-@pytest.fixture(params=["fake", "paged-exact", "paged-exact-5-to-32", "paged-fast"])
+@pytest.fixture(params=["fake", "paged-exact", "paged-exact-5-to-32", "paged-fast", "onnx-exact", "onnx-fast"])
 def make(request: pytest.FixtureRequest) -> Make:
     if request.param == "fake":
         table = random_table(50, seed=1, order=1000)  # sensitive to the whole text
@@ -29,6 +30,9 @@ def make(request: pytest.FixtureRequest) -> Make:
     if request.param == "paged-fast":
         fast_ir: Path = request.getfixturevalue("tiny_fast_ir")
         return lambda: by_channel(load_ir(fast_ir, "fast", capacity=CAPACITY))
+    if request.param.startswith("onnx"):
+        int8_ir: Path = request.getfixturevalue("tiny_fast_ir")
+        return lambda: load_onnx(int8_ir, request.param.removeprefix("onnx-"), capacity=CAPACITY)
     ir: Path = request.getfixturevalue("tiny_ir")
     if request.param == "paged-exact-5-to-32":
         return lambda: narrowed(load_ir(ir, capacity=CAPACITY))
@@ -93,6 +97,11 @@ def takes_trees(model: Model) -> bool:
     return isinstance(model, FakeModel) or (isinstance(model, OpenVINOPagedModel) and model.cache.rows_can_move)
 
 
+def skip_without_masks(model: Model) -> None:
+    if isinstance(model, OnnxRuntimeModel):
+        pytest.skip("attention on ONNX Runtime is given chains only")
+
+
 def random_path(tree: tuple[int, ...], rng: random.Random) -> list[int]:
     path = [0]
     while children := [row for row, parent in enumerate(tree, 1) if parent == path[-1]]:
@@ -104,6 +113,7 @@ def random_path(tree: tuple[int, ...], rng: random.Random) -> list[int]:
 
 def test_a_tree_row_sees_its_own_branch_only(make: Make) -> None:
     model, other = make(), make()
+    skip_without_masks(model)
     if not takes_trees(model):
         pytest.skip("8-bit keys by channel: rows cannot move, so trees are not declared")
     text = [5, 6, 7]
@@ -193,6 +203,7 @@ def test_a_forward_nobody_waited_for_leaves_no_trace(make: Make) -> None:
 @pytest.mark.parametrize("then", ["reset", "crop", "prefill"])
 def test_a_tree_without_a_kept_path_can_be_cropped_away(make: Make, then: str) -> None:
     model, other = make(), make()
+    skip_without_masks(model)
     model.prefill([1, 2, 3])
     model.forward([4, 5, 6], tree=(0, 0))
     if then == "reset":
@@ -245,6 +256,7 @@ def test_a_stopped_prefill_keeps_what_it_did(make: Make) -> None:
 
 def test_an_abandoned_tree_is_forgotten(make: Make) -> None:
     model, other = make(), make()
+    skip_without_masks(model)
     model.prefill([1, 2, 3])
     model.forward([4, 5, 6], tree=(0, 0))  # and no keep: the round was interrupted
     assert model.prefill([1, 2, 3, 4, 5]) == 3

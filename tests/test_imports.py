@@ -70,6 +70,7 @@ ALLOWED: dict[str, set[str]] = {
     "backends.base": BASE,
     "backends.rows": BASE,
     "backends.": BASE | {"backends.", "engine", "merge"},
+    "machine": BASE | {"backends.", "bundle", "cache", "decode", "decode.calibration", "decode.costs", "engine", "hub"},
     "drafters.base": BASE,
     "drafters.arbiter": BASE | {"drafters.base", "drafters.judged", "decode.costs", "decode.tree"},
     "drafters.judged": BASE | {"drafters.base", "decode.acceptance", "decode.tree"},
@@ -129,7 +130,8 @@ def test_the_runtime_never_imports_torch_export_or_training() -> None:
                 }, path
 
 
-PEERS = {"llama_cpp", "onnx", "onnxruntime", "onnxruntime_genai", "optimum", "torch", "transformers", "matplotlib"}
+PEERS = {"llama_cpp", "onnxruntime_genai", "optimum", "torch", "transformers", "matplotlib"}
+ONNX = {"onnx", "onnxruntime"}
 
 
 def test_nothing_imports_a_peer_but_its_adapter() -> None:
@@ -145,9 +147,16 @@ def test_nothing_imports_a_peer_but_its_adapter() -> None:
                 assert not any(name.startswith("bench.peers") for name in imports_of(path)), path
 
 
+def test_only_its_backend_imports_onnx() -> None:
+    """The extra that brings it need not be installed."""
+    for path in ROOT.rglob("*.py"):
+        if not room_of(path).startswith(("backends.onnx_", "bench.peers.")):
+            assert not roots_of(ast.walk(ast.parse(path.read_text(encoding="utf-8")))) & ONNX, path
+
+
 def test_the_parent_of_the_peers_loads_none() -> None:
     assert not loaded_after("import edgespec.bench.peers.bench, edgespec.bench.peers.worker") & (
-        PEERS | {"openvino_genai"}
+        PEERS | ONNX | {"openvino_genai"}
     )
 
 
@@ -181,7 +190,7 @@ def test_openvino_is_loaded_without_its_telemetry() -> None:
     for code in (
         "from edgespec.devices import devices; devices()",
         "import edgespec.backends.openvino_paged",
-        "from edgespec.assembly import _Engine; _Engine(1, False)",
+        "from edgespec.machine import Machine; Machine(1, False)",
     ):
         loaded = loaded_after(code)
         assert "openvino" in loaded and "openvino_telemetry" not in loaded

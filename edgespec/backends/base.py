@@ -53,6 +53,7 @@ class Capabilities:
     asynchronous: bool
     numerics: Numerics
     device: str
+    backend: str = "openvino"
 
 
 class Model(Protocol):

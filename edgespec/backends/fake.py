@@ -64,7 +64,13 @@ class FakeModel:
         self.vocab_size = vocab_size
         self.cache = FakeCache(capacity)
         self.capabilities = Capabilities(
-            tree=tree, hidden=False, max_width=max_width, asynchronous=True, numerics="exact", device="fake"
+            tree=tree,
+            hidden=False,
+            max_width=max_width,
+            asynchronous=True,
+            numerics="exact",
+            device="fake",
+            backend="fake",
         )
         self.clock = clock or VirtualClock()
         self.forward_s = forward_s

@@ -11,15 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgespec.backends.rows import RowBook
+from edgespec.backends.padded import LONGEST_PAD, GrowingCache
 from edgespec.engine import ov
 from edgespec.errors import BackendError, mapped
 
 _GROWTH = 1.25
-LONGEST_PAD = 16
 
 
-class PagedCache(RowBook):
+class PagedCache(GrowingCache):
     """Grows on demand; rolling back moves a length and touches no memory."""
 
     def __init__(

@@ -34,13 +34,11 @@ class Settings:
     """How a graph is compiled and fed.
 
     numerics "exact" (see docs/architecture.md, Exactness):
-        min_width: shorter forwards are padded, because they run other kernels. 1 until ``exact_widths`` has set it.
         prefill_chunk: wide matrix products run other kernels again.
         KV in 16 bits: by-channel 8-bit keys change when a rejected token is written beside them.
     """
 
     numerics: Numerics
-    min_width: int
     prefill_chunk: int
     properties: dict[str, Any]
 
@@ -53,13 +51,13 @@ class Settings:
         if numerics == "exact" and not on_cpu:
             raise SettingError(f"numerics exact is only known to hold on CPU; device {device}", hint="use fast here")
         if on_cpu and numerics != "fast":
-            return cls("exact", 1, 64, _latency(core, device, "16 bit"))
-        return cls("fast", 1, 512, _latency(core, device, None))
+            return cls("exact", 64, _latency(core, device, "16 bit"))
+        return cls("fast", 512, _latency(core, device, None))
 
     @classmethod
     def of_draft(cls, core: ov.Core, device: str) -> Settings:
         """Settings of a draft: speed first (its numerics never reach the output), but keys that survive a rollback."""
-        return cls("fast", 1, 512, _latency(core, device, "16 bit" if device.startswith("CPU") else None))
+        return cls("fast", 512, _latency(core, device, "16 bit" if device.startswith("CPU") else None))
 
 
 def _latency(core: ov.Core, device: str, kv: str | None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_args
 import click
 
 from edgespec.errors import SettingError
-from edgespec.types import SamplingParams, Verification
+from edgespec.types import Backend, SamplingParams, Verification
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -42,6 +42,11 @@ _MODEL = [
     ),
     click.option("--device", default="CPU", show_default=True, metavar="D", help="Where the target runs (see doctor)."),
     click.option("--draft-device", metavar="D", help="Where the draft runs; beside the target unless told."),
+    click.option(
+        "--backend",
+        type=click.Choice(get_args(Backend)),
+        help="Engine. Default: EDGESPEC_BACKEND, else the faster one on this CPU, measured once.",
+    ),
     click.option(
         "--numerics",
         type=click.Choice(["exact", "fast"]),

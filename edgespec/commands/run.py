@@ -100,7 +100,8 @@ def summary(result: Generation) -> str:
         parts.append("no drafts" if result.drafter == "none" else f"{result.drafter} had nothing to propose")
     if stats.forced:
         parts.append(f"forced by the format: {stats.forced}")
-    parts.append(f"{result.numerics} on {result.devices['target']}")
+    engine = " with ONNX Runtime" if result.backend == "onnxruntime" else ""
+    parts.append(f"{result.numerics} on {result.devices['target']}{engine}")
     if result.verification == "rejection":
         parts.append("rejection")
     if result.seed is not None:

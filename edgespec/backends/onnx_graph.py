@@ -1,0 +1,553 @@
+"""From a causal language model's IR to an ONNX graph for ONNX Runtime, without torch.
+
+The paged graph (``openvino_graph``) is read from the tokens to the logits, and every part of it that has an operator
+of its own in ONNX Runtime becomes that operator: MatMulNBits for a product with compressed weights, whose codes, steps
+and zero points are taken over as they are, SimplifiedLayerNormalization for RMSNorm, GroupQueryAttention for rotary
+embedding and attention. What has none raises ConversionError. Weights that are shared in the IR are shared here.
+
+Operators: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgespec.errors import ConversionError, mapped
+from edgespec.merge import array_of
+
+VERSION = 2
+"""raise it when the same IR should give another graph"""
+MODEL_FILE = "model.onnx"
+WEIGHTS_FILE = "model.onnx.data"
+_INT8 = 4  # accuracy_level: activations in 8 bits too, a step for each block of them
+_BLOCK_SIZES = (64, 32, 16)
+_PASSED = ("Convert", "Reshape", "Transpose", "Unsqueeze", "Squeeze")
+"""rows stay rows and columns columns: how they are grouped into heads, the attention operator knows"""
+
+
+def write_onnx(xml: Path, folder: Path, *, rows: int) -> None:
+    """Write ``model.onnx`` and its weights into an empty folder.
+
+    rows: positions of the rotary embedding's tables, the longest context of the model.
+
+    The graph: input_ids ``(1, n)`` and logits_rows ``(r,)`` int64; seqlens_k ``(1,)`` and total_sequence_length ``()``
+    int32, of GroupQueryAttention; past_key_values.i.key and .value ``(1, heads, rows, size)`` f32, to be bound to the
+    same memory as present.i.key and .value. Returns logits ``(1, r, vocab)`` f32.
+
+    Raises ConversionError: an operator or a form of weights that has no counterpart, with its name.
+    """
+    import onnx
+
+    from edgespec.backends.openvino_graph import paged_graph
+    from edgespec.engine import ov
+
+    graph = _Graph(rows)
+    graph.read(paged_graph(ov.Core(), xml))
+    with mapped(ConversionError, f"cannot write the ONNX model to {folder}", hint="is the disk full?"):
+        onnx.save_model(
+            graph.model(),
+            str(folder / MODEL_FILE),
+            save_as_external_data=True,
+            location=WEIGHTS_FILE,
+            size_threshold=1024,
+        )
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """A compressed matrix: weight ``[i, j] = (code - zero) * step`` of its block."""
+
+    codes: NDArray[Any]
+    """(rows, blocks, size) uint8"""
+    zeros: NDArray[Any]
+    """(rows, blocks) uint8"""
+    steps: NDArray[Any]
+    """(rows, blocks) f32"""
+    bits: int
+
+
+class _Graph:
+    """The ONNX graph that grows while the paged graph is read in topological order."""
+
+    def __init__(self, rows: int) -> None:
+        self._rows = rows
+        self._nodes: list[Any] = []
+        self._initializers: dict[str, Any] = {}
+        self._inputs: list[Any] = []
+        self._outputs: list[Any] = []
+        self._names: dict[tuple[str, int], str] = {}  # of values that have a counterpart, by the IR's node and port
+        self._widths: dict[str, int] = {}  # columns of each of them
+        self._normed: dict[tuple[str, int], tuple[str, float]] = {}  # x / rms(x): x and epsilon
+        self._together: dict[tuple[str, ...], str] = {}  # parts: the value that was split into them
+
+    def read(self, model: Any) -> None:
+        self._rotary(model)
+        layer = 0
+        for node in model.get_ordered_ops():
+            kind = node.get_type_name()
+            if kind == "PagedAttentionExtension":
+                self._attention(node, layer)
+                layer += 1
+            elif kind in _READERS:
+                _READERS[kind](self, node)
+        [result] = [node for node in model.get_results() if "logits" in node.output(0).get_names()]
+        logits = self._need(result.input_value(0))
+        self._append("Identity", [logits], ["logits"])
+        self._outputs.append(_value("logits", "FLOAT", [1, "rows", self._widths[logits]]))
+
+    def model(self) -> Any:
+        from onnx import helper
+
+        self._prune()
+        self._fuse_residuals()
+        graph = helper.make_graph(
+            self._nodes, "decoder", self._inputs, self._outputs, list(self._initializers.values())
+        )
+        domains = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+        return helper.make_model(graph, opset_imports=domains, ir_version=10, producer_name="edgespec")
+
+    # Each reads one node of the IR, and adds its counterpart if it has one
+
+    def _parameter(self, node: Any) -> None:
+        name = node.get_friendly_name()
+        names = node.output(0).get_names() or {name}
+        if "input_ids" in names:
+            self._inputs.append(_value("input_ids", "INT64", [1, "n"]))
+            self._name(node.output(0), "input_ids", 1)
+        elif "logits_rows" in names:
+            self._inputs.append(_value("logits_rows", "INT64", ["rows"]))
+            self._name(node.output(0), "logits_rows", 1)
+
+    def _pass(self, node: Any) -> None:
+        source = node.input_value(0)
+        if (name := self._of(source)) is not None:
+            self._names[_key(node.output(0))] = name
+
+    def _gather(self, node: Any) -> None:
+        table, indices = node.input_value(0), node.input_value(1)
+        ids = self._of(indices)
+        if ids is None:
+            return
+        if (rows := self._of(table)) is not None:
+            self._add("Gather", [rows, ids], node, self._widths[rows], axis=1)
+        elif (weights := _weights(table.get_node())) is not None:
+            self._embedding(node, table.get_node(), weights, ids)
+
+    def _embedding(self, node: Any, table: Any, weights: _Weights | NDArray[Any], ids: str) -> None:
+        if not isinstance(weights, _Weights):
+            self._add("Gather", [self._constant(_origin(table), weights), ids], node, weights.shape[1], axis=0)
+            return
+        codes, zeros, steps = self._compressed(table, weights)
+        width = weights.codes.shape[1] * weights.codes.shape[2]
+        if weights.bits != 8:
+            raise _unsupported("an embedding in 4 bits")
+        parts = [self._make("Gather", [name, ids], axis=0) for name in (codes, zeros, steps)]
+        floats = [self._make("Cast", [part], to=1) for part in parts[:2]]
+        last = self._constant("last", _ints(-1))
+        zero, step = (self._make("Unsqueeze", [part, last]) for part in (floats[1], parts[2]))
+        values = self._make("Mul", [self._make("Sub", [floats[0], zero]), step])
+        shape = self._constant(f"flat.{width}", _ints(0, 0, width))
+        self._add("Reshape", [values, shape], node, width)
+
+    def _product(self, node: Any) -> None:
+        source = self._of(node.input_value(0))
+        if source is None:
+            return
+        attributes = node.get_attributes()
+        weights = _weights(node.input_value(1).get_node())
+        if weights is None or attributes["transpose_a"] or not attributes["transpose_b"]:
+            return
+        if not isinstance(weights, _Weights):
+            name = self._constant(f"{_origin(node.input_value(1).get_node())}.T", weights.T.copy())
+            self._add("MatMul", [source, name], node, len(weights))
+            return
+        inputs = [source, *self._compressed(node.input_value(1).get_node(), weights, order=(0, 2, 1))]
+        rows, blocks, size = weights.codes.shape
+        self._add(
+            *("MatMulNBits", inputs, node, rows),
+            domain="com.microsoft",
+            N=rows,
+            K=blocks * size,
+            bits=weights.bits,
+            block_size=size,
+            accuracy_level=_INT8,
+        )
+
+    def _split(self, node: Any) -> None:
+        source = self._of(node.input_value(0))
+        if source is None or not _is_flat(node):
+            return
+        sizes = [part.get_partial_shape()[-1].get_length() for part in node.outputs()]
+        if sum(sizes) != self._widths[source]:
+            return
+        names = [f"{node.get_name()}.{index}" for index in range(len(sizes))]
+        lengths = self._constant("sizes." + ".".join(map(str, sizes)), _ints(*sizes))
+        self._append("Split", [source, lengths], names, axis=-1)
+        self._together[tuple(names)] = source
+        for part, name, size in zip(node.outputs(), names, sizes, strict=True):
+            self._name(part, name, size)
+
+    def _slice(self, node: Any) -> None:
+        source = self._of(node.input_value(0))
+        if source is None or not _is_flat(node):
+            return
+        numbers = [_number(value) for value in node.input_values()[1:]]  # begin, end, step, axis
+        width = self._widths[source]
+        if len(numbers) < 4 or None in numbers or numbers[2:] not in ([1, 2], [1, -1]):
+            return
+        begin, end, *_ = slice(int(numbers[0] or 0), int(numbers[1] or 0)).indices(width)
+        bounds = [self._constant(f"int.{value}", _ints(value)) for value in (begin, end, 2)]
+        self._add("Slice", [source, *bounds], node, end - begin)
+
+    def _swish(self, node: Any) -> None:
+        if (source := self._of(node.input_value(0))) is not None and node.get_input_size() == 1:
+            self._add("QuickGelu", [source], node, self._widths[source], domain="com.microsoft", alpha=1.0)
+
+    def _sum_or_product(self, node: Any) -> None:
+        kind = {"Add": "Add", "Multiply": "Mul"}[node.get_type_name()]
+        values = [node.input_value(0), node.input_value(1)]
+        names = [self._of(value) for value in values]
+        if kind == "Mul" and self._norm(node, values, names):
+            return
+        if None not in names:
+            known = [name for name in names if name is not None]
+            self._add(kind, known, node, max(self._widths[name] for name in known))
+            return
+        for value, source in zip(values, reversed(names), strict=True):
+            constant = _weights(value.get_node())
+            if source is not None and constant is not None and not isinstance(constant, _Weights):
+                if constant.size not in (1, self._widths[source]):
+                    return
+                name = self._constant(_origin(value.get_node()), constant.reshape(-1).astype(np.float32))
+                self._add(kind, [source, name], node, self._widths[source])
+
+    def _norm(self, node: Any, values: list[Any], names: list[str | None]) -> bool:
+        """RMSNorm is two products: ``x * (1 / rms(x))``, and that with a constant, unless it is all ones. Whether
+        ``node`` is one of them."""
+        for value, other, source in zip(values, reversed(values), reversed(names), strict=True):
+            epsilon = _epsilon(value.get_node(), other)
+            if epsilon is not None and source is not None:
+                size = other.get_partial_shape()[-1].get_length()
+                self._normed[_key(node.output(0))] = source, epsilon
+                self._normalize(node, source, epsilon, self._constant(f"ones.{size}", np.ones(size, np.float32)), size)
+                return True
+            constant = _weights(value.get_node())
+            normed = self._normed.get(_key(_passed(other)))
+            if normed is not None and constant is not None and not isinstance(constant, _Weights):
+                scale = self._constant(_origin(value.get_node()), constant.reshape(-1))
+                self._normalize(node, *normed, scale, constant.size)
+                return True
+        return False
+
+    def _normalize(self, node: Any, source: str, epsilon: float, scale: str, size: int) -> None:
+        """size: columns that are normed together, all or those of one head."""
+        width = self._widths[source]
+        options = {"axis": -1, "epsilon": epsilon, "stash_type": 1}
+        if size == width:
+            self._add("SimplifiedLayerNormalization", [source, scale], node, width, **options)
+            return
+        heads = self._constant(f"heads.{size}", _ints(0, 0, -1, size))
+        flat = self._constant(f"flat.{width}", _ints(0, 0, width))
+        of_head = self._make("SimplifiedLayerNormalization", [self._make("Reshape", [source, heads]), scale], **options)
+        self._add("Reshape", [of_head, flat], node, width)
+
+    def _attention(self, node: Any, layer: int) -> None:
+        """Rotary embedding, the cache and attention, of what the three products before it give."""
+        inputs = node.input_values()
+        query, key, value = (self._source(value) for value in inputs[:3])
+        size = self._rotary_size
+        if (kv := self._widths[key]) != self._widths[value] or kv % size or self._widths[query] % size:
+            raise _unsupported("attention with keys and values of other sizes")
+        if _number(inputs[10]) or inputs[11].get_partial_shape()[0].get_length():
+            raise _unsupported("attention with a sliding window or ALiBi")
+        names = [f"past_key_values.{layer}.{part}" for part in ("key", "value")]
+        presents = [f"present.{layer}.{part}" for part in ("key", "value")]
+        for name in names:
+            self._inputs.append(_value(name, "FLOAT", [1, kv // size, "capacity", size]))
+        for name in presents:
+            self._outputs.append(_value(name, "FLOAT", [1, kv // size, "capacity", size]))
+        out = f"attention.{layer}"
+        together = self._together.get((query, key, value))
+        self._append(
+            "GroupQueryAttention",
+            [
+                *((together, "", "") if together else (query, key, value)),
+                *names,
+                "seqlens_k",
+                "total_sequence_length",
+                "cos",
+                "sin",
+            ],
+            [out, *presents],
+            domain="com.microsoft",
+            num_heads=self._widths[query] // size,
+            kv_num_heads=kv // size,
+            scale=_number(inputs[9]),
+            do_rotary=1,
+            rotary_interleaved=0,
+        )
+        self._name(node.output(0), out, self._widths[query])
+
+    def _rotary(self, model: Any) -> None:
+        """Tables of the rotary embedding: what the IR's own cosine and sine give for each position."""
+        from edgespec.engine import ov
+
+        found = {
+            kind: [node for node in model.get_ordered_ops() if node.get_type_name() == kind] for kind in ("Cos", "Sin")
+        }
+        if any(len(nodes) != 1 for nodes in found.values()):
+            raise _unsupported("no rotary embedding, or more than one")
+        read = [model.input(name).get_node() for name in ("position_ids", "input_ids")]  # of the other, its length
+        parts = ov.Model([found[kind][0].output(0) for kind in ("Cos", "Sin")], read, "rotary")
+        compiled = ov.compile_model(parts, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        tables = compiled([np.arange(self._rows, dtype=np.int64)] * 2)
+        for index, name in enumerate(("cos", "sin")):
+            table = np.asarray(tables[index]).reshape(self._rows, -1)
+            self._rotary_size = table.shape[1]
+            self._constant(name, table[:, : table.shape[1] // 2].copy())
+        self._inputs += [_value("seqlens_k", "INT32", [1]), _value("total_sequence_length", "INT32", [])]
+
+    # Values and their names
+
+    def _source(self, value: Any) -> str:
+        """The product behind an input of the attention: the nearest value that has a counterpart, on any way to it."""
+        found, seen, todo = set(), set(), [value]
+        while todo:
+            value = todo.pop()
+            if (name := self._of(value)) is not None:
+                found.add(name)
+            elif value.get_node().get_type_name() != "ShapeOf" and _key(value) not in seen:
+                seen.add(_key(value))
+                todo += value.get_node().input_values()
+        found.discard("input_ids")
+        if len(found) != 1:
+            raise _unsupported("attention whose query, key or value is not one product")
+        return found.pop()
+
+    def _of(self, value: Any) -> str | None:
+        return self._names.get(_key(value))
+
+    def _need(self, value: Any) -> str:
+        name = self._of(value)
+        if name is None:
+            node = value.get_node()
+            while all(self._of(source) is None for source in node.input_values()) and node.get_input_size():
+                node = node.input_value(0).get_node()
+            raise _unsupported(f"{node.get_type_name()} {node.get_friendly_name()}")
+        return name
+
+    def _name(self, value: Any, name: str, width: int) -> None:
+        self._names[_key(value)] = name
+        self._widths[name] = width
+
+    def _add(self, kind: str, inputs: list[str], node: Any, width: int, **options: Any) -> None:
+        self._append(kind, inputs, [node.get_name()], **options)
+        self._name(node.output(0), node.get_name(), width)
+
+    def _make(self, kind: str, inputs: list[str], **options: Any) -> str:
+        name = f"{kind}.{len(self._nodes)}"
+        self._append(kind, inputs, [name], **options)
+        return name
+
+    def _append(self, kind: str, inputs: list[str], outputs: list[str], **options: Any) -> None:
+        from onnx import helper
+
+        self._nodes.append(helper.make_node(kind, inputs, outputs, name=outputs[0], **options))
+
+    def _compressed(self, node: Any, weights: _Weights, order: Iterable[int] = (0, 1, 2)) -> list[str]:
+        """Initializers of codes, zero points and steps, in the order asked for."""
+        name = _origin(node)
+        parts = (weights.codes, weights.zeros, weights.steps)
+        if weights.bits == 4:
+            parts = (_nibbles(weights.codes), _nibbles(weights.zeros), weights.steps)
+        names = [self._constant(f"{name}.{part}", array) for part, array in zip(("q", "z", "s"), parts, strict=True)]
+        return [names[index] for index in order]
+
+    def _constant(self, name: str, array: NDArray[Any]) -> str:
+        from onnx import numpy_helper
+
+        if name not in self._initializers:
+            self._initializers[name] = numpy_helper.from_array(array, name)
+        return name
+
+    def _prune(self) -> None:
+        """Drop what nothing reads: heads that were taken apart for an attention that does so itself."""
+        needed = {output.name for output in self._outputs}
+        kept = []
+        for node in reversed(self._nodes):
+            if needed & set(node.output):
+                needed |= set(node.input)
+                kept.append(node)
+        self._nodes = kept[::-1]
+        self._initializers = {name: value for name, value in self._initializers.items() if name in needed}
+
+    def _fuse_residuals(self) -> None:
+        """A sum and the norm that reads it are one operator, which returns the sum too."""
+        from onnx import helper
+
+        sums = {node.output[0]: at for at, node in enumerate(self._nodes) if node.op_type == "Add"}
+        fused = set()
+        for norm in [node for node in self._nodes if node.op_type == "SimplifiedLayerNormalization"]:
+            total, scale = norm.input
+            at = sums.pop(total, None)
+            if at is None or any(name in self._initializers for name in self._nodes[at].input):
+                continue
+            epsilon = next(option.f for option in norm.attribute if option.name == "epsilon")
+            self._nodes[at] = helper.make_node(
+                "SkipSimplifiedLayerNormalization",
+                [*self._nodes[at].input, scale],
+                [norm.output[0], "", "", total],
+                name=norm.name,
+                domain="com.microsoft",
+                epsilon=epsilon,
+            )
+            fused.add(norm.name)
+        self._nodes = [
+            node for node in self._nodes if node.op_type != "SimplifiedLayerNormalization" or node.name not in fused
+        ]
+
+
+_READERS = {
+    "Parameter": _Graph._parameter,
+    "Gather": _Graph._gather,
+    "MatMul": _Graph._product,
+    "VariadicSplit": _Graph._split,
+    "Split": _Graph._split,
+    "Slice": _Graph._slice,
+    "Swish": _Graph._swish,
+    "Add": _Graph._sum_or_product,
+    "Multiply": _Graph._sum_or_product,
+} | dict.fromkeys(_PASSED, _Graph._pass)
+
+
+def _weights(node: Any) -> _Weights | NDArray[Any] | None:
+    """The numbers of a constant or of a subgraph of constants that decompresses one; None if it is neither."""
+    kind = node.get_type_name()
+    if kind in ("Convert", "Reshape"):
+        below = _weights(node.input_value(0).get_node())
+        shape = node.get_output_partial_shape(0)
+        if below is None or isinstance(below, _Weights) or kind == "Convert" or not shape.is_static:
+            return below
+        reshaped: NDArray[Any] = below.reshape(node.get_output_shape(0))
+        return reshaped
+    if kind == "Constant":
+        if node.get_element_type().get_type_name() not in ("f32", "f16", "bf16"):
+            return None
+        return np.array(node.get_data(), dtype=np.float32)
+    if kind != "Multiply":
+        return None
+    shifted, steps = (node.input_value(i).get_node() for i in (0, 1))
+    zeros: Any = None
+    if shifted.get_type_name() == "Subtract":
+        shifted, zeros = (shifted.input_value(i).get_node() for i in (0, 1))
+    codes = _constant_below(shifted)
+    if codes is None or codes.get_element_type().get_type_name() not in ("u8", "i8", "u4"):
+        return None
+    return _blocks(codes, _constant_below(zeros) if zeros is not None else None, _constant_below(steps))
+
+
+def _blocks(codes_node: Any, zeros_node: Any, steps_node: Any) -> _Weights:
+    kind = codes_node.get_element_type().get_type_name()
+    bits = 4 if kind == "u4" else 8
+    codes = array_of(codes_node)
+    rows, inputs = codes.shape[0], int(np.prod(codes.shape[1:]))
+    groups = codes.shape[1] if codes.ndim == 3 else 1
+    zeros = np.zeros((1, 1)) if zeros_node is None else np.array(array_of(zeros_node), np.float32)
+    if kind == "i8":
+        codes, zeros = (codes.astype(np.int16) + 128).astype(np.uint8), zeros + 128
+    if (zeros != np.rint(zeros)).any():
+        raise _unsupported("weights whose zero points are no whole numbers")
+    size = inputs // groups
+    block = size if groups > 1 else next((block for block in _BLOCK_SIZES if inputs % block == 0), 0)
+    if block < 16 or block & (block - 1):
+        raise _unsupported(f"weights in groups of {size}")
+
+    def of_blocks(values: NDArray[Any]) -> NDArray[Any]:
+        flat = values.reshape(-1, groups) if values.size > 1 else np.full((rows, groups), values.reshape(-1)[0])
+        return np.repeat(flat, inputs // block // groups, axis=1)
+
+    return _Weights(
+        codes.reshape(rows, -1, block),
+        of_blocks(zeros).astype(np.uint8),
+        of_blocks(np.array(array_of(steps_node), np.float32)),
+        bits,
+    )
+
+
+def _is_flat(node: Any) -> bool:
+    """Whether it takes ``(tokens, 1, columns)``, not yet grouped into heads."""
+    return bool(node.get_input_partial_shape(0).rank.get_length() == 3)
+
+
+def _ints(*values: int) -> NDArray[np.int64]:
+    return np.array(values, np.int64)
+
+
+def _nibbles(codes: NDArray[Any]) -> NDArray[Any]:
+    """Two 4-bit codes a byte, along the last axis, the first in the low half."""
+    if codes.shape[-1] % 2:
+        codes = np.concatenate([codes, np.zeros_like(codes[..., :1])], -1)
+    packed: NDArray[Any] = codes[..., 0::2] | codes[..., 1::2] << 4
+    return packed
+
+
+def _constant_below(node: Any) -> Any:
+    while node.get_type_name() in ("Convert", "Reshape"):
+        node = node.input_value(0).get_node()
+    return node if node.get_type_name() == "Constant" else None
+
+
+def _origin(node: Any) -> str:
+    """Name of the constant that a weight is made of: one for all who use it."""
+    while node.get_type_name() != "Constant":
+        node = node.input_value(0).get_node()
+    return str(node.get_name())
+
+
+def _epsilon(inverse: Any, x: Any) -> float | None:
+    """If ``inverse`` is ``1 / sqrt(mean(x ** 2) + epsilon)``: epsilon."""
+    if inverse.get_type_name() not in ("Divide", "Power"):
+        return None
+    root = inverse.input_value(1 if inverse.get_type_name() == "Divide" else 0).get_node()
+    if root.get_type_name() == "Sqrt":
+        root = root.input_value(0).get_node()
+    if root.get_type_name() != "Add":
+        return None
+    for mean, epsilon in (root.input_values(), reversed(root.input_values())):
+        if mean.get_node().get_type_name() == "ReduceMean" and (found := _number(epsilon)) is not None:
+            square = mean.get_node().input_value(0).get_node()
+            if square.get_type_name() in ("Power", "Multiply") and _key(square.input_value(0)) == _key(x):
+                return found
+    return None
+
+
+def _number(value: Any) -> float | None:
+    """Of a constant that holds one."""
+    node = _constant_below(value.get_node())
+    return None if node is None or node.get_data().size != 1 else float(node.get_data().reshape(-1)[0])
+
+
+def _passed(value: Any) -> Any:
+    while value.get_node().get_type_name() == "Convert":
+        value = value.get_node().input_value(0)
+    return value
+
+
+def _key(value: Any) -> tuple[str, int]:
+    return value.get_node().get_name(), value.get_index()
+
+
+def _value(name: str, kind: str, shape: list[Any]) -> Any:
+    from onnx import TensorProto, helper
+
+    return helper.make_tensor_value_info(name, getattr(TensorProto, kind), shape)
+
+
+def _unsupported(what: str) -> ConversionError:
+    return ConversionError("this model has no ONNX form", got=what, hint="run it on OpenVINO: --backend openvino")

@@ -1,0 +1,163 @@
+"""A causal language model on ONNX Runtime's CPU kernels, from the graph that ``onnx_graph`` writes.
+
+Where the CPU has no dot products of 8-bit numbers (VNNI), these kernels multiply integers all the same, and OpenVINO's
+turn the weights into floating point: a forward of one token takes half the time (docs/log.md).
+
+The attention writes its keys and values into the tensors it reads the earlier ones from: past and present are bound
+to the same memory. Rolling back is a smaller ``seqlens_k``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from edgespec.backends.base import Capabilities
+from edgespec.backends.onnx_graph import MODEL_FILE, VERSION, WEIGHTS_FILE
+from edgespec.backends.padded import LONGEST_PAD, GrowingCache, PaddedModel, fingerprint
+from edgespec.errors import BackendError, mapped
+from edgespec.types import Numerics, Step, Tree
+
+_GROWTH = 1.25
+_FIRST_ROWS = 256
+
+
+class BoundCache(GrowingCache):
+    """A tensor ``(1, heads, rows, size)`` for the keys and one for the values of each layer."""
+
+    def __init__(self, session: onnxruntime.InferenceSession, binding: Any, capacity: int) -> None:
+        super().__init__(capacity)
+        self._binding = binding
+        inputs = {port.name: port.shape for port in session.get_inputs() if port.name.startswith("past_key_values.")}
+        self._shapes = {name: (shape[1], shape[3]) for name, shape in inputs.items()}
+        self._tensors: dict[str, NDArray[np.float32]] = {}
+        self.rows = 0
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self._tensors.values())
+
+    def ensure(self, rows: int) -> None:
+        """The engine writes where it is told to: never run a forward without this."""
+        most = self.capacity + LONGEST_PAD
+        assert rows <= most, "a forward past the context"
+        if rows <= self.rows:
+            return
+        try:
+            self._grow(min(most, max(rows, _FIRST_ROWS, int(self.rows * _GROWTH))))
+        except BaseException:  # Ctrl-C or no memory with half the layers grown: begin again from nothing
+            self._tensors.clear()
+            self.rows = 0
+            self.reset()
+            raise
+
+    def _grow(self, rows: int) -> None:
+        """One layer at a time: the peak is one layer's copy, not a second cache."""
+        with mapped(BackendError, "no memory for the KV cache", hint="use a smaller --context-length"):
+            for name, (heads, size) in self._shapes.items():
+                self._tensors[name] = new = self._allocate((1, heads, rows, size), self._tensors.get(name))
+                bound = ("cpu", 0, np.float32, new.shape, new.ctypes.data)
+                self._binding.bind_input(name, *bound)
+                self._binding.bind_output(name.replace("past_key_values", "present"), *bound)
+        self.rows = rows
+
+    def _allocate(self, shape: tuple[int, ...], old: NDArray[np.float32] | None) -> NDArray[np.float32]:
+        new = np.zeros(shape, np.float32)  # zeros: a row nobody wrote must not be a NaN
+        if old is not None:
+            new[:, :, : self.length] = old[:, :, : self.length]
+        return new
+
+    def _move(self, source: int, target: int) -> None:
+        for tensor in self._tensors.values():
+            tensor[:, :, target] = tensor[:, :, source]
+
+
+class OnnxRuntimeModel(PaddedModel):
+    """See ``backends.base.Model``. Not thread-safe; one text at a time.
+
+    folder: what ``onnx_graph.write_onnx`` wrote.
+    """
+
+    cache: BoundCache
+
+    def __init__(self, folder: Path, numerics: Numerics, *, capacity: int) -> None:
+        super().__init__(numerics, 64 if numerics == "exact" else 512)
+        path = folder / MODEL_FILE
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        # Threads that wait for work keep a core busy. Between two forwards it is the other model's turn.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        with mapped(BackendError, f"cannot load {path}", hint="delete that folder; it is made again"):
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self._binding = self._session.io_binding()
+        self._logits_shape = next(port.shape for port in self._session.get_outputs() if port.name == "logits")
+        self.vocab_size = int(self._logits_shape[-1])
+        weights = (folder / WEIGHTS_FILE).stat()
+        self.weights_bytes = weights.st_size
+        self.fingerprint = fingerprint(
+            [VERSION, weights.st_size, weights.st_mtime_ns, _cpu(), onnxruntime.__version__, os.cpu_count()]
+        )
+        self.cache = BoundCache(self._session, self._binding, capacity)
+        self._logits: NDArray[np.float32] = np.empty((1, 0, self.vocab_size), np.float32)
+        self._inputs: dict[str, NDArray[Any]] = {}  # the engine reads them where they are
+        self._thread: ThreadPoolExecutor | None = None
+        self._running: Future[None] | None = None
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            tree=False,
+            hidden=False,
+            max_width=self.max_width,
+            asynchronous=True,
+            numerics=self.numerics,
+            device="CPU",
+            backend="onnxruntime",
+        )
+
+    def ready(self) -> bool:
+        return self._running is None or self._running.done()
+
+    def _infer(self) -> None:
+        self._session.run_with_iobinding(self._binding)
+
+    def _start(self) -> None:
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "onnxruntime")
+        self._running = self._thread.submit(self._infer)
+
+    def _wait(self) -> None:
+        assert self._running is not None
+        self._running.result()
+
+    def _give(self, input_ids: NDArray[np.int64], past: int, rows: Sequence[int], tree: Tree | None) -> None:
+        assert tree is None, "this model takes no trees"
+        total = past + len(input_ids)
+        self._inputs = {
+            "input_ids": input_ids[None],
+            "logits_rows": np.array(rows, np.int64),
+            "seqlens_k": np.array([total - 1], np.int32),
+            "total_sequence_length": np.array(total, np.int32),
+        }
+        for name, value in self._inputs.items():
+            self._binding.bind_cpu_input(name, value)
+        if self._logits.shape[1] != len(rows):
+            self._logits = np.empty((1, len(rows), self.vocab_size), np.float32)
+        shape, at = self._logits.shape, self._logits.ctypes.data
+        self._binding.bind_output("logits", "cpu", 0, np.float32, shape, at)
+
+    def _step(self, rows: int) -> Step:
+        return Step(self._logits[0, :rows])
+
+
+def _cpu() -> str:
+    import platform
+
+    return platform.processor() or platform.machine()

@@ -1,0 +1,170 @@
+"""What models do alike on every engine: prefill in chunks, pad a forward to its width, book its rows."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgespec.backends.base import Capabilities, Progress, common_prefix
+from edgespec.backends.exact_widths import ExactWidths
+from edgespec.backends.rows import RowBook
+from edgespec.errors import BackendError, ContextFull, mapped
+from edgespec.types import Numerics, Step, Tree
+
+_PAD = 0  # any token id: the row of a pad is never read and never kept
+LONGEST_PAD = 16
+
+
+class GrowingCache(RowBook):
+    """Rows in memory of the engine, which is allocated as they come."""
+
+    @abstractmethod
+    def ensure(self, rows: int) -> None:
+        """Have room for ``rows`` rows, at most LONGEST_PAD more than the capacity."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """A forward whose inputs are set: what to book when it is done, and how many rows of logits were asked for."""
+
+    past: int
+    tokens: tuple[int, ...]
+    branched: bool
+    num_logits: int
+
+
+class PaddedModel(ABC):
+    """See ``backends.base.Model``. Not thread-safe; one text at a time."""
+
+    cache: GrowingCache
+    vocab_size: int
+    fingerprint: str
+    """of model, engine, device and settings: what a measurement of this model depends on"""
+    weights_bytes: int
+
+    def __init__(self, numerics: Numerics, prefill_chunk: int) -> None:
+        self.numerics = numerics
+        self.min_width = 1
+        """forwards of fewer tokens are padded to this"""
+        self.max_width = prefill_chunk
+        self.infer_s = 0.0
+        """seconds spent inside the engine since construction"""
+        self.last_width = 0
+        """rows of the last forward, padding included"""
+        self.width: Callable[[int, int], int] | None = None
+        self._pending: Forward | None = None
+        self._started_s = 0.0
+
+    @property
+    @abstractmethod
+    def capabilities(self) -> Capabilities: ...
+
+    def set_exact_widths(self, widths: ExactWidths) -> None:
+        """Keep every forward in the range that is one function; see ``exact_widths``."""
+        self.min_width, self.max_width = widths.least, widths.most
+
+    def prefill(self, tokens: Sequence[int], progress: Progress | None = None) -> int:
+        if len(tokens) > self.cache.capacity:
+            raise ContextFull(
+                "prompt is longer than the context", got=f"{len(tokens)} tokens", allowed=f"{self.cache.capacity}"
+            )
+        self._drain()
+        self.cache.settle()
+        reused = common_prefix(self.cache.tokens, tokens)
+        self.cache.crop(reused)
+        self.cache.ensure(min(len(tokens) + LONGEST_PAD, self.cache.capacity))
+        for begin in range(reused, len(tokens), self.max_width):
+            self.forward(tokens[begin : begin + self.max_width], num_logits=0)
+            if progress:
+                progress(self.cache.length, len(tokens))
+        return reused
+
+    def forward(self, tokens: Sequence[int], tree: Tree | None = None, num_logits: int | None = None) -> Step:
+        forward = self._feed(tokens, tree, num_logits)
+        began = perf_counter()
+        with mapped(BackendError, "inference failed"):
+            self._infer()
+        self.infer_s += perf_counter() - began
+        return self._result(forward)
+
+    def start(self, tokens: Sequence[int], tree: Tree | None = None, num_logits: int | None = None) -> None:
+        self._pending = self._feed(tokens, tree, num_logits)
+        self._started_s = perf_counter()
+        with mapped(BackendError, "inference failed"):
+            self._start()
+
+    def wait(self) -> Step:
+        assert self._pending is not None, "wait without start"
+        forward = self._pending
+        self._drain()
+        self.infer_s += perf_counter() - self._started_s
+        return self._result(forward)
+
+    @abstractmethod
+    def ready(self) -> bool: ...
+
+    @abstractmethod
+    def _give(self, input_ids: NDArray[np.int64], past: int, rows: Sequence[int], tree: Tree | None) -> None:
+        """Set the inputs of a forward behind ``past`` rows. rows: of ``input_ids``, those that get logits."""
+
+    @abstractmethod
+    def _infer(self) -> None: ...
+
+    @abstractmethod
+    def _start(self) -> None: ...
+
+    @abstractmethod
+    def _wait(self) -> None: ...
+
+    @abstractmethod
+    def _step(self, rows: int) -> Step:
+        """Logits (and hidden states, if asked for) of the first ``rows`` rows that were to get some: a view."""
+
+    def _drain(self) -> None:
+        """Let a forward that was begun come to its end. An interrupted ``wait`` leaves one; its rows are not booked."""
+        if self._pending is None:
+            return
+        try:
+            with mapped(BackendError, "inference failed"):
+                self._wait()
+        except BackendError:
+            self._pending = None
+            raise
+        self._pending = None
+
+    def _feed(self, tokens: Sequence[int], tree: Tree | None, num_logits: int | None) -> Forward:
+        self._drain()
+        assert 1 <= len(tokens) <= self.max_width
+        self.cache.settle()
+        past, real = self.cache.length, len(tokens)
+        n = max(real, self.min_width)
+        if self.width is not None and num_logits != 0:
+            n = max(real, min(self.width(n, past), self.cache.capacity + LONGEST_PAD - past))
+        assert past + real <= self.cache.capacity, "a forward past the context"
+        self.cache.ensure(past + n)
+        self.last_width = n
+        input_ids = np.full(n, _PAD, np.int64)
+        input_ids[:real] = tokens
+        first = 0 if num_logits is None else real - num_logits
+        # The output head is a matrix product too: it gets as many rows as the rest, or none.
+        rows = [*range(first, real), *[real - 1] * (self.min_width - real + first)] if first < real else []
+        self._give(input_ids, past, rows, tree)
+        return Forward(past, tuple(tokens), branched=tree is not None, num_logits=real - first)
+
+    def _result(self, forward: Forward) -> Step:
+        assert self.cache.length == forward.past, "the cache was changed while a forward ran"
+        self.cache.append(forward.tokens, branched=forward.branched)
+        return self._step(forward.num_logits)
+
+
+def fingerprint(identity: Sequence[Any]) -> str:
+    """A short name for what a measurement depends on."""
+    import hashlib
+
+    return hashlib.sha256(repr(identity).encode()).hexdigest()[:24]

@@ -1,0 +1,252 @@
+"""Models on this machine: compiled by an engine, and what was measured of them, which is remembered."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from threading import Lock
+from time import perf_counter
+from typing import TYPE_CHECKING, TypeVar, get_args
+
+import msgspec
+
+from edgespec import cache, hub
+from edgespec.bundle import Bundle, ModelFile
+from edgespec.decode import calibration
+from edgespec.decode.calibration import Beside, ForwardTimes
+from edgespec.decode.costs import ForwardCost
+from edgespec.errors import BundleError, ConversionError, SettingError
+from edgespec.types import Backend, Numerics
+
+if TYPE_CHECKING:
+    from edgespec.backends.padded import PaddedModel
+
+T = TypeVar("T")
+
+_PROMPT, _ANSWER, _ACCEPTED = 128, 256, 0.6
+"""tokens of the answer that engines are compared by, and the share of drafted tokens that it takes for accepted"""
+_SAMPLE, _TURNS = 64, 3
+
+
+class Machine:
+    """Engines are imported when their first model is loaded.
+
+    capacity: rows of KV cache at most. progress: say on stderr what takes long.
+    """
+
+    def __init__(self, capacity: int, progress: bool, accept_licence: bool = False) -> None:
+        from edgespec.engine import ov
+
+        self.core = ov.Core()
+        self.capacity = capacity
+        self.progress = progress
+        self.accept_licence = accept_licence
+        self._writing = Lock()  # target and draft are loaded side by side
+
+    def model(
+        self,
+        bundle: Bundle,
+        model: ModelFile,
+        device: str,
+        *,
+        backend: Backend = "openvino",
+        numerics: Numerics | None = None,
+        is_draft: bool = False,
+        context_length: int | None = None,
+    ) -> PaddedModel:
+        from edgespec.backends.exact_widths import ROWS_NEEDED, ExactWidths, find_exact_widths
+        from edgespec.backends.openvino_graph import available
+
+        device = available(self.core, device)
+        capacity = min(self.capacity, context_length or self.capacity)
+        xml = hub.model_path(bundle, model, accept_licence=self.accept_licence, progress=self.progress)
+        load = self._on_onnxruntime if backend == "onnxruntime" else self._on_openvino
+        # The search for exact widths needs some room, whatever the context is limited to afterwards.
+        loaded = load(xml, device, numerics, is_draft, max(capacity, ROWS_NEEDED), bundle)
+        if loaded.vocab_size != model.vocab_size:
+            raise BundleError(
+                f"{xml} does not fit its manifest: logits", got=loaded.vocab_size, allowed=model.vocab_size
+            )
+        if is_draft and capacity > 2:  # the first forwards repack the weights: now, while the target is being compiled
+            loaded.forward([0, 0])
+            loaded.forward([0])
+            loaded.cache.reset()
+        if loaded.numerics == "exact":
+            path = _notes("exact_widths", loaded)
+            loaded.set_exact_widths(_remembered(path, ExactWidths, lambda: find_exact_widths(loaded)))
+        loaded.cache.capacity = capacity
+        return loaded
+
+    def backend(self, bundle: Bundle, device: str, numerics: Numerics | None, asked: str | None) -> Backend:
+        """The engine for a target: the one asked for, else EDGESPEC_BACKEND, else what is faster here on CPU."""
+        asked = asked or os.environ.get("EDGESPEC_BACKEND") or None
+        if asked not in (None, *get_args(Backend)):
+            raise SettingError("backend", got=asked, allowed=", ".join(get_args(Backend)))
+        missing = [name for name in ("onnxruntime", "onnx") if find_spec(name) is None]
+        if asked == "onnxruntime" and missing:
+            raise SettingError(
+                "backend onnxruntime is not installed", got=f"no {missing[0]}", hint="pip install 'edgespec[onnx]'"
+            )
+        if asked == "onnxruntime" and device != "CPU":
+            raise SettingError("backend onnxruntime runs on CPU only", got=f"device {device}", allowed="CPU")
+        if asked == "openvino" or device != "CPU" or missing:
+            return "openvino"
+        return "onnxruntime" if asked else self._faster(bundle, numerics)
+
+    def costs(self, model: PaddedModel) -> ForwardCost:
+        """Measured once, with nothing else running, and then remembered."""
+        times = _remembered(_costs_path("", model), ForwardTimes, lambda: _measured(model, None))
+        # Only exact numerics say that padding changes nothing.
+        return ForwardCost(times, homes=model.numerics == "exact")
+
+    def draft_costs(self, draft: PaddedModel, target: PaddedModel, target_s: ForwardCost) -> ForwardCost:
+        """In turns with its target, as it will run."""
+
+        def forward() -> None:
+            target.cache.reset()
+            target.forward([0])  # padded to the narrowest width
+
+        beside = Beside(forward, target_s.steady(target.min_width, 0))
+        path = _costs_path(f"-{target.numerics}-{target.fingerprint}", draft)
+        # A drawn draft depends on the draft's last digits, which must not depend on what was asked of it before.
+        costs = ForwardCost(_remembered(path, ForwardTimes, lambda: _measured(draft, beside)), homes=False)
+        target.cache.reset()
+        return costs
+
+    def _on_openvino(
+        self, xml: Path, device: str, numerics: Numerics | None, is_draft: bool, capacity: int, bundle: Bundle
+    ) -> PaddedModel:
+        from edgespec.backends.openvino_graph import Settings
+        from edgespec.backends.openvino_paged import OpenVINOPagedModel
+
+        settings = Settings.of_draft(self.core, device) if is_draft else Settings.make(self.core, device, numerics)
+        # On CPU the engine's model cache saves nothing (docs/log.md); on GPU it keeps compiled kernels.
+        kernels = None if device.startswith("CPU") else cache.cache_dir() / "compiled"
+        return OpenVINOPagedModel(self.core, xml, device, settings, capacity=capacity, cache_dir=kernels)
+
+    def _on_onnxruntime(
+        self, xml: Path, device: str, numerics: Numerics | None, is_draft: bool, capacity: int, bundle: Bundle
+    ) -> PaddedModel:
+        from edgespec.backends.onnx_runtime import OnnxRuntimeModel
+
+        try:
+            folder = self._onnx_form(xml, bundle.manifest.generation.context_length)
+        except ConversionError:
+            if not is_draft:
+                raise
+            return self._on_openvino(xml, device, numerics, is_draft, capacity, bundle)
+        return OnnxRuntimeModel(folder, "fast" if is_draft else numerics or "exact", capacity=capacity)
+
+    def _onnx_form(self, xml: Path, rows: int) -> Path:
+        """Made once and kept in the cache."""
+        from edgespec.backends.onnx_graph import VERSION, write_onnx
+        from edgespec.backends.padded import LONGEST_PAD, fingerprint
+
+        weights = xml.with_suffix(".bin").stat()
+        key = fingerprint([VERSION, str(xml.resolve()), xml.stat().st_size, weights.st_size, weights.st_mtime_ns, rows])
+        folder = cache.cache_dir() / "onnx" / key
+        if folder.is_dir():
+            return folder
+        with self._writing, cache.locked():
+            if not folder.is_dir():  # another process made it meanwhile
+                self._say(f"writing {xml} as ONNX, this once")
+                cache.require_space(weights.st_size * 5 // 4)
+                with cache.staged(folder) as partial:
+                    write_onnx(xml, partial, rows=rows + LONGEST_PAD)
+        return folder
+
+    def _faster(self, bundle: Bundle, numerics: Numerics | None) -> Backend:
+        """Each engine's best time for a short answer, in turns. Remembered for these weights, engines and numerics."""
+        from importlib.metadata import version
+
+        from edgespec.backends.padded import fingerprint
+
+        xml = hub.model_path(bundle, bundle.manifest.target, accept_licence=self.accept_licence, progress=self.progress)
+        weights = xml.with_suffix(".bin").stat()
+        versions = (self.core.get_versions("CPU")["CPU"].build_number, version("onnxruntime"))
+        cpu = self.core.get_property("CPU", "FULL_DEVICE_NAME")
+        key = fingerprint([1, xml.stat().st_size, weights.st_size, weights.st_mtime_ns, cpu, *versions, numerics])
+
+        def compare() -> dict[str, float]:
+            self._say("finding out which engine is faster on this CPU, this once")
+            models = {}
+            for name in get_args(Backend):
+                with suppress(ConversionError):  # this model has no ONNX form: OpenVINO is left
+                    models[name] = self.model(
+                        bundle,
+                        bundle.manifest.target,
+                        "CPU",
+                        backend=name,
+                        numerics=numerics,
+                        context_length=2 * _PROMPT,
+                    )
+            if len(models) == 1:
+                return dict.fromkeys(models, 0.0)
+            found: dict[str, list[float]] = {name: [] for name in models}
+            for _ in range(_TURNS):
+                for name, model in models.items():
+                    found[name].append(_answer_s(model))
+            return {name: median(seconds) for name, seconds in found.items()}
+
+        path = cache.cache_dir() / "measured" / f"engines-{key}.json"
+        seconds = _remembered(path, dict[str, float], compare)
+        return "onnxruntime" if min(seconds, key=lambda name: seconds[name]) == "onnxruntime" else "openvino"
+
+    def _say(self, what: str) -> None:
+        if self.progress:
+            print(f"edgespec: {what}", file=sys.stderr)
+
+
+def _answer_s(model: PaddedModel) -> float:
+    """Seconds of a prompt and an answer whose rounds are as wide as it is best for this model."""
+    model.cache.reset()
+    began = perf_counter()
+    model.prefill([0] * _SAMPLE)
+    prefill_s = (perf_counter() - began) * _PROMPT / _SAMPLE
+    token_s = []
+    expected = 0.0
+    for width in range(1, 5):
+        expected += _ACCEPTED ** (width - 1)
+        seconds = []
+        for _ in range(4):
+            model.cache.crop(_SAMPLE)
+            began = perf_counter()
+            model.forward([0] * width)
+            seconds.append(perf_counter() - began)
+        token_s.append(median(seconds[1:]) / expected)  # the first one has changed the width
+    return prefill_s + _ANSWER * min(token_s)
+
+
+def _costs_path(beside: str, model: PaddedModel) -> Path:
+    return _notes(f"forward_costs-1-{model.numerics}-{model.min_width}-{model.max_width}{beside}", model)
+
+
+def _measured(model: PaddedModel, beside: Beside | None) -> ForwardTimes:
+    capacity, model.cache.capacity = model.cache.capacity, max(model.cache.capacity, calibration.ROWS_NEEDED)
+    try:
+        return calibration.measure(model, perf_counter, least=model.min_width, beside=beside)
+    finally:
+        model.cache.capacity = capacity
+
+
+def _notes(kind: str, model: PaddedModel) -> Path:
+    return cache.cache_dir() / "measured" / f"{kind}-{model.fingerprint}.json"
+
+
+def _remembered(path: Path, kind: type[T], find: Callable[[], T]) -> T:
+    """What ``find`` found for this model, machine and engine version, now or earlier."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (OSError, msgspec.DecodeError):
+        found = find()
+    with suppress(OSError):  # a read-only cache only means that the next load tries again
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_bytes(msgspec.json.encode(found))
+        temporary.replace(path)
+    return found
