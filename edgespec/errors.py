@@ -88,7 +88,10 @@ def mapped(to: type[EdgespecError], what: str, *, hint: str | None = None) -> It
         yield
     except EdgespecError:
         raise
-    except (RuntimeError, ValueError, OSError, MemoryError) as error:
+    except Exception as error:
+        known = isinstance(error, (RuntimeError, ValueError, OSError, MemoryError))
+        if not known and not type(error).__module__.startswith("onnxruntime"):  # whose errors share no base
+            raise
         raise to(f"{what}: {_reason(error)}", hint=hint) from error
 
 

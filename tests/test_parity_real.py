@@ -105,6 +105,39 @@ def test_exact_numerics_give_plain_decodings_tokens(
         assert name != "retrieval" or mode != "greedy" or k == 0 or result.stats.accepted > 0
 
 
+@pytest.fixture(scope="session")
+def onnx_pipeline() -> Pipeline:
+    import edgespec
+
+    return edgespec.load(backend="onnxruntime")
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("name", "k"),
+    [
+        *product(("ngram", "random", "shipped"), (1, 8)),
+        ("shipped", None),
+        *slow(product(("ngram", "random", "shipped", "recycling", "pool"), (2, 4))),
+    ],
+)
+def test_so_they_do_on_onnx_runtime(
+    onnx_pipeline: Pipeline, drafters: dict[str, Drafter], name: str, mode: str, k: int | None
+) -> None:
+    pipeline = onnx_pipeline
+    assert pipeline.target.capabilities.backend == "onnxruntime"
+    drafter = pipeline.drafter if name == "shipped" else drafters[name]
+    for prompt in PROMPTS:
+        options = {"sampling": MODES[mode], "max_new_tokens": TOKENS, "ignore_eos": True}
+        ids = pipeline.tokenizer.encode(prompt)
+        pipeline.target.cache.reset()
+        plain = pipeline.generate(ids, num_draft_tokens=0, drafter=NoDrafter(), **options)
+        drafted = pipeline.generate(ids, num_draft_tokens=k, drafter=drafter, **options)
+        assert drafted.token_ids == plain.token_ids and drafted.numerics == "exact"
+        assert name != "shipped" or drafted.stats.proposed > 0
+        check_identities(drafted.stats.rounds)
+
+
 def test_the_targets_own_copy_agrees_nearly_always_greedy_and_sampled(
     pipeline: Pipeline, drafters: dict[str, Drafter]
 ) -> None:

@@ -336,9 +336,11 @@ class _Graph:
     def _need(self, value: Any) -> str:
         name = self._of(value)
         if name is None:
-            node = value.get_node()
-            while all(self._of(source) is None for source in node.input_values()) and node.get_input_size():
-                node = node.input_value(0).get_node()
+            node, below = value.get_node(), value.get_node()
+            while below is not None:
+                node = below
+                unknown = (source for source in node.input_values() if self._of(source) is None)
+                below = next((source.get_node() for source in unknown if _depends(source.get_node())), None)
             raise _unsupported(f"{node.get_type_name()} {node.get_friendly_name()}")
         return name
 
@@ -531,6 +533,19 @@ def _number(value: Any) -> float | None:
     """Of a constant that holds one."""
     node = _constant_below(value.get_node())
     return None if node is None or node.get_data().size != 1 else float(node.get_data().reshape(-1)[0])
+
+
+def _depends(node: Any) -> bool:
+    """Whether a node depends on what the model is given."""
+    seen, todo = set(), [node]
+    while todo:
+        node = todo.pop()
+        if node.get_type_name() == "Parameter":
+            return True
+        if node.get_name() not in seen:
+            seen.add(node.get_name())
+            todo += [source.get_node() for source in node.input_values()]
+    return False
 
 
 def _passed(value: Any) -> Any:

@@ -31,6 +31,8 @@ _TABLE: tuple[tuple[str, str, str, str, tuple[str, ...]], ...] = (
     (YARDSTICK, "ours", "auto", "edgespec", ()),
     ("edgespec fast plain", "ours", "fast plain", "edgespec", ()),
     ("edgespec fast auto", "ours", "fast auto", "edgespec", ()),
+    ("edgespec openvino plain", "ours", "openvino plain", "edgespec", ()),
+    ("edgespec openvino auto", "ours", "openvino auto", "edgespec", ()),
     ("openvino-genai plain", "genai", "plain", "openvino-genai", ("ir",)),
     ("openvino-genai draft_model", "genai", "draft_model", "openvino-genai", ("ir", "draft_ir")),
     ("openvino-genai prompt_lookup", "genai", "prompt_lookup", "openvino-genai", ("ir",)),

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from edgespec.bench.peers.base import Forms, Run, package_versions
-from edgespec.types import Numerics
+from edgespec.types import Backend, Numerics
 
 
 class Peer:
-    """Modes: "plain", "auto", each also with "fast " in front of it for ``numerics="fast"``."""
+    """Modes: "plain", "auto", each also with "fast " in front of it for ``numerics="fast"``, or "openvino "."""
 
     settings = ""
 
@@ -20,10 +21,12 @@ class Peer:
         from edgespec import assembly
 
         _set_threads(threads)
-        numerics: Numerics = "fast" if mode.startswith("fast ") else "exact"
-        drafts = mode.removeprefix("fast ") == "auto"
-        self._pipeline = assembly.load(forms.ref, draft=forms.draft if drafts else "none", numerics=numerics)
-        self.settings = f"numerics {numerics}"
+        how, _, drafts = mode.rpartition(" ")
+        numerics: Numerics = "fast" if how == "fast" else "exact"
+        backend: Backend | None = "openvino" if how == "openvino" else None
+        draft = forms.draft if drafts == "auto" else "none"
+        self._pipeline = assembly.load(forms.ref, draft=draft, backend=backend, numerics=numerics)
+        self.settings = f"numerics {numerics}, engine {self._pipeline.target.capabilities.backend}"
 
     def generate(self, prompt: Sequence[int], new_tokens: int) -> Run:
         pipeline = self._pipeline
@@ -45,7 +48,7 @@ class Peer:
         )
 
     def versions(self) -> dict[str, str]:
-        return package_versions("edgespec", "openvino")
+        return package_versions("edgespec", self._pipeline.target.capabilities.backend)
 
 
 def _set_threads(threads: int) -> None:
@@ -60,3 +63,14 @@ def _set_threads(threads: int) -> None:
         return made
 
     ov.Core = core
+    with suppress(ImportError):
+        import onnxruntime
+
+        make_options: Any = onnxruntime.SessionOptions
+
+        def options() -> Any:
+            made = make_options()
+            made.intra_op_num_threads = threads
+            return made
+
+        onnxruntime.SessionOptions = options
