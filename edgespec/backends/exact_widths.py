@@ -15,7 +15,7 @@ import numpy as np
 from edgespec.backends.base import Model
 from edgespec.errors import BackendError
 
-_WIDTHS = (2, 3, 4, 5, 6, 7, 8, 9, 12, 15, 16, 17, 24, 31, 32, 33, 48, 63, 64)
+_WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 15, 16, 17, 24, 31, 32, 33, 48, 63, 64)
 _LARGEST_PAD = 16
 _PAST = 70  # rows before the window: more than two KV blocks, not a whole number of them
 ROWS_NEEDED = _PAST + max(_WIDTHS)

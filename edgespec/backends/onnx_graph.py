@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from edgespec.errors import ConversionError, mapped
 from edgespec.merge import array_of
 
-VERSION = 2
+VERSION = 3
 """raise it when the same IR should give another graph"""
 MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "model.onnx.data"
@@ -36,9 +36,15 @@ def write_onnx(xml: Path, folder: Path, *, rows: int) -> None:
 
     rows: positions of the rotary embedding's tables, the longest context of the model.
 
-    The graph: input_ids ``(1, n)`` and logits_rows ``(r,)`` int64; seqlens_k ``(1,)`` and total_sequence_length ``()``
-    int32, of GroupQueryAttention; past_key_values.i.key and .value ``(1, heads, rows, size)`` f32, to be bound to the
-    same memory as present.i.key and .value. Returns logits ``(1, r, vocab)`` f32.
+    The graph takes
+
+    - input_ids ``(1, n)`` int64, and logits_rows ``(r,)`` int64: of which rows it returns logits ``(1, r, vocab)`` f32;
+    - attention_rows ``(m,)`` and own_rows ``(n,)`` int64: the attention is given these of the n rows, one perhaps
+      twice, and of what it gives these are gone on with. A single row runs another kernel there, whose sums are in
+      another order; in twos it does not;
+    - seqlens_k ``(1,)`` and total_sequence_length ``()`` int32, of GroupQueryAttention: all m rows are counted;
+    - past_key_values.i.key and .value ``(1, heads, rows, size)`` f32, to be bound to the memory of present.i.key and
+      .value, which it returns.
 
     Raises ConversionError: an operator or a form of weights that has no counterpart, with its name.
     """
@@ -274,17 +280,15 @@ class _Graph:
             self._outputs.append(_value(name, "FLOAT", [1, kv // size, "capacity", size]))
         out = f"attention.{layer}"
         together = self._together.get((query, key, value))
+        read = [
+            self._make("Gather", [name, "attention_rows"], axis=1)
+            for name in ([together] if together else (query, key, value))
+        ]
+        padded = f"{out}.padded"
         self._append(
             "GroupQueryAttention",
-            [
-                *((together, "", "") if together else (query, key, value)),
-                *names,
-                "seqlens_k",
-                "total_sequence_length",
-                "cos",
-                "sin",
-            ],
-            [out, *presents],
+            [*read, *[""] * (3 - len(read)), *names, "seqlens_k", "total_sequence_length", "cos", "sin"],
+            [padded, *presents],
             domain="com.microsoft",
             num_heads=self._widths[query] // size,
             kv_num_heads=kv // size,
@@ -292,6 +296,7 @@ class _Graph:
             do_rotary=1,
             rotary_interleaved=0,
         )
+        self._append("Gather", [padded, "own_rows"], [out], axis=1)
         self._name(node.output(0), out, self._widths[query])
 
     def _rotary(self, model: Any) -> None:
@@ -311,7 +316,12 @@ class _Graph:
             table = np.asarray(tables[index]).reshape(self._rows, -1)
             self._rotary_size = table.shape[1]
             self._constant(name, table[:, : table.shape[1] // 2].copy())
-        self._inputs += [_value("seqlens_k", "INT32", [1]), _value("total_sequence_length", "INT32", [])]
+        self._inputs += [
+            _value("attention_rows", "INT64", ["padded"]),
+            _value("own_rows", "INT64", ["n"]),
+            _value("seqlens_k", "INT32", [1]),
+            _value("total_sequence_length", "INT32", []),
+        ]
 
     # Values and their names
 

@@ -27,6 +27,8 @@ from edgespec.types import Numerics, Step, Tree
 
 _GROWTH = 1.25
 _FIRST_ROWS = 256
+_LEAST_ATTENDED = 2
+"""rows that the attention is given at least: one alone takes another kernel. The second one's key is never read"""
 
 
 class BoundCache(GrowingCache):
@@ -139,10 +141,15 @@ class OnnxRuntimeModel(PaddedModel):
 
     def _give(self, input_ids: NDArray[np.int64], past: int, rows: Sequence[int], tree: Tree | None) -> None:
         assert tree is None, "this model takes no trees"
-        total = past + len(input_ids)
+        n = len(input_ids)
+        attended = max(n, _LEAST_ATTENDED)
+        total = past + attended
+        self.cache.ensure(total)
         self._inputs = {
             "input_ids": input_ids[None],
             "logits_rows": np.array(rows, np.int64),
+            "attention_rows": np.minimum(np.arange(attended), n - 1),
+            "own_rows": np.arange(n),
             "seqlens_k": np.array([total - 1], np.int32),
             "total_sequence_length": np.array(total, np.int32),
         }

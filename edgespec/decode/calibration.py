@@ -16,6 +16,7 @@ from edgespec.backends.base import Model
 
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 17)
 _SHORT, _LONG = 64, 512
+_LEAST_TURNS, _MOST_TURNS, _LONG_ENOUGH_S = 3, 9, 2.5
 ROWS_NEEDED = _LONG + WIDTHS[-1]
 """of cache, to measure"""
 
@@ -60,9 +61,7 @@ class _Stopwatch:
         return self.clock() - began
 
 
-def measure(
-    model: Model, clock: Callable[[], float], *, least: int = 1, beside: Beside | None = None, turns: int = 3
-) -> ForwardTimes:
+def measure(model: Model, clock: Callable[[], float], *, least: int = 1, beside: Beside | None = None) -> ForwardTimes:
     """Time forwards of a model with room for ``ROWS_NEEDED``; its cache is empty afterwards.
 
     least: narrower forwards are padded to this anyway. beside: puts the times of a draft on its target's scale.
@@ -74,13 +73,13 @@ def measure(
     for width in widths:
         run(width)  # the first forward of a kind sets things up
     timed = widths[:: max(1, len(widths) // 3)]
-    at_long, changes = _against_narrowest(run, timed, turns)
+    at_long, changes = _against_narrowest(run, timed)
     long_s = min(run(widths[0]) for _ in range(5))
     run.context = _SHORT
     short_s = min(run(widths[0]) for _ in range(5))
-    at_short, more_changes = _against_narrowest(run, widths, turns)
+    at_short, more_changes = _against_narrowest(run, widths)
     farther = max(1.0, long_s / (short_s or 1.0))
-    narrowest_s, cold_s = _in_turns(run, widths[0], clock, beside, 3 * turns) if beside else (short_s, 0.0)
+    narrowest_s, cold_s = _in_turns(run, widths[0], clock, beside, 3 * _LEAST_TURNS) if beside else (short_s, 0.0)
     model.cache.reset()
     short = [narrowest_s * ratio for ratio in _rising(widths, at_short, widths)]
     long = [narrowest_s * farther * ratio for ratio in _rising(timed, at_long, widths)]
@@ -97,11 +96,17 @@ def measure(
     )
 
 
-def _against_narrowest(run: _Stopwatch, widths: Sequence[int], turns: int) -> tuple[list[float], list[float]]:
-    """Of each width its ratio to the narrowest one; and what changes of width took, in forwards of the narrowest."""
+def _against_narrowest(run: _Stopwatch, widths: Sequence[int]) -> tuple[list[float], list[float]]:
+    """Of each width its ratio to the narrowest one; and what changes of width took, in forwards of the narrowest.
+
+    A ratio of two forwards may be a fifth off; the median of some is not. A large model gets fewer turns, and needs
+    fewer: its forwards are longer.
+    """
     ratios: list[list[float]] = [[] for _ in widths]
     changes: list[float] = []
-    for _ in range(turns):
+    began, turns = run.clock(), 0
+    while turns < _LEAST_TURNS or (turns < _MOST_TURNS and run.clock() - began < _LONG_ENOUGH_S):
+        turns += 1
         for width, found in zip(widths, ratios, strict=True):
             back_s, narrowest_s = run(widths[0]), run(widths[0])
             if not narrowest_s or width == widths[0]:
@@ -129,8 +134,20 @@ def _in_turns(
 
 
 def _rising(known: Sequence[int], ratios: Sequence[float], widths: Sequence[int]) -> list[float]:
-    """Ratios of all ``widths`` from those of some. More rows never cost less."""
-    return list(accumulate((line(known, ratios, width) for width in widths), max))
+    """Ratios of all ``widths`` from those of some. More rows never cost less: neighbours that say so share their mean
+    (isotonic regression by pooling, Ayer et al. 1955).
+
+    >>> _rising((1, 2, 3), (1.0, 1.5, 1.1), (1, 2, 3))
+    [1.0, 1.3, 1.3]
+    """
+    pools: list[tuple[float, int]] = []  # sum and number of each run of neighbours
+    for width in widths:
+        total, count = line(known, ratios, width), 1
+        while pools and pools[-1][0] * count > total * pools[-1][1]:
+            total, count = total + pools[-1][0], count + pools[-1][1]
+            pools.pop()
+        pools.append((total, count))
+    return [total / count for total, count in pools for _ in range(count)]
 
 
 def line(xs: Sequence[int], ys: Sequence[float], x: int) -> float:

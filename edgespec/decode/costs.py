@@ -23,6 +23,8 @@ _AWAY = 3
 hopeful one that calls for it"""
 _WINDOW, _AHEAD = 0.97, 30
 """rounds of late that say where home should be, and rounds ahead in which a move must pay"""
+_DEAR = 0.02
+"""of a forward of the narrowest width: what a change costs where it is worth avoiding"""
 _OUTLIER = 1.5
 """a forward that took longer than this factor says so and no more: the machine was doing something else"""
 
@@ -45,7 +47,7 @@ class ForwardCost:
 
     def __init__(self, times: ForwardTimes, *, home: int | None = None, homes: bool = True) -> None:
         self._times = times
-        self._homes = homes and times.change_s > 0
+        self._homes = homes and times.change_s > _DEAR * times.at_short_s[0]
         self._slowness = 1.0
         self._own = [1.0] * len(times.widths)
         self._known: list[tuple[float, float, int]] = []  # by width: at the short context, a row more, nearest width
