@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, TypeVar, get_args
 import msgspec
 
 from edgespec import cache, hub
+from edgespec.backends.exact_widths import ROWS_NEEDED
 from edgespec.bundle import Bundle, ModelFile
 from edgespec.decode import calibration
 from edgespec.decode.calibration import Beside, ForwardTimes
 from edgespec.decode.costs import ForwardCost
-from edgespec.errors import BundleError, ConversionError, SettingError
+from edgespec.errors import BackendError, BundleError, ConversionError, SettingError
 from edgespec.types import Backend, Numerics
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ T = TypeVar("T")
 _PROMPT, _ANSWER, _ACCEPTED = 128, 256, 0.6
 """tokens of the answer that engines are compared by, and the share of drafted tokens that it takes for accepted"""
 _SAMPLE, _TURNS = 64, 3
+_LARGEST = 2 * 2**30
+"""bytes of weights that are written once more, unasked, to find out whether another engine is faster"""
 
 
 class Machine:
@@ -59,15 +62,22 @@ class Machine:
         is_draft: bool = False,
         context_length: int | None = None,
     ) -> PaddedModel:
-        from edgespec.backends.exact_widths import ROWS_NEEDED, ExactWidths, find_exact_widths
+        from edgespec.backends.exact_widths import ExactWidths, find_exact_widths
         from edgespec.backends.openvino_graph import available
 
         device = available(self.core, device)
         capacity = min(self.capacity, context_length or self.capacity)
         xml = hub.model_path(bundle, model, accept_licence=self.accept_licence, progress=self.progress)
-        load = self._on_onnxruntime if backend == "onnxruntime" else self._on_openvino
         # The search for exact widths needs some room, whatever the context is limited to afterwards.
-        loaded = load(xml, device, numerics, is_draft, max(capacity, ROWS_NEEDED), bundle)
+        room = max(capacity, ROWS_NEEDED)
+        loaded: PaddedModel | None = None
+        if backend == "onnxruntime":
+            try:
+                loaded = self._on_onnxruntime(xml, numerics, is_draft, room, bundle.manifest.generation.context_length)
+            except ConversionError:
+                if not is_draft:  # a draft may run on another engine than its target
+                    raise
+        loaded = loaded or self._on_openvino(xml, device, numerics, is_draft, room)
         if loaded.vocab_size != model.vocab_size:
             raise BundleError(
                 f"{xml} does not fit its manifest: logits", got=loaded.vocab_size, allowed=model.vocab_size
@@ -119,7 +129,7 @@ class Machine:
         return costs
 
     def _on_openvino(
-        self, xml: Path, device: str, numerics: Numerics | None, is_draft: bool, capacity: int, bundle: Bundle
+        self, xml: Path, device: str, numerics: Numerics | None, is_draft: bool, capacity: int
     ) -> PaddedModel:
         from edgespec.backends.openvino_graph import Settings
         from edgespec.backends.openvino_paged import OpenVINOPagedModel
@@ -130,21 +140,18 @@ class Machine:
         return OpenVINOPagedModel(self.core, xml, device, settings, capacity=capacity, cache_dir=kernels)
 
     def _on_onnxruntime(
-        self, xml: Path, device: str, numerics: Numerics | None, is_draft: bool, capacity: int, bundle: Bundle
+        self, xml: Path, numerics: Numerics | None, is_draft: bool, capacity: int, longest: int
     ) -> PaddedModel:
         from edgespec.backends.onnx_runtime import OnnxRuntimeModel
 
-        try:
-            folder = self._onnx_form(xml, bundle.manifest.generation.context_length)
-        except ConversionError:
-            if not is_draft:
-                raise
-            return self._on_openvino(xml, device, numerics, is_draft, capacity, bundle)
+        folder = self._onnx_form(xml, longest)
         return OnnxRuntimeModel(folder, "fast" if is_draft else numerics or "exact", capacity=capacity)
 
     def _onnx_form(self, xml: Path, rows: int) -> Path:
         """Made once and kept in the cache."""
+        from edgespec.backends.onnx_check import check
         from edgespec.backends.onnx_graph import VERSION, write_onnx
+        from edgespec.backends.onnx_runtime import OnnxRuntimeModel
         from edgespec.backends.padded import LONGEST_PAD, fingerprint
 
         weights = xml.with_suffix(".bin").stat()
@@ -158,6 +165,9 @@ class Machine:
                 cache.require_space(weights.st_size * 5 // 4)
                 with cache.staged(folder) as partial:
                     write_onnx(xml, partial, rows=rows + LONGEST_PAD)
+                    made = OnnxRuntimeModel(partial, "fast", capacity=ROWS_NEEDED)
+                    check(made, self._on_openvino(xml, "CPU", "fast", False, ROWS_NEEDED))
+                    del made  # on Windows an open file cannot be moved
         return folder
 
     def _faster(self, bundle: Bundle, numerics: Numerics | None) -> Backend:
@@ -168,25 +178,25 @@ class Machine:
 
         xml = hub.model_path(bundle, bundle.manifest.target, accept_licence=self.accept_licence, progress=self.progress)
         weights = xml.with_suffix(".bin").stat()
+        if weights.st_size > _LARGEST:
+            return "openvino"
         versions = (self.core.get_versions("CPU")["CPU"].build_number, version("onnxruntime"))
         cpu = self.core.get_property("CPU", "FULL_DEVICE_NAME")
         key = fingerprint([1, xml.stat().st_size, weights.st_size, weights.st_mtime_ns, cpu, *versions, numerics])
 
         def compare() -> dict[str, float]:
             self._say("finding out which engine is faster on this CPU, this once")
-            models = {}
-            for name in get_args(Backend):
-                with suppress(ConversionError):  # this model has no ONNX form: OpenVINO is left
-                    models[name] = self.model(
-                        bundle,
-                        bundle.manifest.target,
-                        "CPU",
-                        backend=name,
-                        numerics=numerics,
-                        context_length=2 * _PROMPT,
-                    )
-            if len(models) == 1:
-                return dict.fromkeys(models, 0.0)
+
+            def load(backend: Backend) -> PaddedModel:
+                return self.model(
+                    *(bundle, bundle.manifest.target, "CPU"), backend=backend, numerics=numerics, context_length=_PROMPT
+                )
+
+            models = {"openvino": load("openvino")}
+            try:
+                models["onnxruntime"] = load("onnxruntime")
+            except (ConversionError, BackendError):  # this model has no ONNX form, or does not run in it
+                return {"openvino": 0.0}
             found: dict[str, list[float]] = {name: [] for name in models}
             for _ in range(_TURNS):
                 for name, model in models.items():

@@ -11,6 +11,7 @@ import pytest
 
 import edgespec
 from edgespec import machine
+from edgespec.backends.onnx_check import check
 from edgespec.backends.onnx_graph import MODEL_FILE, WEIGHTS_FILE, write_onnx
 from edgespec.backends.onnx_runtime import OnnxRuntimeModel
 from edgespec.backends.padded import PaddedModel
@@ -77,6 +78,23 @@ def test_what_has_no_operator_is_refused_by_name(tiny_ir: Path, tmp_path: Path) 
     ov.save_model(model, tmp_path / "capped.xml", compress_to_fp16=False)
     with pytest.raises(ConversionError, match="got Tanh soft_cap"):
         write_onnx(tmp_path / "capped.xml", tmp_path / "made", rows=64)
+
+
+def test_a_form_that_means_something_else_is_noticed(tiny_fast_ir: Path, tmp_path: Path) -> None:
+    """Heads whose rotary embedding turns other pairs of numbers."""
+    import onnx
+
+    write_onnx(tiny_fast_ir, tmp_path, rows=64)
+    theirs = load_ir(tiny_fast_ir, "fast")
+    check(OnnxRuntimeModel(tmp_path, "fast", capacity=64), theirs)
+    model = onnx.load(str(tmp_path / MODEL_FILE), load_external_data=False)
+    for node in model.graph.node:
+        for option in node.attribute:
+            if option.name == "rotary_interleaved":
+                option.i = 1
+    onnx.save(model, str(tmp_path / MODEL_FILE))
+    with pytest.raises(ConversionError, match="says something else"):
+        check(OnnxRuntimeModel(tmp_path, "fast", capacity=64), theirs)
 
 
 def test_a_damaged_file_is_an_error_that_says_what_to_do(tiny_fast_ir: Path, tmp_path: Path) -> None:

@@ -46,15 +46,22 @@ def write_onnx(xml: Path, folder: Path, *, rows: int) -> None:
     - past_key_values.i.key and .value ``(1, heads, rows, size)`` f32, to be bound to the memory of present.i.key and
       .value, which it returns.
 
-    Raises ConversionError: an operator or a form of weights that has no counterpart, with its name.
+    Raises ConversionError: an operator or a form of weights that has no counterpart, with its name. That the graph is
+    the IR's function is for ``onnx_check`` to say.
     """
     import onnx
 
     from edgespec.backends.openvino_graph import paged_graph
     from edgespec.engine import ov
 
+    model = paged_graph(ov.Core(), xml)
     graph = _Graph(rows)
-    graph.read(paged_graph(ov.Core(), xml))
+    try:
+        graph.read(model)
+    except ConversionError:
+        raise
+    except Exception as error:  # a graph of another kind than any that was thought of
+        raise _unsupported(f"{type(error).__name__}: {error}") from error
     with mapped(ConversionError, f"cannot write the ONNX model to {folder}", hint="is the disk full?"):
         onnx.save_model(
             graph.model(),
@@ -270,7 +277,7 @@ class _Graph:
         size = self._rotary_size
         if (kv := self._widths[key]) != self._widths[value] or kv % size or self._widths[query] % size:
             raise _unsupported("attention with keys and values of other sizes")
-        if _number(inputs[10]) or inputs[11].get_partial_shape()[0].get_length():
+        if _number(inputs[10]) != 0 or inputs[11].get_partial_shape()[0].get_length():
             raise _unsupported("attention with a sliding window or ALiBi")
         names = [f"past_key_values.{layer}.{part}" for part in ("key", "value")]
         presents = [f"present.{layer}.{part}" for part in ("key", "value")]

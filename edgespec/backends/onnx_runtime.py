@@ -27,8 +27,8 @@ from edgespec.types import Numerics, Step, Tree
 
 _GROWTH = 1.25
 _FIRST_ROWS = 256
-_LEAST_ATTENDED = 2
-"""rows that the attention is given at least: one alone takes another kernel. The second one's key is never read"""
+SPARE_ROWS = 1
+"""the attention is given two rows at least: one alone takes another kernel. The key of the second is never read"""
 
 
 class BoundCache(GrowingCache):
@@ -49,11 +49,11 @@ class BoundCache(GrowingCache):
     def ensure(self, rows: int) -> None:
         """The engine writes where it is told to: never run a forward without this."""
         most = self.capacity + LONGEST_PAD
-        assert rows <= most, "a forward past the context"
+        assert rows <= most + SPARE_ROWS, "a forward past the context"
         if rows <= self.rows:
             return
         try:
-            self._grow(min(most, max(rows, _FIRST_ROWS, int(self.rows * _GROWTH))))
+            self._grow(min(most + SPARE_ROWS, max(rows, _FIRST_ROWS, int(self.rows * _GROWTH))))
         except BaseException:  # Ctrl-C or no memory with half the layers grown: begin again from nothing
             self._tensors.clear()
             self.rows = 0
@@ -97,16 +97,16 @@ class OnnxRuntimeModel(PaddedModel):
         # Threads that wait for work keep a core busy. Between two forwards it is the other model's turn.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         with mapped(BackendError, f"cannot load {path}", hint="delete that folder; it is made again"):
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        self._binding = self._session.io_binding()
-        self._logits_shape = next(port.shape for port in self._session.get_outputs() if port.name == "logits")
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self._binding = self.session.io_binding()
+        self._logits_shape = next(port.shape for port in self.session.get_outputs() if port.name == "logits")
         self.vocab_size = int(self._logits_shape[-1])
         weights = (folder / WEIGHTS_FILE).stat()
         self.weights_bytes = weights.st_size
         self.fingerprint = fingerprint(
             [VERSION, weights.st_size, weights.st_mtime_ns, _cpu(), onnxruntime.__version__, os.cpu_count()]
         )
-        self.cache = BoundCache(self._session, self._binding, capacity)
+        self.cache = BoundCache(self.session, self._binding, capacity)
         self._logits: NDArray[np.float32] = np.empty((1, 0, self.vocab_size), np.float32)
         self._inputs: dict[str, NDArray[Any]] = {}  # the engine reads them where they are
         self._thread: ThreadPoolExecutor | None = None
@@ -128,7 +128,7 @@ class OnnxRuntimeModel(PaddedModel):
         return self._running is None or self._running.done()
 
     def _infer(self) -> None:
-        self._session.run_with_iobinding(self._binding)
+        self.session.run_with_iobinding(self._binding)
 
     def _start(self) -> None:
         if self._thread is None:
@@ -142,7 +142,7 @@ class OnnxRuntimeModel(PaddedModel):
     def _give(self, input_ids: NDArray[np.int64], past: int, rows: Sequence[int], tree: Tree | None) -> None:
         assert tree is None, "this model takes no trees"
         n = len(input_ids)
-        attended = max(n, _LEAST_ATTENDED)
+        attended = max(n, 1 + SPARE_ROWS)
         total = past + attended
         self.cache.ensure(total)
         self._inputs = {

@@ -1,42 +1,40 @@
-"""A bare OpenVINO loop over the same compiled graph: the ceiling our loop is held against.
+"""A bare loop over the same compiled graph: the ceiling our loop is held against.
 
 The least Python that drives the graph: set the inputs, infer, argmax.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from time import perf_counter
 
 import numpy as np
 
 from edgespec.backends.openvino_graph import LOGITS_ROWS
 from edgespec.backends.openvino_paged import OpenVINOPagedModel
+from edgespec.backends.padded import PaddedModel
 from edgespec.engine import ov
 
 BARE_ROWS = 1024
 
 
-class BareLoop:
-    """Plain decoding with ``width`` rows a forward (1, or 2 to run the kernels exact numerics runs).
+def bare_loop(model: PaddedModel, width: int = 1, rows: int = BARE_ROWS) -> BareLoop:
+    """See ``BareLoop``; for this model's engine."""
+    if isinstance(model, OpenVINOPagedModel):
+        return _OnOpenVINO(model, width, rows)
+    return _OnONNXRuntime(model, width, rows)
+
+
+class BareLoop(ABC):
+    """Plain decoding with ``width`` rows a forward (1, or the least that exact numerics runs).
 
     rows: of cache, allocated at once. infer_s: seconds inside the engine since construction.
     """
 
-    def __init__(self, model: OpenVINOPagedModel, width: int = 1, rows: int = BARE_ROWS) -> None:
-        self._request = model.compiled.create_infer_request()
+    def __init__(self, width: int, rows: int) -> None:
         self._width = width
-        self.infer_s = 0.0
-        per_block = model.cache.rows_per_block
-        for port in model.compiled.inputs:
-            if "_cache." in port.get_any_name():
-                shape = [-(-(rows + width) // per_block), *(d.get_length() for d in list(port.partial_shape)[1:])]
-                tensor = ov.Tensor(port.element_type, ov.Shape(shape))
-                tensor.data[:] = 0
-                self._request.set_tensor(port, tensor)
-        self._per_block = per_block
         self.rows = rows + width
-        self._set("qq_bias", np.zeros(0, np.uint8))
-        self._set("qq_bias_begins", np.zeros(2, np.int32))
+        self.infer_s = 0.0
 
     def run(self, prompt: list[int], new_tokens: int) -> tuple[list[int], float]:
         """Greedy tokens, and the seconds of the decode."""
@@ -48,8 +46,27 @@ class BareLoop:
             tokens.append(int(logits[0].argmax()))
         return tokens[1:], perf_counter() - began
 
+    @abstractmethod
     def forward(self, tokens: list[int], past: int, wanted: int) -> np.ndarray:
         """Logits of the first ``wanted`` rows, ``(wanted, vocab)``. Rows before ``past`` are whatever they are."""
+
+
+class _OnOpenVINO(BareLoop):
+    def __init__(self, model: OpenVINOPagedModel, width: int, rows: int) -> None:
+        super().__init__(width, rows)
+        self._request = model.compiled.create_infer_request()
+        per_block = model.cache.rows_per_block
+        for port in model.compiled.inputs:
+            if "_cache." in port.get_any_name():
+                shape = [-(-self.rows // per_block), *(d.get_length() for d in list(port.partial_shape)[1:])]
+                tensor = ov.Tensor(port.element_type, ov.Shape(shape))
+                tensor.data[:] = 0
+                self._request.set_tensor(port, tensor)
+        self._per_block = per_block
+        self._set("qq_bias", np.zeros(0, np.uint8))
+        self._set("qq_bias_begins", np.zeros(2, np.int32))
+
+    def forward(self, tokens: list[int], past: int, wanted: int) -> np.ndarray:
         n = len(tokens)
         assert past + n <= self.rows, "a forward past the rows of this loop: the engine would not check"
         blocks = -(-(past + n) // self._per_block)
@@ -69,3 +86,39 @@ class BareLoop:
 
     def _set(self, name: str, value: np.ndarray) -> None:
         self._request.set_tensor(name, ov.Tensor(value))
+
+
+class _OnONNXRuntime(BareLoop):
+    def __init__(self, model: PaddedModel, width: int, rows: int) -> None:
+        from edgespec.backends.onnx_runtime import SPARE_ROWS, OnnxRuntimeModel
+
+        assert isinstance(model, OnnxRuntimeModel)
+        super().__init__(width, rows)
+        self._session, self._vocab_size = model.session, model.vocab_size
+        self._binding = self._session.io_binding()
+        self._tensors = []
+        for port in self._session.get_inputs():
+            if port.name.startswith("past_key_values."):
+                tensor = np.zeros((1, port.shape[1], self.rows + SPARE_ROWS, port.shape[3]), np.float32)
+                bound = ("cpu", 0, np.float32, tensor.shape, tensor.ctypes.data)
+                self._binding.bind_input(port.name, *bound)
+                self._binding.bind_output(port.name.replace("past_key_values", "present"), *bound)
+                self._tensors.append(tensor)
+
+    def forward(self, tokens: list[int], past: int, wanted: int) -> np.ndarray:
+        n = len(tokens)
+        attended = max(n, 2)
+        assert past + n <= self.rows, "a forward past the rows of this loop: the engine would not check"
+        logits = np.empty((1, wanted, self._vocab_size), np.float32)
+        bind = self._binding.bind_cpu_input
+        bind("input_ids", np.array([tokens], np.int64))
+        bind("logits_rows", np.arange(wanted))
+        bind("attention_rows", np.minimum(np.arange(attended), n - 1))
+        bind("own_rows", np.arange(n))
+        bind("seqlens_k", np.array([past + attended - 1], np.int32))
+        bind("total_sequence_length", np.array(past + attended, np.int32))
+        self._binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+        began = perf_counter()
+        self._session.run_with_iobinding(self._binding)
+        self.infer_s += perf_counter() - began
+        return logits[0]

@@ -13,8 +13,8 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-from edgespec.backends.openvino_paged import OpenVINOPagedModel
-from edgespec.bench.bare import BareLoop
+from edgespec.backends.padded import PaddedModel
+from edgespec.bench.bare import BareLoop, bare_loop
 from edgespec.bench.ideal import Parts, again, parts, watched
 from edgespec.bench.prompts import Prompt, encode, read
 from edgespec.bench.report import show, show_table
@@ -33,7 +33,7 @@ CONTEXTS = (64, 512, 2048, 4096)
 def bench_engine(pipeline: Pipeline, *, new_tokens: int = 96, pairs: int = 3, per_category: int | None = None) -> None:
     """Print both tables. pairs: repetitions of each measurement. per_category: take that many prompts of each."""
     target = pipeline.target
-    assert isinstance(target, OpenVINOPagedModel)
+    assert isinstance(target, PaddedModel)
     prompts = read(per_category=per_category)
     room = target.cache.capacity - max(WIDTHS)
     contexts = [context for context in CONTEXTS if context <= room]
@@ -44,7 +44,7 @@ def bench_engine(pipeline: Pipeline, *, new_tokens: int = 96, pairs: int = 3, pe
         )
     models = {"target": target} | _draft(pipeline.drafter)
     rows = max([*contexts, needed]) + max(WIDTHS)
-    bare = {name: BareLoop(model, rows=min(rows, model.cache.capacity)) for name, model in models.items()}
+    bare = {name: bare_loop(model, rows=min(rows, model.cache.capacity)) for name, model in models.items()}
     forwards = _forwards(target, bare, contexts, pairs)
     crops = {str(context): _crop_us(target, context) for context in contexts}
     rounds = _Loss(pipeline, models, bare).run(prompts, new_tokens, pairs)
@@ -66,13 +66,13 @@ def bench_engine(pipeline: Pipeline, *, new_tokens: int = 96, pairs: int = 3, pe
     )
 
 
-def _draft(drafter: Drafter) -> dict[str, OpenVINOPagedModel]:
+def _draft(drafter: Drafter) -> dict[str, PaddedModel]:
     model = drafter.model.model if isinstance(drafter, Arbiter) and drafter.model else None  # type: ignore[attr-defined]
-    return {"draft": model} if isinstance(model, OpenVINOPagedModel) else {}
+    return {"draft": model} if isinstance(model, PaddedModel) else {}
 
 
 def _forwards(
-    target: OpenVINOPagedModel, bare: dict[str, BareLoop], contexts: Sequence[int], turns: int
+    target: PaddedModel, bare: dict[str, BareLoop], contexts: Sequence[int], turns: int
 ) -> dict[str, dict[str, dict[str, float]]]:
     """By context and what was run: milliseconds, and the ratio to a forward of the target's narrowest width."""
     least = target.min_width
@@ -110,7 +110,7 @@ def _steady_s(loop: BareLoop, width: int, context: int) -> float:
     return loop.infer_s - before
 
 
-def _crop_us(target: OpenVINOPagedModel, context: int) -> float:
+def _crop_us(target: PaddedModel, context: int) -> float:
     """Of books only: nothing was computed for these rows, so they are forgotten afterwards."""
     crops = []
     target.cache.reset()
@@ -127,7 +127,7 @@ def _crop_us(target: OpenVINOPagedModel, context: int) -> float:
 class _Loss:
     """Plain and speculative runs in turns, and the forwards of both again."""
 
-    def __init__(self, pipeline: Pipeline, models: dict[str, OpenVINOPagedModel], bare: dict[str, BareLoop]) -> None:
+    def __init__(self, pipeline: Pipeline, models: dict[str, PaddedModel], bare: dict[str, BareLoop]) -> None:
         self._pipeline = pipeline
         self._models, self._bare = models, bare
         drafter = pipeline.drafter

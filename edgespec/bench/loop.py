@@ -5,8 +5,8 @@ from __future__ import annotations
 from statistics import median
 from typing import Any
 
-from edgespec.backends.openvino_paged import OpenVINOPagedModel
-from edgespec.bench.bare import BARE_ROWS, BareLoop
+from edgespec.backends.padded import PaddedModel
+from edgespec.bench.bare import BARE_ROWS, bare_loop
 from edgespec.bench.report import paired_ratio, show
 from edgespec.drafters.base import Drafter, NoDrafter
 from edgespec.drafters.ngram import NGram
@@ -20,7 +20,7 @@ PROMPT = "Write a Python function that merges two sorted lists, then explain eve
 def bench_loop(pipeline: Pipeline, *, new_tokens: int = 128, pairs: int = 7) -> None:
     """Interleaved: bare loop of the same width, ours, bare loop of width 1, each ``pairs`` times."""
     target = pipeline.target
-    assert isinstance(target, OpenVINOPagedModel)
+    assert isinstance(target, PaddedModel)
     template = pipeline.template
     text = template.render([{"role": "user", "content": PROMPT}]) if template else PROMPT
     prompt = pipeline.tokenizer.encode(text)
@@ -28,7 +28,7 @@ def bench_loop(pipeline: Pipeline, *, new_tokens: int = 128, pairs: int = 7) -> 
     longest = min(BARE_ROWS, target.cache.capacity) - len(prompt)
     if new_tokens > longest:
         raise SettingError("new tokens", got=new_tokens, allowed=f"1 to {longest} with this prompt and context")
-    same, narrow = BareLoop(target, width), BareLoop(target, 1)
+    same, narrow = bare_loop(target, width), bare_loop(target, 1)
     bare_s: list[float] = []
     narrow_s: list[float] = []
     plain_s: list[float] = []

@@ -34,7 +34,7 @@ def bench_startup(ref: str, *, pairs: int = 5) -> None:
     tokens = _prompt_tokens(ref)
     run_s, bare_s, import_s, python_s = [], [], [], []
     for round_ in range(pairs + 1):
-        ran = _time(["-m", "edgespec", "run", PROMPT, "--model", ref, "-n", "1"])
+        ran = _time(["-m", "edgespec", "run", PROMPT, "--model", ref, "--backend", "openvino", "-n", "1"])
         bare = _time(["-c", _BARE, str(Path(xml)), ",".join(map(str, tokens))])
         imported, nothing = _time(["-c", "import edgespec"]), _time(["-c", "pass"])
         if round_:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import click
 from click.core import ParameterSource
 
 from edgespec.commands.options import model_options, sampling_from, sampling_options
 from edgespec.errors import SettingError
+from edgespec.types import Backend
 
 
 @click.group(name="bench", invoke_without_command=True)
@@ -66,7 +67,7 @@ def engine(pairs: int, new_tokens: int, per_category: int | None, **options: Any
 @click.option("--pairs", type=click.IntRange(1), default=7, show_default=True, help="Interleaved repetitions.")
 @click.option("--new-tokens", type=click.IntRange(1), default=128, show_default=True)
 def loop(pairs: int, new_tokens: int, **options: Any) -> None:
-    """Host time of the loop, and plain decoding against a bare OpenVINO loop."""
+    """Host time of the loop, and plain decoding against a bare loop."""
     from edgespec.bench.loop import bench_loop
 
     bench_loop(_load(options), pairs=pairs, new_tokens=new_tokens)
@@ -175,12 +176,13 @@ def exactness(**options: Any) -> None:
 
 @command.command()
 @click.option("--model", "-m", metavar="REF", default="default", show_default=True)
+@click.option("--backend", type=click.Choice(get_args(Backend)))
 @click.option("--numerics", type=click.Choice(["exact", "fast"]))
-def memory(model: str, numerics: str | None) -> None:
+def memory(model: str, backend: Backend | None, numerics: str | None) -> None:
     """Peak memory of a prefill of 4,000 tokens."""
     from edgespec.bench.memory import bench_memory
 
-    bench_memory({"ref": model, "numerics": numerics})
+    bench_memory({"ref": model, "backend": backend, "numerics": numerics})
 
 
 @command.command()

@@ -11,7 +11,11 @@ from typing import Any
 import click
 
 RUNTIME = ("edgespec", "openvino", "openvino-genai", "tokenizers", "numpy", "huggingface_hub")
-OPTIONAL = {"torch": "export", "optimum-intel": "export", "nncf": "export", "transformers": "export"}
+OPTIONAL = {
+    "onnxruntime": ("onnx", "a second engine for CPUs without VNNI"),
+    **dict.fromkeys(("torch", "optimum-intel", "nncf", "transformers"), ("export", "only needed for edgespec export")),
+}
+"""package: the extra that brings it, and what for"""
 
 
 @click.command(name="doctor")
@@ -35,10 +39,8 @@ def command(model: str, as_json: bool) -> None:
 
 def _versions() -> dict[str, str]:
     found = {name: _version(name) or "missing: reinstall edgespec" for name in RUNTIME}
-    for name, extra in OPTIONAL.items():
-        found[name] = (
-            _version(name) or f"not installed; only needed for edgespec export: pip install 'edgespec[{extra}]'"
-        )
+    for name, (extra, purpose) in OPTIONAL.items():
+        found[name] = _version(name) or f"not installed; {purpose}: pip install 'edgespec[{extra}]'"
     return found
 
 
