@@ -10,7 +10,7 @@ to the same memory. Rolling back is a smaller ``seqlens_k``.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from edgespec.types import Numerics, Step, Tree
 _GROWTH = 1.25
 _FIRST_ROWS = 256
 SPARE_ROWS = 1
-"""the attention is given two rows at least: one alone takes another kernel. The key of the second is never read"""
+"""exact numerics give the attention two rows at least: one alone takes another kernel. No one reads the second's key"""
 
 
 class BoundCache(GrowingCache):
@@ -99,16 +99,19 @@ class OnnxRuntimeModel(PaddedModel):
         with mapped(BackendError, f"cannot load {path}", hint="delete that folder; it is made again"):
             self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self._binding = self.session.io_binding()
-        self._logits_shape = next(port.shape for port in self.session.get_outputs() if port.name == "logits")
-        self.vocab_size = int(self._logits_shape[-1])
+        logits = next(port for port in self.session.get_outputs() if port.name == "logits")
+        self.vocab_size = int(logits.shape[-1])
         weights = (folder / WEIGHTS_FILE).stat()
         self.weights_bytes = weights.st_size
         self.fingerprint = fingerprint(
             [VERSION, weights.st_size, weights.st_mtime_ns, _cpu(), onnxruntime.__version__, os.cpu_count()]
         )
         self.cache = BoundCache(self.session, self._binding, capacity)
-        self._logits: NDArray[np.float32] = np.empty((1, 0, self.vocab_size), np.float32)
-        self._inputs: dict[str, NDArray[Any]] = {}  # the engine reads them where they are
+        self._logits: NDArray[np.float32] = np.empty((16, self.vocab_size), np.float32)
+        self._logit_rows = -1  # for how many of them the output is bound
+        self._inputs: dict[str, NDArray[Any]] = {}
+        self._keys: dict[str, object] = {}  # of what each input of the engine holds
+        self._least_attended = 1 + SPARE_ROWS if numerics == "exact" else 1
         self._thread: ThreadPoolExecutor | None = None
         self._running: Future[None] | None = None
 
@@ -142,26 +145,33 @@ class OnnxRuntimeModel(PaddedModel):
     def _give(self, input_ids: NDArray[np.int64], past: int, rows: Sequence[int], tree: Tree | None) -> None:
         assert tree is None, "this model takes no trees"
         n = len(input_ids)
-        attended = max(n, 1 + SPARE_ROWS)
+        attended = max(n, self._least_attended)
         total = past + attended
         self.cache.ensure(total)
-        self._inputs = {
-            "input_ids": input_ids[None],
-            "logits_rows": np.array(rows, np.int64),
-            "attention_rows": np.minimum(np.arange(attended), n - 1),
-            "own_rows": np.arange(n),
-            "seqlens_k": np.array([total - 1], np.int32),
-            "total_sequence_length": np.array(total, np.int32),
-        }
-        for name, value in self._inputs.items():
-            self._binding.bind_cpu_input(name, value)
-        if self._logits.shape[1] != len(rows):
-            self._logits = np.empty((1, len(rows), self.vocab_size), np.float32)
-        shape, at = self._logits.shape, self._logits.ctypes.data
-        self._binding.bind_output("logits", "cpu", 0, np.float32, shape, at)
+        self._set("input_ids", tuple(input_ids), lambda: input_ids[None])
+        self._set("logits_rows", tuple(rows), lambda: np.array(rows, np.int64))
+        self._set("attention_rows", (n, attended), lambda: np.minimum(np.arange(attended), n - 1))
+        self._set("own_rows", n, lambda: np.arange(n))
+        self._set("seqlens_k", total, lambda: np.array([total - 1], np.int32))
+        self._set("total_sequence_length", total, lambda: np.array(total, np.int32))
+        if self._logit_rows != len(rows):
+            self._logit_rows = -1
+            if len(self._logits) < len(rows):
+                self._logits = np.empty((len(rows), self.vocab_size), np.float32)
+            shape = (1, len(rows), self.vocab_size)
+            self._binding.bind_output("logits", "cpu", 0, np.float32, shape, self._logits.ctypes.data)
+            self._logit_rows = len(rows)
+
+    def _set(self, name: str, key: object, make: Callable[[], NDArray[Any]]) -> None:
+        """Give the engine an input, unless the one of this ``key`` is the one it has. It reads it where it is."""
+        if self._keys.get(name) != key:
+            self._keys.pop(name, None)  # an interrupted binding leaves nothing to rely on
+            self._inputs[name] = make()
+            self._binding.bind_cpu_input(name, self._inputs[name])
+            self._keys[name] = key
 
     def _step(self, rows: int) -> Step:
-        return Step(self._logits[0, :rows])
+        return Step(self._logits[:rows])
 
 
 def _cpu() -> str:

@@ -109,7 +109,7 @@ class _OnONNXRuntime(BareLoop):
         n = len(tokens)
         attended = max(n, 2)
         assert past + n <= self.rows, "a forward past the rows of this loop: the engine would not check"
-        logits = np.empty((1, wanted, self._vocab_size), np.float32)
+        logits: np.ndarray = np.empty((wanted, self._vocab_size), np.float32)
         bind = self._binding.bind_cpu_input
         bind("input_ids", np.array([tokens], np.int64))
         bind("logits_rows", np.arange(wanted))
@@ -117,8 +117,8 @@ class _OnONNXRuntime(BareLoop):
         bind("own_rows", np.arange(n))
         bind("seqlens_k", np.array([past + attended - 1], np.int32))
         bind("total_sequence_length", np.array(past + attended, np.int32))
-        self._binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+        self._binding.bind_output("logits", "cpu", 0, np.float32, (1, *logits.shape), logits.ctypes.data)
         began = perf_counter()
         self._session.run_with_iobinding(self._binding)
         self.infer_s += perf_counter() - began
-        return logits[0]
+        return logits
