@@ -1,11 +1,11 @@
-"""From a reference to a loaded pair: fetch, check, compile. The only file that knows every drafter and backend."""
+"""From a reference to a loaded pair: fetch, check, compile. The only file that knows every drafter."""
 
 from __future__ import annotations
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +70,8 @@ def load(
     accept_licence: consent to a licence that allows research only, for the models that are under one.
     progress: show progress bars of downloads on stderr.
     """
+    if numerics not in (None, *get_args(Numerics)):
+        raise SettingError("numerics", got=numerics, allowed=", ".join(get_args(Numerics)))
     if num_draft_tokens is not None and num_draft_tokens < 0:
         raise SettingError("number of draft tokens", got=num_draft_tokens, allowed="0 or more")
     if draft == "none" and num_draft_tokens:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from importlib import import_module
+from importlib.metadata import version as version_of
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -21,13 +24,16 @@ from edgespec.bundle import Bundle, ModelFile
 from edgespec.decode import calibration
 from edgespec.decode.calibration import Beside, ForwardTimes
 from edgespec.decode.costs import ForwardCost
-from edgespec.errors import BackendError, BundleError, ConversionError, SettingError
+from edgespec.errors import BackendError, BundleError, ConversionError, SettingError, SourceError, mapped
 from edgespec.types import Backend, Numerics
 
 if TYPE_CHECKING:
     from edgespec.backends.padded import PaddedModel
 
 T = TypeVar("T")
+
+_REFUSALS = (BackendError, ConversionError, SourceError)
+"""of a model that does not run on ONNX Runtime here, for its own reasons or the disk's"""
 
 _PROMPT, _ANSWER, _ACCEPTED = 128, 256, 0.6
 """tokens of the answer that engines are compared by, and the share of drafted tokens that it takes for accepted"""
@@ -50,6 +56,7 @@ class Machine:
         self.progress = progress
         self.accept_licence = accept_licence
         self._writing = Lock()  # target and draft are loaded side by side
+        self._cpu = str(self.core.get_property("CPU", "FULL_DEVICE_NAME"))
 
     def model(
         self,
@@ -74,7 +81,7 @@ class Machine:
         if backend == "onnxruntime":
             try:
                 loaded = self._on_onnxruntime(xml, numerics, is_draft, room, bundle.manifest.generation.context_length)
-            except ConversionError:
+            except _REFUSALS:
                 if not is_draft:  # a draft may run on another engine than its target
                     raise
         loaded = loaded or self._on_openvino(xml, device, numerics, is_draft, room)
@@ -94,19 +101,20 @@ class Machine:
 
     def backend(self, bundle: Bundle, device: str, numerics: Numerics | None, asked: str | None) -> Backend:
         """The engine for a target: the one asked for, else EDGESPEC_BACKEND, else what is faster here on CPU."""
-        asked = asked or os.environ.get("EDGESPEC_BACKEND") or None
-        if asked not in (None, *get_args(Backend)):
-            raise SettingError("backend", got=asked, allowed=", ".join(get_args(Backend)))
-        missing = [name for name in ("onnxruntime", "onnx") if find_spec(name) is None]
-        if asked == "onnxruntime" and missing:
-            raise SettingError(
-                "backend onnxruntime is not installed", got=f"no {missing[0]}", hint="pip install 'edgespec[onnx]'"
-            )
-        if asked == "onnxruntime" and device != "CPU":
-            raise SettingError("backend onnxruntime runs on CPU only", got=f"device {device}", allowed="CPU")
-        if asked == "openvino" or device != "CPU" or missing:
+        given = asked or os.environ.get("EDGESPEC_BACKEND") or None
+        named = given if asked or not given else f"{given} (EDGESPEC_BACKEND)"
+        if given not in (None, *get_args(Backend)):
+            raise SettingError("backend", got=named, allowed=", ".join(get_args(Backend)))
+        if given == "onnxruntime" and device != "CPU":
+            raise SettingError(f"backend {named} runs on CPU only", got=f"device {device}", allowed="CPU")
+        if given == "openvino" or device != "CPU":
             return "openvino"
-        return "onnxruntime" if asked else self._faster(bundle, numerics)
+        missing = _missing()
+        if given and missing:
+            raise SettingError(f"backend {named} is not installed", got=missing, hint="pip install 'edgespec[onnx]'")
+        if missing:
+            return "openvino"
+        return "onnxruntime" if given else self._faster(bundle, numerics)
 
     def costs(self, model: PaddedModel) -> ForwardCost:
         """Measured once, with nothing else running, and then remembered."""
@@ -144,72 +152,99 @@ class Machine:
     ) -> PaddedModel:
         from edgespec.backends.onnx_runtime import OnnxRuntimeModel
 
-        folder = self._onnx_form(xml, longest)
-        return OnnxRuntimeModel(folder, "fast" if is_draft else numerics or "exact", capacity=capacity)
+        with mapped(ConversionError, f"cannot keep an ONNX form in {cache.cache_dir()}"):
+            folder = self._onnx_form(xml, longest)
+        kind: Numerics = "fast" if is_draft else numerics or "exact"
+        return OnnxRuntimeModel(folder, kind, capacity=capacity, cpu=self._cpu)
 
-    def _onnx_form(self, xml: Path, rows: int) -> Path:
-        """Made once and kept in the cache."""
-        from edgespec.backends.onnx_check import check
+    def _onnx_form(self, xml: Path, longest: int) -> Path:
+        """Folder of the ONNX form of a model whose context is ``longest`` rows at most: made once, and kept in the
+        cache until the model changes. So is the reason if it has none."""
+        from edgespec.backends.onnx_check import TOKENS, check
         from edgespec.backends.onnx_graph import VERSION, write_onnx
-        from edgespec.backends.onnx_runtime import OnnxRuntimeModel
+        from edgespec.backends.onnx_weights import NoONNXForm
         from edgespec.backends.padded import LONGEST_PAD, fingerprint
 
         weights = xml.with_suffix(".bin").stat()
-        key = fingerprint([VERSION, str(xml.resolve()), xml.stat().st_size, weights.st_size, weights.st_mtime_ns, rows])
-        folder = cache.cache_dir() / "onnx" / key
+        rows = max(longest, ROWS_NEEDED, calibration.ROWS_NEEDED) + LONGEST_PAD
+        place = fingerprint([str(xml.resolve())])
+        key = fingerprint([VERSION, xml.stat().st_size, weights.st_size, weights.st_mtime_ns, rows])
+        folder = cache.cache_dir() / "onnx" / f"{place}-{key}"
+        refusal = folder.with_suffix(".refused")
         if folder.is_dir():
             return folder
         with self._writing, cache.locked():
-            if not folder.is_dir():  # another process made it meanwhile
-                self._say(f"writing {xml} as ONNX, this once")
-                cache.require_space(weights.st_size * 5 // 4)
+            if folder.is_dir():  # another process made it meanwhile
+                return folder
+            if refusal.is_file():
+                raise NoONNXForm(refusal.read_text(encoding="utf-8"))
+            for old in folder.parent.glob(f"{place}-*"):  # of this model as it was
+                shutil.rmtree(old, ignore_errors=True)
+            self._say(f"writing {xml} as ONNX, this once")
+            cache.require_space(3 * weights.st_size)
+            try:
                 with cache.staged(folder) as partial:
-                    write_onnx(xml, partial, rows=rows + LONGEST_PAD)
-                    made = OnnxRuntimeModel(partial, "fast", capacity=ROWS_NEEDED)
-                    check(made, self._on_openvino(xml, "CPU", "fast", False, ROWS_NEEDED))
-                    del made  # on Windows an open file cannot be moved
+                    write_onnx(xml, partial, rows=rows)
+                    check(partial, self._on_openvino(xml, "CPU", "exact", False, TOKENS))
+            except NoONNXForm as reason:
+                refusal.write_text(str(reason), encoding="utf-8")
+                raise
         return folder
 
     def _faster(self, bundle: Bundle, numerics: Numerics | None) -> Backend:
         """Each engine's best time for a short answer, in turns. Remembered for these weights, engines and numerics."""
-        from importlib.metadata import version
-
+        from edgespec.backends.onnx_graph import VERSION
         from edgespec.backends.padded import fingerprint
 
         xml = hub.model_path(bundle, bundle.manifest.target, accept_licence=self.accept_licence, progress=self.progress)
         weights = xml.with_suffix(".bin").stat()
         if weights.st_size > _LARGEST:
             return "openvino"
-        versions = (self.core.get_versions("CPU")["CPU"].build_number, version("onnxruntime"))
-        cpu = self.core.get_property("CPU", "FULL_DEVICE_NAME")
-        key = fingerprint([1, xml.stat().st_size, weights.st_size, weights.st_mtime_ns, cpu, *versions, numerics])
-
-        def compare() -> dict[str, float]:
-            self._say("finding out which engine is faster on this CPU, this once")
-
-            def load(backend: Backend) -> PaddedModel:
-                return self.model(
-                    *(bundle, bundle.manifest.target, "CPU"), backend=backend, numerics=numerics, context_length=_PROMPT
-                )
-
-            models = {"openvino": load("openvino")}
-            try:
-                models["onnxruntime"] = load("onnxruntime")
-            except (ConversionError, BackendError):  # this model has no ONNX form, or does not run in it
-                return {"openvino": 0.0}
-            found: dict[str, list[float]] = {name: [] for name in models}
-            for _ in range(_TURNS):
-                for name, model in models.items():
-                    found[name].append(_answer_s(model))
-            return {name: median(seconds) for name, seconds in found.items()}
-
-        path = cache.cache_dir() / "measured" / f"engines-{key}.json"
-        seconds = _remembered(path, dict[str, float], compare)
+        threads = self.core.get_property("CPU", "INFERENCE_NUM_THREADS")
+        versions = (VERSION, self.core.get_versions("CPU")["CPU"].build_number, version_of("onnxruntime"))
+        identity = (xml.stat().st_size, weights.st_size, weights.st_mtime_ns, self._cpu, threads, numerics or "exact")
+        path = cache.cache_dir() / "measured" / f"engines-{fingerprint([*versions, *identity])}.json"
+        try:
+            seconds = _remembered(path, dict[str, float], lambda: self._compared(bundle, numerics))
+        except _REFUSALS:  # nothing to remember: next time there may be room on the disk
+            return "openvino"
         return "onnxruntime" if min(seconds, key=lambda name: seconds[name]) == "onnxruntime" else "openvino"
+
+    def _compared(self, bundle: Bundle, numerics: Numerics | None) -> dict[str, float]:
+        """Seconds by engine."""
+        from edgespec.backends.onnx_weights import NoONNXForm
+
+        self._say("finding out which engine is faster on this CPU, this once")
+
+        def load(backend: Backend) -> PaddedModel:
+            model = self.model(bundle, bundle.manifest.target, "CPU", backend=backend, numerics=numerics)
+            model.cache.capacity = _PROMPT
+            return model
+
+        try:
+            models = {name: load(name) for name in reversed(get_args(Backend))}
+        except NoONNXForm:
+            return {"openvino": 0.0}
+        found: dict[str, list[float]] = {name: [] for name in models}
+        for _ in range(_TURNS):
+            for name, model in models.items():
+                found[name].append(_answer_s(model))
+        return {name: median(seconds) for name, seconds in found.items()}
 
     def _say(self, what: str) -> None:
         if self.progress:
             print(f"edgespec: {what}", file=sys.stderr)
+
+
+def _missing() -> str | None:
+    """What the second engine lacks, in words. Other packages than ours may bring the module, and it may be broken."""
+    try:
+        version_of("onnxruntime")
+        import_module("edgespec.backends.onnx_runtime")
+    except (ImportError, OSError) as error:  # PackageNotFoundError is an ImportError
+        return f"no onnxruntime: {error}"
+    found = find_spec("onnx")
+    return None if found is not None and found.origin is not None else "no onnx"
 
 
 def _answer_s(model: PaddedModel) -> float:

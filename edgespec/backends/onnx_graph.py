@@ -11,24 +11,22 @@ Operators: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperat
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgespec.backends.onnx_rotary import LAYOUT, Rotary, behind
+from edgespec.backends.onnx_weights import Compressed, nibbles, number, origin, unsupported, weights_of
 from edgespec.errors import ConversionError, mapped
-from edgespec.merge import array_of
 
-VERSION = 3
+VERSION = 4
 """raise it when the same IR should give another graph"""
 MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "model.onnx.data"
+_ALIBI, _SINKS = 11, 20  # inputs of PagedAttentionExtension
 _INT8 = 4  # accuracy_level: activations in 8 bits too, a step for each block of them
-_BLOCK_SIZES = (64, 32, 16)
-_PASSED = ("Convert", "Reshape", "Transpose", "Unsqueeze", "Squeeze")
-"""rows stay rows and columns columns: how they are grouped into heads, the attention operator knows"""
 
 
 def write_onnx(xml: Path, folder: Path, *, rows: int) -> None:
@@ -60,29 +58,17 @@ def write_onnx(xml: Path, folder: Path, *, rows: int) -> None:
         graph.read(model)
     except ConversionError:
         raise
-    except Exception as error:  # a graph of another kind than any that was thought of
-        raise _unsupported(f"{type(error).__name__}: {error}") from error
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:  # not such a graph
+        raise unsupported(f"{type(error).__name__}: {error}") from error
+    made = graph.model()
     with mapped(ConversionError, f"cannot write the ONNX model to {folder}", hint="is the disk full?"):
         onnx.save_model(
-            graph.model(),
+            made,
             str(folder / MODEL_FILE),
             save_as_external_data=True,
             location=WEIGHTS_FILE,
             size_threshold=1024,
         )
-
-
-@dataclass(frozen=True)
-class _Weights:
-    """A compressed matrix: weight ``[i, j] = (code - zero) * step`` of its block."""
-
-    codes: NDArray[Any]
-    """(rows, blocks, size) uint8"""
-    zeros: NDArray[Any]
-    """(rows, blocks) uint8"""
-    steps: NDArray[Any]
-    """(rows, blocks) f32"""
-    bits: int
 
 
 class _Graph:
@@ -100,7 +86,13 @@ class _Graph:
         self._together: dict[tuple[str, ...], str] = {}  # parts: the value that was split into them
 
     def read(self, model: Any) -> None:
-        self._rotary(model)
+        self._model = model
+        self._inputs += [
+            _value("attention_rows", "INT64", ["padded"]),
+            _value("own_rows", "INT64", ["n"]),
+            _value("seqlens_k", "INT32", [1]),
+            _value("total_sequence_length", "INT32", []),
+        ]
         layer = 0
         for node in model.get_ordered_ops():
             kind = node.get_type_name()
@@ -149,17 +141,17 @@ class _Graph:
             return
         if (rows := self._of(table)) is not None:
             self._add("Gather", [rows, ids], node, self._widths[rows], axis=1)
-        elif (weights := _weights(table.get_node())) is not None:
+        elif (weights := weights_of(table.get_node())) is not None:
             self._embedding(node, table.get_node(), weights, ids)
 
-    def _embedding(self, node: Any, table: Any, weights: _Weights | NDArray[Any], ids: str) -> None:
-        if not isinstance(weights, _Weights):
-            self._add("Gather", [self._constant(_origin(table), weights), ids], node, weights.shape[1], axis=0)
+    def _embedding(self, node: Any, table: Any, weights: Compressed | NDArray[Any], ids: str) -> None:
+        if not isinstance(weights, Compressed):
+            self._add("Gather", [self._constant(origin(table), weights), ids], node, weights.shape[1], axis=0)
             return
         codes, zeros, steps = self._compressed(table, weights)
         width = weights.codes.shape[1] * weights.codes.shape[2]
         if weights.bits != 8:
-            raise _unsupported("an embedding in 4 bits")
+            raise unsupported("an embedding in 4 bits")
         parts = [self._make("Gather", [name, ids], axis=0) for name in (codes, zeros, steps)]
         floats = [self._make("Cast", [part], to=1) for part in parts[:2]]
         last = self._constant("last", _ints(-1))
@@ -173,11 +165,11 @@ class _Graph:
         if source is None:
             return
         attributes = node.get_attributes()
-        weights = _weights(node.input_value(1).get_node())
+        weights = weights_of(node.input_value(1).get_node())
         if weights is None or attributes["transpose_a"] or not attributes["transpose_b"]:
             return
-        if not isinstance(weights, _Weights):
-            name = self._constant(f"{_origin(node.input_value(1).get_node())}.T", weights.T.copy())
+        if not isinstance(weights, Compressed):
+            name = self._constant(f"{origin(node.input_value(1).get_node())}.T", weights.T.copy())
             self._add("MatMul", [source, name], node, len(weights))
             return
         inputs = [source, *self._compressed(node.input_value(1).get_node(), weights, order=(0, 2, 1))]
@@ -210,7 +202,7 @@ class _Graph:
         source = self._of(node.input_value(0))
         if source is None or not _is_flat(node):
             return
-        numbers = [_number(value) for value in node.input_values()[1:]]  # begin, end, step, axis
+        numbers = [number(value) for value in node.input_values()[1:]]  # begin, end, step, axis
         width = self._widths[source]
         if len(numbers) < 4 or None in numbers or numbers[2:] not in ([1, 2], [1, -1]):
             return
@@ -233,11 +225,11 @@ class _Graph:
             self._add(kind, known, node, max(self._widths[name] for name in known))
             return
         for value, source in zip(values, reversed(names), strict=True):
-            constant = _weights(value.get_node())
-            if source is not None and constant is not None and not isinstance(constant, _Weights):
+            constant = weights_of(value.get_node())
+            if source is not None and constant is not None and not isinstance(constant, Compressed):
                 if constant.size not in (1, self._widths[source]):
                     return
-                name = self._constant(_origin(value.get_node()), constant.reshape(-1).astype(np.float32))
+                name = self._constant(origin(value.get_node()), constant.reshape(-1).astype(np.float32))
                 self._add(kind, [source, name], node, self._widths[source])
 
     def _norm(self, node: Any, values: list[Any], names: list[str | None]) -> bool:
@@ -250,10 +242,10 @@ class _Graph:
                 self._normed[_key(node.output(0))] = source, epsilon
                 self._normalize(node, source, epsilon, self._constant(f"ones.{size}", np.ones(size, np.float32)), size)
                 return True
-            constant = _weights(value.get_node())
+            constant = weights_of(value.get_node())
             normed = self._normed.get(_key(_passed(other)))
-            if normed is not None and constant is not None and not isinstance(constant, _Weights):
-                scale = self._constant(_origin(value.get_node()), constant.reshape(-1))
+            if normed is not None and constant is not None and not isinstance(constant, Compressed):
+                scale = self._constant(origin(value.get_node()), constant.reshape(-1))
                 self._normalize(node, *normed, scale, constant.size)
                 return True
         return False
@@ -273,79 +265,62 @@ class _Graph:
     def _attention(self, node: Any, layer: int) -> None:
         """Rotary embedding, the cache and attention, of what the three products before it give."""
         inputs = node.input_values()
-        query, key, value = (self._source(value) for value in inputs[:3])
-        size = self._rotary_size
-        if (kv := self._widths[key]) != self._widths[value] or kv % size or self._widths[query] % size:
-            raise _unsupported("attention with keys and values of other sizes")
-        if _number(inputs[10]) != 0 or inputs[11].get_partial_shape()[0].get_length():
-            raise _unsupported("attention with a sliding window or ALiBi")
+        (query, turned), (key, turned_key), (value, turned_value) = (behind(value, self._of) for value in inputs[:3])
+        if turned != turned_key or turned_value is not None:
+            raise unsupported("attention that turns queries and keys in different ways")
+        size = _head_size(inputs[0])
+        if {_head_size(value) for value in inputs[1:3]} != {size} or self._widths[key] != self._widths[value]:
+            raise unsupported("attention with heads of different sizes")
+        scale, window = number(inputs[9]), number(inputs[10])
+        if scale is None or window != 0 or any(_has_rows(inputs[at]) for at in (_ALIBI, _SINKS) if at < len(inputs)):
+            raise unsupported("attention with a sliding window, ALiBi or sinks")
+        kv_heads = self._widths[key] // size
         names = [f"past_key_values.{layer}.{part}" for part in ("key", "value")]
         presents = [f"present.{layer}.{part}" for part in ("key", "value")]
         for name in names:
-            self._inputs.append(_value(name, "FLOAT", [1, kv // size, "capacity", size]))
+            self._inputs.append(_value(name, "FLOAT", [1, kv_heads, "capacity", size]))
         for name in presents:
-            self._outputs.append(_value(name, "FLOAT", [1, kv // size, "capacity", size]))
-        out = f"attention.{layer}"
+            self._outputs.append(_value(name, "FLOAT", [1, kv_heads, "capacity", size]))
         together = self._together.get((query, key, value))
         read = [
             self._make("Gather", [name, "attention_rows"], axis=1)
             for name in ([together] if together else (query, key, value))
         ]
-        padded = f"{out}.padded"
+        out, padded = f"attention.{layer}", f"attention.{layer}.padded"
         self._append(
             "GroupQueryAttention",
-            [*read, *[""] * (3 - len(read)), *names, "seqlens_k", "total_sequence_length", "cos", "sin"],
+            [*read, *[""] * (3 - len(read)), *names, "seqlens_k", "total_sequence_length", *self._tables(turned, size)],
             [padded, *presents],
             domain="com.microsoft",
             num_heads=self._widths[query] // size,
-            kv_num_heads=kv // size,
-            scale=_number(inputs[9]),
-            do_rotary=1,
+            kv_num_heads=kv_heads,
+            scale=scale,
+            do_rotary=int(turned is not None),
             rotary_interleaved=0,
         )
         self._append("Gather", [padded, "own_rows"], [out], axis=1)
         self._name(node.output(0), out, self._widths[query])
 
-    def _rotary(self, model: Any) -> None:
-        """Tables of the rotary embedding: what the IR's own cosine and sine give for each position."""
+    def _tables(self, turned: Rotary | None, size: int) -> list[str]:
+        """Cosines and sines of each position, ``(rows, size / 2)``: what the IR's own nodes give."""
         from edgespec.engine import ov
 
-        found = {
-            kind: [node for node in model.get_ordered_ops() if node.get_type_name() == kind] for kind in ("Cos", "Sin")
-        }
-        if any(len(nodes) != 1 for nodes in found.values()):
-            raise _unsupported("no rotary embedding, or more than one")
-        read = [model.input(name).get_node() for name in ("position_ids", "input_ids")]  # of the other, its length
-        parts = ov.Model([found[kind][0].output(0) for kind in ("Cos", "Sin")], read, "rotary")
-        compiled = ov.compile_model(parts, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-        tables = compiled([np.arange(self._rows, dtype=np.int64)] * 2)
-        for index, name in enumerate(("cos", "sin")):
-            table = np.asarray(tables[index]).reshape(self._rows, -1)
-            self._rotary_size = table.shape[1]
-            self._constant(name, table[:, : table.shape[1] // 2].copy())
-        self._inputs += [
-            _value("attention_rows", "INT64", ["padded"]),
-            _value("own_rows", "INT64", ["n"]),
-            _value("seqlens_k", "INT32", [1]),
-            _value("total_sequence_length", "INT32", []),
-        ]
+        if turned is None:
+            return []
+        names = [f"{part}.{_key(value)}" for part, value in (("cos", turned.cos), ("sin", turned.sin))]
+        if names[0] not in self._initializers:
+            read = [self._model.input(name).get_node() for name in ("position_ids", "input_ids")]  # its length only
+            part = ov.Model([turned.cos, turned.sin], read, "rotary")
+            compiled = ov.compile_model(part, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+            found = compiled([np.arange(self._rows, dtype=np.int64)] * 2)
+            for index, name in enumerate(names):
+                table = np.asarray(found[index]).reshape(self._rows, -1)
+                if table.shape[1] != size:
+                    raise unsupported("a rotary embedding of a part of each head")
+                self._constant(name, table[:, : size // 2].copy())
+        return names
 
     # Values and their names
-
-    def _source(self, value: Any) -> str:
-        """The product behind an input of the attention: the nearest value that has a counterpart, on any way to it."""
-        found, seen, todo = set(), set(), [value]
-        while todo:
-            value = todo.pop()
-            if (name := self._of(value)) is not None:
-                found.add(name)
-            elif value.get_node().get_type_name() != "ShapeOf" and _key(value) not in seen:
-                seen.add(_key(value))
-                todo += value.get_node().input_values()
-        found.discard("input_ids")
-        if len(found) != 1:
-            raise _unsupported("attention whose query, key or value is not one product")
-        return found.pop()
 
     def _of(self, value: Any) -> str | None:
         return self._names.get(_key(value))
@@ -358,7 +333,7 @@ class _Graph:
                 node = below
                 unknown = (source for source in node.input_values() if self._of(source) is None)
                 below = next((source.get_node() for source in unknown if _depends(source.get_node())), None)
-            raise _unsupported(f"{node.get_type_name()} {node.get_friendly_name()}")
+            raise unsupported(f"{node.get_type_name()} {node.get_friendly_name()}")
         return name
 
     def _name(self, value: Any, name: str, width: int) -> None:
@@ -379,12 +354,12 @@ class _Graph:
 
         self._nodes.append(helper.make_node(kind, inputs, outputs, name=outputs[0], **options))
 
-    def _compressed(self, node: Any, weights: _Weights, order: Iterable[int] = (0, 1, 2)) -> list[str]:
+    def _compressed(self, node: Any, weights: Compressed, order: Iterable[int] = (0, 1, 2)) -> list[str]:
         """Initializers of codes, zero points and steps, in the order asked for."""
-        name = _origin(node)
+        name = origin(node)
         parts = (weights.codes, weights.zeros, weights.steps)
         if weights.bits == 4:
-            parts = (_nibbles(weights.codes), _nibbles(weights.zeros), weights.steps)
+            parts = (nibbles(weights.codes), nibbles(weights.zeros), weights.steps)
         names = [self._constant(f"{name}.{part}", array) for part, array in zip(("q", "z", "s"), parts, strict=True)]
         return [names[index] for index in order]
 
@@ -442,61 +417,20 @@ _READERS = {
     "Swish": _Graph._swish,
     "Add": _Graph._sum_or_product,
     "Multiply": _Graph._sum_or_product,
-} | dict.fromkeys(_PASSED, _Graph._pass)
+} | dict.fromkeys(LAYOUT, _Graph._pass)
 
 
-def _weights(node: Any) -> _Weights | NDArray[Any] | None:
-    """The numbers of a constant or of a subgraph of constants that decompresses one; None if it is neither."""
-    kind = node.get_type_name()
-    if kind in ("Convert", "Reshape"):
-        below = _weights(node.input_value(0).get_node())
-        shape = node.get_output_partial_shape(0)
-        if below is None or isinstance(below, _Weights) or kind == "Convert" or not shape.is_static:
-            return below
-        reshaped: NDArray[Any] = below.reshape(node.get_output_shape(0))
-        return reshaped
-    if kind == "Constant":
-        if node.get_element_type().get_type_name() not in ("f32", "f16", "bf16"):
-            return None
-        return np.array(node.get_data(), dtype=np.float32)
-    if kind != "Multiply":
-        return None
-    shifted, steps = (node.input_value(i).get_node() for i in (0, 1))
-    zeros: Any = None
-    if shifted.get_type_name() == "Subtract":
-        shifted, zeros = (shifted.input_value(i).get_node() for i in (0, 1))
-    codes = _constant_below(shifted)
-    if codes is None or codes.get_element_type().get_type_name() not in ("u8", "i8", "u4"):
-        return None
-    return _blocks(codes, _constant_below(zeros) if zeros is not None else None, _constant_below(steps))
+def _head_size(value: Any) -> int:
+    """The heads of an attention's input are laid beside each other last of all."""
+    node = value.get_node()
+    shape = node.get_input_partial_shape(0) if node.get_type_name() == "Reshape" else None
+    if shape is None or shape.rank.get_length() != 4 or shape[3].is_dynamic:
+        raise unsupported("attention whose heads are not laid beside each other")
+    return int(shape[3].get_length())
 
 
-def _blocks(codes_node: Any, zeros_node: Any, steps_node: Any) -> _Weights:
-    kind = codes_node.get_element_type().get_type_name()
-    bits = 4 if kind == "u4" else 8
-    codes = array_of(codes_node)
-    rows, inputs = codes.shape[0], int(np.prod(codes.shape[1:]))
-    groups = codes.shape[1] if codes.ndim == 3 else 1
-    zeros = np.zeros((1, 1)) if zeros_node is None else np.array(array_of(zeros_node), np.float32)
-    if kind == "i8":
-        codes, zeros = (codes.astype(np.int16) + 128).astype(np.uint8), zeros + 128
-    if (zeros != np.rint(zeros)).any():
-        raise _unsupported("weights whose zero points are no whole numbers")
-    size = inputs // groups
-    block = size if groups > 1 else next((block for block in _BLOCK_SIZES if inputs % block == 0), 0)
-    if block < 16 or block & (block - 1):
-        raise _unsupported(f"weights in groups of {size}")
-
-    def of_blocks(values: NDArray[Any]) -> NDArray[Any]:
-        flat = values.reshape(-1, groups) if values.size > 1 else np.full((rows, groups), values.reshape(-1)[0])
-        return np.repeat(flat, inputs // block // groups, axis=1)
-
-    return _Weights(
-        codes.reshape(rows, -1, block),
-        of_blocks(zeros).astype(np.uint8),
-        of_blocks(np.array(array_of(steps_node), np.float32)),
-        bits,
-    )
+def _has_rows(value: Any) -> bool:
+    return bool(value.get_partial_shape()[0].get_length())
 
 
 def _is_flat(node: Any) -> bool:
@@ -506,27 +440,6 @@ def _is_flat(node: Any) -> bool:
 
 def _ints(*values: int) -> NDArray[np.int64]:
     return np.array(values, np.int64)
-
-
-def _nibbles(codes: NDArray[Any]) -> NDArray[Any]:
-    """Two 4-bit codes a byte, along the last axis, the first in the low half."""
-    if codes.shape[-1] % 2:
-        codes = np.concatenate([codes, np.zeros_like(codes[..., :1])], -1)
-    packed: NDArray[Any] = codes[..., 0::2] | codes[..., 1::2] << 4
-    return packed
-
-
-def _constant_below(node: Any) -> Any:
-    while node.get_type_name() in ("Convert", "Reshape"):
-        node = node.input_value(0).get_node()
-    return node if node.get_type_name() == "Constant" else None
-
-
-def _origin(node: Any) -> str:
-    """Name of the constant that a weight is made of: one for all who use it."""
-    while node.get_type_name() != "Constant":
-        node = node.input_value(0).get_node()
-    return str(node.get_name())
 
 
 def _epsilon(inverse: Any, x: Any) -> float | None:
@@ -539,17 +452,11 @@ def _epsilon(inverse: Any, x: Any) -> float | None:
     if root.get_type_name() != "Add":
         return None
     for mean, epsilon in (root.input_values(), reversed(root.input_values())):
-        if mean.get_node().get_type_name() == "ReduceMean" and (found := _number(epsilon)) is not None:
+        if mean.get_node().get_type_name() == "ReduceMean" and (found := number(epsilon)) is not None:
             square = mean.get_node().input_value(0).get_node()
             if square.get_type_name() in ("Power", "Multiply") and _key(square.input_value(0)) == _key(x):
                 return found
     return None
-
-
-def _number(value: Any) -> float | None:
-    """Of a constant that holds one."""
-    node = _constant_below(value.get_node())
-    return None if node is None or node.get_data().size != 1 else float(node.get_data().reshape(-1)[0])
 
 
 def _depends(node: Any) -> bool:
@@ -579,7 +486,3 @@ def _value(name: str, kind: str, shape: list[Any]) -> Any:
     from onnx import TensorProto, helper
 
     return helper.make_tensor_value_info(name, getattr(TensorProto, kind), shape)
-
-
-def _unsupported(what: str) -> ConversionError:
-    return ConversionError("this model has no ONNX form", got=what, hint="run it on OpenVINO: --backend openvino")

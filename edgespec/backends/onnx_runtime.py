@@ -84,16 +84,18 @@ class BoundCache(GrowingCache):
 class OnnxRuntimeModel(PaddedModel):
     """See ``backends.base.Model``. Not thread-safe; one text at a time.
 
-    folder: what ``onnx_graph.write_onnx`` wrote.
+    folder: what ``onnx_graph.write_onnx`` wrote. cpu: its name, for the fingerprint.
     """
 
     cache: BoundCache
 
-    def __init__(self, folder: Path, numerics: Numerics, *, capacity: int) -> None:
+    def __init__(
+        self, folder: Path, numerics: Numerics, *, capacity: int, cpu: str = "", file: str = MODEL_FILE
+    ) -> None:
         super().__init__(numerics, 64 if numerics == "exact" else 512)
-        path = folder / MODEL_FILE
+        path = folder / file
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what fails is raised, too
         # Threads that wait for work keep a core busy. Between two forwards it is the other model's turn.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         with mapped(BackendError, f"cannot load {path}", hint="delete that folder; it is made again"):
@@ -103,9 +105,9 @@ class OnnxRuntimeModel(PaddedModel):
         self.vocab_size = int(logits.shape[-1])
         weights = (folder / WEIGHTS_FILE).stat()
         self.weights_bytes = weights.st_size
-        self.fingerprint = fingerprint(
-            [VERSION, weights.st_size, weights.st_mtime_ns, _cpu(), onnxruntime.__version__, os.cpu_count()]
-        )
+        threads = options.intra_op_num_threads or os.cpu_count()
+        versions = (VERSION, onnxruntime.__version__)
+        self.fingerprint = fingerprint([*versions, weights.st_size, weights.st_mtime_ns, cpu, threads])
         self.cache = BoundCache(self.session, self._binding, capacity)
         self._logits: NDArray[np.float32] = np.empty((16, self.vocab_size), np.float32)
         self._logit_rows = -1  # for how many of them the output is bound
@@ -139,8 +141,12 @@ class OnnxRuntimeModel(PaddedModel):
         self._running = self._thread.submit(self._infer)
 
     def _wait(self) -> None:
-        assert self._running is not None
-        self._running.result()
+        if self._thread is not None:
+            # Behind everything that was begun, also what an interrupted ``start`` has no name for.
+            self._thread.submit(int).result()
+        running, self._running = self._running, None
+        if running is not None:
+            running.result()
 
     def _give(self, input_ids: NDArray[np.int64], past: int, rows: Sequence[int], tree: Tree | None) -> None:
         assert tree is None, "this model takes no trees"
@@ -172,9 +178,3 @@ class OnnxRuntimeModel(PaddedModel):
 
     def _step(self, rows: int) -> Step:
         return Step(self._logits[:rows])
-
-
-def _cpu() -> str:
-    import platform
-
-    return platform.processor() or platform.machine()
