@@ -306,6 +306,14 @@ def test_it_runs_on_cpu_only() -> None:
     assert Machine(16, False).backend(bundle, "GPU", None, "openvino") == "openvino"
 
 
+def test_a_damaged_form_is_made_again(engines: dict[str, float], tiny_fast_ir: Path, tmp_path: Path) -> None:
+    before = loaded(tiny_fast_ir, backend="onnxruntime").generate([1, 2], max_new_tokens=4, ignore_eos=True)
+    [folder] = (tmp_path / "cache" / "onnx").iterdir()
+    (folder / WEIGHTS_FILE).write_bytes((folder / WEIGHTS_FILE).read_bytes()[:100])
+    again = loaded(tiny_fast_ir, backend="onnxruntime").generate([1, 2], max_new_tokens=4, ignore_eos=True)
+    assert again.token_ids == before.token_ids
+
+
 def test_a_form_half_written_is_none(engines: dict[str, float], tiny_fast_ir: Path, tmp_path: Path) -> None:
     """What a killed process left behind is made anew."""
     loaded(tiny_fast_ir, backend="onnxruntime")

@@ -21,7 +21,7 @@ from edgespec.backends.onnx_rotary import LAYOUT, Rotary, behind
 from edgespec.backends.onnx_weights import Compressed, nibbles, number, origin, unsupported, weights_of
 from edgespec.errors import ConversionError, mapped
 
-VERSION = 4
+VERSION = 5
 """raise it when the same IR should give another graph"""
 MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "model.onnx.data"

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from edgespec.errors import ConversionError
 from edgespec.merge import array_of
 
-_BLOCK_SIZES = (64, 32, 16)
+_BLOCK_SIZES = (32, 16)  # small ones keep one large activation from coarsening its neighbours' steps
 
 
 class NoONNXForm(ConversionError):

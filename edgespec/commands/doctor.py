@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -82,9 +83,18 @@ def _plan(ref: str) -> dict[str, Any]:
         "precision": manifest.target.precision,
         "context_length": manifest.generation.context_length,
         "target": "CPU: exact numerics are the default, and they are established on CPU only",
+        "engine": _engine(),
         "drafter": f"{' + '.join(drafters)}; a draft model runs beside the target unless --draft-device says otherwise",
         "licence": manifest.provenance.licence,
     }
+
+
+def _engine() -> str:
+    if asked := os.environ.get("EDGESPEC_BACKEND"):
+        return f"{asked}, as EDGESPEC_BACKEND says"
+    if _version("onnxruntime") is None:
+        return "OpenVINO"
+    return "OpenVINO or ONNX Runtime, whichever is faster on this CPU: measured when the model is first loaded"
 
 
 def _print(report: dict[str, Any]) -> None:

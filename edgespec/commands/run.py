@@ -21,6 +21,8 @@ from edgespec.errors import SettingError
 if TYPE_CHECKING:
     from edgespec.pipeline import Generation
 
+ENGINES = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
+
 
 @click.command(name="run", context_settings={"ignore_unknown_options": False})
 @click.argument("prompt", required=False)
@@ -70,7 +72,7 @@ def command(
             sys.stdout.write(piece)
             sys.stdout.flush()
     if as_json:
-        print(json.dumps(stream.result.as_dict() | {"versions": versions()}, ensure_ascii=False))
+        print(json.dumps(stream.result.as_dict() | {"versions": versions(stream.result.backend)}, ensure_ascii=False))
     else:
         sys.stdout.write("\n")
     sys.stdout.flush()
@@ -100,8 +102,7 @@ def summary(result: Generation) -> str:
         parts.append("no drafts" if result.drafter == "none" else f"{result.drafter} had nothing to propose")
     if stats.forced:
         parts.append(f"forced by the format: {stats.forced}")
-    engine = " with ONNX Runtime" if result.backend == "onnxruntime" else ""
-    parts.append(f"{result.numerics} on {result.devices['target']}{engine}")
+    parts.append(f"{result.numerics} on {result.devices['target']} with {ENGINES.get(result.backend, result.backend)}")
     if result.verification == "rejection":
         parts.append("rejection")
     if result.seed is not None:
@@ -109,13 +110,13 @@ def summary(result: Generation) -> str:
     return f"[{result.model}: {' · '.join(parts)}]"
 
 
-def versions() -> dict[str, str]:
+def versions(backend: str) -> dict[str, str]:
     from importlib.metadata import version
     from platform import python_version
 
     return {
         "python": python_version(),
-        **{name: version(name) for name in ("edgespec", "openvino", "tokenizers", "numpy")},
+        **{name: version(name) for name in ("edgespec", "openvino", backend, "tokenizers", "numpy")},
     }
 
 
