@@ -35,7 +35,7 @@ T = TypeVar("T")
 _REFUSALS = (BackendError, ConversionError, SourceError)
 """of a model that does not run on ONNX Runtime here, for its own reasons or the disk's"""
 
-_PROMPT, _ANSWER, _ACCEPTED = 128, 256, 0.6
+_PROMPT, _ANSWER, _ACCEPTED = 128, 256, 0.45
 """tokens of the answer that engines are compared by, and the share of drafted tokens that it takes for accepted"""
 _SAMPLE, _TURNS = 64, 5
 _LARGEST = 2 * 2**30
