@@ -47,7 +47,8 @@ class ForwardCost:
 
     def __init__(self, times: ForwardTimes, *, home: int | None = None, homes: bool = True) -> None:
         self._times = times
-        self._homes = homes and times.change_s > _DEAR * times.at_short_s[0]
+        self.homes = homes and times.change_s > _DEAR * times.at_short_s[0]
+        """whether there is a width worth staying at"""
         self._slowness = 1.0
         self._own = [1.0] * len(times.widths)
         self._known: list[tuple[float, float, int]] = []  # by width: at the short context, a row more, nearest width
@@ -62,7 +63,7 @@ class ForwardCost:
 
     def __call__(self, n: int, context: int) -> float:
         """To decide by: a forward of n tokens at the width it would run at, with the changes of width it brings."""
-        if not self._homes:
+        if not self.homes:
             return self.steady(n, context)
         return min(self._total(width, context) for width in self._choices(n))
 
@@ -77,7 +78,7 @@ class ForwardCost:
 
     def fresh(self) -> ForwardCost:
         """What was measured, without what was learned since."""
-        return ForwardCost(self._times, homes=self._homes)
+        return ForwardCost(self._times, homes=self.homes)
 
     def begin(self) -> None:
         """Another text: there were forwards that this does not know of."""
@@ -87,7 +88,7 @@ class ForwardCost:
         """The width to run a forward of n tokens at; it is run now. Unless somebody has said since the last one what
         to ``prefer``, home moves to where forwards of what is asked for cost least."""
         width = n
-        if self._homes:
+        if self.homes:
             if not self._settled:
                 away_s = self.steady(self._nearest(n), context) + 2 * self._change_s
                 self.prefer(lambda home: -(self.steady(home, context) if n <= home else away_s))
@@ -102,7 +103,7 @@ class ForwardCost:
 
         worth_s: of the round to come, in seconds, if it ran at that width (any measured one) and changes were free.
         """
-        if not self._homes:
+        if not self.homes:
             return
         self._settled = True
         there_and_back_s = 2 * self._change_s

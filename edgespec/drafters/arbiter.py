@@ -142,7 +142,8 @@ class Arbiter:
             return self._whole(drafts, context, k, allowed)
         offers = [(judged.drafter.name, judged.branches(draft)) for judged, draft in drafts if len(draft)]
         self._copying = bool(offers)
-        self._settle([branch for _, branches in offers for branch in branches], k)
+        if self.target_s.homes:
+            self._settle([branch for _, branches in offers for branch in branches], k)
         reason = "not worth its time" if offers else "nothing to copy"
         best, best_worth = self._best(offers, k, reason)
         if self._model is None:
