@@ -271,7 +271,7 @@ def test_a_cache_that_cannot_be_written_leaves_openvino(
     assert loaded(tiny_fast_ir).target.capabilities.backend == "openvino"
 
 
-@pytest.mark.parametrize("context_length", [None, 32])
+@pytest.mark.parametrize("context_length", [pytest.param(None, marks=pytest.mark.slow), 32])
 def test_engines_are_compared_and_measured_whatever_the_context(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, context_length: int | None
 ) -> None:
