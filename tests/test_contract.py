@@ -214,8 +214,11 @@ def test_a_tree_without_a_kept_path_can_be_cropped_away(make: Make, then: str) -
     assert close(model, model.forward([6]).logits[0], fresh_logits(other, [1, 2, 8, 6]))
 
 
-def test_an_interrupted_growth_begins_again(tiny_ir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, other = load_ir(tiny_ir, capacity=4096), load_ir(tiny_ir, capacity=4096)
+@pytest.mark.parametrize("load", [load_ir, load_onnx])
+def test_an_interrupted_growth_begins_again(
+    tiny_ir: Path, monkeypatch: pytest.MonkeyPatch, load: Callable[..., OpenVINOPagedModel | OnnxRuntimeModel]
+) -> None:
+    model, other = load(tiny_ir, capacity=4096), load(tiny_ir, capacity=4096)
     model.prefill([1] * 50)
     allocate, calls = model.cache._allocate, 0
 

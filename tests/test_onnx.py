@@ -139,25 +139,10 @@ def test_a_damaged_file_is_an_error_that_says_what_to_do(tiny_fast_ir: Path, tmp
         OnnxRuntimeModel(tmp_path, "fast", capacity=64)
 
 
-def test_an_interrupted_growth_begins_again(tiny_fast_ir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, other = (load_onnx(tiny_fast_ir, capacity=4000) for _ in range(2))
+def test_the_cache_grows_by_little_more_than_it_must(tiny_fast_ir: Path) -> None:
+    model = load_onnx(tiny_fast_ir, capacity=4000)
     model.prefill([1] * 50)
-    allocate, calls = model.cache._allocate, 0
-
-    def interrupted(*arguments: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 3:
-            raise KeyboardInterrupt
-        return allocate(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(model.cache, "_allocate", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            model.prefill([1] * 600)
-    assert model.prefill([1] * 900) == 0
-    other.prefill([1] * 900)
-    assert np.array_equal(model.forward([2]).logits, other.forward([2]).logits)
+    model.prefill([1] * 900)
     assert 900 < model.cache.rows < 1.3 * 900
 
 

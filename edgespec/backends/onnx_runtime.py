@@ -113,7 +113,8 @@ class OnnxRuntimeModel(PaddedModel):
         self._logit_rows = -1  # for how many of them the output is bound
         self._inputs: dict[str, NDArray[Any]] = {}
         self._keys: dict[str, object] = {}  # of what each input of the engine holds
-        self._least_attended = 1 + SPARE_ROWS if numerics == "exact" else 1
+        self.least_attended = 1 + SPARE_ROWS if numerics == "exact" else 1
+        """rows that the attention is given at least"""
         self._thread: ThreadPoolExecutor | None = None
         self._running: Future[None] | None = None
 
@@ -151,7 +152,7 @@ class OnnxRuntimeModel(PaddedModel):
     def _give(self, input_ids: NDArray[np.int64], past: int, rows: Sequence[int], tree: Tree | None) -> None:
         assert tree is None, "this model takes no trees"
         n = len(input_ids)
-        attended = max(n, self._least_attended)
+        attended = max(n, self.least_attended)
         total = past + attended
         self.cache.ensure(total)
         self._set("input_ids", tuple(input_ids), lambda: input_ids[None])

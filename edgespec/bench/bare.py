@@ -95,6 +95,7 @@ class _OnONNXRuntime(BareLoop):
         assert isinstance(model, OnnxRuntimeModel)
         super().__init__(width, rows)
         self._session, self._vocab_size = model.session, model.vocab_size
+        self._least_attended = model.least_attended
         self._binding = self._session.io_binding()
         self._tensors = []
         for port in self._session.get_inputs():
@@ -107,7 +108,7 @@ class _OnONNXRuntime(BareLoop):
 
     def forward(self, tokens: list[int], past: int, wanted: int) -> np.ndarray:
         n = len(tokens)
-        attended = max(n, 2)
+        attended = max(n, self._least_attended)
         assert past + n <= self.rows, "a forward past the rows of this loop: the engine would not check"
         logits: np.ndarray = np.empty((wanted, self._vocab_size), np.float32)
         bind = self._binding.bind_cpu_input
