@@ -110,11 +110,13 @@ class Machine:
         if given == "openvino" or device != "CPU":
             return "openvino"
         missing = _missing()
-        if given and missing:
+        if given is None:
+            # The other engine is imported only where it is the one.
+            unasked = "openvino" if missing else self._faster(bundle, numerics)
+            return "openvino" if unasked == "openvino" or _broken() else "onnxruntime"
+        if missing or (missing := _broken()):
             raise SettingError(f"backend {named} is not here", got=missing, hint="pip install 'edgespec[onnx]'")
-        if missing:
-            return "openvino"
-        return "onnxruntime" if given else self._faster(bundle, numerics)
+        return "onnxruntime"
 
     def costs(self, model: PaddedModel) -> ForwardCost:
         """Measured once, with nothing else running, and then remembered."""
@@ -218,6 +220,8 @@ class Machine:
         """Seconds by engine."""
         from edgespec.backends.onnx_weights import NoONNXForm
 
+        if broken := _broken():
+            raise BackendError(broken)
         self._say("finding out which engine is faster on this CPU, this once")
 
         def load(backend: Backend) -> PaddedModel:
@@ -243,16 +247,22 @@ class Machine:
 
 
 def _missing() -> str | None:
-    """What the second engine lacks, in words. Other packages than ours may bring the module, and it may be broken."""
+    """Which package of the second engine is not installed. Others than ours may bring its module."""
     try:
         version_of("onnxruntime")
-        import_module("edgespec.backends.onnx_runtime")
     except PackageNotFoundError:
         return "no onnxruntime"
-    except (ImportError, OSError) as error:
-        return f"onnxruntime cannot be imported: {error}"
     found = find_spec("onnx")
     return None if found is not None and found.origin is not None else "no onnx"
+
+
+def _broken() -> str | None:
+    """Why the second engine cannot be imported."""
+    try:
+        import_module("edgespec.backends.onnx_runtime")
+    except (ImportError, OSError) as error:
+        return f"onnxruntime cannot be imported: {error}"
+    return None
 
 
 def _answer_s(model: PaddedModel) -> float:

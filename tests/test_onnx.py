@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def both(ir: Path, text: list[int]) -> tuple[Logits, Logits]:
         ("llama", "int4", 0.2),  # activations of compressed products are in 8 bits
         ("qwen2", "int8", 0.2),  # products with a bias
         ("qwen3", "f32", 5e-3),  # norms of queries and keys
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in [("phi3", "f32", 5e-3), ("mistral", "int8", 0.2)]),
+        pytest.param("phi3", "f32", 5e-3, marks=pytest.mark.slow),
     ],
 )
 def test_it_is_the_function_of_the_ir(tmp_path: Path, arch: str, weights: str, off: float) -> None:
@@ -79,6 +80,16 @@ def test_what_has_no_operator_is_refused_by_name(tiny_ir: Path, tmp_path: Path) 
     ov.save_model(model, tmp_path / "capped.xml", compress_to_fp16=False)
     with pytest.raises(ConversionError, match="got Tanh soft_cap"):
         write_onnx(tmp_path / "capped.xml", tmp_path / "made", rows=64)
+
+
+@pytest.mark.slow
+def test_a_window_over_what_is_attended_to_is_refused_by_name(tmp_path: Path) -> None:
+    """Mistral has one by default; without it it is a Llama."""
+    with pytest.raises(NoONNXForm, match="got attention with a sliding window"):
+        write_onnx(export_ir(build("mistral", tmp_path / "torch"), tmp_path / "ir"), tmp_path / "made", rows=64)
+    ir = export_ir(build("mistral", tmp_path / "whole", sliding_window=None), tmp_path / "whole_ir")
+    write_onnx(ir, tmp_path, rows=128)
+    check(tmp_path, load_ir(ir))
 
 
 @pytest.mark.parametrize("change", ["interleaved", "tables"])
@@ -282,6 +293,29 @@ def test_without_the_extra_it_is_not_considered(
     assert loaded(tiny_fast_ir).target.capabilities.backend == "openvino"
     with pytest.raises(SettingError, match="ip install 'edgespec\\[onnx\\]'"):
         loaded(tiny_fast_ir, backend="onnxruntime")
+
+
+def test_a_broken_engine_is_not_considered(
+    engines: dict[str, float], tiny_fast_ir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it was found to be the faster one, before it broke."""
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, "edgespec.backends.onnx_runtime", None)
+            assert loaded(tiny_fast_ir).target.capabilities.backend == "openvino"
+            with pytest.raises(SettingError, match="got onnxruntime cannot be imported"):
+                loaded(tiny_fast_ir, backend="onnxruntime")
+        assert loaded(tiny_fast_ir).target.capabilities.backend == "onnxruntime"
+
+
+def test_an_engine_that_is_not_used_is_not_imported(
+    engines: dict[str, float], tiny_fast_ir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines["openvino"] = 0.5
+    assert loaded(tiny_fast_ir).target.capabilities.backend == "openvino"
+    monkeypatch.delitem(sys.modules, "edgespec.backends.onnx_runtime")
+    assert loaded(tiny_fast_ir).target.capabilities.backend == "openvino"
+    assert "edgespec.backends.onnx_runtime" not in sys.modules
 
 
 def test_it_runs_on_cpu_only() -> None:

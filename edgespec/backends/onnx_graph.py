@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgespec.backends.onnx_builder import OnnxBuilder
 from edgespec.backends.onnx_rotary import LAYOUT, Rotary, behind
 from edgespec.backends.onnx_weights import Compressed, nibbles, number, origin, unsupported, weights_of
 from edgespec.errors import ConversionError, mapped
@@ -53,14 +54,14 @@ def write_onnx(xml: Path, folder: Path, *, rows: int) -> None:
     from edgespec.engine import ov
 
     model = paged_graph(ov.Core(), xml)
-    graph = _Graph(rows)
+    reader = _Reader(rows)
     try:
-        graph.read(model)
+        reader.read(model)
     except ConversionError:
         raise
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:  # not such a graph
         raise unsupported(f"{type(error).__name__}: {error}") from error
-    made = graph.model()
+    made = reader.onnx.model()
     with mapped(ConversionError, f"cannot write the ONNX model to {folder}", hint="is the disk full?"):
         onnx.save_model(
             made,
@@ -71,15 +72,12 @@ def write_onnx(xml: Path, folder: Path, *, rows: int) -> None:
         )
 
 
-class _Graph:
-    """The ONNX graph that grows while the paged graph is read in topological order."""
+class _Reader:
+    """Reads a paged graph in topological order, and adds to the ONNX graph what it finds."""
 
     def __init__(self, rows: int) -> None:
         self._rows = rows
-        self._nodes: list[Any] = []
-        self._initializers: dict[str, Any] = {}
-        self._inputs: list[Any] = []
-        self._outputs: list[Any] = []
+        self.onnx = OnnxBuilder()
         self._names: dict[tuple[str, int], str] = {}  # of values that have a counterpart, by the IR's node and port
         self._widths: dict[str, int] = {}  # columns of each of them
         self._normed: dict[tuple[str, int], tuple[str, float]] = {}  # x / rms(x): x and epsilon
@@ -87,12 +85,10 @@ class _Graph:
 
     def read(self, model: Any) -> None:
         self._model = model
-        self._inputs += [
-            _value("attention_rows", "INT64", ["padded"]),
-            _value("own_rows", "INT64", ["n"]),
-            _value("seqlens_k", "INT32", [1]),
-            _value("total_sequence_length", "INT32", []),
-        ]
+        self.onnx.input("attention_rows", "INT64", ["padded"])
+        self.onnx.input("own_rows", "INT64", ["n"])
+        self.onnx.input("seqlens_k", "INT32", [1])
+        self.onnx.input("total_sequence_length", "INT32", [])
         layer = 0
         for node in model.get_ordered_ops():
             kind = node.get_type_name()
@@ -103,19 +99,8 @@ class _Graph:
                 _READERS[kind](self, node)
         [result] = [node for node in model.get_results() if "logits" in node.output(0).get_names()]
         logits = self._need(result.input_value(0))
-        self._append("Identity", [logits], ["logits"])
-        self._outputs.append(_value("logits", "FLOAT", [1, "rows", self._widths[logits]]))
-
-    def model(self) -> Any:
-        from onnx import helper
-
-        self._prune()
-        self._fuse_residuals()
-        graph = helper.make_graph(
-            self._nodes, "decoder", self._inputs, self._outputs, list(self._initializers.values())
-        )
-        domains = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
-        return helper.make_model(graph, opset_imports=domains, ir_version=10, producer_name="edgespec")
+        self.onnx.add("Identity", [logits], ["logits"])
+        self.onnx.output("logits", "FLOAT", [1, "rows", self._widths[logits]])
 
     # Each reads one node of the IR, and adds its counterpart if it has one
 
@@ -123,10 +108,10 @@ class _Graph:
         name = node.get_friendly_name()
         names = node.output(0).get_names() or {name}
         if "input_ids" in names:
-            self._inputs.append(_value("input_ids", "INT64", [1, "n"]))
+            self.onnx.input("input_ids", "INT64", [1, "n"])
             self._name(node.output(0), "input_ids", 1)
         elif "logits_rows" in names:
-            self._inputs.append(_value("logits_rows", "INT64", ["rows"]))
+            self.onnx.input("logits_rows", "INT64", ["rows"])
             self._name(node.output(0), "logits_rows", 1)
 
     def _pass(self, node: Any) -> None:
@@ -146,18 +131,18 @@ class _Graph:
 
     def _embedding(self, node: Any, table: Any, weights: Compressed | NDArray[Any], ids: str) -> None:
         if not isinstance(weights, Compressed):
-            self._add("Gather", [self._constant(origin(table), weights), ids], node, weights.shape[1], axis=0)
+            self._add("Gather", [self.onnx.constant(origin(table), weights), ids], node, weights.shape[1], axis=0)
             return
         codes, zeros, steps = self._compressed(table, weights)
         width = weights.codes.shape[1] * weights.codes.shape[2]
         if weights.bits != 8:
             raise unsupported("an embedding in 4 bits")
-        parts = [self._make("Gather", [name, ids], axis=0) for name in (codes, zeros, steps)]
-        floats = [self._make("Cast", [part], to=1) for part in parts[:2]]
-        last = self._constant("last", _ints(-1))
-        zero, step = (self._make("Unsqueeze", [part, last]) for part in (floats[1], parts[2]))
-        values = self._make("Mul", [self._make("Sub", [floats[0], zero]), step])
-        shape = self._constant(f"flat.{width}", _ints(0, 0, width))
+        parts = [self.onnx.make("Gather", [name, ids], axis=0) for name in (codes, zeros, steps)]
+        floats = [self.onnx.make("Cast", [part], to=1) for part in parts[:2]]
+        last = self.onnx.integers(-1)
+        zero, step = (self.onnx.make("Unsqueeze", [part, last]) for part in (floats[1], parts[2]))
+        values = self.onnx.make("Mul", [self.onnx.make("Sub", [floats[0], zero]), step])
+        shape = self.onnx.integers(0, 0, width)
         self._add("Reshape", [values, shape], node, width)
 
     def _product(self, node: Any) -> None:
@@ -169,7 +154,7 @@ class _Graph:
         if weights is None or attributes["transpose_a"] or not attributes["transpose_b"]:
             return
         if not isinstance(weights, Compressed):
-            name = self._constant(f"{origin(node.input_value(1).get_node())}.T", weights.T.copy())
+            name = self.onnx.constant(f"{origin(node.input_value(1).get_node())}.T", weights.T.copy())
             self._add("MatMul", [source, name], node, len(weights))
             return
         inputs = [source, *self._compressed(node.input_value(1).get_node(), weights, order=(0, 2, 1))]
@@ -192,8 +177,8 @@ class _Graph:
         if sum(sizes) != self._widths[source]:
             return
         names = [f"{node.get_name()}.{index}" for index in range(len(sizes))]
-        lengths = self._constant("sizes." + ".".join(map(str, sizes)), _ints(*sizes))
-        self._append("Split", [source, lengths], names, axis=-1)
+        lengths = self.onnx.integers(*sizes)
+        self.onnx.add("Split", [source, lengths], names, axis=-1)
         self._together[tuple(names)] = source
         for part, name, size in zip(node.outputs(), names, sizes, strict=True):
             self._name(part, name, size)
@@ -207,7 +192,7 @@ class _Graph:
         if len(numbers) < 4 or None in numbers or numbers[2:] not in ([1, 2], [1, -1]):
             return
         begin, end, *_ = slice(int(numbers[0] or 0), int(numbers[1] or 0)).indices(width)
-        bounds = [self._constant(f"int.{value}", _ints(value)) for value in (begin, end, 2)]
+        bounds = [self.onnx.integers(value) for value in (begin, end, 2)]
         self._add("Slice", [source, *bounds], node, end - begin)
 
     def _swish(self, node: Any) -> None:
@@ -229,7 +214,7 @@ class _Graph:
             if source is not None and constant is not None and not isinstance(constant, Compressed):
                 if constant.size not in (1, self._widths[source]):
                     return
-                name = self._constant(origin(value.get_node()), constant.reshape(-1).astype(np.float32))
+                name = self.onnx.constant(origin(value.get_node()), constant.reshape(-1).astype(np.float32))
                 self._add(kind, [source, name], node, self._widths[source])
 
     def _norm(self, node: Any, values: list[Any], names: list[str | None]) -> bool:
@@ -240,12 +225,14 @@ class _Graph:
             if epsilon is not None and source is not None:
                 size = other.get_partial_shape()[-1].get_length()
                 self._normed[_key(node.output(0))] = source, epsilon
-                self._normalize(node, source, epsilon, self._constant(f"ones.{size}", np.ones(size, np.float32)), size)
+                self._normalize(
+                    node, source, epsilon, self.onnx.constant(f"ones.{size}", np.ones(size, np.float32)), size
+                )
                 return True
             constant = weights_of(value.get_node())
             normed = self._normed.get(_key(_passed(other)))
             if normed is not None and constant is not None and not isinstance(constant, Compressed):
-                scale = self._constant(origin(value.get_node()), constant.reshape(-1))
+                scale = self.onnx.constant(origin(value.get_node()), constant.reshape(-1))
                 self._normalize(node, *normed, scale, constant.size)
                 return True
         return False
@@ -257,9 +244,11 @@ class _Graph:
         if size == width:
             self._add("SimplifiedLayerNormalization", [source, scale], node, width, **options)
             return
-        heads = self._constant(f"heads.{size}", _ints(0, 0, -1, size))
-        flat = self._constant(f"flat.{width}", _ints(0, 0, width))
-        of_head = self._make("SimplifiedLayerNormalization", [self._make("Reshape", [source, heads]), scale], **options)
+        heads = self.onnx.integers(0, 0, -1, size)
+        flat = self.onnx.integers(0, 0, width)
+        of_head = self.onnx.make(
+            "SimplifiedLayerNormalization", [self.onnx.make("Reshape", [source, heads]), scale], **options
+        )
         self._add("Reshape", [of_head, flat], node, width)
 
     def _attention(self, node: Any, layer: int) -> None:
@@ -278,16 +267,16 @@ class _Graph:
         names = [f"past_key_values.{layer}.{part}" for part in ("key", "value")]
         presents = [f"present.{layer}.{part}" for part in ("key", "value")]
         for name in names:
-            self._inputs.append(_value(name, "FLOAT", [1, kv_heads, "capacity", size]))
+            self.onnx.input(name, "FLOAT", [1, kv_heads, "capacity", size])
         for name in presents:
-            self._outputs.append(_value(name, "FLOAT", [1, kv_heads, "capacity", size]))
+            self.onnx.output(name, "FLOAT", [1, kv_heads, "capacity", size])
         together = self._together.get((query, key, value))
         read = [
-            self._make("Gather", [name, "attention_rows"], axis=1)
+            self.onnx.make("Gather", [name, "attention_rows"], axis=1)
             for name in ([together] if together else (query, key, value))
         ]
         out, padded = f"attention.{layer}", f"attention.{layer}.padded"
-        self._append(
+        self.onnx.add(
             "GroupQueryAttention",
             [*read, *[""] * (3 - len(read)), *names, "seqlens_k", "total_sequence_length", *self._tables(turned, size)],
             [padded, *presents],
@@ -298,7 +287,7 @@ class _Graph:
             do_rotary=int(turned is not None),
             rotary_interleaved=0,
         )
-        self._append("Gather", [padded, "own_rows"], [out], axis=1)
+        self.onnx.add("Gather", [padded, "own_rows"], [out], axis=1)
         self._name(node.output(0), out, self._widths[query])
 
     def _tables(self, turned: Rotary | None, size: int) -> list[str]:
@@ -308,7 +297,7 @@ class _Graph:
         if turned is None:
             return []
         names = [f"{part}.{_key(value)}" for part, value in (("cos", turned.cos), ("sin", turned.sin))]
-        if names[0] not in self._initializers:
+        if not self.onnx.has_constant(names[0]):
             read = [self._model.input(name).get_node() for name in ("position_ids", "input_ids")]  # its length only
             part = ov.Model([turned.cos, turned.sin], read, "rotary")
             compiled = ov.compile_model(part, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
@@ -317,7 +306,7 @@ class _Graph:
                 table = np.asarray(found[index]).reshape(self._rows, -1)
                 if table.shape[1] != size:
                     raise unsupported("a rotary embedding of a part of each head")
-                self._constant(name, table[:, : size // 2].copy())
+                self.onnx.constant(name, table[:, : size // 2].copy())
         return names
 
     # Values and their names
@@ -341,18 +330,8 @@ class _Graph:
         self._widths[name] = width
 
     def _add(self, kind: str, inputs: list[str], node: Any, width: int, **options: Any) -> None:
-        self._append(kind, inputs, [node.get_name()], **options)
+        self.onnx.add(kind, inputs, [node.get_name()], **options)
         self._name(node.output(0), node.get_name(), width)
-
-    def _make(self, kind: str, inputs: list[str], **options: Any) -> str:
-        name = f"{kind}.{len(self._nodes)}"
-        self._append(kind, inputs, [name], **options)
-        return name
-
-    def _append(self, kind: str, inputs: list[str], outputs: list[str], **options: Any) -> None:
-        from onnx import helper
-
-        self._nodes.append(helper.make_node(kind, inputs, outputs, name=outputs[0], **options))
 
     def _compressed(self, node: Any, weights: Compressed, order: Iterable[int] = (0, 1, 2)) -> list[str]:
         """Initializers of codes, zero points and steps, in the order asked for."""
@@ -360,64 +339,23 @@ class _Graph:
         parts = (weights.codes, weights.zeros, weights.steps)
         if weights.bits == 4:
             parts = (nibbles(weights.codes), nibbles(weights.zeros), weights.steps)
-        names = [self._constant(f"{name}.{part}", array) for part, array in zip(("q", "z", "s"), parts, strict=True)]
-        return [names[index] for index in order]
-
-    def _constant(self, name: str, array: NDArray[Any]) -> str:
-        from onnx import numpy_helper
-
-        if name not in self._initializers:
-            self._initializers[name] = numpy_helper.from_array(array, name)
-        return name
-
-    def _prune(self) -> None:
-        """Drop what nothing reads: heads that were taken apart for an attention that does so itself."""
-        needed = {output.name for output in self._outputs}
-        kept = []
-        for node in reversed(self._nodes):
-            if needed & set(node.output):
-                needed |= set(node.input)
-                kept.append(node)
-        self._nodes = kept[::-1]
-        self._initializers = {name: value for name, value in self._initializers.items() if name in needed}
-
-    def _fuse_residuals(self) -> None:
-        """A sum and the norm that reads it are one operator, which returns the sum too."""
-        from onnx import helper
-
-        sums = {node.output[0]: at for at, node in enumerate(self._nodes) if node.op_type == "Add"}
-        fused = set()
-        for norm in [node for node in self._nodes if node.op_type == "SimplifiedLayerNormalization"]:
-            total, scale = norm.input
-            at = sums.pop(total, None)
-            if at is None or any(name in self._initializers for name in self._nodes[at].input):
-                continue
-            epsilon = next(option.f for option in norm.attribute if option.name == "epsilon")
-            self._nodes[at] = helper.make_node(
-                "SkipSimplifiedLayerNormalization",
-                [*self._nodes[at].input, scale],
-                [norm.output[0], "", "", total],
-                name=norm.name,
-                domain="com.microsoft",
-                epsilon=epsilon,
-            )
-            fused.add(norm.name)
-        self._nodes = [
-            node for node in self._nodes if node.op_type != "SimplifiedLayerNormalization" or node.name not in fused
+        names = [
+            self.onnx.constant(f"{name}.{part}", array) for part, array in zip(("q", "z", "s"), parts, strict=True)
         ]
+        return [names[index] for index in order]
 
 
 _READERS = {
-    "Parameter": _Graph._parameter,
-    "Gather": _Graph._gather,
-    "MatMul": _Graph._product,
-    "VariadicSplit": _Graph._split,
-    "Split": _Graph._split,
-    "Slice": _Graph._slice,
-    "Swish": _Graph._swish,
-    "Add": _Graph._sum_or_product,
-    "Multiply": _Graph._sum_or_product,
-} | dict.fromkeys(LAYOUT, _Graph._pass)
+    "Parameter": _Reader._parameter,
+    "Gather": _Reader._gather,
+    "MatMul": _Reader._product,
+    "VariadicSplit": _Reader._split,
+    "Split": _Reader._split,
+    "Slice": _Reader._slice,
+    "Swish": _Reader._swish,
+    "Add": _Reader._sum_or_product,
+    "Multiply": _Reader._sum_or_product,
+} | dict.fromkeys(LAYOUT, _Reader._pass)
 
 
 def _head_size(value: Any) -> int:
@@ -436,10 +374,6 @@ def _has_rows(value: Any) -> bool:
 def _is_flat(node: Any) -> bool:
     """Whether it takes ``(tokens, 1, columns)``, not yet grouped into heads."""
     return bool(node.get_input_partial_shape(0).rank.get_length() == 3)
-
-
-def _ints(*values: int) -> NDArray[np.int64]:
-    return np.array(values, np.int64)
 
 
 def _epsilon(inverse: Any, x: Any) -> float | None:
@@ -480,9 +414,3 @@ def _passed(value: Any) -> Any:
 
 def _key(value: Any) -> tuple[str, int]:
     return value.get_node().get_name(), value.get_index()
-
-
-def _value(name: str, kind: str, shape: list[Any]) -> Any:
-    from onnx import TensorProto, helper
-
-    return helper.make_tensor_value_info(name, getattr(TensorProto, kind), shape)
