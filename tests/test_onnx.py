@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -148,6 +149,12 @@ def test_a_damaged_file_is_an_error_that_says_what_to_do(tiny_fast_ir: Path, tmp
     (tmp_path / WEIGHTS_FILE).write_bytes((tmp_path / WEIGHTS_FILE).read_bytes()[:100])
     with pytest.raises(BackendError, match="Delete that folder"):
         OnnxRuntimeModel(tmp_path, "fast", capacity=64)
+
+
+def test_threads_are_counted_out(tiny_fast_ir: Path) -> None:
+    """Unasked the engine ties them to cores, which made every forward a tenth slower."""
+    options = load_onnx(tiny_fast_ir).session.get_session_options()
+    assert 1 <= options.intra_op_num_threads <= (os.cpu_count() or 1)
 
 
 def test_the_cache_grows_by_little_more_than_it_must(tiny_fast_ir: Path) -> None:

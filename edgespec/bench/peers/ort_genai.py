@@ -13,9 +13,10 @@ from edgespec.bench.peers.base import Forms, Run, package_versions
 
 SPECULATIVE: dict[str, dict[str, Any]] = {
     "plain": {},
-    "draft": {"max_draft_tokens": 4},
-    "ngram": {"ngram_size": 3, "max_draft_tokens": 4, "ngram_chained_lookup": True},
+    "draft": {"max_draft_tokens": 2},
+    "ngram": {"ngram_size": 3, "max_draft_tokens": 3, "ngram_chained_lookup": True},
 }
+"""the lengths: the best of 2, 3 and of 2 to 8, here (docs/log.md)"""
 
 
 class Peer:
