@@ -10,7 +10,7 @@ to the same memory. Rolling back is a smaller ``seqlens_k``.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,16 @@ from typing import Any
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
+from onnxruntime import OrtValue
 
 from edgespec.backends.base import Capabilities
+from edgespec.backends.inputs import Inputs
 from edgespec.backends.onnx_graph import MODEL_FILE, VERSION, WEIGHTS_FILE
 from edgespec.backends.padded import LONGEST_PAD, GrowingCache, PaddedModel, fingerprint
 from edgespec.errors import BackendError, mapped
 from edgespec.types import Numerics, Step, Tree
 
+_KINDS = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
 _GROWTH = 1.25
 _FIRST_ROWS = 256
 SPARE_ROWS = 1
@@ -109,10 +112,12 @@ class OnnxRuntimeModel(PaddedModel):
         identity = (VERSION, onnxruntime.__version__, weights.st_size, weights.st_mtime_ns, cpu)
         self.fingerprint = fingerprint([*identity, options.intra_op_num_threads])
         self.cache = BoundCache(self.session, self._binding, capacity)
+        kinds = {port.name: _KINDS[port.type] for port in self.session.get_inputs() if port.type in _KINDS}
+        self._inputs = Inputs(kinds, OrtValue.ortvalue_from_numpy, self._binding.bind_ortvalue_input)
+        self._width = -1  # that the inputs were set for
         self._logits: NDArray[np.float32] = np.empty((16, self.vocab_size), np.float32)
-        self._logit_rows = -1  # for how many of them the output is bound
-        self._inputs: dict[str, NDArray[Any]] = {}
-        self._keys: dict[str, object] = {}  # of what each input of the engine holds
+        self._logits_of: dict[int, OrtValue] = {}  # its first so many rows, as the engine calls them
+        self._logit_rows = -1  # that the engine writes
         self.least_attended = 1 + SPARE_ROWS if numerics == "exact" else 1
         """rows that the attention is given at least"""
         self._thread: ThreadPoolExecutor | None = None
@@ -149,33 +154,33 @@ class OnnxRuntimeModel(PaddedModel):
         if running is not None:
             running.result()
 
-    def _give(self, input_ids: NDArray[np.int64], past: int, rows: Sequence[int], tree: Tree | None) -> None:
+    def _give(self, tokens: Sequence[int], past: int, rows: Sequence[int], tree: Tree | None) -> None:
         assert tree is None, "this model takes no trees"
-        n = len(input_ids)
+        n = len(tokens)
         attended = max(n, self.least_attended)
         total = past + attended
         self.cache.ensure(total)
-        self._set("input_ids", tuple(input_ids), lambda: input_ids[None])
-        self._set("logits_rows", tuple(rows), lambda: np.array(rows, np.int64))
-        self._set("attention_rows", (n, attended), lambda: np.minimum(np.arange(attended), n - 1))
-        self._set("own_rows", n, lambda: np.arange(n))
-        self._set("seqlens_k", total, lambda: np.array([total - 1], np.int32))
-        self._set("total_sequence_length", total, lambda: np.array(total, np.int32))
+        self._inputs.set("input_ids", (1, n), tokens)
+        self._inputs.set("logits_rows", (len(rows),), rows)
+        self._inputs.set("seqlens_k", (1,), total - 1)
+        self._inputs.set("total_sequence_length", (), total)
+        if self._width != n:
+            self._width = -1
+            self._inputs.set("attention_rows", (attended,), np.minimum(np.arange(attended), n - 1))
+            self._inputs.set("own_rows", (n,), np.arange(n))
+            self._width = n
         if self._logit_rows != len(rows):
-            self._logit_rows = -1
-            if len(self._logits) < len(rows):
-                self._logits = np.empty((len(rows), self.vocab_size), np.float32)
-            shape = (1, len(rows), self.vocab_size)
-            self._binding.bind_output("logits", "cpu", 0, np.float32, shape, self._logits.ctypes.data)
-            self._logit_rows = len(rows)
+            self._write_logits(len(rows))
 
-    def _set(self, name: str, key: object, make: Callable[[], NDArray[Any]]) -> None:
-        """Give the engine an input, unless the one of this ``key`` is the one it has. It reads it where it is."""
-        if self._keys.get(name) != key:
-            self._keys.pop(name, None)  # an interrupted binding leaves nothing to rely on
-            self._inputs[name] = make()
-            self._binding.bind_cpu_input(name, self._inputs[name])
-            self._keys[name] = key
+    def _write_logits(self, rows: int) -> None:
+        self._logit_rows = -1
+        if len(self._logits) < rows:
+            self._logits = np.empty((rows, self.vocab_size), np.float32)
+            self._logits_of.clear()
+        if rows not in self._logits_of:
+            self._logits_of[rows] = OrtValue.ortvalue_from_numpy(self._logits[None, :rows])
+        self._binding.bind_ortvalue_output("logits", self._logits_of[rows])
+        self._logit_rows = rows
 
     def _step(self, rows: int) -> Step:
         return Step(self._logits[:rows])

@@ -6,13 +6,14 @@ engine is a few small arrays.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgespec.backends.base import Capabilities
+from edgespec.backends.inputs import Inputs
 from edgespec.backends.openvino_blocks import PagedCache
 from edgespec.backends.openvino_graph import GRAPH_VERSION, HIDDEN, LOGITS_ROWS, Settings, paged_graph
 from edgespec.backends.padded import PaddedModel, fingerprint
@@ -44,15 +45,21 @@ class OpenVINOPagedModel(PaddedModel):
         graph = paged_graph(core, xml, hidden=hidden)
         with mapped(BackendError, f"cannot compile {xml.name} for {device}", hint="see: edgespec doctor"):
             self.compiled = core.compile_model(graph, device, properties)
-            self._request = self.compiled.create_infer_request()
+            self._request = request = self.compiled.create_infer_request()
         self.weights_bytes = xml.with_suffix(".bin").stat().st_size
         self._hidden = hidden
         self.fingerprint = _fingerprint(core, self.compiled, xml, device)
-        self._ports = {port.get_any_name(): port for port in self.compiled.inputs}
+        ports = {port.get_any_name(): port for port in self.compiled.inputs}
+        self._inputs = Inputs(
+            {name: port.element_type.to_dtype() for name, port in ports.items()},
+            lambda array: ov.Tensor(array, shared_memory=True),
+            lambda name, tensor: request.set_tensor(ports[name], tensor),
+        )
+        self._blocks = -1  # that the inputs were set for
+        self._branches: tuple[Tree, int] | None = None  # likewise, and among how many rows; ((), 0) for none
         self.cache = PagedCache(core, self.compiled, self._request, device, capacity)
         self.vocab_size = self.compiled.output("logits").partial_shape[-1].get_length()
         self._device = device
-        self._given: dict[str, object] = {}  # key of what each input of the engine holds
 
     @property
     def capabilities(self) -> Capabilities:
@@ -78,36 +85,36 @@ class OpenVINOPagedModel(PaddedModel):
     def _wait(self) -> None:
         self._request.wait()
 
-    def _give(self, input_ids: np.ndarray[Any, Any], past: int, rows: Sequence[int], tree: Tree | None) -> None:
-        n = len(input_ids)
+    def _give(self, tokens: Sequence[int], past: int, rows: Sequence[int], tree: Tree | None) -> None:
+        n = len(tokens)
         blocks = -(-(past + n) // self.cache.rows_per_block)
-        positions = np.arange(past, past + n, dtype=np.int64)
+        self._inputs.set("input_ids", (n,), tokens)
+        self._inputs.set("max_context_len", (), past + n)
+        self._inputs.set("past_lens", (1,), past)
+        self._inputs.set(LOGITS_ROWS, (len(rows),), rows)
+        positions = np.arange(past, past + n)
         if tree is not None:
             depths = tree_depths(tree)
             positions[: len(depths)] = past + np.array(depths)
-        mask_size = n * n if tree else 0
-        self._set("qq_bias", (tree, mask_size), lambda: ancestor_mask(tree or (), n).reshape(-1)[:mask_size])
-        self._set("qq_bias_begins", mask_size, lambda: np.array([0, mask_size], np.int32))
-        self._set("input_ids", input_ids.tobytes(), lambda: input_ids)
-        self._set("position_ids", positions.tobytes(), lambda: positions)
-        self._set("max_context_len", past + n, lambda: np.array(past + n, np.int32))
-        self._set("past_lens", past, lambda: np.array([past], np.int32))
-        self._set("subsequence_begins", n, lambda: np.array([0, n], np.int32))
-        self._set("block_indices", blocks, lambda: np.arange(blocks, dtype=np.int32))
-        self._set("block_indices_begins", blocks, lambda: np.array([0, blocks], np.int32))
-        self._set(LOGITS_ROWS, tuple(rows), lambda: np.array(rows, np.int64))
+        self._inputs.set("position_ids", (n,), positions)
+        branches = (tree, n) if tree else ((), 0)
+        if self._branches != branches:
+            self._branches = None
+            mask = ancestor_mask(*branches).reshape(-1)
+            self._inputs.set("qq_bias", mask.shape, mask)
+            self._inputs.set("qq_bias_begins", (2,), (0, len(mask)))
+            self._branches = branches
+        self._inputs.set("subsequence_begins", (2,), (0, n))
+        if self._blocks != blocks:
+            self._blocks = -1
+            self._inputs.set("block_indices", (blocks,), np.arange(blocks))
+            self._inputs.set("block_indices_begins", (2,), (0, blocks))
+            self._blocks = blocks
 
     def _step(self, rows: int) -> Step:
         logits = self._request.get_tensor("logits").data  # (rows, 1, vocab), a view
         hidden = self._request.get_tensor(HIDDEN).data if self._hidden else None
         return Step(logits[:rows, 0], hidden[:rows, 0] if hidden is not None else None)
-
-    def _set(self, name: str, key: object, make: Callable[[], np.ndarray[Any, Any]]) -> None:
-        """Give the engine an input, unless the one of this ``key`` is the one it has."""
-        if name in self._ports and (name not in self._given or self._given[name] != key):
-            self._given.pop(name, None)  # an interrupted set leaves nothing to rely on
-            self._request.set_tensor(self._ports[name], ov.Tensor(make()))
-            self._given[name] = key
 
 
 def _fingerprint(core: ov.Core, compiled: ov.CompiledModel, xml: Path, device: str) -> str:

@@ -8,9 +8,6 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from edgespec.backends.base import Capabilities, Progress, common_prefix
 from edgespec.backends.exact_widths import ExactWidths
 from edgespec.backends.rows import RowBook
@@ -110,8 +107,8 @@ class PaddedModel(ABC):
     def ready(self) -> bool: ...
 
     @abstractmethod
-    def _give(self, input_ids: NDArray[np.int64], past: int, rows: Sequence[int], tree: Tree | None) -> None:
-        """Set the inputs of a forward behind ``past`` rows. rows: of ``input_ids``, those that get logits."""
+    def _give(self, tokens: Sequence[int], past: int, rows: Sequence[int], tree: Tree | None) -> None:
+        """Set the inputs of a forward behind ``past`` rows. rows: of ``tokens``, those that get logits."""
 
     @abstractmethod
     def _infer(self) -> None: ...
@@ -149,12 +146,10 @@ class PaddedModel(ABC):
         assert past + real <= self.cache.capacity, "a forward past the context"
         self.cache.ensure(past + n)
         self.last_width = n
-        input_ids = np.full(n, _PAD, np.int64)
-        input_ids[:real] = tokens
         first = 0 if num_logits is None else real - num_logits
         # The output head is a matrix product too: it gets as many rows as the rest, or none.
         rows = [*range(first, real), *[real - 1] * (self.min_width - real + first)] if first < real else []
-        self._give(input_ids, past, rows, tree)
+        self._give([*tokens, *[_PAD] * (n - real)], past, rows, tree)
         return Forward(past, tuple(tokens), branched=tree is not None, num_logits=real - first)
 
     def _result(self, forward: Forward) -> Step:

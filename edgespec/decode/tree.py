@@ -41,6 +41,8 @@ def merge(branches: Sequence[Branch], cost: Callable[[int], float], most: int) -
     >>> merge([a, b], cost=lambda nodes: 0.5 * nodes, most=9)
     Merged(tokens=(4, 5), tree=None, expected=1.4)
     """
+    if len(branches) == 1:
+        return _cut(branches[0], cost, most)
     children: list[dict[int, int]] = [{}]  # node -> token -> node; node 0 is the root
     chances = [1.0]
     tokens = [-1]
@@ -61,6 +63,15 @@ def merge(branches: Sequence[Branch], cost: Callable[[int], float], most: int) -
         if expected - cost(n) > best:
             best, length = expected - cost(n), n
     return _ordered(children, tokens, chances, set(likeliest[:length]))
+
+
+def _cut(chain: Branch, cost: Callable[[int], float], most: int) -> Merged:
+    best, length, expected, promised = -cost(0), 0, 0.0, 0.0
+    for n, chance in enumerate(chain.chances[:most], 1):
+        expected += chance
+        if expected - cost(n) > best:
+            best, length, promised = expected - cost(n), n, expected
+    return Merged(chain.tokens[:length], None, promised)
 
 
 def _ordered(children: list[dict[int, int]], tokens: list[int], chances: list[float], kept: set[int]) -> Merged:

@@ -90,6 +90,7 @@ class Arbiter:
         self.target_s = target_s
         self._draft_s = draft_s
         self._host_s = 0.0
+        self._rounds_s: dict[int, float] = {}  # as known this round
         self._paces = {False: _Pace(), True: _Pace()}  # of rounds without and with something to copy
         self._copying = False
         self._unspent_s = 0.0
@@ -144,6 +145,7 @@ class Arbiter:
         self._copying = bool(offers)
         if self.target_s.homes:
             self._settle([branch for _, branches in offers for branch in branches], k)
+        self._rounds_s.clear()
         reason = "not worth its time" if offers else "nothing to copy"
         best, best_worth = self._best(offers, k, reason)
         if self._model is None:
@@ -222,7 +224,11 @@ class Arbiter:
 
     def _round_s(self, tokens: int) -> float:
         """A round that verifies so many drafted tokens behind the forced ones."""
-        return self.target_s(1 + self._forced + tokens, self._length) + self._host_s
+        seconds = self._rounds_s.get(tokens)
+        if seconds is None:
+            seconds = self.target_s(1 + self._forced + tokens, self._length) + self._host_s
+            self._rounds_s[tokens] = seconds
+        return seconds
 
     def _offer(self, judged: Judged, context: Sequence[int], k: int, allowed: Allowed | None) -> Draft:
         judged.proposed = admitted(judged.drafter.propose(context, k, allowed), allowed)
