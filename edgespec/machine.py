@@ -38,12 +38,14 @@ _REFUSALS = (BackendError, ConversionError, SourceError)
 _PROMPT, _ANSWER, _ACCEPTED = 128, 256, 0.45
 """tokens of the answer that engines are compared by, and the share of drafted tokens that it takes for accepted"""
 _SAMPLE, _TURNS = 64, 5
+_TIMES = 2
+"""raise it when a change of ours makes remembered times untrue"""
 _LARGEST = 2 * 2**30
 """bytes of weights that are written once more, unasked, to find out whether another engine is faster"""
 
 
 class Machine:
-    """Engines are imported when their first model is loaded.
+    """ONNX Runtime is imported when it is first compared or used.
 
     capacity: rows of KV cache at most. progress: say on stderr what takes long.
     """
@@ -111,9 +113,8 @@ class Machine:
             return "openvino"
         missing = _missing()
         if given is None:
-            # The other engine is imported only where it is the one.
-            unasked = "openvino" if missing else self._faster(bundle, numerics)
-            return "openvino" if unasked == "openvino" or _broken() else "onnxruntime"
+            faster = "openvino" if missing else self._faster(bundle, numerics)
+            return "openvino" if faster == "openvino" or _broken() else "onnxruntime"
         if missing or (missing := _broken()):
             raise SettingError(f"backend {named} is not here", got=missing, hint="pip install 'edgespec[onnx]'")
         return "onnxruntime"
@@ -207,7 +208,7 @@ class Machine:
         if weights.st_size > _LARGEST:
             return "openvino"
         threads = self.core.get_property("CPU", "INFERENCE_NUM_THREADS")
-        versions = (VERSION, self.core.get_versions("CPU")["CPU"].build_number, version_of("onnxruntime"))
+        versions = (VERSION, _TIMES, self.core.get_versions("CPU")["CPU"].build_number, version_of("onnxruntime"))
         identity = (xml.stat().st_size, weights.st_size, weights.st_mtime_ns, self._cpu, threads, numerics or "exact")
         path = cache.cache_dir() / "measured" / f"engines-{fingerprint([*versions, *identity])}.json"
         try:
@@ -247,7 +248,7 @@ class Machine:
 
 
 def _missing() -> str | None:
-    """Which package of the second engine is not installed. Others than ours may bring its module."""
+    """Which package of the second engine is not installed. Other packages may bring a module of that name."""
     try:
         version_of("onnxruntime")
     except PackageNotFoundError:
@@ -286,7 +287,7 @@ def _answer_s(model: PaddedModel) -> float:
 
 
 def _costs_path(beside: str, model: PaddedModel) -> Path:
-    return _notes(f"forward_costs-1-{model.numerics}-{model.min_width}-{model.max_width}{beside}", model)
+    return _notes(f"forward_costs-{_TIMES}-{model.numerics}-{model.min_width}-{model.max_width}{beside}", model)
 
 
 def _measured(model: PaddedModel, beside: Beside | None) -> ForwardTimes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -237,6 +238,49 @@ def test_an_interrupted_growth_begins_again(
     assert np.array_equal(model.forward([2]).logits[0], fresh_logits(other, [1] * 60 + [2]))
     model.prefill([1] * 3000)
     assert np.array_equal(model.forward([2]).logits[0], fresh_logits(other, [1] * 3000 + [2]))
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("load", [load_ir, load_onnx])
+def test_inputs_that_were_interrupted_are_set_again(
+    tiny_ir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    load: Callable[..., OpenVINOPagedModel | OnnxRuntimeModel],
+    before: bool,
+) -> None:
+    """Wherever Ctrl-C comes while a forward of another width is set up, before the engine is told of an input or
+    after: the next one is right."""
+    model, other = load(tiny_ir), load(tiny_ir)
+    tell = model._inputs._tell
+    for place in range(12):
+        text = [(7 * i + place) % 60 for i in range(30 + 3 * place)]
+        model.prefill(text)
+        model.forward([1, 2, 3])
+        model.cache.crop(len(text))
+        with monkeypatch.context() as patch:
+            patch.setattr(model._inputs, "_tell", interrupted(tell, place, before))
+            with suppress(KeyboardInterrupt):
+                model.forward([4] * (5 + place % 2))
+        model.prefill(text)
+        for width in (3, 5, 1):
+            expected = fresh_logits(other, [*text, *range(width)])
+            assert np.array_equal(model.forward(list(range(width))).logits[-1], expected), (place, width)
+            model.cache.crop(len(text))
+
+
+def interrupted(tell: Callable[..., object], place: int, before: bool) -> Callable[..., None]:
+    """``tell``, interrupted before or after it was done for the ``place``-th time."""
+    told = 0
+
+    def telling(name: str, handle: object) -> None:
+        nonlocal told
+        told += 1
+        if told <= place or not before:
+            tell(name, handle)
+        if told > place:
+            raise KeyboardInterrupt
+
+    return telling
 
 
 def test_a_stopped_prefill_keeps_what_it_did(make: Make) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 import edgespec
@@ -151,10 +152,13 @@ def test_a_damaged_file_is_an_error_that_says_what_to_do(tiny_fast_ir: Path, tmp
         OnnxRuntimeModel(tmp_path, "fast", capacity=64)
 
 
-def test_threads_are_counted_out(tiny_fast_ir: Path) -> None:
-    """Unasked the engine ties them to cores, which made every forward a tenth slower."""
-    options = load_onnx(tiny_fast_ir).session.get_session_options()
-    assert 1 <= options.intra_op_num_threads <= (os.cpu_count() or 1)
+def test_the_engine_is_told_how_many_threads(tiny_fast_ir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unasked it ties them to cores, which made every forward a tenth slower."""
+    cores = psutil.cpu_count(logical=False)
+    for available in ({0}, set(range(999))):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, available=available: available, raising=False)
+        options = load_onnx(tiny_fast_ir).session.get_session_options()
+        assert options.intra_op_num_threads == min(cores, len(available))
 
 
 def test_the_cache_grows_by_little_more_than_it_must(tiny_fast_ir: Path) -> None:

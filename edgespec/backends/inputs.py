@@ -11,12 +11,16 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 Handle = TypeVar("Handle")
 
 
+_KEPT = 64
+"""arrays with their handles, those of other shapes than now included"""
+
+
 class Inputs(Generic[Handle]):
     """An engine that was told of an array goes on reading it. So it is told of another one only when the shape is
-    another, and numbers of the same shape are written over the old ones: telling takes up to ten times as long
-    (docs/log.md). Not while a forward runs.
+    another, and numbers of the same shape are written over the old ones: telling takes several times as long
+    (docs/log.md). ``set`` must not be called while a forward runs.
 
-    kinds: by input, the type of its numbers; for others there is nothing to set.
+    kinds: by input, the type of its numbers; names that are not in it are ignored.
     wrap: what the engine calls an array, which it must not copy.
     tell: from now on read this one.
     """
@@ -42,6 +46,8 @@ class Inputs(Generic[Handle]):
             return
         self._read.pop(name, None)  # interrupted from here on, nobody relies on what the engine reads
         if (name, shape) not in self._made:
+            if len(self._made) >= _KEPT:
+                self._made.clear()  # what the engine reads is kept by ``_read``
             array = np.empty(shape, self._kinds[name])
             self._made[name, shape] = array, self._wrap(array)
         array, handle = self._made[name, shape]

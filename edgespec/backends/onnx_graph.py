@@ -334,7 +334,7 @@ class _Reader:
         self._name(node.output(0), node.get_name(), width)
 
     def _compressed(self, node: Any, weights: Compressed, order: Iterable[int] = (0, 1, 2)) -> list[str]:
-        """Initializers of codes, zero points and steps, in the order asked for."""
+        """Constants: codes, zero points and steps, in the order asked for."""
         name = origin(node)
         parts = (weights.codes, weights.zeros, weights.steps)
         if weights.bits == 4:

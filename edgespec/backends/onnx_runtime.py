@@ -112,9 +112,8 @@ class OnnxRuntimeModel(PaddedModel):
         identity = (VERSION, onnxruntime.__version__, weights.st_size, weights.st_mtime_ns, cpu)
         self.fingerprint = fingerprint([*identity, options.intra_op_num_threads])
         self.cache = BoundCache(self.session, self._binding, capacity)
-        kinds = {port.name: _KINDS[port.type] for port in self.session.get_inputs() if port.type in _KINDS}
-        self._inputs = Inputs(kinds, OrtValue.ortvalue_from_numpy, self._binding.bind_ortvalue_input)
-        self._width = -1  # that the inputs were set for
+        self._inputs = inputs_of(self.session, self._binding)
+        self._rows_given = -1  # what depends on the number of rows was set for so many
         self._logits: NDArray[np.float32] = np.empty((16, self.vocab_size), np.float32)
         self._logits_of: dict[int, OrtValue] = {}  # its first so many rows, as the engine calls them
         self._logit_rows = -1  # that the engine writes
@@ -164,19 +163,19 @@ class OnnxRuntimeModel(PaddedModel):
         self._inputs.set("logits_rows", (len(rows),), rows)
         self._inputs.set("seqlens_k", (1,), total - 1)
         self._inputs.set("total_sequence_length", (), total)
-        if self._width != n:
-            self._width = -1
+        if self._rows_given != n:
+            self._rows_given = -1
             self._inputs.set("attention_rows", (attended,), np.minimum(np.arange(attended), n - 1))
             self._inputs.set("own_rows", (n,), np.arange(n))
-            self._width = n
+            self._rows_given = n
         if self._logit_rows != len(rows):
             self._write_logits(len(rows))
 
     def _write_logits(self, rows: int) -> None:
         self._logit_rows = -1
         if len(self._logits) < rows:
-            self._logits = np.empty((rows, self.vocab_size), np.float32)
             self._logits_of.clear()
+            self._logits = np.empty((rows, self.vocab_size), np.float32)
         if rows not in self._logits_of:
             self._logits_of[rows] = OrtValue.ortvalue_from_numpy(self._logits[None, :rows])
         self._binding.bind_ortvalue_output("logits", self._logits_of[rows])
@@ -184,6 +183,12 @@ class OnnxRuntimeModel(PaddedModel):
 
     def _step(self, rows: int) -> Step:
         return Step(self._logits[:rows])
+
+
+def inputs_of(session: onnxruntime.InferenceSession, binding: Any) -> Inputs[OrtValue]:
+    """All but the KV cache, which is in floating point."""
+    kinds = {port.name: _KINDS[port.type] for port in session.get_inputs() if port.type in _KINDS}
+    return Inputs(kinds, OrtValue.ortvalue_from_numpy, binding.bind_ortvalue_input)
 
 
 def _cores() -> int:

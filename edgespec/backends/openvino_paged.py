@@ -45,18 +45,13 @@ class OpenVINOPagedModel(PaddedModel):
         graph = paged_graph(core, xml, hidden=hidden)
         with mapped(BackendError, f"cannot compile {xml.name} for {device}", hint="see: edgespec doctor"):
             self.compiled = core.compile_model(graph, device, properties)
-            self._request = request = self.compiled.create_infer_request()
+            self._request = self.compiled.create_infer_request()
         self.weights_bytes = xml.with_suffix(".bin").stat().st_size
         self._hidden = hidden
         self.fingerprint = _fingerprint(core, self.compiled, xml, device)
-        ports = {port.get_any_name(): port for port in self.compiled.inputs}
-        self._inputs = Inputs(
-            {name: port.element_type.to_dtype() for name, port in ports.items()},
-            lambda array: ov.Tensor(array, shared_memory=True),
-            lambda name, tensor: request.set_tensor(ports[name], tensor),
-        )
-        self._blocks = -1  # that the inputs were set for
-        self._branches: tuple[Tree, int] | None = None  # likewise, and among how many rows; ((), 0) for none
+        self._inputs = inputs_of(self.compiled, self._request)
+        self._blocks = -1  # so many blocks were set
+        self._branches: tuple[Tree, int] | None = None  # so was this tree among so many rows; ((), 0) is none
         self.cache = PagedCache(core, self.compiled, self._request, device, capacity)
         self.vocab_size = self.compiled.output("logits").partial_shape[-1].get_length()
         self._device = device
@@ -72,6 +67,10 @@ class OpenVINOPagedModel(PaddedModel):
             numerics=self.numerics,
             device=self._device,
         )
+
+    def __del__(self) -> None:
+        if getattr(self, "_pending", None) is not None:  # a forward runs, and reads arrays that are about to go
+            self._request.wait()
 
     def ready(self) -> bool:
         return bool(self._request.wait_for(0))
@@ -115,6 +114,16 @@ class OpenVINOPagedModel(PaddedModel):
         logits = self._request.get_tensor("logits").data  # (rows, 1, vocab), a view
         hidden = self._request.get_tensor(HIDDEN).data if self._hidden else None
         return Step(logits[:rows, 0], hidden[:rows, 0] if hidden is not None else None)
+
+
+def inputs_of(compiled: ov.CompiledModel, request: ov.InferRequest) -> Inputs[ov.Tensor]:
+    """All but the KV cache."""
+    ports = {port.get_any_name(): port for port in compiled.inputs if "_cache." not in port.get_any_name()}
+    return Inputs(
+        {name: port.element_type.to_dtype() for name, port in ports.items()},
+        lambda array: ov.Tensor(array, shared_memory=True),
+        lambda name, tensor: request.set_tensor(ports[name], tensor),
+    )
 
 
 def _fingerprint(core: ov.Core, compiled: ov.CompiledModel, xml: Path, device: str) -> str:

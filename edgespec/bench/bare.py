@@ -1,6 +1,6 @@
 """A bare loop over the same compiled graph: the ceiling our loop is held against.
 
-The least Python that drives the graph: set the inputs, infer, argmax.
+The least Python that drives the graph: write the inputs, infer, argmax.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from time import perf_counter
 import numpy as np
 
 from edgespec.backends.openvino_graph import LOGITS_ROWS
-from edgespec.backends.openvino_paged import OpenVINOPagedModel
+from edgespec.backends.openvino_paged import OpenVINOPagedModel, inputs_of
 from edgespec.backends.padded import PaddedModel
 from edgespec.engine import ov
 
@@ -63,40 +63,42 @@ class _OnOpenVINO(BareLoop):
                 tensor.data[:] = 0
                 self._request.set_tensor(port, tensor)
         self._per_block = per_block
-        self._set("qq_bias", np.zeros(0, np.uint8))
-        self._set("qq_bias_begins", np.zeros(2, np.int32))
+        self._inputs = inputs_of(model.compiled, self._request)
+        self._inputs.set("qq_bias", (0,), ())
+        self._inputs.set("qq_bias_begins", (2,), 0)
 
     def forward(self, tokens: list[int], past: int, wanted: int) -> np.ndarray:
         n = len(tokens)
         assert past + n <= self.rows, "a forward past the rows of this loop: the engine would not check"
         blocks = -(-(past + n) // self._per_block)
-        self._set("input_ids", np.array(tokens, np.int64))
-        self._set("position_ids", np.arange(past, past + n, dtype=np.int64))
-        self._set("max_context_len", np.array(past + n, np.int32))
-        self._set("past_lens", np.array([past], np.int32))
-        self._set("subsequence_begins", np.array([0, n], np.int32))
-        self._set("block_indices", np.arange(blocks, dtype=np.int32))
-        self._set("block_indices_begins", np.array([0, blocks], np.int32))
-        self._set(LOGITS_ROWS, np.arange(wanted, dtype=np.int64))
+        self._inputs.set("input_ids", (n,), tokens)
+        self._inputs.set("position_ids", (n,), np.arange(past, past + n))
+        self._inputs.set("max_context_len", (), past + n)
+        self._inputs.set("past_lens", (1,), past)
+        self._inputs.set("subsequence_begins", (2,), (0, n))
+        self._inputs.set("block_indices", (blocks,), np.arange(blocks))
+        self._inputs.set("block_indices_begins", (2,), (0, blocks))
+        self._inputs.set(LOGITS_ROWS, (wanted,), np.arange(wanted))
         began = perf_counter()
         self._request.infer(share_outputs=True, decode_strings=False)
         self.infer_s += perf_counter() - began
         logits: np.ndarray = self._request.get_tensor("logits").data[:, 0]
         return logits
 
-    def _set(self, name: str, value: np.ndarray) -> None:
-        self._request.set_tensor(name, ov.Tensor(value))
-
 
 class _OnONNXRuntime(BareLoop):
     def __init__(self, model: PaddedModel, width: int, rows: int) -> None:
         from edgespec.backends.onnx_runtime import SPARE_ROWS, OnnxRuntimeModel
+        from edgespec.backends.onnx_runtime import inputs_of as of_onnx_runtime
 
         assert isinstance(model, OnnxRuntimeModel)
         super().__init__(width, rows)
         self._session, self._vocab_size = model.session, model.vocab_size
         self._least_attended = model.least_attended
         self._binding = self._session.io_binding()
+        self._inputs = of_onnx_runtime(self._session, self._binding)
+        self._logits: np.ndarray = np.empty((0, self._vocab_size), np.float32)
+        self._binding.bind_output("logits", "cpu", 0, np.float32, (1, 0, self._vocab_size), self._logits.ctypes.data)
         self._tensors = []
         for port in self._session.get_inputs():
             if port.name.startswith("past_key_values."):
@@ -110,16 +112,17 @@ class _OnONNXRuntime(BareLoop):
         n = len(tokens)
         attended = max(n, self._least_attended)
         assert past + n <= self.rows, "a forward past the rows of this loop: the engine would not check"
-        logits: np.ndarray = np.empty((wanted, self._vocab_size), np.float32)
-        bind = self._binding.bind_cpu_input
-        bind("input_ids", np.array([tokens], np.int64))
-        bind("logits_rows", np.arange(wanted))
-        bind("attention_rows", np.minimum(np.arange(attended), n - 1))
-        bind("own_rows", np.arange(n))
-        bind("seqlens_k", np.array([past + attended - 1], np.int32))
-        bind("total_sequence_length", np.array(past + attended, np.int32))
-        self._binding.bind_output("logits", "cpu", 0, np.float32, (1, *logits.shape), logits.ctypes.data)
+        self._inputs.set("input_ids", (1, n), tokens)
+        self._inputs.set("logits_rows", (wanted,), np.arange(wanted))
+        self._inputs.set("attention_rows", (attended,), np.minimum(np.arange(attended), n - 1))
+        self._inputs.set("own_rows", (n,), np.arange(n))
+        self._inputs.set("seqlens_k", (1,), past + attended - 1)
+        self._inputs.set("total_sequence_length", (), past + attended)
+        if wanted != len(self._logits):
+            self._logits = np.empty((wanted, self._vocab_size), np.float32)
+            shape = (1, *self._logits.shape)
+            self._binding.bind_output("logits", "cpu", 0, np.float32, shape, self._logits.ctypes.data)
         began = perf_counter()
         self._session.run_with_iobinding(self._binding)
         self.infer_s += perf_counter() - began
-        return logits
+        return self._logits

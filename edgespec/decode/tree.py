@@ -66,6 +66,8 @@ def merge(branches: Sequence[Branch], cost: Callable[[int], float], most: int) -
 
 
 def _cut(chain: Branch, cost: Callable[[int], float], most: int) -> Merged:
+    """``merge`` of a single chain, whose chances never rise: one of its beginnings."""
+    assert len(chain.tokens) == len(chain.chances)
     best, length, expected, promised = -cost(0), 0, 0.0, 0.0
     for n, chance in enumerate(chain.chances[:most], 1):
         expected += chance

@@ -90,7 +90,7 @@ class Arbiter:
         self.target_s = target_s
         self._draft_s = draft_s
         self._host_s = 0.0
-        self._rounds_s: dict[int, float] = {}  # as known this round
+        self._rounds_s: dict[int, float] = {}  # what ``_round_s`` found this round
         self._paces = {False: _Pace(), True: _Pace()}  # of rounds without and with something to copy
         self._copying = False
         self._unspent_s = 0.0
