@@ -84,6 +84,21 @@ def test_what_has_no_operator_is_refused_by_name(tiny_ir: Path, tmp_path: Path) 
         write_onnx(tmp_path / "capped.xml", tmp_path / "made", rows=64)
 
 
+def test_a_swish_keeps_its_slope(tiny_ir: Path, tmp_path: Path) -> None:
+    model = ov.Core().read_model(tiny_ir)
+    for swish in [node for node in model.get_ordered_ops() if node.get_type_name() == "Swish"]:
+        steeper = ops.swish(swish.input_value(0), np.float32(3.0))
+        swish.output(0).replace(steeper.output(0))
+    model.validate_nodes_and_infer_types()
+    ov.save_model(model, tmp_path / "steeper.xml", compress_to_fp16=False)
+    write_onnx(tmp_path / "steeper.xml", tmp_path, rows=128)
+    theirs = load_ir(tmp_path / "steeper.xml")
+    check(tmp_path, theirs)
+    theirs.cache.reset()
+    ours = OnnxRuntimeModel(tmp_path, "exact", capacity=64).forward([5, 6, 7]).logits
+    assert np.abs(ours - theirs.forward([5, 6, 7]).logits).max() < 5e-3 * np.abs(ours).max()
+
+
 @pytest.mark.slow
 def test_a_window_over_what_is_attended_to_is_refused_by_name(tmp_path: Path) -> None:
     """Mistral has one by default; without it it is a Llama."""

@@ -22,7 +22,7 @@ from edgespec.backends.onnx_rotary import LAYOUT, Rotary, behind
 from edgespec.backends.onnx_weights import Compressed, nibbles, number, origin, unsupported, weights_of
 from edgespec.errors import ConversionError, mapped
 
-VERSION = 5
+VERSION = 6
 """raise it when the same IR should give another graph"""
 MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "model.onnx.data"
@@ -196,8 +196,10 @@ class _Reader:
         self._add("Slice", [source, *bounds], node, end - begin)
 
     def _swish(self, node: Any) -> None:
-        if (source := self._of(node.input_value(0))) is not None and node.get_input_size() == 1:
-            self._add("QuickGelu", [source], node, self._widths[source], domain="com.microsoft", alpha=1.0)
+        source = self._of(node.input_value(0))
+        slope = 1.0 if node.get_input_size() == 1 else number(node.input_value(1))
+        if source is not None and slope is not None:
+            self._add("QuickGelu", [source], node, self._widths[source], domain="com.microsoft", alpha=slope)
 
     def _sum_or_product(self, node: Any) -> None:
         kind = {"Add": "Add", "Multiply": "Mul"}[node.get_type_name()]
