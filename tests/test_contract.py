@@ -333,12 +333,11 @@ def test_hidden_states_come_on_request(tiny_ir: Path) -> None:
 @pytest.mark.parametrize(
     ("arch", "weights"),
     [
-        ("llama", "int8"),
         ("llama", "int4"),
         ("qwen3", "f32"),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
-            for case in [("phi3", "f16"), ("qwen2", "int8"), ("qwen3", "int4")]
+            for case in [("llama", "int8"), ("phi3", "f16"), ("qwen2", "int8"), ("qwen3", "int4")]
         ),
     ],
 )

@@ -39,7 +39,9 @@ def pair(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> b
     return bundle.read(out)
 
 
-@pytest.mark.parametrize("arch", INSTALLED)
+@pytest.mark.parametrize(
+    "arch", [pytest.param(arch, marks=[] if arch in ("llama", "qwen3") else pytest.mark.slow) for arch in INSTALLED]
+)
 def test_float_ir_is_the_model_and_takes_paged_attention(arch: str, models: dict[str, Path], tmp_path: Path) -> None:
     import openvino as ov
     from openvino._offline_transformations import paged_attention_transformation

@@ -73,7 +73,7 @@ def test_faithful_weights_are_the_files_to_half_precision(
     assert seen == {name for name, values in expected.items() if values.ndim == 2}
 
 
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("quantize", ["F16", "Q4_0", "Q8_0"])
 def test_int8_is_within_half_a_step_in_the_same_place(tmp_path: Path, quantize: str, tied: bool) -> None:
     """GenAI reads these types without loss."""

@@ -32,7 +32,7 @@ def inflated(tmp_path: Path) -> Inflate:
 @pytest.mark.parametrize(
     "parameters, weights",
     [
-        (0.2e9, "int8"),
+        pytest.param(0.2e9, "int8", marks=pytest.mark.slow),
         pytest.param(0.2e9, "int4", marks=pytest.mark.slow),
         pytest.param(1e9, "int8", marks=pytest.mark.slow),
         pytest.param(1e9, "int4", marks=pytest.mark.slow),
