@@ -97,8 +97,7 @@ class _OnONNXRuntime(BareLoop):
         self._least_attended = model.least_attended
         self._binding = self._session.io_binding()
         self._inputs = of_onnx_runtime(self._session, self._binding)
-        self._logits: np.ndarray = np.empty((0, self._vocab_size), np.float32)
-        self._binding.bind_output("logits", "cpu", 0, np.float32, (1, 0, self._vocab_size), self._logits.ctypes.data)
+        self._logits: np.ndarray | None = None
         self._tensors = []
         for port in self._session.get_inputs():
             if port.name.startswith("past_key_values."):
@@ -118,7 +117,7 @@ class _OnONNXRuntime(BareLoop):
         self._inputs.set("own_rows", (n,), np.arange(n))
         self._inputs.set("seqlens_k", (1,), past + attended - 1)
         self._inputs.set("total_sequence_length", (), past + attended)
-        if wanted != len(self._logits):
+        if self._logits is None or wanted != len(self._logits):
             self._logits = np.empty((wanted, self._vocab_size), np.float32)
             shape = (1, *self._logits.shape)
             self._binding.bind_output("logits", "cpu", 0, np.float32, shape, self._logits.ctypes.data)

@@ -24,7 +24,7 @@ hopeful one that calls for it"""
 _WINDOW, _AHEAD = 0.97, 30
 """rounds of late that say where home should be, and rounds ahead in which a move must pay"""
 _DEAR = 0.05
-"""of a forward of the narrowest width: what a change costs where avoiding it pays."""
+"""of a forward of the narrowest width: above this, a change of width is worth avoiding"""
 _OUTLIER = 1.5
 """a forward that took longer than this factor says so and no more: the machine was doing something else"""
 
