@@ -118,9 +118,9 @@ def onnx_pipeline() -> Pipeline:
 @pytest.mark.parametrize(
     ("name", "k"),
     [
-        *(("ngram", 8), ("shipped", None)),
+        *(("ngram", 8), ("shipped", 2), ("shipped", None)),
         *slow((("ngram", 1), *product(("random", "shipped"), (1, 8)))),
-        *slow(product(("ngram", "random", "shipped", "recycling", "pool"), (2, 4))),
+        *slow((("shipped", 4), *product(("ngram", "random", "recycling", "pool"), (2, 4)))),
     ],
 )
 def test_so_they_do_on_onnx_runtime(
@@ -136,7 +136,7 @@ def test_so_they_do_on_onnx_runtime(
         plain = pipeline.generate(ids, num_draft_tokens=0, drafter=NoDrafter(), **options)
         drafted = pipeline.generate(ids, num_draft_tokens=k, drafter=drafter, **options)
         assert drafted.token_ids == plain.token_ids and drafted.numerics == "exact"
-        assert name != "shipped" or drafted.stats.proposed > 0
+        assert name != "shipped" or k is None or drafted.stats.proposed > 0  # None: this machine's costs may say no
         check_identities(drafted.stats.rounds)
 
 
