@@ -155,7 +155,7 @@ def test_it_is_as_good_as_the_best_fixed_length(share: float, step_s: float) -> 
     world.run(arbiter, arbiter)  # learns
     own, _ = world.run(arbiter, arbiter)
     fixed = {k: world.run(world.small, Fixed(k))[0] for k in range(9)}
-    assert own < min(fixed.values()) * 1.02, fixed
+    assert own < min(fixed.values()) * (1.015 + PROBE), fixed
 
 
 def test_it_takes_the_copy_where_the_text_repeats_and_the_model_elsewhere() -> None:
@@ -199,6 +199,51 @@ def test_a_model_that_becomes_good_is_found_again() -> None:
     assert sum(r.proposed > 0 for r in bad.rounds) < 0.2 * len(bad.rounds)
     assert late < 0.5 * plain(world)
     assert stats.block_efficiency is not None and stats.block_efficiency > 3
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.08])
+@pytest.mark.parametrize(("step_s", "a_row_s"), [(0.9, 0.05), (0.4, 0.5)])
+def test_it_finds_out_that_plain_decoding_would_be_faster_than_what_it_does(
+    step_s: float, a_row_s: float, noise: float
+) -> None:
+    """The draft is always right, and a forward of more than one token takes longer than was measured: behind the
+    draft's own, say. As long as every round drafts, that looks as if the machine had become slow."""
+    random = np.random.default_rng(4)
+    world = World(TABLE, step_s)
+    world.target.forward_s = lambda width: 1.0 + a_row_s * (width - 1)
+    arbiter = world.arbiter()
+    world.run(arbiter, arbiter)  # learns that the draft is right
+    world.target.forward_s = lambda width: float(
+        (1.0 + a_row_s * (width - 1)) * (1.0 if width == 1 else 1.4) * np.exp(noise * random.standard_normal())
+    )
+    _, first = world.run(arbiter, arbiter)
+    assert sum(r.proposed > 0 for r in first.rounds[:8]) > 4, "it began by believing what was measured"
+    ratios = [world.run(arbiter, arbiter)[0] / plain(world) for _ in range(5)]
+    assert ratios[1] < 1.05 and max(ratios[2:]) < 1.03, ratios
+
+
+@pytest.mark.parametrize("share", [0.5, 0.7])
+def test_looking_what_plain_decoding_would_take_costs_next_to_nothing(share: float) -> None:
+    world = World(mixed_with_noise(share), 0.1)
+    arbiter = world.arbiter()
+    world.run(arbiter, arbiter)
+    each_s, stats = world.run(arbiter, arbiter)
+    looked = [r for r in stats.rounds if r.reason == "to compare"]
+    assert looked, "nobody knows what plain decoding takes now"
+    lost = sum(r.target_s - each_s for r in looked)
+    assert lost <= PROBE * stats.decode_s * 1.5
+
+
+def test_a_draft_model_does_not_read_up_on_a_text_for_a_trial() -> None:
+    """What it takes to read what was written without it is a part of what a trial costs."""
+    world = World(lambda text: -TABLE(text))
+    world.model.forward_s = lambda width: 0.3 * width
+    arbiter = world.arbiter()
+    base = plain(world)
+    for _ in range(4):
+        each_s, stats = world.run(arbiter, arbiter)
+        assert each_s < base * 1.02
+        assert any(r.draft_s for r in stats.rounds), "it never looks again"
 
 
 def test_trials_stay_within_their_share() -> None:

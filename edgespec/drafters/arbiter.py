@@ -11,8 +11,9 @@ add to what each round commits, and a drafted token is charged with the step fro
 Drafters that cost nothing (lookup in what was written) are asked every round, and judged by what the target then
 committed, whether their draft was taken or not. A draft model costs a forward for each token. It is stopped as soon
 as one more token is not worth its time, by the model's own confidence, whose meaning is learned from outcomes
-(``decode.acceptance``). When it is not chosen it learns nothing, so it is tried again now and then: the time lost on
-trials stays under ``PROBE`` of all time.
+(``decode.acceptance``). When it is not chosen it learns nothing, so it is tried again now and then. And as long as every
+round drafts, a forward that takes longer than was measured looks like a machine that became slower: so now and then a
+round drafts nothing, to see. The time lost on trials of both kinds stays under ``PROBE`` of all time.
 
 No clock in here: times come with the rounds (``update``), costs from ``decode.costs``.
 """
@@ -22,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from math import prod
+from math import inf, prod
 
 from edgespec.decode.costs import ForwardCost
 from edgespec.decode.tree import Branch, merge
@@ -31,7 +32,7 @@ from edgespec.drafters.judged import Judged, admitted
 from edgespec.types import Allowed, Draft, Round, SamplingParams, Step, Verdict
 
 PROBE = 0.01
-"""share of the time that may be lost on trying a drafter that is not expected to pay"""
+"""share of the time that may be lost on trying what is not expected to pay"""
 _LONGEST = 16
 _WINDOW = 0.98
 """weight of earlier rounds in the rate: the last fifty count"""
@@ -41,6 +42,8 @@ _SLIGHT = 0.05
 """chance of a token below which nobody looks further"""
 _RESTING = 8
 """rounds between trials, at least"""
+_UNCOMPARED = 16
+"""rounds with drafts before one without, where drafts seem to gain nothing; the more they gain, the more rounds"""
 
 
 @dataclass
@@ -95,11 +98,13 @@ class Arbiter:
         self._copying = False
         self._unspent_s = 0.0
         self._resting = 0
+        self._uncompared = 0
         self._most: int | None = None
         self._forced = 0
         self._pending, self._steps = 0, 0
         self._length = 0
         self._probing = False
+        self._comparing = False
         self.remembers = any(judged.drafter.remembers for judged in self._all)
         self.name = "+".join(judged.drafter.name for judged in self._all)
         self._settle([], _LONGEST)
@@ -133,7 +138,8 @@ class Arbiter:
 
     def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
         free_length, self._most = self._most is not None, None
-        self._length, self._steps, self._probing, self._copying = len(context), 0, False, False
+        self._length, self._steps, self._copying = len(context), 0, False
+        self._probing = self._comparing = False
         for judged in self._all:
             judged.proposed = Draft()
         if k == 0:
@@ -148,9 +154,12 @@ class Arbiter:
         self._rounds_s.clear()
         reason = "not worth its time" if offers else "nothing to copy"
         best, best_worth = self._best(offers, k, reason)
+        worth = -inf if self._model is None else self._model_worth(k)
+        self._comparing = self._may_compare(max(worth, best_worth))
+        if self._comparing:
+            return Draft(reason="to compare")
         if self._model is None:
             return best
-        worth = self._model_worth(k)
         self._probing = worth <= best_worth
         if self._probing and not self._may_probe(worth, best_worth):
             self._probing = False
@@ -183,8 +192,10 @@ class Arbiter:
         seconds = target_s + drafted_s + round_.host_s
         self._paces[self._copying].add(round_.committed, seconds)
         self._unspent_s += PROBE * seconds
-        if self._probing:
+        self._uncompared = self._uncompared + 1 if round_.evaluated else 0
+        if self._probing or self._comparing:
             self._unspent_s -= max(0.0, seconds - round_.committed / self.rate)
+        if self._probing:
             self._resting = _RESTING
         elif self._steps:
             self._resting = 0
@@ -301,8 +312,19 @@ class Arbiter:
         )
 
     def _may_probe(self, worth: float, best: float) -> bool:
-        lost_s = (best - worth) / self.rate
+        """Whether to draft with the model, although that is worth less than the best without it."""
+        assert self.model and self._draft_s
+        catch_up_s = self._draft_s.steady(max(1, self.model.pending(self._length)), self._length)
+        lost_s = (best - worth) / self.rate + catch_up_s - self._draft_s.steady(1, self._length)
         return not self._resting and lost_s <= self._unspent_s
+
+    def _may_compare(self, best: float) -> bool:
+        """Whether to draft nothing, although ``best`` is what a round with a draft is worth. Not where it would be as
+        wide a forward all the same: that shows nothing."""
+        if self.target_s.homes or self._uncompared < _UNCOMPARED * max(1.0, self.rate * self.plain_s) ** 3:
+            return False
+        lost_s = (best - (1.0 + self._forced)) / self.rate + self._round_s(0)
+        return lost_s <= self._unspent_s
 
     def _drafted(self, context: Sequence[int], k: int, allowed: Allowed | None) -> Draft:
         """By the model, as far as it pays."""
