@@ -222,6 +222,23 @@ def test_it_finds_out_that_plain_decoding_would_be_faster_than_what_it_does(
     assert ratios[1] < 1.05 and max(ratios[2:]) < 1.03, ratios
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.08])
+def test_it_finds_out_that_wider_forwards_are_cheaper_than_was_measured(noise: float) -> None:
+    """The machine was busy when they were. As long as no round drafts, nothing is seen of them."""
+    random = np.random.default_rng(1)
+
+    def true(width: int) -> float:
+        return (1.0 + 0.25 * (width - 1)) * float(np.exp(noise * random.standard_normal()))
+
+    world = World(mixed_with_noise(0.5), 0.1)
+    world.target.forward_s = lambda width: 1.0 if width == 1 else 0.2 + 1.5 * true(width)
+    arbiter = world.arbiter()
+    world.target.forward_s = true
+    best = world.run(world.small, Fixed(1))[0]
+    each = [world.run(arbiter, arbiter)[0] / best for _ in range(6)]
+    assert min(each) < 1.02 and max(each[4:]) < 1.05, each
+
+
 @pytest.mark.parametrize("share", [0.5, 0.7])
 def test_looking_what_plain_decoding_would_take_costs_next_to_nothing(share: float) -> None:
     world = World(mixed_with_noise(share), 0.1)
@@ -232,6 +249,21 @@ def test_looking_what_plain_decoding_would_take_costs_next_to_nothing(share: flo
     assert looked, "nobody knows what plain decoding takes now"
     lost = sum(r.target_s - each_s for r in looked)
     assert lost <= PROBE * stats.decode_s * 1.5
+
+
+def test_a_draft_model_reads_a_long_prompt_when_that_pays() -> None:
+    """Not before, for a text that may be short; and what is written in the meantime is read with it."""
+    world = World(TABLE, 0.0)
+    world.model.forward_s = lambda width: 0.05 * width
+    arbiter = world.arbiter()
+    short = world.run(arbiter, arbiter)[1]
+    assert short.prefill_s > 0 and short.rounds[0].proposed, "it reads a short one before the first round"
+    arbiter = world.arbiter()
+    _, stats = world.run(arbiter, arbiter, prompt=[i % VOCAB for i in range(700)])
+    read = next(at for at, r in enumerate(stats.rounds) if r.draft_s)
+    assert 20 < read < BUDGET * 3 / 4, read
+    assert {r.reason for r in stats.rounds[:read]} == {"too much to read first"}
+    assert stats.rounds[read].draft_s > 0.05 * 700
 
 
 def test_a_draft_model_does_not_read_up_on_a_text_for_a_trial() -> None:

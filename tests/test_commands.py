@@ -189,10 +189,10 @@ def test_a_draft_of_another_vocabulary_is_refused(here: Callable[..., Ended], ti
 
 @pytest.mark.skipif(os.name == "nt", reason="a shell pipe that closes early")
 def test_a_closed_pipe_is_quiet(tiny_ir: Path) -> None:
-    """Pieces are written as they come, and the reader is gone long before the last."""
+    """The reader is gone before the first piece is written."""
     command = f"'{sys.executable}' -m edgespec run --model '{tiny_ir.parent}' --raw sea -n 500 --ignore-eos"
     ran = subprocess.run(
-        f"{command} | head -c 5; exit ${{PIPESTATUS[0]}}",
+        f"{command} | true; exit ${{PIPESTATUS[0]}}",
         shell=True, executable="/bin/bash", capture_output=True,
     )  # fmt: skip
     assert ran.returncode == 141

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from edgespec.backends import inputs
 from edgespec.backends.base import Model
 from edgespec.backends.exact_widths import ExactWidths, find_exact_widths
 from edgespec.backends.fake import FakeModel, random_table
@@ -248,26 +250,49 @@ def test_inputs_that_were_interrupted_are_set_again(
     load: Callable[..., OpenVINOPagedModel | OnnxRuntimeModel],
     before: bool,
 ) -> None:
-    """Wherever Ctrl-C comes while a forward of another width is set up, before the engine is told of an input or
-    after: the next one is right."""
+    """Ctrl-C while a forward of another width is set up, before the engine is told of an input or after: the next one
+    is right. So it is when arrays that were used before had to go."""
+    monkeypatch.setattr(inputs, "_KEPT", 5)
     model, other = load(tiny_ir), load(tiny_ir)
     tell = model._inputs._tell
-    for place in range(12):
-        text = [
-            (7 * i + place) % 60 for i in range(28 + 32 * place)
-        ]  # a block is 32 rows: the interrupted forward needs one more
+    places = 4  # inputs whose shape is another in a forward of another width, one of them because of a block more
+    for place in range(places):
+        text = [(7 * i + place) % 60 for i in range(28 + 32 * place)]  # a block is 32 rows
         model.prefill(text)
         model.forward([1, 2, 3])
         model.cache.crop(len(text))
         with monkeypatch.context() as patch:
             patch.setattr(model._inputs, "_tell", interrupted(tell, place, before))
-            with suppress(KeyboardInterrupt):
-                model.forward([4] * (5 + place % 2))
+            with pytest.raises(KeyboardInterrupt):
+                model.forward([4] * (model.min_width + 5 + place % 2))
         model.prefill(text)
         for width in (3, 5, 1):
             expected = fresh_logits(other, [*text, *range(width)])
             assert np.array_equal(model.forward(list(range(width))).logits[-1], expected), (place, width)
             model.cache.crop(len(text))
+
+
+class _Failed:
+    def __init__(self) -> None:
+        self.waited = 0
+
+    def wait(self) -> None:
+        self.waited += 1
+        raise RuntimeError("the forward failed")
+
+
+def test_a_model_that_goes_while_a_forward_runs_waits_for_it_and_says_nothing(
+    tiny_ir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_ir(tiny_ir)
+    model.start([1])
+    request, model._request = model._request, _Failed()
+    failed, said = model._request, []
+    monkeypatch.setattr(sys, "unraisablehook", said.append)
+    del model
+    gc.collect()
+    request.wait()
+    assert failed.waited == 1 and not said
 
 
 def interrupted(tell: Callable[..., object], place: int, before: bool) -> Callable[..., None]:

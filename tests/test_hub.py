@@ -346,6 +346,7 @@ def test_a_killed_conversion_leaves_nothing_that_counts(tiny: Path, home: Path) 
     deadline = time.monotonic() + 30
     while not list(home.glob("ir/*.partial/*")) and time.monotonic() < deadline:
         time.sleep(0.01)
+    assert list(home.glob("ir/*.partial/*")), "it was over before it could be killed"
     process.kill()
     process.wait()
     assert not list(home.glob("ir/*/bundle.json"))

@@ -113,7 +113,7 @@ class OnnxRuntimeModel(PaddedModel):
         self.fingerprint = fingerprint([*identity, options.intra_op_num_threads])
         self.cache = BoundCache(self.session, self._binding, capacity)
         self._inputs = inputs_of(self.session, self._binding)
-        self._rows_given = -1  # what depends on the number of rows was set for so many
+        self._width_given = -1  # that ``attention_rows`` and ``own_rows`` hold
         self._logits: NDArray[np.float32] = np.empty((16, self.vocab_size), np.float32)
         self._logits_of: dict[int, OrtValue] = {}  # its first so many rows, as the engine calls them
         self._logit_rows = -1  # that the engine writes
@@ -163,11 +163,11 @@ class OnnxRuntimeModel(PaddedModel):
         self._inputs.set("logits_rows", (len(rows),), rows)
         self._inputs.set("seqlens_k", (1,), total - 1)
         self._inputs.set("total_sequence_length", (), total)
-        if self._rows_given != n:
-            self._rows_given = -1
+        if self._width_given != n:
+            self._width_given = -1
             self._inputs.set("attention_rows", (attended,), np.minimum(np.arange(attended), n - 1))
             self._inputs.set("own_rows", (n,), np.arange(n))
-            self._rows_given = n
+            self._width_given = n
         if self._logit_rows != len(rows):
             self._write_logits(len(rows))
 

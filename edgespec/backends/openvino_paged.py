@@ -7,6 +7,7 @@ engine is a few small arrays.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,8 @@ class OpenVINOPagedModel(PaddedModel):
         self._hidden = hidden
         self.fingerprint = _fingerprint(core, self.compiled, xml, device)
         self._inputs = inputs_of(self.compiled, self._request)
-        self._blocks = -1  # so many blocks were set
-        self._branches: tuple[Tree, int] | None = None  # so was this tree among so many rows; ((), 0) is none
+        self._blocks = -1  # how many ``block_indices`` holds
+        self._branches: tuple[Tree, int] | None = None  # the tree and the rows that ``qq_bias`` holds; ((), 0) is none
         self.cache = PagedCache(core, self.compiled, self._request, device, capacity)
         self.vocab_size = self.compiled.output("logits").partial_shape[-1].get_length()
         self._device = device
@@ -70,7 +71,8 @@ class OpenVINOPagedModel(PaddedModel):
 
     def __del__(self) -> None:
         if getattr(self, "_pending", None) is not None:  # a forward runs, and reads arrays that are about to go
-            self._request.wait()
+            with suppress(Exception):  # it failed: nobody is left to be told
+                self._request.wait()
 
     def ready(self) -> bool:
         return bool(self._request.wait_for(0))

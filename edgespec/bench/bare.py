@@ -18,11 +18,11 @@ from edgespec.engine import ov
 BARE_ROWS = 1024
 
 
-def bare_loop(model: PaddedModel, width: int = 1, rows: int = BARE_ROWS) -> BareLoop:
-    """See ``BareLoop``; for this model's engine."""
+def bare_loop(model: PaddedModel, width: int = 1, rows: int = BARE_ROWS, *, alone: bool = False) -> BareLoop:
+    """See ``BareLoop``; for this model's engine. alone: the attention gets no second row, whatever the numerics."""
     if isinstance(model, OpenVINOPagedModel):
         return _OnOpenVINO(model, width, rows)
-    return _OnONNXRuntime(model, width, rows)
+    return _OnONNXRuntime(model, width, rows, alone=alone)
 
 
 class BareLoop(ABC):
@@ -87,14 +87,14 @@ class _OnOpenVINO(BareLoop):
 
 
 class _OnONNXRuntime(BareLoop):
-    def __init__(self, model: PaddedModel, width: int, rows: int) -> None:
+    def __init__(self, model: PaddedModel, width: int, rows: int, *, alone: bool) -> None:
         from edgespec.backends.onnx_runtime import SPARE_ROWS, OnnxRuntimeModel
         from edgespec.backends.onnx_runtime import inputs_of as of_onnx_runtime
 
         assert isinstance(model, OnnxRuntimeModel)
         super().__init__(width, rows)
         self._session, self._vocab_size = model.session, model.vocab_size
-        self._least_attended = model.least_attended
+        self._least_attended = 1 if alone else model.least_attended
         self._binding = self._session.io_binding()
         self._inputs = of_onnx_runtime(self._session, self._binding)
         self._logits: np.ndarray | None = None

@@ -18,7 +18,7 @@ PROMPT = "Write a Python function that merges two sorted lists, then explain eve
 
 
 def bench_loop(pipeline: Pipeline, *, new_tokens: int = 128, pairs: int = 7) -> None:
-    """Interleaved: bare loop of the same width, ours, bare loop of width 1, each ``pairs`` times."""
+    """Interleaved: bare loop of the same width, ours, bare loop of one row alone, each ``pairs`` times."""
     target = pipeline.target
     assert isinstance(target, PaddedModel)
     template = pipeline.template
@@ -28,7 +28,7 @@ def bench_loop(pipeline: Pipeline, *, new_tokens: int = 128, pairs: int = 7) -> 
     longest = min(BARE_ROWS, target.cache.capacity) - len(prompt)
     if new_tokens > longest:
         raise SettingError("new tokens", got=new_tokens, allowed=f"1 to {longest} with this prompt and context")
-    same, narrow = bare_loop(target, width), bare_loop(target, 1)
+    same, narrow = bare_loop(target, width), bare_loop(target, 1, alone=True)
     bare_s: list[float] = []
     narrow_s: list[float] = []
     plain_s: list[float] = []
@@ -61,7 +61,7 @@ def bench_loop(pipeline: Pipeline, *, new_tokens: int = 128, pairs: int = 7) -> 
         ("plain decoding / bare loop, same graph and width", figures["plain_over_bare"], ">= 0.97"),
         ("host share of plain decoding", figures["host_share_plain"], "<= 0.03"),
         (f"host share with {drafter.name} drafts", figures[f"host_share_{drafter.name}"], "<= 0.03"),
-        (f"bare loop, width {width} / width 1: what exact numerics cost", figures["exact_over_width_1"], ""),
+        (f"bare loop, width {width} / one row alone: what exact numerics cost", figures["exact_over_width_1"], ""),
         ("ms per token, bare loop", figures["bare_ms_per_token"], ""),
         ("ms per token, plain decoding", figures["plain_ms_per_token"], ""),
     ]

@@ -16,7 +16,9 @@ from edgespec.backends.base import Model
 
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 17)
 _SHORT, _LONG = 64, 512
-_LEAST_TURNS, _MOST_TURNS, _LONG_ENOUGH_S = 3, 9, 2.5
+_LEAST_TURNS, _MOST_TURNS, _LONG_ENOUGH_S = 3, 15, 2.5
+_NARROW = 4
+"""rows up to which it decides whether to draft at all what they cost: these get all the turns"""
 ROWS_NEEDED = _LONG + WIDTHS[-1]
 """of cache, to measure"""
 
@@ -99,8 +101,8 @@ def measure(model: Model, clock: Callable[[], float], *, least: int = 1, beside:
 def _against_narrowest(run: _Stopwatch, widths: Sequence[int]) -> tuple[list[float], list[float]]:
     """Of each width its ratio to the narrowest one; and what changes of width took, in forwards of the narrowest.
 
-    A ratio of two forwards may be a fifth off; the median of some is not. A large model gets fewer turns, and needs
-    fewer: its forwards are longer.
+    A ratio of two forwards may be a fifth off; the median of many is not. A large model gets fewer turns, and needs
+    fewer: its forwards are longer. So do wide forwards.
     """
     ratios: list[list[float]] = [[] for _ in widths]
     changes: list[float] = []
@@ -108,6 +110,8 @@ def _against_narrowest(run: _Stopwatch, widths: Sequence[int]) -> tuple[list[flo
     while turns < _LEAST_TURNS or (turns < _MOST_TURNS and run.clock() - began < _LONG_ENOUGH_S):
         turns += 1
         for width, found in zip(widths, ratios, strict=True):
+            if turns > _LEAST_TURNS and width > max(_NARROW, widths[0]):
+                continue
             back_s, narrowest_s = run(widths[0]), run(widths[0])
             if not narrowest_s or width == widths[0]:
                 found.append(1.0)

@@ -1,8 +1,8 @@
 """What a forward costs, and at which width to run it. No clock in here; times arrive with the rounds.
 
 Begins from what was measured (``calibration``). While running, two corrections follow what is seen: one for all widths
-(the machine is slower now), one for each. As long as all are wide nobody can tell which of the two it is, and what
-plain decoding would take is known least: so a narrowest forward right behind a wider one says most about itself.
+(the machine is slower now), one for each. As long as all are wide, or all narrow, nobody can tell which of them it is:
+what plain decoding takes beside wider forwards is known from one right behind the other.
 
 An engine that prepares every layer anew for each new shape makes a forward of another width than the last one dear:
 half a forward of SmolLM2 on CPU (docs/log.md). So a text has a *home*, the width that pays best lately, and forwards of
@@ -19,8 +19,8 @@ from edgespec.decode.calibration import ForwardTimes, line
 
 _ALL, _EACH = 0.15, 0.02
 """how far the corrections move towards a new observation, in logarithms"""
-_BEHIND_WIDER = 0.25
-"""how far the narrowest one's own moves right behind a wider one"""
+_CONTRAST = 0.25
+"""how far the one for each moves at the narrowest width right behind a wider one, and at a wider one right behind it"""
 _AWAY = 3
 """changes of width that being away from home is charged: the way back, and caution, since of all offers it is the most
 hopeful one that calls for it"""
@@ -54,7 +54,7 @@ class ForwardCost:
         """whether there is a width worth staying at"""
         self._slowness = 1.0
         self._own = [1.0] * len(times.widths)
-        self._wider = False  # the last one seen was no narrowest one
+        self._wider: bool | None = None  # the last one seen was wider than the narrowest
         self._known: list[tuple[float, float, int]] = []  # by width: at the short context, a row more, nearest width
         self.widths = times.widths
         self.home = home  # None: nobody has said yet what a text is like; see ``prefer``
@@ -86,7 +86,7 @@ class ForwardCost:
 
     def begin(self) -> None:
         """Another text: there were forwards that this does not know of."""
-        self._last, self._changed, self._wider = None, False, False
+        self._last, self._changed, self._wider = None, False, None
 
     def take(self, n: int, context: int = 0) -> int:
         """The width to run a forward of n tokens at; it is run now. Unless somebody has said since the last one what
@@ -136,8 +136,8 @@ class ForwardCost:
         ratio = min(max(seconds / expected, 1 / _OUTLIER), _OUTLIER)
         nearest = self._known[width][2]
         each = _EACH
-        if nearest == 0 and self._wider and not self.homes:  # where changes are dear, it is what they vary by
-            each = _BEHIND_WIDER
+        if self._wider is (nearest == 0) and not self.homes:  # where changes are dear, it is what they vary by
+            each = _CONTRAST
         self._wider = nearest > 0
         self._slowness *= ratio**_ALL
         self._own[nearest] *= ratio**each

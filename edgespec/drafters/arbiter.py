@@ -11,8 +11,8 @@ add to what each round commits, and a drafted token is charged with the step fro
 Drafters that cost nothing (lookup in what was written) are asked every round, and judged by what the target then
 committed, whether their draft was taken or not. A draft model costs a forward for each token. It is stopped as soon
 as one more token is not worth its time, by the model's own confidence, whose meaning is learned from outcomes
-(``decode.acceptance``). When it is not chosen it learns nothing, so it is tried again now and then. And as long as every
-round drafts, a forward that takes longer than was measured looks like a machine that became slower: so now and then a
+(``decode.acceptance``). When it is not chosen it learns nothing, so it is tried again now and then. And as long as
+every round drafts, a forward that takes longer than was measured looks like a slower machine: so now and then a
 round drafts nothing, to see. The time lost on trials of both kinds stays under ``PROBE`` of all time.
 
 No clock in here: times come with the rounds (``update``), costs from ``decode.costs``.
@@ -38,10 +38,15 @@ _WINDOW = 0.98
 """weight of earlier rounds in the rate: the last fifty count"""
 _REMEMBERED = 8
 """plain rounds that the rate of an earlier text is worth"""
+_TEXT, _FOLLOW = 128.0, 0.2
+"""tokens that a text is thought to have at first, and how far that moves to what the last one had"""
 _SLIGHT = 0.05
 """chance of a token below which nobody looks further"""
 _RESTING = 8
 """rounds between trials, at least"""
+_CREDIT = 2
+"""rounds of plain decoding that reading up for a trial may take ahead of its share: the longer the model is left alone,
+the more it has to read, and otherwise it would never be tried again"""
 _UNCOMPARED = 16
 """rounds with drafts before one without, where drafts seem to gain nothing; the more they gain, the more rounds"""
 
@@ -102,7 +107,8 @@ class Arbiter:
         self._most: int | None = None
         self._forced = 0
         self._pending, self._steps = 0, 0
-        self._length = 0
+        self._length = self._prompt = 0
+        self._usual = _TEXT
         self._probing = False
         self._comparing = False
         self.remembers = any(judged.drafter.remembers for judged in self._all)
@@ -114,8 +120,9 @@ class Arbiter:
         return [*self._free, *([self._model] if self._model else [])]
 
     def begin(self, context: Sequence[int], params: SamplingParams) -> None:
-        for judged in self._all:
+        for judged in self._free:
             judged.drafter.begin(context, params)
+        for judged in self._all:
             for known in (judged.by_score, judged.of_others, judged.by_place):
                 known.begin()
         # By rejection the text depends on what the model was asked to draft, and that must not depend on earlier texts.
@@ -124,8 +131,15 @@ class Arbiter:
         self.target_s.begin()
         if self._draft_s is not None:
             self._draft_s.begin()
+        if written := self._length - self._prompt:
+            self._usual += _FOLLOW * (written - self._usual)
+        self._length = self._prompt = len(context)
         for pace in self._paces.values():
             pace.remember(_REMEMBERED * self.plain_s)
+        if self.model is not None:
+            self.model.begin(context, params, read=False)
+            if self._pays_to_read(self._gain_s(), _LONGEST):
+                self.model.read(context)
 
     def next(self, most: int, forced: int = 0) -> int:
         """As a draft length: as far as it goes; ``propose`` decides."""
@@ -164,8 +178,11 @@ class Arbiter:
         if self._probing and not self._may_probe(worth, best_worth):
             self._probing = False
             return best
+        if not self._probing and not self._pays_to_read((worth - best_worth) / self.rate, k):
+            return best if len(best) else replace(best, reason="too much to read first")
         draft = self._drafted(context, k, allowed)
-        if draft.kind == "sampled":  # whether a drawn token is verified must not depend on which it was
+        look = self._probing and len(draft) > 0 and not self.target_s.homes  # what it takes to verify is in doubt, too
+        if draft.kind == "sampled" or look:  # whether a drawn token is verified must not depend on which it was
             return replace(draft, by=self._model.drafter.name, expected=sum(self._model.chances(draft)))
         offers.append((self._model.drafter.name, self._with_tail(draft, context, k, allowed)))
         best, _ = self._best(offers, k, "the model was not sure")  # the time to draft is spent, whatever comes of it
@@ -183,14 +200,16 @@ class Arbiter:
         target_s = min(round_.target_s, 2 * self.target_s.expected(width, context))  # the first forward sets things up
         self.target_s.update(width, context, round_.target_s)
         self._host_s = 0.9 * self._host_s + 0.1 * round_.host_s if self._host_s else round_.host_s
-        drafted_s = 0.0
+        drafted_s = read_s = 0.0
         if self._steps and self._draft_s is not None:
             drafted_s = round_.draft_s
-            steps_s = (self._steps - 1) * self._draft_s.steady(1, context)
-            expected_s = self._draft_s.cold_s + self._draft_s.steady(self._pending, context) + steps_s
+            a_step_s = self._draft_s.steady(1, context)
+            catch_up_s = self._draft_s.steady(self._pending, context) - a_step_s
+            expected_s = self._draft_s.cold_s + catch_up_s + self._steps * a_step_s
+            read_s = drafted_s * catch_up_s / expected_s
             self._draft_s.scale(drafted_s / expected_s)
         seconds = target_s + drafted_s + round_.host_s
-        self._paces[self._copying].add(round_.committed, seconds)
+        self._paces[self._copying].add(round_.committed, seconds - read_s)  # reading is not done every round
         self._unspent_s += PROBE * seconds
         self._uncompared = self._uncompared + 1 if round_.evaluated else 0
         if self._probing or self._comparing:
@@ -311,12 +330,34 @@ class Arbiter:
             for n, (tokens, seconds) in enumerate(self._prospects(k), 1)
         )
 
+    def _gain_s(self) -> float:
+        """Seconds that the model is expected to save in a round in which nobody else drafts."""
+        self._rounds_s.clear()
+        self._forced = 0
+        plain_worth = 1.0 - self.rate * self._round_s(0)
+        return (self._model_worth(_LONGEST) - plain_worth) / self.rate
+
+    def _catch_up_s(self) -> float:
+        """What it takes the model to read what it has not, beyond the step that a draft begins with anyway."""
+        assert self.model and self._draft_s
+        unread = max(1, self.model.pending(self._length))
+        return self._draft_s.steady(unread, self._length) - self._draft_s.steady(1, self._length)
+
+    def _pays_to_read(self, gain_s: float, k: int) -> bool:
+        """Whether the text will go on for long enough: as long as texts do, or as long again as it has, if there is
+        room.
+
+        gain_s: in a round, of two tokens or so. k: room, and ``_LONGEST`` is any.
+        """
+        written = self._length - self._prompt
+        left = k if k < _LONGEST else max(self._usual - written, written)
+        return self._catch_up_s() <= max(0.0, gain_s) * left / 2
+
     def _may_probe(self, worth: float, best: float) -> bool:
         """Whether to draft with the model, although that is worth less than the best without it."""
-        assert self.model and self._draft_s
-        catch_up_s = self._draft_s.steady(max(1, self.model.pending(self._length)), self._length)
-        lost_s = (best - worth) / self.rate + catch_up_s - self._draft_s.steady(1, self._length)
-        return not self._resting and lost_s <= self._unspent_s
+        if self._resting or (best - worth) / self.rate > self._unspent_s:
+            return False
+        return self._catch_up_s() <= self._unspent_s + _CREDIT * self.plain_s
 
     def _may_compare(self, best: float) -> bool:
         """Whether to draft nothing, although ``best`` is what a round with a draft is worth. Not where it would be as

@@ -43,6 +43,12 @@ class Drafter(Protocol):
 class StepwiseDrafter(Drafter, Protocol):
     """A drafter for which every token costs time, and which can be stopped after any."""
 
+    def begin(self, context: Sequence[int], params: SamplingParams, *, read: bool = True) -> None:
+        """As of any drafter. read: now, and not only when it is asked to propose."""
+
+    def read(self, context: Sequence[int]) -> None:
+        """All but the last token, which a proposal begins with."""
+
     def propose_while(
         self,
         context: Sequence[int],

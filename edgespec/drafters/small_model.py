@@ -54,8 +54,14 @@ class SmallModel:
             raise IncompatiblePair(f"draft {name} has two logits for one token", hint="its id_map names an id twice")
         self._row = np.full(vocab_size, -np.inf, np.float32)  # the draft's logits, at their target ids
 
-    def begin(self, context: Sequence[int], params: SamplingParams) -> None:
+    def begin(self, context: Sequence[int], params: SamplingParams, *, read: bool = True) -> None:
         self._params = params
+        cache = self.model.cache
+        cache.crop(common_prefix(cache.tokens, self._read(context[:-1])))
+        if read:
+            self.read(context)
+
+    def read(self, context: Sequence[int]) -> None:
         if len(context) <= self.model.cache.capacity:
             self.model.prefill(self._read(context[:-1]))
 
