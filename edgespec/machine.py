@@ -38,7 +38,7 @@ _REFUSALS = (BackendError, ConversionError, SourceError)
 _PROMPT, _ANSWER, _ACCEPTED = 128, 256, 0.45
 """tokens of the answer that engines are compared by, and the share of drafted tokens that it takes for accepted"""
 _SAMPLE, _TURNS = 64, 5
-_TIMES = 2
+_TIMES = 3
 """raise it when a change of ours makes remembered times untrue"""
 _LARGEST = 2 * 2**30
 """bytes of weights that are written once more, unasked, to find out whether another engine is faster"""

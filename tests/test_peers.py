@@ -18,6 +18,7 @@ from edgespec.bench.peers.base import Forms, Run
 from edgespec.bench.peers.contenders import CONTENDERS, OWN_PLAIN, YARDSTICK, Contender, choose
 from edgespec.bench.peers.figures import ALL, Line, lines
 from edgespec.bench.peers.forms import prepare
+from edgespec.bench.peers.goals import goals
 from edgespec.bench.peers.make import NEVER, maps, whole_vocabulary
 from edgespec.bench.peers.process import ContenderFailed, Process, missing, start
 from edgespec.bench.peers.race import Measured, Race, Record, Task, schedule
@@ -160,6 +161,18 @@ def test_ratios_are_of_runs_side_by_side() -> None:
     assert found[OWN_PLAIN, ALL].to_auto == 0.75 and found[OWN_PLAIN, ALL].to_plain == 1.0
 
 
+def test_goals_are_of_those_who_ran() -> None:
+    assert goals(Race({}, []), []) == []
+    ran = Measured(ttft_s={"2000": [6.0]}, peak_mb=500)
+    ours = Measured(ttft_s={"2000": [6.6], "turn 5": [0.4], "turn 5 anew": [1.0]}, peak_mb=400)
+    found = goals(Race({YARDSTICK: ours, OWN_PLAIN: ours, "openvino-genai plain": ran}, []), [])
+    assert [(goal.what.partition(":")[0], goal.reached) for goal in found] == [
+        ("first token after 2000", False),
+        ("first token of turn 5", True),
+        ("peak memory", True),
+    ]
+
+
 def test_same_text_is_the_same_tokens_as_its_own_plain_decoding() -> None:
     name = "openvino-genai draft_model"
     drafted = Race(
@@ -182,6 +195,9 @@ def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
     assert "| openvino-genai plain | 1.50 | - | 512 |" in page
     assert "| openvino-genai draft_model | RuntimeError: no / pipe |" in page
     assert "![b/decoding.svg](b/decoding.svg)" in page and "CPU X" in page and "2 threads" in page
+    assert "| decoding: edgespec auto / openvino-genai plain, code | 2.00 | >= 1.6 | yes |" in page
+    assert "| decoding: edgespec auto / openvino-genai plain, chat | 1.00 | >= 1.4 | no |" in page
+    assert "draft_model |" not in page.partition("## Goals")[2], "it did not run"
     if find_spec("matplotlib"):
         drawn = plots.draw(RACE, tmp_path / "b")
         assert [path.name for path in drawn] == ["decoding.svg", "first-token.svg"]

@@ -8,6 +8,7 @@ from typing import Any
 from edgespec.backends.padded import PaddedModel
 from edgespec.bench.bare import BARE_ROWS, bare_loop
 from edgespec.bench.report import paired_ratio, show
+from edgespec.drafters.arbiter import Arbiter
 from edgespec.drafters.base import Drafter, NoDrafter
 from edgespec.drafters.ngram import NGram
 from edgespec.drafters.small_model import SmallModel
@@ -71,7 +72,8 @@ def bench_loop(pipeline: Pipeline, *, new_tokens: int = 128, pairs: int = 7) -> 
 def _ours(pipeline: Pipeline, prompt: list[int], drafter: Drafter, new_tokens: int) -> tuple[float, float, list[int]]:
     """Decode seconds, share of them outside the engine, tokens. The prompt is in the caches already."""
     drafter.reset()  # the prompt was answered in another turn: nobody may remember it
-    models: list[Any] = [pipeline.target] + ([drafter.model] if isinstance(drafter, SmallModel) else [])
+    small = drafter.model if isinstance(drafter, Arbiter) else drafter
+    models: list[Any] = [pipeline.target] + ([small.model] if isinstance(small, SmallModel) else [])
     for model in models:
         model.prefill(prompt[:-1])
     before = sum(model.infer_s for model in models)

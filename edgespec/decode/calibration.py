@@ -29,7 +29,8 @@ class ForwardTimes:
     forward before was of the same width.
 
     change_s: how much longer it takes when it was not. cold_s: how much longer the first one takes after another model
-    ran, whose weights have driven its own out of the CPU's caches.
+    ran, whose weights have driven its own out of the CPU's caches. row_s: of a prefill, for each of its tokens; 0: not
+    measured.
     """
 
     widths: tuple[int, ...]
@@ -39,6 +40,7 @@ class ForwardTimes:
     at_long_s: tuple[float, ...]
     change_s: float = 0.0
     cold_s: float = 0.0
+    row_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ def measure(model: Model, clock: Callable[[], float], *, least: int = 1, beside:
     at_short, more_changes = _against_narrowest(run, widths)
     farther = max(1.0, long_s / (short_s or 1.0))
     narrowest_s, cold_s = _in_turns(run, widths[0], clock, beside, 3 * _LEAST_TURNS) if beside else (short_s, 0.0)
+    row_s = _reading(run, widths[0]) * narrowest_s if beside else 0.0
     model.cache.reset()
     short = [narrowest_s * ratio for ratio in _rising(widths, at_short, widths)]
     long = [narrowest_s * farther * ratio for ratio in _rising(timed, at_long, widths)]
@@ -95,6 +98,7 @@ def measure(model: Model, clock: Callable[[], float], *, least: int = 1, beside:
         tuple(before + more for before, more in zip(short, behind, strict=True)),
         max(0.0, narrowest_s * median(changes + more_changes)),
         cold_s,
+        row_s,
     )
 
 
@@ -135,6 +139,18 @@ def _in_turns(
         warm.append(next_s / other_s)
         cold.append((first_s - next_s) / other_s)
     return median(warm), max(0.0, median(cold))
+
+
+def _reading(run: _Stopwatch, width: int) -> float:
+    """A token of a prefill, in forwards of this width."""
+    found = []
+    for _ in range(_LEAST_TURNS):
+        run.model.cache.reset()
+        began = run.clock()
+        run.model.prefill([0] * _LONG)
+        read_s = run.clock() - began
+        found.append(read_s / _LONG / (run(width) or 1.0))
+    return median(found)
 
 
 def _rising(known: Sequence[int], ratios: Sequence[float], widths: Sequence[int]) -> list[float]:

@@ -20,7 +20,7 @@ from edgespec.decode.calibration import ForwardTimes, line
 _ALL, _EACH = 0.15, 0.02
 """how far the corrections move towards a new observation, in logarithms"""
 _CONTRAST = 0.25
-"""how far the one for each moves at the narrowest width right behind a wider one, and at a wider one right behind it"""
+"""how far the narrowest width moves against all wider ones at one right behind the other"""
 _AWAY = 3
 """changes of width that being away from home is charged: the way back, and caution, since of all offers it is the most
 hopeful one that calls for it"""
@@ -135,16 +135,26 @@ class ForwardCost:
             return
         ratio = min(max(seconds / expected, 1 / _OUTLIER), _OUTLIER)
         nearest = self._known[width][2]
-        each = _EACH
-        if self._wider is (nearest == 0) and not self.homes:  # where changes are dear, it is what they vary by
-            each = _CONTRAST
-        self._wider = nearest > 0
         self._slowness *= ratio**_ALL
-        self._own[nearest] *= ratio**each
+        self._own[nearest] *= ratio**_EACH
+        wider = nearest > 0
+        if self._wider not in (None, wider) and not self.homes:  # where changes are dear, it is what they vary by
+            contrast = ratio**_CONTRAST
+            if not wider:  # what was seen of wider ones stands
+                self._slowness *= contrast
+                contrast = 1 / contrast
+            self._own[1:] = [own * contrast for own in self._own[1:]]
+        self._wider = wider
 
     def scale(self, ratio: float) -> None:
         """Some forwards took ``ratio`` times as long as expected."""
         self._slowness *= min(max(ratio, 1 / _OUTLIER), _OUTLIER) ** _ALL
+
+    def read_s(self, n: int, context: int) -> float:
+        """What n tokens more than one take, in forwards as wide as reading goes."""
+        in_wide = n * self._times.row_s * self._slowness
+        in_one = self.steady(1 + n, context) - self.steady(1, context)
+        return min(in_one, in_wide) if in_wide else in_one
 
     @property
     def cold_s(self) -> float:

@@ -204,7 +204,7 @@ class Arbiter:
         if self._steps and self._draft_s is not None:
             drafted_s = round_.draft_s
             a_step_s = self._draft_s.steady(1, context)
-            catch_up_s = self._draft_s.steady(self._pending, context) - a_step_s
+            catch_up_s = self._draft_s.read_s(self._pending - 1, context)
             expected_s = self._draft_s.cold_s + catch_up_s + self._steps * a_step_s
             read_s = drafted_s * catch_up_s / expected_s
             self._draft_s.scale(drafted_s / expected_s)
@@ -340,8 +340,7 @@ class Arbiter:
     def _catch_up_s(self) -> float:
         """What it takes the model to read what it has not, beyond the step that a draft begins with anyway."""
         assert self.model and self._draft_s
-        unread = max(1, self.model.pending(self._length))
-        return self._draft_s.steady(unread, self._length) - self._draft_s.steady(1, self._length)
+        return self._draft_s.read_s(max(0, self.model.pending(self._length) - 1), self._length)
 
     def _pays_to_read(self, gain_s: float, k: int) -> bool:
         """Whether the text will go on for long enough: as long as texts do, or as long again as it has, if there is

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgespec.bench.peers.figures import ALL, Line, lines, seconds
+from edgespec.bench.peers.goals import goals
 from edgespec.bench.peers.race import TTFT_TOKENS, Measured, Race
 
 NONE = "-"
@@ -130,6 +131,7 @@ def markdown(race: Race, facts: Facts, plots: Sequence[str]) -> str:
             [(name, _versions(m), m.settings) for name, m in race.measured.items() if m.versions],
         ),
         *_absent(race),
+        *_goals(race, found),
         _METHOD,
     ]
     return "\n\n".join(parts) + "\n"
@@ -150,6 +152,17 @@ edgespec chooses how far to draft, round by round; the others draft the fixed le
 
 Times of openvino-genai are its own metrics, without a streamer; the others' are taken at each token. edgespec's
 look-ups forget every answer before the next; what its arbiter learned of times and acceptance stays."""
+
+
+_WHY = """Where a goal was missed, the profiles and what was tried against it are in [the log](log.md). In short, on
+CPUs without VNNI: ONNX Runtime's forwards grow with every row, so a drafted token must be accepted more often than not
+to pay; exact numerics give its attention two rows where one is asked for, or run OpenVINO at two rows; and OpenVINO is
+faster at long prompts than ONNX Runtime, which is chosen for a prompt of 128 tokens and an answer of 256."""
+
+
+def _goals(race: Race, found: Sequence[Line]) -> list[str]:
+    rows = [goal.row for goal in goals(race, found)]
+    return ["## Goals", _table(("what", "measured", "goal", "reached"), rows), _WHY] if rows else []
 
 
 def _absent(race: Race) -> list[str]:
