@@ -16,11 +16,12 @@ from edgespec.decode.constraint import Constraint
 from edgespec.decode.costs import ForwardCost
 from edgespec.decode.draft_length import DraftLength, Fixed
 from edgespec.decode.speculative import speculative
-from edgespec.drafters.arbiter import PROBE, Arbiter
+from edgespec.drafters.arbiter import Arbiter
 from edgespec.drafters.base import Drafter, NoDrafter
 from edgespec.drafters.judged import Judged
 from edgespec.drafters.ngram import NGram
 from edgespec.drafters.small_model import SmallModel
+from edgespec.drafters.trials import PROBE
 from edgespec.stats import Stats
 from edgespec.types import Allowed, Draft, Logits, SamplingParams
 

@@ -13,7 +13,7 @@ committed, whether their draft was taken or not. A draft model costs a forward f
 as one more token is not worth its time, by the model's own confidence, whose meaning is learned from outcomes
 (``decode.acceptance``). When it is not chosen it learns nothing, so it is tried again now and then. And as long as
 every round drafts, a forward that takes longer than was measured looks like a slower machine: so now and then a
-round drafts nothing, to see. The time lost on trials of both kinds stays under ``PROBE`` of all time.
+round drafts nothing, to see. What trials of both kinds lose stays under a hundredth of all time (``drafters.trials``).
 
 No clock in here: times come with the rounds (``update``), costs from ``decode.costs``.
 """
@@ -29,10 +29,9 @@ from edgespec.decode.costs import ForwardCost
 from edgespec.decode.tree import Branch, merge
 from edgespec.drafters.base import Drafter, StepwiseDrafter
 from edgespec.drafters.judged import Judged, admitted
+from edgespec.drafters.trials import Trials
 from edgespec.types import Allowed, Draft, Round, SamplingParams, Step, Verdict
 
-PROBE = 0.01
-"""share of the time that may be lost on trying what is not expected to pay"""
 _LONGEST = 16
 _WINDOW = 0.98
 """weight of earlier rounds in the rate: the last fifty count"""
@@ -42,13 +41,6 @@ _TEXT, _FOLLOW = 128.0, 0.2
 """tokens that a text is thought to have at first, and how far that moves to what the last one had"""
 _SLIGHT = 0.05
 """chance of a token below which nobody looks further"""
-_RESTING = 8
-"""rounds between trials, at least"""
-_CREDIT = 2
-"""rounds of plain decoding that reading up for a trial may take ahead of its share: the longer the model is left alone,
-the more it has to read, and otherwise it would never be tried again"""
-_UNCOMPARED = 16
-"""rounds with drafts before one without, where drafts seem to gain nothing; the more they gain, the more rounds"""
 
 
 @dataclass
@@ -101,16 +93,12 @@ class Arbiter:
         self._rounds_s: dict[int, float] = {}  # what ``_round_s`` found this round
         self._paces = {False: _Pace(), True: _Pace()}  # of rounds without and with something to copy
         self._copying = False
-        self._unspent_s = 0.0
-        self._resting = 0
-        self._uncompared = 0
+        self._trials = Trials()
         self._most: int | None = None
         self._forced = 0
         self._pending, self._steps = 0, 0
         self._length = self._prompt = 0
         self._usual = _TEXT
-        self._probing = False
-        self._comparing = False
         self.remembers = any(judged.drafter.remembers for judged in self._all)
         self.name = "+".join(judged.drafter.name for judged in self._all)
         self._settle([], _LONGEST)
@@ -153,7 +141,7 @@ class Arbiter:
     def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
         free_length, self._most = self._most is not None, None
         self._length, self._steps, self._copying = len(context), 0, False
-        self._probing = self._comparing = False
+        self._trials.begin()
         for judged in self._all:
             judged.proposed = Draft()
         if k == 0:
@@ -169,19 +157,17 @@ class Arbiter:
         reason = "not worth its time" if offers else "nothing to copy"
         best, best_worth = self._best(offers, k, reason)
         worth = -inf if self._model is None else self._model_worth(k)
-        self._comparing = self._may_compare(max(worth, best_worth))
-        if self._comparing:
+        if self._compares(max(worth, best_worth)):
             return Draft(reason="to compare")
         if self._model is None:
             return best
-        self._probing = worth <= best_worth
-        if self._probing and not self._may_probe(worth, best_worth):
-            self._probing = False
+        gain_s = (worth - best_worth) / self.rate
+        if gain_s <= 0 and not self._trials.probe(-gain_s, self._catch_up_s(), self.plain_s):
             return best
-        if not self._probing and not self._pays_to_read((worth - best_worth) / self.rate, k):
+        if gain_s > 0 and not self._pays_to_read(gain_s, k):
             return best if len(best) else replace(best, reason="too much to read first")
         draft = self._drafted(context, k, allowed)
-        look = self._probing and len(draft) > 0 and not self.target_s.homes  # what it takes to verify is in doubt, too
+        look = self.probing and len(draft) > 0 and not self.target_s.homes  # what it takes to verify is in doubt, too
         if draft.kind == "sampled" or look:  # whether a drawn token is verified must not depend on which it was
             return replace(draft, by=self._model.drafter.name, expected=sum(self._model.chances(draft)))
         offers.append((self._model.drafter.name, self._with_tail(draft, context, k, allowed)))
@@ -210,16 +196,8 @@ class Arbiter:
             self._draft_s.scale(drafted_s / expected_s)
         seconds = target_s + drafted_s + round_.host_s
         self._paces[self._copying].add(round_.committed, seconds - read_s)  # reading is not done every round
-        self._unspent_s += PROBE * seconds
-        self._uncompared = self._uncompared + 1 if round_.evaluated else 0
-        if self._probing or self._comparing:
-            self._unspent_s -= max(0.0, seconds - round_.committed / self.rate)
-        if self._probing:
-            self._resting = _RESTING
-        elif self._steps:
-            self._resting = 0
-        else:
-            self._resting = max(0, self._resting - 1)
+        lost_s = seconds - round_.committed / self.rate
+        self._trials.update(seconds, lost_s, by_model=self._steps > 0, verified=round_.evaluated > 0)
 
     def reset(self) -> None:
         for judged in self._all:
@@ -236,7 +214,7 @@ class Arbiter:
     @property
     def probing(self) -> bool:
         """The round that runs is a trial: the model drafts although nothing is expected of it."""
-        return self._probing
+        return self._trials.probing
 
     @property
     def drafters(self) -> list[str]:
@@ -352,19 +330,13 @@ class Arbiter:
         left = k if k < _LONGEST else max(self._usual - written, written)
         return self._catch_up_s() <= max(0.0, gain_s) * left / 2
 
-    def _may_probe(self, worth: float, best: float) -> bool:
-        """Whether to draft with the model, although that is worth less than the best without it."""
-        if self._resting or (best - worth) / self.rate > self._unspent_s:
-            return False
-        return self._catch_up_s() <= self._unspent_s + _CREDIT * self.plain_s
-
-    def _may_compare(self, best: float) -> bool:
+    def _compares(self, best: float) -> bool:
         """Whether to draft nothing, although ``best`` is what a round with a draft is worth. Not where it would be as
         wide a forward all the same: that shows nothing."""
-        if self.target_s.homes or self._uncompared < _UNCOMPARED * max(1.0, self.rate * self.plain_s) ** 3:
+        if self.target_s.homes:
             return False
         lost_s = (best - (1.0 + self._forced)) / self.rate + self._round_s(0)
-        return lost_s <= self._unspent_s
+        return self._trials.compare(lost_s, self.rate * self.plain_s)
 
     def _drafted(self, context: Sequence[int], k: int, allowed: Allowed | None) -> Draft:
         """By the model, as far as it pays."""
@@ -378,7 +350,7 @@ class Arbiter:
             more_s = a_step_s + self._round_s(1 + n) - self._round_s(n)
             return chance * model.by_place.chance(n) > rate * more_s
 
-        return self._stepwise(context, 1 if self._probing else k, go_on, allowed)
+        return self._stepwise(context, 1 if self.probing else k, go_on, allowed)
 
     def _stepwise(
         self, context: Sequence[int], k: int, go_on: Callable[[Sequence[float]], bool], allowed: Allowed | None
@@ -405,7 +377,7 @@ class Arbiter:
         costs rows only, and is cut like the rest."""
         assert self._model
         branches = self._model.branches(draft)
-        if not len(draft) or len(draft) >= k or self._probing:
+        if not len(draft) or len(draft) >= k or self.probing:
             return branches
         longer = [*context, *draft.tokens]
         chances = tuple(self._model.chances(draft))

@@ -1,0 +1,60 @@
+"""When to try what is not expected to pay: only what was tried lately is known, and what trials lose is bounded.
+
+Of two kinds: a draft model that is not chosen drafts a token (a probe); a round in a run of rounds that all draft is
+left without a draft (a comparison). No clock in here.
+"""
+
+from __future__ import annotations
+
+PROBE = 0.01
+"""share of the time that may be lost on trials"""
+_CREDIT = 2
+"""rounds of plain decoding that reading up for a probe may take ahead of its share: the longer the model is left alone,
+the more it has to read, and otherwise it would never be tried again"""
+_RESTING = 8
+"""rounds between probes, at least"""
+_UNCOMPARED = 16
+"""rounds with drafts before a comparison, where drafts seem to gain nothing; the more they gain, the more rounds"""
+
+
+class Trials:
+    """probing, comparing: what the round that runs is."""
+
+    def __init__(self) -> None:
+        self.probing = self.comparing = False
+        self._unspent_s = 0.0
+        self._rested = _RESTING
+        self._uncompared = 0
+
+    def begin(self) -> None:
+        """A round."""
+        self.probing = self.comparing = False
+
+    def probe(self, lost_s: float, read_s: float, plain_s: float) -> bool:
+        """Whether to, if it is expected to lose ``lost_s``, and the model has to read first for ``read_s``."""
+        self.probing = (
+            self._rested >= _RESTING and lost_s <= self._unspent_s and read_s <= self._unspent_s + _CREDIT * plain_s
+        )
+        return self.probing
+
+    def compare(self, lost_s: float, speed_up: float) -> bool:
+        """Whether to, if drafts seem to be so much faster than plain decoding."""
+        often = self._uncompared >= _UNCOMPARED * max(1.0, speed_up) ** 3
+        self.comparing = often and lost_s <= self._unspent_s
+        return self.comparing
+
+    def update(self, seconds: float, lost_s: float, *, by_model: bool, verified: bool) -> None:
+        """The round took so long, and its tokens would else have taken ``lost_s`` less.
+
+        by_model: the model took its time. verified: there were drafted tokens in the forward.
+        """
+        self._unspent_s += PROBE * seconds
+        if self.probing or self.comparing:
+            self._unspent_s -= max(0.0, lost_s)
+        self._uncompared = self._uncompared + 1 if verified else 0
+        if self.probing:
+            self._rested = 0
+        elif by_model:
+            self._rested = _RESTING
+        else:
+            self._rested += 1
