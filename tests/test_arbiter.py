@@ -223,6 +223,16 @@ def test_it_finds_out_that_plain_decoding_would_be_faster_than_what_it_does(
     assert ratios[1] < 1.05 and max(ratios[2:]) < 1.03, ratios
 
 
+def test_a_perfect_draft_that_has_to_read_its_last_token_again_is_charged_with_that() -> None:
+    """Behind a draft that was accepted whole it reads two tokens. Drafting one or two looks as if it paid, else."""
+    world = World(TABLE, 0.0)
+    world.model.forward_s = lambda width: 0.8 * (1 + 0.3 * (width - 1))
+    world.target.forward_s = lambda width: 1.0 + 0.15 * (width - 1)
+    arbiter = world.arbiter()
+    ratios = [world.run(arbiter, arbiter)[0] / plain(world) for _ in range(4)]
+    assert max(ratios[1:]) < 1.02, ratios
+
+
 @pytest.mark.parametrize("noise", [0.0, 0.08])
 def test_it_finds_out_that_wider_forwards_are_cheaper_than_was_measured(noise: float) -> None:
     """The machine was busy when they were. As long as no round drafts, nothing is seen of them."""

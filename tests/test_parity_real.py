@@ -131,13 +131,13 @@ def test_so_they_do_on_onnx_runtime(
 ) -> None:
     pipeline = onnx_pipeline
     assert pipeline.target.capabilities.backend == "onnxruntime"
-    drafters |= {"shipped": pipeline.drafter, "auto": as_if_it_paid(pipeline)}
     for prompt in PROMPTS:
+        drafter = {**drafters, "shipped": pipeline.drafter, "auto": as_if_it_paid(pipeline)}[name]
         options = {"sampling": MODES[mode], "max_new_tokens": TOKENS, "ignore_eos": True}
         ids = pipeline.tokenizer.encode(prompt)
         pipeline.target.cache.reset()
         plain = pipeline.generate(ids, num_draft_tokens=0, drafter=NoDrafter(), **options)
-        drafted = pipeline.generate(ids, num_draft_tokens=k, drafter=drafters[name], **options)
+        drafted = pipeline.generate(ids, num_draft_tokens=k, drafter=drafter, **options)
         assert drafted.token_ids == plain.token_ids and drafted.numerics == "exact"
         assert name not in ("auto", "shipped") or drafted.stats.proposed > 0
         check_identities(drafted.stats.rounds)
@@ -261,11 +261,14 @@ def test_forwards_padded_to_the_end_of_a_full_context_give_plain_decodings_token
     assert context[len(prompt) :] == expected
 
 
-def test_a_plain_run_after_a_drafted_one_is_not_padded(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plain_run_is_not_padded_to_the_home_of_drafted_ones(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
     drafter = pipeline.drafter
     assert isinstance(drafter, Arbiter)
-    monkeypatch.setattr(drafter.target_s, "homes", True)
-    monkeypatch.setattr(drafter.target_s, "home", 8)
+    times = ForwardTimes((1, 8), 64, 512, (0.010, 0.011), (0.010, 0.011), change_s=0.005)
+    monkeypatch.setattr(drafter, "target_s", ForwardCost(times, home=8))
+    assert drafter.width(1, 10) == 8
     widths = []
     target = pipeline.target
     run = pipeline.stream("Hello", max_new_tokens=8, num_draft_tokens=0)

@@ -73,9 +73,11 @@ def _ours(pipeline: Pipeline, prompt: list[int], drafter: Drafter, new_tokens: i
     """Decode seconds, share of them outside the engine, tokens. The prompt is in the caches already."""
     drafter.reset()  # the prompt was answered in another turn: nobody may remember it
     small = drafter.model if isinstance(drafter, Arbiter) else drafter
-    models: list[Any] = [pipeline.target] + ([small.model] if isinstance(small, SmallModel) else [])
-    for model in models:
-        model.prefill(prompt[:-1])
+    models: list[Any] = [pipeline.target]
+    pipeline.target.prefill(prompt[:-1])
+    if isinstance(small, SmallModel):
+        small.read(prompt)
+        models.append(small.model)
     before = sum(model.infer_s for model in models)
     result = pipeline.generate(prompt, max_new_tokens=new_tokens, ignore_eos=True, drafter=drafter)
     inside = sum(model.infer_s for model in models) - before

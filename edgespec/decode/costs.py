@@ -50,7 +50,9 @@ class ForwardCost:
 
     def __init__(self, times: ForwardTimes, *, home: int | None = None, homes: bool = True) -> None:
         self._times = times
-        self.homes = homes and times.change_s > _DEAR * times.at_short_s[0]
+        self.dear = times.change_s > _DEAR * times.at_short_s[0]
+        """whether a change of width is worth avoiding"""
+        self.homes = homes and self.dear
         """whether there is a width worth staying at"""
         self._slowness = 1.0
         self._own = [1.0] * len(times.widths)
@@ -138,7 +140,7 @@ class ForwardCost:
         self._slowness *= ratio**_ALL
         self._own[nearest] *= ratio**_EACH
         wider = nearest > 0
-        if self._wider not in (None, wider) and not self.homes:  # where changes are dear, it is what they vary by
+        if self._wider not in (None, wider) and not self.dear:  # where changes are dear, it is what they vary by
             contrast = ratio**_CONTRAST
             if not wider:  # what was seen of wider ones stands
                 self._slowness *= contrast
@@ -152,9 +154,12 @@ class ForwardCost:
 
     def read_s(self, n: int, context: int) -> float:
         """What n tokens more than one take, in forwards as wide as reading goes."""
-        in_wide = n * self._times.row_s * self._slowness
-        in_one = self.steady(1 + n, context) - self.steady(1, context)
-        return min(in_one, in_wide) if in_wide else in_one
+        widest, one_s = self.widths[-1], self.steady(1, context)
+        if 1 + n <= widest:
+            return max(0.0, self.steady(1 + n, context) - one_s)
+        if self._times.row_s:
+            return n * self._times.row_s * self._slowness
+        return max(0.0, n * (self.steady(widest, context) - one_s) / max(1, widest - 1))
 
     @property
     def cold_s(self) -> float:

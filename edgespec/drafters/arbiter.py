@@ -97,7 +97,7 @@ class Arbiter:
         self._most: int | None = None
         self._forced = 0
         self._pending, self._steps = 0, 0
-        self._length = self._prompt = 0
+        self._length = self._prompt = self._written = 0
         self._usual = _TEXT
         self.remembers = any(judged.drafter.remembers for judged in self._all)
         self.name = "+".join(judged.drafter.name for judged in self._all)
@@ -119,14 +119,16 @@ class Arbiter:
         self.target_s.begin()
         if self._draft_s is not None:
             self._draft_s.begin()
-        if written := self._length - self._prompt:
-            self._usual += _FOLLOW * (written - self._usual)
+        if self._length:
+            self._usual += _FOLLOW * (self._written - self._usual)
         self._length = self._prompt = len(context)
+        self._written, self._copying = 0, False
         for pace in self._paces.values():
             pace.remember(_REMEMBERED * self.plain_s)
         if self.model is not None:
             self.model.begin(context, params, read=False)
-            if self._pays_to_read(self._gain_s(), _LONGEST):
+            # How it reads decides its last digits, and what it draws by rejection must not depend on earlier texts.
+            if repeats or self._pays_to_read(self._gain_s(), _LONGEST):
                 self.model.read(context)
 
     def next(self, most: int, forced: int = 0) -> int:
@@ -157,17 +159,18 @@ class Arbiter:
         reason = "not worth its time" if offers else "nothing to copy"
         best, best_worth = self._best(offers, k, reason)
         worth = -inf if self._model is None else self._model_worth(k)
-        if self._compares(max(worth, best_worth)):
+        gain_s = (worth - best_worth) / self.rate
+        drafts = gain_s > 0 and self._pays_to_read(gain_s, k)
+        if (drafts or len(best)) and self._compares(worth if drafts else best_worth):
             return Draft(reason="to compare")
         if self._model is None:
             return best
-        gain_s = (worth - best_worth) / self.rate
-        if gain_s <= 0 and not self._trials.probe(-gain_s, self._catch_up_s(), self.plain_s):
-            return best
-        if gain_s > 0 and not self._pays_to_read(gain_s, k):
+        if gain_s > 0 and not drafts:
             return best if len(best) else replace(best, reason="too much to read first")
+        if not drafts and not self._trials.probe(-gain_s, self._catch_up_s(), self.plain_s):
+            return best
         draft = self._drafted(context, k, allowed)
-        look = self.probing and len(draft) > 0 and not self.target_s.homes  # what it takes to verify is in doubt, too
+        look = self.probing and len(draft) > 0 and not self.target_s.dear  # what it takes to verify is in doubt, too
         if draft.kind == "sampled" or look:  # whether a drawn token is verified must not depend on which it was
             return replace(draft, by=self._model.drafter.name, expected=sum(self._model.chances(draft)))
         offers.append((self._model.drafter.name, self._with_tail(draft, context, k, allowed)))
@@ -175,6 +178,7 @@ class Arbiter:
         return best
 
     def commit(self, context: Sequence[int], draft: Draft, verdict: Verdict, step: Step) -> None:
+        self._written = len(context) - self._prompt
         forced = self._length - (len(context) - len(verdict.tokens))  # tokens in front of what was drafted
         for judged in self._all:
             judged.learn(verdict.tokens[forced:])
@@ -192,10 +196,12 @@ class Arbiter:
             a_step_s = self._draft_s.steady(1, context)
             catch_up_s = self._draft_s.read_s(self._pending - 1, context)
             expected_s = self._draft_s.cold_s + catch_up_s + self._steps * a_step_s
-            read_s = drafted_s * catch_up_s / expected_s
+            read_s = drafted_s * self._draft_s.read_s(max(0, self._pending - 2), context) / expected_s
             self._draft_s.scale(drafted_s / expected_s)
         seconds = target_s + drafted_s + round_.host_s
-        self._paces[self._copying].add(round_.committed, seconds - read_s)  # reading is not done every round
+        self._paces[self._copying].add(
+            round_.committed, seconds - read_s
+        )  # more than one token is not read every round
         lost_s = seconds - round_.committed / self.rate
         self._trials.update(seconds, lost_s, by_model=self._steps > 0, verified=round_.evaluated > 0)
 
@@ -291,11 +297,12 @@ class Arbiter:
         assert self._draft_s
         tokens, chance = 0.0, 1.0
         a_step_s = self._draft_s.steady(1, self._length)
+        another_s = self._draft_s.read_s(1, self._length)  # of the last token, next time, if all are accepted
         seconds = self._draft_s.cold_s + a_step_s
         for place in range(k):
             chance *= self._model.by_place.chance(place)
             tokens += chance
-            yield tokens, seconds
+            yield tokens, seconds + chance * another_s
             if chance < _SLIGHT:
                 return
             seconds += a_step_s
@@ -327,13 +334,14 @@ class Arbiter:
         gain_s: in a round, of two tokens or so. k: room, and ``_LONGEST`` is any.
         """
         written = self._length - self._prompt
-        left = k if k < _LONGEST else max(self._usual - written, written)
+        any_room = min(_LONGEST, self.target_s.widths[-1] - 1)
+        left = k if k < any_room else max(self._usual - written, written)
         return self._catch_up_s() <= max(0.0, gain_s) * left / 2
 
     def _compares(self, best: float) -> bool:
-        """Whether to draft nothing, although ``best`` is what a round with a draft is worth. Not where it would be as
-        wide a forward all the same: that shows nothing."""
-        if self.target_s.homes:
+        """Whether to draft nothing, although ``best`` is what a round with a draft is worth. Not where that shows
+        nothing: forced tokens or home make it as wide a forward, or nothing of this text was seen to compare with."""
+        if self.target_s.dear or self._forced or self._length == self._prompt:
             return False
         lost_s = (best - (1.0 + self._forced)) / self.rate + self._round_s(0)
         return self._trials.compare(lost_s, self.rate * self.plain_s)

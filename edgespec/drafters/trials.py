@@ -32,9 +32,8 @@ class Trials:
 
     def probe(self, lost_s: float, read_s: float, plain_s: float) -> bool:
         """Whether to, if it is expected to lose ``lost_s``, and the model has to read first for ``read_s``."""
-        self.probing = (
-            self._rested >= _RESTING and lost_s <= self._unspent_s and read_s <= self._unspent_s + _CREDIT * plain_s
-        )
+        due = self._rested >= _RESTING and lost_s <= self._unspent_s
+        self.probing = due and lost_s + read_s <= self._unspent_s + _CREDIT * plain_s
         return self.probing
 
     def compare(self, lost_s: float, speed_up: float) -> bool:
