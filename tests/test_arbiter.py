@@ -224,13 +224,14 @@ def test_it_finds_out_that_plain_decoding_would_be_faster_than_what_it_does(
 
 
 def test_a_perfect_draft_that_has_to_read_its_last_token_again_is_charged_with_that() -> None:
-    """Behind a draft that was accepted whole it reads two tokens. Drafting one or two looks as if it paid, else."""
+    """Behind a draft that was accepted whole it reads two tokens; without them drafting one looks as if it paid."""
     world = World(TABLE, 0.0)
-    world.model.forward_s = lambda width: 0.8 * (1 + 0.3 * (width - 1))
-    world.target.forward_s = lambda width: 1.0 + 0.15 * (width - 1)
+    world.model.forward_s = lambda width: 0.85 * (1 + 0.3 * (width - 1))
+    world.target.forward_s = lambda width: 1.0 + 0.1 * (width - 1) if width < 3 else float(width)
     arbiter = world.arbiter()
-    ratios = [world.run(arbiter, arbiter)[0] / plain(world) for _ in range(4)]
-    assert max(ratios[1:]) < 1.02, ratios
+    world.run(arbiter, Fixed(1, arbiter))  # learns that the draft is right
+    ratios = [world.run(arbiter, arbiter)[0] / plain(world) for _ in range(3)]
+    assert max(ratios) < 1.02, ratios
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.08])

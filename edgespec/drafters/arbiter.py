@@ -160,14 +160,14 @@ class Arbiter:
         best, best_worth = self._best(offers, k, reason)
         worth = -inf if self._model is None else self._model_worth(k)
         gain_s = (worth - best_worth) / self.rate
-        drafts = gain_s > 0 and self._pays_to_read(gain_s, k)
-        if (drafts or len(best)) and self._compares(worth if drafts else best_worth):
+        pays = gain_s > 0 and self._pays_to_read(gain_s, k)
+        if (pays or len(best)) and self._compares(worth if pays else best_worth):
             return Draft(reason="to compare")
         if self._model is None:
             return best
-        if gain_s > 0 and not drafts:
+        if gain_s > 0 and not pays:
             return best if len(best) else replace(best, reason="too much to read first")
-        if not drafts and not self._trials.probe(-gain_s, self._catch_up_s(), self.plain_s):
+        if not pays and not self._trials.probe(-gain_s, self._catch_up_s(), self.plain_s):
             return best
         draft = self._drafted(context, k, allowed)
         look = self.probing and len(draft) > 0 and not self.target_s.dear  # what it takes to verify is in doubt, too
