@@ -203,7 +203,13 @@ class Arbiter:
             round_.committed, seconds - read_s
         )  # more than one token is not read every round
         lost_s = seconds - round_.committed / self.rate
-        self._trials.update(seconds, lost_s, by_model=self._steps > 0, verified=round_.evaluated > 0)
+        self._trials.update(
+            seconds,
+            lost_s,
+            by_model=self._steps > 0,
+            verified=round_.evaluated > 0,
+            accepted=round_.accepted > 0,
+        )
 
     def reset(self) -> None:
         for judged in self._all:

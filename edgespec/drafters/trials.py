@@ -8,11 +8,11 @@ from __future__ import annotations
 
 PROBE = 0.01
 """share of the time that may be lost on trials"""
-_CREDIT = 2
+_CREDIT = 1
 """rounds of plain decoding that reading up for a probe may take ahead of its share: the longer the model is left alone,
 the more it has to read, and otherwise it would never be tried again"""
-_RESTING = 8
-"""rounds between probes, at least"""
+_RESTING, _LONGEST_REST = 8, 32
+"""rounds between probes, at least; twice as many after each of which nothing was accepted, up to the second"""
 _UNCOMPARED = 16
 """rounds with drafts before a comparison, where drafts seem to gain nothing; the more they gain, the more rounds"""
 
@@ -23,7 +23,7 @@ class Trials:
     def __init__(self) -> None:
         self.probing = self.comparing = False
         self._unspent_s = 0.0
-        self._rested = _RESTING
+        self._rest = self._rested = _RESTING
         self._uncompared = 0
 
     def begin(self) -> None:
@@ -32,7 +32,7 @@ class Trials:
 
     def probe(self, lost_s: float, read_s: float, plain_s: float) -> bool:
         """Whether to, if it is expected to lose ``lost_s``, and the model has to read first for ``read_s``."""
-        due = self._rested >= _RESTING and lost_s <= self._unspent_s
+        due = self._rested >= self._rest and lost_s <= self._unspent_s
         self.probing = due and lost_s + read_s <= self._unspent_s + _CREDIT * plain_s
         return self.probing
 
@@ -42,10 +42,10 @@ class Trials:
         self.comparing = often and lost_s <= self._unspent_s
         return self.comparing
 
-    def update(self, seconds: float, lost_s: float, *, by_model: bool, verified: bool) -> None:
+    def update(self, seconds: float, lost_s: float, *, by_model: bool, verified: bool, accepted: bool) -> None:
         """The round took so long, and its tokens would else have taken ``lost_s`` less.
 
-        by_model: the model took its time. verified: there were drafted tokens in the forward.
+        by_model: the model took its time. verified, accepted: there were drafted tokens in the forward, that stood.
         """
         self._unspent_s += PROBE * seconds
         if self.probing or self.comparing:
@@ -53,7 +53,8 @@ class Trials:
         self._uncompared = self._uncompared + 1 if verified else 0
         if self.probing:
             self._rested = 0
+            self._rest = _RESTING if accepted else min(2 * self._rest, _LONGEST_REST)
         elif by_model:
-            self._rested = _RESTING
+            self._rest = self._rested = _RESTING
         else:
             self._rested += 1
