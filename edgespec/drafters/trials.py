@@ -11,6 +11,8 @@ PROBE = 0.01
 _CREDIT = 1
 """rounds of plain decoding that reading up for a probe may take ahead of its share: the longer the model is left alone,
 the more it has to read, and otherwise it would never be tried again"""
+_SAVED = 4
+"""rounds of plain decoding that one probe may cost, however little was spent before"""
 _RESTING, _LONGEST_REST = 8, 32
 """rounds between probes, at least; twice as many after each of which nothing was accepted, up to the second"""
 _UNCOMPARED = 16
@@ -32,8 +34,9 @@ class Trials:
 
     def probe(self, lost_s: float, read_s: float, plain_s: float) -> bool:
         """Whether to, if it is expected to lose ``lost_s``, and the model has to read first for ``read_s``."""
-        due = self._rested >= self._rest and lost_s <= self._unspent_s
-        self.probing = due and lost_s + read_s <= self._unspent_s + _CREDIT * plain_s
+        spare_s = min(self._unspent_s, _SAVED * plain_s)
+        due = self._rested >= self._rest and lost_s <= spare_s
+        self.probing = due and lost_s + read_s <= spare_s + _CREDIT * plain_s
         return self.probing
 
     def compare(self, lost_s: float, speed_up: float) -> bool:
