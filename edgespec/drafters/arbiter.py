@@ -96,7 +96,7 @@ class Arbiter:
         self._trials = Trials()
         self._most: int | None = None
         self._forced = 0
-        self._pending, self._steps = 0, 0
+        self._pending, self._steps, self._stood = 0, 0, False
         self._length = self._prompt = self._written = 0
         self._usual = _TEXT
         self.remembers = any(judged.drafter.remembers for judged in self._all)
@@ -180,6 +180,9 @@ class Arbiter:
     def commit(self, context: Sequence[int], draft: Draft, verdict: Verdict, step: Step) -> None:
         self._written = len(context) - self._prompt
         forced = self._length - (len(context) - len(verdict.tokens))  # tokens in front of what was drafted
+        if self._model is not None:
+            first = self._model.proposed.tokens[:1]
+            self._stood = len(first) > 0 and list(first) == list(verdict.tokens[forced : forced + 1])
         for judged in self._all:
             judged.learn(verdict.tokens[forced:])
             judged.drafter.commit(context, draft, verdict, step)
@@ -199,17 +202,11 @@ class Arbiter:
             read_s = drafted_s * self._draft_s.read_s(max(0, self._pending - 2), context) / expected_s
             self._draft_s.scale(drafted_s / expected_s)
         seconds = target_s + drafted_s + round_.host_s
-        self._paces[self._copying].add(
-            round_.committed, seconds - read_s
-        )  # more than one token is not read every round
+        usual_s = seconds - read_s  # more than one token is not read every round
+        self._paces[self._copying].add(round_.committed, usual_s)
         lost_s = seconds - round_.committed / self.rate
-        self._trials.update(
-            seconds,
-            lost_s,
-            by_model=self._steps > 0,
-            verified=round_.evaluated > 0,
-            accepted=round_.accepted > 0,
-        )
+        verified = round_.evaluated > 0
+        self._trials.update(seconds, lost_s, by_model=self._steps > 0, verified=verified, stood=self._stood)
 
     def reset(self) -> None:
         for judged in self._all:

@@ -14,7 +14,7 @@ the more it has to read, and otherwise it would never be tried again"""
 _SAVED = 4
 """rounds of plain decoding that one probe may cost, however little was spent before"""
 _RESTING, _LONGEST_REST = 8, 32
-"""rounds between probes, at least; twice as many after each of which nothing was accepted, up to the second"""
+"""rounds between probes, at least; twice as many after each whose token was wrong, up to the second"""
 _UNCOMPARED = 16
 """rounds with drafts before a comparison, where drafts seem to gain nothing; the more they gain, the more rounds"""
 
@@ -45,10 +45,11 @@ class Trials:
         self.comparing = often and lost_s <= self._unspent_s
         return self.comparing
 
-    def update(self, seconds: float, lost_s: float, *, by_model: bool, verified: bool, accepted: bool) -> None:
+    def update(self, seconds: float, lost_s: float, *, by_model: bool, verified: bool, stood: bool) -> None:
         """The round took so long, and its tokens would else have taken ``lost_s`` less.
 
-        by_model: the model took its time. verified, accepted: there were drafted tokens in the forward, that stood.
+        by_model: the model took its time, and stood: its first token was the target's too. verified: there were
+        drafted tokens in the forward.
         """
         self._unspent_s += PROBE * seconds
         if self.probing or self.comparing:
@@ -56,7 +57,7 @@ class Trials:
         self._uncompared = self._uncompared + 1 if verified else 0
         if self.probing:
             self._rested = 0
-            self._rest = _RESTING if accepted else min(2 * self._rest, _LONGEST_REST)
+            self._rest = _RESTING if stood else min(2 * self._rest, _LONGEST_REST)
         elif by_model:
             self._rest = self._rested = _RESTING
         else:
