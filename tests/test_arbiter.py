@@ -156,7 +156,7 @@ def test_it_is_as_good_as_the_best_fixed_length(share: float, step_s: float) -> 
     world.run(arbiter, arbiter)  # learns
     own, _ = world.run(arbiter, arbiter)
     fixed = {k: world.run(world.small, Fixed(k))[0] for k in range(9)}
-    assert own < min(fixed.values()) * (1.015 + PROBE), fixed
+    assert own < min(fixed.values()) * 1.02, fixed
 
 
 def test_it_takes_the_copy_where_the_text_repeats_and_the_model_elsewhere() -> None:

@@ -15,7 +15,7 @@ _SAVED = 4
 """rounds of plain decoding that one probe may cost, however little was spent before"""
 _RESTING, _LONGEST_REST = 8, 32
 """rounds between probes, at least; twice as many after each whose token was wrong, up to the second"""
-_UNCOMPARED = 16
+_UNCOMPARED = 18
 """rounds with drafts before a comparison, where drafts seem to gain nothing; the more they gain, the more rounds"""
 
 
