@@ -96,7 +96,7 @@ class Machine:
             loaded.forward([0])
             loaded.cache.reset()
         if loaded.numerics == "exact":
-            path = _notes("exact_widths", loaded)
+            path = _notes("exact_widths-2", loaded)
             loaded.set_exact_widths(_remembered(path, ExactWidths, lambda: find_exact_widths(loaded)))
         loaded.cache.capacity = capacity
         return loaded
@@ -170,6 +170,8 @@ class Machine:
         from edgespec.backends.onnx_check import TOKENS, check
         from edgespec.backends.onnx_graph import VERSION, write_onnx
         from edgespec.backends.onnx_weights import NoONNXForm
+        from edgespec.backends.openvino_graph import Settings
+        from edgespec.backends.openvino_paged import OpenVINOPagedModel
         from edgespec.backends.padded import LONGEST_PAD, fingerprint
 
         weights = xml.with_suffix(".bin").stat()
@@ -192,7 +194,8 @@ class Machine:
             try:
                 with cache.staged(folder) as partial:
                     write_onnx(xml, partial, rows=rows)
-                    check(partial, self._on_openvino(xml, "CPU", "exact", False, TOKENS))
+                    ours = Settings.in_full_precision(self.core)
+                    check(partial, OpenVINOPagedModel(self.core, xml, "CPU", ours, capacity=TOKENS))
             except NoONNXForm as reason:
                 refusal.write_text(str(reason), encoding="utf-8")
                 raise

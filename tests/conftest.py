@@ -65,17 +65,26 @@ def random_draft_ir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load_ir(
-    folder: Path, numerics: Numerics = "exact", *, capacity: int = 512, hidden: bool = False, is_draft: bool = False
+    folder: Path,
+    numerics: Numerics = "exact",
+    *,
+    capacity: int = 512,
+    hidden: bool = False,
+    is_draft: bool = False,
+    full_precision: bool = False,
 ) -> OpenVINOPagedModel:
+    """full_precision: of activations, to hold another engine against."""
     import openvino as ov
 
     from edgespec.backends.openvino_graph import Settings
 
     core = ov.Core()
     settings = Settings.of_draft(core, "CPU") if is_draft else Settings.make(core, "CPU", numerics)
+    if full_precision:
+        settings = Settings.in_full_precision(core)
     xml = folder if folder.suffix == ".xml" else folder / "openvino_model.xml"
     model = OpenVINOPagedModel(core, xml, "CPU", settings, capacity=capacity, hidden=hidden)
-    if settings.numerics == "exact":
+    if settings.numerics == "exact" and not full_precision:
         if xml not in _exact_widths:
             _exact_widths[xml] = find_exact_widths(model)
         model.set_exact_widths(_exact_widths[xml])

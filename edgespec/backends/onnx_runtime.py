@@ -95,7 +95,7 @@ class OnnxRuntimeModel(PaddedModel):
     def __init__(
         self, folder: Path, numerics: Numerics, *, capacity: int, cpu: str = "", file: str = MODEL_FILE
     ) -> None:
-        super().__init__(numerics, 64 if numerics == "exact" else 512)
+        super().__init__(numerics, 256 if numerics == "exact" else 512)
         path = folder / file
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what fails is raised, too

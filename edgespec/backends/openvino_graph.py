@@ -8,7 +8,7 @@ memory for the weights once more.)
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ class Settings:
     """How a graph is compiled and fed.
 
     numerics "exact" (see docs/architecture.md, Exactness):
-        prefill_chunk: wide matrix products run other kernels again.
+        prefill_chunk: at most; wide matrix products may run other kernels again (``exact_widths``).
         KV in 16 bits: by-channel 8-bit keys change when a rejected token is written beside them.
     """
 
@@ -51,13 +51,19 @@ class Settings:
         if numerics == "exact" and not on_cpu:
             raise SettingError(f"numerics exact is only known to hold on CPU; device {device}", hint="use fast here")
         if on_cpu and numerics != "fast":
-            return cls("exact", 64, _latency(core, device, "16 bit"))
+            return cls("exact", 256, _latency(core, device, "16 bit"))
         return cls("fast", 512, _latency(core, device, None))
 
     @classmethod
     def of_draft(cls, core: ov.Core, device: str) -> Settings:
         """Settings of a draft: speed first (its numerics never reach the output), but keys that survive a rollback."""
         return cls("fast", 512, _latency(core, device, "16 bit" if device.startswith("CPU") else None))
+
+    @classmethod
+    def in_full_precision(cls, core: ov.Core) -> Settings:
+        """On CPU, with activations as they are and 16-bit keys: what another engine is held against."""
+        exact = cls.make(core, "CPU", "exact")
+        return replace(exact, properties={**exact.properties, "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"})
 
 
 def _latency(core: ov.Core, device: str, kv: str | None) -> dict[str, Any]:
