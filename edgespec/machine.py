@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeVar, get_args
 
 import msgspec
 
-from edgespec import cache, hub
+from edgespec import cache, faster_engine, hub
 from edgespec.backends.exact_widths import ROWS_NEEDED
 from edgespec.bundle import Bundle, ModelFile
 from edgespec.decode import calibration
@@ -35,10 +35,7 @@ T = TypeVar("T")
 _REFUSALS = (BackendError, ConversionError, SourceError)
 """of a model that does not run on ONNX Runtime here, for its own reasons or the disk's"""
 
-_PROMPT, _ANSWER, _ACCEPTED = 128, 256, 0.45
-"""tokens of the answer that engines are compared by, and the share of drafted tokens that it takes for accepted"""
-_SAMPLE, _TURNS = 64, 5
-_TIMES = 3
+_TIMES = 4
 """raise it when a change of ours makes remembered times untrue"""
 _LARGEST = 2 * 2**30
 """bytes of weights that are written once more, unasked, to find out whether another engine is faster"""
@@ -213,15 +210,17 @@ class Machine:
         threads = self.core.get_property("CPU", "INFERENCE_NUM_THREADS")
         versions = (VERSION, _TIMES, self.core.get_versions("CPU")["CPU"].build_number, version_of("onnxruntime"))
         identity = (xml.stat().st_size, weights.st_size, weights.st_mtime_ns, self._cpu, threads, numerics or "exact")
-        path = cache.cache_dir() / "measured" / f"engines-{fingerprint([*versions, *identity])}.json"
+        key = fingerprint([*versions, *identity])
+        if found := faster_engine.remembered(key):
+            return found.faster
         try:
-            seconds = _remembered(path, dict[str, float], lambda: self._compared(bundle, numerics))
+            found = self._compared(bundle, numerics)
         except _REFUSALS:  # nothing to remember: next time there may be room on the disk
             return "openvino"
-        return "onnxruntime" if min(seconds, key=lambda name: seconds[name]) == "onnxruntime" else "openvino"
+        _remember(faster_engine.place(key), found)
+        return found.faster
 
-    def _compared(self, bundle: Bundle, numerics: Numerics | None) -> dict[str, float]:
-        """Seconds by engine."""
+    def _compared(self, bundle: Bundle, numerics: Numerics | None) -> faster_engine.Comparison:
         from edgespec.backends.onnx_weights import NoONNXForm
 
         if broken := _broken():
@@ -230,20 +229,17 @@ class Machine:
 
         def load(backend: Backend) -> PaddedModel:
             model = self.model(bundle, bundle.manifest.target, "CPU", backend=backend, numerics=numerics)
-            model.cache.capacity = _PROMPT
+            model.cache.capacity = faster_engine.ROWS_NEEDED
             return model
 
+        name = bundle.manifest.name
         try:
-            models = {name: load(name) for name in reversed(get_args(Backend))}
+            models = {backend: load(backend) for backend in reversed(get_args(Backend))}
         except NoONNXForm:
-            return {"openvino": 0.0}
-        found: dict[str, list[float]] = {name: [] for name in models}
-        for _ in range(_TURNS):
-            for name, model in models.items():
-                found[name].append(_answer_s(model))
-        seconds = {name: min(tries) for name, tries in found.items()}  # the others were disturbed
-        self._say(", ".join(f"{name} {taken:.1f} s" for name, taken in seconds.items()) + " for a short answer")
-        return seconds
+            return faster_engine.Comparison(name, {"openvino": 0.0})
+        found = faster_engine.compare(name, models)
+        self._say(str(found))
+        return found
 
     def _say(self, what: str) -> None:
         if self.progress:
@@ -269,26 +265,6 @@ def _broken() -> str | None:
     return None
 
 
-def _answer_s(model: PaddedModel) -> float:
-    """Seconds of a prompt and an answer whose rounds are as wide as it is best for this model."""
-    model.cache.reset()
-    began = perf_counter()
-    model.prefill([0] * _SAMPLE)
-    prefill_s = (perf_counter() - began) * _PROMPT / _SAMPLE
-    token_s = []
-    expected = 0.0
-    for width in range(1, 5):
-        expected += _ACCEPTED ** (width - 1)
-        seconds = []
-        for _ in range(4):
-            model.cache.crop(_SAMPLE)
-            began = perf_counter()
-            model.forward([0] * width)
-            seconds.append(perf_counter() - began)
-        token_s.append(min(seconds[1:]) / expected)  # the first one has changed the width
-    return prefill_s + _ANSWER * min(token_s)
-
-
 def _costs_path(beside: str, model: PaddedModel) -> Path:
     return _notes(f"forward_costs-{_TIMES}-{model.numerics}-{model.min_width}-{model.max_width}{beside}", model)
 
@@ -311,9 +287,13 @@ def _remembered(path: Path, kind: type[T], find: Callable[[], T]) -> T:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except (OSError, msgspec.DecodeError):
         found = find()
+    _remember(path, found)
+    return found
+
+
+def _remember(path: Path, found: object) -> None:
     with suppress(OSError):  # a read-only cache only means that the next load tries again
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         temporary.write_bytes(msgspec.json.encode(found))
         temporary.replace(path)
-    return found

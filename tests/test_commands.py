@@ -141,7 +141,7 @@ def test_a_prompt_comes_from_standard_input_too(here: Callable[..., Ended], tiny
         (["run", QUESTION, "--model", "smollm2-134m"], "smollm2-135m"),
         (["run", QUESTION, "--draft", "./missing"], "no such draft"),
         (["run", QUESTION, "-k", "-1"], "number of draft tokens; got -1"),
-        (["run", QUESTION, "-k", "1000"], "number of draft tokens; got 1000; allowed: 0 to 63"),
+        (["run", QUESTION, "-k", "1000"], "number of draft tokens; got 1000; allowed: 0 to "),
         (["run", QUESTION, "-k", "3", "--draft", "none"], "there is nothing to draft"),
         (
             ["run", QUESTION, "--draft", "ngram", "--draft-device", "CPU"],

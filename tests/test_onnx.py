@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,15 +13,17 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from click.testing import CliRunner
 
 import edgespec
-from edgespec import machine
+from edgespec import faster_engine, machine
 from edgespec.backends.onnx_check import check
 from edgespec.backends.onnx_graph import MODEL_FILE, WEIGHTS_FILE, write_onnx
 from edgespec.backends.onnx_runtime import OnnxRuntimeModel
 from edgespec.backends.onnx_weights import NoONNXForm
 from edgespec.backends.padded import PaddedModel
 from edgespec.bundle import Bundle
+from edgespec.cli import cli
 from edgespec.engine import ops, ov
 from edgespec.errors import BackendError, ConversionError, SettingError
 from edgespec.machine import Machine
@@ -224,7 +228,8 @@ def engines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_fast_ir: Path)
 
     monkeypatch.setenv("EDGESPEC_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("EDGESPEC_BACKEND")
-    monkeypatch.setattr(machine, "_answer_s", answer_s)
+    monkeypatch.setattr(faster_engine, "answer_s", answer_s)
+    monkeypatch.setattr(faster_engine.Others, "share", lambda self: 0.0)
     return seconds
 
 
@@ -242,6 +247,38 @@ def test_the_faster_one_is_chosen_and_remembered(engines: dict[str, float], tiny
     assert engines["measured"] == measured
     assert loaded(tiny_fast_ir, numerics="fast").target.capabilities.backend == "openvino"  # measured anew
     assert loaded(tiny_fast_ir, backend="openvino").target.capabilities.backend == "openvino"
+
+
+def test_what_was_found_beside_other_programs_is_found_again_when_they_are_gone(
+    engines: dict[str, float], tiny_fast_ir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as busy:
+        busy.setattr(faster_engine.Others, "share", lambda self: 0.5)
+        assert loaded(tiny_fast_ir).target.capabilities.backend == "onnxruntime"
+        measured = engines["measured"]
+        engines["openvino"] = 0.5
+        assert loaded(tiny_fast_ir).target.capabilities.backend == "onnxruntime"
+        assert engines["measured"] == measured, "they are still there: it would find nothing better"
+    assert loaded(tiny_fast_ir).target.capabilities.backend == "openvino"
+    engines["openvino"] = 2.0
+    assert loaded(tiny_fast_ir).target.capabilities.backend == "openvino"
+
+
+def test_doctor_says_which_was_chosen_and_why(engines: dict[str, float], tiny_fast_ir: Path) -> None:
+    folder = str(tiny_fast_ir.parent)
+    assert "whichever is faster" in CliRunner().invoke(cli, ["doctor", "-m", folder, "--json"]).stdout
+    loaded(tiny_fast_ir)
+    plan = json.loads(CliRunner().invoke(cli, ["doctor", "-m", folder, "--json"]).stdout)["model"]
+    assert plan["engine"] == "onnxruntime: onnxruntime 1.0 s, openvino 2.0 s for a short answer"
+
+
+def test_other_programs_are_noticed() -> None:
+    """A process that counts, beside one that sleeps."""
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
+        try:
+            assert faster_engine.busy(0.5)
+        finally:
+            other.kill()
 
 
 def test_the_environment_decides_before_the_measure(

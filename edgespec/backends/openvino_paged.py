@@ -51,6 +51,8 @@ class OpenVINOPagedModel(PaddedModel):
         self._hidden = hidden
         self.fingerprint = _fingerprint(core, self.compiled, xml, device)
         self._inputs = inputs_of(self.compiled, self._request)
+        outputs = [port.get_any_name() for port in self.compiled.outputs]
+        self._logits = outputs.index("logits")
         self._blocks = -1  # how many ``block_indices`` holds
         self._branches: tuple[Tree, int] | None = None  # the tree and the rows that ``qq_bias`` holds; ((), 0) is none
         self.cache = PagedCache(core, self.compiled, self._request, device, capacity)
@@ -113,7 +115,7 @@ class OpenVINOPagedModel(PaddedModel):
             self._blocks = blocks
 
     def _step(self, rows: int) -> Step:
-        logits = self._request.get_tensor("logits").data  # (rows, 1, vocab), a view
+        logits = self._request.get_output_tensor(self._logits).data  # (rows, 1, vocab), a view
         hidden = self._request.get_tensor(HIDDEN).data if self._hidden else None
         return Step(logits[:rows, 0], hidden[:rows, 0] if hidden is not None else None)
 

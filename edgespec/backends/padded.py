@@ -53,7 +53,8 @@ class PaddedModel(ABC):
         self.infer_s = 0.0
         """seconds spent inside the engine since construction"""
         self.last_width = 0
-        """rows of the last forward, padding included"""
+        self.last_wanted = 0
+        """rows of the last forward, and those of them that got logits, padding included"""
         self.width: Callable[[int, int], int] | None = None
         self._pending: Forward | None = None
         self._started_s = 0.0
@@ -147,8 +148,11 @@ class PaddedModel(ABC):
         self.cache.ensure(past + n)
         self.last_width = n
         first = 0 if num_logits is None else real - num_logits
-        # The output head is a matrix product too: it gets as many rows as the rest, or none.
-        rows = [*range(first, real), *[real - 1] * (self.min_width - real + first)] if first < real else []
+        # The output head is a matrix product too: it gets as many rows as the rest, so that its width changes only
+        # where that of the rest does, or none.
+        wanted = max(n - first, self.min_width) if first < real else 0
+        rows = [*range(first, real), *[real - 1] * (wanted - real + first)] if wanted else []
+        self.last_wanted = wanted
         self._give([*tokens, *[_PAD] * (n - real)], past, rows, tree)
         return Forward(past, tuple(tokens), branched=tree is not None, num_logits=real - first)
 

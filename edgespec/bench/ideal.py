@@ -93,8 +93,7 @@ def _watched(name: str, model: Any, trial: Callable[[], bool], calls: list[Call]
         past, before = model.cache.length, model.infer_s
         step = forward(tokens, tree, num_logits)
         if num_logits != 0:
-            wanted = max(len(step.logits), model.min_width)  # the output head is padded, too
-            calls.append(Call(name, model.last_width, wanted, past, model.infer_s - before, trial()))
+            calls.append(Call(name, model.last_width, model.last_wanted, past, model.infer_s - before, trial()))
         return step
 
     model.forward = watching

@@ -83,18 +83,25 @@ def _plan(ref: str) -> dict[str, Any]:
         "precision": manifest.target.precision,
         "context_length": manifest.generation.context_length,
         "target": "CPU: exact numerics are the default, and they are established on CPU only",
-        "engine": _engine(),
+        "engine": _engine(manifest.name),
         "drafter": f"{' + '.join(drafters)}; a draft model runs beside the target unless --draft-device says otherwise",
         "licence": manifest.provenance.licence,
     }
 
 
-def _engine() -> str:
+def _engine(model: str) -> str:
+    from edgespec import faster_engine
+
     if asked := os.environ.get("EDGESPEC_BACKEND"):
         return f"{asked}, as EDGESPEC_BACKEND says"
     if _version("onnxruntime") is None:
         return "OpenVINO"
-    return "OpenVINO or ONNX Runtime, whichever is faster on this CPU: measured when the model is first loaded"
+    if (found := faster_engine.last(model)) is None:
+        return "OpenVINO or ONNX Runtime, whichever is faster on this CPU: measured when the model is first loaded"
+    if len(found.seconds) == 1:
+        return "openvino: this model has no ONNX form"
+    again = "; measured again when the machine is idle" if found.disturbed else ""
+    return f"{found.faster}: {found}{again}"
 
 
 def _print(report: dict[str, Any]) -> None:

@@ -33,6 +33,8 @@ _TABLE: tuple[tuple[str, str, str, str, tuple[str, ...]], ...] = (
     ("edgespec fast auto", "ours", "fast auto", "edgespec", ()),
     ("edgespec openvino plain", "ours", "openvino plain", "edgespec", ()),
     ("edgespec openvino auto", "ours", "openvino auto", "edgespec", ()),
+    ("edgespec onnxruntime plain", "ours", "onnxruntime plain", "edgespec onnxruntime onnx", ()),
+    ("edgespec onnxruntime auto", "ours", "onnxruntime auto", "edgespec onnxruntime onnx", ()),
     ("openvino-genai plain", "genai", "plain", "openvino-genai", ("ir",)),
     ("openvino-genai draft_model", "genai", "draft_model", "openvino-genai", ("ir", "draft_ir")),
     ("openvino-genai prompt_lookup", "genai", "prompt_lookup", "openvino-genai", ("ir",)),

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, cast, get_args
 
 from edgespec.bench.peers.base import Forms, Run, package_versions
 from edgespec.types import Backend, Numerics
 
 
 class Peer:
-    """Modes: "plain", "auto", each also with "fast " in front of it for ``numerics="fast"``, or "openvino "."""
+    """Modes: "plain", "auto", each also with "fast " in front of it for ``numerics="fast"``, or with an engine."""
 
     settings = ""
 
@@ -23,7 +23,7 @@ class Peer:
         _set_threads(threads)
         how, _, drafts = mode.rpartition(" ")
         numerics: Numerics = "fast" if how == "fast" else "exact"
-        backend: Backend | None = "openvino" if how == "openvino" else None
+        backend = cast("Backend", how) if how in get_args(Backend) else None
         draft = forms.draft if drafts == "auto" else "none"
         self._pipeline = assembly.load(forms.ref, draft=draft, backend=backend, numerics=numerics)
         self.settings = f"numerics {numerics}, engine {self._pipeline.target.capabilities.backend}"
