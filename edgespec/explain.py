@@ -19,12 +19,13 @@ def _lines(stats: Stats, plain_s: float | None) -> Iterator[str]:
         yield "Nothing was decoded."
         return
     efficiency = stats.committed / len(stats.rounds)
-    each_s = stats.decode_s / stats.committed
+    each_s = stats.decode_s / stats.decoded if stats.decoded else None
+    pace = "" if each_s is None else f", {_ms(each_s)} a token"
     yield (
         f"{stats.committed} tokens in {_count(len(stats.rounds), 'forward')} of the target: "
-        f"{efficiency:.2f} tokens each, {_ms(each_s)} a token."
+        f"{efficiency:.2f} tokens each{pace}."
     )
-    if plain_s is not None:
+    if plain_s is not None and each_s is not None:
         ratio = plain_s / each_s
         verdict = f"{ratio:.2f} times as fast" if ratio >= 1 else f"{1 / ratio:.2f} times slower"
         yield f"Without drafting a token is expected to take {_ms(plain_s)}: this was {verdict}."
@@ -39,21 +40,26 @@ def _lines(stats: Stats, plain_s: float | None) -> Iterator[str]:
         expected, accepted = sum(r.expected or 0.0 for r in foreseen), sum(r.accepted for r in foreseen)
         yield f"It expected {expected:.0f} drafted tokens to be accepted, and {accepted} were."
     parts = {
-        "the target": sum(r.target_s for r in stats.rounds),
-        "drafting": sum(r.draft_s for r in stats.rounds),
-        "the rest": sum(r.host_s for r in stats.rounds),
+        "the target": sum(r.target_s for r in stats.decoding),
+        "drafting": sum(r.draft_s for r in stats.decoding),
+        "the rest": sum(r.host_s for r in stats.decoding),
     }
-    shares = ", ".join(f"{name} {seconds / stats.decode_s:.0%}" for name, seconds in parts.items())
-    yield f"Time: {shares}. First token after a prefill of {stats.prefill_s:.2f} s ({_prompt(stats)})."
+    if stats.decode_s:
+        shares = ", ".join(f"{name} {seconds / stats.decode_s:.0%}" for name, seconds in parts.items())
+        yield f"Time: {shares}."
+    first = stats.rounds[0]
+    prompt_s = stats.prefill_s + (first.target_s if first.read else 0.0)
+    yield f"The prompt was read in {prompt_s:.2f} s ({_prompt(stats)})."
 
 
 def _drafter(name: str, rounds: Sequence[Round], of: int) -> str:
     proposed, accepted = sum(r.proposed for r in rounds), sum(r.accepted for r in rounds)
+    timed = [r for r in rounds if not r.read] or rounds
     places = " ".join(f"{share:.0%}" for share in accepted_by_place(rounds)[:6])
     return (
         f"{name} drafted in {len(rounds)} of {of}: {proposed / len(rounds):.1f} tokens at a time, "
         f"{accepted / proposed:.0%} accepted (of those reached, by place: {places}); "
-        f"{_ms(mean(r.draft_s for r in rounds))} to draft, {_ms(mean(r.target_s for r in rounds))} to verify."
+        f"{_ms(mean(r.draft_s for r in timed))} to draft, {_ms(mean(r.target_s for r in timed))} to verify."
     )
 
 

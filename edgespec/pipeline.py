@@ -27,7 +27,7 @@ class Generation:
     token_ids: generated tokens, the stop token included, cut where a stop string was completed.
     finish_reason: "stop" (stop token or stop string), "length" (budget or context), None while running or abandoned.
     verification: of a sampled run; None for a greedy one.
-    ttft_s: from the call to the first committed tokens. decode_tok_per_s: all tokens over the time of all rounds.
+    ttft_s: from the call to the first committed tokens. decode_tok_per_s: of the rounds that read no prompt.
     stats count whole rounds: the last one may have committed tokens behind a stop string.
     """
 
@@ -47,7 +47,7 @@ class Generation:
 
     @property
     def decode_tok_per_s(self) -> float | None:
-        return self.stats.committed / self.stats.decode_s if self.stats.decode_s else None
+        return self.stats.decoded / self.stats.decode_s if self.stats.decode_s else None
 
     def as_dict(self) -> dict[str, Any]:
         """The object ``edgespec run --json`` prints, without versions."""

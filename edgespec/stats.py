@@ -17,7 +17,7 @@ class Stats:
     """The books of one generation, written by the loop.
 
     prompt_tokens, reused_tokens: prompt length, and how much of it the cache still held.
-    prefill_s: time until the prompt but its last token was in the cache.
+    prefill_s: time until the prompt was in the cache, but its last token, or an end that the first forward reads.
     rounds: one entry a target forward.
     """
 
@@ -68,13 +68,24 @@ class Stats:
         return found
 
     @property
+    def decoding(self) -> list[Round]:
+        """The rounds whose time is of decoding alone: all but a first one that read the end of the prompt too."""
+        return [r for r in self.rounds if not r.read]
+
+    @property
     def decode_s(self) -> float:
-        return sum(r.draft_s + r.target_s + r.host_s for r in self.rounds)
+        """Seconds of the rounds that only decode."""
+        return sum(r.draft_s + r.target_s + r.host_s for r in self.decoding)
+
+    @property
+    def decoded(self) -> int:
+        """Tokens of the rounds that only decode."""
+        return sum(r.committed for r in self.decoding)
 
     @property
     def host_share(self) -> float | None:
         """Share of decode time outside the models' forwards; drafters without a model count as host."""
-        return sum(r.host_s for r in self.rounds) / self.decode_s if self.rounds else None
+        return sum(r.host_s for r in self.decoding) / self.decode_s if self.decoding else None
 
 
 def accepted_by_place(rounds: Sequence[Round]) -> list[float]:

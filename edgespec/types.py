@@ -152,7 +152,8 @@ class Round:
 
     proposed tokens came from the drafter, evaluated ones were in the target's forward, accepted ones it agreed with;
     forced tokens were in the forward too, and came from a constraint; committed = what the round added to the
-    context. expected: accepted tokens that were expected, None if nobody did.
+    context. read: tokens of the prompt that were in the forward, so that its time is not of decoding alone.
+    expected: accepted tokens that were expected, None if nobody did.
     reason: why nothing was drafted.
     """
 
@@ -167,10 +168,19 @@ class Round:
     expected: float | None = None
     reason: str = ""
     forced: int = 0
+    read: int = 0
 
     @classmethod
     def of(
-        cls, drafter: str, draft: Draft, verdict: Verdict, began: float, drafted: float, forwarded: float, ended: float
+        cls,
+        drafter: str,
+        draft: Draft,
+        verdict: Verdict,
+        read: int,
+        began: float,
+        drafted: float,
+        forwarded: float,
+        ended: float,
     ) -> Round:
         """From the round's draft and verdict and four readings of one clock."""
         return cls(
@@ -185,6 +195,7 @@ class Round:
             forced=min(verdict.accepted, draft.forced),
             expected=draft.expected,
             reason=draft.reason,
+            read=read,
         )
 
 

@@ -101,8 +101,8 @@ def test_every_forward_of_a_run_is_seen(pipeline: Pipeline) -> None:
         stats = pipeline.generate("Hello", max_new_tokens=12, num_draft_tokens=2).stats
     targets = [c for c in calls if c.model == "target"]
     assert len(targets) == len(stats.rounds) and all(c.trial for c in calls)
-    assert targets[0].past == stats.prompt_tokens - 1
-    assert 0 < sum(c.engine_s for c in calls) < stats.decode_s
+    assert targets[0].past + stats.rounds[0].read == stats.prompt_tokens - 1
+    assert 0 < sum(c.engine_s for c in calls) < sum(r.draft_s + r.target_s + r.host_s for r in stats.rounds)
     seen = len(calls)
     pipeline.generate("Hello", max_new_tokens=2)
     assert len(calls) == seen

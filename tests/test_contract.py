@@ -155,6 +155,18 @@ def test_rejected_rows_leave_no_trace(make: Make) -> None:
     assert close(model, model.forward([8]).logits[0], fresh_logits(other, [*text, 8]))
 
 
+def test_an_end_that_a_prefill_leaves_is_read_by_the_next_forward(make: Make) -> None:
+    model, other = make(), make()
+    text = [(13 * i + i * i) % 50 for i in range(40)]
+    model.prefill(text[:-1], None, model.capabilities.max_width - 8)
+    unread = text[model.cache.length : -1]
+    assert unread or isinstance(model, FakeModel)
+    rows = model.forward([*unread, text[-1], 7, 8], num_logits=3).logits.copy()
+    assert list(model.cache.tokens) == [*text, 7, 8]
+    for row, more in zip(rows, ([], [7], [7, 8]), strict=True):
+        assert close(model, row, fresh_logits(other, [*text, *more]))
+
+
 def test_prefill_reuses_the_longest_prefix(make: Make) -> None:
     model, other = make(), make()
     assert model.prefill([1, 2, 3, 4, 5]) == 0

@@ -59,6 +59,7 @@ ALLOWED: dict[str, set[str]] = {
         "decode.constraint",
         "decode.draft_length",
         "decode.steering",
+        "decode.tree",
         "decode.verify",
         "drafters.base",
         "stats",

@@ -166,6 +166,39 @@ def test_output_is_the_oracles_with_any_drafter_mode_and_length(name: str, mode:
     assert again == context
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_output_is_the_oracles_where_the_first_forward_reads_the_end_of_the_prompt(name: str, mode: str) -> None:
+    drafter = DRAFTERS[name]()
+    for k in (0, 1, 4):
+        target = FakeModel(TABLE, VOCAB, leaves=8)
+        context, stats, _ = run(drafter, MODES[mode], Fixed(k), target=target)
+        assert context == oracle(MODES[mode])
+        check_identities(stats.rounds)
+        assert list(target.cache.tokens) == context[:-1]
+        unread = len(PROMPT) - 1
+        assert [r.read for r in stats.rounds] == [unread] + [0] * (len(stats.rounds) - 1)
+        assert target.widths[0] == unread + 1 + stats.rounds[0].evaluated
+        assert stats.decoded == stats.committed - stats.rounds[0].committed
+        again, stats, _ = run(drafter, MODES[mode], Fixed(k), target=target)  # nothing is unread this time
+        assert again == context and stats.rounds[0].read == 0
+
+
+def test_an_end_too_long_for_one_forward_with_a_draft_is_read_before() -> None:
+    target = FakeModel(TABLE, VOCAB, max_width=40, leaves=40)
+    context = [(7 * i) % VOCAB for i in range(50)]  # 40 in a chunk, then 9 and the last one
+    expected = list(context)
+    for _ in autoregressive(FakeModel(TABLE, VOCAB), expected, SamplingParams(), stop=(), budget=9):
+        pass
+    stats = Stats(clock=target.clock)
+    for _ in speculative(
+        target, NoDrafter(), context, SamplingParams(), draft_length=Fixed(0), stop=(), budget=9, stats=stats
+    ):
+        pass
+    assert context == expected
+    assert target.widths == [40, 9] + [1] * 9 and stats.rounds[0].read == 0
+
+
 def test_a_perfect_draft_is_always_accepted_greedy_and_sampled() -> None:
     for mode in ("greedy", "sampled", "truncated", "sampled-penalty"):
         _, stats, target = run(DRAFTERS["equal"](), MODES[mode], Fixed(4))
@@ -397,7 +430,7 @@ def test_heuristic_follows_transformers_rule() -> None:
     def after(proposed: int, accepted: int) -> int:
         from edgespec.types import Round
 
-        length.update(Round.of("d", Draft((0,) * proposed), Verdict(accepted, (0,), (0,)), 0, 0, 0, 0))
+        length.update(Round.of("d", Draft((0,) * proposed), Verdict(accepted, (0,), (0,)), 0, 0, 0, 0, 0))
         return length.next(100)
 
     assert [after(4, 4), after(6, 2), after(5, 5), after(0, 0)] == [6, 5, 7, 7]

@@ -75,9 +75,10 @@ class Model(Protocol):
     def vocab_size(self) -> int:
         """Number of logits."""
 
-    def prefill(self, tokens: Sequence[int], progress: Progress | None = None) -> int:
+    def prefill(self, tokens: Sequence[int], progress: Progress | None = None, left: int = 0) -> int:
         """Make the cache hold exactly ``tokens``, computing only what follows the longest prefix it already holds.
 
+        left: the last rows, this many at most, may be left for the next forward to read with its own tokens.
         Returns the number of rows reused. Raises ContextFull if they do not fit. A prefill that is stopped by
         ``progress`` leaves the cache with the rows done so far.
         """

@@ -47,7 +47,10 @@ class FakeCache(RowBook):
 
 
 class FakeModel:
-    """``table`` says what the model thinks; ``forward_s(width)`` what a forward costs on ``clock``."""
+    """``table`` says what the model thinks; ``forward_s(width)`` what a forward costs on ``clock``.
+
+    leaves: rows of a prompt that a prefill leaves to the next forward, if it may.
+    """
 
     def __init__(
         self,
@@ -59,6 +62,7 @@ class FakeModel:
         max_width: int = 64,
         forward_s: Callable[[int], float] = lambda width: 1.0,
         clock: VirtualClock | None = None,
+        leaves: int = 0,
     ) -> None:
         self.table = table
         self.vocab_size = vocab_size
@@ -73,18 +77,21 @@ class FakeModel:
             backend="fake",
         )
         self.clock = clock or VirtualClock()
+        self.leaves = leaves
         self.forward_s = forward_s
         self.width: Callable[[int, int], int] | None = None
         self.widths: list[int] = []  # of every forward, for tests that count work
         self._pending: tuple[Step, float, tuple[int, ...], bool] | None = None
 
-    def prefill(self, tokens: Sequence[int], progress: Progress | None = None) -> int:
+    def prefill(self, tokens: Sequence[int], progress: Progress | None = None, left: int = 0) -> int:
         if len(tokens) > self.cache.capacity:
             raise ContextFull("prompt does not fit", got=f"{len(tokens)} tokens", allowed=self.cache.capacity)
         self.cache.settle()
         reused = common_prefix(self.cache.tokens, tokens)
         self.cache.crop(reused)
         for begin in range(reused, len(tokens), self.capabilities.max_width):
+            if len(tokens) - begin <= min(left, self.leaves):
+                break
             self.forward(tokens[begin : begin + self.capabilities.max_width], num_logits=0)
             if progress:
                 progress(self.cache.length, len(tokens))

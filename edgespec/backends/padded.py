@@ -67,7 +67,7 @@ class PaddedModel(ABC):
         """Keep every forward in the range that is one function; see ``exact_widths``."""
         self.min_width, self.max_width = widths.least, widths.most
 
-    def prefill(self, tokens: Sequence[int], progress: Progress | None = None) -> int:
+    def prefill(self, tokens: Sequence[int], progress: Progress | None = None, left: int = 0) -> int:
         if len(tokens) > self.cache.capacity:
             raise ContextFull(
                 "prompt is longer than the context", got=f"{len(tokens)} tokens", allowed=f"{self.cache.capacity}"
@@ -78,6 +78,8 @@ class PaddedModel(ABC):
         self.cache.crop(reused)
         self.cache.ensure(min(len(tokens) + LONGEST_PAD, self.cache.capacity))
         for begin in range(reused, len(tokens), self.max_width):
+            if len(tokens) - begin <= left:
+                break
             self.forward(tokens[begin : begin + self.max_width], num_logits=0)
             if progress:
                 progress(self.cache.length, len(tokens))

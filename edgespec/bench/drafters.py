@@ -84,9 +84,9 @@ def bench_drafters(
                     ids, max_new_tokens=new_tokens, sampling=sampling, drafter=drafter, num_draft_tokens=k
                 )
                 texts[name] = run.token_ids
-                each_s[name].append(run.stats.decode_s / run.stats.committed)
+                each_s[name].append(run.stats.decode_s / run.stats.decoded)
                 runs = found[prompt.category][name]
-                runs.rounds += run.stats.rounds
+                runs.rounds += run.stats.decoding
                 runs.seconds += run.stats.decode_s
             for name in contenders:
                 found[prompt.category][name].same += texts[name] == texts[PLAIN]

@@ -144,13 +144,13 @@ class _Loss:
             for _ in range(pairs):
                 own, own_parts, bare_s, _ = self._one(prompt, new_tokens, NoDrafter())
                 stats, its_parts, _, trials = self._one(prompt, new_tokens, self._drafter)
-                speed_ups.append(own.decode_s / stats.decode_s)
+                speed_ups.append(own.decode_s / own.decoded / (stats.decode_s / stats.decoded))
                 closeness.append(its_parts.ideal_s / its_parts.run_s)
                 plain_closeness.append(bare_s / own.decode_s)
                 plain.add(own_parts)
                 drafted.add(its_parts)
-                plain_rounds += len(own.rounds)
-                rounds += zip(stats.rounds, trials, strict=True)
+                plain_rounds += len(own.decoding)
+                rounds += zip(stats.decoding, trials, strict=True)
         print(file=sys.stderr)
         shares = drafted.shares
         measured, over_ideal = median(speed_ups), median(closeness)
@@ -176,6 +176,8 @@ class _Loss:
             for _ in stream:
                 pass
         stats = stream.result.stats
+        if stats.rounds[0].read:  # nor is the first round of decoding alone
+            del calls[: 1 + next(index for index, call in enumerate(calls) if call.model == "target")]
         trials = [call.trial for call in calls if call.model == "target"]  # one a round
         again_s, bare_s = again(calls, self._bare)
         return stats, parts(stats.decode_s, calls, again_s), bare_s, trials

@@ -77,7 +77,7 @@ class Bare(Protocol):
 @contextmanager
 def watched(models: Mapping[str, Any], trial: Callable[[], bool]) -> Iterator[list[Call]]:
     """The forwards of these models (``OpenVINOPagedModel``) with logits, as they come, while the block runs. Prefill
-    is none of them."""
+    is none of them, but for an end of the prompt that is read with the first round."""
     calls: list[Call] = []
     with ExitStack() as stack:
         for name, model in models.items():

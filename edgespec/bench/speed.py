@@ -41,8 +41,9 @@ def bench_speed(
         for _ in range(pairs):
             plain = _run(pipeline, prompt, new_tokens, speculative=False)
             drafted = _run(pipeline, prompt, new_tokens, speculative=True)
-            pair_ratios.append(plain.stats.decode_s / drafted.stats.decode_s)
-            rates.append(plain.stats.committed / plain.stats.decode_s)
+            plain_s, drafted_s = (run.stats.decode_s / run.stats.decoded for run in (plain, drafted))
+            pair_ratios.append(plain_s / drafted_s)
+            rates.append(1 / plain_s)
         ratios[kind].append(median(pair_ratios))
         plain_rates[kind].append(median(rates))
         efficiency[kind].append(drafted.stats.block_efficiency or 1.0)

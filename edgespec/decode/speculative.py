@@ -15,10 +15,15 @@ from edgespec.backends.base import Model, Progress
 from edgespec.decode.constraint import Constraint, masked
 from edgespec.decode.draft_length import DraftLength
 from edgespec.decode.steering import steered
+from edgespec.decode.tree import behind
 from edgespec.decode.verify import verify
 from edgespec.drafters.base import Drafter
 from edgespec.stats import Stats
 from edgespec.types import Round, SamplingParams
+
+_NOT_PROMPT = 32
+"""rows of the first forward that are no part of the prompt: the others may read its end, which costs no forward of
+their own, and the first token comes that much earlier"""
 
 
 def speculative(
@@ -42,7 +47,8 @@ def speculative(
     clock = stats.clock
     began = clock()
     stats.prompt_tokens = len(context)
-    stats.reused_tokens = target.prefill(context[:-1], progress)
+    left = max(0, target.capabilities.max_width - _NOT_PROMPT)
+    stats.reused_tokens = target.prefill(context[:-1], progress, left)
     drafter.begin(context, params)
     target.width = draft_length.width
     room = min(budget, target.cache.capacity - len(context) + 1)
@@ -50,20 +56,22 @@ def speculative(
 
     while room > 0:
         t0 = clock()
-        most = min(room, target.capabilities.max_width) - 1
+        unread = context[target.cache.length : -1]  # the end of the prompt, in the first round
+        most = min(room, target.capabilities.max_width - len(unread)) - 1
         draft = steered(drafter, context, draft_length, most, stop, constraint)
         t1 = clock()
         assert draft.tree is None or target.capabilities.tree, "this target verifies chains only"
-        step = target.forward([context[-1], *draft.tokens], draft.tree)  # logits (1 + n, vocab)
+        rows = [*unread, context[-1], *draft.tokens]
+        step = target.forward(rows, behind(len(unread), draft.tree), 1 + len(draft))  # logits (1 + n, vocab)
         t2 = clock()
         verdict = verify(draft, masked(step.logits, draft, constraint), context, params).until(stop, room)
-        target.cache.keep(verdict.path)
+        target.cache.keep([*range(len(unread)), *(len(unread) + row for row in verdict.path)])
         context.extend(verdict.tokens)
         if constraint is not None:
             constraint.commit(verdict.tokens)
         drafter.commit(context, draft, verdict, step)
         room -= len(verdict.tokens)
-        stats.rounds.append(Round.of(drafter.name, draft, verdict, t0, t1, t2, clock()))
+        stats.rounds.append(Round.of(drafter.name, draft, verdict, len(unread), t0, t1, t2, clock()))
         draft_length.update(stats.rounds[-1])
         yield list(verdict.tokens)
         if verdict.tokens[-1] in stop:

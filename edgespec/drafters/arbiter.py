@@ -189,6 +189,8 @@ class Arbiter:
 
     def update(self, round_: Round) -> None:
         """As a draft length: the times of the round that was just committed."""
+        if round_.read:  # what it took is not of decoding alone
+            return
         width, context = 1 + round_.forced + round_.evaluated, self._length
         target_s = min(round_.target_s, 2 * self.target_s.expected(width, context))  # the first forward sets things up
         self.target_s.update(width, context, round_.target_s)

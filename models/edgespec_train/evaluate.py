@@ -127,7 +127,7 @@ def speed_up(
                     drafter=pipeline.drafter if drafted else NoDrafter(),
                     num_draft_tokens=k if drafted else 0,
                 )
-                seconds[drafted] = run.stats.decode_s / run.stats.committed
+                seconds[drafted] = run.stats.decode_s / run.stats.decoded
             ratios.setdefault(text.category, []).append(seconds[False] / seconds[True])
     return {category: median(values) for category, values in ratios.items()}
 
