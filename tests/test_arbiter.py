@@ -513,6 +513,22 @@ def test_home_follows_what_is_asked_for() -> None:
     assert cost.take(30) == 30, "wider than any measured: as it is"
 
 
+def test_between_two_texts_home_moves_for_nothing() -> None:
+    """Inside a text a hundredth does not pay for a move; the next text's first forward changes the width anyway."""
+    cost = ForwardCost(ForwardTimes((2, 3, 8), 0, 100, (1.0, 1.02, 1.2), (1.0, 1.02, 1.2), 0.5), home=3)
+    earned = {2: 0.0, 3: -0.02, 8: -0.2}  # nothing is drafted
+    for _ in range(200):
+        cost.prefer(earned.__getitem__)
+        assert cost.take(1) == 3
+    cost.begin()
+    assert cost.home == 2 and cost.take(1) == 2
+    earned[8] = 0.009  # too little to tell apart
+    for _ in range(20):
+        cost.prefer(earned.__getitem__)
+    cost.begin()
+    assert cost.home == 2
+
+
 def test_costs_are_measured_and_follow_the_machine() -> None:
     clock = VirtualClock()
     slow = [1.0]

@@ -26,6 +26,8 @@ _AWAY = 3
 hopeful one that calls for it"""
 _WINDOW, _AHEAD = 0.97, 30
 """rounds of late that say where home should be, and rounds ahead in which a move must pay"""
+_ALIKE = 0.01
+"""of a forward of the narrowest width: what a round at one width earns more than at another, and nobody can tell"""
 _DEAR = 0.05
 """of a forward of the narrowest width: above this, a change of width is worth avoiding"""
 _OUTLIER = 1.5
@@ -87,8 +89,12 @@ class ForwardCost:
         return ForwardCost(self._times, homes=self.homes)
 
     def begin(self) -> None:
-        """Another text: there were forwards that this does not know of."""
+        """Another text: there were forwards that this does not know of. Its first one changes the width anyway, so
+        home moves for nothing: to the narrowest of the widths that have been about as good as the best."""
         self._last, self._changed, self._wider = None, False, None
+        if self.home is not None and self.homes:
+            enough_s = max(self._gain_s.values()) - _ALIKE * self.steady(self.widths[0], 0)
+            self.home = next(width for width in self.widths if self._gain_s[width] >= enough_s)
 
     def take(self, n: int, context: int = 0) -> int:
         """The width to run a forward of n tokens at; it is run now. Unless somebody has said since the last one what
