@@ -1,7 +1,7 @@
 """Which engine is faster on this CPU: measured once for a model, and remembered.
 
 Each runs a short answer in turns, and its best time counts, since the others were disturbed. Other programs do not slow
-both alike: what was measured beside them holds for this load only, and is measured again when the machine is idle.
+both alike: what was measured beside them is measured again a day later, if the machine is idle then.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter, sleep
+from time import perf_counter, sleep, time
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from edgespec import cache
-from edgespec.types import Backend
+from edgespec.types import Backend, Numerics
 
 if TYPE_CHECKING:
     from edgespec.backends.padded import PaddedModel
@@ -27,17 +27,18 @@ _DRAFTED = 0.1
 """what a drafted token takes besides, in forwards of one row: a small draft model, or room for looking up"""
 _SAMPLE, _TURNS = 64, 5
 ROWS_NEEDED = 2 * _SAMPLE
-_BUSY = 0.15
-"""of all cores, taken by other programs: more than this disturbs"""
-_LOOK_S = 0.2
+_BUSY = 0.3
+"""cores taken by other programs: more than this disturbs"""
+_LOOK_S, _AGAIN_S = 0.2, 24 * 3600
+"""how long to look for them, and after how long to measure again what they disturbed"""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """seconds: of the answer, by engine; none where a model runs on one only. others: share of all cores that other
-    programs took meanwhile."""
+    """seconds: of the answer, by engine. others: cores that other programs took meanwhile."""
 
     model: str
+    numerics: Numerics
     seconds: dict[str, float]
     others: float = 0.0
 
@@ -51,7 +52,7 @@ class Comparison:
 
     def __str__(self) -> str:
         times = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in sorted(self.seconds.items()))
-        beside = f", beside other programs (they took {self.others:.0%} of the CPU)" if self.disturbed else ""
+        beside = f", beside other programs that took {self.others:.1f} cores" if self.disturbed else ""
         return f"{times} for a short answer{beside}"
 
 
@@ -64,30 +65,30 @@ def remembered(key: str) -> Comparison | None:
     """What was found earlier, unless other programs disturbed it and would not now."""
     with suppress(OSError, msgspec.DecodeError):
         found = msgspec.json.decode(place(key).read_bytes(), type=Comparison)
-        if not found.disturbed or busy(_LOOK_S):
+        if not found.disturbed or time() - place(key).stat().st_mtime < _AGAIN_S or busy(_LOOK_S):
             return found
     return None
 
 
-def last(model: str) -> Comparison | None:
-    """What was found last for a model of this name, on any versions."""
+def last(model: str, numerics: Numerics) -> Comparison | None:
+    """What was found last for a model of this name, with any versions of the engines."""
     found: list[tuple[float, Comparison]] = []
     for path in place("*").parent.glob(place("*").name):
         with suppress(OSError, msgspec.DecodeError):
             record = msgspec.json.decode(path.read_bytes(), type=Comparison)
             found.append((path.stat().st_mtime, record))
-    named = [pair for pair in found if pair[1].model == model]
+    named = [pair for pair in found if (pair[1].model, pair[1].numerics) == (model, numerics)]
     return max(named, key=lambda pair: pair[0])[1] if named else None
 
 
-def compare(model: str, loaded: Mapping[str, PaddedModel]) -> Comparison:
+def compare(model: str, numerics: Numerics, loaded: Mapping[str, PaddedModel]) -> Comparison:
     """loaded: the model on each engine, with room for the sample and a few tokens."""
     others = Others()
     found: dict[str, list[float]] = {name: [] for name in loaded}
     for _ in range(_TURNS):
         for name, one in loaded.items():
             found[name].append(answer_s(one))
-    return Comparison(model, {name: min(tries) for name, tries in found.items()}, others.share())
+    return Comparison(model, numerics, {name: min(tries) for name, tries in found.items()}, others.cores())
 
 
 def answer_s(model: PaddedModel, clock: Callable[[], float] = perf_counter) -> float:
@@ -113,28 +114,27 @@ def answer_s(model: PaddedModel, clock: Callable[[], float] = perf_counter) -> f
 
 
 class Others:
-    """The share of all cores that other programs take from now on."""
+    """The cores that other programs keep busy from now on; 0 where the system does not tell."""
 
     def __init__(self) -> None:
-        self._began = _cpu_s()
+        self._began, self._began_s = _others_s(), perf_counter()
 
-    def share(self) -> float:
-        total_s, idle_s, own_s = (now - then for now, then in zip(_cpu_s(), self._began, strict=True))
-        return max(0.0, (total_s - idle_s - own_s) / total_s) if total_s > 0 else 0.0
+    def cores(self) -> float:
+        return max(0.0, _others_s() - self._began) / max(perf_counter() - self._began_s, 1e-3)
 
 
 def busy(seconds: float) -> bool:
     """Whether other programs are at work now; looks for so long."""
     others = Others()
     sleep(seconds)
-    return others.share() > _BUSY
+    return others.cores() > _BUSY
 
 
-def _cpu_s() -> tuple[float, float, float]:
-    """Seconds of all cores since the system started, those spent idle, and those of this process."""
+def _others_s() -> float:
+    """Seconds of work of all cores since the system started, without this process's."""
     import psutil
 
-    times, own = psutil.cpu_times(), psutil.Process().cpu_times()
-    counted = {name: value for name, value in times._asdict().items() if name not in ("guest", "guest_nice")}
-    idle_s = counted["idle"] + counted.get("iowait", 0.0)
-    return sum(counted.values()), idle_s, own.user + own.system
+    with suppress(OSError, psutil.Error):
+        times, own = psutil.cpu_times(), psutil.Process().cpu_times()
+        return float(times.user + times.system + getattr(times, "nice", 0.0) - own.user - own.system)
+    return 0.0

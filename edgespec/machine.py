@@ -94,7 +94,12 @@ class Machine:
             loaded.cache.reset()
         if loaded.numerics == "exact":
             path = _notes("exact_widths-2", loaded)
-            loaded.set_exact_widths(_remembered(path, ExactWidths, lambda: find_exact_widths(loaded)))
+
+            def find() -> ExactWidths:
+                self._say(f"finding out at which widths {bundle.name} is exact on this machine, this once")
+                return find_exact_widths(loaded)
+
+            loaded.set_exact_widths(_remembered(path, ExactWidths, find))
         loaded.cache.capacity = capacity
         return loaded
 
@@ -232,12 +237,12 @@ class Machine:
             model.cache.capacity = faster_engine.ROWS_NEEDED
             return model
 
-        name = bundle.manifest.name
+        name, kind = bundle.manifest.name, numerics or "exact"
         try:
             models = {backend: load(backend) for backend in reversed(get_args(Backend))}
         except NoONNXForm:
-            return faster_engine.Comparison(name, {"openvino": 0.0})
-        found = faster_engine.compare(name, models)
+            return faster_engine.Comparison(name, kind, {"openvino": 0.0})
+        found = faster_engine.compare(name, kind, models)
         self._say(str(found))
         return found
 

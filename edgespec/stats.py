@@ -82,11 +82,6 @@ class Stats:
         """Tokens of the rounds that only decode."""
         return sum(r.committed for r in self.decoding)
 
-    @property
-    def host_share(self) -> float | None:
-        """Share of decode time outside the models' forwards; drafters without a model count as host."""
-        return sum(r.host_s for r in self.decoding) / self.decode_s if self.decoding else None
-
 
 def accepted_by_place(rounds: Sequence[Round]) -> list[float]:
     """For each place in the draft: of the rounds that drafted so far and accepted all before it, the share that

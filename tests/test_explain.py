@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from edgespec.explain import explain
 from edgespec.stats import Stats, accepted_by_place
 from edgespec.types import Round
@@ -31,9 +33,20 @@ def test_it_says_who_drafted_what_came_of_it_and_why_not() -> None:
     assert "1 round without a draft: nothing to copy (1)." in text
     assert "It expected 8 drafted tokens to be accepted, and 8 were." in text
     assert "the target 77%, drafting 15%, the rest 8%" in text
+    assert "The prompt was read in 0.50 s (7 tokens)." in text
     slow = "\n".join(explain(Stats(rounds=ROUNDS), plain_s=0.0025))
     assert "2.00 times slower" in slow
     assert explain(Stats(), None) == ["Nothing was decoded."]
+
+
+def test_a_first_round_that_reads_the_prompt_is_no_time_of_decoding() -> None:
+    reads = replace(ROUNDS[0], target_s=0.3, read=6)
+    text = "\n".join(explain(Stats(prompt_tokens=7, prefill_s=0.5, rounds=[reads, *ROUNDS[1:]]), plain_s=0.010))
+    assert "13 tokens in 5 forwards of the target: 2.60 tokens each, 5.8 ms a token" in text  # 4 x 13 ms, 9 tokens
+    assert "10.0 ms to verify" in text and "the target 77%" in text
+    assert "The prompt was read in 0.80 s (7 tokens)." in text
+    short = "\n".join(explain(Stats(prompt_tokens=7, rounds=[reads]), plain_s=0.010))
+    assert "4 tokens in 1 forward of the target: 4.00 tokens each." in short and "Time:" not in short
 
 
 def test_a_place_that_was_not_reached_does_not_count() -> None:

@@ -199,6 +199,26 @@ def test_an_end_too_long_for_one_forward_with_a_draft_is_read_before() -> None:
     assert target.widths == [40, 9] + [1] * 9 and stats.rounds[0].read == 0
 
 
+def test_the_progress_of_a_prefill_comes_to_its_end() -> None:
+    seen: list[tuple[int, int]] = []
+    target = FakeModel(TABLE, VOCAB, leaves=8)
+    for _ in speculative(
+        target, NoDrafter(), list(PROMPT), SamplingParams(), draft_length=Fixed(0), stop=(), budget=3,
+        stats=Stats(clock=target.clock), progress=lambda done, total: seen.append((done, total)),
+    ):  # fmt: skip
+        pass
+    assert seen == [(4, 4)]
+
+
+def test_by_rejection_a_fixed_length_does_not_depend_on_what_is_in_the_cache() -> None:
+    """A long one has its room in the first forward, too."""
+    drafter, params = DRAFTERS["equal"](), REJECTION["sampled"]
+    target = FakeModel(TABLE, VOCAB, leaves=64)
+    first, stats, _ = run(drafter, params, Fixed(62), target=target, budget=150)
+    again, _, _ = run(drafter, params, Fixed(62), target=target, budget=150)
+    assert first == again and stats.rounds[0].proposed == 62
+
+
 def test_a_perfect_draft_is_always_accepted_greedy_and_sampled() -> None:
     for mode in ("greedy", "sampled", "truncated", "sampled-penalty"):
         _, stats, target = run(DRAFTERS["equal"](), MODES[mode], Fixed(4))

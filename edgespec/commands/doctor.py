@@ -96,12 +96,12 @@ def _engine(model: str) -> str:
         return f"{asked}, as EDGESPEC_BACKEND says"
     if _version("onnxruntime") is None:
         return "OpenVINO"
-    if (found := faster_engine.last(model)) is None:
+    if (found := faster_engine.last(model, "exact")) is None:
         return "OpenVINO or ONNX Runtime, whichever is faster on this CPU: measured when the model is first loaded"
     if len(found.seconds) == 1:
         return "openvino: this model has no ONNX form"
-    again = "; measured again when the machine is idle" if found.disturbed else ""
-    return f"{found.faster}: {found}{again}"
+    again = "; measured again after a day, if the machine is idle then" if found.disturbed else ""
+    return f"{found.faster}, as last measured: {found}{again}"
 
 
 def _print(report: dict[str, Any]) -> None:

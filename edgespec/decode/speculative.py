@@ -22,8 +22,8 @@ from edgespec.stats import Stats
 from edgespec.types import Round, SamplingParams
 
 _NOT_PROMPT = 32
-"""rows of the first forward that are no part of the prompt: the others may read its end, which costs no forward of
-their own, and the first token comes that much earlier"""
+"""rows of the first forward, at least, that are no part of the prompt: the others may read its end, which costs no
+forward of their own, and the first token comes that much earlier"""
 
 
 def speculative(
@@ -47,7 +47,8 @@ def speculative(
     clock = stats.clock
     began = clock()
     stats.prompt_tokens = len(context)
-    left = max(0, target.capabilities.max_width - _NOT_PROMPT)
+    widest = target.capabilities.max_width
+    left = max(0, widest - max(_NOT_PROMPT, 1 + draft_length.next(widest - 1)))
     stats.reused_tokens = target.prefill(context[:-1], progress, left)
     drafter.begin(context, params)
     target.width = draft_length.width
@@ -57,13 +58,15 @@ def speculative(
     while room > 0:
         t0 = clock()
         unread = context[target.cache.length : -1]  # the end of the prompt, in the first round
-        most = min(room, target.capabilities.max_width - len(unread)) - 1
+        most = min(room, widest - len(unread)) - 1
         draft = steered(drafter, context, draft_length, most, stop, constraint)
         t1 = clock()
         assert draft.tree is None or target.capabilities.tree, "this target verifies chains only"
         rows = [*unread, context[-1], *draft.tokens]
         step = target.forward(rows, behind(len(unread), draft.tree), 1 + len(draft))  # logits (1 + n, vocab)
         t2 = clock()
+        if unread and progress is not None:
+            progress(len(context) - 1, len(context) - 1)
         verdict = verify(draft, masked(step.logits, draft, constraint), context, params).until(stop, room)
         target.cache.keep([*range(len(unread)), *(len(unread) + row for row in verdict.path)])
         context.extend(verdict.tokens)

@@ -122,7 +122,7 @@ class Arbiter:
         if self._length:
             self._usual += _FOLLOW * (self._written - self._usual)
         self._length = self._prompt = len(context)
-        self._written, self._copying = 0, False
+        self._written, self._copying, self._most = 0, False, None
         for pace in self._paces.values():
             pace.remember(_REMEMBERED * self.plain_s)
         if self.model is not None:
@@ -167,7 +167,8 @@ class Arbiter:
             return best
         if gain_s > 0 and not pays:
             return best if len(best) else replace(best, reason="too much to read first")
-        if not pays and not self._trials.probe(-gain_s, self._catch_up_s(), self.plain_s):
+        first = self._length == self._prompt  # no trial delays the first token
+        if not pays and (first or not self._trials.probe(-gain_s, self._catch_up_s(), self.plain_s)):
             return best
         draft = self._drafted(context, k, allowed)
         look = self.probing and len(draft) > 0 and not self.target_s.dear  # what it takes to verify is in doubt, too
