@@ -8,6 +8,8 @@ from statistics import mean
 from edgespec.stats import Stats, accepted_by_place
 from edgespec.types import Round
 
+_FEW = 32
+
 
 def explain(stats: Stats, plain_s: float | None) -> list[str]:
     """Lines of text. plain_s: what a token is expected to take without drafting, if that is known."""
@@ -28,7 +30,8 @@ def _lines(stats: Stats, plain_s: float | None) -> Iterator[str]:
     if plain_s is not None and each_s is not None:
         ratio = plain_s / each_s
         verdict = f"{ratio:.2f} times as fast" if ratio >= 1 else f"{1 / ratio:.2f} times slower"
-        yield f"Without drafting a token is expected to take {_ms(plain_s)}: this was {verdict}."
+        little = " (so few tokens say little)" if stats.decoded < _FEW else ""
+        yield f"Without drafting a token is expected to take {_ms(plain_s)}: this was {verdict}{little}."
     for name, rounds in sorted(stats.by_drafter.items(), key=lambda item: -len(item[1])):
         yield _drafter(name, rounds, len(stats.rounds))
     if stats.reasons:
@@ -49,7 +52,8 @@ def _lines(stats: Stats, plain_s: float | None) -> Iterator[str]:
         yield f"Time: {shares}."
     first = stats.rounds[0]
     prompt_s = stats.prefill_s + (first.target_s if first.read else 0.0)
-    yield f"The prompt was read in {prompt_s:.2f} s ({_prompt(stats)})."
+    apart = ", part of it with the first round, which the times above leave out" if first.read else ""
+    yield f"The prompt was read in {prompt_s:.2f} s ({_prompt(stats)}){apart}."
 
 
 def _drafter(name: str, rounds: Sequence[Round], of: int) -> str:

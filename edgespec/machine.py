@@ -96,7 +96,7 @@ class Machine:
             path = _notes("exact_widths-2", loaded)
 
             def find() -> ExactWidths:
-                self._say(f"finding out at which widths {bundle.name} is exact on this machine, this once")
+                self._say(f"finding out at which widths {bundle.name} is exact with {backend}, this once")
                 return find_exact_widths(loaded)
 
             loaded.set_exact_widths(_remembered(path, ExactWidths, find))

@@ -68,14 +68,15 @@ def test_bench_verify_compares_both_rules_at_each_temperature(
         verify.bench_verify(SimpleNamespace(drafter=NoDrafter()))  # type: ignore[arg-type]
 
 
-def test_no_turn_of_a_measurement_remembers_another() -> None:
+def test_no_turn_of_a_measurement_remembers_another_or_reads_the_prompt() -> None:
     calls: list[str] = []
     pipeline = SimpleNamespace(
         drafter=SimpleNamespace(reset=lambda: calls.append("reset")),
-        tokenizer=SimpleNamespace(encode=lambda text, raw: [1]),
+        tokenizer=SimpleNamespace(encode=lambda text, raw: [1, 2, 3]),
         template=None,
+        target=SimpleNamespace(prefill=lambda ids: calls.append(f"read {ids}")),
         generate=lambda *args, **options: calls.append("generate"),
     )
     for speculative in (True, False, True):
         speed._run(pipeline, Prompt("code", "x", raw=True), 4, speculative=speculative)  # type: ignore[arg-type]
-    assert calls == ["reset", "generate"] * 3
+    assert calls == ["reset", "read [1, 2]", "generate"] * 3

@@ -44,7 +44,8 @@ def test_a_first_round_that_reads_the_prompt_is_no_time_of_decoding() -> None:
     text = "\n".join(explain(Stats(prompt_tokens=7, prefill_s=0.5, rounds=[reads, *ROUNDS[1:]]), plain_s=0.010))
     assert "13 tokens in 5 forwards of the target: 2.60 tokens each, 5.8 ms a token" in text  # 4 x 13 ms, 9 tokens
     assert "10.0 ms to verify" in text and "the target 77%" in text
-    assert "The prompt was read in 0.80 s (7 tokens)." in text
+    assert "(so few tokens say little)" in text
+    assert "The prompt was read in 0.80 s (7 tokens), part of it with the first round, which" in text
     short = "\n".join(explain(Stats(prompt_tokens=7, rounds=[reads]), plain_s=0.010))
     assert "4 tokens in 1 forward of the target: 4.00 tokens each." in short and "Time:" not in short
 

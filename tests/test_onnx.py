@@ -270,12 +270,20 @@ def test_what_was_found_beside_other_programs_is_found_again_when_they_are_gone(
     assert loaded(tiny_fast_ir).target.capabilities.backend == "openvino"
 
 
+@pytest.mark.parametrize(("onnxruntime_s", "chosen"), [(1.0, "openvino"), (0.96, "openvino"), (0.94, "onnxruntime")])
+def test_a_near_tie_is_openvinos(
+    engines: dict[str, float], tiny_fast_ir: Path, onnxruntime_s: float, chosen: str
+) -> None:
+    engines |= {"openvino": 1.0, "onnxruntime": onnxruntime_s}
+    assert loaded(tiny_fast_ir).target.capabilities.backend == chosen
+
+
 def test_doctor_says_which_was_chosen_and_why(engines: dict[str, float], tiny_fast_ir: Path) -> None:
     folder = str(tiny_fast_ir.parent)
     assert "whichever is faster" in CliRunner().invoke(cli, ["doctor", "-m", folder, "--json"]).stdout
     loaded(tiny_fast_ir)
     plan = json.loads(CliRunner().invoke(cli, ["doctor", "-m", folder, "--json"]).stdout)["model"]
-    assert plan["engine"] == "onnxruntime, as last measured: onnxruntime 1.0 s, openvino 2.0 s for a short answer"
+    assert plan["engine"].startswith("onnxruntime, as last measured: onnxruntime 1.0 s, openvino 2.0 s expected for")
 
 
 def test_a_drafted_token_is_not_free() -> None:

@@ -14,7 +14,9 @@ import click
 RUNTIME = ("edgespec", "openvino", "openvino-genai", "tokenizers", "numpy", "huggingface_hub")
 OPTIONAL = {
     "onnxruntime": ("onnx", "a second engine for CPUs without VNNI"),
-    **dict.fromkeys(("torch", "optimum-intel", "nncf", "transformers"), ("export", "only needed for edgespec export")),
+    **dict.fromkeys(
+        ("torch", "optimum-intel", "nncf", "transformers"), ("export", "only needed for edgespec export and train")
+    ),
 }
 """package: the extra that brings it, and what for"""
 
