@@ -23,7 +23,7 @@ from edgespec.backends.onnx_weights import Compressed, nibbles, number, origin, 
 from edgespec.errors import ConversionError, mapped
 
 VERSION = 7
-"""raise it when the same IR should give another graph"""
+"""raise it when the same IR should give another graph, or one that was refused should be judged again"""
 MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "model.onnx.data"
 _ALIBI, _SINKS = 11, 20  # inputs of PagedAttentionExtension
