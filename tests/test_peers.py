@@ -114,6 +114,15 @@ def test_the_race_goes_on_without_those_who_fail() -> None:
     assert race.decode_speed(Run([1, 2, 3], 0.25, 0.5)) == 8.0
 
 
+def test_the_engine_that_is_chosen_anyway_does_not_run_twice() -> None:
+    chosen = Contender(YARDSTICK, "ours", "auto", "edgespec", (), "")
+    for name, settings in {"e1 auto": "exact, e1", "e2 auto": "exact, e2", "e1 plain": "exact, e1"}.items():
+        asked = Contender(f"edgespec {name}", "ours", name, "edgespec", (), "")
+        measured = {YARDSTICK: Measured(settings="exact, e1"), asked.name: Measured(settings=settings)}
+        twin = race.twin(asked, [chosen, asked], Race(measured))
+        assert twin == (YARDSTICK if name == "e1 auto" else None), name
+
+
 def test_every_turn_is_next_to_the_yardstick() -> None:
     for count in range(8):
         for turn in range(count + 2):

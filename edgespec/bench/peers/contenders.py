@@ -29,8 +29,6 @@ YARDSTICK, OWN_PLAIN = "edgespec auto", "edgespec plain"
 _TABLE: tuple[tuple[str, str, str, str, tuple[str, ...]], ...] = (
     (OWN_PLAIN, "ours", "plain", "edgespec", ()),
     (YARDSTICK, "ours", "auto", "edgespec", ()),
-    ("edgespec fast plain", "ours", "fast plain", "edgespec", ()),
-    ("edgespec fast auto", "ours", "fast auto", "edgespec", ()),
     ("edgespec openvino plain", "ours", "openvino plain", "edgespec", ()),
     ("edgespec openvino auto", "ours", "openvino auto", "edgespec", ()),
     ("edgespec onnxruntime plain", "ours", "onnxruntime plain", "edgespec onnxruntime onnx", ()),

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from time import perf_counter
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 from edgespec.bench.peers.base import Forms, Run, package_versions
-from edgespec.types import Backend, Numerics
+from edgespec.types import Backend
 
 
 class Peer:
-    """Modes: "plain", "auto", each also with "fast " in front of it for ``numerics="fast"``, or with an engine."""
+    """Modes: "plain", "auto", each also with an engine in front of it."""
 
     settings = ""
 
@@ -21,12 +21,12 @@ class Peer:
         from edgespec import assembly
 
         _set_threads(threads)
-        how, _, drafts = mode.rpartition(" ")
-        numerics: Numerics = "fast" if how == "fast" else "exact"
-        backend = cast("Backend", how) if how in get_args(Backend) else None
+        engine, _, drafts = mode.rpartition(" ")
+        backend = cast("Backend", engine) if engine else None
         draft = forms.draft if drafts == "auto" else "none"
-        self._pipeline = assembly.load(forms.ref, draft=draft, backend=backend, numerics=numerics)
-        self.settings = f"numerics {numerics}, engine {self._pipeline.target.capabilities.backend}"
+        self._pipeline = assembly.load(forms.ref, draft=draft, backend=backend)
+        can = self._pipeline.target.capabilities
+        self.settings = f"numerics {can.numerics}, engine {can.backend}"
 
     def generate(self, prompt: Sequence[int], new_tokens: int) -> Run:
         pipeline = self._pipeline

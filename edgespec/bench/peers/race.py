@@ -176,10 +176,25 @@ def _loaded(contenders: Sequence[Contender], forms: Forms, task: Task, race: Rac
             if loaded:
                 measured = race.measured[contender.name]
                 measured.versions, measured.settings = loaded["versions"], loaded["settings"]
+                if same := twin(contender, contenders, race):
+                    measured.failed = f"the same as {same} here"
+                    stadium.running.pop(contender.name).close()
+                    continue
                 stadium.answer(contender.name, task.prompts[0][1], WARM_UP_TOKENS)
         yield stadium
     finally:
         stadium.close()
+
+
+def twin(contender: Contender, contenders: Sequence[Contender], race: Race) -> str | None:
+    """One that was loaded before and turned out to be the same: the engine asked for is the one chosen anyway."""
+    settings = race.measured[contender.name].settings
+    for other in contenders[: contenders.index(contender)]:
+        drafts = [one.mode.rpartition(" ")[2] for one in (contender, other)]
+        same = other.module == contender.module == "ours" and drafts[0] == drafts[1]
+        if same and race.measured[other.name].settings == settings:
+            return other.name
+    return None
 
 
 def _decode(stadium: Stadium, task: Task, race: Race) -> None:
