@@ -21,7 +21,7 @@ from edgespec.types import Backend, Numerics
 if TYPE_CHECKING:
     from edgespec.backends.padded import PaddedModel
 
-_PROMPT, _ANSWER, _ACCEPTED = 256, 256, 0.45
+_PROMPT, _ANSWER, _ACCEPTED = 128, 256, 0.45
 """tokens of the answer that engines are compared by, and the share of drafted tokens that it takes for accepted"""
 _DRAFTED = 0.1
 """what a drafted token takes besides, in forwards of one row: a small draft model, or room for looking up"""
@@ -61,8 +61,8 @@ class Comparison:
 
 
 def place(key: str) -> Path:
-    """Where what was found for such an answer is kept. key: of weights, engines and numerics."""
-    return cache.cache_dir() / "measured" / f"engines-{_PROMPT}-{_ANSWER}-{key}.json"
+    """Where what was found is kept. key: of weights, engines and numerics."""
+    return cache.cache_dir() / "measured" / f"engines-{key}.json"
 
 
 def remembered(key: str) -> Comparison | None:

@@ -298,6 +298,8 @@ def test_a_drafted_token_is_not_free() -> None:
     assert flat == pytest.approx(256 * 1.2 / (1 + 0.45 + 0.45**2), rel=1e-6)
     steep = took(lambda width: float(width) if width < 64 else 0.0)
     assert steep == pytest.approx(256), "no drafts"
+    read = took(lambda width: 1.0 if width < 64 else 2.0)
+    assert read - flat == pytest.approx(2.0 * 128 / 64), "half as much prompt as answer"
 
 
 def test_other_programs_are_noticed() -> None:

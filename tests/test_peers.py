@@ -115,12 +115,40 @@ def test_the_race_goes_on_without_those_who_fail() -> None:
 
 
 def test_the_engine_that_is_chosen_anyway_does_not_run_twice() -> None:
+    """The fake adapter says the same settings whatever it is asked for: so each second one is the first one again."""
+    names = {OWN_PLAIN: "plain", YARDSTICK: "auto", "edgespec e plain": "plain", "edgespec e auto": "auto"}
+    contenders = [Contender(name, "ours", mode, "edgespec", (), "") for name, mode in names.items()]
+    task = Task([("chat", [5])], list(range(9000)), [[[1], [1, 2]]], 4, 1, 2)
+    run = race.run(contenders, Forms("default"), task, start=lambda c: Process("tests.peers_fake"))
+    assert [m.same_as for m in run.measured.values()] == [None, None, OWN_PLAIN, YARDSTICK]
+    assert {record.name for record in run.records} == {OWN_PLAIN, YARDSTICK}
+    again = run.measured["edgespec e auto"]
+    assert again.load_cold_s is None and not again.ttft_s and again.failed is None
+    assert [row[0] for row in report.cost_rows(run)] == [OWN_PLAIN, YARDSTICK]
+    assert dict(report.absent(run))["edgespec e auto"] == f"{YARDSTICK} is the same here"
+
+
+def test_who_is_the_same_must_be_running_of_ours_and_draft_alike() -> None:
+    def twin(mode: str, *running: Contender, module: str = "ours", settings: str = "exact, e") -> str | None:
+        asked = Contender("edgespec e auto", module, mode, "edgespec", (), "")
+        measured = {YARDSTICK: Measured(settings="exact, e"), asked.name: Measured(settings=settings)}
+        return race.twin(asked, [*running, asked], Race(measured))
+
     chosen = Contender(YARDSTICK, "ours", "auto", "edgespec", (), "")
-    for name, settings in {"e1 auto": "exact, e1", "e2 auto": "exact, e2", "e1 plain": "exact, e1"}.items():
-        asked = Contender(f"edgespec {name}", "ours", name, "edgespec", (), "")
-        measured = {YARDSTICK: Measured(settings="exact, e1"), asked.name: Measured(settings=settings)}
-        twin = race.twin(asked, [chosen, asked], Race(measured))
-        assert twin == (YARDSTICK if name == "e1 auto" else None), name
+    assert twin("e auto", chosen) == YARDSTICK
+    assert twin("e auto") is None
+    assert twin("e plain", chosen) is None
+    assert twin("e auto", chosen, settings="exact, another") is None
+    assert twin("e auto", chosen, module="genai") is None
+
+
+def test_drafted_texts_are_held_against_the_plain_run_that_stands_for_their_own() -> None:
+    records = [_record(OWN_PLAIN, 0, 5, 10, [1, 2]), _record("edgespec openvino auto", 0, 9, 10, [1, 2])]
+    measured = {OWN_PLAIN: Measured(), "edgespec openvino plain": Measured(), "edgespec openvino auto": Measured()}
+    drafted = lines(Race(measured, records))[-1]
+    assert drafted.name == "edgespec openvino auto" and drafted.same is None
+    measured["edgespec openvino plain"].same_as = OWN_PLAIN
+    assert lines(Race(measured, records))[-1].same == 1
 
 
 def test_every_turn_is_next_to_the_yardstick() -> None:

@@ -142,7 +142,7 @@ def verify(pairs: int, new_tokens: int, **options: Any) -> None:
 @click.option("--prompts", type=click.Path(path_type=Path), metavar="FILE", help="Lines of JSON (kind, text).")
 @click.option("--per-category", type=click.IntRange(1), default=2, show_default=True, help="Prompts of each category.")
 @click.option("--pairs", type=click.IntRange(1), default=1, show_default=True, help="Answers to each prompt.")
-@click.option("--new-tokens", type=click.IntRange(2), default=128, show_default=True)
+@click.option("--new-tokens", type=click.IntRange(2), default=96, show_default=True)
 @click.option("--threads", type=click.IntRange(1), metavar="N", help="Of each contender. Physical cores unless told.")
 @click.option("--report", type=click.Path(path_type=Path), metavar="FILE", help="Write a Markdown page, with pictures.")
 def peers(model: str, report: Path | None, prompts: Path | None, per_category: int, **options: Any) -> None:

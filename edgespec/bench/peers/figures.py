@@ -40,12 +40,15 @@ def lines(race: Race) -> list[Line]:
         for name in race.measured:
             ours = [r for r in race.records if r.name == name and category in (r.category, ALL)]
             if ours:
-                found.append(_line(name, category, ours, race.records))
+                found.append(_line(name, category, ours, race))
     return found
 
 
-def _line(name: str, category: str, ours: Sequence[Record], everybody: Sequence[Record]) -> Line:
+def _line(name: str, category: str, ours: Sequence[Record], race: Race) -> Line:
+    everybody = race.records
     plain = {c.name: c.plain for c in CONTENDERS}.get(name, name)
+    if plain in race.measured:
+        plain = race.measured[plain].same_as or plain
     beside = _by_prompt(ours)
     base = _by_prompt([r for r in everybody if r.name == OWN_PLAIN])
     against = [ratio / base[prompt] for prompt, ratio in beside.items() if prompt in base]

@@ -23,6 +23,7 @@ from edgespec.bench.peers.process import ContenderFailed, Process, missing, star
 SETTLE_S = 0.1
 """between turns: the threads of some engines go on spinning for a while after their last token"""
 TTFT_TOKENS = (64, 512, 2000)
+TTFT_REPEATS = 2
 WARM_UP_TOKENS = 24
 MEMORY_PROMPT, MEMORY_TOKENS = 2000, 16
 Start = Callable[[Contender], Process]
@@ -44,9 +45,11 @@ class Task:
 
 @dataclass
 class Measured:
-    """What is known of one contender. failed: one line of why there is no more of it."""
+    """What is known of one contender. failed: one line of why there is no more of it. same_as: the contender that it
+    turned out to be, so that it was not measured again."""
 
     failed: str | None = None
+    same_as: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
     settings: str = ""
     precision: str = ""
@@ -150,6 +153,7 @@ def run(contenders: Sequence[Contender], forms: Forms, task: Task, *, start: Sta
         _decode(stadium, task, race)
         _first_tokens(stadium, task)
         _chat(stadium, task)
+    present = [one for one in present if not race.measured[one.name].same_as]
     for number, contender in enumerate(present):
         if race.measured[contender.name].failed is None:
             _tell(f"load times: {number + 1} of {len(present)}")
@@ -176,8 +180,8 @@ def _loaded(contenders: Sequence[Contender], forms: Forms, task: Task, race: Rac
             if loaded:
                 measured = race.measured[contender.name]
                 measured.versions, measured.settings = loaded["versions"], loaded["settings"]
-                if same := twin(contender, contenders, race):
-                    measured.failed = f"the same as {same} here"
+                measured.same_as = twin(contender, [one for one in contenders if one.name in stadium.running], race)
+                if measured.same_as:
                     stadium.running.pop(contender.name).close()
                     continue
                 stadium.answer(contender.name, task.prompts[0][1], WARM_UP_TOKENS)
@@ -186,13 +190,13 @@ def _loaded(contenders: Sequence[Contender], forms: Forms, task: Task, race: Rac
         stadium.close()
 
 
-def twin(contender: Contender, contenders: Sequence[Contender], race: Race) -> str | None:
-    """One that was loaded before and turned out to be the same: the engine asked for is the one chosen anyway."""
-    settings = race.measured[contender.name].settings
-    for other in contenders[: contenders.index(contender)]:
-        drafts = [one.mode.rpartition(" ")[2] for one in (contender, other)]
-        same = other.module == contender.module == "ours" and drafts[0] == drafts[1]
-        if same and race.measured[other.name].settings == settings:
+def twin(contender: Contender, running: Sequence[Contender], race: Race) -> str | None:
+    """One that runs already and is the same: the engine that was asked for is the one that was chosen anyway."""
+    for other in running:
+        drafts = {one.mode.rpartition(" ")[2] for one in (contender, other)}
+        settings = {race.measured[one.name].settings for one in (contender, other)}
+        ours = contender.module == other.module == "ours"
+        if other.name != contender.name and ours and len(drafts) == len(settings) == 1:
             return other.name
     return None
 
@@ -216,10 +220,12 @@ def _decode(stadium: Stadium, task: Task, race: Race) -> None:
             return  # nothing to hold the others against: its reason is in the report
 
 
-def _first_tokens(stadium: Stadium, task: Task, repeats: int = 2) -> None:
-    """Each prompt is another part of the text, so nothing can be reused."""
+def _first_tokens(stadium: Stadium, task: Task) -> None:
+    """Each prompt is another part of the text, so nothing can be reused. The last repeat of a prompt as long as that
+    which memory is measured with comes there."""
     offset = 0
     for length in TTFT_TOKENS:
+        repeats = TTFT_REPEATS - (length == MEMORY_PROMPT)
         for repeat in range(repeats):
             ids = list(task.filler[offset : offset + length])
             offset += length
@@ -265,7 +271,8 @@ def _record(name: str, prompt: int, category: str, pair: int, answer: Run, yards
 
 
 def _load_times(contender: Contender, forms: Forms, task: Task, measured: Measured, start: Start) -> None:
-    """A first process with an empty cache for compiled models, and a second one; the second shows its peak memory."""
+    """A first process with an empty cache for compiled models, and a second one; the second shows its peak memory, and
+    once more the first token of a long prompt."""
     name = contender.name
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
         stadium = Stadium({name: measured})
@@ -277,7 +284,9 @@ def _load_times(contender: Contender, forms: Forms, task: Task, measured: Measur
                 loaded = stadium.load(name, forms, contender.mode, task.threads, Path(cache))
                 seconds.append(float(loaded["load_s"]) if loaded else None)
             measured.load_cold_s, measured.load_warm_s = seconds
-            if stadium.answer(name, task.filler[:MEMORY_PROMPT], MEMORY_TOKENS):
+            stadium.answer(name, task.prompts[0][1], WARM_UP_TOKENS)
+            if answer := stadium.answer(name, task.filler[:MEMORY_PROMPT], MEMORY_TOKENS):
+                measured.ttft_s.setdefault(str(MEMORY_PROMPT), []).append(answer.ttft_s)
                 peak = stadium.peak_bytes(name)
                 measured.peak_mb = peak and peak / 1e6
         finally:

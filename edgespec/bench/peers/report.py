@@ -76,7 +76,7 @@ def cost_rows(race: Race) -> list[tuple[str, ...]]:
             m.precision,
         )
         for name, m in race.measured.items()
-        if m.versions
+        if m.versions and not m.same_as
     ]
 
 
@@ -93,7 +93,11 @@ def category_rows(found: Sequence[Line]) -> tuple[tuple[str, ...], list[tuple[st
 
 def absent(race: Race) -> list[tuple[str, str]]:
     """Who did not run, or not to the end, and why."""
-    return [(name, measured.failed) for name, measured in race.measured.items() if measured.failed]
+    found = []
+    for name, measured in race.measured.items():
+        if why := f"{measured.same_as} is the same here" if measured.same_as else measured.failed:
+            found.append((name, why))
+    return found
 
 
 def markdown(race: Race, facts: Facts, plots: Sequence[str]) -> str:
@@ -128,7 +132,7 @@ def markdown(race: Race, facts: Facts, plots: Sequence[str]) -> str:
         "## Who ran, and how",
         _table(
             ("contender", "versions", "settings"),
-            [(name, _versions(m), m.settings) for name, m in race.measured.items() if m.versions],
+            [(name, _versions(m), m.settings) for name, m in race.measured.items() if m.versions and not m.same_as],
         ),
         *_absent(race),
         *_goals(race, found),
@@ -141,7 +145,8 @@ _METHOD = """## Method
 
 Each contender is a process of its own and sleeps while another works. All are loaded and warmed up first. For each
 prompt they answer in turns; edgespec auto has every third turn, and every run is held against the one of edgespec auto
-next to it; the order moves on with every prompt. Token ids go in, so tokenizers play no part.
+next to it; the order moves on with every prompt. Token ids go in, so tokenizers play no part. The engine that edgespec
+chooses by itself is not run a second time under its name.
 
 The weights of the IR are the same numbers for edgespec, openvino-genai and optimum-intel. llama.cpp runs the GGUF file
 they were made from, onnxruntime-genai weights made from that file by its own builder. The draft is the same everywhere.
