@@ -151,6 +151,14 @@ def test_drafted_texts_are_held_against_the_plain_run_that_stands_for_their_own(
     assert lines(Race(measured, records))[-1].same == 1
 
 
+def test_who_is_not_installed_is_said_before_the_race() -> None:
+    there, stranger = _contender("there", "well"), _contender("stranger", "well", package="no-such-package")
+    assert len(bench.roll_call([there])) == 1
+    first, second = bench.roll_call([there, stranger, stranger])
+    assert first.startswith("1 contenders")
+    assert second.startswith("2 more cannot run: no-such-package is not installed; pip install")
+
+
 def test_every_turn_is_next_to_the_yardstick() -> None:
     for count in range(8):
         for turn in range(count + 2):

@@ -40,7 +40,7 @@ def read(path: Path | None = None, per_category: int | None = None) -> list[Prom
             for line in lines
         ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        reason = f"{type(error).__name__}: {error}"
+        reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
         raise SettingError(
             f"cannot read prompts from {path}", got=reason, allowed='lines of {"kind", "text"}'
         ) from error

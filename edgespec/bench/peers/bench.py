@@ -13,9 +13,10 @@ from pydoc_data import topics
 from edgespec import hub
 from edgespec.bench import report as tables
 from edgespec.bench.peers import plots, report
-from edgespec.bench.peers.contenders import choose
+from edgespec.bench.peers.contenders import Contender, choose
 from edgespec.bench.peers.figures import lines, seconds
 from edgespec.bench.peers.forms import prepare
+from edgespec.bench.peers.process import missing
 from edgespec.bench.peers.race import MEMORY_PROMPT, MEMORY_TOKENS, TTFT_TOKENS, Measured, Race, Task, run
 from edgespec.bench.prompts import Prompt
 from edgespec.bundle import Bundle
@@ -49,7 +50,8 @@ def bench_peers(
     if page is not None:
         _check(page)
     threads = threads or _physical_cores()
-    _tell(f"{len(contenders)} contenders: a quarter of an hour or more for all of them, longer the first time")
+    for line in roll_call(contenders):
+        _tell(line)
     task = make_task(hub.resolve(ref), prompts, new_tokens=new_tokens, pairs=pairs, threads=threads)
     rows = max(
         max(TTFT_TOKENS) + 2,
@@ -93,6 +95,17 @@ def write(race: Race, facts: report.Facts, page: Path) -> None:
         temporary = page.with_name(f".{page.name}.tmp")
         temporary.write_text(text, encoding="utf-8", newline="\n")
         temporary.replace(page)
+
+
+def roll_call(contenders: Sequence[Contender]) -> list[str]:
+    """How many can run, and what the others lack."""
+    lacking = [why for why in map(missing, contenders) if why]
+    here = len(contenders) - len(lacking)
+    said = [f"{here} contenders: a quarter of an hour or more if none is missing, longer the first time"]
+    if lacking:
+        whys = ", ".join(dict.fromkeys(lacking))
+        said.append(f"{len(lacking)} more cannot run: {whys}; pip install 'edgespec[bench]' ('.[bench]' in a clone)")
+    return said
 
 
 def show(race: Race, facts: report.Facts) -> None:
