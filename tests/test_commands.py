@@ -141,6 +141,10 @@ def test_a_prompt_comes_from_standard_input_too(here: Callable[..., Ended], tiny
         (["run", QUESTION, "--model", "smollm2-134m"], "smollm2-135m"),
         (["run", QUESTION, "--draft", "./missing"], "no such draft"),
         (["run", QUESTION, "-k", "-1"], "number of draft tokens; got -1"),
+        (
+            ["bench", "peers", "--prompts", "./missing"],
+            "cannot read prompts from missing; got No such file or directory;",
+        ),
         (["run", QUESTION, "-k", "3", "--draft", "none"], "there is nothing to draft"),
         (
             ["run", QUESTION, "--draft", "ngram", "--draft-device", "CPU"],

@@ -192,13 +192,12 @@ def _loaded(contenders: Sequence[Contender], forms: Forms, task: Task, race: Rac
 
 def twin(contender: Contender, running: Sequence[Contender], race: Race) -> str | None:
     """One that runs already and is the same: the engine that was asked for is the one that was chosen anyway."""
-    for other in running:
-        drafts = {one.mode.rpartition(" ")[2] for one in (contender, other)}
-        settings = {race.measured[one.name].settings for one in (contender, other)}
-        ours = contender.module == other.module == "ours"
-        if other.name != contender.name and ours and len(drafts) == len(settings) == 1:
-            return other.name
-    return None
+
+    def kind(one: Contender) -> tuple[str, str, str]:
+        return one.module, one.mode.rpartition(" ")[2], race.measured[one.name].settings
+
+    same = (one.name for one in running if one is not contender and kind(one) == kind(contender))
+    return next(same, None) if contender.module == "ours" else None
 
 
 def _decode(stadium: Stadium, task: Task, race: Race) -> None:

@@ -128,7 +128,8 @@ def markdown(race: Race, facts: Facts, plots: Sequence[str]) -> str:
         "Cold: a new process and an empty folder for compiled models. What is done once per machine was done before: "
         "conversions, and edgespec's search for exact widths and its measured costs (some ten seconds). Again: another "
         "process with that folder. Both contain the import of the runtime; files are in the system's cache. Memory: "
-        "peak of a process that loaded and answered one prompt of 2,000 tokens, interpreter and imports included.",
+        "peak of a process that loaded, warmed up and answered one prompt of 2,000 tokens, interpreter and imports "
+        "included.",
         "## Who ran, and how",
         _table(
             ("contender", "versions", "settings"),
