@@ -34,7 +34,7 @@ class EdgespecError(Exception):
         message = "; ".join(parts)
         if hint:
             message = f"{message}. {hint[0].upper()}{hint[1:]}"
-        super().__init__(" ".join(message.split()))
+        super().__init__(printable(" ".join(message.split())))
 
 
 class SettingError(EdgespecError):
@@ -93,6 +93,33 @@ def mapped(to: type[EdgespecError], what: str, *, hint: str | None = None) -> It
         if not known and not type(error).__module__.startswith("onnxruntime"):  # whose errors share no base
             raise
         raise to(f"{what}: {_reason(error)}", hint=hint) from error
+
+
+@contextmanager
+def foreign(to: type[EdgespecError], what: str, *, hint: str | None = None) -> Iterator[None]:
+    """The boundary for a stranger's file: whatever a reader of it raises becomes ``to``, cause kept.
+
+    Recursion and memory errors are included, and the panics of libraries in Rust, which are no ``Exception``.
+    """
+    try:
+        yield
+    except EdgespecError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise  # Ctrl-C, the end of a generator or of the process
+        raise to(f"{what}: {_reason(error)}", hint=hint) from error
+
+
+def printable(text: str) -> str:
+    """Text of a stranger for a terminal: control characters are spelt out.
+
+    >>> printable("name\\x1b]0;title\\x07")
+    'name\\\\x1b]0;title\\\\x07'
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _reason(error: BaseException) -> str:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgespec.chat_template import ChatTemplate
-from edgespec.errors import BundleError, SettingError
+from edgespec.errors import BundleError, SettingError, foreign
 from edgespec.pipeline import Pipeline
 from edgespec.tokenizer import Detokenizer, StopStrings, Tokenizer
 
@@ -123,3 +123,22 @@ def test_a_broken_tokenizer_file_is_a_bundle_error(tmp_path: Path) -> None:
     path.write_text("{}")
     with pytest.raises(BundleError, match="is not a tokenizer"):
         Tokenizer(path)
+
+
+def test_a_strangers_file_raises_our_errors_only() -> None:
+    class PanicException(BaseException):  # as pyo3 names it
+        pass
+
+    for error in (ValueError("a"), RecursionError(), MemoryError(), PanicException("b"), KeyError("c")):
+        with pytest.raises(BundleError, match="cannot read it") as caught, foreign(BundleError, "cannot read it"):
+            raise error
+        assert caught.value.__cause__ is error
+    for leave in (KeyboardInterrupt, SystemExit, GeneratorExit):
+        with pytest.raises(leave), foreign(BundleError, "cannot read it"):
+            raise leave
+
+
+def test_an_error_shows_no_raw_control_characters() -> None:
+    error = BundleError("name\x1b]0;title\x07", got="\x9b2J", hint="see \u202e")
+    assert str(error).isprintable()
+    assert "\\x1b]0;title\\x07" in str(error)
