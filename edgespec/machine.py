@@ -148,7 +148,7 @@ class Machine:
         from edgespec.backends.openvino_paged import OpenVINOPagedModel
 
         settings = Settings.of_draft(self.core, device) if is_draft else Settings.make(self.core, device, numerics)
-        # On CPU the engine's model cache saves nothing (docs/log.md); on GPU it keeps compiled kernels.
+        # On CPU the engine's model cache saves nothing (docs/log/engines.md); on GPU it keeps compiled kernels.
         kernels = None if device.startswith("CPU") else cache.cache_dir() / "compiled"
         return OpenVINOPagedModel(self.core, xml, device, settings, capacity=capacity, cache_dir=kernels)
 

@@ -2,7 +2,7 @@
 
 On CPU every matrix product has a price of its own, to hand its rows to the threads and again whenever their number
 changes. One large product computes what several small ones do, bit for bit: 5 to 18 % less time for a forward of
-SmolLM2-135M, and a third off a change of width (docs/log.md).
+SmolLM2-135M, and a third off a change of width (docs/log/engines.md).
 """
 
 from __future__ import annotations

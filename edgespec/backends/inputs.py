@@ -18,7 +18,7 @@ _KEPT = 64
 class Inputs(Generic[Handle]):
     """An engine that was told of an array goes on reading it. So it is told of another one only when the shape is
     another, and numbers of the same shape are written over the old ones: telling takes several times as long
-    (docs/log.md). ``set`` must not be called while a forward runs.
+    (docs/log/engines.md). ``set`` must not be called while a forward runs.
 
     kinds: by input, the type of its numbers; names that are not in it are ignored.
     wrap: what the engine calls an array, which it must not copy.

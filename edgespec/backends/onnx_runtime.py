@@ -1,7 +1,7 @@
 """A causal language model on ONNX Runtime's CPU kernels, from the graph that ``onnx_graph`` writes.
 
 Where the CPU has no dot products of 8-bit numbers (VNNI), these kernels multiply integers all the same, and OpenVINO's
-turn the weights into floating point: a forward of one token takes half the time (docs/log.md).
+turn the weights into floating point: a forward of one token takes half the time (docs/log/engines.md).
 
 The attention writes its keys and values into the tensors it reads the earlier ones from: past and present are bound
 to the same memory. Rolling back is a smaller ``seqlens_k``.

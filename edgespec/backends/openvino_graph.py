@@ -33,7 +33,7 @@ HIDDEN = "hidden"
 class Settings:
     """How a graph is compiled and fed.
 
-    numerics "exact" (see docs/architecture.md, Exactness):
+    numerics "exact" (see docs/exactness.md):
         prefill_chunk: at most; wide matrix products may run other kernels again (``exact_widths``).
         KV in 16 bits: by-channel 8-bit keys change when a rejected token is written beside them.
     """

@@ -13,7 +13,7 @@ Attention is left as it is: 30 layers of 3 heads keep 23 KB of keys and values a
 
 Zero is exact: codes of the last projection are its zero point. So nothing of a guest comes through, not its last digits
 either, which may depend on the width of a forward: exact numerics asks for the widths of the default target. A real
-model with int8 layers of 3,072 inputs and more may ask for 5 rows (docs/architecture.md, Exactness); say so where
+model with int8 layers of 3,072 inputs and more may ask for 5 rows (docs/exactness.md); say so where
 figures of this one stand for a real one's. Random weights are scaled so that a guest's activations stay near the size
 of its input.
 """

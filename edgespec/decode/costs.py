@@ -5,9 +5,9 @@ Begins from what was measured (``calibration``). While running, two corrections 
 what plain decoding takes beside wider forwards is known from one right behind the other.
 
 An engine that prepares every layer anew for each new shape makes a forward of another width than the last one dear:
-half a forward of SmolLM2 on CPU (docs/log.md). So a text has a *home*, the width that pays best lately, and forwards of
-fewer tokens are padded to it. Leaving home is charged with the way back; home moves when another width would have
-earned more in the last rounds than it costs to move.
+half a forward of SmolLM2 on CPU (docs/log/adaptive.md). So a text has a *home*, the width that pays best lately, and
+forwards of fewer tokens are padded to it. Leaving home is charged with the way back; home moves when another width
+would have earned more in the last rounds than it costs to move.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from typing import Any
 from edgespec.bench.peers.base import Forms, Run, package_versions
 
 DRAFT_TOKENS = 2
-"""1, 2, 3 and 5 were tried (docs/log.md)"""
+"""1, 2, 3 and 5 were tried (docs/log/peers.md)"""
 LOOKUP_TOKENS, LOOKUP_NGRAM = 3, 3
 """tried: 1 to 3 and 5 behind n-grams of 3, 2 and 3 behind those of 2"""
 

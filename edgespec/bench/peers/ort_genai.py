@@ -16,7 +16,7 @@ SPECULATIVE: dict[str, dict[str, Any]] = {
     "draft": {"max_draft_tokens": 2},
     "ngram": {"ngram_size": 4, "max_draft_tokens": 3, "ngram_chained_lookup": True},
 }
-"""tried (docs/log.md): drafts of 1 to 3; 2, 3, 4 and 8 tokens behind n-grams of 2 and 3, 3 behind those of 4"""
+"""tried (docs/log/peers.md): drafts of 1 to 3; 2, 3, 4 and 8 tokens behind n-grams of 2 and 3, 3 behind those of 4"""
 
 
 class Peer:

@@ -161,7 +161,7 @@ look-ups forget every answer before the next; what its arbiter learned of times 
 
 
 _WHY = """Why a goal was missed on the machine of the published page, and what was tried against it, is in the project's
-docs/log.md."""
+docs/log/peers.md."""
 
 
 def _goals(race: Race, found: Sequence[Line]) -> list[str]:
