@@ -1,0 +1,40 @@
+"""The examples run as their docstrings say."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+EXPECTED = {
+    "quickstart": r"Paris.*\d+ tokens in \d+ forwards, numerics exact",
+    "stream": r".{20}.*\n\[(length|stop)\]",
+    "chat": r"> Name.*0 of them reused.*> And one.*[1-9]\d* of them reused",
+    "own_drafter": r"Paris.*[1-9]\d* of \d+ drafted tokens accepted\nthe same tokens",
+}
+_LONGEST_DRAFTER = 40
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
+def test_example_runs_as_its_docstring_says(path: Path) -> None:
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    run_line = re.search(r"^ *python (\S+)$", docstring, re.MULTILINE)
+    assert run_line
+    ran = subprocess.run(
+        [sys.executable, run_line[1]], cwd=ROOT, capture_output=True, text=True, encoding="utf-8", timeout=300
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert re.search(EXPECTED[path.stem], ran.stdout, re.DOTALL), ran.stdout
+
+
+def test_a_drafter_of_your_own_takes_less_than_40_lines() -> None:
+    tree = ast.parse((ROOT / "examples/own_drafter.py").read_text(encoding="utf-8"))
+    (drafter,) = (node for node in tree.body if isinstance(node, ast.ClassDef))
+    assert drafter.end_lineno is not None
+    assert drafter.end_lineno - drafter.lineno < _LONGEST_DRAFTER
