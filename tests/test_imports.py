@@ -213,3 +213,7 @@ def test_openvino_is_loaded_without_its_telemetry() -> None:
 def test_public_names_are_there() -> None:
     for name in edgespec.__all__:
         assert getattr(edgespec, name) is not None
+
+
+def test_type_checkers_are_told_that_the_package_is_typed() -> None:
+    assert (ROOT / "py.typed").is_file()
