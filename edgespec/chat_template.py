@@ -1,4 +1,4 @@
-"""Chat templates: Jinja source from a model repository, rendered in a sandbox."""
+"""Chat templates: Jinja source from a model repository, rendered in a bounded sandbox as transformers renders it."""
 
 from __future__ import annotations
 
@@ -7,40 +7,36 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn
 
-from edgespec.errors import BundleError, SettingError
+from edgespec.errors import BundleError, SettingError, foreign
 
 Message = Mapping[str, Any]
 
 
 class ChatTemplate:
-    """A compiled template. It comes from outside: it can compute text and nothing else."""
+    """A compiled template. It comes from outside: it can compute text, within a budget, and nothing else."""
 
     def __init__(self, source: str, *, bos_token: str | None = None, eos_token: str | None = None) -> None:
-        from jinja2 import TemplateError
-        from jinja2.ext import loopcontrols
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
+        from edgespec.template_budget import SOURCE_CHARS, BoundedEnvironment
 
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-        environment.filters["tojson"] = _tojson
-        environment.globals["raise_exception"] = _refuse
-        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-        try:
-            self._template = environment.from_string(source)
-        except TemplateError as error:
-            raise BundleError(f"chat template does not compile: {error}", hint="export the model again") from error
+        if len(source) > SOURCE_CHARS:
+            raise BundleError(
+                "chat template is too long", got=f"{len(source)} characters", allowed=f"{SOURCE_CHARS} characters"
+            )
+        self._environment = BoundedEnvironment()
+        self._environment.filters["tojson"] = self._environment.bounded("tojson", _tojson)
+        self._environment.globals["raise_exception"] = _refuse
+        self._environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        with foreign(BundleError, "chat template does not compile", hint="export the model again"):
+            self._template = self._environment.from_string(source)
         self._tokens = {"bos_token": bos_token or "", "eos_token": eos_token or ""}
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **extra: Any) -> str:
-        """The text the model was trained to see for these messages. Raises SettingError if the template refuses."""
-        try:
-            return self._template.render(
-                messages=[dict(m) for m in messages],
-                add_generation_prompt=add_generation_prompt,
-                **self._tokens,
-                **extra,
-            )
-        except Exception as error:  # a template is a program of somebody else's: it may fail in any way
-            raise SettingError(f"the model's chat template refuses these messages: {error}") from error
+        """The text the model was trained to see for these messages. Raises SettingError if the template refuses, or
+        would take more work than a template needs (see ``template_budget``)."""
+        self._environment.begin()
+        given = {"tools": None, "documents": None, "add_generation_prompt": add_generation_prompt, **self._tokens}
+        with foreign(SettingError, "the model's chat template refuses these messages"):
+            return self._template.render(messages=[dict(message) for message in messages], **(given | extra))
 
 
 def _refuse(message: str) -> NoReturn:
@@ -49,6 +45,12 @@ def _refuse(message: str) -> NoReturn:
     raise TemplateError(message)
 
 
-def _tojson(value: Any, indent: int | None = None, **options: Any) -> str:
-    """As transformers renders it: no HTML escapes, non-ASCII kept."""
-    return json.dumps(value, ensure_ascii=False, indent=indent, **options)
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """As transformers renders it: no HTML escapes, non-ASCII kept unless told."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
