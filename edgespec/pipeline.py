@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from edgespec.errors import ContextFull, SettingError
 from edgespec.stats import Stats
 from edgespec.structured import Grammar, Grammars, grammar_of
 from edgespec.tokenizer import Detokenizer, StopStrings, Tokenizer
+from edgespec.turn import Turn
 from edgespec.types import Numerics, SamplingParams, Verification
 
 
@@ -27,7 +28,8 @@ class Generation:
     token_ids: generated tokens, the stop token included, cut where a stop string was completed.
     finish_reason: "stop" (stop token or stop string), "length" (budget or context), None while running or abandoned.
     verification: of a sampled run; None for a greedy one.
-    ttft_s: from the call to the first committed tokens. decode_tok_per_s: of the rounds that read no prompt.
+    ttft_s: from the call to the first committed tokens, the wait for other texts included.
+    decode_tok_per_s: of the rounds that read no prompt.
     stats count whole rounds: the last one may have committed tokens behind a stop string.
     """
 
@@ -80,19 +82,43 @@ class Generation:
         }
 
 
-class Stream:
-    """Pieces of text as they are decided; ``result`` grows along. Walking away early is fine."""
+class Stream(Iterator[str]):
+    """Pieces of text as they are decided; ``result`` grows along.
 
-    def __init__(self, pieces: Iterator[str], result: Generation) -> None:
+    Walking away early is fine. Other threads wait until a stream is read to its end, closed, or forgotten.
+    """
+
+    def __init__(self, pieces: Generator[str, None, None], result: Generation) -> None:
         self._pieces = pieces
         self.result = result
 
-    def __iter__(self) -> Iterator[str]:
-        return self._pieces
+    def __next__(self) -> str:
+        try:
+            return next(self._pieces)
+        except ValueError as error:
+            self._require_one_reader(error)
+            raise
+
+    def close(self) -> None:
+        """End the text here, and free the pipeline for other threads."""
+        try:
+            self._pieces.close()
+        except ValueError as error:
+            self._require_one_reader(error)
+            raise
+
+    def _require_one_reader(self, error: ValueError) -> None:
+        if self._pieces.gi_running:
+            raise SettingError(
+                "this stream is being read already, by another thread or around this callback"
+            ) from error
 
 
 class Pipeline:
-    """A loaded pair. One generation at a time; what it leaves in the caches is reused by the next."""
+    """A loaded pair. It writes one text at a time, and the next text reuses what this one leaves in the caches.
+
+    Any thread may call it. Others wait for their turn (see ``turn.Turn``).
+    """
 
     def __init__(
         self,
@@ -109,7 +135,7 @@ class Pipeline:
         self.drafter = drafter
         self.num_draft_tokens = num_draft_tokens
         self.devices = devices or {"target": target.capabilities.device}
-        self._running: Generation | None = None
+        self._turn = Turn()
         self._grammars: Grammars | None = None
         self.stop_ids = frozenset(generation.eos_token_ids)
         self.tokenizer = Tokenizer(
@@ -170,6 +196,7 @@ class Pipeline:
         num_draft_tokens: int | None = None,
         drafter: Drafter | None = None,
         progress: Progress | None = None,
+        wait: bool = True,
     ) -> Stream:
         """Continue a prompt of token ids.
 
@@ -179,6 +206,7 @@ class Pipeline:
             was found; "length" means that max_new_tokens or the context ended it early.
         num_draft_tokens: k for every round; None follows the pipeline's setting, else what is expected to pay.
         drafter: instead of the pipeline's own. progress: called during the prefill.
+        wait: for the text of another thread; else SettingError (when the first piece is asked for).
         """
         if max_new_tokens < 1:
             raise SettingError("max_new_tokens", got=max_new_tokens, allowed="1 or more")
@@ -229,7 +257,8 @@ class Pipeline:
             progress=progress,
             constraint=constraint,
         )
-        return Stream(self._texts(lists, StopStrings(stop), result, ignore_eos, began), result)
+        pieces = self._texts(lists, StopStrings(stop), result, ignore_eos, began)
+        return Stream(self._turn.run(pieces, wait=wait), result)
 
     def _constraint(self, response_format: Mapping[str, Any] | None, ignore_eos: bool) -> Grammar | None:
         """A fresh constraint for one generation."""
@@ -242,11 +271,10 @@ class Pipeline:
 
     def _texts(
         self, lists: Iterator[list[int]], stops: StopStrings, result: Generation, ignore_eos: bool, began: float
-    ) -> Iterator[str]:
+    ) -> Generator[str, None, None]:
         """Turn lists of tokens into text, and fill ``result``. Tokens are taken one by one, so that a stop string
         ends a speculative run at the token where it ends a plain one."""
         detokenizer = Detokenizer(self.tokenizer)
-        self._running = result
         for tokens in lists:
             if result.ttft_s is None:
                 result.ttft_s = result.stats.clock() - began
@@ -259,11 +287,6 @@ class Pipeline:
             if text:
                 result.text += text
                 yield text
-                if self._running is not result:
-                    raise SettingError(
-                        "this stream is over: another generation has begun on its pipeline",
-                        hint="finish one stream before the next, or load two pipelines",
-                    )
             if stops.found is not None:
                 break
         tail = stops.push(detokenizer.flush()) + stops.flush()

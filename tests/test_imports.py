@@ -36,6 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "structured": BASE | {"tokenizer"},
     "chat_template": BASE | {"template_budget"},
     "template_budget": set(),
+    "turn": BASE,
     "devices": BASE | {"engine"},
     "engine": set(),
     "cache": BASE,
@@ -92,7 +93,17 @@ ALLOWED: dict[str, set[str]] = {
     "drafters.recycling": BASE | {"drafters.table_file"},
     "drafters.": BASE | {"drafters.base", "backends.base", "decode.sampling"},
     "pipeline": BASE
-    | {"decode.", "drafters.base", "backends.base", "bundle", "chat_template", "stats", "structured", "tokenizer"},
+    | {
+        "decode.",
+        "drafters.base",
+        "backends.base",
+        "bundle",
+        "chat_template",
+        "stats",
+        "structured",
+        "tokenizer",
+        "turn",
+    },
 }
 ABOVE = ("assembly", "commands.", "bench.", "cli", "__main__", "__init__")  # may import everything below
 
