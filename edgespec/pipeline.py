@@ -10,6 +10,7 @@ from typing import Any
 from edgespec.backends.base import Model, Progress
 from edgespec.bundle import Bundle
 from edgespec.chat_template import ChatTemplate, Message
+from edgespec.control_tokens import ControlTokens
 from edgespec.decode.draft_length import DraftLength, Fixed, Heuristic
 from edgespec.decode.speculative import speculative
 from edgespec.drafters.base import Drafter
@@ -141,6 +142,7 @@ class Pipeline:
         self.tokenizer = Tokenizer(
             bundle.hashed(bundle.manifest.tokenizer), bos_token=generation.bos_token, add_bos=generation.add_bos
         )
+        self._control = ControlTokens(self.tokenizer.control_texts)
         source = bundle.chat_template()
         self.template = (
             ChatTemplate(source, bos_token=generation.bos_token, eos_token=generation.eos_token) if source else None
@@ -154,11 +156,18 @@ class Pipeline:
         return stream.result
 
     def stream(
-        self, prompt: str | Sequence[int], *, system: str | None = None, raw: bool = False, **options: Any
+        self,
+        prompt: str | Sequence[int],
+        *,
+        system: str | None = None,
+        raw: bool = False,
+        allow_special: bool = False,
+        **options: Any,
     ) -> Stream:
         """Answer a prompt: as a user's turn, or continue it as plain text (``raw``, or no chat template).
 
-        A sequence of token ids is taken as it is. Options: see ``stream_tokens``.
+        A sequence of token ids is taken as it is, and so are control tokens that a raw text spells. allow_special: as
+        of ``stream_chat``. Other options: see ``stream_tokens``.
         """
         if not isinstance(prompt, str):
             return self.stream_tokens(list(prompt), **options)
@@ -169,7 +178,8 @@ class Pipeline:
                 raise SettingError("a system prompt needs a chat template", hint="put it into the prompt")
             return self.stream_tokens(self.tokenizer.encode(prompt, raw=True), **options)
         messages = [{"role": "system", "content": system}] if system is not None else []
-        return self.stream_chat([*messages, {"role": "user", "content": prompt}], **options)
+        messages = [*messages, {"role": "user", "content": prompt}]
+        return self.stream_chat(messages, allow_special=allow_special, **options)
 
     def chat(self, messages: Sequence[Message], **options: Any) -> Generation:
         """Answer a conversation; each message is ``{"role": ..., "content": ...}``."""
@@ -178,11 +188,19 @@ class Pipeline:
             pass
         return stream.result
 
-    def stream_chat(self, messages: Sequence[Message], **options: Any) -> Stream:
-        """As ``chat``, piece by piece. Raises SettingError for a model without a chat template."""
+    def stream_chat(self, messages: Sequence[Message], *, allow_special: bool = False, **options: Any) -> Stream:
+        """As ``chat``, piece by piece. Raises SettingError for a model without a chat template.
+
+        allow_special: content that spells a control token, like ``<|im_end|>``, becomes one. Else it stays text.
+        """
         if self.template is None:
             raise SettingError(f"{self.bundle.name} has no chat template", hint="use a plain prompt (--raw)")
-        return self.stream_tokens(self.tokenizer.encode(self.template.render(messages)), **options)
+        mark = ""
+        if not allow_special:
+            messages, mark = self._control.marked(messages)
+        text = self.template.render(messages)
+        ids = self.tokenizer.encode_parts(self._control.parts(text, mark)) if mark else self.tokenizer.encode(text)
+        return self.stream_tokens(ids, **options)
 
     def stream_tokens(
         self,

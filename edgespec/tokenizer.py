@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,27 @@ class Tokenizer:
         if raw and self._bos_id is not None and ids[:1] != [self._bos_id]:
             return [self._bos_id, *ids]
         return ids
+
+    @property
+    def control_texts(self) -> list[str]:
+        """How the tokens are spelt that no text of a user may become."""
+        return [token.content for token in self.engine.get_added_tokens_decoder().values() if token.special]
+
+    def encode_parts(self, parts: Sequence[tuple[str, bool]]) -> list[int]:
+        """Token ids of texts one behind the other; in those marked True no control token is looked for."""
+        ids: list[int] = []
+        for text, is_text in parts:
+            engine = self._engine_of_text if is_text else self.engine
+            ids += engine.encode(text, add_special_tokens=False).ids
+        return ids
+
+    @cached_property
+    def _engine_of_text(self) -> Any:
+        import tokenizers
+
+        engine = tokenizers.Tokenizer.from_str(self.engine.to_str())
+        engine.encode_special_tokens = True  # as the text that they are spelt as
+        return engine
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.engine.decode(list(ids), skip_special_tokens=True))

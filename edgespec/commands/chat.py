@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from edgespec.commands.options import (
+    allow_special_option,
     format_from,
     format_options,
     learning_options,
@@ -73,7 +74,8 @@ class Conversation:
 @sampling_options
 @format_options
 @click.option("--system", metavar="TEXT", help="System prompt.")
-def command(system: str | None, **options: Any) -> None:
+@allow_special_option
+def command(system: str | None, allow_special: bool, **options: Any) -> None:
     """Talk to a model. Reads turns line by line when standard input is not a terminal."""
     response_format = format_from(options)
     sampling, max_new_tokens, load_options = sampling_from(options)
@@ -82,7 +84,12 @@ def command(system: str | None, **options: Any) -> None:
 
     pipeline = load(**load_options, progress=sys.stderr.isatty())
     conversation = Conversation(
-        pipeline, system, sampling=sampling, max_new_tokens=max_new_tokens, response_format=response_format
+        pipeline,
+        system,
+        allow_special=allow_special,
+        sampling=sampling,
+        max_new_tokens=max_new_tokens,
+        response_format=response_format,
     )
     click.echo(f"{pipeline.bundle.name}, {_how(sampling)}. /help lists commands.", err=True)
     for line in _lines():

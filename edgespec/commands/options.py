@@ -17,6 +17,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 accept_licence = click.option(
     "--accept-licence", is_flag=True, help="Consent to a licence that allows research only (see models)."
 )
+allow_special_option = click.option(
+    "--allow-special", is_flag=True, help="Let what you write spell control tokens of the model, like <|im_end|>."
+)
 _MODEL = [
     click.option(
         "--model",

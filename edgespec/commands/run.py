@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgespec.commands.options import (
+    allow_special_option,
     format_from,
     format_options,
     learning_options,
@@ -31,6 +32,7 @@ ENGINES = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
 @sampling_options
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the chat template.")
 @click.option("--system", metavar="TEXT", help="System prompt.")
+@allow_special_option
 @click.option("--stop", multiple=True, metavar="TEXT", help="End the text before this string; may be repeated.")
 @format_options
 @click.option("--ignore-eos", is_flag=True, help="Go on after the model's own end, up to --max-new-tokens.")
@@ -40,6 +42,7 @@ def command(
     prompt: str | None,
     raw: bool,
     system: str | None,
+    allow_special: bool,
     stop: tuple[str, ...],
     ignore_eos: bool,
     explain: bool,
@@ -61,6 +64,7 @@ def command(
         text,
         system=system,
         raw=raw,
+        allow_special=allow_special,
         stop=stop,
         ignore_eos=ignore_eos,
         response_format=response_format,
