@@ -29,20 +29,25 @@ class PagedCache(GrowingCache):
         self._on_cpu = device.startswith("CPU")
         self._context = None if self._on_cpu else core.get_default_context(device)
         self.rows_per_block = 32 if self._on_cpu else 16
-        self._ports = [port for port in compiled.inputs if "_cache." in port.get_any_name()]
-        self._shapes = [[d.get_length() for d in list(port.partial_shape)[1:]] for port in self._ports]
-        if not self._ports:
+        ports = [port for port in compiled.inputs if "_cache." in port.get_any_name()]
+        shapes = [[d.get_length() for d in list(port.partial_shape)[1:]] for port in ports]
+        if not ports:
             raise BackendError("the compiled model has no KV cache inputs", hint="is it a causal language model?")
-        if self._on_cpu and any(self.rows_per_block not in (shape[1], shape[1] - 8) for shape in self._shapes):
-            raise BackendError("unexpected KV block shape", got=self._shapes[0], allowed="32 rows a block")
-        self._tensors: list[Any] = []
+        # A device's own tensor can be set by the name of its input only.
+        self._kinds = {
+            port.get_any_name(): (port.element_type, shape) for port, shape in zip(ports, shapes, strict=True)
+        }
+        assert len(self._kinds) == len(ports), "two KV cache inputs of one name"
+        if self._on_cpu and any(self.rows_per_block not in (shape[1], shape[1] - 8) for shape in shapes):
+            raise BackendError("unexpected KV block shape", got=shapes[0], allowed="32 rows a block")
+        self._tensors: dict[str, Any] = {}
         self.blocks = 0
-        self.rows_can_move = self._on_cpu and all(shape[1] == self.rows_per_block for shape in self._shapes)
+        self.rows_can_move = self._on_cpu and all(shape[1] == self.rows_per_block for shape in shapes)
         """False where a block holds scales that its rows share: a row means nothing in another block"""
 
     @property
     def nbytes(self) -> int:
-        return sum(int(tensor.get_byte_size()) for tensor in self._tensors)
+        return sum(int(tensor.get_byte_size()) for tensor in self._tensors.values())
 
     def ensure(self, rows: int) -> None:
         """Have room for ``rows`` rows. The engine does not check its block table: never run a forward without this."""
@@ -62,32 +67,35 @@ class PagedCache(GrowingCache):
 
     def _grow(self, blocks: int) -> None:
         """One layer at a time: the peak is one layer's copy, not a second cache."""
-        old = self._tensors or [None] * len(self._ports)
         with mapped(BackendError, "no memory for the KV cache", hint="use a smaller --context-length"):
-            for index, (port, shape) in enumerate(zip(self._ports, self._shapes, strict=True)):
-                new = self._allocate(port.element_type, [blocks, *shape], old[index])
-                self._request.set_tensor(port, new)
-                old[index] = new
-        self._tensors = old
+            for name, (element_type, shape) in self._kinds.items():
+                new = self._allocate(element_type, [blocks, *shape], self._tensors.get(name))
+                self._request.set_tensor(name, new)
+                self._tensors[name] = new
         self.blocks = blocks
 
     def _allocate(self, element_type: ov.Type, shape: list[int], old: Any) -> Any:
-        if self._context is not None:
-            new = self._context.create_tensor(element_type, ov.Shape(shape), {})
-            if old is not None:
-                ov.RemoteTensor(new, ov.Coordinate([0] * len(shape)), ov.Coordinate(list(old.shape))).copy_from(old)
-            return new
         new = ov.Tensor(element_type, ov.Shape(shape))
         done = 0
-        if old is not None:
+        if old is not None and self._context is None:
             done = old.shape[0]
             new.data[:done] = old.data
         new.data[done:] = 0  # masked rows are multiplied by 0: they must not be NaN
+        return new if self._context is None else self._on_device(new, old)
+
+    def _on_device(self, zeros: ov.Tensor, old: Any) -> Any:
+        """A tensor of the device's own, which begins as the old one does."""
+        assert self._context is not None
+        new = self._context.create_tensor(zeros.element_type, zeros.get_shape(), {})
+        new.copy_from(zeros)
+        if old is not None:
+            size = list(old.get_shape())
+            ov.RemoteTensor(new, ov.Coordinate([0] * len(size)), ov.Coordinate(size)).copy_from(old)
         return new
 
     def _move(self, source: int, target: int) -> None:
         assert self.rows_can_move, "trees need rows that can move"
         (a, i), (b, j) = divmod(source, self.rows_per_block), divmod(target, self.rows_per_block)
-        for tensor in self._tensors:
+        for tensor in self._tensors.values():
             data: NDArray[Any] = np.asarray(tensor.data)  # (blocks, heads, rows, width), a view
             data[b, :, j] = data[a, :, i]
