@@ -13,9 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgespec.backends.base import Model
+from edgespec.backends.widths import WIDEST_DRAFT, few_widths
 from edgespec.errors import BackendError
 
-_WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 15, 16, 17, 24, 31, 32, 33, 48, 63, 64, 65, 96, 128, 129, 192, 256)
+_WIDTHS = tuple(sorted({5, 7, 9, 15, WIDEST_DRAFT, *few_widths(1, 256)}))
+"""what forwards run at, and some that others stand for"""
 _WIDEST = (256, 64, 32, 16)
 """prompts are read in chunks of this many rows: 256 are as fast as more"""
 _LARGEST_PAD = 16

@@ -1,4 +1,8 @@
-"""What models do alike on every engine: prefill in chunks, pad a forward to its width, book its rows."""
+"""What models do alike on every engine: prefill in chunks, pad a forward to its width, book its rows.
+
+A forward may be padded for three reasons: exact numerics want so many rows at least, a change of width is dear
+(``Model.width``), and prompts are to come in few widths (``widths``).
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,13 @@ from typing import Any
 from edgespec.backends.base import Capabilities, Progress, common_prefix
 from edgespec.backends.exact_widths import ExactWidths
 from edgespec.backends.rows import RowBook
+from edgespec.backends.widths import few_widths, width_of
 from edgespec.errors import BackendError, ContextFull, mapped
 from edgespec.types import Numerics, Step, Tree
 
 _PAD = 0  # any token id: the row of a pad is never read and never kept
-LONGEST_PAD = 16
+LONGEST_PAD = 64
+"""rows: as far as two of the few widths are apart"""
 
 
 class GrowingCache(RowBook):
@@ -50,6 +56,8 @@ class PaddedModel(ABC):
         self.min_width = 1
         """forwards of fewer tokens are padded to this"""
         self.max_width = prefill_chunk
+        self._few: tuple[int, ...] = () if numerics == "exact" else few_widths(1, prefill_chunk)
+        """widths of forwards that read a prompt; () as long as it is not known which widths are exact"""
         self.infer_s = 0.0
         """seconds spent inside the engine since construction"""
         self.last_width = 0
@@ -66,6 +74,7 @@ class PaddedModel(ABC):
     def set_exact_widths(self, widths: ExactWidths) -> None:
         """Keep every forward in the range that is one function; see ``exact_widths``."""
         self.min_width, self.max_width = widths.least, widths.most
+        self._few = few_widths(widths.least, widths.most)
 
     def prefill(self, tokens: Sequence[int], progress: Progress | None = None, left: int = 0) -> int:
         if len(tokens) > self.cache.capacity:
@@ -76,7 +85,7 @@ class PaddedModel(ABC):
         self.cache.settle()
         reused = common_prefix(self.cache.tokens, tokens)
         self.cache.crop(reused)
-        self.cache.ensure(min(len(tokens) + LONGEST_PAD, self.cache.capacity))
+        self.cache.ensure(len(tokens) + LONGEST_PAD)
         for begin in range(reused, len(tokens), self.max_width):
             if len(tokens) - begin <= left:
                 break
@@ -143,16 +152,17 @@ class PaddedModel(ABC):
         assert 1 <= len(tokens) <= self.max_width
         self.cache.settle()
         past, real = self.cache.length, len(tokens)
+        assert past + real <= self.cache.capacity, "a forward past the context"
+        first = 0 if num_logits is None else real - num_logits
         n = max(real, self.min_width)
         if self.width is not None and num_logits != 0:
-            n = max(real, min(self.width(n, past), self.cache.capacity + LONGEST_PAD - past))
-        assert past + real <= self.cache.capacity, "a forward past the context"
-        self.cache.ensure(past + n)
-        self.last_width = n
-        first = 0 if num_logits is None else real - num_logits
+            n = max(real, self.width(n, past))
         # The output head is a matrix product too: it gets as many rows as the rest, so that its width changes only
         # where that of the rest does, or none.
-        wanted = max(n - first, self.min_width) if first < real else 0
+        wanted = width_of(max(n - first, self.min_width), False, self._few) if first < real else 0
+        n = max(real, min(width_of(n, first > 0, self._few), self.cache.capacity + LONGEST_PAD - past))
+        self.cache.ensure(past + n)
+        self.last_width = n
         rows = [*range(first, real), *[real - 1] * (wanted - real + first)] if wanted else []
         self.last_wanted = wanted
         self._give([*tokens, *[_PAD] * (n - real)], past, rows, tree)
