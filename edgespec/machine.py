@@ -93,7 +93,7 @@ class Machine:
             loaded.forward([0])
             loaded.cache.reset()
         if loaded.numerics == "exact":
-            path = _notes("exact_widths-2", loaded)
+            path = _notes("exact_widths-3", loaded)
 
             def find() -> ExactWidths:
                 self._say(f"finding out at which widths {bundle.name} is exact with {backend}, this once")
@@ -144,10 +144,10 @@ class Machine:
     def _on_openvino(
         self, xml: Path, device: str, numerics: Numerics | None, is_draft: bool, capacity: int
     ) -> PaddedModel:
-        from edgespec.backends.openvino_graph import Settings
         from edgespec.backends.openvino_paged import OpenVINOPagedModel
+        from edgespec.backends.openvino_settings import Settings
 
-        settings = Settings.of_draft(self.core, device) if is_draft else Settings.make(self.core, device, numerics)
+        settings = Settings.of_draft(device) if is_draft else Settings.make(device, numerics)
         # On CPU the engine's model cache saves nothing (docs/log/engines.md); on GPU it keeps compiled kernels.
         kernels = None if device.startswith("CPU") else cache.cache_dir() / "compiled"
         return OpenVINOPagedModel(self.core, xml, device, settings, capacity=capacity, cache_dir=kernels)
@@ -172,14 +172,15 @@ class Machine:
         from edgespec.backends.onnx_check import TOKENS, check
         from edgespec.backends.onnx_graph import VERSION, write_onnx
         from edgespec.backends.onnx_weights import NoONNXForm
-        from edgespec.backends.openvino_graph import Settings
         from edgespec.backends.openvino_paged import OpenVINOPagedModel
+        from edgespec.backends.openvino_settings import FULL_PRECISION, Settings
         from edgespec.backends.padded import LONGEST_PAD, fingerprint
 
         weights = xml.with_suffix(".bin").stat()
         rows = max(longest, ROWS_NEEDED, calibration.ROWS_NEEDED) + LONGEST_PAD
         place = fingerprint([str(xml.resolve())])
-        key = fingerprint([VERSION, xml.stat().st_size, weights.st_size, weights.st_mtime_ns, rows])
+        # How it was checked, too: a form that was refused in another precision may be right.
+        key = fingerprint([VERSION, FULL_PRECISION, xml.stat().st_size, weights.st_size, weights.st_mtime_ns, rows])
         folder = cache.cache_dir() / "onnx" / f"{place}-{key}"
         refusal = folder.with_suffix(".refused")
         if folder.is_dir():
@@ -196,7 +197,7 @@ class Machine:
             try:
                 with cache.staged(folder) as partial:
                     write_onnx(xml, partial, rows=rows)
-                    ours = Settings.in_full_precision(self.core)
+                    ours = Settings.in_full_precision()
                     check(partial, OpenVINOPagedModel(self.core, xml, "CPU", ours, capacity=TOKENS))
             except NoONNXForm as reason:
                 refusal.write_text(str(reason), encoding="utf-8")
@@ -206,6 +207,7 @@ class Machine:
     def _faster(self, bundle: Bundle, numerics: Numerics | None) -> Backend:
         """Each engine's best time for a short answer, in turns. Remembered for these weights, engines and numerics."""
         from edgespec.backends.onnx_graph import VERSION
+        from edgespec.backends.openvino_settings import Settings
         from edgespec.backends.padded import fingerprint
 
         xml = hub.model_path(bundle, bundle.manifest.target, accept_licence=self.accept_licence, progress=self.progress)
@@ -215,7 +217,7 @@ class Machine:
         threads = self.core.get_property("CPU", "INFERENCE_NUM_THREADS")
         versions = (VERSION, _TIMES, self.core.get_versions("CPU")["CPU"].build_number, version_of("onnxruntime"))
         identity = (xml.stat().st_size, weights.st_size, weights.st_mtime_ns, self._cpu, threads, numerics or "exact")
-        key = fingerprint([*versions, *identity])
+        key = fingerprint([*versions, *identity, Settings.make("CPU", numerics).properties])
         if found := faster_engine.remembered(key):
             return found.faster
         try:

@@ -28,7 +28,7 @@ class Generation:
 
     token_ids: generated tokens, the stop token included, cut where a stop string was completed.
     finish_reason: "stop" (stop token or stop string), "length" (budget or context), None while running or abandoned.
-    verification: of a sampled run; None for a greedy one.
+    verification: of a sampled run; None for a greedy one. compute_precision: the type of the target's activations.
     ttft_s: from the call to the first committed tokens, the wait for other texts included.
     decode_tok_per_s: of the rounds that read no prompt.
     stats count whole rounds: the last one may have committed tokens behind a stop string.
@@ -37,6 +37,7 @@ class Generation:
     model: str
     drafter: str
     numerics: Numerics
+    compute_precision: str
     verification: Verification | None
     devices: dict[str, str]
     backend: str
@@ -77,6 +78,7 @@ class Generation:
             "seed": self.seed,
             "drafter": self.drafter,
             "numerics": self.numerics,
+            "compute_precision": self.compute_precision,
             "devices": self.devices,
             "backend": self.backend,
             "model": self.model,
@@ -256,6 +258,7 @@ class Pipeline:
             model=self.bundle.name,
             drafter=drafter.name,
             numerics=self.target.capabilities.numerics,
+            compute_precision=self.target.capabilities.compute_precision,
             devices=self.devices,
             backend=self.target.capabilities.backend,
             verification=None if params.greedy else params.verification,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,11 +14,27 @@ from edgespec.backends.onnx_runtime import OnnxRuntimeModel
 from edgespec.backends.openvino_paged import OpenVINOPagedModel
 from edgespec.pipeline import Pipeline
 from edgespec.types import Numerics
+from tests.compiles import watched
 
 os.environ["EDGESPEC_BACKEND"] = "openvino"
 """the tests say which engine they mean, and do not measure which is faster"""
 
 LoadTiny = Callable[..., OpenVINOPagedModel]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiles() -> Iterator[list[str]]:
+    """What was wrong with the compiles so far."""
+    with watched() as wrong:
+        yield wrong
+
+
+@pytest.fixture(autouse=True)
+def every_compile_names_its_precision(compiles: list[str]) -> Iterator[None]:
+    yield
+    found = compiles[:]
+    compiles.clear()
+    assert not found, "\n".join(found)
 
 
 @pytest.fixture(scope="session")
@@ -76,12 +92,12 @@ def load_ir(
     """full_precision: of activations, to hold another engine against."""
     import openvino as ov
 
-    from edgespec.backends.openvino_graph import Settings
+    from edgespec.backends.openvino_settings import Settings
 
     core = ov.Core()
-    settings = Settings.of_draft(core, "CPU") if is_draft else Settings.make(core, "CPU", numerics)
+    settings = Settings.of_draft("CPU") if is_draft else Settings.make("CPU", numerics)
     if full_precision:
-        settings = Settings.in_full_precision(core)
+        settings = Settings.in_full_precision()
     xml = folder if folder.suffix == ".xml" else folder / "openvino_model.xml"
     model = OpenVINOPagedModel(core, xml, "CPU", settings, capacity=capacity, hidden=hidden)
     if settings.numerics == "exact" and not full_precision:

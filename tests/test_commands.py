@@ -88,7 +88,7 @@ def test_run_is_the_default_command_and_answers(pipeline: Pipeline) -> None:
     assert ran.returncode == 0, ran.stderr
     assert "Paris" in ran.stdout.decode()
     summary = ran.stderr.decode()
-    assert summary.count("\n") == 1 and "tok/s" in summary and "exact on CPU" in summary
+    assert summary.count("\n") == 1 and "tok/s" in summary and "exact in f32 on CPU" in summary
 
 
 def test_json_is_one_object_with_everything_in_it(tiny_ir: Path) -> None:

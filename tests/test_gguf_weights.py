@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edgespec import gguf
+from edgespec.backends.openvino_settings import FULL_PRECISION, Settings
 from edgespec.errors import ConversionError
 from edgespec.gguf_weights import requantize
 from tests import tiny_gguf
@@ -39,7 +40,7 @@ def weights(xml: Path) -> dict[str, tuple[str, NDArray[np.float32]]]:
                 first = first.input_value(0).get_node()
             if first.get_type_name() == "Constant" and len(source.get_partial_shape()) == 2:
                 graph = ov.Model([ops.result(source)], [])
-                folded = core.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([])[0]
+                folded = core.compile_model(graph, "CPU", FULL_PRECISION)([])[0]
                 found[node.get_friendly_name()] = (first.get_friendly_name(), folded.astype(np.float32))
     return found
 
@@ -109,7 +110,6 @@ def test_faithful_leaves_a_lossless_ir_alone(tmp_path: Path) -> None:
 def test_the_changed_model_runs_paged(tmp_path: Path) -> None:
     import openvino as ov
 
-    from edgespec.backends.openvino_graph import Settings
     from edgespec.backends.openvino_paged import OpenVINOPagedModel
 
     core, logits = ov.Core(), []
@@ -117,7 +117,7 @@ def test_the_changed_model_runs_paged(tmp_path: Path) -> None:
         (folder := tmp_path / kind).mkdir()
         xml, source = made(folder, quantize="Q4_1")
         requantize(xml, source, kind)
-        model = OpenVINOPagedModel(core, xml, "CPU", Settings.make(core, "CPU", None), capacity=64)
+        model = OpenVINOPagedModel(core, xml, "CPU", Settings.make("CPU", None), capacity=64)
         logits.append(model.forward([5, 6, 7, 8]).logits.copy())
     assert np.corrcoef(logits[0].ravel(), logits[1].ravel())[0, 1] > 0.999
 

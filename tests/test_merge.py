@@ -9,6 +9,7 @@ import pytest
 
 from edgespec import hub, known
 from edgespec.backends.openvino_graph import paged_graph
+from edgespec.backends.openvino_settings import FULL_PRECISION
 from edgespec.engine import ops, ov
 from edgespec.merge import merge_products
 from edgespec.pipeline import Pipeline
@@ -51,7 +52,7 @@ def model_of(matrices: list[Any], biased: bool = False) -> ov.Model:
 
 
 def outputs(model: ov.Model, rows: int) -> list[np.ndarray]:
-    compiled = ov.Core().compile_model(model, "CPU")
+    compiled = ov.Core().compile_model(model, "CPU", FULL_PRECISION)
     given = np.random.default_rng(1).standard_normal((rows, 1, WIDTH)).astype(np.float32)
     return [np.array(value) for value in compiled(given).values()]
 

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 
 from edgespec import bundle
+from edgespec.backends.openvino_settings import FULL_PRECISION
 from edgespec.bench.peers import bench, plots, race, report
 from edgespec.bench.peers.base import Forms, Run
 from edgespec.bench.peers.contenders import CONTENDERS, OWN_PLAIN, YARDSTICK, Contender, choose
@@ -271,7 +272,7 @@ def test_a_draft_with_a_vocabulary_of_its_own_gets_the_targets(tmp_path: Path) -
     whole_vocabulary(folder / entry.model.file, reads, columns, tmp_path / "openvino_model.xml")
 
     def logits(path: Path, ids: list[int]) -> NDArray[np.float32]:
-        request = ov.Core().compile_model(path, "CPU").create_infer_request()
+        request = ov.Core().compile_model(path, "CPU", FULL_PRECISION).create_infer_request()
         n = len(ids)
         inputs = {
             "input_ids": np.array([ids], np.int64),

@@ -52,6 +52,8 @@ class Capabilities:
     """most tokens in one forward"""
     asynchronous: bool
     numerics: Numerics
+    compute_precision: str
+    """type of the activations, by its short name: f32, f16, bf16"""
     device: str
     backend: str = "openvino"
 

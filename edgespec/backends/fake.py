@@ -73,6 +73,7 @@ class FakeModel:
             max_width=max_width,
             asynchronous=True,
             numerics="exact",
+            compute_precision="f32",
             device="fake",
             backend="fake",
         )

@@ -1,8 +1,8 @@
 """Is an ONNX form the function of the IR that it was written from?
 
 What ``onnx_graph`` takes for an operator of ONNX Runtime's is told by its form, and a model may be of that form and
-mean something else. So both are asked, with activations in full precision on both sides: what is left of the difference
-is the 16-bit cache of the other.
+mean something else. So both are asked, in full precision on both sides: what is left of the difference is the order of
+sums.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from edgespec.backends.onnx_builder import OnnxBuilder
 from edgespec.backends.onnx_rotary import LAYOUT, Rotary, behind
 from edgespec.backends.onnx_weights import Compressed, nibbles, number, origin, unsupported, weights_of
+from edgespec.backends.openvino_settings import FULL_PRECISION
 from edgespec.errors import ConversionError, mapped
 
 VERSION = 7
@@ -302,7 +303,7 @@ class _Reader:
         if not self.onnx.has_constant(names[0]):
             read = [self._model.input(name).get_node() for name in ("position_ids", "input_ids")]  # its length only
             part = ov.Model([turned.cos, turned.sin], read, "rotary")
-            compiled = ov.compile_model(part, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+            compiled = ov.compile_model(part, "CPU", FULL_PRECISION)
             found = compiled([np.arange(self._rows, dtype=np.int64)] * 2)
             for index, name in enumerate(names):
                 table = np.asarray(found[index]).reshape(self._rows, -1)

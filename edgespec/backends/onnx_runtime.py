@@ -130,6 +130,7 @@ class OnnxRuntimeModel(PaddedModel):
             max_width=self.max_width,
             asynchronous=True,
             numerics=self.numerics,
+            compute_precision="f32",
             device="CPU",
             backend="onnxruntime",
         )

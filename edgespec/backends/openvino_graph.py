@@ -8,16 +8,14 @@ memory for the weights once more.)
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgespec.engine import ops, ov, paged_attention_transformation
-from edgespec.errors import BackendError, DeviceError, SettingError, mapped
+from edgespec.errors import BackendError, DeviceError, mapped
 from edgespec.merge import merge_products
-from edgespec.types import Numerics
 
 GRAPH_VERSION = 2
 """raise it when the same IR should give another graph: what was measured of the old one does not hold any more"""
@@ -27,54 +25,6 @@ LOGITS_ROWS = "logits_rows"
 """Input of the changed graph: indices of the rows that get logits, ``(r,)`` int64."""
 HIDDEN = "hidden"
 """Output of the changed graph, on request: what goes into the output head, ``(r, d)``."""
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How a graph is compiled and fed.
-
-    numerics "exact" (see docs/exactness.md):
-        prefill_chunk: at most; wide matrix products may run other kernels again (``exact_widths``).
-        KV in 16 bits: by-channel 8-bit keys change when a rejected token is written beside them.
-    """
-
-    numerics: Numerics
-    prefill_chunk: int
-    properties: dict[str, Any]
-
-    @classmethod
-    def make(cls, core: ov.Core, device: str, numerics: Numerics | None) -> Settings:
-        """Settings of a target. numerics None: exact on CPU, where it is known to hold, fast elsewhere."""
-        if numerics not in (None, "exact", "fast"):
-            raise SettingError("numerics", got=numerics, allowed="exact, fast")
-        on_cpu = device.startswith("CPU")
-        if numerics == "exact" and not on_cpu:
-            raise SettingError(f"numerics exact is only known to hold on CPU; device {device}", hint="use fast here")
-        if on_cpu and numerics != "fast":
-            return cls("exact", 256, _latency(core, device, "16 bit"))
-        return cls("fast", 512, _latency(core, device, None))
-
-    @classmethod
-    def of_draft(cls, core: ov.Core, device: str) -> Settings:
-        """Settings of a draft: speed first (its numerics never reach the output), but keys that survive a rollback."""
-        return cls("fast", 512, _latency(core, device, "16 bit" if device.startswith("CPU") else None))
-
-    @classmethod
-    def in_full_precision(cls, core: ov.Core) -> Settings:
-        """On CPU, with activations as they are and 16-bit keys: what another engine is held against."""
-        exact = cls.make(core, "CPU", "exact")
-        return replace(exact, properties={**exact.properties, "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"})
-
-
-def _latency(core: ov.Core, device: str, kv: str | None) -> dict[str, Any]:
-    properties: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}
-    if device.startswith("GPU"):
-        del properties["NUM_STREAMS"]
-    if kv:
-        # The attention kernel wants a bf16 cache where it computes in bf16.
-        hint = str(core.get_property(device, "INFERENCE_PRECISION_HINT"))
-        properties["KV_CACHE_PRECISION"] = "bf16" if "bfloat16" in hint else "f16"
-    return properties
 
 
 def available(core: ov.Core, device: str) -> str:

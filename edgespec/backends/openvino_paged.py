@@ -16,7 +16,8 @@ import numpy as np
 from edgespec.backends.base import Capabilities
 from edgespec.backends.inputs import Inputs
 from edgespec.backends.openvino_blocks import PagedCache
-from edgespec.backends.openvino_graph import GRAPH_VERSION, HIDDEN, LOGITS_ROWS, Settings, paged_graph
+from edgespec.backends.openvino_graph import GRAPH_VERSION, HIDDEN, LOGITS_ROWS, paged_graph
+from edgespec.backends.openvino_settings import NUMERIC, Settings, reported
 from edgespec.backends.padded import PaddedModel, fingerprint
 from edgespec.engine import ov
 from edgespec.errors import BackendError, mapped
@@ -49,6 +50,7 @@ class OpenVINOPagedModel(PaddedModel):
             self._request = self.compiled.create_infer_request()
         self.weights_bytes = xml.with_suffix(".bin").stat().st_size
         self._hidden = hidden
+        self._compute_precision = reported(self.compiled)["INFERENCE_PRECISION_HINT"]
         self.fingerprint = _fingerprint(core, self.compiled, xml, device)
         self._inputs = inputs_of(self.compiled, self._request)
         outputs = [port.get_names() for port in self.compiled.outputs]
@@ -68,6 +70,7 @@ class OpenVINOPagedModel(PaddedModel):
             max_width=self.max_width,
             asynchronous=True,
             numerics=self.numerics,
+            compute_precision=self._compute_precision,
             device=self._device,
         )
 
@@ -132,8 +135,6 @@ def inputs_of(compiled: ov.CompiledModel, request: ov.InferRequest) -> Inputs[ov
 
 def _fingerprint(core: ov.Core, compiled: ov.CompiledModel, xml: Path, device: str) -> str:
     weights = xml.with_suffix(".bin").stat()
-    names = ("INFERENCE_NUM_THREADS", "INFERENCE_PRECISION_HINT", "KV_CACHE_PRECISION")
-    known = compiled.get_property("SUPPORTED_PROPERTIES")
     return fingerprint(
         [
             GRAPH_VERSION,
@@ -142,7 +143,7 @@ def _fingerprint(core: ov.Core, compiled: ov.CompiledModel, xml: Path, device: s
             weights.st_mtime_ns,
             core.get_property(device, "FULL_DEVICE_NAME"),
             core.get_versions(device)[device].build_number,
-            *(str(compiled.get_property(name)) for name in names if name in known),
+            *reported(compiled, ("INFERENCE_NUM_THREADS", *NUMERIC)).values(),
         ]
     )
 

@@ -17,10 +17,10 @@ _BARE = """
 import sys
 from pathlib import Path
 from edgespec.engine import ov
-from edgespec.backends.openvino_graph import Settings, paged_graph
 from edgespec.backends.openvino_paged import OpenVINOPagedModel
+from edgespec.backends.openvino_settings import Settings
 core = ov.Core()
-model = OpenVINOPagedModel(core, Path(sys.argv[1]), "CPU", Settings.make(core, "CPU", None), capacity=1024)
+model = OpenVINOPagedModel(core, Path(sys.argv[1]), "CPU", Settings.make("CPU", None), capacity=1024)
 prompt = [int(t) for t in sys.argv[2].split(",")]
 model.prefill(prompt[:-1])
 print(model.forward(prompt[-1:]).logits[0].argmax())

@@ -70,6 +70,7 @@ def _memory() -> dict[str, int]:
 def _plan(ref: str) -> dict[str, Any]:
     """Where the model is, and what it would need."""
     from edgespec import hub, pairs
+    from edgespec.backends.openvino_settings import compute_precision
 
     if model := pairs.find(ref):  # it would have to be fetched to know more
         return {
@@ -85,6 +86,7 @@ def _plan(ref: str) -> dict[str, Any]:
         "precision": manifest.target.precision,
         "context_length": manifest.generation.context_length,
         "target": "CPU: exact numerics are the default, and they are established on CPU only",
+        "compute_precision": f"{compute_precision('CPU')} on CPU, {compute_precision('GPU')} elsewhere",
         "engine": _engine(manifest.name),
         "drafter": f"{' + '.join(drafters)}; a draft model runs beside the target unless --draft-device says otherwise",
         "licence": manifest.provenance.licence,

@@ -106,7 +106,8 @@ def summary(result: Generation) -> str:
         parts.append("no drafts" if result.drafter == "none" else f"{result.drafter} had nothing to propose")
     if stats.forced:
         parts.append(f"forced by the format: {stats.forced}")
-    parts.append(f"{result.numerics} on {result.devices['target']} with {ENGINES.get(result.backend, result.backend)}")
+    engine = ENGINES.get(result.backend, result.backend)
+    parts.append(f"{result.numerics} in {result.compute_precision} on {result.devices['target']} with {engine}")
     if result.verification == "rejection":
         parts.append("rejection")
     if result.seed is not None:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
+from edgespec.backends.openvino_settings import FULL_PRECISION
 from edgespec.bundle import Generation
 from edgespec.errors import ConversionError
 from edgespec_export.settings import Weights
@@ -157,8 +158,7 @@ def _run_ir(xml: Path, ids: NDArray[np.int64]) -> NDArray[np.float32]:
     core = ov.Core()
     # A mapped file could not be renamed with its folder on Windows.
     core.set_property({"ENABLE_MMAP": False})
-    exact = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
-    compiled = core.compile_model(xml, "CPU", exact)
+    compiled = core.compile_model(xml, "CPU", FULL_PRECISION)
     request = compiled.create_infer_request()
     names = {port.get_any_name() for port in compiled.inputs}
     half, n = len(ids) // 2, len(ids)

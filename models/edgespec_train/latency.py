@@ -19,8 +19,8 @@ from transformers import AutoConfig, PretrainedConfig
 
 from edgespec import hub, known, load
 from edgespec.backends.base import Model
-from edgespec.backends.openvino_graph import Settings
 from edgespec.backends.openvino_paged import OpenVINOPagedModel
+from edgespec.backends.openvino_settings import Settings
 from edgespec.engine import ov
 from edgespec.errors import SettingError
 from edgespec_export import convert, sources
@@ -92,7 +92,7 @@ def sweep(config: PretrainedConfig, target: Model, rounds: int) -> Iterator[Time
             model = build(config, shape, candidate.vocabulary, seed=0)
             convert_draft(model, np.arange(candidate.vocabulary, dtype=np.int32), folder, candidate.weights, name="")
             xml = folder / "draft" / "openvino_model.xml"
-            draft = OpenVINOPagedModel(core, xml, "CPU", Settings.of_draft(core, "CPU"), capacity=2 * _CONTEXT)
+            draft = OpenVINOPagedModel(core, xml, "CPU", Settings.of_draft("CPU"), capacity=2 * _CONTEXT)
             times = [(_step(draft), _step(target)) for _ in range(rounds + 3)][3:]
             step = median(a for a, _ in times)
             ratio = median(a / b for a, b in times)

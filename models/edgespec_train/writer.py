@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgespec.backends.base import common_prefix
-from edgespec.backends.openvino_graph import LOGITS_ROWS, Settings, paged_graph
+from edgespec.backends.openvino_graph import LOGITS_ROWS, paged_graph
+from edgespec.backends.openvino_settings import Settings
 from edgespec.engine import ops, ov
 from edgespec.errors import BackendError, mapped
 
@@ -82,8 +83,8 @@ class Writer:
         core = ov.Core()
         model = _with_top(paged_graph(core, xml))
         with mapped(BackendError, "cannot make room for the texts", hint="fewer slots or shorter texts"):
-            # A draft's settings are what fits here: speed first, keys and values in 16 bits.
-            compiled = core.compile_model(model, "CPU", dict(Settings.of_draft(core, "CPU").properties))
+            # As the target runs by default, so in f32 on every CPU: this is what a draft learns.
+            compiled = core.compile_model(model, "CPU", Settings.make("CPU", "exact").properties)
             self._request = compiled.create_infer_request()
             self._ports = {port.get_any_name(): port for port in compiled.inputs}
             for name, port in self._ports.items():
