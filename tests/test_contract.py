@@ -187,6 +187,20 @@ def test_the_context_fills_to_its_last_row_and_not_further(make: Make) -> None:
     assert model.cache.length == CAPACITY
 
 
+@pytest.mark.parametrize("reused", [CAPACITY - 3, CAPACITY - 60, CAPACITY - 195, CAPACITY - 250])
+def test_pads_fit_behind_a_prompt_that_fills_the_context(make: Make, reused: int) -> None:
+    """Whatever is left to read: in a prefill, and in the forward that reads the end of the prompt."""
+    model, other = make(), make()
+    text = [(i * 13) % 50 for i in range(CAPACITY)]
+    expected = fresh_logits(other, text)
+    for left in (0, model.capabilities.max_width - 32):
+        model.cache.reset()
+        model.prefill(text[:reused])
+        assert model.prefill(text[:-1], None, left) == reused
+        row = model.forward(text[model.cache.length :], num_logits=1).logits[0]
+        assert model.cache.tokens == text and close(model, row, expected)
+
+
 def test_num_logits_takes_the_last_rows(make: Make) -> None:
     model = make()
     everything = model.forward([1, 2, 3, 4]).logits.copy()
