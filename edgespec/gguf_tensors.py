@@ -1,4 +1,4 @@
-"""Weight matrices of a GGUF file, dequantized a few rows at a time."""
+"""Tensors of a GGUF file, mapped from it and dequantized a few rows at a time."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from edgespec.errors import ConversionError
+from edgespec.gguf_header import Header
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,21 +21,26 @@ _PART = 1 << 24  # numbers dequantized at a time: 64 MiB
 
 
 @dataclass(frozen=True, eq=False)
-class Matrix:
-    """A weight of the GGUF file, ``(out, in)``, its rows in the order that the graph wants."""
+class Stored:
+    """A tensor of the file as ``(out, in)``, its rows in the order that the graph wants. A vector: ``(out, 1)``."""
 
     name: str
     kind: str
     shape: tuple[int, int]
-    data: NDArray[Any]
-    """``(out, ...)`` as stored, mapped from the file"""
+    data: NDArray[np.uint8]
+    """``(out, bytes of a row)``, mapped from the file"""
     order: NDArray[np.intp]
+    vector: bool
 
     def rows(self, which: Any) -> Floats:
+        """Raises ConversionError: numbers that are not finite."""
         import gguf
+        import numpy as np
 
         data = self.data[self.order[which]]
         values: Floats = gguf.quants.dequantize(data, gguf.GGMLQuantizationType[self.kind])
+        if not np.isfinite(values).all():
+            raise ConversionError(f"{self.name} holds numbers that are not finite", hint="download the file again")
         return values
 
     @cached_property
@@ -45,30 +52,30 @@ class Matrix:
         return (slice(begin, begin + step) for begin in range(0, self.shape[0], step))
 
 
-def read(path: Path) -> tuple[str, list[Matrix]]:
-    """Precision of the file, and its matrices."""
+def read(header: Header) -> list[Stored]:
+    """All tensors of a file that was checked."""
     import numpy as np
-    from gguf import GGUFReader, LlamaFileType
 
-    reader = GGUFReader(path)
-    metadata = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("tokenizer.")}
-    arch = metadata["general.architecture"]
-    q_heads = metadata[f"{arch}.attention.head_count"]
-    interleaved = {"attn_q": q_heads, "attn_k": metadata.get(f"{arch}.attention.head_count_kv", q_heads)}
-    matrices = []
-    for tensor in reader.tensors:
-        if len(tensor.shape) == 2:
-            columns, rows = (int(n) for n in tensor.shape)
-            order = np.arange(rows)
-            heads = interleaved.get(tensor.name.split(".")[-2]) if arch == "llama" else None
-            if heads:  # llama.cpp stores a head of n rows as 0, n/2, 1, n/2 + 1, ...
-                order = order.reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)
-            matrices.append(Matrix(tensor.name, tensor.tensor_type.name, (rows, columns), tensor.data, order))
-    try:
-        precision = LlamaFileType(metadata.get("general.file_type")).name.split("_", 1)[1].lower()  # MOSTLY_Q4_1
-    except ValueError:
-        precision = "unknown"
-    return precision, matrices
+    stored = []
+    for name, tensor in header.tensors.items():
+        vector = len(tensor.shape) == 1
+        columns, rows = (1, *tensor.shape) if vector else tensor.shape
+        data = np.memmap(header.path, np.uint8, "r", tensor.offset, (rows, tensor.nbytes // rows))
+        stored.append(Stored(name, tensor.kind, (rows, columns), data, _order(header, name, rows), vector))
+    return stored
+
+
+def _order(header: Header, name: str, rows: int) -> NDArray[np.intp]:
+    """llama.cpp stores queries and keys of a llama as 0, n/2, 1, n/2 + 1, ... within a head of n rows."""
+    import numpy as np
+
+    order = np.arange(rows)
+    q_heads = header.get("{arch}.attention.head_count")
+    heads = {"attn_q": q_heads, "attn_k": header.get("{arch}.attention.head_count_kv", q_heads)}
+    found = heads.get(name.split(".")[-2]) if header.architecture == "llama" else None
+    if isinstance(found, list):  # the same in all layers
+        found = found[0]
+    return order.reshape(found, -1, 2).swapaxes(1, 2).reshape(-1) if found else order
 
 
 def sample(shape: tuple[int, ...], values: Callable[[NDArray[np.intp]], Floats]) -> Floats:

@@ -7,7 +7,7 @@ for "default".
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgespec.errors import ConversionError
@@ -36,17 +36,25 @@ def tokenizer_json(pre: str, tokens: Sequence[str], types: Sequence[int], merges
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     vocabulary = {token: index for index, token in enumerate(tokens)}
+    _check_merges(vocabulary, merges)
     pairs = [tuple(merge.split(" ")) for merge in merges]
-    try:
-        tokenizer = Tokenizer(models.BPE(vocabulary, pairs, ignore_merges=pre == "llama-bpe"))
-    except Exception as error:  # the library raises bare Exception
-        raise ConversionError(f"vocabulary does not fit its merges: {error}", hint="download the file again") from error
+    tokenizer = Tokenizer(models.BPE(vocabulary, pairs, ignore_merges=pre == "llama-bpe"))
     tokenizer.normalizer = normalizers.NFC() if pre == "qwen2" else None
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(_pre_tokenizers(_SPLITS[pre]))
     tokenizer.decoder = decoders.ByteLevel()
     added = [(token, kind) for token, kind in zip(tokens, types, strict=True) if kind in (CONTROL, USER_DEFINED)]
     tokenizer.add_tokens([AddedToken(token, special=kind == CONTROL, normalized=False) for token, kind in added])
     return str(tokenizer.to_str(pretty=False))
+
+
+def _check_merges(vocabulary: Mapping[str, int], merges: Sequence[str]) -> None:
+    """The library checks the same, but has made several copies of both by then."""
+    for merge in merges:
+        left, _, right = merge.partition(" ")
+        missing = next((token for token in (left, right, left + right) if token not in vocabulary), None)
+        if missing is not None:
+            what = f"vocabulary does not fit its merges: {missing!r} of {merge!r} is no token"
+            raise ConversionError(what, hint="download the file again")
 
 
 def _pre_tokenizers(splits: tuple[str, ...]) -> list[Any]:

@@ -17,8 +17,11 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from edgespec.errors import ConversionError, mapped
-from edgespec.gguf_tensors import Matrix, read, sample
+from edgespec.errors import ConversionError, foreign
+from edgespec.gguf_dimensions import Dimensions
+from edgespec.gguf_header import Header
+from edgespec.gguf_tensors import Stored, read, sample
+from edgespec.gguf_vectors import restore_vectors
 from edgespec.merge import array_of, merge_products
 
 if TYPE_CHECKING:
@@ -28,8 +31,8 @@ LOSSY = ("Q4_1", "Q4_K")
 """ggml types that GenAI rounds"""
 
 
-def requantize(xml: Path, gguf: Path, kind: Literal["int8", "faithful"], *, merge: bool = True) -> str:
-    """Rewrite an IR that was made from ``gguf``. Returns the precision of its weights.
+def requantize(xml: Path, header: Header, kind: Literal["int8", "faithful"], *, merge: bool = True) -> str:
+    """Rewrite an IR that was made from a GGUF file. Returns the precision of its weights.
 
     merge: products that read the same activations become one, too (see ``merge``).
 
@@ -37,26 +40,37 @@ def requantize(xml: Path, gguf: Path, kind: Literal["int8", "faithful"], *, merg
     """
     from edgespec.engine import ov
 
-    with mapped(ConversionError, f"cannot change the weights of {xml}", hint="is the disk full?"):
-        precision, matrices = read(gguf)
-        as_it_is = kind == "faithful" and not any(matrix.kind in LOSSY for matrix in matrices)
-        if as_it_is and not merge:
-            return precision
+    with foreign(ConversionError, f"cannot change the weights of {xml}", hint="is the disk full?"):
+        stored = read(header)
+        matrices = [tensor for tensor in stored if not tensor.vector]
+        as_it_is = kind == "faithful" and not any(matrix.kind in (*LOSSY, "F32") for matrix in matrices)
         # Read, not mapped into memory: Windows replaces no mapped file.
         model = ov.Core().read_model(xml, config={"ENABLE_MMAP": False})
         for node in [] if as_it_is else _weights(model):
             matrix = _origin(node, matrices)
             if kind == "int8":
                 node.output(0).replace(_int8(matrix).output(0))
+            elif matrix.kind == "F32":
+                node.output(0).replace(_float32(matrix).output(0))
             elif matrix.kind in LOSSY:
                 _unround(node, matrix)
+        changed = restore_vectors(model, Dimensions.of(header), stored)
         if merge:
             merge_products(model)
-        _replace(model, xml)
-    return "int8" if kind == "int8" else precision
+        if changed or merge or not as_it_is:
+            _replace(model, xml)
+    return "int8" if kind == "int8" else header.precision
 
 
-def _int8(matrix: Matrix) -> Any:
+def _float32(matrix: Stored) -> Any:
+    from edgespec.engine import ops
+
+    constant = ops.constant(matrix.rows(slice(None)))
+    constant.set_friendly_name(matrix.name)
+    return constant
+
+
+def _int8(matrix: Stored) -> Any:
     """Nodes that give the matrix to half a step: zero is a code, and the step is rounded up so that no code is cut."""
     import numpy as np
 
@@ -81,7 +95,7 @@ def _int8(matrix: Matrix) -> Any:
     return ops.convert(ops.multiply(shifted, ops.constant(steps)), "f32")
 
 
-def _unround(node: Any, matrix: Matrix) -> None:
+def _unround(node: Any, matrix: Stored) -> None:
     """Give the subgraph ``(code - zero) * step`` the zero points that make it the matrix."""
     import numpy as np
 
@@ -123,7 +137,7 @@ def _is_constant(node: Any) -> bool:
     return all(_is_constant(value.get_node()) for value in node.input_values())
 
 
-def _origin(node: Any, matrices: list[Matrix]) -> Matrix:
+def _origin(node: Any, matrices: list[Stored]) -> Stored:
     """The GGUF matrix of a node, found by its numbers: GenAI's node names say nothing in some versions."""
     shape = tuple(node.get_output_shape(0))
     ours = sample(shape, lambda rows: _values(node, rows))

@@ -24,7 +24,7 @@ FORMS = "a known name, a bundle or OpenVINO IR folder, a .gguf file, or OWNER/NA
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 _FILES = ["*.json", "*.jinja", "*.xml", "*.bin", "*.npy"]
 _NOT_FILES = ["openvino_tokenizer*", "openvino_detokenizer*", "pytorch_model*"]
-_CONVERTER_VERSION = 3  # part of a key in the cache: raise it when the same GGUF file should give another IR
+_CONVERTER_VERSION = 4  # part of a key in the cache: raise it when the same GGUF file should give another IR
 _SPACE_FACTOR = 3.5  # the GGUF file, the IR of about its size, the IR with its weights mended, and some air
 
 

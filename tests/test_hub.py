@@ -359,7 +359,7 @@ def test_ctrl_c_cleans_up(tiny: Path, home: Path, monkeypatch: pytest.MonkeyPatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("edgespec.gguf.subprocess.run", interrupted)
+        patch.setattr("edgespec.gguf_converter.subprocess.run", interrupted)
         hub.resolve(str(tiny), progress=False)
     assert leftovers(home) in ([], [".lock"])
     assert hub.resolve(str(tiny), progress=False).name == "tiny"

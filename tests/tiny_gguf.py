@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 CORPUS = (
     "The lighthouse had stood on the headland for more than a century. It leaned, slowly, towards the sea.",
@@ -51,9 +53,15 @@ def write(
     hidden: int = 64,
     quantize: str = "F16",
     tied: bool = True,
-    extra: dict[str, Any] | None = None,
+    extra: Mapping[str, Any] | None = None,
+    tensors: Mapping[str, NDArray[np.float32]] | None = None,
+    change: Callable[[str, NDArray[np.float32]], NDArray[np.float32]] = lambda name, values: values,
 ) -> Path:
-    """Write a random model. ``quantize`` is a ggml type name; norms stay in F32. ``extra``: more uint32 metadata."""
+    """Write a random model. ``quantize`` is a ggml type name; norms stay in F32.
+
+    extra: metadata that is added or put in another's place (whole numbers become uint32); None leaves a key out.
+    tensors: more of them. change: what a matrix or norm holds instead, by its name.
+    """
     import gguf
 
     tokens, merges = vocabulary()
@@ -70,7 +78,7 @@ def write(
     writer.add_rope_freq_base(10000.0)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(len(tokens))
-    writer.add_file_type({"F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q4_K": 15}[quantize])
+    writer.add_file_type({"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q4_K": 15}[quantize])
     writer.add_tokenizer_model(tokenizer_model)
     if pre is not None:
         writer.add_tokenizer_pre(pre)
@@ -84,7 +92,11 @@ def write(
     if template is not None:
         writer.add_chat_template(template)
     for key, value in (extra or {}).items():
-        writer.add_uint32(key, value)
+        writer.kv_data[-1].pop(key, None)
+        if isinstance(value, int) and not isinstance(value, bool):
+            writer.add_uint32(key, value)
+        elif value is not None:
+            writer.add_key_value(key, value, gguf.GGUFValueType.get_type(value))
 
     random = np.random.default_rng(0)
     quantized = gguf.GGMLQuantizationType[quantize]
@@ -96,11 +108,11 @@ def write(
             data = data.reshape(rows, -1)
         else:
             values = random.normal(0, 0.3, (rows, columns)).astype(np.float32)  # (out, in)
-            data = gguf.quants.quantize(values, quantized)
+            data = gguf.quants.quantize(change(f"{name}.weight", values), quantized)
         writer.add_tensor(f"{name}.weight", data, raw_dtype=quantized)
 
     def norm(name: str) -> None:
-        writer.add_tensor(f"{name}.weight", np.ones(hidden, np.float32))
+        writer.add_tensor(f"{name}.weight", change(f"{name}.weight", np.ones(hidden, np.float32)))
 
     kv_hidden = hidden // heads * kv_heads
     weight("token_embd", len(tokens), hidden)
@@ -121,6 +133,8 @@ def write(
         ):
             weight(f"{block}.{name}", rows, columns)
     norm("output_norm")
+    for tensor, numbers in (tensors or {}).items():
+        writer.add_tensor(tensor, numbers.astype(np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

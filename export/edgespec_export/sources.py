@@ -91,7 +91,7 @@ def _gguf(path: Path) -> Source:
         folder=path.parent,
         gguf=path,
         revision=f"sha256:{sha256_of(path)}",
-        licence=header.get("general.license"),
+        licence=header.licence,
     )
 
 
