@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from edgespec import telemetry as _telemetry  # noqa: F401 - first of all: it switches reports off
+
 __version__ = "0.1.0"
 
 __all__ = ["EdgespecError", "Generation", "Pipeline", "SamplingParams", "__version__", "load"]

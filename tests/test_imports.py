@@ -40,6 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "turn": BASE,
     "devices": BASE | {"engine"},
     "engine": set(),
+    "telemetry": set(),
     "cache": BASE,
     "fetch": BASE | {"bundle"},
     "gguf_tokenizer": BASE,

@@ -10,7 +10,7 @@ of the runtime but ``edgespec.bundle``, ``edgespec.pairing``, ``edgespec.gguf`` 
     parity    the IR's logits against the torch model's on real text
     build     the above in order
     staging   a temporary folder, renamed to the bundle at the end
-    quiet     keeps the libraries off stdout, and from reporting usage
+    quiet     keeps the libraries off stdout
 """
 
 from __future__ import annotations
@@ -20,9 +20,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from edgespec import telemetry
 from edgespec.errors import ConversionError
 from edgespec_export import quiet, sources, staging
 from edgespec_export.settings import Request, Weights, split_weights
+
+telemetry.hide_openvino_telemetry()  # before nncf and the converter are imported
 
 __all__ = ["Request", "Weights", "export", "split_weights"]
 

@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import nncf
-import openvino as ov
 import torch
-from openvino._offline_transformations import paged_attention_transformation
 from optimum.exporters.openvino.convert import export_from_model
 from optimum.exporters.tasks import TasksManager
 from optimum.intel import OVConfig
@@ -21,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers import __version__ as transformers_version
 
 from edgespec.bundle import IR_FILE
+from edgespec.engine import ov, paged_attention_transformation
 from edgespec.errors import ConversionError, EdgespecError, SettingError
 from edgespec.merge import merge_products
 from edgespec_export.settings import GROUP_SIZES, Weights

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino as ov
 import psutil
 import torch
 from numpy.typing import NDArray
@@ -23,6 +22,7 @@ from transformers import PreTrainedModel
 
 from edgespec.backends.openvino_settings import FULL_PRECISION
 from edgespec.bundle import Generation
+from edgespec.engine import ov
 from edgespec.errors import ConversionError
 from edgespec_export.settings import Weights
 

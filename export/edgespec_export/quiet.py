@@ -1,7 +1,6 @@
 """Keep the libraries to themselves: stdout belongs to the bundle's path.
 
-nncf draws progress bars and logs on stdout, transformers and optimum warn about their own tracing, and both the
-converter and nncf report usage over the network unless they believe they run in continuous integration.
+nncf draws progress bars and logs on stdout, transformers and optimum warn about their own tracing.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -22,21 +20,13 @@ _LOGGERS = ("transformers", "optimum", "nncf", "accelerate", "huggingface_hub", 
 @contextlib.contextmanager
 def libraries(*, verbose: bool) -> Iterator[None]:
     """Import and run the heavy libraries inside this. With ``verbose`` their output goes to stderr."""
-    previous_ci = os.environ.get("CI")
-    os.environ["CI"] = "true"
-    try:
-        with contextlib.redirect_stdout(sys.stderr if verbose else io.StringIO()):
-            if verbose:
-                yield
-                return
-            with warnings.catch_warnings(), _levels(), _no_bars():
-                warnings.simplefilter("ignore")
-                yield
-    finally:
-        if previous_ci is None:
-            del os.environ["CI"]
-        else:
-            os.environ["CI"] = previous_ci
+    with contextlib.redirect_stdout(sys.stderr if verbose else io.StringIO()):
+        if verbose:
+            yield
+            return
+        with warnings.catch_warnings(), _levels(), _no_bars():
+            warnings.simplefilter("ignore")
+            yield
 
 
 @contextlib.contextmanager

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgespec import telemetry
+
 NEVER = -1e4
 """logit of a token that a draft does not have"""
 
@@ -231,7 +233,7 @@ def _load_maps(file: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 def main(step: str, *arguments: str) -> None:
     paths = [Path(argument) for argument in arguments]
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment] # see edgespec.engine
+    telemetry.hide_openvino_telemetry()
     steps: dict[str, Callable[[], None]] = {
         "tokenizers": lambda: tokenizers(paths[0], paths[1]),
         "whole_vocabulary": lambda: whole_vocabulary(paths[0], *_load_maps(paths[1]), paths[2]),

@@ -25,6 +25,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, BinaryIO
 
+from edgespec import telemetry
 from edgespec.bench.peers.base import Forms, Peer, describe
 
 
@@ -82,7 +83,7 @@ def peak_bytes() -> int:
 
 
 def main(module: str) -> None:
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment] # see edgespec.engine; no peer phones home for us
+    telemetry.hide_openvino_telemetry()  # no peer phones home for us
     answers = private_stdout()
     serve(import_module(module).Peer(), sys.stdin.buffer, answers)
 
