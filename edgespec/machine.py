@@ -167,20 +167,19 @@ class Machine:
             return OnnxRuntimeModel(self._onnx_form(xml, longest), kind, capacity=capacity, cpu=self._cpu)
 
     def _onnx_form(self, xml: Path, longest: int) -> Path:
-        """Folder of the ONNX form of a model whose context is ``longest`` rows at most: made once, and kept in the
-        cache until the model changes. So is the reason if it has none."""
+        """Folder of the ONNX form of a model that was made for ``longest`` rows: made once, and kept in the cache until
+        the model changes. So is the reason if it has none; that there was no memory or no room is none."""
         from edgespec.backends.onnx_check import TOKENS, check
         from edgespec.backends.onnx_graph import VERSION, write_onnx
         from edgespec.backends.onnx_weights import NoONNXForm
         from edgespec.backends.openvino_paged import OpenVINOPagedModel
         from edgespec.backends.openvino_settings import FULL_PRECISION, Settings
-        from edgespec.backends.padded import LONGEST_PAD, fingerprint
+        from edgespec.backends.padded import fingerprint
 
         weights = xml.with_suffix(".bin").stat()
-        rows = max(longest, ROWS_NEEDED, calibration.ROWS_NEEDED) + LONGEST_PAD
         place = fingerprint([str(xml.resolve())])
         # How it was checked, too: a form that was refused in another precision may be right.
-        key = fingerprint([VERSION, FULL_PRECISION, xml.stat().st_size, weights.st_size, weights.st_mtime_ns, rows])
+        key = fingerprint([VERSION, FULL_PRECISION, xml.stat().st_size, weights.st_size, weights.st_mtime_ns, longest])
         folder = cache.cache_dir() / "onnx" / f"{place}-{key}"
         refusal = folder.with_suffix(".refused")
         if folder.is_dir():
@@ -191,12 +190,15 @@ class Machine:
             if refusal.is_file():
                 raise NoONNXForm(refusal.read_text(encoding="utf-8"))
             for old in folder.parent.glob(f"{place}-*"):  # of this model as it was
-                shutil.rmtree(old, ignore_errors=True)
+                if old.is_dir():
+                    shutil.rmtree(old, ignore_errors=True)
+                else:
+                    old.unlink()  # a reason
             self._say(f"writing {xml} as ONNX, this once")
             cache.require_space(3 * weights.st_size)
             try:
                 with cache.staged(folder) as partial:
-                    write_onnx(xml, partial, rows=rows)
+                    write_onnx(xml, partial, longest=longest)
                     ours = Settings.in_full_precision()
                     check(partial, OpenVINOPagedModel(self.core, xml, "CPU", ours, capacity=TOKENS))
             except NoONNXForm as reason:

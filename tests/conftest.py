@@ -113,7 +113,7 @@ def load_onnx(folder: Path, numerics: Numerics = "exact", *, capacity: int = 512
     made = xml.parent.with_name(xml.parent.name + "_onnx")
     if not made.is_dir():
         made.mkdir()
-        write_onnx(xml, made, rows=4200)
+        write_onnx(xml, made, longest=4200)
     model = OnnxRuntimeModel(made, numerics, capacity=capacity)
     if numerics == "exact":
         if made not in _exact_widths:

@@ -62,7 +62,7 @@ def logits(xml: Path) -> NDArray[np.float32]:
     """Of sixteen tokens, by the IR as it is."""
     import openvino as ov
 
-    request = ov.Core().compile_model(xml, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
+    request = ov.Core().compile_model(xml, "CPU", FULL_PRECISION).create_infer_request()
     ids = np.arange(40, 56)[None]
     inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": np.arange(16)[None]}
     found: NDArray[np.float32] = request.infer({**inputs, "beam_idx": np.zeros(1, np.int32)})["logits"].copy()

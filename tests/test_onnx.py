@@ -65,7 +65,7 @@ def test_weights_are_taken_over_code_by_code(tiny_fast_ir: Path, tmp_path: Path)
     """In full precision on both sides nothing is left but the order of sums."""
     import onnx
 
-    write_onnx(tiny_fast_ir, tmp_path, rows=64)
+    write_onnx(tiny_fast_ir, tmp_path, longest=64)
     model = onnx.load(str(tmp_path / MODEL_FILE), load_external_data=False)
     products = [node for node in model.graph.node if node.op_type == "MatMulNBits"]
     assert len(products) == 2 * 4 + 1  # query, key and value are one, gate and up are one
@@ -88,7 +88,7 @@ def test_what_has_no_operator_is_refused_by_name(tiny_ir: Path, tmp_path: Path) 
     model.validate_nodes_and_infer_types()
     ov.save_model(model, tmp_path / "capped.xml", compress_to_fp16=False)
     with pytest.raises(ConversionError, match="got Tanh soft_cap"):
-        write_onnx(tmp_path / "capped.xml", tmp_path / "made", rows=64)
+        write_onnx(tmp_path / "capped.xml", tmp_path / "made", longest=64)
 
 
 def test_a_swish_keeps_its_slope(tiny_ir: Path, tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_a_swish_keeps_its_slope(tiny_ir: Path, tmp_path: Path) -> None:
         swish.output(0).replace(steeper.output(0))
     model.validate_nodes_and_infer_types()
     ov.save_model(model, tmp_path / "steeper.xml", compress_to_fp16=False)
-    write_onnx(tmp_path / "steeper.xml", tmp_path, rows=128)
+    write_onnx(tmp_path / "steeper.xml", tmp_path, longest=128)
     theirs = load_ir(tmp_path / "steeper.xml", full_precision=True)
     check(tmp_path, theirs)
     theirs.cache.reset()
@@ -112,9 +112,9 @@ def test_a_swish_keeps_its_slope(tiny_ir: Path, tmp_path: Path) -> None:
 def test_a_window_over_what_is_attended_to_is_refused_by_name(tmp_path: Path) -> None:
     """Mistral has one by default; without it it is a Llama."""
     with pytest.raises(NoONNXForm, match="got attention with a sliding window"):
-        write_onnx(export_ir(build("mistral", tmp_path / "torch"), tmp_path / "ir"), tmp_path / "made", rows=64)
+        write_onnx(export_ir(build("mistral", tmp_path / "torch"), tmp_path / "ir"), tmp_path / "made", longest=64)
     ir = export_ir(build("mistral", tmp_path / "whole", sliding_window=None), tmp_path / "whole_ir")
-    write_onnx(ir, tmp_path, rows=128)
+    write_onnx(ir, tmp_path, longest=128)
     check(tmp_path, load_ir(ir, full_precision=True))
 
 
@@ -123,7 +123,7 @@ def test_a_form_that_means_something_else_is_noticed(tiny_fast_ir: Path, tmp_pat
     """Pairs of other columns turned; tables of another scale (as YaRN has one)."""
     import onnx
 
-    write_onnx(tiny_fast_ir, tmp_path, rows=128)
+    write_onnx(tiny_fast_ir, tmp_path, longest=128)
     theirs = load_ir(tiny_fast_ir, full_precision=True)
     check(tmp_path, theirs)
     model = onnx.load(str(tmp_path / MODEL_FILE))
@@ -131,13 +131,69 @@ def test_a_form_that_means_something_else_is_noticed(tiny_fast_ir: Path, tmp_pat
         for option in node.attribute:
             if option.name == "rotary_interleaved":
                 option.i = int(change == "interleaved")
-    for tensor in model.graph.initializer:
-        if change == "tables" and tensor.name.startswith(("cos", "sin")):
-            tensor.CopyFrom(onnx.numpy_helper.from_array(1.14 * onnx.numpy_helper.to_array(tensor), tensor.name))
     onnx.save(model, str(tmp_path / MODEL_FILE))
+    if change == "tables":
+        with np.load(tmp_path / "rotary.npz") as stored:
+            tables = {name: stored[name] for name in stored.files}
+        scaled = {name: 1.14 * table for name, table in tables.items() if name != "longest"}
+        np.savez(tmp_path / "rotary.npz", **(tables | scaled))
+    files = {path.name for path in tmp_path.iterdir()}
     with pytest.raises(NoONNXForm, match="says something else"):
         check(tmp_path, theirs)
-    assert {path.name for path in tmp_path.iterdir()} == {MODEL_FILE, WEIGHTS_FILE}
+    assert {path.name for path in tmp_path.iterdir()} == files, "what it was asked with is gone"
+
+
+LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
+
+
+@pytest.mark.parametrize("context_length", [300, 8192])
+def test_tables_that_change_with_the_length_of_the_text_are_refused_by_name(
+    tmp_path: Path, context_length: int
+) -> None:
+    """A row of another position cannot be computed later on, when a context grows."""
+    rope = LONGROPE | {"original_max_position_embeddings": 128}
+    options = {"rope_parameters": rope, "original_max_position_embeddings": 128, "context_length": context_length}
+    ir = export_ir(build("phi3", tmp_path / "torch", **options), tmp_path / "ir")
+    with pytest.raises(NoONNXForm, match="changes with the length of the text"):
+        write_onnx(ir, tmp_path, longest=context_length)
+
+
+def test_tables_grow_with_the_context(tiny_fast_ir: Path, tmp_path: Path) -> None:
+    """Behind the rows that are kept, the next forward still is the function of the IR."""
+    write_onnx(tiny_fast_ir, tmp_path, longest=10_000)
+    assert (tmp_path / "rotary.npz").stat().st_size < 2 << 20
+    text = [(31 * i + i * i) % 200 + 10 for i in range(4200)]
+    ours, theirs = OnnxRuntimeModel(tmp_path, "fast", capacity=10_000), load_ir(tiny_fast_ir, capacity=4300)
+    rows = []
+    for model in (ours, theirs):
+        model.prefill(text)
+        rows.append(model.forward([7, 8, 9]).logits.copy())
+    assert ours._rotary.rows == 8192
+    assert np.abs(rows[0] - rows[1]).max() < 0.2 * np.abs(rows[1]).max()  # activations in 8 bits
+    ours.prefill(text * 2)
+    ours.forward([7] * 100)
+    assert ours._rotary.rows == 10_000 + 17, "no further than the context and the pads behind it"
+
+
+def test_a_claimed_context_takes_no_memory(tmp_path: Path) -> None:
+    """The same model, made for 512 tokens and for a million; with a text of 4 tokens."""
+    script = """if True:
+        import sys, edgespec
+        from edgespec.bench.peers.worker import peak_bytes
+        edgespec.load(sys.argv[1], backend="onnxruntime", draft="none").generate([1, 2, 3, 4], max_new_tokens=2)
+        print(peak_bytes())
+    """
+    peaks = []
+    for rows in (512, 1_010_000):
+        torch = build("llama", tmp_path / f"torch{rows}", hidden=256, heads=2, kv_heads=1, context_length=rows)
+        ir, cache = export_ir(torch, tmp_path / f"ir{rows}", "int8"), tmp_path / f"cache{rows}"
+        ran = subprocess.run(
+            [sys.executable, "-c", script, str(ir.parent)],
+            check=True, capture_output=True, text=True, env=os.environ | {"EDGESPEC_CACHE": str(cache)},
+        )  # fmt: skip
+        peaks.append(int(ran.stdout))
+        assert sum(file.stat().st_size for file in cache.rglob("*") if file.is_file()) < 8 << 20
+    assert peaks[1] - peaks[0] < 64 << 20
 
 
 @pytest.mark.parametrize(
@@ -149,7 +205,7 @@ def test_a_form_that_means_something_else_is_noticed(tiny_fast_ir: Path, tmp_pat
 )
 def test_tables_and_layers_without_are_the_models_own(tmp_path: Path, arch: str, options: dict[str, Any]) -> None:
     ir = export_ir(build(arch, tmp_path / "torch", **options), tmp_path / "ir", "f32")
-    write_onnx(ir, tmp_path, rows=128)
+    write_onnx(ir, tmp_path, longest=128)
     check(tmp_path, load_ir(ir, full_precision=True))
 
 
@@ -166,11 +222,11 @@ def test_what_is_done_to_queries_on_their_way_is_not_left_out(tiny_ir: Path, tmp
     model.validate_nodes_and_infer_types()
     ov.save_model(model, tmp_path / "clipped.xml", compress_to_fp16=False)
     with pytest.raises(NoONNXForm, match="got Clamp between a product and the attention"):
-        write_onnx(tmp_path / "clipped.xml", tmp_path / "made", rows=64)
+        write_onnx(tmp_path / "clipped.xml", tmp_path / "made", longest=64)
 
 
 def test_a_damaged_file_is_an_error_that_says_what_to_do(tiny_fast_ir: Path, tmp_path: Path) -> None:
-    write_onnx(tiny_fast_ir, tmp_path, rows=64)
+    write_onnx(tiny_fast_ir, tmp_path, longest=64)
     (tmp_path / WEIGHTS_FILE).write_bytes((tmp_path / WEIGHTS_FILE).read_bytes()[:100])
     with pytest.raises(BackendError, match="Delete that folder"):
         OnnxRuntimeModel(tmp_path, "fast", capacity=64)
@@ -335,12 +391,34 @@ def test_a_model_without_an_onnx_form_stays_on_openvino(
         tried.append(arguments)
         raise NoONNXForm("no", got="Tanh")
 
-    monkeypatch.setattr(onnx_graph, "write_onnx", refuse)
-    assert loaded(tiny_fast_ir).target.capabilities.backend == "openvino"
-    with pytest.raises(NoONNXForm, match="Tanh"):
-        loaded(tiny_fast_ir, backend="onnxruntime")
+    with monkeypatch.context() as patch:
+        patch.setattr(onnx_graph, "write_onnx", refuse)
+        assert loaded(tiny_fast_ir).target.capabilities.backend == "openvino"
+        with pytest.raises(NoONNXForm, match="Tanh"):
+            loaded(tiny_fast_ir, backend="onnxruntime")
     assert len(tried) == 1, "the reason is kept"
-    assert not [path for path in (machine.cache.cache_dir() / "onnx").iterdir() if path.is_dir()]
+    kept = machine.cache.cache_dir() / "onnx"
+    assert [path.suffix for path in kept.iterdir()] == [".refused"]
+    monkeypatch.setattr(onnx_graph, "VERSION", onnx_graph.VERSION + 1)
+    assert loaded(tiny_fast_ir).target.capabilities.backend == "onnxruntime", "another version judges it again"
+    assert [path.is_dir() for path in kept.iterdir()] == [True], "and the reason is gone"
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("Failed to allocate 8 bytes")])
+def test_that_there_was_no_memory_is_not_remembered(
+    engines: dict[str, float], tiny_fast_ir: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    from edgespec.backends.onnx_graph import OnnxBuilder
+
+    def fail(*arguments: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OnnxBuilder, "constant", fail)
+        assert loaded(tiny_fast_ir).target.capabilities.backend == "openvino"
+        with pytest.raises(ConversionError, match="cannot write"):
+            loaded(tiny_fast_ir, backend="onnxruntime")
+    assert loaded(tiny_fast_ir).target.capabilities.backend == "onnxruntime"
 
 
 def test_a_full_disk_is_not_remembered(
@@ -424,9 +502,10 @@ def test_it_runs_on_cpu_only() -> None:
 def test_a_damaged_form_is_made_again(engines: dict[str, float], tiny_fast_ir: Path, tmp_path: Path) -> None:
     before = loaded(tiny_fast_ir, backend="onnxruntime").generate([1, 2], max_new_tokens=4, ignore_eos=True)
     [folder] = (tmp_path / "cache" / "onnx").iterdir()
-    (folder / WEIGHTS_FILE).write_bytes((folder / WEIGHTS_FILE).read_bytes()[:100])
-    again = loaded(tiny_fast_ir, backend="onnxruntime").generate([1, 2], max_new_tokens=4, ignore_eos=True)
-    assert again.token_ids == before.token_ids
+    for file in (WEIGHTS_FILE, "rotary.npz"):
+        (folder / file).write_bytes((folder / file).read_bytes()[:100])
+        again = loaded(tiny_fast_ir, backend="onnxruntime").generate([1, 2], max_new_tokens=4, ignore_eos=True)
+        assert again.token_ids == before.token_ids
 
 
 def test_a_form_half_written_is_none(engines: dict[str, float], tiny_fast_ir: Path, tmp_path: Path) -> None:

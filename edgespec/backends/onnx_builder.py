@@ -35,9 +35,6 @@ class OnnxBuilder:
     def integers(self, *values: int) -> str:
         return self.constant("integers." + ".".join(map(str, values)), np.array(values, np.int64))
 
-    def has_constant(self, name: str) -> bool:
-        return name in self._constants
-
     def add(self, kind: str, inputs: list[str], outputs: list[str], **options: Any) -> None:
         """An operator, by its ONNX name, and the names of what it gives."""
         from onnx import helper

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from edgespec.backends.onnx_builder import OnnxBuilder
 from edgespec.backends.onnx_rotary import LAYOUT, Rotary, behind
+from edgespec.backends.onnx_tables import write_tables
 from edgespec.backends.onnx_weights import Compressed, nibbles, number, origin, unsupported, weights_of
-from edgespec.backends.openvino_settings import FULL_PRECISION
 from edgespec.errors import ConversionError, mapped
 
-VERSION = 7
+VERSION = 8
 """raise it when the same IR should give another graph, or one that was refused should be judged again"""
 MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "model.onnx.data"
@@ -31,10 +31,10 @@ _ALIBI, _SINKS = 11, 20  # inputs of PagedAttentionExtension
 _INT8 = 4  # accuracy_level: activations in 8 bits too, a step for each block of them
 
 
-def write_onnx(xml: Path, folder: Path, *, rows: int) -> None:
-    """Write ``model.onnx`` and its weights into an empty folder.
+def write_onnx(xml: Path, folder: Path, *, longest: int) -> None:
+    """Write ``model.onnx``, its weights and the first rows of its rotary tables into an empty folder.
 
-    rows: positions of the rotary embedding's tables, the longest context of the model.
+    longest: context that the model was made for.
 
     The graph takes
 
@@ -44,10 +44,11 @@ def write_onnx(xml: Path, folder: Path, *, rows: int) -> None:
       another order; in twos it does not;
     - seqlens_k ``(1,)`` and total_sequence_length ``()`` int32, of GroupQueryAttention: all m rows are counted;
     - past_key_values.i.key and .value ``(1, heads, rows, size)`` f32, to be bound to the memory of present.i.key and
-      .value, which it returns.
+      .value, which it returns;
+    - cos.i and sin.i ``(positions, size / 2)`` f32, the tables of ``onnx_tables``.
 
-    Raises ConversionError: an operator or a form of weights that has no counterpart, with its name. That the graph is
-    the IR's function is for ``onnx_check`` to say.
+    Raises NoONNXForm: an operator or a form of weights that has no counterpart, with its name. Other ConversionErrors
+    say nothing of the model: no memory, a full disk. That the graph is the IR's function is for ``onnx_check`` to say.
     """
     import onnx
 
@@ -55,14 +56,14 @@ def write_onnx(xml: Path, folder: Path, *, rows: int) -> None:
     from edgespec.engine import ov
 
     model = paged_graph(ov.Core(), xml)
-    reader = _Reader(rows)
-    try:
-        reader.read(model)
-    except ConversionError:
-        raise
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:  # not such a graph
-        raise unsupported(f"{type(error).__name__}: {error}") from error
-    made = reader.onnx.model()
+    reader = _Reader()
+    with mapped(ConversionError, f"cannot write {xml} as ONNX"):
+        try:
+            reader.read(model)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # not such a graph
+            raise unsupported(f"{type(error).__name__}: {error}") from error
+        write_tables(reader.rotaries, model, folder, longest)
+        made = reader.onnx.model()
     with mapped(ConversionError, f"cannot write the ONNX model to {folder}", hint="is the disk full?"):
         onnx.save_model(
             made,
@@ -76,16 +77,15 @@ def write_onnx(xml: Path, folder: Path, *, rows: int) -> None:
 class _Reader:
     """Reads a paged graph in topological order, and adds to the ONNX graph what it finds."""
 
-    def __init__(self, rows: int) -> None:
-        self._rows = rows
+    def __init__(self) -> None:
         self.onnx = OnnxBuilder()
+        self.rotaries: dict[tuple[str, str], tuple[Rotary, int]] = {}  # by the names of its tables; size of a head
         self._names: dict[tuple[str, int], str] = {}  # of values that have a counterpart, by the IR's node and port
         self._widths: dict[str, int] = {}  # columns of each of them
         self._normed: dict[tuple[str, int], tuple[str, float]] = {}  # x / rms(x): x and epsilon
         self._together: dict[tuple[str, ...], str] = {}  # parts: the value that was split into them
 
     def read(self, model: Any) -> None:
-        self._model = model
         self.onnx.input("attention_rows", "INT64", ["padded"])
         self.onnx.input("own_rows", "INT64", ["n"])
         self.onnx.input("seqlens_k", "INT32", [1])
@@ -174,7 +174,7 @@ class _Reader:
         source = self._of(node.input_value(0))
         if source is None or not _is_flat(node):
             return
-        sizes = [part.get_partial_shape()[-1].get_length() for part in node.outputs()]
+        sizes = [_length(part.get_partial_shape()[-1]) for part in node.outputs()]
         if sum(sizes) != self._widths[source]:
             return
         names = [f"{node.get_name()}.{index}" for index in range(len(sizes))]
@@ -226,7 +226,7 @@ class _Reader:
         for value, other, source in zip(values, reversed(values), reversed(names), strict=True):
             epsilon = _epsilon(value.get_node(), other)
             if epsilon is not None and source is not None:
-                size = other.get_partial_shape()[-1].get_length()
+                size = _length(other.get_partial_shape()[-1])
                 self._normed[_key(node.output(0))] = source, epsilon
                 self._normalize(
                     node, source, epsilon, self.onnx.constant(f"ones.{size}", np.ones(size, np.float32)), size
@@ -294,23 +294,17 @@ class _Reader:
         self._name(node.output(0), out, self._widths[query])
 
     def _tables(self, turned: Rotary | None, size: int) -> list[str]:
-        """Cosines and sines of each position, ``(rows, size / 2)``: what the IR's own nodes give."""
-        from edgespec.engine import ov
-
+        """Names of the inputs with cosines and sines of each position."""
         if turned is None:
             return []
-        names = [f"{part}.{_key(value)}" for part, value in (("cos", turned.cos), ("sin", turned.sin))]
-        if not self.onnx.has_constant(names[0]):
-            read = [self._model.input(name).get_node() for name in ("position_ids", "input_ids")]  # its length only
-            part = ov.Model([turned.cos, turned.sin], read, "rotary")
-            compiled = ov.compile_model(part, "CPU", FULL_PRECISION)
-            found = compiled([np.arange(self._rows, dtype=np.int64)] * 2)
-            for index, name in enumerate(names):
-                table = np.asarray(found[index]).reshape(self._rows, -1)
-                if table.shape[1] != size:
-                    raise unsupported("a rotary embedding of a part of each head")
-                self.onnx.constant(name, table[:, : size // 2].copy())
-        return names
+        for names, known in self.rotaries.items():
+            if known == (turned, size):
+                return list(names)
+        names = f"cos.{len(self.rotaries)}", f"sin.{len(self.rotaries)}"
+        for name in names:
+            self.onnx.input(name, "FLOAT", ["positions", size // 2])
+        self.rotaries[names] = turned, size
+        return list(names)
 
     # Values and their names
 
@@ -365,18 +359,24 @@ def _head_size(value: Any) -> int:
     """The heads of an attention's input are laid beside each other last of all."""
     node = value.get_node()
     shape = node.get_input_partial_shape(0) if node.get_type_name() == "Reshape" else None
-    if shape is None or shape.rank.get_length() != 4 or shape[3].is_dynamic:
+    if shape is None or _length(shape.rank) != 4:
         raise unsupported("attention whose heads are not laid beside each other")
-    return int(shape[3].get_length())
+    return _length(shape[3])
 
 
 def _has_rows(value: Any) -> bool:
-    return bool(value.get_partial_shape()[0].get_length())
+    return bool(_length(value.get_partial_shape()[0]))
 
 
 def _is_flat(node: Any) -> bool:
     """Whether it takes ``(tokens, 1, columns)``, not yet grouped into heads."""
-    return bool(node.get_input_partial_shape(0).rank.get_length() == 3)
+    return _length(node.get_input_partial_shape(0).rank) == 3
+
+
+def _length(dimension: Any) -> int:
+    if dimension.is_dynamic:
+        raise unsupported("a size that varies where none should")
+    return int(dimension.get_length())
 
 
 def _epsilon(inverse: Any, x: Any) -> float | None:

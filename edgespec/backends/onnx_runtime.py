@@ -23,8 +23,9 @@ from onnxruntime import OrtValue
 from edgespec.backends.base import Capabilities
 from edgespec.backends.inputs import Inputs
 from edgespec.backends.onnx_graph import MODEL_FILE, VERSION, WEIGHTS_FILE
+from edgespec.backends.onnx_tables import RotaryTables
 from edgespec.backends.padded import LONGEST_PAD, GrowingCache, PaddedModel, fingerprint
-from edgespec.errors import BackendError, mapped
+from edgespec.errors import BackendError, foreign, mapped
 from edgespec.types import Numerics, Step, Tree
 
 _KINDS = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
@@ -96,15 +97,16 @@ class OnnxRuntimeModel(PaddedModel):
         self, folder: Path, numerics: Numerics, *, capacity: int, cpu: str = "", file: str = MODEL_FILE
     ) -> None:
         super().__init__(numerics, 256 if numerics == "exact" else 512)
-        path = folder / file
+        self.folder, path = folder, folder / file
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what fails is raised, too
         # Threads that wait for work keep a core busy. Between two forwards it is the other model's turn.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         options.intra_op_num_threads = options.intra_op_num_threads or _cores()
-        with mapped(BackendError, f"cannot load {path}", hint="delete that folder; it is made again"):
+        with foreign(BackendError, f"cannot load {path}", hint="delete that folder; it is made again"):
             self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        self._binding = self.session.io_binding()
+            self._binding = self.session.io_binding()
+            self._rotary = RotaryTables(folder, self.session, self._binding)
         logits = next(port for port in self.session.get_outputs() if port.name == "logits")
         self.vocab_size = int(logits.shape[-1])
         weights = (folder / WEIGHTS_FILE).stat()
@@ -160,6 +162,7 @@ class OnnxRuntimeModel(PaddedModel):
         attended = max(n, self.least_attended)
         total = past + attended
         self.cache.ensure(total)
+        self._rotary.ensure(total, self.cache.capacity + LONGEST_PAD + SPARE_ROWS)
         self._inputs.set("input_ids", (1, n), tokens)
         self._inputs.set("logits_rows", (len(rows),), rows)
         self._inputs.set("seqlens_k", (1,), total - 1)

@@ -90,6 +90,7 @@ class _OnONNXRuntime(BareLoop):
     def __init__(self, model: PaddedModel, width: int, rows: int, *, alone: bool) -> None:
         from edgespec.backends.onnx_runtime import SPARE_ROWS, OnnxRuntimeModel
         from edgespec.backends.onnx_runtime import inputs_of as of_onnx_runtime
+        from edgespec.backends.onnx_tables import RotaryTables
 
         assert isinstance(model, OnnxRuntimeModel)
         super().__init__(width, rows)
@@ -99,6 +100,8 @@ class _OnONNXRuntime(BareLoop):
         self._inputs = of_onnx_runtime(self._session, self._binding)
         self._logits: np.ndarray | None = None
         self._tensors = []
+        self._rotary = RotaryTables(model.folder, self._session, self._binding)
+        self._rotary.ensure(self.rows + SPARE_ROWS, self.rows + SPARE_ROWS)
         for port in self._session.get_inputs():
             if port.name.startswith("past_key_values."):
                 tensor = np.zeros((1, port.shape[1], self.rows + SPARE_ROWS, port.shape[3]), np.float32)
