@@ -5,13 +5,15 @@ from __future__ import annotations
 import errno
 import io
 import os
+import shlex
 import sys
+from difflib import get_close_matches
 from importlib import import_module
 
 import click
 
 from edgespec import __version__
-from edgespec.errors import EdgespecError
+from edgespec.errors import EdgespecError, SettingError
 
 COMMANDS = {
     "run": "Generate text from a prompt (the default command).",
@@ -42,6 +44,9 @@ class Dispatcher(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         own = {option for param in self.params for option in param.opts} | set(ctx.help_option_names)
         if args and args[0] not in COMMANDS and args[0] not in own:
+            if meant := _command_meant(args):
+                hint = f"to send it as a prompt: edgespec run {shlex.join(args)}"
+                raise SettingError(f'no command "{args[0]}"; did you mean "{meant}"?', hint=hint)
             args = [DEFAULT, *args]
         return super().parse_args(ctx, args)
 
@@ -98,6 +103,17 @@ def main() -> None:
         # The interpreter flushes stdout once more on exit; give it somewhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+
+
+def _command_meant(args: list[str]) -> str | None:
+    """The command that a lone first word, no more than mistyped, is close to. Prompts of one word go on working."""
+    word = args[0]
+    alone = len(args) == 1 or args[1].startswith("-")
+    if not alone or len(word.split()) != 1 or os.path.lexists(word):
+        return None
+    word = word.lower()
+    same_start = [name for name in COMMANDS if name[0] == word[0]]  # "what" and "rain" are words of their own
+    return next(iter(get_close_matches(word, same_start, n=1, cutoff=0.7)), None)
 
 
 def _fail(message: str) -> None:

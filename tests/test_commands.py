@@ -170,6 +170,26 @@ def test_bad_input_is_one_line_and_exit_2(here: Callable[..., Ended], arguments:
     assert message in refused(here(*arguments))
 
 
+@pytest.mark.parametrize("word", ["chta", "Run", "modles", "pul"])
+def test_a_mistyped_command_is_not_a_prompt(here: Callable[..., Ended], word: str) -> None:
+    told = refused(here(word))
+    assert f'no command "{word}"; did you mean "' in told and told.endswith(f"edgespec run {word}\n")
+    assert f"edgespec run {word} -n 5\n" in refused(here(word, "-n", "5"))
+
+
+@pytest.mark.parametrize("prompt", ["Hello", "hi", "Paris", "what", "rain", "chat with me", "runs?!?"])
+def test_other_words_are_prompts(here: Callable[..., Ended], tiny_ir: Path, prompt: str) -> None:
+    assert here(prompt, "-m", str(tiny_ir.parent), "-n", "1", "--draft", "none")[0] == 0
+
+
+def test_a_file_of_that_name_is_no_mistyped_command(
+    here: Callable[..., Ended], tiny_ir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "chta").touch()
+    assert here("chta", "-m", str(tiny_ir.parent), "-n", "1", "--draft", "none")[0] == 0
+
+
 def test_a_draft_wider_than_a_forward_is_refused_with_the_limit(here: Callable[..., Ended], pipeline: Pipeline) -> None:
     """Which is this machine's: the widest forward that is exact here, less the token before the draft."""
     most = pipeline.target.capabilities.max_width - 1
