@@ -24,11 +24,15 @@ _PARTIAL = ".partial"
 
 def cache_dir() -> Path:
     """EDGESPEC_CACHE, or the user's cache folder of this system."""
-    if chosen := os.environ.get("EDGESPEC_CACHE"):
-        return Path(chosen).expanduser().absolute()
-    from platformdirs import user_cache_path
+    try:
+        if chosen := os.environ.get("EDGESPEC_CACHE"):
+            return Path(chosen).expanduser().absolute()
+        from platformdirs import user_cache_path
 
-    return user_cache_path("edgespec", appauthor=False)
+        return user_cache_path("edgespec", appauthor=False)
+    except (RuntimeError, KeyError) as error:  # a container: no HOME, and a user without an entry in passwd
+        hint = "set EDGESPEC_CACHE to a folder for models (a whole path), or HOME"
+        raise SourceError("no folder for models: this user has no home folder", hint=hint) from error
 
 
 @contextmanager

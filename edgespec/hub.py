@@ -216,6 +216,8 @@ def _download(source: HubSource, file: str | None, progress: bool) -> Path:
     """Folder of a snapshot with what a bundle needs, or with one file."""
     if notice := pairs.notice(source.repo):
         sys.stderr.write(f"{notice}\n")
+    if os.path.expanduser("~") == "~":  # noqa: PTH111 - no home: the hub's library would make a folder of that name here
+        os.environ.setdefault("HF_HOME", str(cache.cache_dir() / "huggingface"))
 
     import httpx
     from huggingface_hub import HfApi, snapshot_download

@@ -190,6 +190,50 @@ def test_a_file_of_that_name_is_no_mistyped_command(
     assert here("chta", "-m", str(tiny_ir.parent), "-n", "1", "--draft", "none")[0] == 0
 
 
+HOMELESS = """
+import os, pwd, sys
+def nobody(uid): raise KeyError(uid)
+pwd.getpwuid = nobody
+for name in ("HOME", "XDG_CACHE_HOME", "HF_HOME"): os.environ.pop(name, None)
+sys.argv = ["edgespec", *sys.argv[1:]]
+from edgespec.cli import main
+try:
+    main()
+finally:
+    if module := sys.modules.get("huggingface_hub.constants"): print("hub:", module.HF_HOME)
+"""
+"""as in a container whose user has a number only"""
+
+
+def homeless(folder: Path, *arguments: str, cache: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-c", HOMELESS, *arguments],
+        input=b"",
+        capture_output=True,
+        cwd=folder,
+        env=os.environ | {"EDGESPEC_CACHE": cache, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows asks the registry")
+@pytest.mark.parametrize("cache", ["", "~/models"])
+def test_without_a_home_the_message_names_the_variable_to_set(tmp_path: Path, cache: str) -> None:
+    for command in ("models", "doctor"):
+        assert "set EDGESPEC_CACHE" in error_of(homeless(tmp_path, command, cache=cache)).replace("Set", "set")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows asks the registry")
+def test_without_a_home_a_named_cache_will_do(tmp_path: Path, tiny_ir: Path) -> None:
+    cache = str(tmp_path / "cache")
+    assert homeless(tmp_path, "models", cache=cache).returncode == 0
+    assert homeless(tmp_path, "doctor", cache=cache).returncode == 0
+    ran = homeless(tmp_path, "hi", "-m", str(tiny_ir.parent), "-n", "1", cache=cache)
+    assert ran.returncode == 0, ran.stderr
+    ran = homeless(tmp_path, "pull", "no/such", cache=cache)
+    assert ran.returncode == 2 and f"hub: {cache}".encode() in ran.stdout, ran
+    assert {path.name for path in tmp_path.iterdir()} <= {"cache"}
+
+
 def test_a_draft_wider_than_a_forward_is_refused_with_the_limit(here: Callable[..., Ended], pipeline: Pipeline) -> None:
     """Which is this machine's: the widest forward that is exact here, less the token before the draft."""
     most = pipeline.target.capabilities.max_width - 1
