@@ -71,15 +71,21 @@ def load(
     progress: show progress bars of downloads on stderr.
     """
     if numerics not in (None, *get_args(Numerics)):
-        raise SettingError("numerics", got=numerics, allowed=", ".join(get_args(Numerics)))
+        raise SettingError("numerics", got=numerics, allowed=", ".join(get_args(Numerics)), setting="numerics")
     if num_draft_tokens is not None and num_draft_tokens < 0:
-        raise SettingError("number of draft tokens", got=num_draft_tokens, allowed="0 or more")
+        raise SettingError(
+            "number of draft tokens", got=num_draft_tokens, allowed="0 or more", setting="num_draft_tokens"
+        )
     if draft == "none" and num_draft_tokens:
-        raise SettingError("without a drafter there is nothing to draft: number of draft tokens", got=num_draft_tokens)
+        what = "without a drafter there is nothing to draft: number of draft tokens"
+        raise SettingError(what, got=num_draft_tokens, setting="num_draft_tokens")
     if draft == "none" and draft_from is not None:
-        raise SettingError("without a drafter there is nothing to draft from a folder", got=str(draft_from))
+        what = "without a drafter there is nothing to draft from a folder"
+        raise SettingError(what, got=str(draft_from), setting="draft_from")
     if remember and draft != "recycling":
-        raise SettingError("only the draft recycling can be remembered", got=f"draft {draft or 'auto'}")
+        raise SettingError(
+            "only the draft recycling can be remembered", got=f"draft {draft or 'auto'}", setting="remember"
+        )
     if draft_from is not None:
         require_folder(draft_from)
     ref = str(ref)
@@ -90,14 +96,19 @@ def load(
     longest = pair.manifest.generation.context_length
     if context_length is not None and not 1 <= context_length <= longest:
         raise SettingError(
-            "context_length", got=context_length, allowed=f"1 to {longest}, what {pair.name} was made for"
+            "context_length",
+            got=context_length,
+            allowed=f"1 to {longest}, what {pair.name} was made for",
+            setting="context_length",
         )
     if draft is None:
         draft = pairs.default_draft(ref)
     own_model = any(entry.model is not None for entry in pair.manifest.drafters if draft in (None, entry.name))
     if draft_device is not None and not own_model and (draft is None or draft in _without_model(pair)):
         raise SettingError(
-            f"only a draft model has a draft device, and {draft or NGram.name} is none", got=draft_device
+            f"only a draft model has a draft device, and {draft or NGram.name} is none",
+            got=draft_device,
+            setting="draft_device",
         )
     files = [] if draft_from is None else [_retrieval(pair, draft_from, progress)]
     machine = Machine(context_length or longest, progress, accept_licence)
@@ -167,7 +178,7 @@ def _other(machine: Machine, pair: Bundle, draft: str | None) -> Bundle | None:
         other = hub.resolve(draft, accept_licence=machine.accept_licence, progress=machine.progress)
     except NoSuchModel as error:
         names = ", ".join(dict.fromkeys(("auto", "none", NGram.name, Recycling.name, *own)))
-        raise NoSuchModel("no such draft", got=draft, allowed=f"{names}, or {hub.FORMS}") from error
+        raise NoSuchModel("no such draft", got=draft, allowed=f"{names}, or {hub.FORMS}", setting="draft") from error
     hub.model_path(other, other.manifest.target, accept_licence=machine.accept_licence, progress=machine.progress)
     return other
 

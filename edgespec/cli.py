@@ -89,7 +89,9 @@ def main() -> None:
             cli.invoke(context)
         sys.stdout.flush()
     except EdgespecError as error:
-        _fail(f"error: {error}")
+        from edgespec.commands.options import worded
+
+        _fail(f"error: {worded(error, _that_ran(sys.argv[1:]))}")
     except click.exceptions.Exit as finished:
         sys.exit(finished.exit_code)
     except click.ClickException as error:
@@ -114,6 +116,18 @@ def _command_meant(args: list[str]) -> str | None:
     word = word.lower()
     same_start = [name for name in COMMANDS if name[0] == word[0]]  # "what" and "rain" are words of their own
     return next(iter(get_close_matches(word, same_start, n=1, cutoff=0.7)), None)
+
+
+def _that_ran(args: list[str]) -> click.Command:
+    """The command that these arguments mean: ``bench speed`` is one."""
+    context = click.Context(cli)
+    named = args[0] if args and args[0] in COMMANDS else DEFAULT
+    command = cli.get_command(context, named)
+    assert command is not None
+    for word in args[1:]:
+        if isinstance(command, click.Group) and (inner := command.get_command(context, word)):
+            command = inner
+    return command
 
 
 def _fail(message: str) -> None:

@@ -25,7 +25,17 @@ from contextlib import contextmanager
 class EdgespecError(Exception):
     """Base of all errors a user can cause or cure. The command line prints it on one line and exits with 2."""
 
-    def __init__(self, what: str, *, got: object = None, allowed: object = None, hint: str | None = None) -> None:
+    def __init__(
+        self,
+        what: str,
+        *,
+        got: object = None,
+        allowed: object = None,
+        hint: str | None = None,
+        setting: str | None = None,
+    ) -> None:
+        """setting: the argument that is at fault, by its name in the library. A command names its option for it."""
+        self.setting = setting
         parts = [what.rstrip(".")]
         if got is not None:
             parts.append(f"got {_short(got)}")

@@ -177,7 +177,9 @@ class Pipeline:
             raise SettingError("prompt is empty", hint='give a text: edgespec "What is the capital of France?"')
         if raw or self.template is None:
             if system is not None:
-                raise SettingError("a system prompt needs a chat template", hint="put it into the prompt")
+                raise SettingError(
+                    "a system prompt needs a chat template", hint="put it into the prompt", setting="system"
+                )
             return self.stream_tokens(self.tokenizer.encode(prompt, raw=True), **options)
         messages = [{"role": "system", "content": system}] if system is not None else []
         messages = [*messages, {"role": "user", "content": prompt}]
@@ -229,7 +231,7 @@ class Pipeline:
         wait: for the text of another thread; else SettingError (when the first piece is asked for).
         """
         if max_new_tokens < 1:
-            raise SettingError("max_new_tokens", got=max_new_tokens, allowed="1 or more")
+            raise SettingError("max_new_tokens", got=max_new_tokens, allowed="1 or more", setting="max_new_tokens")
         if not prompt:
             raise SettingError("prompt is empty", hint="it needs at least one token")
         if bad := [t for t in prompt if not 0 <= t < self.target.vocab_size]:
@@ -247,7 +249,7 @@ class Pipeline:
         k = num_draft_tokens if num_draft_tokens is not None else self.num_draft_tokens
         widest = self.target.capabilities.max_width - 1
         if k is not None and not 0 <= k <= widest:
-            raise SettingError("number of draft tokens", got=k, allowed=f"0 to {widest}")
+            raise SettingError("number of draft tokens", got=k, allowed=f"0 to {widest}", setting="num_draft_tokens")
         params = sampling or SamplingParams()
         if not params.greedy:
             params = params.seeded(secrets.randbits(63))

@@ -50,7 +50,9 @@ def grammar_of(response_format: Mapping[str, Any] | None, *, ignore_eos: bool = 
     if kind == "text":
         return None
     if ignore_eos:
-        raise SettingError("a text with a response format ends where the format does: ignore_eos", got=True)
+        raise SettingError(
+            "a text with a response format ends where the format does: ignore_eos", got=True, setting="ignore_eos"
+        )
 
     from llguidance import LLMatcher
 
@@ -62,7 +64,9 @@ def grammar_of(response_format: Mapping[str, Any] | None, *, ignore_eos: bool = 
         else:
             text = response_format[kind]
             if not isinstance(text, str) or not (text if kind == "regex" else text.strip()):
-                raise SettingError(f"response_format: {kind}", got=text, allowed="a text that is not empty")
+                raise SettingError(
+                    f"response_format: {kind}", got=text, allowed="a text that is not empty", setting=kind
+                )
             grammar = _lark(text) if kind == "regex" else text
         wrong, reasons = LLMatcher.validate_grammar_with_warnings(grammar, limits=_limits())
     except (TypeError, ValueError, RecursionError) as error:  # what is no JSON, or no text
@@ -174,7 +178,7 @@ def _schema(wrapped: Any) -> Any:
         raise SettingError("response_format: json_schema", got=keys, allowed='an object with the key "schema"')
     schema = wrapped["schema"]
     if not isinstance(schema, Mapping):
-        raise SettingError("response_format: schema", got=schema, allowed="a JSON object")
+        raise SettingError("response_format: schema", got=schema, allowed="a JSON object", setting="json_schema")
     return schema
 
 
@@ -187,7 +191,8 @@ def _lark(regex: str) -> str:
 
 
 def _refused(kind: str, reason: str) -> SettingError:
-    return SettingError(f"response_format: this {kind.replace('_', ' ')} cannot be used", got=_reason(reason))
+    what = f"response_format: this {kind.replace('_', ' ')} cannot be used"
+    return SettingError(what, got=_reason(reason), setting=kind)
 
 
 def _reason(text: str) -> str:

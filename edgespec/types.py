@@ -244,11 +244,13 @@ class SamplingParams:
                 allowed = f"token ids from 0 on; up to {_MOST_BIAS:g} either way, or -inf to forbid a token"
                 raise SettingError("logit_bias", got={token: bias}, allowed=allowed)
         if self.verification not in get_args(Verification):
-            raise SettingError("verification", got=self.verification, allowed=" or ".join(get_args(Verification)))
+            allowed = " or ".join(get_args(Verification))
+            raise SettingError("verification", got=self.verification, allowed=allowed, setting="verification")
         if not isinstance(self.top_k, int):
-            raise SettingError("top_k", got=self.top_k, allowed="a whole number")
+            raise SettingError("top_k", got=self.top_k, allowed="a whole number", setting="top_k")
         if self.seed is not None and not (isinstance(self.seed, int) and 0 <= self.seed < 2**64):
-            raise SettingError("seed", got=self.seed, allowed="a whole number from 0 to 2**64 - 1")
+            allowed = "a whole number from 0 to 2**64 - 1"
+            raise SettingError("seed", got=self.seed, allowed=allowed, setting="seed")
 
     @property
     def greedy(self) -> bool:
@@ -262,7 +264,7 @@ class SamplingParams:
 def _check(name: str, value: float, low: float, high: float, allowed: str, open_low: bool = False) -> None:
     inside = (low < value if open_low else low <= value) and value <= high and not math.isinf(value)
     if math.isnan(value) or not inside:
-        raise SettingError(name, got=value, allowed=allowed)
+        raise SettingError(name, got=value, allowed=allowed, setting=name)
 
 
 def tree_depths(tree: Sequence[int]) -> list[int]:

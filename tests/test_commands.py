@@ -130,38 +130,55 @@ def test_a_prompt_comes_from_standard_input_too(here: Callable[..., Ended], tiny
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", QUESTION, "--temperature", "-1"], "temperature; got -1.0; allowed: 0 (greedy)"),
-        (["run", QUESTION, "--temperature", "nan"], "temperature; got nan"),
-        (["run", QUESTION, "--top-p", "0"], "top_p; got 0.0"),
-        (["run", QUESTION, "--top-k", "-3"], "top_k; got -3"),
-        (["run", QUESTION, "--min-p", "2"], "min_p; got 2.0"),
-        (["run", QUESTION, "--seed", "-1"], "seed; got -1"),
+        (["run", QUESTION, "--temperature", "-1"], "error: -t/--temperature; got -1.0; allowed: 0 (greedy)"),
+        (["run", QUESTION, "--temperature", "nan"], "--temperature; got nan"),
+        (["run", QUESTION, "--top-p", "0"], "error: --top-p; got 0.0"),
+        (["run", QUESTION, "--top-k", "-3"], "error: --top-k; got -3"),
+        (["run", QUESTION, "--min-p", "2"], "error: --min-p; got 2.0"),
+        (["run", QUESTION, "--seed", "-1"], "error: --seed; got -1"),
         (["run", QUESTION, "--device", "TPU"], "no such device here; got TPU; allowed: CPU"),
         (["run", QUESTION, "--model", "./missing"], "no such model"),
         (["run", QUESTION, "--model", "smollm2-134m"], "smollm2-135m"),
-        (["run", QUESTION, "--draft", "./missing"], "no such draft"),
-        (["run", QUESTION, "-k", "-1"], "number of draft tokens; got -1"),
+        (["run", QUESTION, "--draft", "./missing"], "error: --draft: no such draft"),
+        ([QUESTION, "--top-p", "0"], "error: --top-p; got 0.0"),
+        (["chat", "--top-p", "0"], "error: --top-p; got 0.0"),
+        (["bench", "speed", "-k", "-1"], "error: -k/--num-draft-tokens: number of draft tokens; got -1"),
+        (["run", QUESTION, "--regex", ""], "error: --regex; got"),
+        (["run", QUESTION, "--regex", "("], "error: --regex: this regex cannot be used"),
+        (["run", QUESTION, "-k", "-1"], "error: -k/--num-draft-tokens: number of draft tokens; got -1"),
         (
             ["bench", "peers", "--prompts", "./missing"],
             "cannot read prompts from missing; got No such file or directory;",
         ),
-        (["run", QUESTION, "-k", "3", "--draft", "none"], "there is nothing to draft"),
+        (
+            ["run", QUESTION, "-k", "3", "--draft", "none"],
+            "error: -k/--num-draft-tokens: without a drafter there is nothing to draft",
+        ),
         (
             ["run", QUESTION, "--draft", "ngram", "--draft-device", "CPU"],
-            "only a draft model has a draft device, and ngram is none; got CPU",
+            "error: --draft-device: only a draft model has a draft device, and ngram is none; got CPU",
         ),
-        (["run", QUESTION, "--draft-from", "./missing"], "folder to draft from; got missing; allowed: an existing"),
-        (["run", QUESTION, "--draft-from", ".", "--draft", "none"], "there is nothing to draft from a folder; got ."),
-        (["run", QUESTION, "--remember"], "only the draft recycling can be remembered; got draft auto"),
-        (["run", QUESTION, "--context-length", "0"], "context_length; got 0"),
-        (["run", QUESTION, "--max-new-tokens", "0"], "max_new_tokens; got 0"),
+        (
+            ["run", QUESTION, "--draft-from", "./missing"],
+            "error: --draft-from: folder to draft from; got missing; allowed: an existing",
+        ),
+        (
+            ["run", QUESTION, "--draft-from", ".", "--draft", "none"],
+            "error: --draft-from: without a drafter there is nothing to draft from a folder; got .",
+        ),
+        (
+            ["run", QUESTION, "--remember"],
+            "error: --remember: only the draft recycling can be remembered; got draft auto",
+        ),
+        (["run", QUESTION, "--context-length", "0"], "error: --context-length; got 0"),
+        (["run", QUESTION, "--max-new-tokens", "0"], "error: -n/--max-new-tokens; got 0"),
         (["run", QUESTION, "--stop", ""], "stop string is empty"),
         (["run", ""], "prompt is empty"),
         (["run", "   "], "prompt is empty"),
         (["run", QUESTION, "--no-such-option"], "No such option"),
         (["run", QUESTION, "--numerics", "perfect"], "'exact', 'fast'"),
         (["run", QUESTION, "--verification", "typical"], "'coupled', 'rejection'"),
-        (["run", "--raw", "--system", "x", QUESTION], "a system prompt needs a chat template"),
+        (["run", "--raw", "--system", "x", QUESTION], "error: --system: a system prompt needs a chat template"),
         (["run", "word " * 9000], "prompt is longer than the context; got 9"),
         (["run", "two", "prompts"], "unexpected extra argument"),
     ],
@@ -200,7 +217,7 @@ from edgespec.cli import main
 try:
     main()
 finally:
-    if module := sys.modules.get("huggingface_hub.constants"): print("hub:", module.HF_HOME)
+    if "pull" in sys.argv: print("hub:", sys.modules["huggingface_hub.constants"].HF_HOME)
 """
 """as in a container whose user has a number only"""
 
@@ -211,7 +228,13 @@ def homeless(folder: Path, *arguments: str, cache: str) -> subprocess.CompletedP
         input=b"",
         capture_output=True,
         cwd=folder,
-        env=os.environ | {"EDGESPEC_CACHE": cache, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        env=os.environ
+        | {
+            "EDGESPEC_BACKEND": "",
+            "EDGESPEC_CACHE": cache,
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        },
     )
 
 
@@ -227,7 +250,7 @@ def test_without_a_home_a_named_cache_will_do(tmp_path: Path, tiny_ir: Path) -> 
     cache = str(tmp_path / "cache")
     assert homeless(tmp_path, "models", cache=cache).returncode == 0
     assert homeless(tmp_path, "doctor", cache=cache).returncode == 0
-    ran = homeless(tmp_path, "hi", "-m", str(tiny_ir.parent), "-n", "1", cache=cache)
+    ran = homeless(tmp_path, "hi", "-m", str(tiny_ir.parent), "-n", "1", "--backend", "openvino", cache=cache)
     assert ran.returncode == 0, ran.stderr
     ran = homeless(tmp_path, "pull", "no/such", cache=cache)
     assert ran.returncode == 2 and f"hub: {cache}".encode() in ran.stdout, ran
@@ -239,11 +262,11 @@ def test_a_draft_wider_than_a_forward_is_refused_with_the_limit(here: Callable[.
     most = pipeline.target.capabilities.max_width - 1
     assert most in (15, 31, 63, 255)
     message = f"number of draft tokens; got 1000; allowed: 0 to {most}"
-    assert refused(here("run", QUESTION, "-k", "1000")) == f"error: {message}\n"
+    assert refused(here("run", QUESTION, "-k", "1000")) == f"error: -k/--num-draft-tokens: {message}\n"
 
 
 def test_a_process_of_its_own_ends_like_that_too(tiny_ir: Path) -> None:
-    assert "top_k; got -3" in error_of(edgespec("run", QUESTION, "--top-k", "-3"))
+    assert "error: --top-k; got -3" in error_of(edgespec("run", QUESTION, "--top-k", "-3"))
     assert "prompt is empty" in error_of(edgespec("run", "  ", "--model", str(tiny_ir.parent)))
 
 

@@ -142,8 +142,8 @@ def test_what_the_command_line_is_given_is_checked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "--regex", "(a"], "response_format: this regex cannot be used; got unclosed group"),
-        (["chat", "--regex", "(a"], "response_format: this regex cannot be used; got unclosed group"),
+        (["run", "--regex", "(a"], "--regex: this regex cannot be used; got unclosed group"),
+        (["chat", "--regex", "(a"], "--regex: this regex cannot be used; got unclosed group"),
         (["run", "--json-schema", "no-such-file"], "cannot read no-such-file; got No such file or directory"),
         (
             ["run", "--grammar", "no-such-file", "--regex", "a"],
@@ -151,7 +151,7 @@ def test_what_the_command_line_is_given_is_checked(tmp_path: Path) -> None:
         ),
         (
             ["run", "--regex", "a", "--ignore-eos"],
-            "a text with a response format ends where the format does: ignore_eos; got True",
+            "--ignore-eos: a text with a response format ends where the format does: ignore_eos; got True",
         ),
     ],
 )

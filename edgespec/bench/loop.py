@@ -28,7 +28,9 @@ def bench_loop(pipeline: Pipeline, *, new_tokens: int = 128, pairs: int = 7) -> 
     width = target.min_width
     longest = min(BARE_ROWS, target.cache.capacity) - len(prompt)
     if new_tokens > longest:
-        raise SettingError("new tokens", got=new_tokens, allowed=f"1 to {longest} with this prompt and context")
+        raise SettingError(
+            "new tokens", got=new_tokens, allowed=f"1 to {longest} with this prompt and context", setting="new_tokens"
+        )
     same, narrow = bare_loop(target, width), bare_loop(target, 1, alone=True)
     bare_s: list[float] = []
     narrow_s: list[float] = []

@@ -121,7 +121,9 @@ def _numbers(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",") if part.strip()]
     except ValueError as error:
-        raise SettingError("draft lengths", got=text, allowed="numbers with commas, as 1,2,4") from error
+        raise SettingError(
+            "draft lengths", got=text, allowed="numbers with commas, as 1,2,4", setting="lengths"
+        ) from error
 
 
 @command.command()

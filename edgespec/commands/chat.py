@@ -16,6 +16,7 @@ from edgespec.commands.options import (
     model_options,
     sampling_from,
     sampling_options,
+    worded,
 )
 from edgespec.commands.run import summary
 from edgespec.errors import EdgespecError
@@ -112,7 +113,7 @@ def _answer(conversation: Conversation, text: str) -> None:
         sys.stdout.write("\n")
         click.echo("[stopped]", err=True)
     except EdgespecError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {worded(error, command)}", err=True)
         return
     finally:
         sys.stdout.flush()

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_args
 
 import click
 
-from edgespec.errors import SettingError
+from edgespec.errors import EdgespecError, SettingError
 from edgespec.types import Backend, SamplingParams, Verification
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -96,6 +96,25 @@ _FORMAT = [
     click.option("--regex", metavar="R", help="Write text that R matches from end to end; cut short likewise."),
     click.option("--grammar", metavar="FILE", help="Write a sentence of the Lark grammar in FILE; cut short likewise."),
 ]
+
+
+def worded(error: EdgespecError, command: click.Command) -> str:
+    """The message of an error for someone who typed options: it begins with the option that is at fault.
+
+    >>> @click.command()
+    ... @click.option("-n", "--max-new-tokens")
+    ... def run() -> None: ...
+    >>> worded(SettingError("max_new_tokens", got=0, setting="max_new_tokens"), run)
+    '-n/--max-new-tokens; got 0'
+    """
+    message, setting = str(error), error.setting
+    typed = next((p for p in command.params if isinstance(p, click.Option) and p.name == setting), None)
+    if setting is None or typed is None:
+        return message
+    option = "/".join(sorted(typed.opts, key=len))
+    if message.startswith((f"{setting};", f"response_format: {setting};")):
+        return option + message[message.index(";") :]
+    return f"{option}: {message.removeprefix('response_format: ')}"
 
 
 def model_options(function: F) -> F:

@@ -115,7 +115,8 @@ def evaluate(prompts: Path | None, new_tokens: int, temperature: float, timed: i
     options["ref"] = options.pop("model")
     k = 4 if options["num_draft_tokens"] is None else options["num_draft_tokens"]
     if k not in LENGTHS:
-        raise SettingError("number of draft tokens", got=k, allowed=f"{LENGTHS[0]} to {LENGTHS[-1]}")
+        allowed = f"{LENGTHS[0]} to {LENGTHS[-1]}"
+        raise SettingError("number of draft tokens", got=k, allowed=allowed, setting="num_draft_tokens")
     pipeline = load(**options, progress=True)
     evaluate_pair(pipeline, prompts, new_tokens=new_tokens, temperature=temperature, timed=timed, k=k)
 

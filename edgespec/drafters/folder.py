@@ -43,7 +43,9 @@ class FolderTexts:
 def require_folder(folder: str | Path) -> Path:
     """Raises SettingError if there is none."""
     if not Path(folder).is_dir():
-        raise SettingError("folder to draft from", got=str(Path(folder)), allowed="an existing folder")
+        raise SettingError(
+            "folder to draft from", got=str(Path(folder)), allowed="an existing folder", setting="draft_from"
+        )
     return Path(folder)
 
 
@@ -72,7 +74,9 @@ def read_folder(
     if not found.texts:
         hint = "name a folder with source code or other texts"
         got = f"{folder} ({found})" if found.left_out else str(folder)
-        raise SettingError("no text to draft from", got=got, allowed="a folder of UTF-8 files", hint=hint)
+        raise SettingError(
+            "no text to draft from", got=got, allowed="a folder of UTF-8 files", hint=hint, setting="draft_from"
+        )
     return found
 
 
