@@ -138,6 +138,16 @@ def load(
     return Pipeline(pair, target, drafter, num_draft_tokens=num_draft_tokens, devices=devices)
 
 
+def drafter_name(ref: str) -> str:
+    """The name that a pipeline's drafter will have with draft "auto". Loads no model; a listed name is not fetched."""
+    if draft := pairs.default_draft(ref):
+        return draft
+    if pairs.find(ref):  # a converted or ready target, which has no drafters of its own
+        return f"{NGram.name}+{Pool.name}"
+    free, small = _planned(hub.resolve(ref, progress=False), None)
+    return "+".join([*(drafter.name for drafter in free), *([small.name] if small else [])])
+
+
 class Unmeasured(ForwardCost):
     """Of a forward whose seconds nobody will ask for."""
 
@@ -197,15 +207,22 @@ def _drafters(
             other, other.manifest.target, device, backend=backend, is_draft=True, context_length=length
         )
         reads = _reads(None, None, other.manifest.target.vocab_size, vocab_size)
-        return [], SmallModel(model, vocab_size, blocked=pairing.blocked, reads=reads, name=other.name)
+        name = draft if draft and pairs.find(draft) else other.name
+        return [], SmallModel(model, vocab_size, blocked=pairing.blocked, reads=reads, name=name)
+    free, small = _planned(pair, draft)
+    return free, _small_model(machine, pair, small, vocab_size, device, backend) if small else None
+
+
+def _planned(pair: Bundle, draft: str | None) -> tuple[list[Drafter], DrafterEntry | None]:
+    """Of a bundle's own drafters: those that need no model, made, and the one that does, as the manifest has it."""
     own = [entry for entry in pair.manifest.drafters if draft in (None, entry.name)]
     free: list[Drafter] = [NGram() for entry in own if entry.kind == "ngram"]
     small = next((entry for entry in own if entry.model is not None), None)
+    if not (free or small):
+        free = [NGram()]
     if draft is None:
-        free = [*(free or ([] if small else [NGram()])), Pool()]
-    if small is not None:
-        return free, _small_model(machine, pair, small, vocab_size, device, backend)
-    return free or [NGram()], None
+        free.append(Pool())
+    return free, small
 
 
 def _recycling(pair: Bundle, target: PaddedModel, remember: bool) -> Recycling:

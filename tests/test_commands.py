@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from edgespec import assembly, cli
+from edgespec import assembly, cli, pairs
 from edgespec.pipeline import Pipeline
 
 QUESTION = "What is the capital of France?"
@@ -316,6 +316,14 @@ def test_doctor_reports_and_plans() -> None:
     assert {"edgespec", "openvino"} <= set(report["versions"])
     text = edgespec("doctor").stdout.decode()
     assert "exact" in text and "Memory:" in text
+
+
+def test_doctor_names_the_drafters_as_a_run_does(pipeline: Pipeline, tiny_ir: Path) -> None:
+    for ref, model in (("default", pipeline), (str(tiny_ir.parent), assembly.load(tiny_ir.parent))):
+        planned = assembly.drafter_name(ref)
+        assert planned == model.drafter.name
+        assert json.loads(edgespec("doctor", "--json", "-m", ref).stdout)["model"]["drafter"].startswith(f"{planned};")
+    assert assembly.drafter_name("qwen3-8b") == pairs.default_draft("qwen3-8b")
 
 
 def test_without_arguments_it_says_what_it_can_do() -> None:

@@ -70,17 +70,17 @@ def _memory() -> dict[str, int]:
 def _plan(ref: str) -> dict[str, Any]:
     """Where the model is, and what it would need."""
     from edgespec import hub, pairs
+    from edgespec.assembly import drafter_name
     from edgespec.backends.openvino_settings import compute_precision
 
     if model := pairs.find(ref):  # it would have to be fetched to know more
         return {
             "name": ref,
             "repository": model.repo,
-            "drafter": model.draft or "ngram",
+            "drafter": drafter_name(ref),
             "licence": f"{model.licence} (use: {pairs.load().licences[model.licence].use})",
         }
     manifest = hub.resolve(ref, progress=False).manifest
-    drafters = [d.name for d in manifest.drafters] or ["ngram"]
     return {
         "name": manifest.name,
         "precision": manifest.target.precision,
@@ -88,7 +88,7 @@ def _plan(ref: str) -> dict[str, Any]:
         "target": "CPU: exact numerics are the default, and they are established on CPU only",
         "compute_precision": f"{compute_precision('CPU')} on CPU, {compute_precision('GPU')} elsewhere",
         "engine": _engine(manifest.name),
-        "drafter": f"{' + '.join(drafters)}; a draft model runs beside the target unless --draft-device says otherwise",
+        "drafter": f"{drafter_name(ref)}; a draft model runs beside the target unless --draft-device says otherwise",
         "licence": manifest.provenance.licence,
     }
 
