@@ -111,7 +111,7 @@ class Stream(Iterator[str]):
             raise
 
     def _require_one_reader(self, error: ValueError) -> None:
-        if self._pieces.gi_running:
+        if getattr(self._pieces, "gi_running", False):  # of every generator; its type does not say so
             raise SettingError(
                 "this stream is being read already, by another thread or around this callback"
             ) from error
