@@ -1,22 +1,32 @@
-"""A bundle appears whole or not at all: it grows in a sibling of its destination and is renamed at the end."""
+"""A bundle appears whole or not at all: it grows in a sibling of its destination and is renamed at the end.
+
+Each temporary folder has a lock file beside it that its process holds for as long as it lives. A lock that can be had
+belongs to a process that was killed, so the next one in the same place removes what it left.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from huggingface_hub.utils import WeakFileLock
 
 from edgespec.bundle import MANIFEST
 from edgespec.errors import BundleError, ConversionError
 
 _SPARE_BYTES = 64 << 20
+_PARTIAL = ".partial-"
+_LOCK = ".edgespec-lock"
+_OLD = ".old"
+"""end of the name of what stood at the destination, for the moment between two renames"""
 
 
 def check_destination(out: Path, *, force: bool) -> None:
     """Raises BundleError for a place that must not be written. Only a bundle or an empty folder is ever replaced."""
+    sweep(out.parent)
     if not out.exists():
         return
     if not out.is_dir():
@@ -30,26 +40,71 @@ def check_destination(out: Path, *, force: bool) -> None:
 @contextlib.contextmanager
 def staged(out: Path) -> Iterator[Path]:
     """A folder that becomes ``out`` when the block ends well and vanishes when it does not."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.partial-"))
-    except OSError as error:
-        raise BundleError(f"cannot write to {out.parent}: {error.strerror}", hint="name another folder") from error
-    try:
-        yield folder
-        _publish(folder, out)
-    except OSError as error:
-        raise ConversionError(f"cannot write {out}: {error.strerror or error}", hint="is the disk full?") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            folder = stack.enter_context(_temporary(out.parent, f".{out.name}{_PARTIAL}"))
+        except OSError as error:
+            raise BundleError(f"cannot write to {out.parent}: {error.strerror}", hint="name another folder") from error
+        try:
+            yield folder
+            _publish(folder, out)
+        except OSError as error:
+            raise ConversionError(f"cannot write {out}: {error.strerror or error}", hint="is the disk full?") from error
 
 
 @contextlib.contextmanager
 def scratch(beside: Path) -> Iterator[Path]:
     """A folder for uncompressed weights, on the same disk."""
-    prefix = f"{beside.name}-raw-"
-    with tempfile.TemporaryDirectory(dir=beside.parent, prefix=prefix, ignore_cleanup_errors=True) as name:
-        yield Path(name)
+    with _temporary(beside.parent, f"{beside.name}-raw-") as folder:
+        yield folder
+
+
+def sweep(parent: Path) -> None:
+    """Remove what killed processes left in a folder; what a live one is writing to stays."""
+    for lock in parent.glob(f"*{_LOCK}"):
+        with contextlib.suppress(OSError):
+            with WeakFileLock(lock, timeout=0.01):  # TimeoutError is an OSError
+                _remove(_folder_of(lock))
+            _unlock(lock)
+
+
+@contextlib.contextmanager
+def _temporary(parent: Path, prefix: str) -> Iterator[Path]:
+    """A folder of this process, and the sweep of those that others left beside it."""
+    sweep(parent)
+    lock = parent / f"{prefix}{secrets.token_hex(4)}{_LOCK}"
+    folder = _folder_of(lock)
+    try:
+        with WeakFileLock(lock, timeout=5):  # nobody else has it, but Windows waits where a file cannot be made
+            try:
+                folder.mkdir()
+                yield folder
+            finally:
+                _remove(folder)
+    finally:
+        _unlock(lock)
+
+
+def _folder_of(lock: Path) -> Path:
+    return lock.with_name(lock.name.removesuffix(_LOCK))
+
+
+def _remove(folder: Path) -> None:
+    """The folder, and what it was about to replace: that goes back if nothing is in its place."""
+    old = folder.with_name(folder.name + _OLD)
+    out = folder.with_name(folder.name.removeprefix(".").rpartition(_PARTIAL)[0] or folder.name)
+    if old.exists() and not out.exists():
+        old.replace(out)
+    for leftover in (folder, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _unlock(lock: Path) -> None:
+    """Remove a lock file whose folder is gone. Windows keeps one that another process has open, and folders in use."""
+    with contextlib.suppress(OSError):
+        if not _folder_of(lock).exists():
+            lock.unlink()
 
 
 def check_disk(folder: Path, weights_bytes: int, share: float) -> None:
@@ -65,21 +120,6 @@ def check_disk(folder: Path, weights_bytes: int, share: float) -> None:
 
 
 def _publish(folder: Path, out: Path) -> None:
-    old = folder.with_name(f"{folder.name}.old")
-    # mkdtemp makes it private to the user; a bundle is an ordinary folder.
-    folder.chmod(0o777 & ~_umask())
-    try:
-        if out.exists():
-            out.replace(old)
-        folder.replace(out)
-    except BaseException:
-        if old.exists() and not out.exists():
-            old.replace(out)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    if out.exists():
+        out.replace(folder.with_name(folder.name + _OLD))
+    folder.replace(out)
