@@ -10,10 +10,11 @@ import pytest
 from click.testing import CliRunner
 
 from edgespec.bench import speed, verify
+from edgespec.bench.child import run_python
 from edgespec.bench.prompts import Prompt, behind, encode, read
 from edgespec.cli import cli
 from edgespec.drafters.base import NoDrafter
-from edgespec.errors import SettingError
+from edgespec.errors import BackendError, SettingError
 from edgespec.pipeline import Pipeline
 
 
@@ -80,3 +81,24 @@ def test_no_turn_of_a_measurement_remembers_another_or_reads_the_prompt() -> Non
     for speculative in (True, False, True):
         speed._run(pipeline, Prompt("code", "x", raw=True), 4, speculative=speculative)  # type: ignore[arg-type]
     assert calls == ["reset", "read [1, 2]", "generate"] * 3
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("raise RuntimeError('the engine\\nis gone')", "failed: is gone"),
+        ("from edgespec.errors import NoSuchModel; raise NoSuchModel('no such model')", "failed: no such model"),
+        ("import sys; print('error: no such model', file=sys.stderr); sys.exit(2)", "failed: no such model"),
+        ("import os; os._exit(3)", "failed: it ended with code 3"),
+    ],
+)
+def test_a_measured_process_that_fails_says_why_in_one_line(code: str, said: str) -> None:
+    with pytest.raises(BackendError, match=said) as caught:
+        run_python("-c", code)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_memory_of_no_model_is_an_error() -> None:
+    result = CliRunner().invoke(cli, ["bench", "memory", "-m", "no-such-model"])
+    assert isinstance(result.exception, BackendError)
+    assert "no such model; got no-such-model" in str(result.exception)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from typing import Any
 
+from edgespec.bench.child import run_python
 from edgespec.bench.report import show
 
 TOKENS = 4000
@@ -14,10 +14,7 @@ TOKENS = 4000
 
 def bench_memory(load_options: dict[str, Any]) -> None:
     """Peak resident memory against weights + KV + 300 MB."""
-    ran = subprocess.run(
-        [sys.executable, "-m", __name__, json.dumps(load_options)], check=True, capture_output=True, text=True
-    )
-    figures = json.loads(ran.stdout.splitlines()[-1])
+    figures = json.loads(run_python("-m", __name__, json.dumps(load_options)).splitlines()[-1])
     goal = figures["weights_mb"] + figures["kv_mb"] + 300
     rows = [
         ("weights on disk", figures["weights_mb"], ""),

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 
 from edgespec import hub
+from edgespec.bench.child import run_python
 from edgespec.bench.report import paired_ratio, show
 
 PROMPT = "What is the capital of France?"
@@ -71,5 +70,5 @@ def _prompt_tokens(ref: str) -> list[int]:
 
 def _time(arguments: list[str]) -> float:
     began = perf_counter()
-    subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+    run_python(*arguments)
     return perf_counter() - began
