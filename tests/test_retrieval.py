@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -175,6 +176,28 @@ def test_a_loaded_pair_drafts_from_a_folder_first(tmp_path: Path, tiny_ir: Path)
     assert stats.proposed == 2
     with pytest.raises(SettingError, match="nothing to draft from a folder"):
         edgespec.load(tiny_ir.parent, draft="none", draft_from=tmp_path)
+
+
+@pytest.fixture
+def deep(tmp_path: Path) -> Iterator[Path]:
+    """Folders in folders, with a text in the innermost."""
+    folders = [tmp_path]
+    try:
+        while len(folders) <= 1500:
+            (folders[-1] / "d").mkdir()
+            folders.append(folders[-1] / "d")
+    except OSError:
+        pytest.skip("paths are short here")
+    write(folders[-1], "deep.py")
+    yield tmp_path
+    (folders[-1] / "deep.py").unlink()  # by hand: what removes a tree may go down by recursion
+    for folder in reversed(folders[1:]):
+        folder.rmdir()
+
+
+def test_folders_in_folders_are_read_to_any_depth(deep: Path) -> None:
+    read = read_folder(deep, TOKENIZER)
+    assert (len(read.texts), read.left_out.total()) == (1, 0)
 
 
 def test_what_is_left_out_is_counted_by_reason(tmp_path: Path) -> None:

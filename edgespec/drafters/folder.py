@@ -83,7 +83,7 @@ def read_folder(
 def _newest_first(folder: Path, most: int, max_bytes: int, left_out: Counter[str]) -> list[Path]:
     """Regular files that may hold text."""
     found: list[tuple[float, Path]] = []
-    names = _names(folder)
+    names = _names(folder, left_out)
     for path in islice(names, most):
         try:
             about = path.lstat()
@@ -102,16 +102,26 @@ def _newest_first(folder: Path, most: int, max_bytes: int, left_out: Counter[str
     return [path for _, path in sorted(found)]
 
 
-def _names(folder: Path) -> Iterator[Path]:
-    """Everything below a folder but what is hidden, or was put there by a tool."""
-    for root, folders, names in os.walk(folder):
-        here = Path(root)
-        folders[:] = sorted(
-            name
-            for name in folders
-            if not (name.startswith(".") or name in _NOT_SOURCES or (here / name / "pyvenv.cfg").exists())
-        )
-        yield from (here / name for name in sorted(names) if not name.startswith("."))
+def _names(folder: Path, left_out: Counter[str]) -> Iterator[Path]:
+    """Everything below a folder but what is hidden, or was put there by a tool. A folder's own files come first."""
+    waiting = [folder]
+    while waiting:
+        here = waiting.pop()
+        folders = []
+        try:
+            with os.scandir(here) as entries:
+                found = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
+        except OSError:  # not ours to look into, gone, or too deep for the system
+            left_out["unreadable"] += 1
+            continue
+        for name, is_folder in found:
+            if name.startswith("."):
+                continue
+            if not is_folder:
+                yield here / name
+            elif name not in _NOT_SOURCES and not os.path.exists(here / name / "pyvenv.cfg"):  # noqa: PTH110 - never raises
+                folders.append(here / name)
+        waiting += reversed(folders)
 
 
 def _text(path: Path, left_out: Counter[str]) -> str:
