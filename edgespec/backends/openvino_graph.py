@@ -25,6 +25,8 @@ LOGITS_ROWS = "logits_rows"
 """Input of the changed graph: indices of the rows that get logits, ``(r,)`` int64."""
 HIDDEN = "hidden"
 """Output of the changed graph, on request: what goes into the output head, ``(r, d)``."""
+_PROGRAMS = {"If", "Loop", "TensorIterator"}
+"""Operations that make a graph a program: one may run for ever, and an inference cannot be stopped from outside."""
 
 
 def available(core: ov.Core, device: str) -> str:
@@ -42,6 +44,7 @@ def paged_graph(core: ov.Core, xml: Path, *, hidden: bool = False) -> ov.Model:
         raise BackendError(f"cannot read {xml}: not a complete IR", hint=damaged)
     with mapped(BackendError, f"cannot read {xml}", hint=damaged):
         model = core.read_model(xml)
+    _refuse_programs(model, xml)
     with mapped(BackendError, f"{xml} cannot be made a paged graph", hint="is it a decoder exported with past?"):
         if xml.with_suffix(".bin").stat().st_size <= _SMALL:
             merge_products(model)
@@ -49,6 +52,16 @@ def paged_graph(core: ov.Core, xml: Path, *, hidden: bool = False) -> ov.Model:
         _gather_before_head(model, hidden)
         model.validate_nodes_and_infer_types()
     return model
+
+
+def _refuse_programs(model: ov.Model, xml: Path) -> None:
+    """Raises BackendError. What an operation holds inside need not be looked at: it is refused itself."""
+    if found := sorted({node.get_type_name() for node in model.get_ops()} & _PROGRAMS):
+        raise BackendError(
+            f"{xml} is a program, not the graph of a causal language model",
+            got=f"operation {found[0]}",
+            hint="export the model again with another exporter",
+        )
 
 
 def _is_whole(xml: Path) -> bool:
