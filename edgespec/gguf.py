@@ -65,11 +65,13 @@ def convert(
     *,
     name: str,
     source: str,
+    revision: str | None = None,
     weights: Literal["int8", "faithful"] = "faithful",
     merge: bool = True,
 ) -> bundle.Bundle:
     """Fill an empty folder: IR, texts, the JSON files other OpenVINO tools look for, and last of all bundle.json.
 
+    revision: SHA-256 of the file, for the record.
     weights: "faithful" keeps the file's own precision, "int8" compresses its weights anew (see ``gguf_weights``).
     merge: matrix products that read the same activations become one (see ``merge``).
     """
@@ -99,16 +101,13 @@ def convert(
             bundle.Manifest(
                 format=bundle.FORMAT,
                 name=name,
-                target=bundle.ModelFile(
-                    precision=precision,
-                    vocab_size=header.vocab_size,
-                    file=bundle.IR_FILE,
-                    weights_bytes=(folder / bundle.IR_FILE).with_suffix(".bin").stat().st_size,
-                ),
+                target=bundle.model_file(folder, bundle.IR_FILE, precision=precision, vocab_size=header.vocab_size),
                 tokenizer=_write(folder / "tokenizer.json", tokenizer),
                 chat_template=None if template is None else _write(folder / "chat_template.jinja", template),
                 generation=generation,
-                provenance=bundle.Provenance(licence=header.licence, source=source),
+                provenance=bundle.Provenance(
+                    licence=header.licence and bundle.line(header.licence), source=source, revision=revision
+                ),
             ),
         )
 

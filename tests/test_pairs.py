@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from edgespec import assembly, bundle, hub, known, pairs
+from edgespec import assembly, hub, known, pairs
 from edgespec.bundle import HubSource
 from edgespec.errors import BundleError, LicenceError
 from tests import test_hub as hub_tests
-from tests.test_hub import Server, bundle_with, files_of, publish
+from tests.test_hub import Server, bundle_with, ir_files, publish
 
 ROOT = Path(__file__).parents[1]
 RESEARCH = ("qwen3-0.6b-pruned", "phi-3-mini-fastdraft", "llama-3.1-8b-fastdraft")
@@ -67,10 +67,6 @@ def edgespec(server: Server, tmp_path: Path):  # type: ignore[no-untyped-def]
     return run
 
 
-def ir_files(ir: Path) -> dict[str, bytes]:
-    return {name: body for name, body in files_of(ir).items() if name != bundle.MANIFEST}
-
-
 # --- the list
 
 
@@ -104,7 +100,10 @@ def test_no_default_draft_is_for_research_only() -> None:
         ('terms = "for research only"', "", "licence closed has no terms"),
         ("[models.big]", "[models.default]", "default cannot be a name"),
         ("[models.big]", '[models."OWNER/NAME"]', "OWNER/NAME cannot be a name"),
-        ("org/big", "big", "big: repo is not OWNER/NAME"),
+        ("org/big", "big", "repo is 'big'; allowed: OWNER/NAME"),
+        ("org/big", "../org/big", "repo is '../org/big'; allowed: OWNER/NAME"),
+        ('"org/big"', '"org/big"\nfile = "../big.gguf"', "file is '../big.gguf'; allowed: a file inside the folder"),
+        ('"org/big"', '"org/big"\nrevision = "../main"', "revision is '../main'; allowed: a commit, branch or tag"),
         ('licence = "open"', 'licence = "opn"', "no licence opn"),
         ('draft = "small"', 'draft = "smal"', "big: no draft smal"),
         ('draft = "small"', 'other_drafts = ["smal"]', "big: no draft smal"),

@@ -126,12 +126,7 @@ def _fill(folder: Path, default: bundle.Bundle, model: Any, planned: Plan, weigh
         msgspec.structs.replace(
             default.manifest,
             name=f"smollm2-135m-inflated-{billions}b-{weights}",
-            target=bundle.ModelFile(
-                precision=weights,
-                vocab_size=default.manifest.target.vocab_size,
-                file=_TARGET,
-                weights_bytes=xml.with_suffix(".bin").stat().st_size,
-            ),
+            target=bundle.model_file(folder, _TARGET, precision=weights, vocab_size=default.manifest.target.vocab_size),
             provenance=bundle.Provenance(
                 licence=default.manifest.provenance.licence,
                 source=default.manifest.provenance.source,

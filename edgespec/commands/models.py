@@ -40,6 +40,8 @@ def command(as_json: bool) -> None:
                     "name": name,
                     "repo": model.repo,
                     "file": model.file,
+                    "revision": model.revision,
+                    "pinned": model.pinned,
                     "licence": model.licence,
                     "use": listed.licences[model.licence].use,
                     "draft": model.draft,
@@ -70,7 +72,12 @@ def _on_hub(listed: pairs.Pairs) -> Table:
     from rich.table import Table
 
     columns = ("name", "draft", "other drafts", "licence", "use", "repository")
+    pinned = sum(model.pinned for model in listed.models.values())
+    caption = (
+        f"Pinned to a commit: {pinned} of {len(listed.models)}. The others are what their branch is at the first pull."
+    )
     table = Table(*columns, title="On the Hugging Face hub, by short name", title_justify="left", box=None)
+    table.caption, table.caption_justify = caption, "left"
     for name, model in listed.models.items():
         use = _USE[listed.licences[model.licence].use]
         table.add_row(name, model.draft or "ngram", ", ".join(model.other_drafts), model.licence, use, model.repo)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from edgespec import cache, hub, pairs
+from edgespec import cache, files, hub, pairs
 from edgespec.commands.options import accept_licence as accept_licence_option
 
 
@@ -15,7 +15,7 @@ from edgespec.commands.options import accept_licence as accept_licence_option
 @click.argument("ref", default="default")
 @accept_licence_option
 def command(ref: str, accept_licence: bool) -> None:
-    """Fetch a model, convert it if it has to be, and check that it is whole.
+    """Fetch a model, convert it if it has to be, and read all of it to check that it is whole.
 
     REF is a known name (see: edgespec models), OWNER/NAME[@REVISION] on the Hugging Face hub, a .gguf file, or a
     folder. Prints the folder of the model, which is a REF too; a model that is there already is not fetched again.
@@ -27,18 +27,19 @@ def command(ref: str, accept_licence: bool) -> None:
     edgespec pull ./Qwen3-0.6B-Q4_K_M.gguf
     """
     draft = pairs.default_draft(ref)
-    click.echo(_pull(ref, draft, accept_licence))
-    if draft is not None:
-        _pull(draft, None, accept_licence)
+    with files.reading_everything():
+        click.echo(_pull(ref, draft, accept_licence))
+        if draft is not None:
+            _pull(draft, None, accept_licence)
 
 
 def _pull(ref: str, draft: str | None, accept_licence: bool) -> Path:
     """Fetch and check one model, say on stderr what it is; returns its folder."""
     progress = sys.stderr.isatty()
     pair = hub.resolve(ref, accept_licence=accept_licence, progress=progress)
-    own = [pair.manifest.target, *(drafter.model for drafter in pair.manifest.drafters if drafter.model)]
-    paths = [hub.model_path(pair, model, accept_licence=accept_licence, progress=progress) for model in own]
-    pair.hashed(pair.manifest.tokenizer)
+    models = pair.manifest.models
+    paths = [hub.model_path(pair, model, accept_licence=accept_licence, progress=progress) for model in models]
+    pair.check()
     pair.chat_template()
     size = sum(cache.size_on_disk(file) for path in paths for file in (path, path.with_suffix(".bin")))
     drafters = draft or ", ".join(drafter.name for drafter in pair.manifest.drafters) or "ngram"

@@ -68,7 +68,7 @@ def export_bundle(request: Request, found: list[Source], say: Say) -> Path:
         tokenizer, template = _write_texts(folder, target.texts)
         manifest = bundle.Manifest(
             format=bundle.FORMAT,
-            name=request.out.name,
+            name=bundle.line(request.out.name),
             target=files["target"],
             drafters=tuple(_drafter(target, draft, files["draft"]) for draft in drafts),
             tokenizer=tokenizer,
@@ -101,7 +101,7 @@ def _drafter(target: _Part, draft: _Part, model: bundle.ModelFile) -> bundle.Dra
     pairing = check_pair(target.vocabulary(), draft.vocabulary())
     length = draft.texts.generation.context_length
     return bundle.Drafter(
-        name=draft.source.name,
+        name=bundle.line(draft.source.name),
         kind="small_model",
         model=model,
         context_length=length if length < target.texts.generation.context_length else None,
@@ -134,14 +134,7 @@ def _convert(part: _Part, folder: Path, say: Say) -> tuple[bundle.ModelFile, dic
         say(f"{role}: {note}")
     say(f"{role}: {measured}")
     parity.judge(measured, weights)
-    weights_file = xml.with_suffix(".bin")
-    entry = bundle.ModelFile(
-        precision=weights.kind,
-        vocab_size=logits,
-        file=f"{role}/{bundle.IR_FILE}",
-        weights_bytes=weights_file.stat().st_size,
-        sha256=bundle.sha256_of(weights_file),
-    )
+    entry = bundle.model_file(folder, f"{role}/{bundle.IR_FILE}", precision=weights.kind, vocab_size=logits)
     return entry, measured.as_dict() | {"weights": asdict(used)}, [f"{role}: {note}"] if note else []
 
 

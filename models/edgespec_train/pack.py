@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from edgespec import bundle
-from edgespec.bundle import IR_FILE, Bundle, Drafter, ModelFile
+from edgespec.bundle import IR_FILE, Bundle, Drafter
 from edgespec.errors import SettingError
 from edgespec_export import convert, parity, staging
 from edgespec_export.settings import Kind, Weights
@@ -64,19 +64,13 @@ def convert_draft(
         say(str(found))
         parity.judge(found, weights)
     np.save(xml.with_name(ID_MAP), id_map)
-    file = xml.with_suffix(".bin")
     unknown = np.flatnonzero(id_map == UNKNOWN)
     return Drafter(
         name=name,
         kind="small_model",
-        model=ModelFile(
-            precision=kind,
-            vocab_size=convert.check_ir(xml),
-            file=f"{DRAFT}/{IR_FILE}",
-            weights_bytes=file.stat().st_size,
-            sha256=bundle.sha256_of(file),
-        ),
+        model=bundle.model_file(folder, f"{DRAFT}/{IR_FILE}", precision=kind, vocab_size=convert.check_ir(xml)),
         id_map=f"{DRAFT}/{ID_MAP}" if len(unknown) else None,
+        id_map_sha256=bundle.sha256_of(xml.with_name(ID_MAP)) if len(unknown) else None,
         unknown=int(unknown[0]) if len(unknown) else None,
     )
 
@@ -85,7 +79,7 @@ def write_bundle(
     target: Bundle, folder: Path, out: Path, entry: Drafter, name: str, provenance: dict[str, Any]
 ) -> Path:
     """A bundle at ``out``: the target of another one, and the draft that lies in ``folder``."""
-    manifest = msgspec.structs.replace(target.manifest, name=name)
+    manifest = msgspec.structs.replace(target.manifest, name=bundle.line(name))
     with staging.staged(out) as new:
         for text in filter(None, (manifest.tokenizer, manifest.chat_template)):
             shutil.copyfile(target.path(text.file), new / text.file)

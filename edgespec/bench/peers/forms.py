@@ -23,6 +23,7 @@ from edgespec import cache, fetch, hub, pairs
 from edgespec.bench.peers.base import Forms
 from edgespec.bench.peers.make import maps
 from edgespec.bundle import Bundle, Drafter, ModelFile, WheelSource
+from edgespec.drafters.id_map import read_id_map
 from edgespec.errors import EdgespecError
 
 _VERSION = 2  # of what is written here: raise it when the same model should give other files
@@ -168,8 +169,8 @@ class _Maker:
         assert self._draft is not None
         bundle, model, own = self._draft
         size = self._pair.manifest.target.vocab_size
-        if own is not None and own.id_map is not None:
-            ids, unknown = np.load(bundle.path(own.id_map), allow_pickle=False), own.unknown
+        if own is not None and (file := bundle.id_map_path(own)) is not None:
+            ids, unknown = read_id_map(file, model.vocab_size, size), own.unknown
         elif model.vocab_size == size:
             return None
         elif model.vocab_size < size:

@@ -1,0 +1,119 @@
+"""Files that strangers made: read up to a limit, and hashed once for as long as the system says they are the same."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from pathlib import Path
+from threading import Lock, get_ident
+
+import msgspec
+
+from edgespec import cache
+from edgespec.errors import BundleError, IntegrityError, foreign
+
+MOST_TEXT_BYTES = 16 << 20
+"""of a file that is read whole as text: the largest configurations of known models are a few megabytes"""
+_SMALL_BYTES = 4 << 20
+"""a smaller file is hashed each time: that takes no longer than to look it up"""
+_MOST_REMEMBERED = 500
+"""files: the list is read and written whole"""
+_SETTLED_NS = 100_000_000
+"""A file that was written to within its file system's tick, up to 16 ms, can change again without a trace."""
+
+Stamp = tuple[int, int, int, int]
+"""size, time of the last change of the content, of anything (on Windows: of creation), inode"""
+_Remembered = dict[str, tuple[int, int, int, int, str]]
+
+_read_again: ContextVar[_Remembered | None] = ContextVar("read_again", default=None)
+"""inside ``reading_everything``: what was hashed there"""
+_writing = Lock()
+
+
+def read_bytes(path: Path, most: int = MOST_TEXT_BYTES) -> bytes:
+    """Content of a file that is no larger than ``most`` bytes. ValueError if it is."""
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"larger than {most >> 20} MiB")
+    return data
+
+
+def sha256_of(path: Path) -> str:
+    """Reads the whole file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """As ``sha256_of``, but a large file is read only if it was not read before or has changed since."""
+    stamp = stamp_of(path)
+    if stamp[0] < _SMALL_BYTES:
+        return sha256_of(path)
+    name, again = str(path.resolve()), _read_again.get()
+    known = (_remembered() if again is None else again).get(name)
+    if known is not None and known[:4] == stamp:
+        return known[4]
+    is_settled = max(stamp[1:3]) < time.time_ns() - _SETTLED_NS
+    digest = sha256_of(path)
+    if is_settled and stamp_of(path) == stamp:  # else it was written to meanwhile
+        _remember(name, (*stamp, digest))
+        if again is not None:
+            again[name] = (*stamp, digest)
+    return digest
+
+
+def check(path: Path, expected: str, *, made_with: str, hint: str) -> None:
+    """Raises IntegrityError for a file with another SHA-256. made_with: whose file it should be, for the message."""
+    with foreign(BundleError, f"cannot read {path}", hint=hint):
+        actual = sha256(path)
+    if actual != expected:
+        raise IntegrityError(
+            f"{path} is not the file {made_with} (SHA-256)", got=actual[:16], allowed=expected[:16], hint=hint
+        )
+
+
+@contextmanager
+def reading_everything() -> Iterator[None]:
+    """What was remembered does not count inside: a disk may have lost bytes and left size and times alone."""
+    token = _read_again.set({})
+    try:
+        yield
+    finally:
+        _read_again.reset(token)
+
+
+def stamp_of(path: Path) -> Stamp:
+    """What changes when a file is written to or replaced."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+
+
+def _place() -> Path:
+    return cache.cache_dir() / "hashes.json"
+
+
+def _remembered() -> _Remembered:
+    """Nothing if the list is not there or makes no sense."""
+    try:
+        return msgspec.json.decode(read_bytes(_place()), type=_Remembered)
+    except (OSError, ValueError, RecursionError):
+        return {}
+
+
+def _remember(name: str, entry: tuple[int, int, int, int, str]) -> None:
+    with _writing, suppress(OSError):  # a read-only cache only means that the file is read again
+        others = {key: value for key, value in _remembered().items() if key != name and os.path.exists(key)}  # noqa: PTH110
+        kept = [*others.items(), (name, entry)][-_MOST_REMEMBERED:]
+        place = _place()
+        place.parent.mkdir(parents=True, exist_ok=True)
+        temporary = place.with_suffix(f".{os.getpid()}-{get_ident()}.tmp")
+        temporary.write_bytes(msgspec.json.encode(dict(kept)))
+        temporary.replace(place)

@@ -1,0 +1,151 @@
+"""A folder in the layout that optimum-intel writes, described as a bundle without drafters.
+
+What begins a prompt and ends a text stands in four JSON files, and any of them may be silent. They are read as
+transformers reads them.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edgespec import files
+from edgespec.errors import BundleError, foreign
+from edgespec.manifest import FORMAT, Generation, HashedFile, Manifest, ModelFile, VocabSize, line
+
+IR_FILE = "openvino_model.xml"
+
+_AGAIN = "export or pull the model again"
+_MOST_TOKENIZER_BYTES = 256 << 20
+"""the largest known tokenizer.json has 35 MB"""
+
+
+class _TokenizerFile(msgspec.Struct):
+    """What is needed of ``tokenizer.json``; the rest is skipped, which takes milliseconds."""
+
+    post_processor: Any = None
+    added_tokens: list[dict[str, Any]] = []
+
+
+def describe(folder: Path) -> tuple[Manifest, str | None]:
+    """The manifest, and the chat template if it stands in a JSON file. Raises BundleError."""
+    for needed in (IR_FILE.replace(".xml", ".bin"), "tokenizer.json"):
+        if not (folder / needed).is_file():
+            raise BundleError(f"{folder} has {IR_FILE} but no {needed}", hint=_AGAIN)
+    config = _object(folder / "config.json")
+    config = {**config, **_part(config, "text_config", folder / "config.json")}
+    with foreign(BundleError, f"{folder / 'config.json'} does not describe a model", hint="export it again"):
+        vocab_size = msgspec.convert(config.get("vocab_size"), VocabSize)
+    tokenizer_config = _object(folder / "tokenizer_config.json", optional=True)
+    template = folder / "chat_template.jinja"
+    manifest = Manifest(
+        format=FORMAT,
+        name=line(folder.name),
+        target=ModelFile(precision=line(_precision(folder, config)), vocab_size=vocab_size, file=IR_FILE),
+        tokenizer=_hashed(folder / "tokenizer.json"),
+        chat_template=_hashed(template) if template.is_file() else None,
+        generation=_generation(folder, config, tokenizer_config),
+    )
+    return manifest, _inline_template(folder, tokenizer_config)
+
+
+def _generation(folder: Path, config: dict[str, Any], tokenizer_config: dict[str, Any]) -> Generation:
+    generation_config = _object(folder / "generation_config.json", optional=True)
+    bos, eos = (_text(tokenizer_config.get(name)) for name in ("bos_token", "eos_token"))
+    ends = next(
+        (ids for source in (generation_config, config) if (ids := _ids(source.get("eos_token_id")))), None
+    )  # null, an empty list and -1 say nothing
+    add_bos = tokenizer_config.get("add_bos_token")
+    if ends is None or not isinstance(add_bos, bool):
+        tokenizer = _tokenizer_file(folder / "tokenizer.json")
+        if ends is None:
+            ends = [token.get("id") for token in tokenizer.added_tokens if eos and token.get("content") == eos]
+        if not isinstance(add_bos, bool):
+            begin = _first_special(tokenizer.post_processor)
+            add_bos = begin is not None and bos in (None, begin)
+            bos = begin if add_bos else bos
+    found = {
+        "eos_token_ids": ends,
+        "context_length": config.get("max_position_embeddings"),
+        "bos_token": bos,
+        "eos_token": eos,
+        "add_bos": add_bos,
+    }
+    with foreign(BundleError, f"{folder / 'config.json'} does not describe a model", hint="export it again"):
+        return msgspec.convert(found, Generation)
+
+
+def _ids(said: Any) -> list[Any]:
+    listed = said if isinstance(said, list) else [said]
+    return [token for token in listed if token is not None and token != -1]
+
+
+def _first_special(processor: Any) -> str | None:
+    """The token that the tokenizer itself puts in front of a text, as transformers lets it.
+
+    >>> _first_special({"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>"}}, {"Sequence": {}}]})
+    '<s>'
+    """
+    match processor:
+        case {"type": "Sequence", "processors": [*parts]}:
+            return next((found for part in parts if (found := _first_special(part))), None)
+        case {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": str(token)}}, *_]}:
+            return token
+        case {"type": "RobertaProcessing" | "BertProcessing", "cls": [str(token), *_]}:
+            return token
+    return None
+
+
+def _inline_template(folder: Path, tokenizer_config: dict[str, Any]) -> str | None:
+    """Of tokenizer_config.json or chat_template.json: a text, or a list of named ones of which ``default`` counts."""
+    said = tokenizer_config.get("chat_template")
+    if said is None:
+        said = _object(folder / "chat_template.json", optional=True).get("chat_template")
+    if isinstance(said, list):
+        named = [entry for entry in said if isinstance(entry, dict) and entry.get("name") == "default"]
+        said = named[0].get("template") if named else None
+    return said if isinstance(said, str) else None
+
+
+def _tokenizer_file(path: Path) -> _TokenizerFile:
+    with foreign(BundleError, f"{path} is not a tokenizer", hint=_AGAIN):
+        return msgspec.json.decode(files.read_bytes(path, _MOST_TOKENIZER_BYTES), type=_TokenizerFile)
+
+
+def _precision(folder: Path, config: dict[str, Any]) -> str:
+    path = folder / "openvino_config.json"
+    quantization = _part(_object(path, optional=True), "quantization_config", path)
+    bits = quantization.get("bits")
+    return f"int{bits}" if bits else str(config.get("edgespec_precision", "unknown"))
+
+
+def _text(token: Any) -> str | None:
+    """Of a special token, which is a text or an object with one."""
+    content = token.get("content") if isinstance(token, dict) else token
+    return content if isinstance(content, str) else None
+
+
+def _part(of: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
+    """An object inside another; nothing if it is null or not there."""
+    value = of.get(key)
+    if value is not None and not isinstance(value, dict):
+        raise BundleError(f"{path}: {key} is not an object", hint=_AGAIN)
+    return value or {}
+
+
+def _object(path: Path, optional: bool = False) -> dict[str, Any]:
+    if optional and not path.is_file():
+        return {}
+    with foreign(BundleError, f"cannot read {path}", hint=_AGAIN):
+        value = json.loads(files.read_bytes(path).decode("utf-8-sig"))
+    if not isinstance(value, dict):
+        raise BundleError(f"{path} is not a JSON object")
+    return value
+
+
+def _hashed(path: Path) -> HashedFile:
+    with foreign(BundleError, f"cannot read {path}", hint=_AGAIN):
+        return HashedFile(file=path.name, sha256=files.sha256(path))

