@@ -155,10 +155,9 @@ def _id_map_files() -> dict[str, bytes]:
 
 
 def _read_id_map(folder: Path) -> None:
-    from edgespec import assembly, bundle
+    from edgespec.drafters.id_map import read_id_map
 
-    write(_bundle_files(), folder)
-    assembly._id_map(bundle.read(folder), "id_map.npy", 64, 512)
+    read_id_map(folder / "id_map.npy", 64, 512)
 
 
 def _recycling_files() -> dict[str, bytes]:
