@@ -66,6 +66,7 @@ def close(model: Model, left: Logits, right: Logits) -> bool:
     return bool(np.abs(left - right).max() < 0.1 * np.abs(right).max() if left.size else True)
 
 
+@pytest.mark.cpu
 def test_any_history_then_one_forward_equals_a_fresh_one(make: Make) -> None:
     model, other = make(), make()
     rng = random.Random(0)
@@ -129,6 +130,7 @@ def test_a_tree_row_sees_its_own_branch_only(make: Make) -> None:
         assert int(rows[row].argmax()) == int(fresh_logits(other, text + branch).argmax())
 
 
+@pytest.mark.cpu
 def test_logits_do_not_depend_on_the_width_or_on_the_chunks_of_the_prefill(make: Make) -> None:
     model = make()
     text = [(7 * i + i * i) % 50 for i in range(150)]
@@ -145,6 +147,7 @@ def test_logits_do_not_depend_on_the_width_or_on_the_chunks_of_the_prefill(make:
         assert close(model, alone, model.forward(text[-1:]).logits[0]), first
 
 
+@pytest.mark.cpu
 def test_rejected_rows_leave_no_trace(make: Make) -> None:
     model, other = make(), make()
     text = [3, 1, 4, 1, 5, 9, 2, 6]
@@ -155,6 +158,7 @@ def test_rejected_rows_leave_no_trace(make: Make) -> None:
     assert close(model, model.forward([8]).logits[0], fresh_logits(other, [*text, 8]))
 
 
+@pytest.mark.cpu
 def test_an_end_that_a_prefill_leaves_is_read_by_the_next_forward(make: Make) -> None:
     model, other = make(), make()
     text = [(13 * i + i * i) % 50 for i in range(40)]

@@ -61,6 +61,7 @@ def products(model: ov.Model) -> int:
     return sum(node.get_type_name() == "MatMul" for node in model.get_ops())
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("make", [int8, int4_in_groups, int4_with_one_zero_point, float16])
 def test_one_product_gives_what_three_did(make: Any) -> None:
     model = model_of([make(96), make(32), make(32)])

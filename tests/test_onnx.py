@@ -61,6 +61,7 @@ def test_it_is_the_function_of_the_ir(tmp_path: Path, arch: str, weights: str, o
     assert np.abs(theirs - ours).max() < off * np.abs(theirs).max()
 
 
+@pytest.mark.cpu
 def test_weights_are_taken_over_code_by_code(tiny_fast_ir: Path, tmp_path: Path) -> None:
     """In full precision on both sides nothing is left but the order of sums."""
     import onnx

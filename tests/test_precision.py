@@ -52,6 +52,7 @@ def test_a_precision_that_the_engine_does_not_take_is_noticed(
     assert found == ["asked for INFERENCE_PRECISION_HINT f32 and got bf16"]
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(
     ("settings", "kv", "rounded"),
     [

@@ -1,0 +1,77 @@
+"""scripts/check: which commands it runs. What they find is theirs to say."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+CHECK = Path(__file__).parents[1] / "scripts" / "check"
+
+
+@pytest.fixture
+def check(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script, which says what it would run."""
+    loader = SourceFileLoader("check", str(CHECK))
+    spec = spec_from_loader("check", loader)
+    assert spec is not None
+    module = module_from_spec(spec)
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    loader.exec_module(module)
+    module.ran = []
+    monkeypatch.setattr(module, "set_up", lambda: None)
+    monkeypatch.setattr(module, "run", lambda *arguments, on=(): module.ran.append((*on, *arguments)))
+    return module
+
+
+def ran(check: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> list[tuple[str, ...]]:
+    monkeypatch.setattr("sys.argv", [str(CHECK), *arguments])
+    check.main()
+    found: list[tuple[str, ...]] = check.ran
+    return found
+
+
+def test_without_options_it_runs_everything(check: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    everything = [("ruff", "format", "--check", "."), ("ruff", "check", "."), ("mypy",), ("pytest",)]
+    assert ran(check, monkeypatch) == everything
+
+
+def test_what_follows_two_dashes_is_for_pytest(
+    check: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ran(check, monkeypatch, "--", "-k", "loop", "--cpu")[-1] == ("pytest", "-k", "loop", "--cpu")
+    with pytest.raises(SystemExit, match="2"):
+        ran(check, monkeypatch, "-k", "loop")
+    assert "unknown: -k loop; options of pytest follow --" in capsys.readouterr().err
+
+
+def test_another_cpu_is_an_emulated_one(check: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
+    [(qemu, option, cpu, *command)] = ran(check, monkeypatch, "--cpu", "avx2", "--", "-x")
+    assert (qemu, option, cpu.split(",")[0]) == ("/bin/qemu-x86_64", "-cpu", "Haswell")
+    assert command == ["pytest", "-m", "cpu", "-x"]
+
+
+@pytest.mark.parametrize(
+    ("system", "said"), [("Linux", "which is not installed: apt-get install qemu-user"), ("Windows", "got Windows on")]
+)
+def test_where_none_can_be_emulated_it_says_so(
+    check: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    system: str,
+    said: str,
+) -> None:
+    monkeypatch.setattr(platform, "system", lambda: system)
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(SystemExit, match="2"):
+        ran(check, monkeypatch, "--cpu", "avx2")
+    assert said in capsys.readouterr().err and not check.ran
