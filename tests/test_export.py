@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -244,3 +245,10 @@ def test_a_gguf_file_gives_the_same_model(models: dict[str, Path], tmp_path: Pat
     original = export(Request(target=str(models["llama"]), out=tmp_path / "o", weights=Weights("f32")))
     parity = [bundle.read(b).manifest.measured["parity"]["target"]["nll_ir"] for b in (made.root, original)]
     assert parity[0] == pytest.approx(parity[1], abs=1e-4)
+
+
+def test_a_gguf_file_that_transformers_reads_in_part_is_refused(models: dict[str, Path], tmp_path: Path) -> None:
+    more = {"rope_freqs.weight": np.ones(8, np.float32)}
+    file = tiny_models.write_gguf(models["llama"], tmp_path / "llama.gguf", more)
+    with pytest.raises(ConversionError, match=r"transformers leaves out rope_freqs\.weight of llama\.gguf"):
+        resolve(str(file), tmp_path)

@@ -13,7 +13,7 @@ from edgespec import gguf
 from edgespec.backends.openvino_settings import FULL_PRECISION, Settings
 from edgespec.errors import ConversionError
 from edgespec.gguf_weights import requantize
-from tests import tiny_gguf
+from tests import tiny_gguf, tiny_models
 
 
 def made(folder: Path, **options: Any) -> tuple[Path, Path]:
@@ -179,6 +179,32 @@ def test_rotary_frequencies_are_divided_by_the_files_factors(tmp_path: Path) -> 
         found[name] = logits(xml)
     np.testing.assert_allclose(found["factors"], found["base"], rtol=1e-3, atol=1e-3)
     assert np.abs(found["neither"] - found["base"]).max() > 0.1
+
+
+@pytest.mark.parametrize("rope", ["default", "llama3"])
+def test_the_function_is_the_originals(tmp_path: Path, rope: str) -> None:
+    """Of a Llama in transformers, with rotary positions as they were up to Llama 3 and from Llama 3.1 on."""
+    pytest.importorskip("optimum.intel")
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    scaled = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    scaled |= {"original_max_position_embeddings": 64, "rope_theta": 10000.0}
+    options = {"rope_parameters": scaled} if rope == "llama3" else {}
+    folder = tiny_models.build("llama", tmp_path / "hf", **options)
+    original = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        expected = original(torch.arange(40, 56)[None]).logits.numpy()
+    plain, frequencies = 10000.0 ** (-np.arange(8) / 8), original.model.rotary_emb.inv_freq.numpy()
+    factors = {"rope_freqs.weight": (plain / frequencies).astype(np.float32)} if rope == "llama3" else {}
+    assert np.allclose(plain, frequencies) == (rope == "default")
+
+    source = tiny_models.write_gguf(folder, tmp_path / "llama.gguf", factors)
+    (tmp_path / "ir").mkdir()
+    gguf.convert(gguf.read_header(source), tmp_path / "ir", name="llama", source="llama")
+    found = logits(tmp_path / "ir" / "openvino_model.xml")
+    assert np.abs(expected).max() > 1
+    np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
 def test_norms_biases_and_frequencies_keep_their_precision(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -120,8 +121,8 @@ def export_ir(folder: Path, out: Path, kind: str = "f32", **weights: Any) -> Pat
     return out / raw.name
 
 
-def write_gguf(folder: Path, path: Path) -> Path:
-    """The float32 GGUF file of a Llama built here, as llama.cpp's converter writes it."""
+def write_gguf(folder: Path, path: Path, more: Mapping[str, Any] | None = None) -> Path:
+    """The float32 GGUF file of a Llama built here, as llama.cpp's converter writes it. more: tensors beside its own."""
     from gguf import GGUFWriter
     from safetensors.numpy import load_file
     from tokenizers import Tokenizer
@@ -169,6 +170,8 @@ def write_gguf(folder: Path, path: Path) -> Path:
         for theirs, ours in names.items():
             name = name.replace(theirs, ours)
         writer.add_tensor(name, tensor.copy())
+    for name, tensor in (more or {}).items():
+        writer.add_tensor(name, tensor)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -16,6 +16,13 @@ from edgespec.errors import ConversionError, SourceError
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "README.md"]
 
+# Tensors of a GGUF file that transformers does not read. ``edgespec.gguf`` does.
+_LEFT_OUT = {
+    "llama": re.compile(r"^rope_freqs|\.bias$"),
+    "qwen2": re.compile(r"^rope_freqs|(?<!attn_[qkv])\.bias$"),
+    "qwen3": re.compile(r"^rope_freqs|\.bias$"),
+}
+
 
 @dataclass(frozen=True)
 class Source:
@@ -85,6 +92,10 @@ def _packed(scratch: Path) -> Source:
 
 def _gguf(path: Path) -> Source:
     header = gguf.read_header(path)
+    left_out = next(filter(_LEFT_OUT[header.architecture].search, header.tensors), None)
+    if left_out is not None:
+        hint = f"use the file as it is (edgespec pull {path.name}), or export the original model"
+        raise ConversionError(f"transformers leaves out {left_out} of {path.name}", hint=hint)
     return Source(
         reference=path.name,
         name=path.stem,
