@@ -30,9 +30,9 @@ class ControlTokens:
 
     def marked(self, messages: Sequence[Mapping[str, Any]]) -> tuple[Sequence[Mapping[str, Any]], str]:
         """The messages with marks in what spells a control token, and the mark; "" where nothing does."""
-        if self._spelt is None or not any(self._spelt.search(text) for text in _texts(messages)):
+        if self._spelt is None or not any(self._spelt.search(text) for text in texts_in(messages)):
             return messages, ""
-        used = set().union(*_texts(messages))
+        used = set().union(*texts_in(messages))
         mark = next(chr(code) for code in _MARKS if chr(code) not in used)
         return _mapped(messages, lambda text: self._marked(text, mark)), mark
 
@@ -61,14 +61,14 @@ class ControlTokens:
         return text
 
 
-def _texts(value: Any) -> list[str]:
+def texts_in(value: Any) -> list[str]:
     """All texts in messages, however deep."""
     if isinstance(value, str):
         return [value]
     if isinstance(value, Mapping):
-        return [text for item in (*value.keys(), *value.values()) for text in _texts(item)]
+        return [text for item in (*value.keys(), *value.values()) for text in texts_in(item)]
     if isinstance(value, list | tuple):
-        return [text for item in value for text in _texts(item)]
+        return [text for item in value for text in texts_in(item)]
     return []
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from edgespec.backends.base import Model, Progress
 from edgespec.bundle import Bundle
 from edgespec.chat_template import ChatTemplate, Message
-from edgespec.control_tokens import ControlTokens
+from edgespec.control_tokens import ControlTokens, texts_in
 from edgespec.decode.draft_length import DraftLength, Fixed, Heuristic
 from edgespec.decode.speculative import speculative
 from edgespec.drafters.base import Drafter
@@ -171,6 +171,8 @@ class Pipeline:
         A sequence of token ids is taken as it is, and so are control tokens that a raw text spells. allow_special: as
         of ``stream_chat``. Other options: see ``stream_tokens``.
         """
+        if isinstance(prompt, bytes | bytearray):
+            raise SettingError("prompt", got=type(prompt).__name__, allowed="a text, or token ids", hint="decode it")
         if not isinstance(prompt, str):
             return self.stream_tokens(list(prompt), **options)
         if not prompt.strip() and not (raw and prompt):
@@ -199,10 +201,14 @@ class Pipeline:
         """
         if self.template is None:
             raise SettingError(f"{self.bundle.name} has no chat template", hint="use a plain prompt (--raw)")
+        capacity = self.target.cache.capacity
+        for content in texts_in(messages):
+            self.tokenizer.require_fit(content, capacity)
         mark = ""
         if not allow_special:
             messages, mark = self._control.marked(messages)
         text = self.template.render(messages)
+        self.tokenizer.require_fit(text, capacity)
         ids = self.tokenizer.encode_parts(self._control.parts(text, mark)) if mark else self.tokenizer.encode(text)
         return self.stream_tokens(ids, **options)
 
@@ -212,7 +218,7 @@ class Pipeline:
         *,
         max_new_tokens: int = 512,
         sampling: SamplingParams | None = None,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] | None = (),
         ignore_eos: bool = False,
         response_format: Mapping[str, Any] | None = None,
         num_draft_tokens: int | None = None,
@@ -222,7 +228,8 @@ class Pipeline:
     ) -> Stream:
         """Continue a prompt of token ids.
 
-        stop: strings that end the text. ignore_eos: go on after the model's own end.
+        stop: a string that ends the text, or several. One that spells a control token ends it at that token.
+        ignore_eos: go on after the model's own end.
         response_format: what the text must be: a JSON object, JSON of a schema, a match of a regular expression, a
             sentence of a grammar (see ``structured.grammar_of``). It is, if finish_reason is "stop" and no stop string
             was found; "length" means that max_new_tokens or the context ended it early.
@@ -268,19 +275,21 @@ class Pipeline:
         )
         began = result.stats.clock()
         constraint = self._constraint(response_format, ignore_eos)
+        stops = _strings(stop)
+        ends = self.tokenizer.stop_tokens(stops)
         lists = speculative(
             self.target,
             drafter,
             list(prompt),
             params,
             draft_length=draft_length,
-            stop=frozenset() if ignore_eos else self.stop_ids,
+            stop=frozenset(ends) if ignore_eos else self.stop_ids | ends.keys(),
             budget=max_new_tokens,
             stats=result.stats,
             progress=progress,
             constraint=constraint,
         )
-        pieces = self._texts(lists, StopStrings(stop), result, ignore_eos, began)
+        pieces = self._texts(lists, StopStrings(stops, ends), result, ignore_eos, began)
         return Stream(self._turn.run(pieces, wait=wait), result)
 
     def _constraint(self, response_format: Mapping[str, Any] | None, ignore_eos: bool) -> Grammar | None:
@@ -305,7 +314,7 @@ class Pipeline:
             for token in tokens:
                 result.token_ids.append(token)
                 text += stops.push(detokenizer.push(token))
-                if stops.found is not None:
+                if stops.ends_at(token):
                     break
             if text:
                 result.text += text
@@ -319,3 +328,11 @@ class Pipeline:
         result.finish_reason = "stop" if stops.found is not None or ended else "length"
         if tail:
             yield tail
+
+
+def _strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
+    """One string is one, not its letters. Raises SettingError."""
+    stops = () if stop is None else (stop,) if isinstance(stop, str) else stop
+    if isinstance(stops, bytes | bytearray) or not all(isinstance(each, str) for each in stops):
+        raise SettingError("stop", got=stop, allowed="a text, or several", setting="stop")
+    return tuple(stops)

@@ -60,6 +60,7 @@ def grammar_of(response_format: Mapping[str, Any] | None, *, ignore_eos: bool = 
         if kind in ("json_object", "json_schema"):
             schema = {"type": "object"} if kind == "json_object" else _schema(response_format["json_schema"])
             text = json.dumps(schema, allow_nan=False)
+            _require_short(kind, text)
             grammar = LLMatcher.grammar_from_json_schema(text, defaults={"whitespace_pattern": WHITESPACE})
         else:
             text = response_format[kind]
@@ -67,6 +68,7 @@ def grammar_of(response_format: Mapping[str, Any] | None, *, ignore_eos: bool = 
                 raise SettingError(
                     f"response_format: {kind}", got=text, allowed="a text that is not empty", setting=kind
                 )
+            _require_short(kind, text)
             grammar = _lark(text) if kind == "regex" else text
         wrong, reasons = LLMatcher.validate_grammar_with_warnings(grammar, limits=_limits())
     except (TypeError, ValueError, RecursionError) as error:  # what is no JSON, or no text
@@ -74,6 +76,16 @@ def grammar_of(response_format: Mapping[str, Any] | None, *, ignore_eos: bool = 
     if wrong:
         raise _refused(kind, reasons[0])
     return grammar
+
+
+_LONGEST = {"regex": 16_384, "grammar": 1 << 20, "json_schema": 1 << 20, "json_object": 1 << 20}
+"""characters; what a token of a regular expression costs grows with its length"""
+
+
+def _require_short(kind: str, text: str) -> None:
+    if len(text) > _LONGEST[kind]:
+        allowed = f"{_LONGEST[kind]} characters"
+        raise SettingError(f"response_format: {kind}", got=f"{len(text)} characters", allowed=allowed, setting=kind)
 
 
 _DEAD_END = {"NoExtensionBias": "a dead end: nothing that begins like this comes to an end"}

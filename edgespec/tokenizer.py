@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from edgespec.errors import BundleError, SettingError, mapped
+from edgespec.errors import BundleError, ContextFull, SettingError, foreign, mapped
 
 
 class Tokenizer:
@@ -16,10 +16,8 @@ class Tokenizer:
     def __init__(self, path: Path, *, bos_token: str | None = None, add_bos: bool = False) -> None:
         import tokenizers
 
-        try:
+        with foreign(BundleError, f"{path} is not a tokenizer", hint="export or pull the model again"):
             self.engine: Any = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
-            raise BundleError(f"{path} is not a tokenizer: {error}", hint="export or pull the model again") from error
         self.engine.no_truncation()
         self.engine.no_padding()
         self._bos_id = self.engine.token_to_id(bos_token) if add_bos and bos_token else None
@@ -31,10 +29,7 @@ class Tokenizer:
 
     def encode(self, text: str, *, raw: bool = False) -> list[int]:
         """Token ids. ``raw``: put BOS in front if the model wants one; a chat template has written its own."""
-        try:
-            ids: list[int] = self.engine.encode(text, add_special_tokens=False).ids
-        except (UnicodeEncodeError, TypeError) as error:
-            raise SettingError("prompt is not valid text", got=str(error), hint="use UTF-8") from error
+        ids = self._ids(self.engine, text)
         if raw and self._bos_id is not None and ids[:1] != [self._bos_id]:
             return [self._bos_id, *ids]
         return ids
@@ -48,9 +43,49 @@ class Tokenizer:
         """Token ids of texts one behind the other; in those marked True no control token is looked for."""
         ids: list[int] = []
         for text, is_text in parts:
-            engine = self._engine_of_text if is_text else self.engine
-            ids += engine.encode(text, add_special_tokens=False).ids
+            ids += self._ids(self._engine_of_text if is_text else self.engine, text)
         return ids
+
+    def require_fit(self, text: str, capacity: int) -> None:
+        """Raises ContextFull for a text that cannot be ``capacity`` tokens or fewer, before anything is made of it."""
+        if len(text) <= capacity:
+            return
+        size, most = len(text.encode("utf-8", "surrogatepass")), capacity * self._longest_bytes
+        if size > most:
+            raise ContextFull(
+                "prompt is longer than the context",
+                got=f"{size} bytes",
+                allowed=f"{most} bytes, {capacity} tokens of {self._longest_bytes} bytes",
+                hint="shorten the prompt",
+            )
+
+    def stop_tokens(self, stops: Sequence[str]) -> dict[int, str]:
+        """Of the stop strings in which a control token is spelt: the id of the first one, which ends the text there.
+        A control token has no text, so its spelling is never found in one."""
+        spelt = {text: self.engine.token_to_id(text) for text in self.control_texts}
+        found: dict[int, str] = {}
+        for stop in stops:
+            places = [(stop.index(text), -len(text), token) for text, token in spelt.items() if text and text in stop]
+            if places:
+                found[min(places)[2]] = stop
+        return found
+
+    @cached_property
+    def _longest_bytes(self) -> int:
+        """No token stands for more of a text."""
+        return max((len(token.encode("utf-8", "surrogatepass")) for token in self.engine.get_vocab()), default=1)
+
+    @staticmethod
+    def _ids(engine: Any, text: str) -> list[int]:
+        """Of a text without special tokens added. Raises SettingError, BundleError."""
+        try:
+            with foreign(BundleError, "this model's tokenizer cannot read the prompt"):
+                return list(engine.encode(text, add_special_tokens=False).ids)
+        except BundleError as error:
+            if isinstance(error.__cause__, UnicodeEncodeError | TypeError):
+                reason = str(error.__cause__)
+                raise SettingError("prompt is not valid text", got=reason, hint="use UTF-8") from error
+            raise
 
     @cached_property
     def _engine_of_text(self) -> Any:
@@ -111,12 +146,19 @@ class StopStrings:
     'END'
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], tokens: Mapping[int, str] | None = None) -> None:
+        """tokens: those that end the text themselves, and the string found then (see ``Tokenizer.stop_tokens``)."""
         if any(not stop for stop in stops):
             raise SettingError("stop string is empty", hint="leave it out")
         self._stops = stops
+        self._tokens = tokens or {}
         self._held = ""
         self.found: str | None = None
+
+    def ends_at(self, token: int) -> bool:
+        """Whether this token ends the text; what it is called is found then."""
+        self.found = self.found or self._tokens.get(token)
+        return self.found is not None
 
     def push(self, text: str) -> str:
         """Text that is safe to show; after a stop string was found, what came before it, then nothing."""

@@ -163,7 +163,7 @@ def _lines() -> Iterator[str]:
     """User turns: from an editor on a terminal, else line by line."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         for raw in sys.stdin.buffer:
-            yield raw.decode("utf-8", errors="replace").rstrip("\r\n")
+            yield raw.decode("utf-8", errors="replace").lstrip("\ufeff").rstrip("\r\n")
         return
     read = _editor()
     while True:

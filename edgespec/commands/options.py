@@ -161,9 +161,17 @@ def format_from(options: dict[str, Any], *, ignore_eos: bool = False) -> dict[st
     return response_format
 
 
+_LARGEST = 1 << 20
+"""bytes of a schema or a grammar"""
+
+
 def _read(file: str) -> str:
     try:
-        return Path(file).read_text(encoding="utf-8-sig")
+        with Path(file).open("rb") as opened:
+            data = opened.read(_LARGEST + 1)
+        if len(data) > _LARGEST:
+            raise SettingError(f"{file} is too long", got="more", allowed=f"{_LARGEST} bytes")
+        return data.decode("utf-8-sig").replace("\r\n", "\n")
     except OSError as error:
         raise SettingError(f"cannot read {file}", got=error.strerror) from error
     except ValueError as error:

@@ -22,6 +22,8 @@ from edgespec.errors import SettingError
 if TYPE_CHECKING:
     from edgespec.pipeline import Generation
 
+_LARGEST = 64 << 20
+"""bytes of a prompt from standard input; the model's own context is asked for once it is loaded"""
 ENGINES = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
 
 
@@ -134,8 +136,11 @@ def _read_prompt(prompt: str | None) -> str:
         return prompt
     if prompt is None and sys.stdin.isatty():
         raise SettingError("no prompt", hint='try: edgespec "What is the capital of France?", or edgespec chat')
+    data = sys.stdin.buffer.read(_LARGEST + 1)
+    if len(data) > _LARGEST:
+        raise SettingError("standard input is longer than any context", got="more", allowed=f"{_LARGEST} bytes")
     try:
-        return sys.stdin.buffer.read().decode("utf-8")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise SettingError(
             "standard input is not valid UTF-8",

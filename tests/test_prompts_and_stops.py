@@ -1,0 +1,137 @@
+"""What a caller gives: stop strings, prompts that are too long, schemas that are too long, byte order marks."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgespec.commands.options import format_from
+from edgespec.commands.run import _read_prompt
+from edgespec.drafters.base import NoDrafter
+from edgespec.errors import BundleError, ContextFull, SettingError
+from edgespec.pipeline import Pipeline
+from edgespec.structured import grammar_of
+from edgespec.tokenizer import StopStrings, Tokenizer
+from tests.foreign_files import READERS
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    path.write_bytes(READERS["tokenizer"].sound()["tokenizer.json"])
+    return Tokenizer(path)
+
+
+def test_one_string_is_one_stop(pipeline: Pipeline) -> None:
+    text = pipeline.generate("List three animals.", max_new_tokens=40).text
+    word = text.split()[3]
+    for stop in (word, [word], (word, "END")):
+        result = pipeline.generate("List three animals.", max_new_tokens=40, stop=stop)
+        assert result.stop_string == word and result.text == text[: text.index(word)]
+    for none in (None, (), []):
+        assert pipeline.generate("List three animals.", max_new_tokens=40, stop=none).text == text
+
+
+@pytest.mark.parametrize("stop", [b"END", [b"END"], ["a", 3], ""])
+def test_what_is_no_stop_string_is_refused(pipeline: Pipeline, stop: Any) -> None:
+    with pytest.raises(SettingError, match="stop"):
+        pipeline.generate("Hi", max_new_tokens=2, stop=stop)
+
+
+def test_a_prompt_of_bytes_is_refused(pipeline: Pipeline) -> None:
+    with pytest.raises(SettingError, match="prompt; got bytes"):
+        pipeline.generate(b"Hello", max_new_tokens=2)  # type: ignore[arg-type]
+
+
+def test_a_control_token_as_a_stop_string_ends_the_text_at_that_token(pipeline: Pipeline) -> None:
+    """With drafts and without, although the token has no text."""
+    ids = pipeline.tokenizer.encode("<|im_start|>user\nSay hi.<|im_end|>\n<|im_start|>assistant\n")
+    options: dict[str, Any] = {"max_new_tokens": 60, "ignore_eos": True}
+    written = pipeline.generate(ids, **options).token_ids
+    spelt = {pipeline.tokenizer.engine.token_to_id(text): text for text in pipeline.tokenizer.control_texts}
+    place, token = next((place, token) for place, token in enumerate(written) if token in spelt)
+    for stop in (spelt[token], f"\n{spelt[token]}", ["no such text", spelt[token]]):
+        for how in ({}, {"drafter": NoDrafter(), "num_draft_tokens": 0}):
+            result = pipeline.generate(ids, stop=stop, **options, **how)
+            assert result.token_ids == written[: place + 1]
+            assert result.finish_reason == "stop" and spelt[token] in (result.stop_string or "")
+            assert spelt[token] not in result.text
+
+
+def test_text_held_back_for_a_stop_string_is_shown_where_a_token_ends_the_text() -> None:
+    stops = StopStrings(["END", "<|im_end|>"], {2: "<|im_end|>"})
+    assert stops.push("the E") == "the " and not stops.ends_at(1) and stops.ends_at(2)
+    assert stops.found == "<|im_end|>" and stops.flush() == "E"
+
+
+def test_a_text_is_refused_by_its_length_before_it_is_read(tokenizer: Tokenizer) -> None:
+    class Untouched:
+        def __getattr__(self, name: str) -> Any:
+            raise AssertionError(f"{name} was asked for")
+
+    longest = max(len(token.encode()) for token in tokenizer.engine.get_vocab())
+    assert tokenizer._longest_bytes == longest
+    tokenizer.require_fit("a" * 100 * longest, 100)
+    tokenizer.engine, engine = Untouched(), tokenizer.engine
+    try:
+        with pytest.raises(ContextFull, match="prompt is longer than the context"):
+            tokenizer.require_fit("é" * (50 * longest + 1), 100)
+    finally:
+        tokenizer.engine = engine
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_a_prompt_longer_than_the_context_is_an_error(pipeline: Pipeline, raw: bool) -> None:
+    with pytest.raises(ContextFull):
+        pipeline.generate("word " * 1_000_000, raw=raw)
+
+
+def test_formats_have_a_longest(tmp_path: Path) -> None:
+    for kind, value in (("regex", "a" * 20_000), ("grammar", "start: /a/\n" + "#" * (1 << 20))):
+        with pytest.raises(SettingError, match=kind):
+            grammar_of({"type": kind, kind: value})
+    with pytest.raises(SettingError, match="json_schema"):
+        grammar_of({"type": "json_schema", "json_schema": {"schema": {"title": "x" * (1 << 20)}}})
+    endless = tmp_path / "schema.json"
+    endless.write_bytes(b" " * ((1 << 20) + 1))
+    with pytest.raises(SettingError, match="too long"):
+        format_from({"json_schema": str(endless), "regex": None, "grammar": None})
+
+
+def _stdin(monkeypatch: pytest.MonkeyPatch, data: io.RawIOBase | io.BytesIO) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(data))  # type: ignore[type-var]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    _stdin(monkeypatch, io.BytesIO(b"\xef\xbb\xbfHello"))
+    assert _read_prompt("-") == "Hello"
+
+
+def test_standard_input_without_end_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Yes(io.RawIOBase):
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer: Any) -> int:
+            buffer[:] = b"y" * len(buffer)
+            return len(buffer)
+
+    _stdin(monkeypatch, io.BufferedReader(Yes()))  # type: ignore[arg-type]
+    with pytest.raises(SettingError, match="longer than any context"):
+        _read_prompt("-")
+
+
+def test_a_panic_of_the_tokenizer_is_an_error_of_ours(tokenizer: Tokenizer) -> None:
+    class PanicException(BaseException):
+        pass
+
+    class Panics:
+        def encode(self, *_: Any, **__: Any) -> Any:
+            raise PanicException("index out of range")
+
+    with pytest.raises(BundleError, match="cannot read the prompt"):
+        tokenizer._ids(Panics(), "a")
