@@ -13,7 +13,7 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-from edgespec.backends.padded import PaddedModel
+from edgespec.backends.padded import LONGEST_PAD, PaddedModel
 from edgespec.bench.bare import BareLoop, bare_loop
 from edgespec.bench.ideal import Parts, again, parts, watched
 from edgespec.bench.prompts import Prompt, encode, read, read_before
@@ -43,8 +43,10 @@ def bench_engine(pipeline: Pipeline, *, new_tokens: int = 96, pairs: int = 3, pe
             "context too short to measure", got=target.cache.capacity, allowed=max(CONTEXTS[0], needed) + max(WIDTHS)
         )
     models = {"target": target} | _draft(pipeline.drafter)
-    rows = max([*contexts, needed]) + max(WIDTHS)
-    bare = {name: bare_loop(model, rows=min(rows, model.cache.capacity)) for name, model in models.items()}
+    rows = max([*contexts, needed]) + max(*WIDTHS, LONGEST_PAD)
+    bare = {
+        name: bare_loop(model, rows=min(rows, model.cache.capacity + LONGEST_PAD)) for name, model in models.items()
+    }
     forwards = _forwards(target, bare, contexts, pairs)
     crops = {str(context): _crop_us(target, context) for context in contexts}
     rounds = _Loss(pipeline, models, bare).run(prompts, new_tokens, pairs)

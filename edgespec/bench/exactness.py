@@ -62,6 +62,7 @@ def bench_exactness(pipeline: Pipeline) -> None:
         rows,
         {
             "numerics": target.capabilities.numerics,
+            "compute_precision": target.capabilities.compute_precision,
             "widths": [least, widest],
             "all_equal": exact,
             "largest_difference": figures,

@@ -26,7 +26,7 @@ class Peer:
         draft = forms.draft if drafts == "auto" else "none"
         self._pipeline = assembly.load(forms.ref, draft=draft, backend=backend)
         can = self._pipeline.target.capabilities
-        self.settings = f"numerics {can.numerics}, engine {can.backend}"
+        self.settings = f"numerics {can.numerics} in {can.compute_precision}, engine {can.backend}"
 
     def generate(self, prompt: Sequence[int], new_tokens: int) -> Run:
         pipeline = self._pipeline
