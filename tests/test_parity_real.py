@@ -214,7 +214,7 @@ def test_trees_from_a_table_are_verified_by_the_real_target(pipeline: Pipeline) 
     drafter = Recycling(target.vocab_size, width=4)
     question = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
     context = pipeline.tokenizer.encode(question)
-    branched = []
+    branched, efficiency = [], []
     for _ in range(2):
         stats, text = Stats(), list(context)
         for _ in speculative(
@@ -223,8 +223,10 @@ def test_trees_from_a_table_are_verified_by_the_real_target(pipeline: Pipeline) 
             branched.append(drafter.propose(text, 8).tree is not None)
         assert "Paris" in pipeline.tokenizer.decode(text[len(context) :])
         check_identities(stats.rounds)
+        assert stats.block_efficiency is not None
+        efficiency.append(stats.block_efficiency)
     assert any(branched)
-    assert stats.block_efficiency is not None and stats.block_efficiency > 1.5
+    assert efficiency[1] > efficiency[0], "the table has seen the text"
 
 
 def test_what_was_in_the_cache_before_does_not_change_the_text(pipeline: Pipeline) -> None:
