@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeVar, get_args
 
 import msgspec
 
-from edgespec import cache, faster_engine, hub
+from edgespec import cache, faster_engine, files, hub
 from edgespec.backends.exact_widths import ROWS_NEEDED
 from edgespec.bundle import Bundle, ModelFile
 from edgespec.decode import calibration
@@ -179,7 +179,8 @@ class Machine:
         weights = xml.with_suffix(".bin").stat()
         place = fingerprint([str(xml.resolve())])
         # How it was checked, too: a form that was refused in another precision may be right.
-        key = fingerprint([VERSION, FULL_PRECISION, xml.stat().st_size, weights.st_size, weights.st_mtime_ns, longest])
+        contents = files.sha256(xml), files.sha256(xml.with_suffix(".bin"))
+        key = fingerprint([VERSION, FULL_PRECISION, *contents, longest])
         folder = cache.cache_dir() / "onnx" / f"{place}-{key}"
         refusal = folder.with_suffix(".refused")
         if folder.is_dir():

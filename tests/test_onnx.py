@@ -509,6 +509,21 @@ def test_a_damaged_form_is_made_again(engines: dict[str, float], tiny_fast_ir: P
         assert again.token_ids == before.token_ids
 
 
+def test_a_form_is_of_these_weights(engines: dict[str, float], tiny_fast_ir: Path, tmp_path: Path) -> None:
+    """Others of the same size and time have a form of their own."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_fast_ir.parent, folder)
+    weights = next(folder.rglob("openvino_model.bin"))
+    loaded(weights.with_suffix(".xml"), backend="onnxruntime")
+    [before] = (tmp_path / "cache" / "onnx").iterdir()
+    was, data = weights.stat(), bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    weights.write_bytes(data)
+    os.utime(weights, ns=(was.st_atime_ns, was.st_mtime_ns))
+    loaded(weights.with_suffix(".xml"), backend="onnxruntime")
+    assert [path for path in (tmp_path / "cache" / "onnx").iterdir() if path != before]
+
+
 def test_a_form_half_written_is_none(engines: dict[str, float], tiny_fast_ir: Path, tmp_path: Path) -> None:
     """What a killed process left behind is made anew."""
     loaded(tiny_fast_ir, backend="onnxruntime")
