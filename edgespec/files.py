@@ -25,6 +25,8 @@ _MOST_REMEMBERED = 500
 _SETTLED_NS = 100_000_000
 """A file that was written to within its file system's tick, up to 16 ms, can change again without a trace."""
 
+_BLOCK_BYTES = 1 << 20
+
 Stamp = tuple[int, int, int, int]
 """size, time of the last change of the content, of anything (on Windows: of creation), inode"""
 _Remembered = dict[str, tuple[int, int, int, int, str]]
@@ -36,18 +38,20 @@ _writing = Lock()
 
 def read_bytes(path: Path, most: int = MOST_TEXT_BYTES) -> bytes:
     """Content of a file that is no larger than ``most`` bytes. ValueError if it is."""
+    data = bytearray()
     with path.open("rb") as file:
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise ValueError(f"larger than {most >> 20} MiB")
-    return data
+        while block := file.read(_BLOCK_BYTES):  # a read of ``most`` takes that much memory, however short the file
+            data += block
+            if len(data) > most:
+                raise ValueError(f"larger than {most >> 20} MiB")
+    return bytes(data)
 
 
 def sha256_of(path: Path) -> str:
     """Reads the whole file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
+        while block := file.read(_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
 

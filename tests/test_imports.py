@@ -96,6 +96,7 @@ ALLOWED: dict[str, set[str]] = {
         "decode.costs",
         "engine",
         "faster_engine",
+        "files",
         "hub",
     },
     "drafters.base": BASE,
