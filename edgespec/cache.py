@@ -2,8 +2,9 @@
 
 <cache>/ir/KEY/          a converted model: a bundle folder
 <cache>/onnx/KEY/        a model for ONNX Runtime, made from its IR
-<cache>/downloads/FILE   a package that is on its way, kept to go on from; gone once it is converted
-<cache>/hub/KEY          path of a hub repository in the cache of huggingface_hub
+<cache>/downloads/KEY    a package that is on its way, kept to go on from; gone once it is converted
+<cache>/hub/KEY.json     where a hub repository lies in the cache of huggingface_hub, and the hashes of its files
+<cache>/hashes.json      of large files, so that they are not read again
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from edgespec.errors import ConversionError, SourceError
@@ -90,9 +91,12 @@ def require_space(needed_bytes: int) -> None:
 
 
 def size_on_disk(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder; links count as what they lead to."""
-    files = [path] if path.is_file() else path.rglob("*")
-    return sum(file.stat().st_size for file in files if file.is_file())
+    """Bytes of a file, or of all files in a folder; links count as what they lead to, and what is gone as nothing."""
+    found = 0
+    for file in [path] if path.is_file() else path.rglob("*"):
+        with suppress(OSError):
+            found += file.stat().st_size if file.is_file() else 0
+    return found
 
 
 def _rename(old: Path, new: Path) -> None:

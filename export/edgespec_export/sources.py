@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgespec import bundle, cache, fetch, gguf, known, pairs
+from edgespec import bundle, cache, fetch, files, gguf, known, pairs
 from edgespec.bundle import IR_FILE, MANIFEST, sha256_of
-from edgespec.errors import ConversionError, SourceError
+from edgespec.errors import ConversionError, SourceError, foreign
+from edgespec.manifest import REPO, REVISION
 
-_HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "README.md"]
 
 # Tensors of a GGUF file that transformers does not read. ``edgespec.gguf`` does.
@@ -56,14 +56,14 @@ def resolve(reference: str, scratch: Path, *, trust_remote_code: bool = False) -
         _check_folder(path)
         name = path.resolve().name
         return Source(reference=name, name=name, folder=path, licence=_card_licence(path))
-    hub = _HUB_ID.fullmatch(reference)
-    if hub is None or path.suffix == ".gguf":
+    repo, at, revision = reference.partition("@")
+    if not REPO.accepts(repo) or (at and not REVISION.accepts(revision)) or path.suffix == ".gguf":
         raise SourceError(
             "no such model",
             got=reference,
             allowed="a transformers folder, a .gguf file, OWNER/NAME[@REVISION], or default",
         )
-    return _from_hub(reference, hub["repo"], hub["revision"], trust_remote_code)
+    return _from_hub(reference, repo, revision or None, trust_remote_code)
 
 
 def _listed(name: str, model: pairs.Model) -> Source:
@@ -92,17 +92,25 @@ def _packed(scratch: Path) -> Source:
 
 def _gguf(path: Path) -> Source:
     header = gguf.read_header(path)
+<<<<<<< HEAD
     left_out = next(filter(_LEFT_OUT[header.architecture].search, header.tensors), None)
     if left_out is not None:
         hint = f"use the file as it is (edgespec pull {path.name}), or export the original model"
         raise ConversionError(f"transformers leaves out {left_out} of {path.name}", hint=hint)
+=======
+    licence = header.get("general.license")
+>>>>>>> fcecaa5 (Export reads foreign files through the same boundary)
     return Source(
         reference=path.name,
         name=path.stem,
         folder=path.parent,
         gguf=path,
         revision=f"sha256:{sha256_of(path)}",
-        licence=header.licence,
+<<<<<<< HEAD
+        licence=header.licence and bundle.line(header.licence),
+=======
+        licence=licence and bundle.line(licence),
+>>>>>>> fcecaa5 (Export reads foreign files through the same boundary)
     )
 
 
@@ -144,17 +152,15 @@ def _card_licence(folder: Path) -> str | None:
     text = card.read_text(encoding="utf-8", errors="replace")
     front = text.split("---", 2)[1] if text.startswith("---") and text.count("---") > 1 else ""
     found = re.search(r"^license:\s*[\"']?([\w.+-]+)", front, re.MULTILINE)
-    return found[1] if found else None
+    return bundle.line(found[1]) if found else None
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; {} if the file is not there. Raises ConversionError if it is something else."""
     if not path.is_file():
         return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConversionError(f"cannot read {path}: {error}", hint="download the model again") from error
+    with foreign(ConversionError, f"cannot read {path}", hint="download the model again"):
+        value = json.loads(files.read_bytes(path).decode())
     if not isinstance(value, dict):
         raise ConversionError(f"{path} is not a JSON object", hint="download the model again")
     return value

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from edgespec import gguf
 from edgespec.bundle import Generation
-from edgespec.errors import ConversionError
+from edgespec.errors import ConversionError, foreign
 from edgespec_export.sources import Source, read_json
 
 
@@ -34,17 +34,20 @@ def read(source: Source, *, trust_remote_code: bool = False) -> Texts:
     """Raises ConversionError: no usable tokenizer, no end-of-text token, no context length."""
     if source.gguf is not None:
         return _from_gguf(source)
-    return _from_folder(source.folder, trust_remote_code)
+    with foreign(ConversionError, f"cannot read the texts of {source.folder}", hint="download the model again"):
+        return _from_folder(source.folder, trust_remote_code)
 
 
 def _from_folder(folder: Path, trust_remote_code: bool) -> Texts:
     config = read_json(folder / "config.json")
-    text_config = {**config, **config.get("text_config", {})}
+    text_config = {**config, **(config.get("text_config") or {})}
     tokenizer_config = read_json(folder / "tokenizer_config.json")
     tokenizer_json = _tokenizer_json(folder, trust_remote_code)
     tokenizer = Tokenizer.from_str(tokenizer_json)
     bos, eos = _text(tokenizer_config.get("bos_token")), _text(tokenizer_config.get("eos_token"))
-    eos_ids = read_json(folder / "generation_config.json").get("eos_token_id", text_config.get("eos_token_id"))
+    eos_ids = read_json(folder / "generation_config.json").get("eos_token_id")
+    if eos_ids is None:  # null says nothing
+        eos_ids = text_config.get("eos_token_id")
     if eos_ids is None and eos is not None:
         eos_ids = tokenizer.token_to_id(eos)
     if eos_ids is None:
