@@ -69,7 +69,7 @@ def load(
         not measured, so the pipeline keeps to numbers.
     context_length: rows of KV cache at most; None takes the model's own.
     accept_licence: consent to a licence that allows research only, for the models that are under one.
-    progress: show progress bars of downloads on stderr.
+    progress: say on stderr what takes long; on a terminal, with bars for downloads.
     """
     if numerics not in (None, *get_args(Numerics)):
         raise SettingError("numerics", got=numerics, allowed=", ".join(get_args(Numerics)), setting="numerics")

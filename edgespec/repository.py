@@ -82,6 +82,8 @@ def download(source: HubSource, file: str | None, progress: bool, *, before: Fet
     with foreign(SourceError, f"cannot fetch {source.repo}", hint=hint):
         try:
             listed = _listed(source, file)
+            if listed is not None:
+                fetch.tell(source.repo, progress)
             folder = _snapshot(source, [file] if file else _FILES, progress, local_only=listed is None)
             if wrong := _wrong(folder, listed or {}):  # the hub's cache was damaged, or filled by a cut download
                 _snapshot(source, [glob.escape(name) for name in wrong], progress, again=True)

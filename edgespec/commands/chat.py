@@ -83,7 +83,7 @@ def command(system: str | None, allow_special: bool, **options: Any) -> None:
 
     from edgespec.assembly import load
 
-    pipeline = load(**load_options, progress=sys.stderr.isatty())
+    pipeline = load(**load_options, progress=True)
     conversation = Conversation(
         pipeline,
         system,

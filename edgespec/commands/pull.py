@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
@@ -35,10 +34,9 @@ def command(ref: str, accept_licence: bool) -> None:
 
 def _pull(ref: str, draft: str | None, accept_licence: bool) -> Path:
     """Fetch and check one model, say on stderr what it is; returns its folder."""
-    progress = sys.stderr.isatty()
-    pair = hub.resolve(ref, accept_licence=accept_licence, progress=progress)
+    pair = hub.resolve(ref, accept_licence=accept_licence, progress=True)
     models = pair.manifest.models
-    paths = [hub.model_path(pair, model, accept_licence=accept_licence, progress=progress) for model in models]
+    paths = [hub.model_path(pair, model, accept_licence=accept_licence, progress=True) for model in models]
     pair.check()
     pair.chat_template()
     size = sum(cache.size_on_disk(file) for path in paths for file in (path, path.with_suffix(".bin")))

@@ -61,7 +61,7 @@ def command(
 
     from edgespec.assembly import load
 
-    pipeline = load(**load_options, progress=sys.stderr.isatty())
+    pipeline = load(**load_options, progress=True)
     stream = pipeline.stream(
         text,
         system=system,
