@@ -15,12 +15,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.table import Table
 
 from edgespec import assembly, cli, pairs
+from edgespec.commands import tables
+from edgespec.commands.run import summary
 from edgespec.pipeline import Pipeline
+from edgespec.stats import Stats
 
 QUESTION = "What is the capital of France?"
 
@@ -357,3 +362,31 @@ def test_closed_streams_are_no_traceback(close: str) -> None:
         f"'{sys.executable}' -m edgespec models {close}", shell=True, executable="/bin/bash", capture_output=True
     )
     assert b"Traceback" not in ran.stderr
+
+
+EVIL = "evil\x1b]0;title\x07\x9b2J"
+
+
+def test_what_a_model_writes_does_not_steer_a_terminal(
+    here: Callable[..., Ended], tiny_ir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["hi", "-m", str(tiny_ir.parent), "-n", "40", "--draft", "none", "--regex", "a\x1b\\[2J\n\t\x07b"]
+    code, piped, _ = here(*arguments)
+    assert (code, piped) == (0, "a\x1b[2J\n\t\x07b\n")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert here(*arguments)[1] == "a\\u001b[2J\n\t\\u0007b\n"
+    assert json.loads(here(*arguments, "--json")[1])["text"] == piped.removesuffix("\n")
+
+
+def test_names_of_strangers_do_not_steer_a_terminal(
+    here: Callable[..., Ended], tiny_ir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tables.show(EVIL)
+    table = Table("name")
+    tables.row(table, EVIL)
+    tables.show(table)
+    shown = capsys.readouterr().out
+    assert shown.count("evil\\x1b]0;title\\x07\\x9b2J") == 2 and not {"\x1b", "\x07", "\x9b"} & set(shown)
+    stats = Stats(prompt_tokens=1)
+    told = summary(SimpleNamespace(model=EVIL, drafter=EVIL, token_ids=[], decode_tok_per_s=None, ttft_s=None, stats=stats, numerics="exact", compute_precision="f32", devices={"target": "CPU"}, backend="openvino", verification=None, seed=None))  # type: ignore[arg-type]  # fmt: skip  # noqa: E501
+    assert told.count("evil\\x1b") == 2 and told.isprintable()

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from edgespec.commands import screen
 from edgespec.commands.options import (
     allow_special_option,
     format_from,
@@ -19,7 +20,7 @@ from edgespec.commands.options import (
     worded,
 )
 from edgespec.commands.run import summary
-from edgespec.errors import EdgespecError
+from edgespec.errors import EdgespecError, printable
 from edgespec.pipeline import Generation, Pipeline
 from edgespec.types import SamplingParams
 
@@ -92,7 +93,7 @@ def command(system: str | None, allow_special: bool, **options: Any) -> None:
         max_new_tokens=max_new_tokens,
         response_format=response_format,
     )
-    click.echo(f"{pipeline.bundle.name}, {_how(sampling)}. /help lists commands.", err=True)
+    click.echo(f"{printable(pipeline.bundle.name)}, {_how(sampling)}. /help lists commands.", err=True)
     for line in _lines():
         if line.startswith("/"):
             if not _command(conversation, line):
@@ -106,8 +107,7 @@ def _answer(conversation: Conversation, text: str) -> None:
     try:
         pieces = conversation.ask(text)
         for piece in pieces:
-            sys.stdout.write(piece)
-            sys.stdout.flush()
+            screen.write(piece)
         sys.stdout.write("\n")
     except KeyboardInterrupt:
         sys.stdout.write("\n")
@@ -156,7 +156,7 @@ def _stats(last: Generation | None) -> None:
     for key in ("text", "token_ids"):
         figures.pop(key)
     for key, value in figures.items():
-        click.echo(f"{key:18} {value}", err=True)
+        click.echo(f"{key:18} {printable(str(value))}", err=True)
 
 
 def _lines() -> Iterator[str]:

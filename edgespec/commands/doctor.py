@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 
+from edgespec.commands import screen, tables
+
 RUNTIME = ("edgespec", "openvino", "openvino-genai", "tokenizers", "numpy", "huggingface_hub")
 OPTIONAL = {
     "onnxruntime": ("onnx", "a second engine for CPUs without VNNI"),
@@ -35,7 +37,7 @@ def command(model: str, as_json: bool) -> None:
         "model": _plan(model),
     }
     if as_json:
-        print(json.dumps(report, ensure_ascii=False))
+        screen.write(json.dumps(report, ensure_ascii=False) + "\n")
     else:
         _print(report)
 
@@ -111,22 +113,20 @@ def _engine(model: str) -> str:
 def _print(report: dict[str, Any]) -> None:
     from rich.table import Table
 
-    from edgespec.commands import tables
-
     things: list[Any] = [f"{report['system']}, Python {report['python']}"]
     table = Table("device", "is", "driver", "memory", "for edgespec", title="Devices", title_justify="left")
     for device in report["devices"]:
         memory = f"{device['memory_bytes'] / 1e9:.1f} GB" if device["memory_bytes"] else "shared"
-        table.add_row(device["name"], device["full_name"], device["driver"] or "built in", memory, device["advice"])
+        tables.row(table, device["name"], device["full_name"], device["driver"] or "built in", memory, device["advice"])
     things.append(table)
     memory = report["memory"]
     things.append(f"Memory: {memory['available_bytes'] / 1e9:.1f} of {memory['total_bytes'] / 1e9:.1f} GB free")
     table = Table("package", "version", title="Versions", title_justify="left")
     for name, found in report["versions"].items():
-        table.add_row(name, found)
+        tables.row(table, name, found)
     things.append(table)
     table = Table("", "", title="What will run", title_justify="left", show_header=False)
     for key, value in report["model"].items():
-        table.add_row(key, str(value))
+        tables.row(table, key, str(value))
     things.append(table)
     tables.show(*things)

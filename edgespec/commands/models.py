@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgespec import cache, hub, known, pairs
+from edgespec.commands import screen, tables
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -50,21 +51,19 @@ def command(as_json: bool) -> None:
                 for name, model in listed.models.items()
             ],
         }
-        click.echo(json.dumps(listing, ensure_ascii=False))
+        screen.write(json.dumps(listing, ensure_ascii=False) + "\n")
         return
 
     from rich.table import Table
-
-    from edgespec.commands import tables
 
     here = Table("name", "kind", "MB", "path", title="Cached", title_justify="left", box=None)
     here.columns[2].justify = "right"
     here.columns[3].overflow = "fold"
     for entry in cached:
-        here.add_row(entry.name, entry.kind, f"{entry.bytes / 1e6:.1f}", str(entry.path))
+        tables.row(here, entry.name, entry.kind, f"{entry.bytes / 1e6:.1f}", str(entry.path))
     names = Table("name", "also", "licence", "what it is", title="Known", title_justify="left", box=None)
     for model in known.KNOWN:
-        names.add_row(model.name, ", ".join(model.aliases), model.licence, model.about)
+        tables.row(names, model.name, ", ".join(model.aliases), model.licence, model.about)
     tables.show(here if cached else f"Nothing cached in {cache.cache_dir()}.", "", names, "", _on_hub(listed))
 
 
@@ -80,5 +79,5 @@ def _on_hub(listed: pairs.Pairs) -> Table:
     table.caption, table.caption_justify = caption, "left"
     for name, model in listed.models.items():
         use = _USE[listed.licences[model.licence].use]
-        table.add_row(name, model.draft or "ngram", ", ".join(model.other_drafts), model.licence, use, model.repo)
+        tables.row(table, name, model.draft or "ngram", ", ".join(model.other_drafts), model.licence, use, model.repo)
     return table

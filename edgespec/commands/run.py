@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgespec.commands import screen
 from edgespec.commands.options import (
     allow_special_option,
     format_from,
@@ -17,7 +18,7 @@ from edgespec.commands.options import (
     sampling_from,
     sampling_options,
 )
-from edgespec.errors import SettingError
+from edgespec.errors import SettingError, printable
 
 if TYPE_CHECKING:
     from edgespec.pipeline import Generation
@@ -75,13 +76,11 @@ def command(
     )
     for piece in stream:
         if not as_json:
-            sys.stdout.write(piece)
-            sys.stdout.flush()
+            screen.write(piece)
     if as_json:
-        print(json.dumps(stream.result.as_dict() | {"versions": versions(stream.result.backend)}, ensure_ascii=False))
-    else:
-        sys.stdout.write("\n")
-    sys.stdout.flush()
+        figures = stream.result.as_dict() | {"versions": versions(stream.result.backend)}
+        screen.write(json.dumps(figures, ensure_ascii=False))
+    screen.write("\n")
     click.echo(summary(stream.result), err=True)
     if explain:
         from edgespec.assembly import Unmeasured
@@ -91,7 +90,7 @@ def command(
         drafter, plain_s = pipeline.drafter, None
         if isinstance(drafter, Arbiter) and not isinstance(drafter.target_s, Unmeasured) and stream.result.stats.rounds:
             plain_s = drafter.plain_s
-        click.echo("\n".join(in_words(stream.result.stats, plain_s)), err=True)
+        click.echo("\n".join(map(printable, in_words(stream.result.stats, plain_s))), err=True)
 
 
 def summary(result: Generation) -> str:
@@ -114,7 +113,7 @@ def summary(result: Generation) -> str:
         parts.append("rejection")
     if result.seed is not None:
         parts.append(f"seed {result.seed}")
-    return f"[{result.model}: {' · '.join(parts)}]"
+    return printable(f"[{result.model}: {' · '.join(parts)}]")
 
 
 def versions(backend: str) -> dict[str, str]:

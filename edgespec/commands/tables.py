@@ -5,6 +5,13 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from edgespec.errors import printable
+
+
+def row(table: Any, *cells: str) -> None:
+    """Add a row; cells may be words of strangers."""
+    table.add_row(*map(printable, cells))
+
 
 def show(*things: Any) -> None:
     """Render first, then write at once: rich would turn a closed pipe into an exit code of its own."""
@@ -12,6 +19,6 @@ def show(*things: Any) -> None:
 
     console = Console(markup=False, width=None if sys.stdout.isatty() else 200)  # lines that grep and cut can work with
     with console.capture() as captured:
-        console.print(*things, sep="\n")
+        console.print(*(printable(t) if isinstance(t, str) else t for t in things), sep="\n")
     sys.stdout.write(captured.get())
     sys.stdout.flush()
