@@ -548,11 +548,7 @@ def ir_files(folder: Path) -> dict[str, bytes]:
 def test_an_ir_repository(pull, server: Server, ir: Path) -> None:  # type: ignore[no-untyped-def]
     publish(server, ir_files(ir) | {"model.safetensors": b"x" * 1000, "openvino_tokenizer.bin": b"x"})
     code, folder, said = pull("org/tiny")
-<<<<<<< HEAD
-    assert (code, said) == (0, "[org/tiny is ready: f16, 0 MB, drafts: ngram]"), said
-=======
     assert (code, said) == (0, "fetching org/tiny, this once\n[org/tiny is ready: f16, 0 MB, drafts: ngram]")
->>>>>>> ca5d1be (A first run without a terminal says what takes long)
     assert not server.asked_for(".safetensors")
     assert not server.asked_for("openvino_tokenizer.bin")
 

@@ -92,25 +92,17 @@ def _packed(scratch: Path) -> Source:
 
 def _gguf(path: Path) -> Source:
     header = gguf.read_header(path)
-<<<<<<< HEAD
     left_out = next(filter(_LEFT_OUT[header.architecture].search, header.tensors), None)
     if left_out is not None:
         hint = f"use the file as it is (edgespec pull {path.name}), or export the original model"
         raise ConversionError(f"transformers leaves out {left_out} of {path.name}", hint=hint)
-=======
-    licence = header.get("general.license")
->>>>>>> fcecaa5 (Export reads foreign files through the same boundary)
     return Source(
         reference=path.name,
         name=path.stem,
         folder=path.parent,
         gguf=path,
         revision=f"sha256:{sha256_of(path)}",
-<<<<<<< HEAD
         licence=header.licence and bundle.line(header.licence),
-=======
-        licence=licence and bundle.line(licence),
->>>>>>> fcecaa5 (Export reads foreign files through the same boundary)
     )
 
 
