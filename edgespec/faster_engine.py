@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from time import perf_counter, sleep, time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
-import msgspec
-
-from edgespec import cache
+from edgespec import measurements
 from edgespec.types import Backend, Numerics
 
 if TYPE_CHECKING:
@@ -37,12 +36,20 @@ _LOOK_S, _AGAIN_S = 0.2, 24 * 3600
 
 @dataclass(frozen=True)
 class Comparison:
-    """seconds: of the answer, by engine. others: cores that other programs took meanwhile."""
+    """seconds: of the answer, by engine; 0 for OpenVINO alone, where nothing had to be compared. others: cores that
+    other programs took meanwhile."""
 
     model: str
     numerics: Numerics
     seconds: dict[str, float]
     others: float = 0.0
+
+    def __post_init__(self) -> None:
+        positive = all(0 < seconds < inf for seconds in self.seconds.values()) or self.seconds == {"openvino": 0.0}
+        if not (positive and "openvino" in self.seconds and set(self.seconds) <= set(get_args(Backend))):
+            raise ValueError("not the times of engines")
+        if not 0 <= self.others < inf:
+            raise ValueError("not a number of cores")
 
     @property
     def faster(self) -> Backend:
@@ -62,27 +69,25 @@ class Comparison:
 
 def place(key: str) -> Path:
     """Where what was found is kept. key: of weights, engines and numerics."""
-    return cache.cache_dir() / "measured" / f"engines-{key}.json"
+    return measurements.place("engines", key)
 
 
-def remembered(key: str) -> Comparison | None:
+def remembered(file: Path) -> Comparison | None:
     """What was found earlier, unless other programs disturbed it and would not now."""
-    with suppress(OSError, msgspec.DecodeError):
-        found = msgspec.json.decode(place(key).read_bytes(), type=Comparison)
-        if not found.disturbed or time() - place(key).stat().st_mtime < _AGAIN_S or busy(_LOOK_S):
-            return found
+    found = measurements.read(file, Comparison)
+    if found is None or not found.disturbed or time() - file.stat().st_mtime < _AGAIN_S or busy(_LOOK_S):
+        return found
     return None
 
 
 def last(model: str, numerics: Numerics) -> Comparison | None:
     """What was found last for a model of this name, with any versions of the engines."""
     found: list[tuple[float, Comparison]] = []
-    for path in place("*").parent.glob(place("*").name):
-        with suppress(OSError, msgspec.DecodeError):
-            record = msgspec.json.decode(path.read_bytes(), type=Comparison)
-            found.append((path.stat().st_mtime, record))
-    named = [pair for pair in found if (pair[1].model, pair[1].numerics) == (model, numerics)]
-    return max(named, key=lambda pair: pair[0])[1] if named else None
+    for file in place("*").parent.glob(place("*").name):
+        record = measurements.read(file, Comparison)
+        if record is not None and (record.model, record.numerics) == (model, numerics):
+            found.append((file.stat().st_mtime, record))
+    return max(found, key=lambda pair: pair[0])[1] if found else None
 
 
 def compare(model: str, numerics: Numerics, loaded: Mapping[str, PaddedModel]) -> Comparison:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable
-from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
@@ -14,12 +12,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
 from time import perf_counter
-from typing import TYPE_CHECKING, TypeVar, get_args
+from typing import TYPE_CHECKING, get_args
 
-import msgspec
-
-from edgespec import cache, faster_engine, files, hub
-from edgespec.backends.exact_widths import ROWS_NEEDED
+from edgespec import cache, faster_engine, files, hub, measurements
+from edgespec.backends.exact_widths import ROWS_NEEDED, ExactWidths, find_exact_widths
 from edgespec.bundle import Bundle, ModelFile
 from edgespec.decode import calibration
 from edgespec.decode.calibration import Beside, ForwardTimes
@@ -29,8 +25,6 @@ from edgespec.types import Backend, Numerics
 
 if TYPE_CHECKING:
     from edgespec.backends.padded import PaddedModel
-
-T = TypeVar("T")
 
 _REFUSALS = (BackendError, ConversionError, SourceError)
 """of a model that does not run on ONNX Runtime here, for its own reasons or the disk's"""
@@ -68,7 +62,6 @@ class Machine:
         is_draft: bool = False,
         context_length: int | None = None,
     ) -> PaddedModel:
-        from edgespec.backends.exact_widths import ExactWidths, find_exact_widths
         from edgespec.backends.openvino_graph import available
 
         device = available(self.core, device)
@@ -93,13 +86,7 @@ class Machine:
             loaded.forward([0])
             loaded.cache.reset()
         if loaded.numerics == "exact":
-            path = _notes("exact_widths-3", loaded)
-
-            def find() -> ExactWidths:
-                self._say(f"finding out at which widths {bundle.name} is exact with {backend}, this once")
-                return find_exact_widths(loaded)
-
-            loaded.set_exact_widths(_remembered(path, ExactWidths, find))
+            loaded.set_exact_widths(self._exact_widths(loaded, bundle.name))
         loaded.cache.capacity = capacity
         return loaded
 
@@ -123,9 +110,8 @@ class Machine:
 
     def costs(self, model: PaddedModel) -> ForwardCost:
         """Measured once, with nothing else running, and then remembered."""
-        times = _remembered(_costs_path("", model), ForwardTimes, lambda: self._measured(model, None))
         # Only exact numerics say that padding changes nothing.
-        return ForwardCost(times, homes=model.numerics == "exact")
+        return ForwardCost(self._times(model), homes=model.numerics == "exact")
 
     def draft_costs(self, draft: PaddedModel, target: PaddedModel, target_s: ForwardCost) -> ForwardCost:
         """In turns with its target, as it will run."""
@@ -135,11 +121,39 @@ class Machine:
             target.forward([0])  # padded to the narrowest width
 
         beside = Beside(forward, target_s.steady(target.min_width, 0))
-        path = _costs_path(f"-{target.numerics}-{target.fingerprint}", draft)
         # A drawn draft depends on the draft's last digits, which must not depend on what was asked of it before.
-        costs = ForwardCost(_remembered(path, ForwardTimes, lambda: self._measured(draft, beside)), homes=False)
+        costs = ForwardCost(self._times(draft, beside, target), homes=False)
         target.cache.reset()
         return costs
+
+    def _exact_widths(self, model: PaddedModel, name: str) -> ExactWidths:
+        file = measurements.place("exact_widths-3", model.fingerprint)
+
+        def known() -> ExactWidths | None:
+            found = measurements.read(file, ExactWidths)
+            return found if found and found.most <= model.max_width else None
+
+        def find() -> ExactWidths:
+            engine = model.capabilities.backend
+            self._say(f"finding out at which widths {name} is exact with {engine}, this once")
+            return find_exact_widths(model)
+
+        return measurements.remembered(file, known, find)
+
+    def _times(
+        self, model: PaddedModel, beside: Beside | None = None, target: PaddedModel | None = None
+    ) -> ForwardTimes:
+        """Measured for this model, machine and engine, now or earlier; beside its target, if it is a draft."""
+        of_target = f"-{target.numerics}-{target.fingerprint}" if target else ""
+        kind = f"forward_costs-{_TIMES}-{model.numerics}-{model.min_width}-{model.max_width}{of_target}"
+        file = measurements.place(kind, model.fingerprint)
+
+        def known() -> ForwardTimes | None:
+            found = measurements.read(file, ForwardTimes)
+            inside = found and model.min_width <= found.widths[0] and found.widths[-1] <= model.max_width
+            return found if inside else None
+
+        return measurements.remembered(file, known, lambda: self._measured(model, beside))
 
     def _on_openvino(
         self, xml: Path, device: str, numerics: Numerics | None, is_draft: bool, capacity: int
@@ -221,14 +235,13 @@ class Machine:
         versions = (VERSION, _TIMES, self.core.get_versions("CPU")["CPU"].build_number, version_of("onnxruntime"))
         identity = (xml.stat().st_size, weights.st_size, weights.st_mtime_ns, self._cpu, threads, numerics or "exact")
         key = fingerprint([*versions, *identity, Settings.make("CPU", numerics).properties])
-        if found := faster_engine.remembered(key):
-            return found.faster
+        file = faster_engine.place(key)
         try:
-            found = self._compared(bundle, numerics)
+            return measurements.remembered(
+                file, lambda: faster_engine.remembered(file), lambda: self._compared(bundle, numerics)
+            ).faster
         except _REFUSALS:  # nothing to remember: next time there may be room on the disk
             return "openvino"
-        _remember(faster_engine.place(key), found)
-        return found.faster
 
     def _compared(self, bundle: Bundle, numerics: Numerics | None) -> faster_engine.Comparison:
         from edgespec.backends.onnx_weights import NoONNXForm
@@ -279,35 +292,9 @@ def _broken() -> str | None:
     return None
 
 
-def _costs_path(beside: str, model: PaddedModel) -> Path:
-    return _notes(f"forward_costs-{_TIMES}-{model.numerics}-{model.min_width}-{model.max_width}{beside}", model)
-
-
 def _measured(model: PaddedModel, beside: Beside | None) -> ForwardTimes:
     capacity, model.cache.capacity = model.cache.capacity, max(model.cache.capacity, calibration.ROWS_NEEDED)
     try:
         return calibration.measure(model, perf_counter, least=model.min_width, beside=beside)
     finally:
         model.cache.capacity = capacity
-
-
-def _notes(kind: str, model: PaddedModel) -> Path:
-    return cache.cache_dir() / "measured" / f"{kind}-{model.fingerprint}.json"
-
-
-def _remembered(path: Path, kind: type[T], find: Callable[[], T]) -> T:
-    """What ``find`` found for this model, machine and engine version, now or earlier."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    except (OSError, msgspec.DecodeError):
-        found = find()
-    _remember(path, found)
-    return found
-
-
-def _remember(path: Path, found: object) -> None:
-    with suppress(OSError):  # a read-only cache only means that the next load tries again
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_bytes(msgspec.json.encode(found))
-        temporary.replace(path)

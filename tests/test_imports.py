@@ -85,7 +85,9 @@ ALLOWED: dict[str, set[str]] = {
     "backends.base": BASE,
     "backends.rows": BASE,
     "backends.": BASE | {"backends.", "engine", "merge"},
-    "faster_engine": BASE | {"backends.padded", "cache"},
+    "own_files": set(),
+    "measurements": {"cache", "own_files"},
+    "faster_engine": BASE | {"backends.padded", "measurements"},
     "machine": BASE
     | {
         "backends.",
@@ -98,12 +100,14 @@ ALLOWED: dict[str, set[str]] = {
         "faster_engine",
         "files",
         "hub",
+        "measurements",
     },
     "drafters.base": BASE,
     "drafters.arbiter": BASE | {"drafters.base", "drafters.judged", "drafters.trials", "decode.costs", "decode.tree"},
     "drafters.trials": set(),
     "drafters.judged": BASE | {"drafters.base", "decode.acceptance", "decode.tree"},
     "drafters.recycling": BASE | {"drafters.table_file"},
+    "drafters.table_file": {"own_files"},
     "drafters.": BASE | {"drafters.base", "backends.base", "decode.sampling"},
     "pipeline": BASE
     | {

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import io
+import os
+import random
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from edgespec.drafters.arbiter import Arbiter
 from edgespec.drafters.base import Drafter, NoDrafter
 from edgespec.drafters.ngram import NGram
 from edgespec.drafters.recycling import Recycling, likeliest
+from edgespec.drafters.table_file import read_table
 from edgespec.errors import SettingError
 from edgespec.stats import Stats
 from edgespec.types import Allowed, Draft, Logits, SamplingParams, Step, Tree, Verdict, tree_depths
@@ -281,10 +284,10 @@ def test_another_targets_file_or_a_damaged_one_is_ignored_and_replaced(
     flipped = bytearray(good)
     flipped[good.index(b"successors") + 300] ^= 0xFF
 
-    def with_other(**changed: Any) -> bytes:
+    def with_other(write: Callable[..., None] = np.savez, **changed: Any) -> bytes:
         table: dict[str, Any] = {"lines": [3], "successors": [[4, -1]], "scores": [[0.5, 0.0]], "before": [2]}
         out = io.BytesIO()
-        np.savez(out, about="this", shape=(VOCAB, 2), **table | changed)
+        write(out, about="this", shape=(VOCAB, 2), **table | changed)
         return out.getvalue()
 
     file.write_bytes(with_other())
@@ -292,6 +295,7 @@ def test_another_targets_file_or_a_damaged_one_is_ignored_and_replaced(
     foreign = [
         with_other(successors=[[VOCAB, -1]]), with_other(scores=[[np.nan, 0.0]]), with_other(lines=[-1]),
         with_other(lines=[VOCAB]), with_other(before=[1, 2]), with_other(more=bytes(1 << 18)),
+        with_other(scores=[[2.0, 0.0]]), with_other(write=np.savez_compressed, about_it=np.zeros(1 << 24)),
     ]  # fmt: skip
     others = (b"", good[: len(good) // 2], good[100:], b"\x93NUMPY junk", flipped)
     for damaged in (*others, *foreign):
@@ -320,6 +324,34 @@ def test_a_pair_loaded_again_goes_on_with_what_it_remembers(
     for draft in (None, "ngram"):
         with pytest.raises(SettingError, match="only the draft recycling can be remembered"):
             edgespec.load(tiny_ir.parent, draft=draft, remember=True)
+
+
+def test_a_mutated_table_is_usable_or_dropped(tmp_path: Path) -> None:
+    file, known = tmp_path / "table.npz", 0
+    taught(file)
+    good = file.read_bytes()
+    for seed in range(200):
+        draw, data = random.Random(seed), bytearray(good)
+        for _ in range(draw.randint(1, 3)):
+            data[draw.randrange(len(data))] = draw.randrange(256)
+        file.write_bytes(data)
+        found = Recycling(VOCAB, width=2)
+        read_table(file, "this", found._successors, found._scores, found._before)
+        known += bool(lines(found))
+        for token in range(VOCAB):
+            assert all(0 <= drafted < VOCAB for drafted in found.propose([1, token], 8).tokens)
+    assert 0 < known < 200, "some of both"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are those of POSIX")
+def test_a_table_is_the_users_alone(tmp_path: Path) -> None:
+    """It chains back to parts of the texts. One that an earlier version left open is closed."""
+    file = tmp_path / "recycling" / "table.npz"
+    for _ in range(2):
+        taught(file)
+        assert [path.stat().st_mode & 0o777 for path in (file.parent, file)] == [0o700, 0o600]
+        file.parent.chmod(0o755)
+        file.chmod(0o644)
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

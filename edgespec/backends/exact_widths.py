@@ -34,6 +34,10 @@ class ExactWidths:
     least: int
     most: int
 
+    def __post_init__(self) -> None:
+        if not (1 <= self.least <= min(_LARGEST_PAD, self.most // 2) and self.most in _WIDEST):
+            raise ValueError("not a range that was looked for")
+
 
 def find_exact_widths(model: Model) -> ExactWidths:
     """Feed one text in windows of many widths, unpadded, one behind the other, and compare logits bit by bit with the

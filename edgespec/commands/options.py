@@ -84,7 +84,7 @@ _SAMPLING = [
     click.option(
         "--seed",
         type=int,
-        help="Same seed and settings, same text (with rejection: for a fixed -k). Random unless told.",
+        help="Same seed, settings and engine, same text (with rejection: for a fixed -k). Random unless told.",
     ),
 ]
 _FORMAT = [

@@ -9,7 +9,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
+from math import inf
 from statistics import median
 
 from edgespec.backends.base import Model
@@ -41,6 +42,17 @@ class ForwardTimes:
     change_s: float = 0.0
     cold_s: float = 0.0
     row_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        widths = (0, *self.widths)
+        if len(widths) < 2 or any(after <= before for before, after in pairwise(widths)):
+            raise ValueError("widths that do not rise from 1 on")
+        if not len(self.widths) == len(self.at_short_s) == len(self.at_long_s) or not 0 <= self.short <= self.long:
+            raise ValueError("not a time for each width behind each context")
+        if not all(0 < seconds < inf for seconds in (*self.at_short_s, *self.at_long_s)):
+            raise ValueError("a forward that takes no time, or for ever")
+        if not all(0 <= seconds < inf for seconds in (self.change_s, self.cold_s, self.row_s)):
+            raise ValueError("a time below nothing, or for ever")
 
 
 @dataclass(frozen=True)

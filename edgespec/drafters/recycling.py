@@ -112,7 +112,7 @@ class Recycling:
         """Go on from the table in ``file``, and write it there when this drafter goes or the process ends.
 
         about: what the table is about. A file about something else, or of another shape, is ignored and later
-        overwritten, and a damaged one is dropped. It holds threes of tokens from the texts, no texts.
+        overwritten, and a damaged one is dropped. It holds threes of tokens from the texts: see ``table_file``.
         """
         table = self._successors, self._scores, self._before
         read_table(file, about, *table)

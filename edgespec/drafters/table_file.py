@@ -1,18 +1,20 @@
 """The successor table of ``drafters.recycling`` in a file, from one process to the next.
 
-It holds threes of tokens from the user's texts, no texts. Only known lines are written, to a temporary name that then
-takes the file's place: who reads finds the old table or the new one.
+It holds threes of tokens from the user's texts, which chain back to parts of them: so it is the user's alone. Only
+known lines are written. Who reads finds the old table or the new one.
 """
 
 from __future__ import annotations
 
-import os
 import sys
+import zipfile
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from edgespec.own_files import make_private, replacing
 
 Successors = NDArray[np.int32]
 """``(vocab, width)``, likeliest first; -1 where none is known."""
@@ -27,14 +29,17 @@ def read_table(file: Path, about: str, successors: Successors, scores: Scores, b
 
     A damaged file is removed, with a line on stderr.
     """
+    most = 2 * (successors.nbytes + scores.nbytes + before.nbytes) + (1 << 16)
     try:
         opened = file.open("rb")
     except OSError:  # most likely there is none yet
         return
     try:
         with opened:
-            if file.stat().st_size > 2 * (successors.nbytes + scores.nbytes + before.nbytes) + (1 << 16):
-                raise ValueError("larger than any such table")
+            with zipfile.ZipFile(opened) as archive:  # which reads no more of a member than it declares
+                if sum(member.file_size for member in archive.infolist()) > most:
+                    raise ValueError("larger than any such table")
+            opened.seek(0)
             with np.load(opened, allow_pickle=False) as stored:
                 if str(stored["about"]) != about or tuple(stored["shape"]) != successors.shape:
                     return
@@ -42,7 +47,7 @@ def read_table(file: Path, about: str, successors: Successors, scores: Scores, b
                 shares, stood = stored["scores"], stored["before"]
         if known.min(initial=0) < -1 or known.max(initial=0) >= len(successors):
             raise ValueError("a token that is none")  # it would be fed to the target
-        if not (np.isfinite(shares).all() and lines.min(initial=0) >= 0):
+        if not (shares.min(initial=0) >= 0 and shares.max(initial=1) <= 1 and lines.min(initial=0) >= 0):
             raise ValueError("a number that cannot be")
         found = np.full_like(successors, -1), np.zeros_like(scores), np.full_like(before, -1)
         found[0][lines], found[1][lines], found[2][lines] = known, shares, stood
@@ -56,20 +61,15 @@ def read_table(file: Path, about: str, successors: Successors, scores: Scores, b
 def write_table(file: Path, about: str, successors: Successors, scores: Scores, before: Before) -> None:
     """A cache that cannot be written only means that the next process learns anew."""
     lines = np.flatnonzero(successors[:, 0] >= 0)
-    temporary = file.with_suffix(f".{os.getpid()}.tmp")
     with suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as out:
-                np.savez(
-                    out,
-                    about=about,
-                    shape=successors.shape,
-                    lines=lines,
-                    successors=successors[lines],
-                    scores=scores[lines],
-                    before=before[lines],
-                )
-            temporary.replace(file)
-        finally:
-            temporary.unlink(missing_ok=True)
+        make_private(file.parent, file)
+        with replacing(file, private=True) as out:
+            np.savez(
+                out,
+                about=about,
+                shape=successors.shape,
+                lines=lines,
+                successors=successors[lines],
+                scores=scores[lines],
+                before=before[lines],
+            )

@@ -1,0 +1,175 @@
+"""What was measured is remembered, checked when it is read, and measured once by processes that begin together."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import edgespec
+from edgespec import measurements
+from edgespec.backends.exact_widths import ExactWidths
+from edgespec.decode.calibration import ForwardTimes
+from edgespec.decode.costs import ForwardCost
+from edgespec.faster_engine import Comparison
+
+WIDTHS: dict[str, Any] = {"least": 5, "most": 64}
+TIMES: dict[str, Any] = {
+    "widths": [5, 8, 17],
+    "short": 64,
+    "long": 512,
+    "at_short_s": [0.010, 0.012, 0.02],
+    "at_long_s": [0.011, 0.013, 0.022],
+    "change_s": 0.004,
+    "cold_s": 0.0,
+    "row_s": 0.0004,
+}
+ENGINES: dict[str, Any] = {"model": "tiny", "numerics": "exact", "seconds": {"openvino": 3.0, "onnxruntime": 2.0}}
+NONSENSE: list[tuple[type, dict[str, Any]]] = [
+    (ExactWidths, {"least": -5}), (ExactWidths, {"least": 10**6}), (ExactWidths, {"most": 0}),
+    (ExactWidths, {"least": 64, "most": 16}), (ExactWidths, {"most": 10**9}), (ExactWidths, {"most": 63}),
+    (ForwardTimes, {"at_short_s": [0.0, 0.0, 0.0]}), (ForwardTimes, {"at_long_s": [-1.0, 0.013, 0.022]}),
+    (ForwardTimes, {"widths": [], "at_short_s": [], "at_long_s": []}), (ForwardTimes, {"at_short_s": [0.01]}),
+    (ForwardTimes, {"widths": [0, 8, 17]}), (ForwardTimes, {"widths": [8, 5, 17]}), (ForwardTimes, {"long": 8}),
+    (ForwardTimes, {"change_s": -0.1}), (ForwardTimes, {"row_s": 1e999}), (ForwardTimes, {"at_short_s": "soon"}),
+    (Comparison, {"seconds": {}}), (Comparison, {"seconds": {"onnxruntime": 2.0}}),
+    (Comparison, {"seconds": {"openvino": 0.0, "onnxruntime": 2.0}}), (Comparison, {"others": -1.0}),
+    (Comparison, {"seconds": {"openvino": 3.0, "torch": 2.0}}), (Comparison, {"seconds": {"openvino": -3.0}}),
+]  # fmt: skip
+SENSE: dict[type, dict[str, Any]] = {ExactWidths: WIDTHS, ForwardTimes: TIMES, Comparison: ENGINES}
+
+
+def use(found: Any) -> None:
+    """As a run does."""
+    match found:
+        case ExactWidths():
+            assert 1 <= found.least <= found.most <= 256
+        case Comparison():
+            assert found.faster in str(found)
+        case ForwardTimes():
+            cost = ForwardCost(found)
+            cost.begin()
+            for width in (1, 4, 30):
+                assert cost.take(width, 100) >= width and cost(width, 100) > 0
+                cost.update(width, 100, 0.02)
+
+
+@pytest.mark.parametrize(("kind", "changed"), NONSENSE)
+def test_nonsense_is_not_known(tmp_path: Path, kind: type, changed: dict[str, Any]) -> None:
+    file = tmp_path / "found.json"
+    file.write_text(json.dumps(SENSE[kind]))
+    use(measurements.read(file, kind))
+    file.write_text(json.dumps(SENSE[kind] | changed))
+    assert measurements.read(file, kind) is None
+
+
+def mutated(content: dict[str, Any], draw: random.Random) -> bytes:
+    """A few numbers replaced, or a few bytes."""
+    text = json.dumps(content)
+    if draw.random() < 0.5:
+        data = bytearray(text.encode())
+        for _ in range(draw.randint(1, 4)):
+            data[draw.randrange(len(data))] = draw.randrange(256)
+        return bytes(data[: draw.randint(0, len(data))] if draw.random() < 0.2 else data)
+
+    def changed(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: changed(each) for key, each in value.items() if draw.random() > 0.02}
+        if isinstance(value, list):
+            return [changed(each) for each in value][: draw.choice([None, None, None, 0, 1])]
+        return draw.choice([0, -1, 1e-300, 1e300, 10**6, 2**70, None, "x"]) if draw.random() < 0.3 else value
+
+    return json.dumps(changed(content)).encode()
+
+
+@pytest.mark.parametrize("kind", SENSE)
+def test_a_mutation_is_usable_or_not_known(tmp_path: Path, kind: type) -> None:
+    file, known = tmp_path / "found.json", 0
+    for seed in range(200):
+        file.write_bytes(mutated(SENSE[kind], random.Random(seed)))
+        found = measurements.read(file, kind)
+        if found is not None:
+            known += 1
+            use(found)
+    assert 0 < known < 150, "some of both"
+
+
+def test_a_run_measures_nonsense_again(tiny_ir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what is right for another model: a width that this one cannot run."""
+    monkeypatch.setenv("EDGESPEC_CACHE", str(tmp_path))
+
+    def generate() -> list[int]:
+        return edgespec.load(tiny_ir.parent).generate([5, 6, 7], max_new_tokens=4, ignore_eos=True).token_ids
+
+    expected = generate()
+    measured = {path: json.loads(path.read_text()) for path in tmp_path.glob("measured/*.json")}
+    changes: list[dict[str, Any]] = [{"most": 10**9}, {"widths": [1000], "at_short_s": [1.0], "at_long_s": [1.0]}]
+    for path, good in measured.items():
+        for change in changes:
+            if set(change) <= set(good):
+                path.write_text(json.dumps(good | change))
+                assert generate() == expected
+                assert set(json.loads(path.read_text())) == set(good)
+                assert json.loads(path.read_text()) != good | change
+    assert len(measured) == 2 and not list(tmp_path.glob("measured/*.tmp"))
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for file in (tmp_path / "file" / "found.json", tmp_path / "folder"):
+        file.name == "folder" and file.mkdir()
+        assert measurements.remembered(file, lambda: None, lambda: ExactWidths(2, 64)) == ExactWidths(2, 64)
+    assert not list(tmp_path.glob("*.tmp")), "nothing half-written stays"
+
+
+def test_a_measurement_may_be_part_of_another(tmp_path: Path) -> None:
+    inner, outer = tmp_path / "inner.json", tmp_path / "outer.json"
+
+    def find() -> ExactWidths:
+        return measurements.remembered(inner, lambda: None, lambda: ExactWidths(2, 64))
+
+    assert measurements.remembered(outer, lambda: None, find) == ExactWidths(2, 64)
+    assert inner.is_file() and outer.is_file()
+
+
+def test_processes_that_begin_together_agree(tmp_path: Path) -> None:
+    """Each would find another range; all go by the one of the process that measured."""
+    script = """if True:
+        import sys, time
+        from pathlib import Path
+        from edgespec import measurements
+        from edgespec.backends.exact_widths import ExactWidths
+        file, least = Path(sys.argv[1]), int(sys.argv[2])
+        sys.stdin.readline()
+        find = lambda: time.sleep(0.5) or ExactWidths(least, 64)
+        print(measurements.remembered(file, lambda: measurements.read(file, ExactWidths), find).least)
+    """
+    command = [sys.executable, "-c", script, str(tmp_path / "measured" / "found.json")]
+    processes = [
+        subprocess.Popen([*command, str(least)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for least in (2, 3, 4)
+    ]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("now\n")
+        process.stdin.flush()
+    said = {process.communicate(timeout=60)[0].strip() for process in processes}
+    assert len(said) == 1 and said <= {"2", "3", "4"}
+
+
+@pytest.mark.slow
+def test_first_runs_at_once_choose_one_engine(tiny_fast_ir: Path, tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "EDGESPEC_BACKEND"}
+    command = [sys.executable, "-m", "edgespec", "run", "hi", "-n", "4", "--json", "-m", str(tiny_fast_ir.parent)]
+    processes = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, env=environment | {"EDGESPEC_CACHE": str(tmp_path)})
+        for _ in range(3)
+    ]
+    chosen = {json.loads(process.communicate(timeout=120)[0])["backend"] for process in processes}
+    assert len(chosen) == 1
