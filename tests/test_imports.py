@@ -86,6 +86,7 @@ ALLOWED: dict[str, set[str]] = {
     "backends.rows": BASE,
     "backends.": BASE | {"backends.", "engine", "merge"},
     "own_files": set(),
+    "chat_history": {"own_files"},
     "measurements": {"cache", "own_files"},
     "faster_engine": BASE | {"backends.padded", "measurements"},
     "machine": BASE

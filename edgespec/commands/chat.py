@@ -77,7 +77,8 @@ class Conversation:
 @format_options
 @click.option("--system", metavar="TEXT", help="System prompt.")
 @allow_special_option
-def command(system: str | None, allow_special: bool, **options: Any) -> None:
+@click.option("--no-history", is_flag=True, help="Keep nothing that you write for the next session.")
+def command(system: str | None, allow_special: bool, no_history: bool, **options: Any) -> None:
     """Talk to a model. Reads turns line by line when standard input is not a terminal."""
     response_format = format_from(options)
     sampling, max_new_tokens, load_options = sampling_from(options)
@@ -94,7 +95,7 @@ def command(system: str | None, allow_special: bool, **options: Any) -> None:
         response_format=response_format,
     )
     click.echo(f"{printable(pipeline.bundle.name)}, {_how(sampling)}. /help lists commands.", err=True)
-    for line in _lines():
+    for line in _lines(not no_history):
         if line.startswith("/"):
             if not _command(conversation, line):
                 return
@@ -159,13 +160,13 @@ def _stats(last: Generation | None) -> None:
         click.echo(f"{key:18} {printable(str(value))}", err=True)
 
 
-def _lines() -> Iterator[str]:
+def _lines(history: bool) -> Iterator[str]:
     """User turns: from an editor on a terminal, else line by line."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         for raw in sys.stdin.buffer:
             yield raw.decode("utf-8", errors="replace").lstrip("\ufeff").rstrip("\r\n")
         return
-    read = _editor()
+    read = _editor(history)
     while True:
         try:
             yield read()
@@ -175,13 +176,14 @@ def _lines() -> Iterator[str]:
             return
 
 
-def _editor() -> Callable[[], str]:
-    """A line editor with history that outlives the session and multi-line input."""
+def _editor(history: bool) -> Callable[[], str]:
+    """A line editor with multi-line input, and with history that outlives the session."""
     from prompt_toolkit import PromptSession
-    from prompt_toolkit.history import FileHistory
+    from prompt_toolkit.history import InMemoryHistory
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
     from edgespec import cache
+    from edgespec.chat_history import PrivateHistory
 
     keys = KeyBindings()
 
@@ -193,11 +195,8 @@ def _editor() -> Callable[[], str]:
     def _new_line(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
 
-    folder = cache.cache_dir()
-    folder.mkdir(parents=True, exist_ok=True)
-    session: PromptSession[str] = PromptSession(
-        history=FileHistory(str(folder / "chat_history")), multiline=True, key_bindings=keys
-    )
+    kept = PrivateHistory(cache.cache_dir() / "chat" / "history") if history else InMemoryHistory()
+    session: PromptSession[str] = PromptSession(history=kept, multiline=True, key_bindings=keys)
     return lambda: session.prompt("> ", prompt_continuation="  ")
 
 

@@ -1,0 +1,44 @@
+"""What a user wrote in ``edgespec chat``, from one session to the next: a file that only the user can read."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from prompt_toolkit.history import FileHistory
+
+from edgespec.own_files import make_private, private_opener
+
+
+class PrivateHistory(FileHistory):
+    """In memory alone where the file cannot be read or written: a full disk ends no conversation."""
+
+    def __init__(self, file: Path) -> None:
+        self._told = False
+        super().__init__(str(file))
+        try:
+            make_private(file.parent, file)
+        except OSError as error:
+            self._tell(error)
+
+    def load_history_strings(self) -> Iterable[str]:
+        try:
+            return list(super().load_history_strings())
+        except (OSError, ValueError) as error:
+            self._tell(error)
+            return []
+
+    def store_string(self, string: str) -> None:
+        try:
+            with open(self.filename, "ab", opener=private_opener):  # so that it is private before it holds anything
+                pass
+            super().store_string(string)
+        except OSError as error:
+            self._tell(error)
+
+    def _tell(self, error: Exception) -> None:
+        if not self._told:
+            reason = getattr(error, "strerror", None) or error
+            sys.stderr.write(f"the history of this chat is not kept: {self.filename}: {reason}\n")
+        self._told = True
