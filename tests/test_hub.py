@@ -617,7 +617,8 @@ def test_other_bytes_than_the_hub_lists_are_refused(pull, server: Server, ir: Pa
     publish(server, files)
     server.files[f"/org/tiny/resolve/{COMMIT}/{name}"] = bytes(len(files[name]))
     code, _, said = pull("org/tiny")
-    assert (code, said) == (2, f"error: {name} of org/tiny is not the file that the hub lists (SHA-256)")
+    refused = f"error: {name} of org/tiny is not the file that the hub lists (SHA-256)"
+    assert (code, said) == (2, f"fetching org/tiny, this once\n{refused}")
     assert not list(home.glob("hub/*"))
 
 
