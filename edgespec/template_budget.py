@@ -1,195 +1,236 @@
-"""Jinja in a sandbox that cannot be made to work without end: steps, sizes and time are counted.
+"""What one rendering of a chat template may cost. A template is a program of a stranger's: it may loop, or double text.
 
-A chat template is a program of somebody else's. The sandbox of jinja2 keeps it from files and objects, not from
-``'a' * 10**10`` or from loops in loops. Here every operator, call, filter and turn of a loop is a step, and nothing
-that a step makes may be larger than a limit.
+A step is about as much work as one node of a template's syntax, some 0.1 microseconds. Whatever works on a value pays
+for its size first. So time and memory stay in proportion to the steps, whatever a template computes.
 """
 
 from __future__ import annotations
 
+import json
 import re
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from math import inf
-from time import monotonic
+from collections.abc import Callable, ItemsView, KeysView, Mapping, ValuesView
 from typing import Any
 
-from jinja2 import nodes
-from jinja2.compiler import CodeGenerator
-from jinja2.exceptions import SecurityError
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from edgespec.errors import SettingError
 
-SOURCE_CHARS = 256 * 1024
-"""the longest template seen has 30 thousand"""
-LARGEST = 16_000_000
-"""characters or items of anything it makes; bits of a number are LARGEST_BITS"""
-LARGEST_BITS = 4096
-STEPS = 500_000
-"""a conversation of a hundred turns takes some five thousand"""
-_CHARS_A_STEP = 64
-"""that are copied"""
-SECONDS = 10.0
-"""backstop for steps that are long, each within its limits"""
-_WIDTH = 100_000
-"""of a number given to a call or a filter: widths, indents, counts"""
-
-
-class OverBudget(SecurityError):
-    """The template does more than a chat template has to."""
-
-
-class BoundedEnvironment(ImmutableSandboxedEnvironment):
-    """One environment may serve many threads: each counts its own steps, from ``begin`` on."""
-
-    intercepted_binops = frozenset({"*", "**", "+", "%"})
-
-    def __init__(self) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation], optimized=False)
-        self.code_generator_class = _Generator
-        self._spent = threading.local()
-        self.concat = self.joined  # type: ignore[method-assign]
-        self.globals.pop("lipsum")
-        self.filters = {name: self.bounded(name, filter_) for name, filter_ in self.filters.items()}
-
-    def begin(self) -> None:
-        """A rendering."""
-        self._spent.steps, self._spent.until = 0, monotonic() + SECONDS
-
-    def step(self, cost: int = 1) -> None:
-        self._spent.steps = getattr(self._spent, "steps", 0) + cost
-        if self._spent.steps > STEPS:
-            raise OverBudget(f"it takes more than {STEPS} steps")
-        if (cost > 1 or self._spent.steps % 256 == 0) and monotonic() > getattr(self._spent, "until", inf):
-            raise OverBudget(f"it takes more than {SECONDS:.0f} seconds")
-
-    def turns(self, items: Iterable[Any]) -> Iterator[Any]:
-        """The items of a loop, each of them a step."""
-        for item in items:
-            self.step()
-            yield item
-
-    def joined(self, parts: Iterable[Any]) -> str:
-        """The texts one behind the other."""
-        size, texts = 0, []
-        for part in parts:
-            text = str(part)
-            size += len(text)
-            _require(size)
-            texts.append(text)
-        self.step(1 + size // _CHARS_A_STEP)
-        return "".join(texts)
-
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        self.step()
-        if operator == "**":
-            _require_bits(_bits(left) * abs(right) if isinstance(right, int | float) else 0)
-        elif operator == "*":
-            if isinstance(left, int) and isinstance(right, int):
-                _require_bits(_bits(left) + _bits(right))
-            else:
-                _require(_size(left) * _size(right))
-        elif operator == "+":
-            _require(_size(left) + _size(right) if _is_sized(left) else 0)
-        elif isinstance(left, str):
-            _require_widths(left)
-        return super().call_binop(context, operator, left, right)
-
-    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
-        __self.step()
-        if __obj is not __self.globals.get("range") and __obj != __self.turns:
-            owner = getattr(__obj, "__self__", None)
-            __self._check(getattr(__obj, "__name__", ""), [*([owner] if _is_sized(owner) else []), *args], kwargs)
-        return super().call(__context, __obj, *args, **kwargs)
-
-    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        made = super().wrap_str_format(value)
-        if made is not None:
-            _require_widths(value.__self__)
-        return made
-
-    def bounded(self, name: str, filter_: Callable[..., Any]) -> Callable[..., Any]:
-        """The filter, whose work is looked at first."""
-        passed = getattr(filter_, "jinja_pass_arg", None)
-
-        def bounded(*args: Any, **kwargs: Any) -> Any:
-            self.step()
-            self._check(name, list(args[1:] if passed else args), kwargs)
-            return filter_(*args, **kwargs)
-
-        if passed:
-            bounded.jinja_pass_arg = passed  # type: ignore[attr-defined]
-        return bounded
-
-    def _check(self, name: str, args: list[Any], kwargs: dict[str, Any]) -> None:
-        """Numbers are no larger than any text needs; and what multiplies its arguments' sizes makes nothing large."""
-        given = [*args, *kwargs.values()]
-        if any(isinstance(value, int | float) and abs(value) > _WIDTH for value in given[1:]):
-            raise OverBudget(f"{name} with a number over {_WIDTH}")
-        sizes = [_size(value) for value in given if _is_sized(value)]
-        if name == "replace" and len(sizes) > 2:
-            _require(sizes[0] * max(1, sizes[2]))
-        elif name == "join" and len(sizes) > 1:
-            _require(sizes[0] * sizes[1])
-        elif name in ("center", "indent", "ljust", "rjust", "expandtabs", "batch", "slice") and sizes:
-            _require(sizes[0] + sizes[0] * max([1, *(int(v) for v in given[1:] if isinstance(v, int))]) // 8)
-        elif name in ("format", "format_map") and isinstance(args[0], str):
-            _require_widths(args[0])
-
-    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        """Every loop is made to go through ``turns``."""
-        tree = Parser(self, source, name, filename).parse()
-        for loop in tree.find_all(nodes.For):
-            call = nodes.Call(nodes.EnvironmentAttribute("turns"), [loop.iter], [], None, None)
-            loop.iter = call.set_environment(self).set_lineno(loop.lineno)
-        return tree
+STEPS = 20_000_000
+"""a few seconds, and 40 million characters. The largest templates of known models take about 3,000 a message."""
+READS_OF_INPUT = 64
+"""as often a template may read its messages on top: some look through all of them for each"""
+LONGEST_OUTPUT = 4_000_000
+"""characters: a million tokens or so"""
+COPIES_OF_INPUT = 8
+"""as often it may write its messages on top"""
+_CHARACTERS_PER_STEP = 2
+_STEPS_PER_ITEM = 10
+"""of a list or dictionary: an object, and a reference to it"""
+_STEPS_PER_CALL = 25
+_DEEPEST = 100
+"""lists in lists. Some functions of Python's, hash for one, overflow the stack at 100,000."""
+_LONGEST_NUMBER_BITS = 1 << 16
+"""beyond it, a product of two numbers takes longer than its steps"""
+_LONGEST_OPTION = 256
+"""of a format, an indent, or the name of an attribute"""
+_LONGEST_FORMAT = 10_000
+"""characters; the time to look through one grows with their square"""
+_CONTAINERS = (list, tuple, set, frozenset, KeysView, ValuesView, ItemsView)
+_SLOW_SEARCHES = ("strip", "lstrip", "rstrip", "rfind", "rindex", "rpartition", "rsplit")
+"""that look at all of their argument at each character"""
+_TEXT_METHODS = (
+    "capitalize casefold center count endswith find format format_map index isalnum isalpha isascii isdecimal isdigit"
+    " islower isnumeric isprintable isspace istitle isupper join ljust lower lstrip partition removeprefix removesuffix"
+    " replace rfind rindex rjust rpartition rsplit rstrip split splitlines startswith strip swapcase title upper zfill"
+)
+_METHODS: dict[type, frozenset[str]] = {
+    str: frozenset(_TEXT_METHODS.split()),
+    dict: frozenset(("copy", "get", "items", "keys", "values")),
+    list: frozenset(("copy", "count", "index")),
+    tuple: frozenset(("count", "index")),
+    **dict.fromkeys((int, float, bytes, set, frozenset), frozenset()),
+}
+"""that a template may call. Others make much of little (translate, to_bytes), and no known template does."""
 
 
-class Generation(Extension):
-    """``{% generation %}`` marks what the model writes, for training; here it marks nothing."""
+class OverBudget(SettingError):
+    """A template that computes more than it may."""
 
-    tags = {"generation"}  # noqa: RUF012 - as jinja2 declares it
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        line = next(parser.stream).lineno
-        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
-
-
-class _Generator(CodeGenerator):
-    def visit_Concat(self, node: nodes.Concat, frame: Any) -> None:  # noqa: N802
-        """``a ~ b`` is joined where sizes are looked at."""
-        self.write("environment.joined((")
-        for part in node.nodes:
-            self.visit(part, frame)
-            self.write(", ")
-        self.write("))")
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"the model's chat template {what}", hint="it is broken or malicious; a --raw prompt needs none"
+        )
 
 
-def _is_sized(value: Any) -> bool:
-    return isinstance(value, str | bytes | list | tuple | dict)
+class Budget:
+    """Steps left for one rendering, and characters it may still write."""
+
+    __slots__ = ("left", "output_left")
+
+    def __init__(self, inputs: Any = ()) -> None:
+        self.left = plenty = 1 << 62
+        self.read(inputs)
+        given = plenty - self.left
+        self.left = STEPS + READS_OF_INPUT * given
+        self.output_left = LONGEST_OUTPUT + COPIES_OF_INPUT * _CHARACTERS_PER_STEP * given
+
+    def spend(self, steps: int) -> None:
+        self.left -= steps
+        if self.left < 0:
+            raise OverBudget("takes too many steps")
+
+    def characters(self, count: int) -> None:
+        self.spend(count // _CHARACTERS_PER_STEP + 1)
+
+    def write(self, text: str) -> None:
+        self.output_left -= len(text)
+        if self.output_left < 0:
+            raise OverBudget("writes too much")
+
+    def items(self, count: int) -> None:
+        self.spend(count * _STEPS_PER_ITEM + 1)
+
+    def number(self, value: Any) -> Any:
+        """Refuse a number that is too long; returns the value, which may be something else."""
+        if isinstance(value, int) and value.bit_length() > _LONGEST_NUMBER_BITS:
+            raise OverBudget("computes a number that is too long")
+        return value
+
+    def copy(self, value: Any, times: int = 1) -> None:
+        """Pay for a text or list that is written so many times; what hangs in a list is shared."""
+        if isinstance(value, str):
+            self.characters(len(value) * max(0, times))
+        elif isinstance(value, (list, tuple, dict, range)):
+            self.items(len(value) * max(0, times))
+        else:
+            self.read(value)
+
+    def read(self, value: Any) -> Any:
+        """Pay for looking at all of a value, what hangs in it included; returns it."""
+        if isinstance(value, str):
+            self.characters(len(value))
+            return value
+        level = [value]
+        for _ in range(_DEEPEST):
+            below: list[Any] = []
+            for item in level:
+                if isinstance(item, str):
+                    self.characters(len(item))
+                elif isinstance(item, dict):
+                    self.items(2 * len(item))
+                    below.extend(item)
+                    below.extend(item.values())
+                elif isinstance(item, range):
+                    self.items(len(item))
+                elif isinstance(item, _CONTAINERS):
+                    self.items(len(item))
+                    below.extend(item)
+                else:
+                    self.number(item)
+            if not below:
+                self.spend(1)
+                return value
+            level = below
+        raise OverBudget("nests lists too deep")
 
 
-def _size(value: Any) -> int:
-    return len(value) if _is_sized(value) else abs(int(value)) if isinstance(value, int) else 1
+def short(value: Any) -> Any:
+    """An option that is short in every sound template, such as the name of an attribute; returns it."""
+    if isinstance(value, str) and len(value) > _LONGEST_OPTION:
+        raise OverBudget(f"has an option of {len(value)} characters where {_LONGEST_OPTION} are enough")
+    return value
 
 
-def _bits(value: Any) -> int:
-    return abs(value).bit_length() if isinstance(value, int) else 64
+def operate(budget: Budget, operator: str, left: Any, right: Any, function: Callable[[Any, Any], Any]) -> Any:
+    """``left operator right``, which is what ``function`` computes."""
+    budget.spend(_STEPS_PER_CALL)
+    for value in (left, right):
+        budget.copy(value) if operator in "+*" else budget.read(value)
+    if operator == "*":
+        for value, times in ((left, right), (right, left)):
+            if isinstance(times, int) and not isinstance(value, (int, float)):
+                budget.copy(value, times)
+    elif operator == "**" and isinstance(left, int) and isinstance(right, int):
+        if left.bit_length() * abs(right) > _LONGEST_NUMBER_BITS:
+            raise OverBudget("computes a number that is too long")
+    elif operator == "%" and isinstance(left, str):
+        pay_format(budget, left, right)
+    return budget.number(function(left, right))
 
 
-def _require(size: int) -> None:
-    if size > LARGEST:
-        raise OverBudget(f"it makes something larger than {LARGEST} characters or items")
+def pay_format(budget: Budget, form: str, values: Any) -> None:
+    """Of ``"%500d" % values`` or ``"{:500}".format(*values)``: each field may hold all values, or be padded."""
+    if len(form) > _LONGEST_FORMAT:
+        raise OverBudget(f"has a format of {len(form)} characters where {_LONGEST_FORMAT} are enough")
+    if re.search(r"%[^a-zA-Z%]*\*|\{[^}]*:[^}]*\{", form):
+        raise OverBudget("has a format whose width is an argument")
+    before = budget.left
+    budget.read(values)
+    budget.spend((before - budget.left) * (form.count("%") + form.count("{")))
+    budget.characters(len(form) + sum(int(short(digits)) for digits in re.findall(r"\d+", form)))
 
 
-def _require_bits(bits: float) -> None:
-    if bits > LARGEST_BITS:
-        raise OverBudget(f"it makes a number of more than {LARGEST_BITS} bits")
+def pay_join(budget: Budget, separator: str, values: Any) -> list[Any]:
+    """The values as a list, which may then be joined."""
+    found = list(values)
+    budget.read(found)
+    budget.characters(len(separator) * len(found))
+    return found
 
 
-def _require_widths(form: str) -> None:
-    """A format's widths and precisions have few digits, and are no arguments."""
-    if re.search(r"\d{5}|%[^a-zA-Z%]*\*|\{[^}]*:[^}]*\{", form):
-        raise OverBudget("a format with a width of more than four digits, or one that is an argument")
+def pay_replace(budget: Budget, text: str, old: str, new: str) -> None:
+    budget.characters(len(text) + text.count(old) * len(new))
+
+
+def is_method_allowed(owner: Any, name: str) -> bool:
+    """Whether a template may call this method. Objects that are no plain values have rules elsewhere."""
+    return next((name in names for kind, names in _METHODS.items() if isinstance(owner, kind)), True)
+
+
+def pay_call(
+    budget: Budget, owner: Any, name: str, args: tuple[Any, ...], options: Mapping[str, Any]
+) -> tuple[Any, ...]:
+    """Pay for ``owner.name(*args, **options)`` and return the arguments to call it with. owner None: a function."""
+    budget.spend(_STEPS_PER_CALL)
+    for value in (*args, *options.values()):
+        budget.read(value)
+    if isinstance(owner, str):
+        first, second = (*args, None, None)[:2]
+        if name == "join" and args:
+            return (pay_join(budget, owner, first),)
+        budget.characters(len(owner))
+        if name in ("format", "format_map"):
+            pay_format(budget, owner, [args, options])
+        elif name == "replace" and isinstance(first, str) and isinstance(second, str):
+            pay_replace(budget, owner, first, second)
+        elif name in ("center", "ljust", "rjust", "zfill") and isinstance(first, int):
+            budget.characters(abs(first))
+        elif name in ("split", "rsplit", "splitlines"):
+            budget.items(owner.count(first) if isinstance(first, str) and first else len(owner) // 2)
+        if name in _SLOW_SEARCHES and isinstance(first, str):
+            budget.characters(len(owner) * len(first))
+    elif isinstance(owner, (list, tuple)):
+        budget.read(owner)
+    elif isinstance(owner, dict) and name == "copy":
+        budget.copy(owner)
+    return args
+
+
+def to_json(
+    budget: Budget,
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """The filter ``tojson`` as transformers has it: no HTML escapes, and non-ASCII text kept."""
+    for text in (indent, *(separators or ())):
+        short(text)
+    if isinstance(indent, int):
+        budget.characters(abs(indent) * _DEEPEST)
+    budget.read(value)
+    encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    pieces = []
+    for piece in encoder.iterencode(value):  # piece by piece: indents may be larger than what they indent
+        budget.characters(len(piece))
+        pieces.append(piece)
+    return "".join(pieces)
