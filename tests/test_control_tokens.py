@@ -52,7 +52,7 @@ def test_no_control_token_is_left_in_what_users_write(text: str) -> None:
     control = ControlTokens(["<s>", "</s>", "s></"])
     marked, mark = control.marked([{"role": "user", "content": text, "more": [{"deep": text}]}])
     if not mark:
-        assert marked[0]["content"] == text
+        assert marked[0]["content"] == text and not text.endswith(("<", "<s", "</", "</s", "s", "s>", "s><", "s></"))
         assert not any(spelt in text for spelt in ("<s>", "</s>", "s></"))
         return
     assert not any(spelt in marked[0]["content"] for spelt in ("<s>", "</s>", "s></"))
@@ -60,6 +60,18 @@ def test_no_control_token_is_left_in_what_users_write(text: str) -> None:
     parts = control.parts(f"<s>{marked[0]['content']} </s>", mark)
     assert parts[0][0].startswith("<s>") and not parts[0][1]
     assert "".join(part for part, _ in parts) == f"<s>{text} </s>"
+
+
+def test_parts_of_a_message_do_not_join_to_a_control_token() -> None:
+    control = ControlTokens(["<s>", "</s>"])
+    for first, second in (("a</", "s>b"), ("<", "s>"), ("</s", ">")):
+        parts = [{"type": "text", "text": first}, {"type": "text", "text": second}]
+        marked, mark = control.marked([{"role": "user", "content": parts}])
+        joined = "".join(part["text"] for part in marked[0]["content"])
+        assert control.parts(f"<s>{joined}</s>", mark) == [("<s>", False), (first + second, True), ("</s>", False)]
+    assert control.marked([{"role": "user", "content": "a < b > c"}])[1] == ""
+    marked, mark = control.marked([{"role": "user", "content": "a <"}])
+    assert control.parts(f"<s>{marked[0]['content']}</s>", mark) == [("<s>a <</s>", False)], "read in one, as ever"
 
 
 def test_ordinary_text_is_encoded_as_ever(tmp_path: Path) -> None:
