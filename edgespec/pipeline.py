@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import index
 from typing import Any
 
 from edgespec.backends.base import Model, Progress
@@ -182,6 +183,7 @@ class Pipeline:
                 raise SettingError(
                     "a system prompt needs a chat template", hint="put it into the prompt", setting="system"
                 )
+            self.tokenizer.require_fit(prompt, self.target.cache.capacity)
             return self.stream_tokens(self.tokenizer.encode(prompt, raw=True), **options)
         messages = [{"role": "system", "content": system}] if system is not None else []
         messages = [*messages, {"role": "user", "content": prompt}]
@@ -241,6 +243,10 @@ class Pipeline:
             raise SettingError("max_new_tokens", got=max_new_tokens, allowed="1 or more", setting="max_new_tokens")
         if not prompt:
             raise SettingError("prompt is empty", hint="it needs at least one token")
+        try:
+            prompt = [index(token) for token in prompt]
+        except TypeError as error:
+            raise SettingError("prompt", got=str(error), allowed="a text, or token ids") from error
         if bad := [t for t in prompt if not 0 <= t < self.target.vocab_size]:
             raise SettingError(
                 "prompt holds an unknown token id", got=bad[0], allowed=f"0..{self.target.vocab_size - 1}"

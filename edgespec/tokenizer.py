@@ -7,7 +7,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from edgespec.errors import BundleError, ContextFull, SettingError, foreign, mapped
+from edgespec.errors import BundleError, ContextFull, SettingError, foreign
+
+_LONG_BYTES = 1 << 20
+"""A longer text is counted slice by slice first: the library takes over 100 bytes for each byte that it reads."""
+_SLICE = 1 << 16
+"""characters"""
 
 
 class Tokenizer:
@@ -58,6 +63,16 @@ class Tokenizer:
                 allowed=f"{most} bytes, {capacity} tokens of {self._longest_bytes} bytes",
                 hint="shorten the prompt",
             )
+        counted = 0
+        for begin in range(0, len(text) if size > _LONG_BYTES else 0, _SLICE):
+            counted += len(self._ids(self.engine, text[begin : begin + _SLICE]))
+            if counted > 2 * capacity:  # a slice begins and ends with a few tokens too many
+                raise ContextFull(
+                    "prompt is longer than the context",
+                    got=f"over {counted} tokens",
+                    allowed=f"{capacity} tokens",
+                    hint="shorten the prompt",
+                )
 
     def stop_tokens(self, stops: Sequence[str]) -> dict[int, str]:
         """Of the stop strings in which a control token is spelt: the id of the first one, which ends the text there.
@@ -116,10 +131,9 @@ class Detokenizer:
     def push(self, token: int) -> str:
         self._unsaid.append(token)
         try:
-            piece = self._stream.step(self._engine, token)
-        except (
-            Exception
-        ):  # "Invalid prefix": the stream lost its place on bytes that are no text; begin anew after them
+            with foreign(BundleError, "cannot decode tokens"):
+                piece = self._stream.step(self._engine, token)
+        except BundleError:  # the stream lost its place on bytes that are no text: begin anew after them
             text = self.flush()
             self._stream = self._stream_type(skip_special_tokens=True)
             return text
@@ -130,7 +144,7 @@ class Detokenizer:
 
     def flush(self) -> str:
         """What was held back: an unfinished character comes out as U+FFFD."""
-        with mapped(BundleError, "cannot decode tokens"):
+        with foreign(BundleError, "cannot decode tokens"):
             text = str(self._engine.decode(self._unsaid, skip_special_tokens=True)) if self._unsaid else ""
         self._unsaid.clear()
         return text

@@ -84,6 +84,22 @@ def test_a_text_is_refused_by_its_length_before_it_is_read(tokenizer: Tokenizer)
         tokenizer.engine = engine
 
 
+def test_a_long_text_is_counted_before_it_is_read_whole(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    text, read = "The lighthouse. " * 100_000, []
+    monkeypatch.setattr(tokenizer, "_ids", lambda engine, text: read.append(len(text)) or [0] * (len(text) // 4))
+    capacity = len(text) // 10
+    with pytest.raises(ContextFull, match="over .* tokens; allowed: 160000 tokens"):
+        tokenizer.require_fit(text, capacity)
+    assert max(read) <= 1 << 16 and sum(read) < len(text)
+    tokenizer.require_fit(text, len(text) // 4)
+
+
+@pytest.mark.parametrize("prompt", [["Hello"], [1.5], [None]])
+def test_a_prompt_of_no_token_ids_is_refused(pipeline: Pipeline, prompt: Any) -> None:
+    with pytest.raises(SettingError, match="prompt; got .*; allowed: a text, or token ids"):
+        pipeline.generate(prompt, max_new_tokens=2)
+
+
 @pytest.mark.parametrize("raw", [True, False])
 def test_a_prompt_longer_than_the_context_is_an_error(pipeline: Pipeline, raw: bool) -> None:
     with pytest.raises(ContextFull):
