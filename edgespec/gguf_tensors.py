@@ -38,7 +38,8 @@ class Stored:
         import numpy as np
 
         data = self.data[self.order[which]]
-        values: Floats = gguf.quants.dequantize(data, gguf.GGMLQuantizationType[self.kind])
+        with np.errstate(all="ignore"):  # what is not finite is refused below
+            values: Floats = gguf.quants.dequantize(data, gguf.GGMLQuantizationType[self.kind])
         if not np.isfinite(values).all():
             raise ConversionError(f"{self.name} holds numbers that are not finite", hint="download the file again")
         return values

@@ -38,9 +38,15 @@ def requantize(xml: Path, header: Header, kind: Literal["int8", "faithful"], *, 
 
     Raises ConversionError: another file's IR, or it cannot be written; the IR is then as it was.
     """
+    import numpy as np
+
     from edgespec.engine import ov
 
-    with foreign(ConversionError, f"cannot change the weights of {xml}", hint="is the disk full?"):
+    # No warnings: what is not finite is refused where it is read.
+    with (
+        np.errstate(all="ignore"),
+        foreign(ConversionError, f"cannot change the weights of {xml}", hint="is the disk full?"),
+    ):
         stored = read(header)
         matrices = [tensor for tensor in stored if not tensor.vector]
         as_it_is = kind == "faithful" and not any(matrix.kind in (*LOSSY, "F32") for matrix in matrices)

@@ -193,6 +193,13 @@ def test_a_refused_file_takes_little_memory(tmp_path: Path, greed: str) -> None:
     assert int(ran.stdout.split()[0]) < path.stat().st_size + (200 << 20), ran.stdout
 
 
+def test_mutations_are_the_same_for_the_same_seed() -> None:
+    whole = bytes(range(256))
+    first, again, other = (list(mutations(whole, seed=seed, count=50)) for seed in (1, 1, 2))
+    assert first == again != other
+    assert sum(bad != whole for bad in first) > 45
+
+
 def survived(path: Path) -> bool:
     """Whether a file is accepted. Anything but an error of ours in one line is raised."""
     try:
