@@ -15,7 +15,7 @@ class PrivateHistory(FileHistory):
     """In memory alone where the file cannot be read or written: a full disk ends no conversation."""
 
     def __init__(self, file: Path) -> None:
-        self._told = False
+        self._file, self._told = file, False
         super().__init__(str(file))
         try:
             make_private(file.parent, file)
@@ -31,7 +31,7 @@ class PrivateHistory(FileHistory):
 
     def store_string(self, string: str) -> None:
         try:
-            with open(self.filename, "ab", opener=private_opener):  # so that it is private before it holds anything
+            with open(self._file, "ab", opener=private_opener):  # so that it is private before it holds anything
                 pass
             super().store_string(string)
         except OSError as error:
@@ -40,5 +40,5 @@ class PrivateHistory(FileHistory):
     def _tell(self, error: Exception) -> None:
         if not self._told:
             reason = getattr(error, "strerror", None) or error
-            sys.stderr.write(f"the history of this chat is not kept: {self.filename}: {reason}\n")
+            sys.stderr.write(f"the history of this chat is not kept: {self._file}: {reason}\n")
         self._told = True
