@@ -61,7 +61,7 @@ def test_prompts_of_all_lengths_come_in_few_widths(
     assert {wanted for _, wanted in seen} <= {0, 1, pipeline.target.min_width}
 
 
-PROMPTS, LATER = 50, 400
+PROMPTS, LATER = 50, 200
 
 
 @pytest.mark.slow
