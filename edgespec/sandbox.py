@@ -116,7 +116,9 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def call(self, context: Context, obj: Any, /, *args: Any, **options: Any) -> Any:
         budget = cast(BudgetContext, context).budget
-        if not isinstance(obj, Macro):  # which pays for what it does
+        if isinstance(obj, Macro):  # which pays for what it does
+            budget.items(len(args) + len(options))
+        else:
             method = getattr(obj, "__wrapped__", obj)  # by the sandbox's own str.format
             owner = method.__self__ if isinstance(method, (types.MethodType, types.BuiltinMethodType)) else None
             given = {name: value for name, value in options.items() if not name.startswith("_")}

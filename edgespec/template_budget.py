@@ -1,14 +1,15 @@
 """What one rendering of a chat template may cost. A template is a program of a stranger's: it may loop, or double text.
 
 A step is about as much work as one node of a template's syntax, some 0.1 microseconds. Whatever works on a value pays
-for its size first. So time and memory stay in proportion to the steps, whatever a template computes.
+for its size first. So time and memory stay in proportion to the steps.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, ItemsView, KeysView, Mapping, ValuesView
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
+from string import Formatter
 from typing import Any
 
 from edgespec.errors import SettingError
@@ -28,11 +29,15 @@ _STEPS_PER_CALL = 25
 _DEEPEST = 100
 """lists in lists. Some functions of Python's, hash for one, overflow the stack at 100,000."""
 _LONGEST_NUMBER_BITS = 1 << 16
-"""beyond it, a product of two numbers takes longer than its steps"""
+_LONG_NUMBER_BITS = 64
+"""beyond it, a number's bits are paid for, one like a character"""
+_BIT_PRODUCTS_PER_STEP = 1 << 17
+"""of a product or a division of two long numbers: 2e9 of them take 1.5 ms"""
 _LONGEST_OPTION = 256
 """of a format, an indent, or the name of an attribute"""
 _LONGEST_FORMAT = 10_000
 """characters; the time to look through one grows with their square"""
+_WIDTH_IS_ARGUMENT = "has a format whose width is an argument"
 _CONTAINERS = (list, tuple, set, frozenset, KeysView, ValuesView, ItemsView)
 _SLOW_SEARCHES = ("strip", "lstrip", "rstrip", "rfind", "rindex", "rpartition", "rsplit")
 """that look at all of their argument at each character"""
@@ -123,13 +128,32 @@ class Budget:
                 elif isinstance(item, _CONTAINERS):
                     self.items(len(item))
                     below.extend(item)
-                else:
-                    self.number(item)
+                elif isinstance(item, Lazy):
+                    item.reads = True
+                elif isinstance(self.number(item), int) and item.bit_length() > _LONG_NUMBER_BITS:
+                    self.characters(item.bit_length())
             if not below:
                 self.spend(1)
                 return value
             level = below
         raise OverBudget("nests lists too deep")
+
+
+class Lazy(Iterator[Any]):
+    """Items that are paid for when they are asked for; ``reads``: for all that hangs in them, too.
+
+    Generators of generators may nest 100,000 deep. Between them, objects of this class keep Python from taking them all
+    down on the stack at once.
+    """
+
+    def __init__(self, budget: Budget, items: Iterable[Any], steps: int, *, reads: bool = False) -> None:
+        self.reads = reads
+        self._budget, self._items, self._steps = budget, iter(items), steps
+
+    def __next__(self) -> Any:
+        self._budget.spend(self._steps)
+        item = next(self._items)
+        return self._budget.read(item) if self.reads else item
 
 
 def short(value: Any) -> Any:
@@ -144,6 +168,8 @@ def operate(budget: Budget, operator: str, left: Any, right: Any, function: Call
     budget.spend(_STEPS_PER_CALL)
     for value in (left, right):
         budget.copy(value) if operator in "+*" else budget.read(value)
+    if operator in ("*", "/", "//", "%") and isinstance(left, int) and isinstance(right, int):
+        budget.spend(left.bit_length() * right.bit_length() // _BIT_PRODUCTS_PER_STEP)
     if operator == "*":
         for value, times in ((left, right), (right, left)):
             if isinstance(times, int) and not isinstance(value, (int, float)):
@@ -151,20 +177,33 @@ def operate(budget: Budget, operator: str, left: Any, right: Any, function: Call
     elif operator == "**" and isinstance(left, int) and isinstance(right, int):
         if left.bit_length() * abs(right) > _LONGEST_NUMBER_BITS:
             raise OverBudget("computes a number that is too long")
+        budget.spend((left.bit_length() * abs(right)) ** 2 // _BIT_PRODUCTS_PER_STEP)
     elif operator == "%" and isinstance(left, str):
-        pay_format(budget, left, right)
+        pay_percent(budget, left, right)
     return budget.number(function(left, right))
 
 
-def pay_format(budget: Budget, form: str, values: Any) -> None:
-    """Of ``"%500d" % values`` or ``"{:500}".format(*values)``: each field may hold all values, or be padded."""
+def pay_percent(budget: Budget, form: str, values: Any) -> None:
+    """Of ``"%500d" % values``."""
+    _pay_format(budget, form, values, form.count("%"))
+    if re.search(r"%[^a-zA-Z%]*\*", form):
+        raise OverBudget(_WIDTH_IS_ARGUMENT)
+
+
+def _pay_fields(budget: Budget, form: str, values: Any) -> None:
+    """Of ``"{:500}".format(*values)``."""
+    _pay_format(budget, form, values, form.count("{"))
+    if any("{" in (spec or "") for _, _, spec, _ in Formatter().parse(form)):
+        raise OverBudget(_WIDTH_IS_ARGUMENT)
+
+
+def _pay_format(budget: Budget, form: str, values: Any, fields: int) -> None:
+    """Each field may hold all values, or be padded."""
     if len(form) > _LONGEST_FORMAT:
         raise OverBudget(f"has a format of {len(form)} characters where {_LONGEST_FORMAT} are enough")
-    if re.search(r"%[^a-zA-Z%]*\*|\{[^}]*:[^}]*\{", form):
-        raise OverBudget("has a format whose width is an argument")
     before = budget.left
     budget.read(values)
-    budget.spend((before - budget.left) * (form.count("%") + form.count("{")))
+    budget.spend((before - budget.left) * fields)
     budget.characters(len(form) + sum(int(short(digits)) for digits in re.findall(r"\d+", form)))
 
 
@@ -198,7 +237,7 @@ def pay_call(
             return (pay_join(budget, owner, first),)
         budget.characters(len(owner))
         if name in ("format", "format_map"):
-            pay_format(budget, owner, [args, options])
+            _pay_fields(budget, owner, [args, options])
         elif name == "replace" and isinstance(first, str) and isinstance(second, str):
             pay_replace(budget, owner, first, second)
         elif name in ("center", "ljust", "rjust", "zfill") and isinstance(first, int):

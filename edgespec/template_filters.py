@@ -7,14 +7,14 @@ rewritten syntax tree does (``template_tree``).
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import Any, cast
 
 from jinja2 import pass_context
 from jinja2.filters import FILTERS as JINJAS
 from jinja2.runtime import Context
 
-from edgespec.template_budget import Budget, OverBudget, pay_format, pay_join, pay_replace, short, to_json
+from edgespec.template_budget import Budget, Lazy, OverBudget, pay_join, pay_percent, pay_replace, short, to_json
 
 SPEND, READ, COPY, READ_MEMBERS = "spend steps", "read all", "copy it", "read members"
 """of the rewritten tree: no template can spell these names as filters"""
@@ -96,7 +96,7 @@ def _indent(context: BudgetContext, s: Any, width: int | str = 4, first: bool = 
 
 @pass_context
 def _format(context: BudgetContext, value: Any, *args: Any, **options: Any) -> Any:
-    pay_format(context.budget, str(value), [*args, *options.values()])
+    pay_percent(context.budget, str(value), [*args, *options.values()])
     return JINJAS["format"](value, *args, **options)
 
 
@@ -137,32 +137,17 @@ def _tojson(context: BudgetContext, value: Any, *args: Any, **options: Any) -> s
     return to_json(context.budget, value, *args, **options)
 
 
-class _Lazy(Iterator[Any]):
-    """Items that are paid for when they are asked for.
-
-    Generators of generators may nest 100,000 deep. Between them, objects of this class keep Python from taking them all
-    down on the stack at once.
-    """
-
-    def __init__(self, budget: Budget, items: Iterable[Any], steps: int) -> None:
-        self._budget, self._items, self._steps = budget, iter(items), steps
-
-    def __next__(self) -> Any:
-        self._budget.spend(self._steps)
-        return next(self._items)
-
-
 def _for_each(name: str, *, needs_context: bool) -> Callable[..., Any]:
-    """A filter that does something for each item, and pays for it then."""
+    """A filter that does something for each item, and pays for it then; those without a context compare the items."""
     function = JINJAS[name]
 
     @pass_context
     def filter_(context: BudgetContext, value: Any, *args: Any, **options: Any) -> Any:
         context.budget.spend(_STEPS_PER_GENERATOR)
         steps = 20 + sum(len(short(option)) for option in (*args, *options.values()) if isinstance(option, str))
-        items = _Lazy(context.budget, value, steps) if value else value
+        items = Lazy(context.budget, value, steps, reads=not needs_context) if value else value
         found = function(context if needs_context else context.environment, items, *args, **options)
-        return _Lazy(context.budget, found, steps) if isinstance(found, types.GeneratorType) else found
+        return Lazy(context.budget, found, steps) if isinstance(found, types.GeneratorType) else found
 
     return filter_
 

@@ -41,7 +41,17 @@ TOO_MUCH = (
     "{{ 1.5 | round(10**9) }}",
     "{{ [[1] * 9999] * 9999 | sum(start=[]) }}",
     "{% autoescape 'a' * 10**9 %}{% endautoescape %}",
+    "{% for a in range(99) %}{% set x = '{0[a}b]:{1}}'.format({'a}b': 'x'}, 900000000) %}{% endfor %}",
+    "{% set n = 2**32000 * 2**32000 %}{% set x = ('{:b}' * 1900).format(*[n] * 1900) %}",
+    "{% set n = 2**32000 * 2**32000 %}{% set f = '{0:b}' * 1900 %}{% for a in range(999) %}{% set x = f.format(n) %}"
+    "{% endfor %}",
+    "{% set n = 2**32000 * 2**32000 %}{% set x = '%x' * 1900 % ((n,) * 1900) %}",
     # many turns
+    "{% set x = 2**32000 * 2**32000 %}{% set y = 2**32000 + 7 %}{% for a in range(99999) %}{% set z = x // y %}"
+    "{% endfor %}",
+    "{% set x = 2**32000 %}{% for a in range(99999) %}{% set z = x * x %}{% endfor %}",
+    "{% macro m() %}{{ '' if varargs else '' }}{% endmacro %}{% set r = range(99999) | list %}"
+    "{% for a in range(9999) %}{{ m(*r) }}{% endfor %}",
     "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
     "{% for a in range(99999) %}{% for b in range(99999) if b > 5 and b < 3 %}{% endfor %}{% endfor %}",
     "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}",
@@ -56,6 +66,11 @@ TOO_MUCH = (
     "{% set x = 'a' * 10**6 %}{% for a in range(99999) %}{% if x ~ 'b' in x %}{% endif %}{% endfor %}",
     "{% set x = 'a' * 10**6 %}{% set y = 'a' * 10**6 %}{% for a in range(99999) %}{{ x is eq y }}{% endfor %}",
     "{% set x = [1] * 10**6 %}{% for a in range(99999) %}{% set y = x[::-1] %}{% endfor %}",
+    "{% set x = 'A' * 10**6 %}{% set y = ([x ~ 'x', x ~ 'y'] * 600) | select | sort %}",
+    "{% set x = 'A' * 10**6 %}{% set y = ([x ~ 'x', x ~ 'y'] * 600) | select | unique | list %}",
+    "{% set x = 'A' * 10**6 %}{% set y = ([x ~ 'x', x ~ 'y'] * 600) | select | max %}",
+    "{% set x = 'A' * 10**6 %}{{ x ~ 'y' in ([x ~ 'x'] * 10**5) | select }}",
+    "{% set x = 'A' * 10**6 %}{{ (x ~ 'y',) | select('in', ([x ~ 'x'] * 10**5) | select) | list }}",
     "{% set x = 'a b ' * 10**5 %}{% for a in range(99999) %}{% set y = x | title %}{% endfor %}",
     "{% set x = {'a': 1} %}{% set y = ('a' * 10**6,) %}{% for a in range(99999) %}{% set z = x[y] %}{% endfor %}",
     "{{ ('a' * 10**6).strip('b' * 10**6 ~ 'a') }}",
