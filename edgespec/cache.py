@@ -19,7 +19,7 @@ from pathlib import Path
 
 from edgespec.errors import ConversionError, SourceError
 
-_ELSEWHERE = "free some space, or set EDGESPEC_CACHE to a folder on another disk"
+_ELSEWHERE = "free some space, or set {} to a folder on another disk"
 _PARTIAL = ".partial"
 
 
@@ -73,20 +73,24 @@ def staged(folder: Path) -> Iterator[Path]:
         _rename(partial, folder)
     except OSError as error:
         reason = error.strerror or error
-        raise ConversionError(f"cannot write the model to the cache: {reason}", hint=_ELSEWHERE) from error
+        raise ConversionError(
+            f"cannot write the model to the cache: {reason}", hint=_ELSEWHERE.format("EDGESPEC_CACHE")
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def require_space(needed_bytes: int) -> None:
-    """Raises ConversionError if the cache's disk has less free."""
-    free = shutil.disk_usage(cache_dir()).free
+def require_space(needed_bytes: int, folder: Path | None = None, setting: str = "EDGESPEC_CACHE") -> None:
+    """Raises ConversionError if the disk of a folder, by default the cache's, has less free; ``setting`` names it."""
+    folder = folder or cache_dir()
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
     if free < needed_bytes:
         raise ConversionError(
-            f"not enough disk space at {cache_dir()}",
+            f"not enough disk space at {folder}",
             got=f"{free >> 20} MiB free",
             allowed=f"{-(-needed_bytes >> 20)} MiB or more",
-            hint=_ELSEWHERE,
+            hint=_ELSEWHERE.format(setting),
         )
 
 

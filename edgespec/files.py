@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
-from threading import Lock, get_ident
+from threading import Lock
+from typing import BinaryIO
 
 import msgspec
 
 from edgespec import cache
 from edgespec.errors import BundleError, IntegrityError, foreign
+from edgespec.own_files import replacing
 
 MOST_TEXT_BYTES = 16 << 20
 """of a file that is read whole as text: the largest configurations of known models are a few megabytes"""
@@ -39,7 +41,7 @@ _writing = Lock()
 def read_bytes(path: Path, most: int = MOST_TEXT_BYTES) -> bytes:
     """Content of a file that is no larger than ``most`` bytes. ValueError if it is."""
     data = bytearray()
-    with path.open("rb") as file:
+    with _opened(path) as file:
         while block := file.read(_BLOCK_BYTES):  # a read of ``most`` takes that much memory, however short the file
             data += block
             if len(data) > most:
@@ -47,10 +49,17 @@ def read_bytes(path: Path, most: int = MOST_TEXT_BYTES) -> bytes:
     return bytes(data)
 
 
+def _opened(path: Path) -> BinaryIO:
+    """A pipe would never end. ValueError for one."""
+    if path.exists() and not path.is_file():
+        raise ValueError("not a file")
+    return path.open("rb")
+
+
 def sha256_of(path: Path) -> str:
     """Reads the whole file."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with _opened(path) as file:
         while block := file.read(_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
@@ -118,6 +127,5 @@ def _remember(name: str, entry: tuple[int, int, int, int, str]) -> None:
         kept = [*others.items(), (name, entry)][-_MOST_REMEMBERED:]
         place = _place()
         place.parent.mkdir(parents=True, exist_ok=True)
-        temporary = place.with_suffix(f".{os.getpid()}-{get_ident()}.tmp")
-        temporary.write_bytes(msgspec.json.encode(dict(kept)))
-        temporary.replace(place)
+        with replacing(place) as out:
+            out.write(msgspec.json.encode(dict(kept)))

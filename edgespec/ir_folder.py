@@ -8,26 +8,31 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
-from edgespec import files
+from edgespec import files, tokenizer_check
 from edgespec.errors import BundleError, foreign
 from edgespec.manifest import FORMAT, Generation, HashedFile, Manifest, ModelFile, VocabSize, line
 
 IR_FILE = "openvino_model.xml"
 
 _AGAIN = "export or pull the model again"
-_MOST_TOKENIZER_BYTES = 256 << 20
-"""the largest known tokenizer.json has 35 MB"""
+_MOST_PROCESSOR_BYTES = 1 << 20
+"""of a post-processor: known ones have a few kilobytes, and read it is twenty times as large"""
+
+
+class _AddedToken(msgspec.Struct):
+    id: int | None = None
+    content: str | None = None
 
 
 class _TokenizerFile(msgspec.Struct):
     """What is needed of ``tokenizer.json``; the rest is skipped, which takes milliseconds."""
 
-    post_processor: Any = None
-    added_tokens: list[dict[str, Any]] = []
+    post_processor: msgspec.Raw = msgspec.Raw(b"null")
+    added_tokens: Annotated[list[_AddedToken], msgspec.Meta(max_length=1 << 20)] = []
 
 
 def describe(folder: Path) -> tuple[Manifest, str | None]:
@@ -60,11 +65,12 @@ def _generation(folder: Path, config: dict[str, Any], tokenizer_config: dict[str
     )  # null, an empty list and -1 say nothing
     add_bos = tokenizer_config.get("add_bos_token")
     if ends is None or not isinstance(add_bos, bool):
-        tokenizer = _tokenizer_file(folder / "tokenizer.json")
+        path = folder / "tokenizer.json"
+        tokenizer = _tokenizer_file(path)
         if ends is None:
-            ends = [token.get("id") for token in tokenizer.added_tokens if eos and token.get("content") == eos]
+            ends = [token.id for token in tokenizer.added_tokens if eos and token.content == eos]
         if not isinstance(add_bos, bool):
-            begin = _first_special(tokenizer.post_processor)
+            begin = _first_special(_processor(path, tokenizer))
             add_bos = begin is not None and bos in (None, begin)
             bos = begin if add_bos else bos
     found = {
@@ -112,7 +118,14 @@ def _inline_template(folder: Path, tokenizer_config: dict[str, Any]) -> str | No
 
 def _tokenizer_file(path: Path) -> _TokenizerFile:
     with foreign(BundleError, f"{path} is not a tokenizer", hint=_AGAIN):
-        return msgspec.json.decode(files.read_bytes(path, _MOST_TOKENIZER_BYTES), type=_TokenizerFile)
+        return msgspec.json.decode(files.read_bytes(path, tokenizer_check.MOST_BYTES), type=_TokenizerFile)
+
+
+def _processor(path: Path, tokenizer: _TokenizerFile) -> Any:
+    with foreign(BundleError, f"{path} is not a tokenizer", hint=_AGAIN):
+        if len(raw := bytes(tokenizer.post_processor)) > _MOST_PROCESSOR_BYTES:
+            raise ValueError(f"its post-processor has over {_MOST_PROCESSOR_BYTES >> 20} MiB")
+        return msgspec.json.decode(raw)
 
 
 def _precision(folder: Path, config: dict[str, Any]) -> str:

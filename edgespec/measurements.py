@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import msgspec
 
-from edgespec import cache
+from edgespec import cache, files
 from edgespec.own_files import replacing
 
 T = TypeVar("T")
@@ -27,8 +27,8 @@ def place(kind: str, key: str) -> Path:
 
 
 def read(file: Path, kind: type[T]) -> T | None:
-    with suppress(OSError, ValueError):  # no file, no JSON, no text, no sense
-        return msgspec.json.decode(file.read_bytes(), type=kind)
+    with suppress(OSError, ValueError, RecursionError):  # no file, no JSON, no text, no sense
+        return msgspec.json.decode(files.read_bytes(file), type=kind)
     return None
 
 

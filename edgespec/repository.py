@@ -76,6 +76,7 @@ def download(source: HubSource, file: str | None, progress: bool, *, before: Fet
         os.environ.setdefault("HF_HOME", str(cache.cache_dir() / "huggingface"))
 
     import httpx
+    from huggingface_hub import constants
     from huggingface_hub.errors import HFValidationError
 
     hint = "check the network and free disk space, then run the command again"
@@ -83,8 +84,10 @@ def download(source: HubSource, file: str | None, progress: bool, *, before: Fet
         try:
             listed = _listed(source, file)
             if listed is not None:
+                cache.require_space(_missing_bytes(source, listed), Path(constants.HF_HUB_CACHE), "HF_HOME")
                 fetch.tell(source.repo, progress)
-            folder = _snapshot(source, [file] if file else _FILES, progress, local_only=listed is None)
+            names = None if listed is None else [glob.escape(name) for name in listed]
+            folder = _snapshot(source, names or ([file] if file else _FILES), progress, local_only=listed is None)
             if wrong := _wrong(folder, listed or {}):  # the hub's cache was damaged, or filled by a cut download
                 _snapshot(source, [glob.escape(name) for name in wrong], progress, again=True)
                 wrong = _wrong(folder, listed or {})
@@ -114,16 +117,30 @@ def _listed(source: HubSource, file: str | None) -> dict[str, Any] | None:
     siblings = {sibling.rfilename: sibling for sibling in info.siblings or []}
     _require(source.repo, file, list(siblings))
     wanted = {name: siblings[name] for name in _wanted(siblings, file)}
-    if odd := [name for name in wanted if not RELATIVE_FILE.accepts(name)]:
+    if odd := [name for name in (*wanted, *_fitting(siblings)) if not RELATIVE_FILE.accepts(name)]:
         raise SourceError(f"a file name in {source.repo}", got=odd[0], allowed=RELATIVE_FILE.words)
     return wanted
 
 
+def _missing_bytes(source: HubSource, listed: dict[str, Any]) -> int:
+    """Of the files that the hub's cache does not have."""
+    from huggingface_hub import try_to_load_from_cache
+
+    known = {name: try_to_load_from_cache(source.repo, name, revision=source.revision) for name in listed}
+    return sum(sibling.size or 0 for name, sibling in listed.items() if not isinstance(known[name], str))
+
+
 def _wanted(names: Iterable[str], file: str | None) -> list[str]:
+    """A folder without a manifest is flat; what lies in folders of it may be checkpoints or data."""
+    every = list(names)
+    if file is not None:
+        return [name for name in every if name == file]
+    return [name for name in _fitting(every) if bundle.MANIFEST in every or "/" not in name]
+
+
+def _fitting(names: Iterable[str]) -> list[str]:
     from huggingface_hub.utils import filter_repo_objects
 
-    if file is not None:
-        return [name for name in names if name == file]
     return list(filter_repo_objects(names, allow_patterns=_FILES, ignore_patterns=_NOT_FILES))
 
 

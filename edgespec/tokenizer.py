@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgespec.errors import BundleError, ContextFull, SettingError, foreign
+from edgespec.tokenizer_check import require_file, require_modest
 
 _LONG_BYTES = 1 << 20
 """A longer text is counted slice by slice first: the library takes over 100 bytes for each byte that it reads."""
@@ -22,7 +23,9 @@ class Tokenizer:
         import tokenizers
 
         with foreign(BundleError, f"{path} is not a tokenizer", hint="export or pull the model again"):
+            require_file(path)
             self.engine: Any = tokenizers.Tokenizer.from_file(str(path))
+            require_modest(self.engine)
         self.engine.no_truncation()
         self.engine.no_padding()
         self._bos_id = self.engine.token_to_id(bos_token) if add_bos and bos_token else None

@@ -546,11 +546,13 @@ def ir_files(folder: Path) -> dict[str, bytes]:
 
 
 def test_an_ir_repository(pull, server: Server, ir: Path) -> None:  # type: ignore[no-untyped-def]
-    publish(server, ir_files(ir) | {"model.safetensors": b"x" * 1000, "openvino_tokenizer.bin": b"x"})
+    others = {"model.safetensors": b"x" * 1000, "openvino_tokenizer.bin": b"x", "training/optimizer.bin": b"x"}
+    publish(server, ir_files(ir) | others)
     code, folder, said = pull("org/tiny")
     assert (code, said) == (0, "fetching org/tiny, this once\n[org/tiny is ready: f16, 0 MB, drafts: ngram]")
     assert not server.asked_for(".safetensors")
     assert not server.asked_for("openvino_tokenizer.bin")
+    assert not server.asked_for("optimizer.bin")
 
     server.down, server.requests = True, []
     assert pull("org/tiny")[:2] == (0, folder)

@@ -88,6 +88,13 @@ def mutated(content: dict[str, Any], draw: random.Random) -> bytes:
     return json.dumps(changed(content)).encode()
 
 
+@pytest.mark.parametrize("text", [b'{"zz":' + b"[" * 200_000, b"{" + b" " * (17 << 20) + b"}"])
+def test_what_is_only_deep_or_large_is_not_known(tmp_path: Path, text: bytes) -> None:
+    file = tmp_path / "found.json"
+    file.write_bytes(text)
+    assert measurements.read(file, ExactWidths) is None
+
+
 @pytest.mark.parametrize("kind", SENSE)
 def test_a_mutation_is_usable_or_not_known(tmp_path: Path, kind: type) -> None:
     file, known = tmp_path / "found.json", 0

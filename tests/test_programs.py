@@ -12,6 +12,8 @@ import pytest
 import edgespec
 from edgespec import bundle
 from edgespec.backends.openvino_graph import paged_graph
+from edgespec.backends.openvino_paged import OpenVINOPagedModel
+from edgespec.backends.openvino_settings import Settings
 from edgespec.engine import ops, ov
 from edgespec.errors import BackendError
 from tests import tiny_gguf
@@ -69,6 +71,21 @@ def test_a_program_is_refused(tmp_path: Path, kind: str) -> None:
     with pytest.raises(BackendError, match=f"is a program.*; got operation {kind}") as caught:
         paged_graph(ov.Core(), xml)
     assert "\n" not in str(caught.value)
+
+
+def test_a_vocabulary_without_a_length_is_refused(tiny_ir: Path, tmp_path: Path) -> None:
+    model = ov.Core().read_model(tiny_ir)
+    head = model.output("logits").get_node().input_value(0).get_node()
+    while head.get_type_name() != "MatMul":
+        head = head.input_value(0).get_node()
+    first, step = (ops.constant(np.array([number], np.int64)) for number in (0, 1))
+    length = ops.shape_of(model.input("input_ids").get_node(), "i64")
+    stop = ops.add(ops.gather(length, first, ops.constant(0, np.int64)), ops.constant(np.array([50], np.int64)))
+    rows = ops.slice(head.input_value(1), first, stop, step, first)
+    head.input(1).replace_source_output(rows.output(0))
+    ov.serialize(model, xml := tmp_path / bundle.IR_FILE)
+    with pytest.raises(BackendError, match="not a causal language model"):
+        OpenVINOPagedModel(ov.Core(), xml, "CPU", Settings.make("CPU", None), capacity=64)
 
 
 def test_a_folder_with_a_program_is_refused_by_load(tmp_path: Path) -> None:

@@ -137,17 +137,21 @@ def test_a_template_says_what_it_says_in_transformers(name: str) -> None:
                     assert ours.render(messages, **options) == expected
 
 
+_MOST_OF_PLAIN = 10
+"""a budget of steps is about as much work as so many in a plain loop on the same machine; a few do more work"""
+
+
 def test_templates_cost_no_more_than_they_may() -> None:
     """Of time, of memory, and of error messages."""
     ran = subprocess.run(
         [sys.executable, "-m", "tests.template_bombs"], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    results = [json.loads(line) for line in ran.stdout.splitlines()]
+    plain, *results = [json.loads(line) for line in ran.stdout.splitlines()]
     sources = TOO_MUCH + REFUSED + NOT_COMPILED
     assert len(results) == len(sources)
     for source, (seconds, grown_mb, error) in zip(sources, results, strict=True):
         about = (source[:100], seconds, grown_mb, error)
-        assert seconds < 30 and grown_mb < 200, about
+        assert seconds < _MOST_OF_PLAIN * plain and grown_mb < 200, about
         if source in TOO_MUCH:
             assert error.startswith("OverBudget: the model's chat template "), about
         elif source in REFUSED:

@@ -20,7 +20,7 @@ from edgespec.backends.openvino_graph import GRAPH_VERSION, HIDDEN, LOGITS_ROWS,
 from edgespec.backends.openvino_settings import NUMERIC, Settings, reported
 from edgespec.backends.padded import PaddedModel, fingerprint
 from edgespec.engine import ov
-from edgespec.errors import BackendError, mapped
+from edgespec.errors import BackendError, foreign, mapped
 from edgespec.types import Step, Tree, tree_depths
 
 
@@ -50,15 +50,16 @@ class OpenVINOPagedModel(PaddedModel):
             self._request = self.compiled.create_infer_request()
         self.weights_bytes = xml.with_suffix(".bin").stat().st_size
         self._hidden = hidden
-        self._compute_precision = reported(self.compiled)["INFERENCE_PRECISION_HINT"]
-        self.fingerprint = _fingerprint(core, self.compiled, xml, device)
-        self._inputs = inputs_of(self.compiled, self._request)
-        outputs = [port.get_names() for port in self.compiled.outputs]
-        self._logits = next(index for index, names in enumerate(outputs) if "logits" in names)
         self._blocks = -1  # how many ``block_indices`` holds
         self._branches: tuple[Tree, int] | None = None  # the tree and the rows that ``qq_bias`` holds; ((), 0) is none
-        self.cache = PagedCache(core, self.compiled, self._request, device, capacity)
-        self.vocab_size = self.compiled.output("logits").partial_shape[-1].get_length()
+        with foreign(BackendError, f"cannot run {xml.name}: not a causal language model", hint="export it again"):
+            self._compute_precision = reported(self.compiled)["INFERENCE_PRECISION_HINT"]
+            self.fingerprint = _fingerprint(core, self.compiled, xml, device)
+            self._inputs = inputs_of(self.compiled, self._request)
+            outputs = [port.get_names() for port in self.compiled.outputs]
+            self._logits = next(index for index, names in enumerate(outputs) if "logits" in names)
+            self.cache = PagedCache(core, self.compiled, self._request, device, capacity)
+            self.vocab_size = self.compiled.output("logits").partial_shape[-1].get_length()
         self._device = device
 
     @property

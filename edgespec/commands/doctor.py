@@ -27,7 +27,7 @@ OPTIONAL = {
 @click.option("--model", "-m", metavar="REF", default="default", show_default=True, help="Plan for this model.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(model: str, as_json: bool) -> None:
-    """Show what is here, and what will run where and why. Loads no model; a hub id is looked up."""
+    """Show what is here, and what will run where and why. Loads no model; one on the hub is fetched."""
     report = {
         "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
         "python": platform.python_version(),
