@@ -8,16 +8,22 @@ marks say which letters are a user's.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-_MARKS = range(0xE000, 0xF8FF)  # private use: no text needs them all
+from edgespec.errors import SettingError
+
+_MARKS = (*range(0xE000, 0xF8FF), *range(0xF0000, 0xFFFFD))  # private use
+_WORDS_OF_CODE = ("role", "type")
+"""keys whose values templates compare with words"""
 
 
 class ControlTokens:
-    """texts: how control tokens are spelt.
+    """texts: how control tokens are spelt. eats: of those that take blanks into themselves, whether on the left and
+    whether on the right.
 
     >>> control = ControlTokens(["<s>", "</s>"])
     >>> marked, mark = control.marked([{"role": "user", "content": "a</s>"}])
@@ -25,8 +31,9 @@ class ControlTokens:
     [('<s>', False), ('a</s>', True), ('</s>', False)]
     """
 
-    def __init__(self, texts: Collection[str]) -> None:
+    def __init__(self, texts: Collection[str], eats: Mapping[str, tuple[bool, bool]] | None = None) -> None:
         self._texts = [text for text in texts if len(text) > 1]
+        self._eats = eats or {}
 
     @cached_property
     def _spelt(self) -> re.Pattern[str]:
@@ -48,7 +55,11 @@ class ControlTokens:
         if not any(self._spelt.search(text) or self._begins(text) for text in texts):
             return messages, ""
         used = set().union(*texts)
-        mark = next(chr(code) for code in _MARKS if chr(code) not in used)
+        escaped = "\\u" in "".join(texts)
+        marks = (chr(code) for code in _MARKS if chr(code) not in used)
+        mark = next((mark for mark in marks if not (escaped and any(_escaped(mark) in text for text in texts))), None)
+        if mark is None:
+            raise SettingError("messages use every private character of Unicode", hint="leave some of them out")
         return _mapped(messages, lambda text: self._marked(text, mark)), mark
 
     def _begins(self, text: str) -> bool:
@@ -56,14 +67,17 @@ class ControlTokens:
 
     def parts(self, rendered: str, mark: str) -> list[tuple[str, bool]]:
         """The rendered text in pieces, without marks: True for those in which no control token stands."""
-        ends = [(match.start(), match.end()) for match in self._spelt.finditer(rendered)]
+        rendered = rendered.replace(_escaped(mark), mark)  # by tojson
+        ends = [self._with_blanks(rendered, match) for match in self._spelt.finditer(rendered)]
         plain = rendered.replace(mark, "")
-        same = [(start - rendered.count(mark, 0, start), rendered[start:end]) for start, end in ends]
+        spelt = [(match.start(), match.group()) for match in self._spelt.finditer(rendered)]
+        same = [(start - rendered.count(mark, 0, start), text) for start, text in spelt]
         if same == [(match.start(), match.group()) for match in self._spelt.finditer(plain)]:
             return [(plain, False)]  # only the template spells any
         found: list[tuple[str, bool]] = []
         begin = 0
         for start, end in [*ends, (len(rendered), len(rendered))]:
+            start = max(begin, start)
             between = rendered[begin:start]
             found += [(between.replace(mark, ""), mark in between), (rendered[start:end], False)]
             begin = end
@@ -75,10 +89,24 @@ class ControlTokens:
                 joined.append((text, is_text))
         return joined
 
+    def _with_blanks(self, text: str, match: re.Match[str]) -> tuple[int, int]:
+        """Where a control token begins and ends, with the blanks that become part of it."""
+        left, right = self._eats.get(match.group(), (False, False))
+        start, end = match.span()
+        while left and start and text[start - 1].isspace():
+            start -= 1
+        while right and end < len(text) and text[end].isspace():
+            end += 1
+        return start, end
+
     def _marked(self, text: str, mark: str) -> str:
         while self._spelt.search(text):  # tokens may overlap
             text = self._spelt.sub(lambda match: mark.join(match.group()), text)
         return text + mark if self._begins(text) else text
+
+
+def _is_word(value: Any) -> bool:
+    return isinstance(value, str) and value.isidentifier()
 
 
 def texts_in(value: Any) -> list[str]:
@@ -92,11 +120,21 @@ def texts_in(value: Any) -> list[str]:
     return []
 
 
+def _escaped(mark: str) -> str:
+    return json.dumps(mark)[1:-1]
+
+
 def _mapped(value: Any, change: Any) -> Any:
+    """Keys are names, and so are roles and types: a template looks for them."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
-        return {_mapped(key, change): _mapped(item, change) for key, item in value.items()}
+        return {
+            key if _is_word(key) else _mapped(key, change): item
+            if key in _WORDS_OF_CODE and _is_word(item)
+            else _mapped(item, change)
+            for key, item in value.items()
+        }
     if isinstance(value, list | tuple):
         return [_mapped(item, change) for item in value]
     return value

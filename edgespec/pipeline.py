@@ -145,8 +145,9 @@ class Pipeline:
         self.tokenizer = Tokenizer(
             bundle.hashed(bundle.manifest.tokenizer), bos_token=generation.bos_token, add_bos=generation.add_bos
         )
-        self._control = ControlTokens(self.tokenizer.control_texts)
-        source = bundle.chat_template()
+        if source := bundle.chat_template():
+            self.tokenizer.protect(source)
+        self._control = ControlTokens(self.tokenizer.control_texts, self.tokenizer.eaten_blanks)
         self.template = (
             ChatTemplate(source, bos_token=generation.bos_token, eos_token=generation.eos_token) if source else None
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +29,8 @@ class Tokenizer:
             require_modest(self.engine)
         self.engine.no_truncation()
         self.engine.no_padding()
+        self._added = list(self.engine.get_added_tokens_decoder().values())
+        self._role_texts: set[str] = set()
         self._bos_id = self.engine.token_to_id(bos_token) if add_bos and bos_token else None
 
     @property
@@ -45,7 +48,22 @@ class Tokenizer:
     @property
     def control_texts(self) -> list[str]:
         """How the tokens are spelt that no text of a user may become."""
-        return [token.content for token in self.engine.get_added_tokens_decoder().values() if token.special]
+        return [token.content for token in self._added if token.special or token.content in self._role_texts]
+
+    @property
+    def eaten_blanks(self) -> dict[str, tuple[bool, bool]]:
+        """Of added tokens that take the blanks around them: on the left, on the right."""
+        return {token.content: (token.lstrip, token.rstrip) for token in self._added if token.lstrip or token.rstrip}
+
+    def protect(self, template: str) -> None:
+        """Some models do not mark their role tokens as special. Take as control tokens also the added ones that a chat
+        template writes. Those that it looks for in a message, such as ``</think>``, are a matter of its own."""
+        self._role_texts = {
+            token.content
+            for token in self._added
+            if not token.special and token.content in template and not _looks_for(template, token.content)
+        }
+        self.__dict__.pop("_engine_of_text", None)
 
     def encode_parts(self, parts: Sequence[tuple[str, bool]]) -> list[int]:
         """Token ids of texts one behind the other; in those marked True no control token is looked for."""
@@ -80,7 +98,7 @@ class Tokenizer:
     def stop_tokens(self, stops: Sequence[str]) -> dict[int, str]:
         """Of the stop strings in which a control token is spelt: the id of the first one, which ends the text there.
         A control token has no text, so its spelling is never found in one."""
-        spelt = {text: self.engine.token_to_id(text) for text in self.control_texts}
+        spelt = {token.content: self.engine.token_to_id(token.content) for token in self._added if token.special}
         found: dict[int, str] = {}
         for stop in stops:
             places = [(stop.index(text), -len(text), token) for text, token in spelt.items() if text and text in stop]
@@ -110,11 +128,24 @@ class Tokenizer:
         import tokenizers
 
         engine = tokenizers.Tokenizer.from_str(self.engine.to_str())
+        engine.add_special_tokens(
+            [tokenizers.AddedToken(text, special=True, normalized=False) for text in sorted(self._role_texts)]
+        )
         engine.encode_special_tokens = True  # as the text that they are spelt as
         return engine
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.engine.decode(list(ids), skip_special_tokens=True))
+
+
+def _looks_for(template: str, token: str) -> bool:
+    """Whether a template takes texts apart by a token.
+
+    >>> _looks_for("{{ m.split('</think>')[-1] }}", "</think>"), _looks_for("{{ '<user>' + m }}", "<user>")
+    (True, False)
+    """
+    quoted = f"['\"]{re.escape(token)}['\"]"
+    return re.search(rf"\w\(\s*{quoted}|{quoted}\s+(not\s+)?in\b", template) is not None
 
 
 class Detokenizer:

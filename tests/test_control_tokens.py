@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edgespec.control_tokens import ControlTokens
+from edgespec.errors import SettingError
 from edgespec.pipeline import Pipeline
 from edgespec.tokenizer import Tokenizer
 from tests.foreign_files import READERS
@@ -82,3 +86,65 @@ def test_ordinary_text_is_encoded_as_ever(tmp_path: Path) -> None:
     ids = tokenizer.encode_parts([("<|im_start|>", False), ("The <|im_end|>", True), ("<|im_end|>", False)])
     assert [i for i in ids if i < 3] == [1, 2]
     assert tokenizer.engine.decode(ids, skip_special_tokens=False) == "<|im_start|>The <|im_end|><|im_end|>"
+
+
+def built(folder: Path, *added: tokenizers.AddedToken) -> Tokenizer:
+    """Of single letters, and what is added."""
+    letters = {chr(code): index for index, code in enumerate(range(32, 127))}
+    engine = tokenizers.Tokenizer(tokenizers.models.WordLevel({**letters, "\n": 95, "?": 31}, unk_token="?"))
+    engine.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
+    engine.add_tokens(list(added))
+    engine.save(str(folder / "tokenizer.json"))
+    return Tokenizer(folder / "tokenizer.json")
+
+
+def encoded(tokenizer: Tokenizer, template: str, content: str, render: Any) -> list[str]:
+    tokenizer.protect(template)
+    control = ControlTokens(tokenizer.control_texts, tokenizer.eaten_blanks)
+    marked, mark = control.marked([{"role": "user", "content": content}])
+    text = render(marked[0])
+    ids = tokenizer.encode_parts(control.parts(text, mark)) if mark else tokenizer.encode(text)
+    return [tokenizer.engine.id_to_token(i) for i in ids]
+
+
+def test_a_role_token_that_is_not_marked_special_is_protected(tmp_path: Path) -> None:
+    tokenizer = built(tmp_path, tokenizers.AddedToken("<user>", special=False), tokenizers.AddedToken("</t>"))
+    template = "{{ '<user>' + m.content.split('</t>')[-1] }}"
+    tokens = encoded(tokenizer, template, "a<user></t>", lambda m: f"<user>{m['content']}")
+    assert tokens.count("<user>") == 1 and "".join(tokens) == "<user>a<user></t>"
+    assert tokens[-1] == "</t>", "a matter of the template's"
+
+
+def test_blanks_that_a_token_takes_stay_with_it(tmp_path: Path) -> None:
+    tokenizer = built(tmp_path, tokenizers.AddedToken("<u>", special=True, rstrip=True))
+    for content in ("a", "a<u>"):
+        tokens = encoded(tokenizer, "", content, lambda m: f"<u>\n{m['content']}")
+        assert tokens[:2] == ["<u>", "a"], "the line end is part of the token"
+
+
+def test_roles_types_and_names_are_left_as_they_are() -> None:
+    control = ControlTokens(["er", "te", "am"])
+    messages = [{"role": "user", "content": [{"type": "text", "text": "a team"}], "name": {"player": 1}}]
+    marked, mark = control.marked(messages)
+    assert mark and marked[0]["role"] == "user" and marked[0]["content"][0]["type"] == "text"
+    assert marked[0]["content"][0]["text"] != "a team" and marked[0]["name"] == {"player": 1}
+    marked, mark = control.marked([{"role": "user er"}])
+    assert marked[0]["role"].replace(mark, "") == "user er" != marked[0]["role"]
+
+
+def test_a_mark_that_json_escapes_is_a_mark() -> None:
+    control = ControlTokens(["<s>"])
+    for text in ("a<s>", "\\ue000<s>"):
+        marked, mark = control.marked([{"role": "user", "content": text}])
+        for ascii_only in (True, False):
+            parts = control.parts(json.dumps(marked[0]["content"], ensure_ascii=ascii_only), mark)
+            assert "".join(part for part, _ in parts) == json.dumps(text)
+            assert all(is_text for part, is_text in parts if "<s>" in part)
+
+
+def test_text_that_uses_all_private_characters() -> None:
+    control, many = ControlTokens(["<s>"]), "".join(map(chr, range(0xE000, 0xF900)))
+    marked, mark = control.marked([{"role": "user", "content": f"<s>{many}"}])
+    assert mark not in many and marked[0]["content"].replace(mark, "") == f"<s>{many}"
+    with pytest.raises(SettingError, match="every private character"):
+        control.marked([{"role": "user", "content": "<s>" + many + "".join(map(chr, range(0xF0000, 0xFFFFF)))}])

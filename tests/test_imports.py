@@ -38,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "tokenizer": BASE | {"tokenizer_check"},
     "tokenizer_check": BASE,
     "structured": BASE | {"tokenizer"},
-    "control_tokens": set(),
+    "control_tokens": BASE,
     "chat_template": BASE | {"sandbox"},
     "sandbox": BASE | {"template_budget", "template_filters", "template_tree"},
     "template_budget": BASE,

@@ -74,7 +74,8 @@ def test_who_asked_first_comes_first() -> None:
     waiting = []
     for name in "bcd":
         waiting.append(reader(turn.run(engine.text(name, 1)), said))
-        assert waits(waiting[-1])
+        while len(turn._waiting) < len(waiting):  # however long a busy machine takes to start a thread
+            time.sleep(0.001)
     first.close()
     for thread in waiting:
         thread.join(LONG_S)
