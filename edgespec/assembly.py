@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from edgespec import cache, hub, pairs
 from edgespec.bundle import Bundle
 from edgespec.bundle import Drafter as DrafterEntry
-from edgespec.decode.calibration import ForwardTimes
 from edgespec.decode.costs import ForwardCost
 from edgespec.drafters.arbiter import Arbiter
-from edgespec.drafters.base import Drafter, NoDrafter
+from edgespec.drafters.base import Drafter
+from edgespec.drafters.first_match import FirstMatch
 from edgespec.drafters.folder import read_folder, require_folder
 from edgespec.drafters.id_map import read_id_map
 from edgespec.drafters.ngram import NGram
@@ -126,17 +126,27 @@ def load(
         free.append(_recycling(pair, target, remember))
     free = [*files, *free]
     devices = {"target": device} | ({"draft": draft_on} if model else {})
-    drafter: Drafter = NoDrafter()
+    drafter, arbiter, target_s = None, None, None
     if free or model:
         trees = target.capabilities.tree
         if model:
             model.others = trees
+        drafter = FirstMatch(free, model)
         target_s, draft_s = _costs(machine, target, model, num_draft_tokens)
-        drafter = Arbiter(free, model, target_s=target_s, draft_s=draft_s, trees=trees)
+        if target_s is not None and num_draft_tokens is None:
+            arbiter = Arbiter(free, model, target_s=target_s, draft_s=draft_s, trees=trees)
     if num_draft_tokens is None:
         own = [entry for entry in pair.manifest.drafters if draft in (None, entry.name)]
         num_draft_tokens = next((entry.num_draft_tokens for entry in own if entry.num_draft_tokens is not None), None)
-    return Pipeline(pair, target, drafter, num_draft_tokens=num_draft_tokens, devices=devices)
+    return Pipeline(
+        pair,
+        target,
+        drafter,
+        arbiter=arbiter,
+        target_s=target_s,
+        num_draft_tokens=num_draft_tokens,
+        devices=devices,
+    )
 
 
 def drafter_name(ref: str) -> str:
@@ -149,24 +159,17 @@ def drafter_name(ref: str) -> str:
     return "+".join([*(drafter.name for drafter in free), *([small.name] if small else [])])
 
 
-class Unmeasured(ForwardCost):
-    """Of a forward whose seconds nobody will ask for."""
-
-    def __init__(self) -> None:
-        super().__init__(ForwardTimes((1,), 0, 1, (1.0,), (1.0,)), homes=False)
-
-
 def _costs(
     machine: Machine, target: PaddedModel, model: SmallModel | None, k: int | None
-) -> tuple[ForwardCost, ForwardCost | None]:
+) -> tuple[ForwardCost | None, ForwardCost | None]:
     """Of target and draft, measured where something depends on them: lengths do, unless k is fixed; and with exact
     numerics the width that rounds of fewer tokens are padded to, unless nothing is drafted."""
     padded = k != 0 and target.capabilities.numerics == "exact"
-    target_s = machine.costs(target) if k is None or padded else Unmeasured()
-    if model is None:
+    if k is not None and not padded:
+        return None, None
+    target_s = machine.costs(target)
+    if model is None or k is not None:
         return target_s, None
-    if k is not None:
-        return target_s, Unmeasured()
     return target_s, machine.draft_costs(cast("PaddedModel", model.model), target, target_s)
 
 

@@ -6,16 +6,20 @@ import secrets
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import index
+from statistics import median
 from typing import Any
 
 from edgespec.backends.base import Model, Progress
 from edgespec.bundle import Bundle
 from edgespec.chat_template import ChatTemplate, Message
 from edgespec.control_tokens import ControlTokens, texts_in
-from edgespec.decode.draft_length import DraftLength, Fixed, Heuristic
+from edgespec.decode.costs import ForwardCost
+from edgespec.decode.policy import FixedLength, Heuristic
 from edgespec.decode.speculative import speculative
-from edgespec.drafters.base import Drafter
+from edgespec.drafters.arbiter import Arbiter
+from edgespec.drafters.base import Drafter, NoDrafter
 from edgespec.errors import ContextFull, SettingError
+from edgespec.protocols import Policy
 from edgespec.stats import Stats
 from edgespec.structured import Grammar, Grammars, grammar_of
 from edgespec.tokenizer import Detokenizer, StopStrings, Tokenizer
@@ -122,21 +126,29 @@ class Pipeline:
     """A loaded pair. It writes one text at a time, and the next text reuses what this one leaves in the caches.
 
     Any thread may call it. Others wait for their turn (see ``turn.Turn``).
+
+    drafter: all that it has as one, for rounds of a fixed number of tokens. None: plain decoding.
+    arbiter: decides between the same drafters where no number is fixed; without one a rule of thumb does.
+    target_s: what a forward of the target costs, if that was measured.
     """
 
     def __init__(
         self,
         bundle: Bundle,
         target: Model,
-        drafter: Drafter,
+        drafter: Drafter | None,
         *,
+        arbiter: Arbiter | None = None,
+        target_s: ForwardCost | None = None,
         num_draft_tokens: int | None = None,
         devices: dict[str, str] | None = None,
     ) -> None:
         generation = bundle.manifest.generation
         self.bundle = bundle
         self.target = target
-        self.drafter = drafter
+        self.drafter: Drafter = drafter or NoDrafter()
+        self.arbiter = arbiter
+        self._target_s = target_s
         self.num_draft_tokens = num_draft_tokens
         self.devices = devices or {"target": target.capabilities.device}
         self._turn = Turn()
@@ -226,6 +238,7 @@ class Pipeline:
         response_format: Mapping[str, Any] | None = None,
         num_draft_tokens: int | None = None,
         drafter: Drafter | None = None,
+        policy: Policy | None = None,
         progress: Progress | None = None,
         wait: bool = True,
     ) -> Stream:
@@ -237,7 +250,7 @@ class Pipeline:
             sentence of a grammar (see ``structured.grammar_of``). It is, if finish_reason is "stop" and no stop string
             was found; "length" means that max_new_tokens or the context ended it early.
         num_draft_tokens: k for every round; None follows the pipeline's setting, else what is expected to pay.
-        drafter: instead of the pipeline's own. progress: called during the prefill.
+        drafter: instead of the pipeline's own. policy: instead of both. progress: called during the prefill.
         wait: for the text of another thread; else SettingError (when the first piece is asked for).
         """
         if max_new_tokens < 1:
@@ -267,12 +280,11 @@ class Pipeline:
         params = sampling or SamplingParams()
         if not params.greedy:
             params = params.seeded(secrets.randbits(63))
-        drafter = drafter or self.drafter
-        own_length = drafter if isinstance(drafter, DraftLength) else None
-        draft_length: DraftLength = (own_length or Heuristic()) if k is None else Fixed(k, own_length)
+        if policy is None:
+            policy = self._policy(drafter, k)
         result = Generation(
             model=self.bundle.name,
-            drafter=drafter.name,
+            drafter=policy.name,
             numerics=self.target.capabilities.numerics,
             compute_precision=self.target.capabilities.compute_precision,
             devices=self.devices,
@@ -286,10 +298,9 @@ class Pipeline:
         ends = self.tokenizer.stop_tokens(stops)
         lists = speculative(
             self.target,
-            drafter,
+            policy,
             list(prompt),
             params,
-            draft_length=draft_length,
             stop=frozenset(ends) if ignore_eos else self.stop_ids | ends.keys(),
             budget=max_new_tokens,
             stats=result.stats,
@@ -298,6 +309,30 @@ class Pipeline:
         )
         pieces = self._texts(lists, StopStrings(stops, ends), result, ignore_eos, began)
         return Stream(self._turn.run(pieces, wait=wait), result)
+
+    def fixed_length(self, k: int) -> FixedLength:
+        """k tokens every round, by all that this pipeline has."""
+        return FixedLength(self.drafter, k, self._target_s)
+
+    def _policy(self, drafter: Drafter | None, k: int | None) -> Policy:
+        """Who decides: about the given drafter, or about all that this pipeline has."""
+        if k is not None:
+            return FixedLength(drafter, k) if drafter else self.fixed_length(k)
+        if drafter is None and self.arbiter is not None:
+            return self.arbiter
+        return Heuristic(drafter or self.drafter)
+
+    @property
+    def draft_model(self) -> Model | None:
+        """The model that drafts, if one does."""
+        return self.drafter.model
+
+    def expected_plain_s(self, stats: Stats) -> float | None:
+        """What a token would take without drafts at the end of such a run; None where nobody measured it."""
+        if self._target_s is None or not stats.rounds:
+            return None
+        length = stats.prompt_tokens + stats.committed
+        return self._target_s.steady(1, length) + median(round_.host_s for round_ in stats.rounds)
 
     def _constraint(self, response_format: Mapping[str, Any] | None, ignore_eos: bool) -> Grammar | None:
         """A fresh constraint for one generation."""

@@ -104,6 +104,19 @@ class Draft:
         """The parent row of each token, for chains too."""
         return tuple(range(len(self.tokens))) if self.tree is None else self.tree
 
+    def within(self, allowed: Allowed | None) -> Draft:
+        """A chain up to the first token that is not allowed; a tree as it is.
+
+        >>> Draft((4, 5, 6)).within(lambda drafted: np.arange(9) < 6).tokens
+        (4, 5)
+        """
+        if allowed is None or self.tree is not None:
+            return self
+        n = 0
+        while n < len(self) and allowed(self.tokens[:n])[self.tokens[n]]:
+            n += 1
+        return replace(self, tokens=self.tokens[:n], scores=self.scores[:n], others=self.others[:n])
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -112,10 +125,12 @@ class Step:
     logits: ``(n, vocab)`` float32, row i predicts the token after input i. A view of the engine's buffer, valid
         until the model's next forward.
     hidden: ``(n, d)`` input of the output head, if the model was built to return it.
+    width: rows of the forward, padding included.
     """
 
     logits: Logits
     hidden: NDArray[np.float32] | None = None
+    width: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +168,7 @@ class Round:
     proposed tokens came from the drafter, evaluated ones were in the target's forward, accepted ones it agreed with;
     forced tokens were in the forward too, and came from a constraint; committed = what the round added to the
     context. read: tokens of the prompt that were in the forward, so that its time is not of decoding alone.
+    width: rows of the forward, padding included.
     expected: accepted tokens that were expected, None if nobody did.
     reason: why nothing was drafted.
     """
@@ -169,6 +185,7 @@ class Round:
     reason: str = ""
     forced: int = 0
     read: int = 0
+    width: int = 0
 
     @classmethod
     def of(
@@ -176,6 +193,7 @@ class Round:
         drafter: str,
         draft: Draft,
         verdict: Verdict,
+        step: Step,
         read: int,
         began: float,
         drafted: float,
@@ -196,7 +214,13 @@ class Round:
             expected=draft.expected,
             reason=draft.reason,
             read=read,
+            width=step.width,
         )
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in the forward, but for those of the prompt."""
+        return 1 + self.forced + self.evaluated
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +279,11 @@ class SamplingParams:
     @property
     def greedy(self) -> bool:
         return self.temperature == 0.0
+
+    @property
+    def rejects(self) -> bool:
+        """Drafts that were drawn are verified by rejection. (Greedy has one rule.)"""
+        return self.verification == "rejection" and not self.greedy
 
     def seeded(self, seed: int) -> SamplingParams:
         """The same settings with a seed, if they had none."""

@@ -18,7 +18,6 @@ import tokenizers
 from edgespec.backends.fake import FakeModel, Table, random_table
 from edgespec.decode.autoregressive import autoregressive
 from edgespec.decode.costs import ForwardCost, ForwardTimes
-from edgespec.decode.draft_length import DraftLength, Fixed
 from edgespec.decode.speculative import speculative
 from edgespec.drafters.arbiter import Arbiter
 from edgespec.drafters.base import Drafter, NoDrafter
@@ -28,6 +27,7 @@ from edgespec.stats import Stats
 from edgespec.structured import Grammar, Grammars, grammar_of
 from edgespec.tokenizer import Tokenizer
 from edgespec.types import Allowed, Draft, SamplingParams
+from tests.policies import fixed
 
 # A byte-level vocabulary with a few longer tokens, so that one text can be written in many ways.
 PIECES = ("true", "name", "size", "null", "abc", '{"', '":', '": "', '",', '"}', '["', '"]', "]}", "}}", "12", "00")
@@ -153,7 +153,7 @@ class Fake:
         assert grammar is not None
         return self.grammars.constraint(grammar)
 
-    def drafter(self, name: str) -> Drafter:
+    def drafter(self, name: str) -> Drafter | Arbiter:
         close = SmallModel(FakeModel(self.table(7, 0.2), self.vocab), self.vocab, name="close")
         known = np.flatnonzero(np.arange(self.vocab) % 3).astype(np.int32)
         match name:
@@ -192,13 +192,13 @@ class Fake:
         return context[start:]
 
     def speculate(
-        self, name: str, mode: str | SamplingParams, drafter: Drafter, k: int, budget: int = 55
+        self, name: str, mode: str | SamplingParams, drafter: Drafter | Arbiter, k: int, budget: int = 55
     ) -> tuple[list[int], Stats, FakeModel]:
         context, target = self.prompt(name), self.model()
         start, stats = len(context), Stats(clock=target.clock)
-        length = drafter if k == OWN and isinstance(drafter, DraftLength) else Fixed(k)
+        policy = drafter if k == OWN and isinstance(drafter, Arbiter) else fixed(drafter, k)
         for _ in speculative(
-            target, drafter, context, MODES[mode] if isinstance(mode, str) else mode, draft_length=length,
+            target, policy, context, MODES[mode] if isinstance(mode, str) else mode,
             stop=[self.end], budget=budget, stats=stats,
             constraint=self.constraint(name),
         ):  # fmt: skip

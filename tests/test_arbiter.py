@@ -14,7 +14,7 @@ from edgespec.decode.acceptance import ByPlace, ByScore
 from edgespec.decode.calibration import ROWS_NEEDED, ForwardTimes, measure
 from edgespec.decode.constraint import Constraint
 from edgespec.decode.costs import ForwardCost
-from edgespec.decode.draft_length import DraftLength, Fixed
+from edgespec.decode.policy import FixedLength, Plain
 from edgespec.decode.speculative import speculative
 from edgespec.drafters.arbiter import Arbiter
 from edgespec.drafters.base import Drafter, NoDrafter
@@ -22,8 +22,10 @@ from edgespec.drafters.judged import Judged
 from edgespec.drafters.ngram import NGram
 from edgespec.drafters.small_model import SmallModel
 from edgespec.drafters.trials import PROBE
+from edgespec.protocols import Policy
 from edgespec.stats import Stats
-from edgespec.types import Allowed, Draft, Logits, SamplingParams
+from edgespec.types import Allowed, Draft, Logits, SamplingParams, Step, Verdict
+from tests.policies import fixed
 
 VOCAB = 32
 TABLE = random_table(VOCAB, seed=5, order=3, scale=4.0)
@@ -69,8 +71,7 @@ class World:
 
     def run(
         self,
-        drafter: Drafter,
-        length: DraftLength,
+        policy: Policy,
         prompt: Sequence[int] = PROMPT,
         constraint: Constraint | None = None,
         params: SamplingParams = GREEDY,
@@ -78,11 +79,12 @@ class World:
         """(seconds a token, books)."""
         self.target.cache.reset()
         self.model.cache.reset()
-        drafter.reset()
+        if isinstance(policy, Arbiter):
+            policy.reset()
         stats = Stats(clock=self.clock)
         context = list(prompt)
         for _ in speculative(
-            self.target, drafter, context, params, draft_length=length, stop=(), budget=BUDGET, stats=stats,
+            self.target, policy, context, params, stop=(), budget=BUDGET, stats=stats,
             constraint=constraint,
         ):  # fmt: skip
             rows = list(self.model.cache.tokens)
@@ -91,7 +93,7 @@ class World:
 
 
 def plain(world: World, prompt: Sequence[int] = PROMPT) -> float:
-    return world.run(NoDrafter(), Fixed(0), prompt)[0]
+    return world.run(Plain(), prompt)[0]
 
 
 @pytest.mark.parametrize("step_s", [0.02, 0.1, 0.4])
@@ -102,8 +104,8 @@ def test_a_useless_draft_costs_no_more_than_the_probes(draft: Table, step_s: flo
     world = World(draft, step_s)
     arbiter = world.arbiter()
     base = plain(world)
-    assert world.run(arbiter, arbiter)[0] < base * 1.05, "while it learns"
-    assert world.run(arbiter, arbiter)[0] < base * 1.02, "once it knows"
+    assert world.run(arbiter)[0] < base * 1.05, "while it learns"
+    assert world.run(arbiter)[0] < base * 1.02, "once it knows"
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -114,9 +116,9 @@ def test_a_draft_that_finds_no_token_to_propose_costs_no_more_than_the_probes(te
     world.model.vocab_size = 1
     world.small = SmallModel(world.model, VOCAB, id_map=np.array([3], np.int32))
     arbiter = world.arbiter()
-    base = world.run(NoDrafter(), Fixed(0), params=params)[0]
-    assert world.run(arbiter, arbiter, params=params)[0] < base * 1.05, "while it learns"
-    each_s, stats = world.run(arbiter, arbiter, params=params)
+    base = world.run(Plain(), params=params)[0]
+    assert world.run(arbiter, params=params)[0] < base * 1.05, "while it learns"
+    each_s, stats = world.run(arbiter, params=params)
     assert each_s < base * 1.02, "once it knows"
     assert any(r.draft_s for r in stats.rounds) and not stats.proposed
 
@@ -126,7 +128,7 @@ def test_a_draft_whose_context_is_full_takes_no_time_and_teaches_nothing_about_i
     world.model.cache.capacity = 600
     arbiter = world.arbiter()
     world.model.cache.capacity = 40
-    _, stats = world.run(arbiter, arbiter)
+    _, stats = world.run(arbiter)
     assert stats.rounds[0].draft_s and not any(r.draft_s for r in stats.rounds[40:])
     assert world.small.pending(40) > 0 == world.small.pending(41)
     assert arbiter._draft_s is not None and arbiter._draft_s.steady(1, 0) == pytest.approx(0.1)
@@ -139,7 +141,7 @@ def test_contenders_share_no_costs() -> None:
 
     def drafted() -> list[int]:
         part = whole.only("small_model")
-        return [r.proposed for r in world.run(part, part)[1].rounds]
+        return [r.proposed for r in world.run(part)[1].rounds]
 
     before = drafted()
     world.model.forward_s = lambda width: 0.6
@@ -153,10 +155,10 @@ def test_contenders_share_no_costs() -> None:
 def test_it_is_as_good_as_the_best_fixed_length(share: float, step_s: float) -> None:
     world = World(mixed_with_noise(share), step_s)
     arbiter = world.arbiter()
-    world.run(arbiter, arbiter)  # learns
-    own, _ = world.run(arbiter, arbiter)
-    fixed = {k: world.run(world.small, Fixed(k))[0] for k in range(9)}
-    assert own < min(fixed.values()) * 1.02, fixed
+    world.run(arbiter)  # learns
+    own, _ = world.run(arbiter)
+    lengths = {k: world.run(fixed(world.small, k))[0] for k in range(9)}
+    assert own < min(lengths.values()) * 1.02, lengths
 
 
 def test_it_takes_the_copy_where_the_text_repeats_and_the_model_elsewhere() -> None:
@@ -176,11 +178,9 @@ def test_it_takes_the_copy_where_the_text_repeats_and_the_model_elsewhere() -> N
 
     world = World(half_blind, 0.1, table=table)
     arbiter = world.arbiter([NGram()])
-    world.run(arbiter, arbiter)
-    both, stats = world.run(arbiter, arbiter)
-    alone = [
-        world.run(part, part)[0] for part in (world.arbiter([NGram()], model=False), world.arbiter()) for _ in range(2)
-    ]
+    world.run(arbiter)
+    both, stats = world.run(arbiter)
+    alone = [world.run(part)[0] for part in (world.arbiter([NGram()], model=False), world.arbiter()) for _ in range(2)]
     assert both < min(alone)
     assert {"ngram", "small_model"} <= {r.drafter for r in stats.rounds}
 
@@ -189,14 +189,11 @@ def test_a_model_that_becomes_good_is_found_again() -> None:
     good = [False]
     world = World(lambda text: TABLE(text) if good[0] else -TABLE(text))
     arbiter = world.arbiter()
-    world.run(arbiter, arbiter)
-    _, bad = world.run(arbiter, arbiter)
+    world.run(arbiter)
+    _, bad = world.run(arbiter)
     good[0] = True
-    world.run(
-        arbiter,
-        arbiter,
-    )
-    late, stats = world.run(arbiter, arbiter)
+    world.run(arbiter)
+    late, stats = world.run(arbiter)
     assert sum(r.proposed > 0 for r in bad.rounds) < 0.2 * len(bad.rounds)
     assert late < 0.5 * plain(world)
     assert stats.block_efficiency is not None and stats.block_efficiency > 3
@@ -213,14 +210,31 @@ def test_it_finds_out_that_plain_decoding_would_be_faster_than_what_it_does(
     world = World(TABLE, step_s)
     world.target.forward_s = lambda width: 1.0 + a_row_s * (width - 1)
     arbiter = world.arbiter()
-    world.run(arbiter, arbiter)  # learns that the draft is right
+    world.run(arbiter)  # learns that the draft is right
     world.target.forward_s = lambda width: float(
         (1.0 + a_row_s * (width - 1)) * (1.0 if width == 1 else 1.4) * np.exp(noise * random.standard_normal())
     )
-    _, first = world.run(arbiter, arbiter)
+    _, first = world.run(arbiter)
     assert sum(r.proposed > 0 for r in first.rounds[:8]) > 4, "it began by believing what was measured"
-    ratios = [world.run(arbiter, arbiter)[0] / plain(world) for _ in range(5)]
+    ratios = [world.run(arbiter)[0] / plain(world) for _ in range(5)]
     assert ratios[1] < 1.05 and max(ratios[2:]) < 1.03, ratios
+
+
+class Taught(FixedLength):
+    """A token every round by the model, and the arbiter is told what became of it."""
+
+    def __init__(self, drafter: Drafter, arbiter: Arbiter) -> None:
+        super().__init__(drafter, 1)
+        assert arbiter._model
+        self.candidate = arbiter._model
+
+    def draft(self, context: Sequence[int], limit: int, forced: int = 0, allowed: Allowed | None = None) -> Draft:
+        self.candidate.proposed = super().draft(context, limit, forced, allowed)
+        return self.candidate.proposed
+
+    def commit(self, context: Sequence[int], draft: Draft, verdict: Verdict, step: Step) -> None:
+        super().commit(context, draft, verdict, step)
+        self.candidate.learn(verdict.tokens)
 
 
 def test_a_perfect_draft_that_has_to_read_its_last_token_again_is_charged_with_that() -> None:
@@ -229,8 +243,8 @@ def test_a_perfect_draft_that_has_to_read_its_last_token_again_is_charged_with_t
     world.model.forward_s = lambda width: 0.85 * (1 + 0.3 * (width - 1))
     world.target.forward_s = lambda width: 1.0 + 0.1 * (width - 1) if width < 3 else float(width)
     arbiter = world.arbiter()
-    world.run(arbiter, Fixed(1, arbiter))  # learns that the draft is right
-    ratios = [world.run(arbiter, arbiter)[0] / plain(world) for _ in range(3)]
+    world.run(Taught(world.small, arbiter))  # the draft is right
+    ratios = [world.run(arbiter)[0] / plain(world) for _ in range(3)]
     assert max(ratios) < 1.02, ratios
 
 
@@ -246,8 +260,8 @@ def test_it_finds_out_that_wider_forwards_are_cheaper_than_was_measured(noise: f
     world.target.forward_s = lambda width: 1.0 if width == 1 else 0.2 + 1.5 * true(width)
     arbiter = world.arbiter()
     world.target.forward_s = true
-    best = world.run(world.small, Fixed(1))[0]
-    each = [world.run(arbiter, arbiter)[0] / best for _ in range(6)]
+    best = world.run(fixed(world.small, 1))[0]
+    each = [world.run(arbiter)[0] / best for _ in range(6)]
     assert min(each) < 1.03 and float(np.mean(each[2:])) < 1.05, each
 
 
@@ -255,8 +269,8 @@ def test_it_finds_out_that_wider_forwards_are_cheaper_than_was_measured(noise: f
 def test_looking_what_plain_decoding_would_take_costs_next_to_nothing(share: float) -> None:
     world = World(mixed_with_noise(share), 0.1)
     arbiter = world.arbiter()
-    world.run(arbiter, arbiter)
-    each_s, stats = world.run(arbiter, arbiter)
+    world.run(arbiter)
+    each_s, stats = world.run(arbiter)
     looked = [r for r in stats.rounds if r.reason == "to compare"]
     assert looked, "nobody knows what plain decoding takes now"
     lost = sum(r.target_s - each_s for r in looked)
@@ -268,10 +282,10 @@ def test_a_draft_model_reads_a_long_prompt_when_that_pays() -> None:
     world = World(TABLE, 0.0)
     world.model.forward_s = lambda width: 0.05 * width
     arbiter = world.arbiter()
-    short = world.run(arbiter, arbiter)[1]
+    short = world.run(arbiter)[1]
     assert short.prefill_s > 0 and short.rounds[0].proposed, "it reads a short one before the first round"
     arbiter = world.arbiter()
-    _, stats = world.run(arbiter, arbiter, prompt=[i % VOCAB for i in range(700)])
+    _, stats = world.run(arbiter, prompt=[i % VOCAB for i in range(700)])
     read = next(at for at, r in enumerate(stats.rounds) if r.draft_s)
     assert 20 < read < BUDGET * 3 / 4, read
     assert {r.reason for r in stats.rounds[:read]} == {"too much to read first"}
@@ -286,7 +300,7 @@ def test_a_draft_model_does_not_read_up_on_a_text_for_a_trial() -> None:
     base = plain(world)
     looked = []
     for _ in range(6):
-        each_s, stats = world.run(arbiter, arbiter)
+        each_s, stats = world.run(arbiter)
         assert each_s < base * 1.02
         looked.append(any(r.draft_s for r in stats.rounds))
     assert any(looked[3:]), "it never looks again"
@@ -295,8 +309,8 @@ def test_a_draft_model_does_not_read_up_on_a_text_for_a_trial() -> None:
 def test_trials_stay_within_their_share() -> None:
     world = World(lambda text: -TABLE(text), 0.3)
     arbiter = world.arbiter()
-    world.run(arbiter, arbiter)
-    _, stats = world.run(arbiter, arbiter)
+    world.run(arbiter)
+    _, stats = world.run(arbiter)
     tried = [r for r in stats.rounds if r.proposed]
     assert tried, "it never looks again"
     lost = sum(r.draft_s + r.target_s - target_s(1) for r in tried)
@@ -306,8 +320,8 @@ def test_trials_stay_within_their_share() -> None:
 def test_the_reason_for_not_drafting_is_in_the_books() -> None:
     world = World(lambda text: -TABLE(text))
     arbiter = world.arbiter([NGram()])
-    world.run(arbiter, arbiter)
-    _, stats = world.run(arbiter, arbiter)
+    world.run(arbiter)
+    _, stats = world.run(arbiter)
     assert {r.reason for r in stats.rounds if not r.proposed} >= {"nothing to copy"}
     assert all((r.expected is not None) == (r.proposed > 0) for r in stats.rounds)
 
@@ -316,8 +330,8 @@ def test_it_does_not_draft_where_width_is_dear() -> None:
     world = World(TABLE, 0.1)
     world.target.forward_s = lambda width: float(width)  # no forward checks two tokens for less than two would cost
     arbiter = world.arbiter()
-    world.run(arbiter, arbiter)
-    ratio = world.run(arbiter, arbiter)[0] / plain(world)
+    world.run(arbiter)
+    ratio = world.run(arbiter)[0] / plain(world)
     assert ratio < 1.02
 
 
@@ -343,8 +357,8 @@ def test_a_draft_is_cut_where_its_score_says_so() -> None:
     world = World(TABLE)
     world.target.forward_s = lambda width: 1.0 + 0.3 * (width - 1)
     arbiter = world.arbiter([Scored()], model=False)
-    world.run(arbiter, arbiter)
-    _, stats = world.run(arbiter, arbiter)
+    world.run(arbiter)
+    _, stats = world.run(arbiter)
     assert stats.acceptance_rate is not None and stats.acceptance_rate > 0.95
     assert stats.accepted > 0.3 * BUDGET
 
@@ -366,8 +380,8 @@ def test_trees_are_drafted_where_rows_are_cheap_and_never_where_they_are_dear() 
             world = World(second_best_is_right, 0.05)
             world.target.forward_s = lambda width, a_row_s=a_row_s: 1.0 + a_row_s * (width - 1)
             arbiter = world.arbiter(trees=trees)
-            world.run(arbiter, arbiter)
-            each_s, stats = world.run(arbiter, arbiter)
+            world.run(arbiter)
+            each_s, stats = world.run(arbiter)
             seconds.append(each_s)
             shares.append(sum(r.proposed > r.accepted + 1 for r in stats.rounds) / len(stats.rounds))
     assert seconds[1] < 0.85 * seconds[0], "cheap rows: both answers are verified"
@@ -388,8 +402,7 @@ def test_a_draft_pays_for_the_rows_that_it_adds_to_forced_ones() -> None:
     for forced in (0, 1, 2, 3):
         arbiter = Arbiter([Sure()], None, target_s=ForwardCost(steps))
         arbiter.begin(PROMPT, GREEDY)
-        k = arbiter.next(5, forced)
-        drafted.append(len(arbiter.propose([*PROMPT, *range(forced)], min(k, 1))))
+        drafted.append(len(arbiter.draft([*PROMPT, *range(forced)], 1, forced)))
     assert drafted == [1, 1, 1, 0]
 
 
@@ -422,11 +435,11 @@ def test_with_forced_tokens_too_it_is_as_good_as_the_best_fixed_length(share: fl
     world = World(mixed_with_noise(share), 0.15)
     world.target.forward_s = lambda width: 1.0 + 0.4 * max(0, width - widest_free)
     arbiter = world.arbiter()
-    world.run(arbiter, arbiter, constraint=Runs())
-    own, stats = world.run(arbiter, arbiter, constraint=Runs())
+    world.run(arbiter, constraint=Runs())
+    own, stats = world.run(arbiter, constraint=Runs())
     assert stats.forced > 0.2 * BUDGET
-    fixed = {k: world.run(world.small, Fixed(k), constraint=Runs())[0] for k in range(6)}
-    assert own < min(fixed.values()) * 1.05, fixed
+    lengths = {k: world.run(fixed(world.small, k), constraint=Runs())[0] for k in range(6)}
+    assert own < min(lengths.values()) * 1.05, lengths
 
 
 # What it learns from
@@ -492,25 +505,32 @@ def test_widths_keep_still_where_changes_are_dear(share: float) -> None:
     without regard to changes nearly every round has another width."""
     world = World(mixed_with_noise(share), 0.05)
     shapes = Shapes(world)
-    fixed = {k: world.run(world.small, Fixed(k))[0] for k in range(9)}
+    lengths = {k: world.run(fixed(world.small, k))[0] for k in range(9)}
     arbiter = world.arbiter()
-    world.target.width = arbiter.target_s.take
-    world.run(arbiter, arbiter)  # learns
+    world.run(arbiter)  # learns
     shapes.changes = 0
-    own, stats = world.run(arbiter, arbiter)
-    assert own < min(fixed.values()) * 1.03, fixed
+    own, stats = world.run(arbiter)
+    assert own < min(lengths.values()) * 1.03, lengths
     assert shapes.changes < 3 + 0.1 * len(stats.rounds)
+
+
+def ran(cost: ForwardCost, tokens: int) -> int:
+    """The width at which a forward of so many tokens ran."""
+    width = cost.width(tokens, 0)
+    assert cost.width(tokens, 0) == width, "asking changes nothing"
+    cost.update(tokens, 0, width, None)
+    return width
 
 
 def test_home_follows_what_is_asked_for() -> None:
     cost = ForwardCost(ForwardTimes((1, 2, 4, 8), 0, 100, (1.0, 1.1, 1.4, 2.0), (1.0, 1.1, 1.4, 2.0), 0.5))
-    assert [cost.take(1) for _ in range(20)] == [1] * 20
+    assert [ran(cost, 1) for _ in range(20)] == [1] * 20
     asked = [2, 1, 3, 1, 2, 4] * 20
-    ran = [cost.take(n) for n in asked]
-    assert all(width >= n for width, n in zip(ran, asked, strict=True))
-    assert set(ran[60:]) == {4}
-    assert [cost.take(1) for _ in range(60)][-1] == 1
-    assert cost.take(30) == 30, "wider than any measured: as it is"
+    widths = [ran(cost, n) for n in asked]
+    assert all(width >= n for width, n in zip(widths, asked, strict=True))
+    assert set(widths[60:]) == {4}
+    assert [ran(cost, 1) for _ in range(60)][-1] == 1
+    assert ran(cost, 30) == 30, "wider than any measured: as it is"
 
 
 def test_between_two_texts_home_moves_for_nothing() -> None:
@@ -519,9 +539,9 @@ def test_between_two_texts_home_moves_for_nothing() -> None:
     earned = {2: 0.0, 3: -0.02, 8: -0.2}  # nothing is drafted
     for _ in range(200):
         cost.prefer(earned.__getitem__)
-        assert cost.take(1) == 3
+        assert ran(cost, 1) == 3
     cost.begin()
-    assert cost.home == 2 and cost.take(1) == 2
+    assert cost.home == 2 and ran(cost, 1) == 2
     earned[8] = 0.009  # too little to tell apart
     for _ in range(20):
         cost.prefer(earned.__getitem__)
@@ -540,9 +560,9 @@ def test_costs_are_measured_and_follow_the_machine() -> None:
         assert cost(width, 0) == pytest.approx(cost_of(width))
     slow[0] = 2.0
     for _ in range(60):
-        cost.update(1, 100, cost_of(1))
+        cost.update(1, 100, 1, cost_of(1))
     assert cost(1, 100) == pytest.approx(1.2, rel=0.05)
     assert cost(8, 100) > 1.8, "widths not seen since follow too"
     before = cost(1, 100)
-    cost.update(1, 100, 800.0)
+    cost.update(1, 100, 1, 800.0)
     assert cost(1, 100) < before * 1.1, "one outlier says little"

@@ -95,7 +95,7 @@ def test_a_trial_costs_what_its_tokens_do_not_bring_in() -> None:
 
 
 def test_every_forward_of_a_run_is_seen(pipeline: Pipeline) -> None:
-    model = pipeline.drafter.model.model  # type: ignore[attr-defined]
+    model = pipeline.draft_model
     models = {"target": pipeline.target, "draft": model}
     with watched(models, lambda: True) as calls:
         stats = pipeline.generate("Hello", max_new_tokens=12, num_draft_tokens=2).stats

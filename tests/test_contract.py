@@ -429,8 +429,8 @@ def test_the_exact_range_is_found_by_trying(tiny_ir: Path, monkeypatch: pytest.M
     class Moody(FakeModel):
         same = range(5, 33)
 
-        def forward(self, tokens, tree=None, num_logits=None):  # type: ignore[no-untyped-def]
-            step = super().forward(tokens, tree, num_logits)
+        def forward(self, tokens, tree=None, **options):  # type: ignore[no-untyped-def]
+            step = super().forward(tokens, tree, **options)
             return step if len(tokens) in self.same else Step(step.logits + np.float32(1e-5 * len(tokens)))
 
     assert find_exact_widths(Moody(table, 50)) == ExactWidths(5, 32)
@@ -446,8 +446,8 @@ def test_a_width_that_differs_now_and_then_is_not_exact(monkeypatch: pytest.Monk
     table = random_table(50, seed=1)
 
     class Fickle(FakeModel):
-        def forward(self, tokens, tree=None, num_logits=None):  # type: ignore[no-untyped-def]
-            step = super().forward(tokens, tree, num_logits)
+        def forward(self, tokens, tree=None, **options):  # type: ignore[no-untyped-def]
+            step = super().forward(tokens, tree, **options)
             differs = len(tokens) == 1 and self.cache.length % 16 == 0
             return Step(step.logits + np.float32(1e-6)) if differs else step
 

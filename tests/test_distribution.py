@@ -25,17 +25,18 @@ from edgespec.backends.fake import FakeModel, Table, random_table
 from edgespec.decode.calibration import ForwardTimes
 from edgespec.decode.constraint import Constraint
 from edgespec.decode.costs import ForwardCost
-from edgespec.decode.draft_length import DraftLength, Fixed
 from edgespec.decode.sampling import ACCEPT, CORRECT, DRAFT, adjust, distribution, pick, probabilities, uniform
 from edgespec.decode.speculative import speculative
 from edgespec.decode.verify import residual, without
 from edgespec.drafters.arbiter import Arbiter
 from edgespec.drafters.base import Drafter, NoDrafter
+from edgespec.drafters.first_match import FirstMatch
 from edgespec.drafters.ngram import NGram
 from edgespec.drafters.small_model import SmallModel
 from edgespec.pipeline import Pipeline
 from edgespec.stats import Stats
 from edgespec.types import Allowed, Distribution, Draft, Logits, SamplingParams, Step, Verdict
+from tests.policies import fixed
 
 VOCAB = 5
 PROMPT = [1, 0, 2, 0, 2]
@@ -142,7 +143,7 @@ class Peeking(NoDrafter):
         self.inner.commit(context, draft, verdict, step)
 
 
-Parts = tuple[Table, Callable[[], Drafter]]
+Parts = tuple[Table, Callable[[], Drafter | Arbiter]]
 WORLDS: dict[str, Parts] = {
     "equal": (TARGET, lambda: chain(TARGET)),
     "close": (TARGET, lambda: chain(CLOSE)),
@@ -200,7 +201,7 @@ def ruled(text: tuple[int, ...]) -> Logits:
 
 def written(
     target: FakeModel,
-    drafter: Drafter,
+    drafter: Drafter | Arbiter,
     settings: dict[str, Any],
     prompt: Sequence[int],
     seeds: int,
@@ -210,11 +211,10 @@ def written(
     for seed in range(seeds):
         context = list(prompt)
         params = SamplingParams(**settings, seed=seed)
-        length = drafter if isinstance(drafter, DraftLength) else Fixed(2)
+        policy = drafter if isinstance(drafter, Arbiter) else fixed(drafter, 2)
         stats = Stats(clock=target.clock)
         loop = speculative(
-            target, drafter, context, params, draft_length=length, stop=(), budget=TOKENS, stats=stats,
-            constraint=rules(),
+            target, policy, context, params, stop=(), budget=TOKENS, stats=stats, constraint=rules(),
         )  # fmt: skip
         for _ in loop:
             pass
@@ -495,7 +495,7 @@ def surplus(settings: dict[str, Any], hoped: Callable[[float], float]) -> float:
     )
     assert isinstance(drafter.model, FakeModel)
     context, stats = [1, 2, 3], Stats()
-    loop = speculative(target, drafter, context, params, draft_length=Fixed(1), stop=(), budget=1200, stats=stats)
+    loop = speculative(target, fixed(drafter, 1), context, params, stop=(), budget=1200, stats=stats)
     difference = variance = 0.0
     length = len(context)
     for tokens in loop:
@@ -532,12 +532,12 @@ def remembered(model: Any, capacity: int) -> FakeModel:
 
 
 def test_the_default_pairs_first_three_tokens(pipeline: Pipeline) -> None:
-    assert isinstance(pipeline.drafter, Arbiter) and isinstance(pipeline.drafter.model, SmallModel)
+    assert isinstance(pipeline.drafter, FirstMatch) and isinstance(pipeline.drafter.last, SmallModel)
     prompt = pipeline.tokenizer.encode("Once upon a time there was a", raw=True)
     settings = {"temperature": 1.2, "top_k": 4} | REJECTION
     capacity = len(prompt) + 8
     target = remembered(pipeline.target, capacity)
-    drafter = copy.copy(pipeline.drafter.model)
+    drafter = copy.copy(pipeline.drafter.last)
     drafter.model = remembered(drafter.model, capacity)
     law = expected(target.table, target.vocab_size, settings, prompt)
     assert len(law) == 4**TOKENS

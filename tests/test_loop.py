@@ -13,7 +13,7 @@ from edgespec.backends.fake import FakeModel, VirtualClock, random_table
 from edgespec.decode.autoregressive import autoregressive
 from edgespec.decode.calibration import ForwardTimes
 from edgespec.decode.costs import ForwardCost
-from edgespec.decode.draft_length import DraftLength, Fixed, Heuristic
+from edgespec.decode.policy import Heuristic, Plain
 from edgespec.decode.speculative import speculative
 from edgespec.drafters.arbiter import Arbiter
 from edgespec.drafters.base import Drafter, NoDrafter
@@ -25,6 +25,7 @@ from edgespec.drafters.small_model import SmallModel
 from edgespec.errors import IncompatiblePair
 from edgespec.stats import Stats, check_identities
 from edgespec.types import Allowed, Draft, Logits, SamplingParams, Step, Verdict
+from tests.policies import fixed, own_length
 
 VOCAB = 24
 TABLE = random_table(VOCAB, seed=3)
@@ -134,35 +135,33 @@ def oracle(params: SamplingParams, budget: int = 40, stop: Sequence[int] = ()) -
 
 
 def run(
-    drafter: Drafter,
+    drafter: Drafter | Arbiter,
     params: SamplingParams,
-    draft_length: DraftLength,
+    k: int | None,
     *,
     target: FakeModel | None = None,
     budget: int = 40,
     stop: Sequence[int] = (),
 ) -> tuple[list[int], Stats, FakeModel]:
     target = target or FakeModel(TABLE, VOCAB)
+    policy = own_length(drafter) if k is None else fixed(drafter, k)
     context, stats = list(PROMPT), Stats(clock=target.clock)
-    for _ in speculative(
-        target, drafter, context, params, draft_length=draft_length, stop=stop, budget=budget, stats=stats
-    ):
+    for _ in speculative(target, policy, context, params, stop=stop, budget=budget, stats=stats):
         pass
     return context, stats, target
 
 
-@pytest.mark.parametrize("k", [0, 1, 2, 4, 8, "own"])
+@pytest.mark.parametrize("k", [0, 1, 2, 4, 8, None])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", DRAFTERS)
-def test_output_is_the_oracles_with_any_drafter_mode_and_length(name: str, mode: str, k: int | str) -> None:
+def test_output_is_the_oracles_with_any_drafter_mode_and_length(name: str, mode: str, k: int | None) -> None:
     drafter = DRAFTERS[name]()
-    length = Fixed(k) if isinstance(k, int) else drafter if isinstance(drafter, DraftLength) else Heuristic()
-    context, stats, target = run(drafter, MODES[mode], length)
+    context, stats, target = run(drafter, MODES[mode], k)
     assert context == oracle(MODES[mode])
     check_identities(stats.rounds)
     assert stats.committed == len(context) - len(PROMPT)
     assert target.cache.length == len(context) - 1
-    again, *_ = run(drafter, MODES[mode], length, target=target)  # caches are right for the next generation too
+    again, *_ = run(drafter, MODES[mode], k, target=target)  # caches are right for the next generation too
     assert again == context
 
 
@@ -172,7 +171,7 @@ def test_output_is_the_oracles_where_the_first_forward_reads_the_end_of_the_prom
     drafter = DRAFTERS[name]()
     for k in (0, 1, 4):
         target = FakeModel(TABLE, VOCAB, leaves=8)
-        context, stats, _ = run(drafter, MODES[mode], Fixed(k), target=target)
+        context, stats, _ = run(drafter, MODES[mode], k, target=target)
         assert context == oracle(MODES[mode])
         check_identities(stats.rounds)
         assert list(target.cache.tokens) == context[:-1]
@@ -180,7 +179,7 @@ def test_output_is_the_oracles_where_the_first_forward_reads_the_end_of_the_prom
         assert [r.read for r in stats.rounds] == [unread] + [0] * (len(stats.rounds) - 1)
         assert target.widths[0] == unread + 1 + stats.rounds[0].evaluated
         assert stats.decoded == stats.committed - stats.rounds[0].committed
-        again, stats, _ = run(drafter, MODES[mode], Fixed(k), target=target)  # nothing is unread this time
+        again, stats, _ = run(drafter, MODES[mode], k, target=target)  # nothing is unread this time
         assert again == context and stats.rounds[0].read == 0
 
 
@@ -191,9 +190,7 @@ def test_an_end_too_long_for_one_forward_with_a_draft_is_read_before() -> None:
     for _ in autoregressive(FakeModel(TABLE, VOCAB), expected, SamplingParams(), stop=(), budget=9):
         pass
     stats = Stats(clock=target.clock)
-    for _ in speculative(
-        target, NoDrafter(), context, SamplingParams(), draft_length=Fixed(0), stop=(), budget=9, stats=stats
-    ):
+    for _ in speculative(target, Plain(), context, SamplingParams(), stop=(), budget=9, stats=stats):
         pass
     assert context == expected
     assert target.widths == [40, 9] + [1] * 9 and stats.rounds[0].read == 0
@@ -203,7 +200,7 @@ def test_the_progress_of_a_prefill_comes_to_its_end() -> None:
     seen: list[tuple[int, int]] = []
     target = FakeModel(TABLE, VOCAB, leaves=8)
     for _ in speculative(
-        target, NoDrafter(), list(PROMPT), SamplingParams(), draft_length=Fixed(0), stop=(), budget=3,
+        target, Plain(), list(PROMPT), SamplingParams(), stop=(), budget=3,
         stats=Stats(clock=target.clock), progress=lambda done, total: seen.append((done, total)),
     ):  # fmt: skip
         pass
@@ -214,14 +211,14 @@ def test_by_rejection_a_fixed_length_does_not_depend_on_what_is_in_the_cache() -
     """A long one has its room in the first forward, too."""
     drafter, params = DRAFTERS["equal"](), REJECTION["sampled"]
     target = FakeModel(TABLE, VOCAB, leaves=64)
-    first, stats, _ = run(drafter, params, Fixed(62), target=target, budget=150)
-    again, _, _ = run(drafter, params, Fixed(62), target=target, budget=150)
+    first, stats, _ = run(drafter, params, 62, target=target, budget=150)
+    again, _, _ = run(drafter, params, 62, target=target, budget=150)
     assert first == again and stats.rounds[0].proposed == 62
 
 
 def test_a_perfect_draft_is_always_accepted_greedy_and_sampled() -> None:
     for mode in ("greedy", "sampled", "truncated", "sampled-penalty"):
-        _, stats, target = run(DRAFTERS["equal"](), MODES[mode], Fixed(4))
+        _, stats, target = run(DRAFTERS["equal"](), MODES[mode], 4)
         assert stats.acceptance_rate == 1.0
         assert stats.block_efficiency == 5.0
         assert target.widths[1:] == [5] * 8
@@ -239,11 +236,11 @@ def test_rejection_repeats_and_keeps_books_and_caches(name: str, mode: str) -> N
     """Which tokens come depends on the draft; a run with the same one is the same run."""
     drafter, params = DRAFTERS[name](), REJECTION[mode]
     for k in (0, 1, 4):
-        context, stats, target = run(drafter, params, Fixed(k))
+        context, stats, target = run(drafter, params, k)
         check_identities(stats.rounds)
         assert stats.committed == len(context) - len(PROMPT)
         assert list(target.cache.tokens) == context[:-1]
-        again, *_ = run(drafter, params, Fixed(k), target=target)
+        again, *_ = run(drafter, params, k, target=target)
         assert again == context
         if k == 0 or name in ("none", "junk", "trees", "ngram"):  # nothing was drawn, so nothing is rejected
             assert context == oracle(params)
@@ -266,25 +263,25 @@ class Remembering(Junk):
 def test_beside_a_model_rejection_does_not_depend_on_earlier_texts() -> None:
     """Where it drafts, the model does not, and by rejection that would be another text."""
     both = arbiter(close_to(5), [Remembering()])
-    first, second = (run(both, REJECTION["sampled"], Fixed(4)) for _ in range(2))
+    first, second = (run(both, REJECTION["sampled"], 4) for _ in range(2))
     assert first[0] == second[0]
     assert set(second[1].by_drafter) == {"small_model"}
-    _, coupled, _ = run(both, MODES["sampled"], Fixed(4))
+    _, coupled, _ = run(both, MODES["sampled"], 4)
     assert set(coupled.by_drafter) == {"remembering", "small_model"}
     alone = arbiter(None, [Remembering()])
-    assert [set(run(alone, REJECTION["sampled"], Fixed(4))[1].by_drafter) for _ in range(2)] == [set(), {"remembering"}]
+    assert [set(run(alone, REJECTION["sampled"], 4)[1].by_drafter) for _ in range(2)] == [set(), {"remembering"}]
 
 
 def test_rejection_depends_on_the_draft_and_leaves_greedy_alone() -> None:
-    texts = {tuple(run(DRAFTERS[name](), REJECTION["sampled"], Fixed(4))[0]) for name in ("equal", "close", "trimmed")}
+    texts = {tuple(run(DRAFTERS[name](), REJECTION["sampled"], 4)[0]) for name in ("equal", "close", "trimmed")}
     assert len(texts) == 3
     greedy = SamplingParams(repetition_penalty=1.3, verification="rejection")
-    assert run(DRAFTERS["close"](), greedy, Fixed(4))[0] == oracle(greedy)
+    assert run(DRAFTERS["close"](), greedy, 4)[0] == oracle(greedy)
 
 
 def test_rejection_accepts_a_perfect_draft_always() -> None:
     for params in REJECTION.values():
-        _, stats, _ = run(DRAFTERS["equal"](), params, Fixed(4))
+        _, stats, _ = run(DRAFTERS["equal"](), params, 4)
         assert stats.acceptance_rate == 1.0
 
 
@@ -312,11 +309,11 @@ def test_a_draft_for_rejection_says_what_it_was_drawn_from() -> None:
 def test_noise_is_shared_so_a_close_draft_agrees_more_often_than_chance_would_have_it() -> None:
     """Independent draws from two distributions agree with the sum of products; coupled ones nearly with the overlap."""
     params = SamplingParams(temperature=1.0, seed=1)
-    _, stats, _ = run(DRAFTERS["close"](), params, Fixed(1), budget=300)
+    _, stats, _ = run(DRAFTERS["close"](), params, 1, budget=300)
     agree: list[float] = []
     overlap: list[float] = []
     target, draft = FakeModel(TABLE, VOCAB), close_to(5)
-    context, *_ = run(NoDrafter(), params, Fixed(0), target=target, budget=300)
+    context, *_ = run(NoDrafter(), params, 0, target=target, budget=300)
     for end in range(len(PROMPT), len(context)):
         p, q = (_softmax(m.table(tuple(context[:end]))) for m in (target, draft))
         agree.append(float((p * q).sum()))
@@ -355,7 +352,7 @@ def test_stop_token_and_budget_cut_before_anything_is_committed() -> None:
     for stop, budget in itertools.product([(), (plain[15],), (plain[7],)], [1, 2, 3, 5, 13, 40]):
         expected = oracle(MODES["sampled"], budget, stop)
         for k in (0, 1, 3, 8):
-            context, stats, target = run(DRAFTERS["equal"](), MODES["sampled"], Fixed(k), budget=budget, stop=stop)
+            context, stats, target = run(DRAFTERS["equal"](), MODES["sampled"], k, budget=budget, stop=stop)
             assert context == expected, (stop, budget, k)
             assert target.cache.length == len(context) - 1
             check_identities(stats.rounds)
@@ -366,7 +363,7 @@ def test_an_abandoned_generator_leaves_the_caches_right() -> None:
     for rounds in range(1, 6):
         target, drafter, context = FakeModel(TABLE, VOCAB), DRAFTERS["close"](), list(PROMPT)
         loop: Iterator[list[int]] = speculative(
-            target, drafter, context, MODES["greedy"], draft_length=Fixed(3), stop=(), budget=60, stats=Stats()
+            target, fixed(drafter, 3), context, MODES["greedy"], stop=(), budget=60, stats=Stats()
         )
         for _ in range(rounds):
             next(loop)
@@ -377,9 +374,7 @@ def test_an_abandoned_generator_leaves_the_caches_right() -> None:
             isinstance(drafter, SmallModel)
             and list(drafter.model.cache.tokens) == context[: drafter.model.cache.length]
         )
-        rest = speculative(
-            target, drafter, context, MODES["greedy"], draft_length=Fixed(3), stop=(), budget=30, stats=Stats()
-        )
+        rest = speculative(target, fixed(drafter, 3), context, MODES["greedy"], stop=(), budget=30, stats=Stats())
         assert context == expected[: len(context)]
         list(rest)
         assert context == expected[: len(context)] and len(context) >= len(PROMPT) + 30
@@ -387,15 +382,13 @@ def test_an_abandoned_generator_leaves_the_caches_right() -> None:
 
 def test_the_text_goes_on_to_the_last_row_of_the_context() -> None:
     for capacity, k in itertools.product((6, 9, 16, 17), (0, 1, 4, 8)):
-        context, *_ = run(
-            DRAFTERS["equal"](), MODES["greedy"], Fixed(k), target=FakeModel(TABLE, VOCAB, capacity=capacity)
-        )
+        context, *_ = run(DRAFTERS["equal"](), MODES["greedy"], k, target=FakeModel(TABLE, VOCAB, capacity=capacity))
         assert len(context) == capacity + 1  # the last token needs no row
         assert context == oracle(MODES["greedy"])[: capacity + 1]
 
 
 def test_drafting_never_reaches_past_what_budget_leaves() -> None:
-    _, _, target = run(DRAFTERS["equal"](), MODES["greedy"], Fixed(8), budget=4)
+    _, _, target = run(DRAFTERS["equal"](), MODES["greedy"], 8, budget=4)
     assert target.widths[1:] == [4]
 
 
@@ -405,7 +398,7 @@ def test_a_drafter_catches_up_by_one_after_a_miss_and_by_two_after_a_full_accept
         assert isinstance(drafter, SmallModel)
         draft_model = drafter.model
         assert isinstance(draft_model, FakeModel)
-        run(drafter, MODES["greedy"], Fixed(3), budget=20)
+        run(drafter, MODES["greedy"], 3, budget=20)
         later = draft_model.widths[4:]  # after prefill and the first round
         assert later[0::3] == [width] * len(later[0::3])
 
@@ -423,12 +416,12 @@ def test_every_drafter_is_told_which_token_each_row_of_logits_follows() -> None:
             assert np.array_equal(step.logits, [TABLE(tuple(text)) for text in seen])
             rounds.append(len(draft))
 
-    for mode, length in (("greedy", Fixed(4)), ("sampled", Fixed(4)), ("greedy", None)):
+    for mode, k in (("greedy", 4), ("sampled", 4), ("greedy", None)):
         for others in (["trees"], ["ngram", "junk"], ["recycling tree"]):
             alone = arbiter(None, [*(DRAFTERS[other]() for other in others), Listener()], trees=True)
-            run(alone, MODES[mode], length or alone)
+            run(alone, MODES[mode], k)
             both = arbiter(close_to(5), [Listener(), *(DRAFTERS[other]() for other in others)])
-            run(both, MODES[mode], length or both)
+            run(both, MODES[mode], k)
     assert set(rounds) >= {0, 1, 2, 3, 4}
 
 
@@ -436,26 +429,30 @@ def test_time_is_where_the_models_say() -> None:
     clock = VirtualClock()
     target = FakeModel(TABLE, VOCAB, clock=clock, forward_s=lambda width: 10.0)
     draft = FakeModel(TABLE, VOCAB, clock=clock, forward_s=lambda width: 1.0)
-    _, stats, _ = run(SmallModel(draft, VOCAB), MODES["greedy"], Fixed(4), target=target, budget=20)
+    _, stats, _ = run(SmallModel(draft, VOCAB), MODES["greedy"], 4, target=target, budget=20)
     assert stats.prefill_s == 11.0
     assert [(r.draft_s, r.target_s, r.host_s) for r in stats.rounds] == [(4.0, 10.0, 0.0)] * 4
     assert stats.decode_s == 56.0
 
 
 def test_heuristic_follows_transformers_rule() -> None:
-    length = Heuristic(k=4)
+    class Obedient(NoDrafter):
+        def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
+            return Draft((0,) * k)
+
+    policy = Heuristic(Obedient(), k=4)
     step = Step(np.zeros((1, 1), np.float32))
     assert step.hidden is None
 
     def after(proposed: int, accepted: int) -> int:
         from edgespec.types import Round
 
-        length.update(Round.of("d", Draft((0,) * proposed), Verdict(accepted, (0,), (0,)), 0, 0, 0, 0, 0))
-        return length.next(100)
+        policy.update(Round.of("d", Draft((0,) * proposed), Verdict(accepted, (0,), (0,)), step, 0, 0, 0, 0, 0))
+        return len(policy.draft(PROMPT, 100))
 
     assert [after(4, 4), after(6, 2), after(5, 5), after(0, 0)] == [6, 5, 7, 7]
     assert [after(7, 0) for _ in range(9)][-1] == 1
-    assert length.next(0) == 0
+    assert len(policy.draft(PROMPT, 0)) == 0
 
 
 def test_a_draft_trimmed_on_both_sides_reads_its_own_ids_and_proposes_the_targets() -> None:

@@ -16,10 +16,11 @@ import pytest
 from edgespec.decode.autoregressive import autoregressive
 from edgespec.decode.calibration import ForwardTimes
 from edgespec.decode.costs import ForwardCost
-from edgespec.decode.draft_length import Fixed
+from edgespec.decode.policy import FixedLength, Plain
 from edgespec.decode.speculative import speculative
 from edgespec.drafters.arbiter import Arbiter
 from edgespec.drafters.base import Drafter, NoDrafter
+from edgespec.drafters.first_match import FirstMatch
 from edgespec.drafters.ngram import NGram
 from edgespec.drafters.pool import Pool
 from edgespec.drafters.recycling import Recycling
@@ -49,14 +50,15 @@ def slow(cases: Iterable[tuple[str, int]]) -> list[Any]:
 
 
 @pytest.fixture(scope="session")
-def drafters(pipeline: Pipeline, random_draft_ir: Path, plain) -> dict[str, Drafter]:  # type: ignore[no-untyped-def]
+def drafters(pipeline: Pipeline, random_draft_ir: Path, plain) -> dict[str, Drafter | None]:  # type: ignore[no-untyped-def]
+    """None: what the pipeline has."""
     itself = load_ir(_target_xml(pipeline), is_draft=True)
     return {
         "none": NoDrafter(),
         "ngram": NGram(),
         "random": SmallModel(load_ir(random_draft_ir, is_draft=True), pipeline.target.vocab_size, name="random"),
         "itself": SmallModel(itself, pipeline.target.vocab_size, name="itself"),
-        "shipped": pipeline.drafter,
+        "shipped": None,
         "recycling": Recycling(pipeline.target.vocab_size),
         "pool": Pool(4096, shortest=2),
         "retrieval": Retrieval([pipeline.tokenizer.encode(text) + plain(text, "greedy") for text in PROMPTS]),
@@ -96,7 +98,7 @@ def plain(pipeline: Pipeline):  # type: ignore[no-untyped-def]
     ],
 )
 def test_exact_numerics_give_plain_decodings_tokens(
-    pipeline: Pipeline, drafters: dict[str, Drafter], plain, name: str, mode: str, k: int  # type: ignore[no-untyped-def]
+    pipeline: Pipeline, drafters: dict[str, Drafter | None], plain, name: str, mode: str, k: int  # type: ignore[no-untyped-def]
 ) -> None:  # fmt: skip
     for prompt in PROMPTS:
         expected = plain(prompt, mode)
@@ -128,17 +130,17 @@ def onnx_pipeline() -> Pipeline:
     ],
 )
 def test_so_they_do_on_onnx_runtime(
-    onnx_pipeline: Pipeline, drafters: dict[str, Drafter], name: str, mode: str, k: int | None
+    onnx_pipeline: Pipeline, drafters: dict[str, Drafter | None], name: str, mode: str, k: int | None
 ) -> None:
     pipeline = onnx_pipeline
     assert pipeline.target.capabilities.backend == "onnxruntime"
     for prompt in PROMPTS:
-        drafter = {**drafters, "shipped": pipeline.drafter, "auto": as_if_it_paid(pipeline)}[name]
+        policy = as_if_it_paid(pipeline) if name == "auto" else None
         options = {"sampling": MODES[mode], "max_new_tokens": TOKENS, "ignore_eos": True}
         ids = pipeline.tokenizer.encode(prompt)
         pipeline.target.cache.reset()
-        plain = pipeline.generate(ids, num_draft_tokens=0, drafter=NoDrafter(), **options)
-        drafted = pipeline.generate(ids, num_draft_tokens=k, drafter=drafter, **options)
+        plain = pipeline.generate(ids, policy=Plain(), **options)
+        drafted = pipeline.generate(ids, num_draft_tokens=k, drafter=drafters.get(name), policy=policy, **options)
         assert drafted.token_ids == plain.token_ids and drafted.numerics == "exact"
         assert name not in ("auto", "shipped") or drafted.stats.proposed > 0
         check_identities(drafted.stats.rounds)
@@ -149,12 +151,12 @@ def as_if_it_paid(pipeline: Pipeline) -> Arbiter:
     is not for a test to say."""
     target_s = ForwardCost(ForwardTimes((1, 8), 64, 512, (0.010, 0.012), (0.010, 0.012)))
     draft_s = ForwardCost(ForwardTimes((1,), 64, 512, (0.001,), (0.001,)))
-    assert isinstance(pipeline.drafter, Arbiter)
-    return Arbiter([NGram(), Pool()], pipeline.drafter.model, target_s=target_s, draft_s=draft_s)
+    assert isinstance(pipeline.drafter, FirstMatch)
+    return Arbiter([NGram(), Pool()], pipeline.drafter.last, target_s=target_s, draft_s=draft_s)
 
 
 def test_the_targets_own_copy_agrees_nearly_always_greedy_and_sampled(
-    pipeline: Pipeline, drafters: dict[str, Drafter]
+    pipeline: Pipeline, drafters: dict[str, Drafter | None]
 ) -> None:
     for mode in ("greedy", "sampled"):
         result = pipeline.generate(
@@ -165,7 +167,7 @@ def test_the_targets_own_copy_agrees_nearly_always_greedy_and_sampled(
 
 
 def test_rejection_repeats_and_is_plain_decoding_where_nothing_is_drawn(
-    pipeline: Pipeline, drafters: dict[str, Drafter]
+    pipeline: Pipeline, drafters: dict[str, Drafter | None]
 ) -> None:
     """Its distribution is looked at in tests/test_distribution.py."""
     texts = {}
@@ -192,7 +194,7 @@ def test_rejection_repeats_and_is_plain_decoding_where_nothing_is_drawn(
     ],
 )
 def test_fast_numerics_keep_the_books_and_the_sense(
-    fast_pipeline: Pipeline, pipeline: Pipeline, drafters: dict[str, Drafter], name: str, k: int
+    fast_pipeline: Pipeline, pipeline: Pipeline, drafters: dict[str, Drafter | None], name: str, k: int
 ) -> None:
     """Fast numerics promise no identical tokens, and which of two near ties wins is the machine's to say; each must be
     a token that the exact target finds likely."""
@@ -217,9 +219,8 @@ def test_trees_from_a_table_are_verified_by_the_real_target(pipeline: Pipeline) 
     branched, efficiency = [], []
     for _ in range(2):
         stats, text = Stats(), list(context)
-        for _ in speculative(
-            target, drafter, text, SamplingParams(), draft_length=Fixed(8), stop=(), budget=TOKENS, stats=stats
-        ):
+        policy = FixedLength(drafter, 8)
+        for _ in speculative(target, policy, text, SamplingParams(), stop=(), budget=TOKENS, stats=stats):
             branched.append(drafter.propose(text, 8).tree is not None)
         assert "Paris" in pipeline.tokenizer.decode(text[len(context) :])
         check_identities(stats.rounds)
@@ -253,36 +254,33 @@ def test_forwards_padded_to_the_end_of_a_full_context_give_plain_decodings_token
     expected = plain(PROMPTS[1], "greedy")
     whole, cache.capacity = cache.capacity, len(prompt) + TOKENS - 1  # type: ignore[misc]
 
-    class Wide(Fixed):
-        def width(self, n: int, context: int) -> int:
-            return max(n, width)
+    class Wide(FixedLength):
+        def width(self, tokens: int, context_length: int) -> int:
+            return max(tokens, width)
 
     try:
         context = list(prompt)
-        for _ in speculative(
-            target, NGram(), context, SamplingParams(), draft_length=Wide(4), stop=(), budget=TOKENS, stats=Stats()
-        ):
+        stats = Stats()
+        for _ in speculative(target, Wide(NGram(), 4), context, SamplingParams(), stop=(), budget=TOKENS, stats=stats):
             pass
+        assert stats.rounds[-1].width == width
     finally:
-        cache.capacity, target.width = whole, None  # type: ignore[misc]
+        cache.capacity = whole  # type: ignore[misc]
     assert context[len(prompt) :] == expected
 
 
 def test_a_plain_run_is_not_padded_to_the_home_of_drafted_ones(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drafter = pipeline.drafter
-    assert isinstance(drafter, Arbiter)
-    times = ForwardTimes((1, 8), 64, 512, (0.010, 0.011), (0.010, 0.011), change_s=0.005)
-    monkeypatch.setattr(drafter, "target_s", ForwardCost(times, home=8))
-    assert drafter.width(1, 10) == 8
-    widths = []
-    target = pipeline.target
-    run = pipeline.stream("Hello", max_new_tokens=8, num_draft_tokens=0)
-    for _ in run:
-        assert target.width is not None
-        widths.append(target.width(1, 10))
-    assert widths and set(widths) == {1}
+    times = ForwardTimes((2, 8), 64, 512, (0.010, 0.011), (0.010, 0.011), change_s=0.005)
+    costs = ForwardCost(times, home=8)
+    monkeypatch.setattr(costs, "begin", lambda: None)
+    monkeypatch.setattr(pipeline, "_target_s", costs)
+    widths = {}
+    for k in (0, 1):
+        rounds = pipeline.generate("Hello", max_new_tokens=8, num_draft_tokens=k, ignore_eos=True).stats.rounds
+        widths[k] = {round_.width for round_ in rounds[1:]}  # the first one reads the prompt
+    assert widths == {0: {pipeline.target.min_width}, 1: {8}}  # type: ignore[attr-defined]
 
 
 def test_a_stream_that_was_overtaken_says_so(pipeline: Pipeline) -> None:
@@ -309,7 +307,7 @@ BENCH_PROMPTS = Path(os.environ.get("EDGESPEC_BENCH_PROMPTS", Path(__file__).par
 
 @pytest.mark.slow
 @pytest.mark.skipif(not BENCH_PROMPTS.is_file(), reason="needs the benchmark prompts (EDGESPEC_BENCH_PROMPTS)")
-def test_twenty_benchmark_prompts_at_128_tokens(pipeline: Pipeline, drafters: dict[str, Drafter]) -> None:
+def test_twenty_benchmark_prompts_at_128_tokens(pipeline: Pipeline, drafters: dict[str, Drafter | None]) -> None:
     import json
 
     lines = BENCH_PROMPTS.read_text(encoding="utf-8").splitlines()

@@ -17,18 +17,16 @@ import pytest
 
 import edgespec
 from edgespec.backends.fake import FakeModel, random_table
-from edgespec.decode.calibration import ForwardTimes
-from edgespec.decode.costs import ForwardCost
-from edgespec.decode.draft_length import Fixed
 from edgespec.decode.speculative import speculative
-from edgespec.drafters.arbiter import Arbiter
 from edgespec.drafters.base import Drafter, NoDrafter
+from edgespec.drafters.first_match import FirstMatch
 from edgespec.drafters.ngram import NGram
 from edgespec.drafters.recycling import Recycling, likeliest
 from edgespec.drafters.table_file import read_table
 from edgespec.errors import SettingError
 from edgespec.stats import Stats
 from edgespec.types import Allowed, Draft, Logits, SamplingParams, Step, Tree, Verdict, tree_depths
+from tests.policies import fixed
 
 VOCAB = 40
 BIGRAM = random_table(VOCAB, seed=4, order=1)
@@ -44,9 +42,7 @@ def says(*tokens: int) -> Step:
 def generate(drafter: Drafter, target: FakeModel, *, k: int = 4, budget: int = 40, prompt: Sequence[int] = PROMPT,
              params: SamplingParams = GREEDY) -> Stats:  # fmt: skip
     stats = Stats()
-    for _ in speculative(
-        target, drafter, list(prompt), params, draft_length=Fixed(k), stop=(), budget=budget, stats=stats
-    ):
+    for _ in speculative(target, fixed(drafter, k), list(prompt), params, stop=(), budget=budget, stats=stats):
         pass
     return stats
 
@@ -66,10 +62,12 @@ class Listening(FakeModel):
 
     fed: set[int]
 
-    def start(self, tokens: Sequence[int], tree: Tree | None = None, num_logits: int | None = None) -> None:
+    def start(
+        self, tokens: Sequence[int], tree: Tree | None = None, *, num_logits: int | None = None, width: int = 1
+    ) -> None:
         if num_logits != 0:
             self.fed = getattr(self, "fed", set()) | set(tokens)
-        super().start(tokens, tree, num_logits)
+        super().start(tokens, tree, num_logits=num_logits, width=width)
 
 
 class Junk(NoDrafter):
@@ -79,11 +77,6 @@ class Junk(NoDrafter):
         return Draft(tuple((len(context) * 7 + i) % VOCAB for i in range(k)))
 
 
-def in_turns(*drafters: Drafter) -> Arbiter:
-    """With a fixed length the first that has something drafts."""
-    return Arbiter(drafters, None, target_s=ForwardCost(ForwardTimes((1,), 0, 0, (1.0,), (1.0,))), trees=True)
-
-
 @pytest.mark.parametrize("width", [1, 3])
 @pytest.mark.parametrize("turns", ["alone", "after ngram", "after junk", "before junk"])
 def test_every_token_fed_has_the_line_the_target_gave_it_whoever_drafted(width: int, turns: str) -> None:
@@ -91,9 +84,9 @@ def test_every_token_fed_has_the_line_the_target_gave_it_whoever_drafted(width: 
     recycling = Recycling(VOCAB, width=width)
     drafters: dict[str, Drafter] = {
         "alone": recycling,
-        "after ngram": in_turns(NGram(), recycling),
-        "after junk": in_turns(Junk(), recycling),
-        "before junk": in_turns(recycling, Junk()),
+        "after ngram": FirstMatch([NGram(), recycling]),
+        "after junk": FirstMatch([Junk(), recycling]),
+        "before junk": FirstMatch([recycling, Junk()]),
     }
     target = Listening(BIGRAM, VOCAB)
     stats = generate(drafters[turns], target, params=SamplingParams(temperature=1.5, seed=5))

@@ -14,17 +14,18 @@ import pytest
 from edgespec.backends.fake import FakeModel
 from edgespec.decode.autoregressive import autoregressive
 from edgespec.decode.constraint import masked
-from edgespec.decode.draft_length import Fixed
 from edgespec.decode.speculative import speculative
 from edgespec.decode.steering import admitted, forced_run
 from edgespec.drafters.base import NoDrafter
+from edgespec.drafters.first_match import FirstMatch
 from edgespec.drafters.small_model import SmallModel
 from edgespec.errors import SettingError
 from edgespec.stats import Stats, check_identities
 from edgespec.structured import Grammars, grammar_of
 from edgespec.tokenizer import Tokenizer
 from edgespec.types import Allowed, Draft, Logits, SamplingParams, Verification
-from tests.formats import END, FORMATS, MODES, OWN, REJECTION, Fake, arbiter, says, small_tokenizer
+from tests.formats import END, FORMATS, MODES, OWN, REJECTION, Fake, says, small_tokenizer
+from tests.policies import fixed
 
 DRAFTERS = ("none", "ngram", "random", "close", "trimmed", "arbiter", "merged trees", "unruly trees")
 CASES = [(drafter, k) for k in (0, 1, 3, 7) for drafter in DRAFTERS]
@@ -177,7 +178,7 @@ def test_the_second_drafter_is_asked_where_the_first_proposes_what_is_forbidden(
     first, then = Says((4, 5)), Says((6,))
     for allowed, tokens in ((None, (4, 5)), ([4], (4, 5)), ([6], (6,))):
         only = None if allowed is None else Only(10, {(): allowed}).allowed
-        assert arbiter([first, then]).propose([1], 2, only).tokens == tokens
+        assert FirstMatch([first, then]).propose([1], 2, only).tokens == tokens
 
 
 class Says(NoDrafter):
@@ -249,7 +250,7 @@ def test_a_dead_end_in_a_draft_harms_nothing_and_one_in_the_text_is_told(tmp_pat
 
     context, draft = list(prompt), SmallModel(prefer(tokenizer, "bab"), tokenizer.vocab_size)
     loop = speculative(
-        prefer(tokenizer, "bbb."), draft, context, params, draft_length=Fixed(3), stop=[end], budget=9, stats=Stats(),
+        prefer(tokenizer, "bbb."), fixed(draft, 3), context, params, stop=[end], budget=9, stats=Stats(),
         constraint=grammars.constraint(grammar),
     )  # fmt: skip
     list(loop)
@@ -261,7 +262,7 @@ def test_a_dead_end_in_a_draft_harms_nothing_and_one_in_the_text_is_told(tmp_pat
         if speculation:
             draft = SmallModel(prefer(tokenizer, "bba."), tokenizer.vocab_size)
             loop = speculative(
-                target, draft, context, params, draft_length=Fixed(5), stop=[end], budget=9, stats=Stats(),
+                target, fixed(draft, 5), context, params, stop=[end], budget=9, stats=Stats(),
                 constraint=constraint,
             )  # fmt: skip
         else:
@@ -303,7 +304,7 @@ def test_an_abandoned_generation_leaves_the_next_one_right(fake: Fake) -> None:
     for rounds in (1, 2, 3):
         context = fake.prompt(name)
         loop = speculative(
-            target, drafter, context, MODES["greedy"], draft_length=Fixed(3), stop=[fake.end], budget=55,
+            target, fixed(drafter, 3), context, MODES["greedy"], stop=[fake.end], budget=55,
             stats=Stats(), constraint=fake.constraint(name),
         )  # fmt: skip
         list(islice(loop, rounds))

@@ -59,13 +59,7 @@ class Capabilities:
 
 
 class Model(Protocol):
-    """A model on a device. Used by one thread. ``forward`` is ``start`` + ``wait``.
-
-    width: how wide to run a forward of so many tokens behind so many rows; at least as wide, the rest is padding. None:
-    as wide as it is. Of forwards that return logits; whoever loads models sets it, where a change of width costs.
-    """
-
-    width: Callable[[int, int], int] | None
+    """A model on a device. Used by one thread. ``forward`` is ``start`` + ``wait``."""
 
     @property
     def cache(self) -> KVCache: ...
@@ -85,14 +79,20 @@ class Model(Protocol):
         ``progress`` leaves the cache with the rows done so far.
         """
 
-    def forward(self, tokens: Sequence[int], tree: Tree | None = None, num_logits: int | None = None) -> Step:
+    def forward(
+        self, tokens: Sequence[int], tree: Tree | None = None, *, num_logits: int | None = None, width: int = 1
+    ) -> Step:
         """Append ``tokens`` and return logits for the last ``num_logits`` of them (all by default).
+
+        width: run at least so many rows; the rest is padding, and leaves no trace.
 
         With ``tree`` (parents of rows 1.., see ``types.Tree``) a row sees the cache and its own ancestors only; then
         ``cache.keep`` must follow before the next forward.
         """
 
-    def start(self, tokens: Sequence[int], tree: Tree | None = None, num_logits: int | None = None) -> None:
+    def start(
+        self, tokens: Sequence[int], tree: Tree | None = None, *, num_logits: int | None = None, width: int = 1
+    ) -> None:
         """Begin a forward and return at once. One that is not waited for before the next call is dropped."""
 
     def ready(self) -> bool:

@@ -80,7 +80,6 @@ class FakeModel:
         self.clock = clock or VirtualClock()
         self.leaves = leaves
         self.forward_s = forward_s
-        self.width: Callable[[int, int], int] | None = None
         self.widths: list[int] = []  # of every forward, for tests that count work
         self._pending: tuple[Step, float, tuple[int, ...], bool] | None = None
 
@@ -98,11 +97,15 @@ class FakeModel:
                 progress(self.cache.length, len(tokens))
         return reused
 
-    def forward(self, tokens: Sequence[int], tree: Tree | None = None, num_logits: int | None = None) -> Step:
-        self.start(tokens, tree, num_logits)
+    def forward(
+        self, tokens: Sequence[int], tree: Tree | None = None, *, num_logits: int | None = None, width: int = 1
+    ) -> Step:
+        self.start(tokens, tree, num_logits=num_logits, width=width)
         return self.wait()
 
-    def start(self, tokens: Sequence[int], tree: Tree | None = None, num_logits: int | None = None) -> None:
+    def start(
+        self, tokens: Sequence[int], tree: Tree | None = None, *, num_logits: int | None = None, width: int = 1
+    ) -> None:
         self._pending = None  # one that was begun and never waited for is dropped
         assert 1 <= len(tokens) <= self.capabilities.max_width
         self.cache.settle()
@@ -116,12 +119,12 @@ class FakeModel:
             seen.append((*above, token))
         rows = seen[len(seen) - (len(seen) if num_logits is None else num_logits) :]
         logits = np.array([self.table(text) for text in rows], np.float32).reshape(len(rows), self.vocab_size)
-        width = self.width(len(tokens), begin) if self.width is not None and num_logits != 0 else len(tokens)
-        assert len(tokens) <= width <= len(tokens) + _LONGEST_PAD
+        width = max(width, len(tokens))
+        assert width <= len(tokens) + _LONGEST_PAD
         self.cache.physical[begin + len(tokens) : begin + width] = [-1] * (width - len(tokens))
         self.widths.append(width)
         done_s = self.clock.now_s + self.forward_s(width)
-        self._pending = Step(logits), done_s, tuple(tokens), tree is not None
+        self._pending = Step(logits, width=width), done_s, tuple(tokens), tree is not None
 
     def ready(self) -> bool:
         assert self._pending

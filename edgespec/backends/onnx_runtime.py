@@ -24,7 +24,7 @@ from edgespec.backends.base import Capabilities
 from edgespec.backends.inputs import Inputs
 from edgespec.backends.onnx_graph import MODEL_FILE, VERSION, WEIGHTS_FILE
 from edgespec.backends.onnx_tables import RotaryTables
-from edgespec.backends.padded import LONGEST_PAD, GrowingCache, PaddedModel, fingerprint
+from edgespec.backends.padded import LONGEST_PAD, Forward, GrowingCache, PaddedModel, fingerprint
 from edgespec.errors import BackendError, foreign, mapped
 from edgespec.types import Numerics, Step, Tree
 
@@ -185,8 +185,8 @@ class OnnxRuntimeModel(PaddedModel):
         self._binding.bind_ortvalue_output("logits", self._logits_of[rows])
         self._logit_rows = rows
 
-    def _step(self, rows: int) -> Step:
-        return Step(self._logits[:rows])
+    def _step(self, forward: Forward) -> Step:
+        return Step(self._logits[: forward.num_logits], width=forward.width)
 
 
 def inputs_of(session: onnxruntime.InferenceSession, binding: Any) -> Inputs[OrtValue]:

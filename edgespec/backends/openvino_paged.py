@@ -18,7 +18,7 @@ from edgespec.backends.inputs import Inputs
 from edgespec.backends.openvino_blocks import PagedCache
 from edgespec.backends.openvino_graph import GRAPH_VERSION, HIDDEN, LOGITS_ROWS, paged_graph
 from edgespec.backends.openvino_settings import NUMERIC, Settings, reported
-from edgespec.backends.padded import PaddedModel, fingerprint
+from edgespec.backends.padded import Forward, PaddedModel, fingerprint
 from edgespec.engine import ov
 from edgespec.errors import BackendError, foreign, mapped
 from edgespec.types import Step, Tree, tree_depths
@@ -118,10 +118,11 @@ class OpenVINOPagedModel(PaddedModel):
             self._inputs.set("block_indices_begins", (2,), (0, blocks))
             self._blocks = blocks
 
-    def _step(self, rows: int) -> Step:
+    def _step(self, forward: Forward) -> Step:
+        rows = forward.num_logits
         logits = self._request.get_output_tensor(self._logits).data  # (rows, 1, vocab), a view
         hidden = self._request.get_tensor(HIDDEN).data if self._hidden else None
-        return Step(logits[:rows, 0], hidden[:rows, 0] if hidden is not None else None)
+        return Step(logits[:rows, 0], hidden[:rows, 0] if hidden is not None else None, forward.width)
 
 
 def inputs_of(compiled: ov.CompiledModel, request: ov.InferRequest) -> Inputs[ov.Tensor]:

@@ -7,7 +7,7 @@ A forward may be padded for three reasons: exact numerics want so many rows at l
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -40,6 +40,7 @@ class Forward:
     tokens: tuple[int, ...]
     branched: bool
     num_logits: int
+    width: int
 
 
 class PaddedModel(ABC):
@@ -63,7 +64,6 @@ class PaddedModel(ABC):
         self.last_width = 0
         self.last_wanted = 0
         """rows of the last forward, and those of them that got logits, padding included"""
-        self.width: Callable[[int, int], int] | None = None
         self._pending: Forward | None = None
         self._started_s = 0.0
 
@@ -94,16 +94,20 @@ class PaddedModel(ABC):
                 progress(self.cache.length, len(tokens))
         return reused
 
-    def forward(self, tokens: Sequence[int], tree: Tree | None = None, num_logits: int | None = None) -> Step:
-        forward = self._feed(tokens, tree, num_logits)
+    def forward(
+        self, tokens: Sequence[int], tree: Tree | None = None, *, num_logits: int | None = None, width: int = 1
+    ) -> Step:
+        forward = self._feed(tokens, tree, num_logits, width)
         began = perf_counter()
         with mapped(BackendError, "inference failed"):
             self._infer()
         self.infer_s += perf_counter() - began
         return self._result(forward)
 
-    def start(self, tokens: Sequence[int], tree: Tree | None = None, num_logits: int | None = None) -> None:
-        self._pending = self._feed(tokens, tree, num_logits)
+    def start(
+        self, tokens: Sequence[int], tree: Tree | None = None, *, num_logits: int | None = None, width: int = 1
+    ) -> None:
+        self._pending = self._feed(tokens, tree, num_logits, width)
         self._started_s = perf_counter()
         with mapped(BackendError, "inference failed"):
             self._start()
@@ -132,8 +136,8 @@ class PaddedModel(ABC):
     def _wait(self) -> None: ...
 
     @abstractmethod
-    def _step(self, rows: int) -> Step:
-        """Logits (and hidden states, if asked for) of the first ``rows`` rows that were to get some: a view."""
+    def _step(self, forward: Forward) -> Step:
+        """Logits of its first ``num_logits`` rows that were to get some (and hidden states, if asked for): a view."""
 
     def _drain(self) -> None:
         """Let a forward that was begun come to its end. An interrupted ``wait`` leaves one; its rows are not booked."""
@@ -147,16 +151,14 @@ class PaddedModel(ABC):
             raise
         self._pending = None
 
-    def _feed(self, tokens: Sequence[int], tree: Tree | None, num_logits: int | None) -> Forward:
+    def _feed(self, tokens: Sequence[int], tree: Tree | None, num_logits: int | None, width: int) -> Forward:
         self._drain()
         assert 1 <= len(tokens) <= self.max_width
         self.cache.settle()
         past, real = self.cache.length, len(tokens)
         assert past + real <= self.cache.capacity, "a forward past the context"
         first = 0 if num_logits is None else real - num_logits
-        n = max(real, self.min_width)
-        if self.width is not None and num_logits != 0:
-            n = max(real, self.width(n, past))
+        n = max(real, self.min_width, width)
         # The output head is a matrix product too: it gets as many rows as the rest, so that its width changes only
         # where that of the rest does, or none.
         wanted = width_of(max(n - first, self.min_width), False, self._few) if first < real else 0
@@ -166,12 +168,12 @@ class PaddedModel(ABC):
         rows = [*range(first, real), *[real - 1] * (wanted - real + first)] if wanted else []
         self.last_wanted = wanted
         self._give([*tokens, *[_PAD] * (n - real)], past, rows, tree)
-        return Forward(past, tuple(tokens), branched=tree is not None, num_logits=real - first)
+        return Forward(past, tuple(tokens), branched=tree is not None, num_logits=real - first, width=n)
 
     def _result(self, forward: Forward) -> Step:
         assert self.cache.length == forward.past, "the cache was changed while a forward ran"
         self.cache.append(forward.tokens, branched=forward.branched)
-        return self._step(forward.num_logits)
+        return self._step(forward)
 
 
 def fingerprint(identity: Sequence[Any]) -> str:

@@ -10,11 +10,11 @@ from statistics import median
 
 from edgespec.bench.prompts import Prompt, behind, read_before
 from edgespec.bench.report import show
-from edgespec.drafters.arbiter import Arbiter
-from edgespec.drafters.base import Drafter, NoDrafter
+from edgespec.decode.policy import Plain
 from edgespec.drafters.pool import Pool
 from edgespec.errors import SettingError
 from edgespec.pipeline import Pipeline
+from edgespec.protocols import Policy
 from edgespec.types import Round, SamplingParams
 
 PLAIN, AUTO = "none", "auto"
@@ -60,15 +60,14 @@ def bench_drafters(
     """
     if not sampling.greedy:
         sampling = sampling.seeded(0)  # one seed for all contenders, or their texts could not be compared
-    auto = pipeline.drafter
-    if not isinstance(auto, Arbiter):
+    auto = pipeline.arbiter
+    if auto is None:
         raise SettingError("nothing to compare: no drafter", hint="leave --draft out, or name one")
-    contenders: dict[str, tuple[Drafter, int | None]] = {PLAIN: (NoDrafter(), 0)}
+    contenders: dict[str, Policy] = {PLAIN: Plain()}
     if alone and len(auto.drafters) > 1:
         names = [name for name in auto.drafters if name != Pool.name]  # which is empty in each turn
-        contenders |= {name: (auto.only(name), None) for name in names}
-    contenders |= {AUTO: (auto, None)} | {f"k = {k}": (auto.only(*auto.drafters), k) for k in lengths}
-    pipeline.num_draft_tokens = None  # a length that the bundle names would be everybody's
+        contenders |= {name: auto.only(name) for name in names}
+    contenders |= {AUTO: auto} | {f"k = {k}": pipeline.fixed_length(k) for k in lengths}
     found: dict[str, dict[str, _Runs]] = defaultdict(lambda: {name: _Runs() for name in contenders})
     for number, prompt in enumerate(prompts):
         ids = behind(pipeline, prompt, context)
@@ -78,14 +77,11 @@ def bench_drafters(
             turn = (number + pair) % len(order)
             texts = {}
             for name in order[turn:] + order[:turn]:
-                drafter, k = contenders[name]
-                drafter.reset()
                 run = pipeline.generate(
                     read_before(pipeline, ids),
                     max_new_tokens=new_tokens,
                     sampling=sampling,
-                    drafter=drafter,
-                    num_draft_tokens=k,
+                    policy=contenders[name],
                 )
                 texts[name] = run.token_ids
                 each_s[name].append(run.stats.decode_s / run.stats.decoded)

@@ -18,11 +18,11 @@ from edgespec.bench.bare import BareLoop, bare_loop
 from edgespec.bench.ideal import Parts, again, parts, watched
 from edgespec.bench.prompts import Prompt, encode, read, read_before
 from edgespec.bench.report import show, show_table
-from edgespec.drafters.arbiter import Arbiter
-from edgespec.drafters.base import Drafter, NoDrafter
+from edgespec.decode.policy import Heuristic, Plain
 from edgespec.drafters.ngram import NGram
 from edgespec.errors import SettingError
 from edgespec.pipeline import Pipeline
+from edgespec.protocols import Policy
 from edgespec.stats import Stats
 from edgespec.types import Round
 
@@ -42,7 +42,10 @@ def bench_engine(pipeline: Pipeline, *, new_tokens: int = 96, pairs: int = 3, pe
         raise SettingError(
             "context too short to measure", got=target.cache.capacity, allowed=max(CONTEXTS[0], needed) + max(WIDTHS)
         )
-    models = {"target": target} | _draft(pipeline.drafter)
+    models = {"target": target}
+    if pipeline.draft_model is not None:
+        assert isinstance(pipeline.draft_model, PaddedModel)
+        models["draft"] = pipeline.draft_model
     rows = max([*contexts, needed]) + max(*WIDTHS, LONGEST_PAD)
     bare = {
         name: bare_loop(model, rows=min(rows, model.cache.capacity + LONGEST_PAD)) for name, model in models.items()
@@ -66,11 +69,6 @@ def bench_engine(pipeline: Pipeline, *, new_tokens: int = 96, pairs: int = 3, pe
         ],
         {"forwards": forwards, "crop_us": crops, "rounds": rounds, "new_tokens": new_tokens, "pairs": pairs},
     )
-
-
-def _draft(drafter: Drafter) -> dict[str, PaddedModel]:
-    model = drafter.model.model if isinstance(drafter, Arbiter) and drafter.model else None  # type: ignore[attr-defined]
-    return {"draft": model} if isinstance(model, PaddedModel) else {}
 
 
 def _forwards(
@@ -132,20 +130,19 @@ class _Loss:
     def __init__(self, pipeline: Pipeline, models: dict[str, PaddedModel], bare: dict[str, BareLoop]) -> None:
         self._pipeline = pipeline
         self._models, self._bare = models, bare
-        drafter = pipeline.drafter
-        self._drafter: Drafter = drafter if not isinstance(drafter, NoDrafter) else NGram()
+        self._policy: Policy | None = Heuristic(NGram()) if pipeline.drafter.name == "none" else None
 
     def run(self, prompts: Sequence[Prompt], new_tokens: int, pairs: int) -> dict[str, Any]:
         drafted, plain = Parts(), Parts()
         speed_ups, closeness, plain_closeness = [], [], []
         rounds: list[tuple[Round, bool]] = []
         plain_rounds = 0
-        self._one(prompts[0], new_tokens, NoDrafter())  # the first of all sets things up
+        self._one(prompts[0], new_tokens, Plain())  # the first of all sets things up
         for number, prompt in enumerate(prompts, 1):
             print(f"\rprompt {number} of {len(prompts)}", end="", file=sys.stderr, flush=True)
             for _ in range(pairs):
-                own, own_parts, bare_s, _ = self._one(prompt, new_tokens, NoDrafter())
-                stats, its_parts, _, trials = self._one(prompt, new_tokens, self._drafter)
+                own, own_parts, bare_s, _ = self._one(prompt, new_tokens, Plain())
+                stats, its_parts, _, trials = self._one(prompt, new_tokens, self._policy)
                 speed_ups.append(own.decode_s / own.decoded / (stats.decode_s / stats.decoded))
                 closeness.append(its_parts.ideal_s / its_parts.run_s)
                 plain_closeness.append(bare_s / own.decode_s)
@@ -167,12 +164,15 @@ class _Loss:
             "host_us": 1e6 * drafted.host_s / len(rounds),
         }
 
-    def _one(self, prompt: Prompt, new_tokens: int, drafter: Drafter) -> tuple[Stats, Parts, float, list[bool]]:
-        """A run and its forwards again: its books, its parts, the bare loops' seconds, which rounds were trials."""
+    def _one(self, prompt: Prompt, new_tokens: int, policy: Policy | None) -> tuple[Stats, Parts, float, list[bool]]:
+        """A run and its forwards again: its books, its parts, the bare loops' seconds, which rounds were trials.
+
+        policy: None is the pipeline's own.
+        """
         ids = read_before(self._pipeline, encode(self._pipeline, prompt))
-        arbiter = drafter if isinstance(drafter, Arbiter) else None
+        arbiter = self._pipeline.arbiter if policy is None else None
         with watched(self._models, lambda: arbiter is not None and arbiter.probing) as calls:
-            stream = self._pipeline.stream_tokens(ids, max_new_tokens=new_tokens, drafter=drafter)
+            stream = self._pipeline.stream_tokens(ids, max_new_tokens=new_tokens, policy=policy)
             for _ in stream:
                 pass
         stats = stream.result.stats

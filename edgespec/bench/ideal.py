@@ -89,9 +89,9 @@ def watched(models: Mapping[str, Any], trial: Callable[[], bool]) -> Iterator[li
 def _watched(name: str, model: Any, trial: Callable[[], bool], calls: list[Call]) -> Iterator[None]:
     forward = model.forward
 
-    def watching(tokens: Sequence[int], tree: Any = None, num_logits: int | None = None) -> Any:
+    def watching(tokens: Sequence[int], tree: Any = None, *, num_logits: int | None = None, width: int = 1) -> Any:
         past, before = model.cache.length, model.infer_s
-        step = forward(tokens, tree, num_logits)
+        step = forward(tokens, tree, num_logits=num_logits, width=width)
         if num_logits != 0:
             calls.append(Call(name, model.last_width, model.last_wanted, past, model.infer_s - before, trial()))
         return step

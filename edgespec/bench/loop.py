@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from statistics import median
-from typing import Any
 
 from edgespec.backends.padded import PaddedModel
 from edgespec.bench.bare import BARE_ROWS, bare_loop
+from edgespec.bench.ideal import watched
+from edgespec.bench.prompts import read_before
 from edgespec.bench.report import paired_ratio, show
-from edgespec.drafters.arbiter import Arbiter
-from edgespec.drafters.base import Drafter, NoDrafter
+from edgespec.decode.policy import Heuristic, Plain
 from edgespec.drafters.ngram import NGram
-from edgespec.drafters.small_model import SmallModel
 from edgespec.errors import SettingError
 from edgespec.pipeline import Pipeline
+from edgespec.protocols import Policy
 
 PROMPT = "Write a Python function that merges two sorted lists, then explain every line of it."
 
@@ -37,12 +37,13 @@ def bench_loop(pipeline: Pipeline, *, new_tokens: int = 128, pairs: int = 7) -> 
     plain_s: list[float] = []
     host_plain: list[float] = []
     host_draft: list[float] = []
-    drafter = pipeline.drafter if not isinstance(pipeline.drafter, NoDrafter) else NGram()
+    own = None if pipeline.drafter.name != "none" else Heuristic(NGram())
+    drafter = own.name if own else pipeline.drafter.name
     for round_ in range(pairs + 1):
         bare_tokens, seconds = same.run(prompt, new_tokens)
-        decode_s, host, tokens = _ours(pipeline, prompt, NoDrafter(), new_tokens)
+        decode_s, host, tokens = _ours(pipeline, prompt, Plain(), new_tokens)
         _, narrow_seconds = narrow.run(prompt, new_tokens)
-        _, drafted_host, _ = _ours(pipeline, prompt, drafter, new_tokens)
+        _, drafted_host, _ = _ours(pipeline, prompt, own, new_tokens)
         if tokens != bare_tokens:
             raise AssertionError("the bare loop and ours disagree")
         if round_:  # the first round warms up
@@ -55,7 +56,7 @@ def bench_loop(pipeline: Pipeline, *, new_tokens: int = 128, pairs: int = 7) -> 
         "plain_over_bare": paired_ratio(bare_s, plain_s),
         "exact_over_width_1": paired_ratio(narrow_s, bare_s),
         "host_share_plain": median(host_plain),
-        f"host_share_{drafter.name}": median(host_draft),
+        f"host_share_{drafter}": median(host_draft),
         "bare_ms_per_token": 1e3 * median(bare_s) / new_tokens,
         "plain_ms_per_token": 1e3 * median(plain_s) / new_tokens,
         "width_1_ms_per_token": 1e3 * median(narrow_s) / new_tokens,
@@ -63,7 +64,7 @@ def bench_loop(pipeline: Pipeline, *, new_tokens: int = 128, pairs: int = 7) -> 
     rows = [
         ("plain decoding / bare loop, same graph and width", figures["plain_over_bare"], ">= 0.97"),
         ("host share of plain decoding", figures["host_share_plain"], "<= 0.03"),
-        (f"host share with {drafter.name} drafts", figures[f"host_share_{drafter.name}"], "<= 0.03"),
+        (f"host share with {drafter} drafts", figures[f"host_share_{drafter}"], "<= 0.03"),
         (f"bare loop, width {width} / one row alone: what exact numerics cost", figures["exact_over_width_1"], ""),
         ("ms per token, bare loop", figures["bare_ms_per_token"], ""),
         ("ms per token, plain decoding", figures["plain_ms_per_token"], ""),
@@ -71,16 +72,13 @@ def bench_loop(pipeline: Pipeline, *, new_tokens: int = 128, pairs: int = 7) -> 
     show("loop", ["figure", "measured", "goal"], rows, figures | {"pairs": pairs, "new_tokens": new_tokens})
 
 
-def _ours(pipeline: Pipeline, prompt: list[int], drafter: Drafter, new_tokens: int) -> tuple[float, float, list[int]]:
-    """Decode seconds, share of them outside the engine, tokens. The prompt is in the caches already."""
-    drafter.reset()  # the prompt was answered in another turn: nobody may remember it
-    small = drafter.model if isinstance(drafter, Arbiter) else drafter
-    models: list[Any] = [pipeline.target]
-    pipeline.target.prefill(prompt[:-1])
-    if isinstance(small, SmallModel):
-        small.read(prompt)
-        models.append(small.model)
-    before = sum(model.infer_s for model in models)
-    result = pipeline.generate(prompt, max_new_tokens=new_tokens, ignore_eos=True, drafter=drafter)
-    inside = sum(model.infer_s for model in models) - before
+def _ours(
+    pipeline: Pipeline, prompt: list[int], policy: Policy | None, new_tokens: int
+) -> tuple[float, float, list[int]]:
+    """Decode seconds, share of them outside the engine, tokens. The target has read the prompt already."""
+    models = {"target": pipeline.target} | ({"draft": pipeline.draft_model} if pipeline.draft_model else {})
+    ids = read_before(pipeline, prompt)
+    with watched(models, lambda: False) as calls:  # what a draft model reads before the first round is none of them
+        result = pipeline.generate(ids, max_new_tokens=new_tokens, ignore_eos=True, policy=policy)
+    inside = sum(call.engine_s for call in calls)
     return result.stats.decode_s, 1 - inside / result.stats.decode_s, result.token_ids

@@ -9,7 +9,7 @@ from typing import Any
 
 from edgespec.bench.prompts import Prompt, encode, read, read_before
 from edgespec.bench.report import show
-from edgespec.drafters.base import NoDrafter
+from edgespec.decode.policy import Plain
 from edgespec.pipeline import Generation, Pipeline
 
 
@@ -71,6 +71,5 @@ def bench_speed(
 
 
 def _run(pipeline: Pipeline, prompt: Prompt, new_tokens: int, *, speculative: bool) -> Generation:
-    drafter = None if speculative else NoDrafter()
     ids = read_before(pipeline, encode(pipeline, prompt))
-    return pipeline.generate(ids, max_new_tokens=new_tokens, drafter=drafter)
+    return pipeline.generate(ids, max_new_tokens=new_tokens, policy=None if speculative else Plain())

@@ -11,7 +11,6 @@ from typing import get_args
 
 from edgespec.bench.prompts import encode, read, read_before
 from edgespec.bench.report import show
-from edgespec.drafters.base import NoDrafter
 from edgespec.errors import SettingError
 from edgespec.pipeline import Pipeline
 from edgespec.stats import Stats
@@ -22,7 +21,7 @@ TEMPERATURES = (0.3, 0.7, 1.0)
 
 def bench_verify(pipeline: Pipeline, *, new_tokens: int = 96, pairs: int = 1) -> None:
     """Per temperature and prompt: both rules in turns, ``pairs`` times, each pair with a seed of its own."""
-    if isinstance(pipeline.drafter, NoDrafter):
+    if pipeline.drafter.name == "none":
         raise SettingError("there is nothing to verify", hint="name a draft (--draft)")
     rules: tuple[Verification, ...] = get_args(Verification)
     rows, figures = [], {}

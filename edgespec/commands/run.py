@@ -83,14 +83,11 @@ def command(
     screen.write("\n")
     click.echo(summary(stream.result), err=True)
     if explain:
-        from edgespec.assembly import Unmeasured
-        from edgespec.drafters.arbiter import Arbiter
         from edgespec.explain import explain as in_words
 
-        drafter, plain_s = pipeline.drafter, None
-        if isinstance(drafter, Arbiter) and not isinstance(drafter.target_s, Unmeasured) and stream.result.stats.rounds:
-            plain_s = drafter.plain_s
-        click.echo("\n".join(map(printable, in_words(stream.result.stats, plain_s))), err=True)
+        stats = stream.result.stats
+        words = in_words(stats, pipeline.expected_plain_s(stats))
+        click.echo("\n".join(map(printable, words)), err=True)
 
 
 def summary(result: Generation) -> str:

@@ -21,7 +21,6 @@ def autoregressive(
 ) -> Iterator[list[int]]:
     """Extend ``context`` by up to ``budget`` tokens, one list of one token at a time; ends after a stop token."""
     target.prefill(context[:-1])
-    target.width = None
     for _ in range(min(budget, target.cache.capacity - len(context) + 1)):
         step = target.forward([context[-1]])
         token = choose(masked(step.logits, Draft(), constraint)[0], context, params)

@@ -46,7 +46,8 @@ class ForwardCost:
     With changes of width at 0.8 and home at 5: a forward of 3 runs at 5; one of 9 goes there and back.
 
     >>> cost = ForwardCost(ForwardTimes((1, 5, 9), 0, 100, (1.0, 2.0, 3.0), (1.0, 2.0, 3.0), 0.8), home=5)
-    >>> cost.take(3), cost(1, 0), round(cost(9, 0), 1)
+    >>> cost.update(3, 0, cost.width(3, 0), None)
+    >>> cost.width(3, 0), cost(1, 0), round(cost(9, 0), 1)
     (5, 2.0, 6.2)
     """
 
@@ -63,7 +64,6 @@ class ForwardCost:
         self.widths = times.widths
         self.home = home  # None: nobody has said yet what a text is like; see ``prefer``
         self._last: int | None = None  # width of the last forward; None: another one's
-        self._changed = False
         self._settled = False
         self._gain_s = dict.fromkeys(
             times.widths, 0.0
@@ -91,24 +91,16 @@ class ForwardCost:
     def begin(self) -> None:
         """Another text: there were forwards that this does not know of. Its first one changes the width anyway, so
         home moves for nothing: to the narrowest of the widths that have been about as good as the best."""
-        self._last, self._changed, self._wider = None, False, None
+        self._last = self._wider = None
         if self.home is not None and self.homes:
             enough_s = max(self._gain_s.values()) - _ALIKE * self.steady(self.widths[0], 0)
             self.home = next(width for width in self.widths if self._gain_s[width] >= enough_s)
 
-    def take(self, n: int, context: int = 0) -> int:
-        """The width to run a forward of n tokens at; it is run now. Unless somebody has said since the last one what
-        to ``prefer``, home moves to where forwards of what is asked for cost least."""
-        width = n
-        if self.homes:
-            if not self._settled:
-                away_s = self.steady(self._nearest(n), context) + 2 * self._change_s
-                self.prefer(lambda home: -(self.steady(home, context) if n <= home else away_s))
-            self._settled = False
-            width = min(self._choices(n), key=lambda width: self._total(width, context))
-        self._changed = width != self._last
-        self._last = width
-        return width
+    def width(self, tokens: int, context_length: int) -> int:
+        """The width to run a forward of so many tokens at."""
+        if not self.homes:
+            return tokens
+        return min(self._choices(tokens), key=lambda width: self._total(width, context_length))
 
     def prefer(self, worth_s: Callable[[int], float]) -> None:
         """Move home if another width has been better for long enough; at first, to the best one.
@@ -131,15 +123,20 @@ class ForwardCost:
         if (self._gain_s[best] - self._gain_s[self.home]) * _AHEAD > there_and_back_s:
             self.home = best
 
-    def expected(self, n: int, context: int) -> float:
-        """Seconds that the forward of n tokens run last was expected to take, at the width it ran at."""
-        return self.steady(self._last or n, context) + (self._change_s if self._changed else 0.0)
+    def expected(self, width: int, context: int) -> float:
+        """Seconds that a forward of this width is expected to take now, behind whatever ran last."""
+        return self.steady(width, context) + (self._change_s if width != self._last else 0.0)
 
-    def update(self, n: int, context: int, seconds: float) -> None:
-        """The forward of n tokens that was run last took so long."""
-        width = self._last or n
-        expected = self.expected(n, context)
-        if expected <= 0.0 or seconds <= 0.0:
+    def update(self, tokens: int, context_length: int, width: int, seconds: float | None) -> None:
+        """A forward of so many tokens ran at ``width`` and took so long; None: it did other work too. Unless somebody
+        has said since the last one what to ``prefer``, home moves to where forwards of so many tokens cost least."""
+        expected = self.expected(width, context_length)
+        self._last = width
+        if not self._settled:
+            away_s = self.steady(self._nearest(tokens), context_length) + 2 * self._change_s
+            self.prefer(lambda home: -(self.steady(home, context_length) if tokens <= home else away_s))
+        self._settled = False
+        if seconds is None or expected <= 0.0 or seconds <= 0.0:
             return
         ratio = min(max(seconds / expected, 1 / _OUTLIER), _OUTLIER)
         nearest = self._known[width][2]

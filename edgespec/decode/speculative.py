@@ -13,11 +13,10 @@ from collections.abc import Collection, Iterator
 
 from edgespec.backends.base import Model, Progress
 from edgespec.decode.constraint import Constraint, masked
-from edgespec.decode.draft_length import DraftLength
-from edgespec.decode.steering import steered
+from edgespec.decode.steering import draft_under_constraint
 from edgespec.decode.tree import behind
 from edgespec.decode.verify import verify
-from edgespec.drafters.base import Drafter
+from edgespec.protocols import Policy
 from edgespec.stats import Stats
 from edgespec.types import Round, SamplingParams
 
@@ -28,11 +27,10 @@ forward of their own, and the first token comes that much earlier"""
 
 def speculative(
     target: Model,
-    drafter: Drafter,
+    policy: Policy,
     context: list[int],
     params: SamplingParams,
     *,
-    draft_length: DraftLength,
     stop: Collection[int],
     budget: int,
     stats: Stats,
@@ -48,34 +46,34 @@ def speculative(
     began = clock()
     stats.prompt_tokens = len(context)
     widest = target.capabilities.max_width
-    left = max(0, widest - max(_NOT_PROMPT, 1 + draft_length.next(widest - 1)))
+    left = max(0, widest - max(_NOT_PROMPT, 1 + policy.longest))
     stats.reused_tokens = target.prefill(context[:-1], progress, left)
-    drafter.begin(context, params)
-    target.width = draft_length.width
-    room = min(budget, target.cache.capacity - len(context) + 1)
+    policy.begin(context, params)
+    budget_left = min(budget, target.cache.capacity - len(context) + 1)
     stats.prefill_s = clock() - began
 
-    while room > 0:
+    while budget_left > 0:
         t0 = clock()
         unread = context[target.cache.length : -1]  # the end of the prompt, in the first round
-        most = min(room, widest - len(unread)) - 1
-        draft = steered(drafter, context, draft_length, most, stop, constraint)
+        limit = min(budget_left, widest - len(unread)) - 1
+        draft = draft_under_constraint(policy, context, limit, stop, constraint)
         t1 = clock()
         assert draft.tree is None or target.capabilities.tree, "this target verifies chains only"
-        rows = [*unread, context[-1], *draft.tokens]
-        step = target.forward(rows, behind(len(unread), draft.tree), 1 + len(draft))  # logits (1 + n, vocab)
+        tokens = [*unread, context[-1], *draft.tokens]
+        width = policy.width(1 + len(draft), len(context))
+        step = target.forward(tokens, behind(len(unread), draft.tree), num_logits=1 + len(draft), width=width)
         t2 = clock()
         if unread and progress is not None:
             progress(len(context) - 1, len(context) - 1)
-        verdict = verify(draft, masked(step.logits, draft, constraint), context, params).until(stop, room)
+        verdict = verify(draft, masked(step.logits, draft, constraint), context, params).until(stop, budget_left)
         target.cache.keep([*range(len(unread)), *(len(unread) + row for row in verdict.path)])
         context.extend(verdict.tokens)
         if constraint is not None:
             constraint.commit(verdict.tokens)
-        drafter.commit(context, draft, verdict, step)
-        room -= len(verdict.tokens)
-        stats.rounds.append(Round.of(drafter.name, draft, verdict, len(unread), t0, t1, t2, clock()))
-        draft_length.update(stats.rounds[-1])
+        policy.commit(context, draft, verdict, step)
+        budget_left -= len(verdict.tokens)
+        stats.rounds.append(Round.of(policy.name, draft, verdict, step, len(unread), t0, t1, t2, clock()))
+        policy.update(stats.rounds[-1])
         yield list(verdict.tokens)
         if verdict.tokens[-1] in stop:
             return

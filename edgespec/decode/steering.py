@@ -19,30 +19,23 @@ from dataclasses import replace
 import numpy as np
 
 from edgespec.decode.constraint import Constraint
-from edgespec.decode.draft_length import DraftLength
-from edgespec.drafters.base import Drafter
+from edgespec.protocols import Policy
 from edgespec.types import Distribution, Draft
 
 _LONGEST_RUN = 16
 """forced tokens in a round: each is a row of logits, and rounds of a width seen before cost least"""
 
 
-def steered(
-    drafter: Drafter,
-    context: Sequence[int],
-    draft_length: DraftLength,
-    most: int,
-    stop: Collection[int],
-    constraint: Constraint | None,
+def draft_under_constraint(
+    policy: Policy, context: Sequence[int], limit: int, stop: Collection[int], constraint: Constraint | None
 ) -> Draft:
-    """At most ``most`` tokens to verify: forced ones, then up to k drafted; none behind a forced stop token."""
+    """At most ``limit`` tokens to verify: forced ones, then drafted ones; none behind a forced stop token."""
     if constraint is None:
-        return drafter.propose(context, draft_length.next(most))
-    forced = forced_run(constraint, min(most, _LONGEST_RUN))
-    over = bool(forced) and forced[-1] in stop
-    k = draft_length.next(0 if over else most - len(forced), len(forced))
-    draft = drafter.propose([*context, *forced], k, lambda drafted: constraint.allowed([*forced, *drafted]))
-    return admitted(forced, draft, constraint)
+        return policy.draft(context, limit)
+    forced = forced_run(constraint, min(limit, _LONGEST_RUN))
+    left = 0 if forced and forced[-1] in stop else limit - len(forced)
+    allowed = lambda drafted: constraint.allowed([*forced, *drafted])  # noqa: E731
+    return admitted(forced, policy.draft([*context, *forced], left, len(forced), allowed), constraint)
 
 
 def forced_run(constraint: Constraint, most: int) -> list[int]:

@@ -41,7 +41,7 @@ def verify(draft: Draft, logits: Logits, context: Sequence[int], params: Samplin
     >>> verify(Draft((3, 4), tree=(0, 0)), np.eye(10, dtype=np.float32)[[4, 0, 7]], [1], SamplingParams())
     Verdict(accepted=1, tokens=(4, 7), path=(0, 2))
     """
-    rejection = params.verification == "rejection" and draft.kind == "sampled" and not params.greedy
+    rejection = params.rejects and draft.kind == "sampled"
     text = list(context) if params.repetition_penalty != 1.0 else None
     children = _children(draft)
     tokens: list[int] = []

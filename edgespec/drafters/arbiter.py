@@ -20,7 +20,7 @@ No clock in here: times come with the rounds (``update``), costs from ``decode.c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from math import inf, prod
@@ -28,7 +28,7 @@ from math import inf, prod
 from edgespec.decode.costs import ForwardCost
 from edgespec.decode.tree import Branch, merge
 from edgespec.drafters.base import Drafter, StepwiseDrafter
-from edgespec.drafters.judged import Judged, admitted
+from edgespec.drafters.judged import Judged
 from edgespec.drafters.trials import Trials
 from edgespec.types import Allowed, Draft, Round, SamplingParams, Step, Verdict
 
@@ -65,12 +65,13 @@ class _Pace:
 
 
 class Arbiter:
-    """Several drafters as one, and its own draft length: pass it as both to the loop.
+    """The policy of measured costs (see ``protocols.Policy``).
 
     free: drafters without a model, in the order of trust. model: a draft model, or None. target_s, draft_s: costs of
-    their forwards. trees: the target verifies trees, so several may draft the same round. With another draft length (a
-    fixed k) it only chooses who drafts.
+    their forwards. trees: the target verifies trees, so several may draft the same round.
     """
+
+    longest = _LONGEST
 
     def __init__(
         self,
@@ -94,12 +95,10 @@ class Arbiter:
         self._paces = {False: _Pace(), True: _Pace()}  # of rounds without and with something to copy
         self._copying = False
         self._trials = Trials()
-        self._most: int | None = None
         self._forced = 0
         self._pending, self._steps, self._stood = 0, 0, False
         self._length = self._prompt = self._written = 0
         self._usual = _TEXT
-        self.remembers = any(judged.drafter.remembers for judged in self._all)
         self.name = "+".join(judged.drafter.name for judged in self._all)
         self._settle([], _LONGEST)
 
@@ -114,7 +113,7 @@ class Arbiter:
             for known in (judged.by_score, judged.of_others, judged.by_place):
                 known.begin()
         # By rejection the text depends on what the model was asked to draft, and that must not depend on earlier texts.
-        repeats = self._model is not None and params.verification == "rejection" and not params.greedy
+        repeats = self._model is not None and params.rejects
         self._asked = [judged for judged in self._free if not (repeats and judged.drafter.remembers)]
         self.target_s.begin()
         if self._draft_s is not None:
@@ -122,7 +121,7 @@ class Arbiter:
         if self._length:
             self._usual += _FOLLOW * (self._written - self._usual)
         self._length = self._prompt = len(context)
-        self._written, self._copying, self._most = 0, False, None
+        self._written, self._copying = 0, False
         for pace in self._paces.values():
             pace.remember(_REMEMBERED * self.plain_s)
         if self.model is not None:
@@ -131,26 +130,16 @@ class Arbiter:
             if repeats or self._pays_to_read(self._gain_s(), _LONGEST):
                 self.model.read(context)
 
-    def next(self, most: int, forced: int = 0) -> int:
-        """As a draft length: as far as it goes; ``propose`` decides."""
-        self._most, self._forced = min(most, _LONGEST), forced
-        return self._most
-
-    def width(self, n: int, context: int) -> int:
-        """As a draft length: home, where it can be (see ``decode.costs``)."""
-        return self.target_s.take(n, context)
-
-    def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
-        free_length, self._most = self._most is not None, None
+    def draft(self, context: Sequence[int], limit: int, forced: int = 0, allowed: Allowed | None = None) -> Draft:
+        k = min(limit, _LONGEST)
+        self._forced = forced
         self._length, self._steps, self._copying = len(context), 0, False
         self._trials.begin()
         for judged in self._all:
             judged.proposed = Draft()
         if k == 0:
-            return Draft(reason="no room" if free_length else "none asked for")
+            return Draft(reason="no room")
         drafts = [(judged, self._offer(judged, context, k, allowed)) for judged in self._asked]
-        if not free_length:
-            return self._whole(drafts, context, k, allowed)
         offers = [(judged.drafter.name, judged.branches(draft)) for judged, draft in drafts if len(draft)]
         self._copying = bool(offers)
         if self.target_s.homes:
@@ -178,6 +167,9 @@ class Arbiter:
         best, _ = self._best(offers, k, "the model was not sure")  # the time to draft is spent, whatever comes of it
         return best
 
+    def width(self, tokens: int, context_length: int) -> int:
+        return self.target_s.width(tokens, context_length)
+
     def commit(self, context: Sequence[int], draft: Draft, verdict: Verdict, step: Step) -> None:
         self._written = len(context) - self._prompt
         forced = self._length - (len(context) - len(verdict.tokens))  # tokens in front of what was drafted
@@ -189,21 +181,21 @@ class Arbiter:
             judged.drafter.commit(context, draft, verdict, step)
 
     def update(self, round_: Round) -> None:
-        """As a draft length: the times of the round that was just committed."""
+        context, width = self._length, round_.width
+        expected_s = self.target_s.expected(width, context)
+        self.target_s.update(round_.tokens, context, width, None if round_.read else round_.target_s)
         if round_.read:  # what it took is not of decoding alone
             return
-        width, context = 1 + round_.forced + round_.evaluated, self._length
-        target_s = min(round_.target_s, 2 * self.target_s.expected(width, context))  # the first forward sets things up
-        self.target_s.update(width, context, round_.target_s)
+        target_s = min(round_.target_s, 2 * expected_s)  # the first forward sets things up
         self._host_s = 0.9 * self._host_s + 0.1 * round_.host_s if self._host_s else round_.host_s
         drafted_s = read_s = 0.0
         if self._steps and self._draft_s is not None:
             drafted_s = round_.draft_s
             a_step_s = self._draft_s.steady(1, context)
             catch_up_s = self._draft_s.read_s(self._pending - 1, context)
-            expected_s = self._draft_s.cold_s + catch_up_s + self._steps * a_step_s
-            read_s = drafted_s * self._draft_s.read_s(max(0, self._pending - 2), context) / expected_s
-            self._draft_s.scale(drafted_s / expected_s)
+            draft_expected_s = self._draft_s.cold_s + catch_up_s + self._steps * a_step_s
+            read_s = drafted_s * self._draft_s.read_s(max(0, self._pending - 2), context) / draft_expected_s
+            self._draft_s.scale(drafted_s / draft_expected_s)
         seconds = target_s + drafted_s + round_.host_s
         usual_s = seconds - read_s  # more than one token is not read every round
         self._paces[self._copying].add(round_.committed, usual_s)
@@ -251,7 +243,7 @@ class Arbiter:
         return seconds
 
     def _offer(self, judged: Judged, context: Sequence[int], k: int, allowed: Allowed | None) -> Draft:
-        judged.proposed = admitted(judged.drafter.propose(context, k, allowed), allowed)
+        judged.proposed = judged.drafter.propose(context, k, allowed).within(allowed)
         return judged.proposed
 
     def _best(self, offers: list[tuple[str, list[Branch]]], k: int, reason: str) -> tuple[Draft, float]:
@@ -358,32 +350,22 @@ class Arbiter:
         model, rate = self._model, self.rate
         a_step_s = self._draft_s.steady(1, self._length)
 
+        steps = 1
+
         def go_on(scores: Sequence[float]) -> bool:
+            nonlocal steps
             chance = prod(model.by_score.chance(score) for score in scores)
             n = len(scores)
             more_s = a_step_s + self._round_s(1 + n) - self._round_s(n)
-            return chance * model.by_place.chance(n) > rate * more_s
+            pays = chance * model.by_place.chance(n) > rate * more_s
+            steps += pays
+            return pays
 
-        return self._stepwise(context, 1 if self.probing else k, go_on, allowed)
-
-    def _stepwise(
-        self, context: Sequence[int], k: int, go_on: Callable[[Sequence[float]], bool], allowed: Allowed | None
-    ) -> Draft:
-        """By the model; counts its steps."""
-        assert self._model and self.model
         self._pending = self.model.pending(self._length)
-        steps = 1
-
-        def counted(scores: Sequence[float]) -> bool:
-            nonlocal steps
-            more = go_on(scores)
-            steps += more
-            return more
-
-        draft = self._model.proposed = self.model.propose_while(context, k, counted, allowed)
+        draft = model.proposed = self.model.propose_while(context, 1 if self.probing else k, go_on, allowed)
         self._steps = steps if self._pending else 0
         if self._steps and not len(draft):  # it took its time and found no token that is allowed: as good as a miss
-            self._model.by_place.update(0, False)
+            model.by_place.update(0, False)
         return draft
 
     def _with_tail(self, draft: Draft, context: Sequence[int], k: int, allowed: Allowed | None) -> list[Branch]:
@@ -397,21 +379,9 @@ class Arbiter:
         chances = tuple(self._model.chances(draft))
         for judged in self._asked:
             behind = None if allowed is None else lambda tokens: allowed([*draft.tokens, *tokens])
-            tail = admitted(judged.drafter.propose(longer, k - len(draft), behind), behind)
+            tail = judged.drafter.propose(longer, k - len(draft), behind).within(behind)
             if len(tail) and tail.tree is None:
                 of_tail = tuple(chances[-1] * chance for chance in judged.chances(tail))
                 whole = Branch(draft.tokens + tail.tokens, chances + of_tail)
                 return [whole, *(branch for branch in branches if branch.tokens != draft.tokens)]
         return branches
-
-    def _whole(
-        self, drafts: list[tuple[Judged, Draft]], context: Sequence[int], k: int, allowed: Allowed | None
-    ) -> Draft:
-        """A fixed length: the free drafters in their order, then the model."""
-        for judged, draft in drafts:
-            if len(draft):
-                return replace(draft, by=judged.drafter.name)
-        if self._model is None:
-            return Draft(reason="nothing to copy")
-        draft = self._stepwise(context, k, lambda scores: True, allowed)
-        return replace(draft, by=self._model.drafter.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from edgespec.backends.base import Model
 from edgespec.types import Allowed, Draft, SamplingParams, Step, Verdict
 
 
@@ -17,6 +18,10 @@ class Drafter(Protocol):
     name: str
     remembers: bool
     """what it proposes depends on the texts of earlier generations"""
+
+    @property
+    def model(self) -> Model | None:
+        """Whose forwards its proposals take."""
 
     def begin(self, context: Sequence[int], params: SamplingParams) -> None:
         """A new generation starts from ``context``; what an earlier one left may be reused."""
@@ -42,6 +47,9 @@ class Drafter(Protocol):
 
 class StepwiseDrafter(Drafter, Protocol):
     """A drafter for which every token costs time, and which can be stopped after any."""
+
+    @property
+    def model(self) -> Model: ...
 
     def begin(self, context: Sequence[int], params: SamplingParams, *, read: bool = True) -> None:
         """As of any drafter. read: now, and not only when it is asked to propose."""
@@ -69,6 +77,7 @@ class NoDrafter:
 
     name = "none"
     remembers = False
+    model = None
 
     def begin(self, context: Sequence[int], params: SamplingParams) -> None:
         pass

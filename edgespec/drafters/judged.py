@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from edgespec.decode.acceptance import ByPlace, ByScore
 from edgespec.decode.tree import Branch
 from edgespec.drafters.base import Drafter
-from edgespec.types import Allowed, Draft
+from edgespec.types import Draft
 
 
 @dataclass
@@ -68,13 +68,3 @@ class Judged:
                     other, score = draft.others[index]
                     if score > 0.0:
                         self.of_others.update(score, other == committed[above])
-
-
-def admitted(draft: Draft, allowed: Allowed | None) -> Draft:
-    """A look-up's chain up to the first token that is forbidden."""
-    if allowed is None or draft.tree is not None:
-        return draft
-    n = 0
-    while n < len(draft) and allowed(draft.tokens[:n])[draft.tokens[n]]:
-        n += 1
-    return replace(draft, tokens=draft.tokens[:n], scores=draft.scores[:n], others=draft.others[:n])

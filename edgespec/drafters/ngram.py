@@ -28,6 +28,7 @@ class NGram:
 
     name = "ngram"
     remembers = False
+    model = None
 
     def __init__(self, longest: int = 4, shortest: int = 2) -> None:
         self._lengths = range(longest, shortest - 1, -1)

@@ -33,6 +33,7 @@ class Pool:
 
     name = "pool"
     remembers = True
+    model = None
 
     def __init__(self, capacity: int = 16_384, *, longest: int = 4, shortest: int = 4) -> None:
         if capacity < longest + 2:

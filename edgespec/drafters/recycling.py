@@ -52,6 +52,7 @@ class Recycling:
 
     name = "recycling"
     remembers = True
+    model = None
 
     def __init__(self, vocab_size: int, *, width: int = 1) -> None:
         if not 1 <= width < min(_WIDEST + 1, vocab_size):

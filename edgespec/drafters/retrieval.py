@@ -35,6 +35,7 @@ class Retrieval:
 
     name = "retrieval"
     remembers = False
+    model = None
 
     def __init__(self, texts: Iterable[Sequence[int]], *, shortest: int = 3, longest: int = 16) -> None:
         self._shortest, self._longest = shortest, longest

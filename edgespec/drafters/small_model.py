@@ -41,7 +41,7 @@ class SmallModel:
         self.remembers = False
         self.others = False
         """name runners-up too, for trees; greedy drafts only"""
-        self.model = model
+        self.model: Model = model
         self._params = SamplingParams()
         self._reads: list[int] | None = reads.tolist() if reads is not None else None
         ids = id_map if id_map is not None else np.arange(min(model.vocab_size, vocab_size))
@@ -98,7 +98,7 @@ class SmallModel:
             top = row.max()
             if top == -np.inf:  # no token it knows may stand here
                 break
-            if self._rejection:
+            if self._params.rejects:
                 assert self._params.seed is not None
                 number = uniform(self._params.seed, DRAFT, len(context), len(context) + len(tokens))
                 given = distribution(row, self._params, self._ids)
@@ -112,13 +112,13 @@ class SmallModel:
             unread = [token, *self._certain([*tokens, token], k, allowed)]
             tokens += unread
             scores += [score, *(1.0 for _ in unread[1:])]
-            if self._rejection:
+            if self._params.rejects:
                 probs += [Distribution(np.array([token]), np.ones(1)) for token in unread[1:]]
             if others:
                 others += [(token, 0.0) for token in unread[1:]]
             if len(tokens) == k or not go_on(scores):
                 break
-        kind: DraftKind = "sampled" if self._rejection else "deterministic"
+        kind: DraftKind = "sampled" if self._params.rejects else "deterministic"
         return Draft(tuple(tokens), kind=kind, probs=tuple(probs), scores=tuple(scores), others=tuple(others))
 
     def commit(self, context: Sequence[int], draft: Draft, verdict: Verdict, step: Step) -> None:
@@ -143,10 +143,6 @@ class SmallModel:
                 break
             run.append(int(found[0]))
         return run
-
-    @property
-    def _rejection(self) -> bool:
-        return self._params.verification == "rejection" and not self._params.greedy
 
     def _row_of(
         self, logits: Logits, context: Sequence[int], drafted: Sequence[int], allowed: Allowed | None

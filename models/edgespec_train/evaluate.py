@@ -16,9 +16,9 @@ import numpy as np
 from edgespec import Pipeline
 from edgespec.backends.fake import FakeModel
 from edgespec.bench.prompts import Prompt, encode
-from edgespec.decode.draft_length import Fixed
+from edgespec.decode.policy import FixedLength, Plain
 from edgespec.decode.speculative import speculative
-from edgespec.drafters.base import Drafter, NoDrafter
+from edgespec.drafters.base import Drafter
 from edgespec.stats import Stats
 from edgespec.types import Logits, Round, SamplingParams
 
@@ -75,7 +75,7 @@ def write(
         ids = tuple(encode(pipeline, prompt))
         if len(ids) + new_tokens > pipeline.target.cache.capacity:
             continue
-        text = pipeline.generate(ids, max_new_tokens=new_tokens, sampling=sampling, drafter=NoDrafter())
+        text = pipeline.generate(ids, max_new_tokens=new_tokens, sampling=sampling, policy=Plain())
         yield Written(prompt.category, ids, tuple(text.token_ids))
 
 
@@ -100,9 +100,8 @@ def replay(
         stats = Stats()
         context = list(text.prompt)
         budget = len(text.tokens) + room
-        loop = speculative(
-            target, drafter, context, sampling, draft_length=Fixed(k), stop=stop, budget=budget, stats=stats
-        )
+        policy = FixedLength(drafter, k)
+        loop = speculative(target, policy, context, sampling, stop=stop, budget=budget, stats=stats)
         for _ in loop:
             pass
         assert tuple(context) == whole, "a replay that writes another text"
@@ -125,8 +124,7 @@ def speed_up(
                     text.prompt,
                     max_new_tokens=len(text.tokens),
                     sampling=sampling,
-                    drafter=pipeline.drafter if drafted else NoDrafter(),
-                    num_draft_tokens=k if drafted else 0,
+                    policy=pipeline.fixed_length(k) if drafted else Plain(),
                 )
                 seconds[drafted] = run.stats.decode_s / run.stats.decoded
             ratios.setdefault(text.category, []).append(seconds[False] / seconds[True])

@@ -9,8 +9,6 @@ from typing import Any
 from edgespec import Pipeline
 from edgespec.bench import prompts as bench_prompts
 from edgespec.bench.report import show
-from edgespec.drafters.arbiter import Arbiter
-from edgespec.drafters.small_model import SmallModel
 from edgespec.errors import SettingError
 from edgespec.types import SamplingParams
 from edgespec_train.evaluate import LENGTHS, Rounds, Written, merged, replay, speed_up, write
@@ -93,10 +91,7 @@ def _figures(parts: dict[int, Rounds], k: int, cost: float, speeds: dict[int, fl
 
 def _cost(pipeline: Pipeline) -> float:
     """Bytes of the draft's weights over the target's; 0 for a drafter without a model."""
-    drafter = pipeline.drafter.model if isinstance(pipeline.drafter, Arbiter) else pipeline.drafter
-    if not isinstance(drafter, SmallModel):
-        return 0.0
-    sizes = [getattr(model, "weights_bytes", 0) for model in (drafter.model, pipeline.target)]
+    sizes = [getattr(model, "weights_bytes", 0) for model in (pipeline.draft_model, pipeline.target)]
     return sizes[0] / sizes[1] if all(sizes) else 0.0
 
 

@@ -1,0 +1,90 @@
+"""Policies that need no measured costs: draft nothing, k tokens every round, or by a rule of thumb.
+
+The one that decides from measured costs who drafts and how far is the arbiter (drafters.arbiter).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edgespec.drafters.base import Drafter
+from edgespec.errors import SettingError
+from edgespec.protocols import WidthPolicy
+from edgespec.types import Allowed, Draft, Round, SamplingParams, Step, Verdict
+
+
+class Plain:
+    """Drafts nothing: the speculative loop becomes plain decoding."""
+
+    name = "none"
+    longest = 0
+
+    def begin(self, context: Sequence[int], params: SamplingParams) -> None:
+        pass
+
+    def draft(self, context: Sequence[int], limit: int, forced: int = 0, allowed: Allowed | None = None) -> Draft:
+        return Draft()
+
+    def width(self, tokens: int, context_length: int) -> int:
+        return tokens
+
+    def commit(self, context: Sequence[int], draft: Draft, verdict: Verdict, step: Step) -> None:
+        pass
+
+    def update(self, round_: Round) -> None:
+        pass
+
+
+class FixedLength:
+    """k tokens of one drafter every round.
+
+    widths: who says at which width to run; without one, and with k = 0, every forward runs as wide as it is.
+    """
+
+    def __init__(self, drafter: Drafter, k: int, widths: WidthPolicy | None = None) -> None:
+        if k < 0:
+            raise SettingError("number of draft tokens", got=k, allowed="0 or more")
+        self.name = drafter.name
+        self.longest = self.k = k
+        self._drafter = drafter
+        self._widths = widths if k else None
+        self._context_length = 0
+
+    def begin(self, context: Sequence[int], params: SamplingParams) -> None:
+        self._drafter.begin(context, params)
+        if self._widths is not None:
+            self._widths.begin()
+
+    def draft(self, context: Sequence[int], limit: int, forced: int = 0, allowed: Allowed | None = None) -> Draft:
+        self._context_length = len(context)
+        return self._drafter.propose(context, min(self.k, limit), allowed)
+
+    def width(self, tokens: int, context_length: int) -> int:
+        return tokens if self._widths is None else self._widths.width(tokens, context_length)
+
+    def commit(self, context: Sequence[int], draft: Draft, verdict: Verdict, step: Step) -> None:
+        self._drafter.commit(context, draft, verdict, step)
+
+    def update(self, round_: Round) -> None:
+        if self._widths is not None:
+            seconds = None if round_.read else round_.target_s
+            self._widths.update(round_.tokens, self._context_length, round_.width, seconds)
+
+
+class Heuristic(FixedLength):
+    """The rule of transformers' assisted generation: two more after a fully accepted draft, one less after a miss.
+
+    Never below 1: a zero would never be left again, since only drafting teaches this rule anything.
+    """
+
+    def __init__(self, drafter: Drafter, k: int = 4, longest: int = 16) -> None:
+        super().__init__(drafter, k)
+        self.longest = longest
+
+    def update(self, round_: Round) -> None:
+        if round_.proposed == 0:
+            return
+        if round_.accepted == round_.proposed:
+            self.k = min(self.k + 2, self.longest)
+        else:
+            self.k = max(self.k - 1, 1)

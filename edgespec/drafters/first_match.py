@@ -1,0 +1,62 @@
+"""Several drafters as one, without weighing them: look-ups in order of trust, then a draft model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from edgespec.backends.base import Model
+from edgespec.drafters.base import Drafter, StepwiseDrafter
+from edgespec.types import Allowed, Draft, SamplingParams, Step, Verdict
+
+
+class FirstMatch:
+    """The first of ``lookups`` that has something to say drafts; if none has, ``last`` does.
+
+    >>> from edgespec.drafters.ngram import NGram
+    >>> drafter = FirstMatch([NGram(longest=3, shortest=3), NGram(longest=2)])
+    >>> drafter.begin([1, 2, 9, 7, 2, 9], SamplingParams())
+    >>> drafter.propose([1, 2, 9, 7, 2, 9], 2).tokens
+    (7, 2)
+    """
+
+    def __init__(self, lookups: Sequence[Drafter], last: StepwiseDrafter | None = None) -> None:
+        self.lookups, self.last = lookups, last
+        self._all: list[Drafter] = [*lookups, *([last] if last is not None else [])]
+        self._asked = list(lookups)
+        self.name = "+".join(drafter.name for drafter in self._all)
+        self.remembers = any(drafter.remembers for drafter in self._all)
+
+    @property
+    def model(self) -> Model | None:
+        return self.last.model if self.last is not None else None
+
+    def begin(self, context: Sequence[int], params: SamplingParams) -> None:
+        for drafter in self.lookups:
+            drafter.begin(context, params)
+        self._asked = list(self.lookups)
+        if self.last is not None:
+            # By rejection the text depends on what the model was asked to draft, and on its last digits, which are
+            # decided by how it reads. Neither may depend on earlier texts.
+            if params.rejects:
+                self._asked = [drafter for drafter in self.lookups if not drafter.remembers]
+            self.last.begin(context, params, read=params.rejects)
+
+    def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
+        if k == 0:
+            return Draft(reason="none asked for")
+        for drafter in self._asked:
+            draft = drafter.propose(context, k, allowed).within(allowed)
+            if len(draft):
+                return replace(draft, by=drafter.name)
+        if self.last is None:
+            return Draft(reason="nothing to copy")
+        return replace(self.last.propose(context, k, allowed), by=self.last.name)
+
+    def commit(self, context: Sequence[int], draft: Draft, verdict: Verdict, step: Step) -> None:
+        for drafter in self._all:
+            drafter.commit(context, draft, verdict, step)
+
+    def reset(self) -> None:
+        for drafter in self._all:
+            drafter.reset()
