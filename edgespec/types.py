@@ -125,12 +125,13 @@ class Step:
     logits: ``(n, vocab)`` float32, row i predicts the token after input i. A view of the engine's buffer, valid
         until the model's next forward.
     hidden: ``(n, d)`` input of the output head, if the model was built to return it.
-    width: rows of the forward, padding included.
+    width: rows of the forward, padding included. prompt_rows: those of the end of a prompt, in front of the n tokens.
     """
 
     logits: Logits
     hidden: NDArray[np.float32] | None = None
     width: int = 0
+    prompt_rows: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +195,6 @@ class Round:
         draft: Draft,
         verdict: Verdict,
         step: Step,
-        read: int,
         began: float,
         drafted: float,
         forwarded: float,
@@ -213,7 +213,7 @@ class Round:
             forced=min(verdict.accepted, draft.forced),
             expected=draft.expected,
             reason=draft.reason,
-            read=read,
+            read=step.prompt_rows,
             width=step.width,
         )
 
@@ -306,3 +306,12 @@ def tree_depths(tree: Sequence[int]) -> list[int]:
     for parent in tree:
         depths.append(depths[parent] + 1)
     return depths
+
+
+def behind(rows: int, tree: Tree | None) -> Tree | None:
+    """The tree of a forward whose first ``rows`` tokens are a chain before the root.
+
+    >>> behind(2, (0, 0, 1))
+    (0, 1, 2, 2, 3)
+    """
+    return tree and (*range(rows), *(rows + parent for parent in tree))

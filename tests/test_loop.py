@@ -447,7 +447,7 @@ def test_heuristic_follows_transformers_rule() -> None:
     def after(proposed: int, accepted: int) -> int:
         from edgespec.types import Round
 
-        policy.update(Round.of("d", Draft((0,) * proposed), Verdict(accepted, (0,), (0,)), step, 0, 0, 0, 0, 0))
+        policy.update(Round.of("d", Draft((0,) * proposed), Verdict(accepted, (0,), (0,)), step, 0, 0, 0, 0))
         return len(policy.draft(PROMPT, 100))
 
     assert [after(4, 4), after(6, 2), after(5, 5), after(0, 0)] == [6, 5, 7, 7]

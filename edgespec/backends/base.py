@@ -71,10 +71,15 @@ class Model(Protocol):
     def vocab_size(self) -> int:
         """Number of logits."""
 
-    def prefill(self, tokens: Sequence[int], progress: Progress | None = None, left: int = 0) -> int:
+    @property
+    def free_width(self) -> int:
+        """Most tokens of the next forward. The end of a prompt that it runs in front is none of them."""
+
+    def prefill(self, tokens: Sequence[int], *, reserve: int | None = None, progress: Progress | None = None) -> int:
         """Make the cache hold exactly ``tokens``, computing only what follows the longest prefix it already holds.
 
-        left: the last rows, this many at most, may be left for the next forward to read with its own tokens.
+        reserve: the next forward will have up to so many tokens. If there is room beside them, the end of the prompt
+            is deferred: that forward runs it in front of its own tokens, which costs no forward more. None: defer none.
         Returns the number of rows reused. Raises ContextFull if they do not fit. A prefill that is stopped by
         ``progress`` leaves the cache with the rows done so far.
         """
@@ -82,12 +87,12 @@ class Model(Protocol):
     def forward(
         self, tokens: Sequence[int], tree: Tree | None = None, *, num_logits: int | None = None, width: int = 1
     ) -> Step:
-        """Append ``tokens`` and return logits for the last ``num_logits`` of them (all by default).
+        """Append what was deferred and ``tokens``; return logits for the last ``num_logits`` of these (all by default).
 
         width: run at least so many rows; the rest is padding, and leaves no trace.
 
         With ``tree`` (parents of rows 1.., see ``types.Tree``) a row sees the cache and its own ancestors only; then
-        ``cache.keep`` must follow before the next forward.
+        ``cache.keep`` must follow before the next forward. Rows of ``tree`` and of ``keep`` are those of ``tokens``.
         """
 
     def start(

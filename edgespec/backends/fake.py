@@ -12,9 +12,9 @@ from functools import lru_cache
 import numpy as np
 
 from edgespec.backends.base import Capabilities, Progress, common_prefix
-from edgespec.backends.rows import RowBook
+from edgespec.backends.rows import RowBook, may_defer
 from edgespec.errors import ContextFull
-from edgespec.types import Logits, Step, Tree
+from edgespec.types import Logits, Step, Tree, behind
 
 _LONGEST_PAD = 16
 Table = Callable[[tuple[int, ...]], Logits]
@@ -49,7 +49,7 @@ class FakeCache(RowBook):
 class FakeModel:
     """``table`` says what the model thinks; ``forward_s(width)`` what a forward costs on ``clock``.
 
-    leaves: rows of a prompt that a prefill leaves to the next forward, if it may.
+    leaves: rows of a prompt that a prefill defers, at most.
     """
 
     def __init__(
@@ -81,18 +81,26 @@ class FakeModel:
         self.leaves = leaves
         self.forward_s = forward_s
         self.widths: list[int] = []  # of every forward, for tests that count work
+        self._progress: Progress | None = None
         self._pending: tuple[Step, float, tuple[int, ...], bool] | None = None
 
-    def prefill(self, tokens: Sequence[int], progress: Progress | None = None, left: int = 0) -> int:
+    @property
+    def free_width(self) -> int:
+        return self.capabilities.max_width - len(self.cache.deferred)
+
+    def prefill(self, tokens: Sequence[int], *, reserve: int | None = None, progress: Progress | None = None) -> int:
         if len(tokens) > self.cache.capacity:
             raise ContextFull("prompt does not fit", got=f"{len(tokens)} tokens", allowed=self.cache.capacity)
         self.cache.settle()
         reused = common_prefix(self.cache.tokens, tokens)
         self.cache.crop(reused)
-        for begin in range(reused, len(tokens), self.capabilities.max_width):
-            if len(tokens) - begin <= min(left, self.leaves):
+        self._progress = progress
+        widest = self.capabilities.max_width
+        for begin in range(reused, len(tokens), widest):
+            if len(tokens) - begin <= min(may_defer(widest, reserve), self.leaves):
+                self.cache.defer(tokens[begin:])
                 break
-            self.forward(tokens[begin : begin + self.capabilities.max_width], num_logits=0)
+            self.forward(tokens[begin : begin + widest], num_logits=0)
             if progress:
                 progress(self.cache.length, len(tokens))
         return reused
@@ -107,8 +115,12 @@ class FakeModel:
         self, tokens: Sequence[int], tree: Tree | None = None, *, num_logits: int | None = None, width: int = 1
     ) -> None:
         self._pending = None  # one that was begun and never waited for is dropped
-        assert 1 <= len(tokens) <= self.capabilities.max_width
         self.cache.settle()
+        own, prompt_rows = tuple(tokens), len(self.cache.deferred)
+        if prompt_rows:
+            num_logits = len(tokens) if num_logits is None else num_logits
+            tokens, tree = [*self.cache.deferred, *tokens], behind(prompt_rows, tree)
+        assert 1 <= len(tokens) <= self.capabilities.max_width
         begin = self.cache.length
         assert begin + len(tokens) <= self.cache.capacity, "a forward past the context"
         self.cache.physical[begin : begin + len(tokens)] = list(tokens)
@@ -124,7 +136,8 @@ class FakeModel:
         self.cache.physical[begin + len(tokens) : begin + width] = [-1] * (width - len(tokens))
         self.widths.append(width)
         done_s = self.clock.now_s + self.forward_s(width)
-        self._pending = Step(logits, width=width), done_s, tuple(tokens), tree is not None
+        step = Step(logits, width=width, prompt_rows=prompt_rows)
+        self._pending = step, done_s, own, tree is not None
 
     def ready(self) -> bool:
         assert self._pending
@@ -136,6 +149,9 @@ class FakeModel:
         self._pending = None
         self.clock.now_s = max(self.clock.now_s, done_s)
         self.cache.append(tokens, branched=branched)
+        if step.prompt_rows and self._progress:
+            done = self.cache.length - len(tokens)
+            self._progress(done, done)
         return step
 
 

@@ -186,7 +186,7 @@ class OnnxRuntimeModel(PaddedModel):
         self._logit_rows = rows
 
     def _step(self, forward: Forward) -> Step:
-        return Step(self._logits[: forward.num_logits], width=forward.width)
+        return Step(self._logits[: forward.num_logits], width=forward.width, prompt_rows=forward.prompt_rows)
 
 
 def inputs_of(session: onnxruntime.InferenceSession, binding: Any) -> Inputs[OrtValue]:

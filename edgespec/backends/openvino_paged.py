@@ -122,7 +122,9 @@ class OpenVINOPagedModel(PaddedModel):
         rows = forward.num_logits
         logits = self._request.get_output_tensor(self._logits).data  # (rows, 1, vocab), a view
         hidden = self._request.get_tensor(HIDDEN).data if self._hidden else None
-        return Step(logits[:rows, 0], hidden[:rows, 0] if hidden is not None else None, forward.width)
+        return Step(
+            logits[:rows, 0], hidden[:rows, 0] if hidden is not None else None, forward.width, forward.prompt_rows
+        )
 
 
 def inputs_of(compiled: ov.CompiledModel, request: ov.InferRequest) -> Inputs[ov.Tensor]:

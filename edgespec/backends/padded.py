@@ -14,10 +14,10 @@ from typing import Any
 
 from edgespec.backends.base import Capabilities, Progress, common_prefix
 from edgespec.backends.exact_widths import ExactWidths
-from edgespec.backends.rows import RowBook
+from edgespec.backends.rows import RowBook, may_defer
 from edgespec.backends.widths import few_widths, width_of
 from edgespec.errors import BackendError, ContextFull, mapped
-from edgespec.types import Numerics, Step, Tree
+from edgespec.types import Numerics, Step, Tree, behind
 
 _PAD = 0  # any token id: the row of a pad is never read and never kept
 LONGEST_PAD = 64
@@ -41,6 +41,7 @@ class Forward:
     branched: bool
     num_logits: int
     width: int
+    prompt_rows: int
 
 
 class PaddedModel(ABC):
@@ -65,6 +66,7 @@ class PaddedModel(ABC):
         self.last_wanted = 0
         """rows of the last forward, and those of them that got logits, padding included"""
         self._pending: Forward | None = None
+        self._progress: Progress | None = None  # of a prefill whose end is deferred
         self._started_s = 0.0
 
     @property
@@ -76,7 +78,11 @@ class PaddedModel(ABC):
         self.min_width, self.max_width = widths.least, widths.most
         self._few = few_widths(widths.least, widths.most)
 
-    def prefill(self, tokens: Sequence[int], progress: Progress | None = None, left: int = 0) -> int:
+    @property
+    def free_width(self) -> int:
+        return self.max_width - len(self.cache.deferred)
+
+    def prefill(self, tokens: Sequence[int], *, reserve: int | None = None, progress: Progress | None = None) -> int:
         if len(tokens) > self.cache.capacity:
             raise ContextFull(
                 "prompt is longer than the context", got=f"{len(tokens)} tokens", allowed=f"{self.cache.capacity}"
@@ -86,8 +92,10 @@ class PaddedModel(ABC):
         reused = common_prefix(self.cache.tokens, tokens)
         self.cache.crop(reused)
         self.cache.ensure(len(tokens) + LONGEST_PAD)
+        self._progress = progress
         for begin in range(reused, len(tokens), self.max_width):
-            if len(tokens) - begin <= left:
+            if len(tokens) - begin <= may_defer(self.max_width, reserve):
+                self.cache.defer(tokens[begin:])
                 break
             self.forward(tokens[begin : begin + self.max_width], num_logits=0)
             if progress:
@@ -153,8 +161,12 @@ class PaddedModel(ABC):
 
     def _feed(self, tokens: Sequence[int], tree: Tree | None, num_logits: int | None, width: int) -> Forward:
         self._drain()
-        assert 1 <= len(tokens) <= self.max_width
         self.cache.settle()
+        prompt_rows = len(self.cache.deferred)
+        if prompt_rows:
+            num_logits = len(tokens) if num_logits is None else num_logits
+            tokens, tree = [*self.cache.deferred, *tokens], behind(prompt_rows, tree)
+        assert 1 <= len(tokens) <= self.max_width
         past, real = self.cache.length, len(tokens)
         assert past + real <= self.cache.capacity, "a forward past the context"
         first = 0 if num_logits is None else real - num_logits
@@ -168,11 +180,16 @@ class PaddedModel(ABC):
         rows = [*range(first, real), *[real - 1] * (wanted - real + first)] if wanted else []
         self.last_wanted = wanted
         self._give([*tokens, *[_PAD] * (n - real)], past, rows, tree)
-        return Forward(past, tuple(tokens), branched=tree is not None, num_logits=real - first, width=n)
+        own = tuple(tokens[prompt_rows:])
+        return Forward(past, own, tree is not None, num_logits=real - first, width=n, prompt_rows=prompt_rows)
 
     def _result(self, forward: Forward) -> Step:
-        assert self.cache.length == forward.past, "the cache was changed while a forward ran"
+        unchanged = self.cache.length == forward.past and len(self.cache.deferred) == forward.prompt_rows
+        assert unchanged, "the cache was changed while a forward ran"
         self.cache.append(forward.tokens, branched=forward.branched)
+        if forward.prompt_rows and self._progress:
+            done = forward.past + forward.prompt_rows
+            self._progress(done, done)
         return self._step(forward)
 
 

@@ -5,6 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+_LEAST_RESERVE = 32
+"""rows of a first forward that are kept free of the prompt, at least; so what is read before does not depend on how far
+a policy means to draft, unless it means to go very far"""
+
+
+def may_defer(max_width: int, reserve: int | None) -> int:
+    """Rows of a prompt, at most, that the next forward may run. reserve: tokens of its own; None: leave it none."""
+    return 0 if reserve is None else max(0, max_width - max(_LEAST_RESERVE, reserve))
+
 
 class RowBook(ABC):
     """Committed rows of one text. A subclass stores the rows and moves them; crop only moves a length.
@@ -12,11 +21,14 @@ class RowBook(ABC):
     Worked example, a cache of 5 rows after a forward of a tree of 4 rows at 5..8, accepted path (0, 3):
 
         keep((0, 3))   row 8 moves to 6   tokens = first 5, row 5's, row 8's   length = 7
+
+    deferred: the end of a prompt, whose rows the next forward writes in front of its own.
     """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.tokens: list[int] = []
+        self.deferred: tuple[int, ...] = ()
         self._start = 0  # length before the last forward
         self._branched = False  # the last rows are a tree of which no path was kept yet
 
@@ -28,11 +40,18 @@ class RowBook(ABC):
     @abstractmethod
     def nbytes(self) -> int: ...
 
+    def defer(self, tokens: Sequence[int]) -> None:
+        """Until the next forward; ``crop`` forgets these too."""
+        assert self.length + len(tokens) <= self.capacity, "a prompt past the context"
+        self.deferred = tuple(tokens)
+
     def append(self, tokens: Sequence[int], *, branched: bool = False) -> None:
-        """Rows for ``tokens`` have been written behind the committed ones. For the owning model, after its forward:
-        whatever interrupts it, the books never name a row that is not there.
+        """Rows for what was deferred and for ``tokens`` have been written behind the committed ones. For the owning
+        model, after its forward: whatever interrupts it, the books never name a row that is not there.
         """
-        assert self.length + len(tokens) <= self.capacity, "a forward past the context"
+        assert self.length + len(self.deferred) + len(tokens) <= self.capacity, "a forward past the context"
+        self.tokens.extend(self.deferred)
+        self.deferred = ()
         self._start = self.length
         self._branched = branched
         self.tokens.extend(tokens)
@@ -45,6 +64,7 @@ class RowBook(ABC):
 
     def crop(self, length: int) -> None:
         assert 0 <= length <= self.length, (length, self.length)
+        self.deferred = ()
         del self.tokens[length:]
         if length <= self._start:
             self._branched = False

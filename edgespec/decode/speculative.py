@@ -14,15 +14,10 @@ from collections.abc import Collection, Iterator
 from edgespec.backends.base import Model, Progress
 from edgespec.decode.constraint import Constraint, masked
 from edgespec.decode.steering import draft_under_constraint
-from edgespec.decode.tree import behind
 from edgespec.decode.verify import verify
 from edgespec.protocols import Policy
 from edgespec.stats import Stats
 from edgespec.types import Round, SamplingParams
-
-_NOT_PROMPT = 32
-"""rows of the first forward, at least, that are no part of the prompt: the others may read its end, which costs no
-forward of their own, and the first token comes that much earlier"""
 
 
 def speculative(
@@ -42,37 +37,29 @@ def speculative(
     Ends after a token of ``stop``, at the budget, or when the target's context is full. A constraint, fresh for this
     generation, says what may be written.
     """
-    clock = stats.clock
-    began = clock()
+    clock, began = stats.clock, stats.clock()
     stats.prompt_tokens = len(context)
-    widest = target.capabilities.max_width
-    left = max(0, widest - max(_NOT_PROMPT, 1 + policy.longest))
-    stats.reused_tokens = target.prefill(context[:-1], progress, left)
+    stats.reused_tokens = target.prefill(context[:-1], reserve=1 + policy.longest, progress=progress)
     policy.begin(context, params)
-    budget_left = min(budget, target.cache.capacity - len(context) + 1)
     stats.prefill_s = clock() - began
+    budget_left = min(budget, target.cache.capacity - len(context) + 1)
 
     while budget_left > 0:
         t0 = clock()
-        unread = context[target.cache.length : -1]  # the end of the prompt, in the first round
-        limit = min(budget_left, widest - len(unread)) - 1
-        draft = draft_under_constraint(policy, context, limit, stop, constraint)
+        draft = draft_under_constraint(policy, context, min(budget_left, target.free_width) - 1, stop, constraint)
         t1 = clock()
         assert draft.tree is None or target.capabilities.tree, "this target verifies chains only"
-        tokens = [*unread, context[-1], *draft.tokens]
         width = policy.width(1 + len(draft), len(context))
-        step = target.forward(tokens, behind(len(unread), draft.tree), num_logits=1 + len(draft), width=width)
+        step = target.forward([context[-1], *draft.tokens], draft.tree, width=width)  # logits (1 + n, vocab)
         t2 = clock()
-        if unread and progress is not None:
-            progress(len(context) - 1, len(context) - 1)
         verdict = verify(draft, masked(step.logits, draft, constraint), context, params).until(stop, budget_left)
-        target.cache.keep([*range(len(unread)), *(len(unread) + row for row in verdict.path)])
+        target.cache.keep(verdict.path)
         context.extend(verdict.tokens)
         if constraint is not None:
             constraint.commit(verdict.tokens)
         policy.commit(context, draft, verdict, step)
         budget_left -= len(verdict.tokens)
-        stats.rounds.append(Round.of(policy.name, draft, verdict, step, len(unread), t0, t1, t2, clock()))
+        stats.rounds.append(Round.of(policy.name, draft, verdict, step, t0, t1, t2, clock()))
         policy.update(stats.rounds[-1])
         yield list(verdict.tokens)
         if verdict.tokens[-1] in stop:

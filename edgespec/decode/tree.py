@@ -30,15 +30,6 @@ class Merged:
     expected: float
 
 
-def behind(rows: int, tree: Tree | None) -> Tree | None:
-    """The tree of a forward whose first ``rows`` tokens are a chain before the root.
-
-    >>> behind(2, (0, 0, 1))
-    (0, 1, 2, 2, 3)
-    """
-    return tree and (*range(rows), *(rows + parent for parent in tree))
-
-
 def merge(branches: Sequence[Branch], cost: Callable[[int], float], most: int) -> Merged:
     """The tree of at most ``most`` nodes with the best ``expected - cost(nodes)``.
 
