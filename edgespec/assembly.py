@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING, cast, get_args
 
@@ -29,7 +31,7 @@ from edgespec.machine import Machine
 from edgespec.pairing import Vocabulary, check_pair
 from edgespec.pipeline import Pipeline
 from edgespec.tokenizer import Tokenizer
-from edgespec.types import Backend, Numerics
+from edgespec.types import Backend, Needs, Numerics
 
 _BRANCHES = 4
 """successors that recycling keeps of a token where the target verifies trees"""
@@ -50,6 +52,7 @@ def load(
     numerics: Numerics | None = None,
     num_draft_tokens: int | None = None,
     context_length: int | None = None,
+    needs: Needs | None = None,
     accept_licence: bool = False,
     progress: bool = False,
 ) -> Pipeline:
@@ -68,6 +71,7 @@ def load(
     num_draft_tokens: k of every round; None takes the bundle's own, else measured costs decide. With a number they are
         not measured, so the pipeline keeps to numbers.
     context_length: rows of KV cache at most; None takes the model's own.
+    needs: what a drafter of your own needs of the target, beyond those of the bundle.
     accept_licence: consent to a licence that allows research only, for the models that are under one.
     progress: say on stderr what takes long; on a terminal, with bars for downloads.
     """
@@ -116,11 +120,16 @@ def load(
     device = device.upper()
     draft_on = (draft_device or device).upper()
     other = _other(machine, pair, draft)
-    engine = machine.backend(pair, device, numerics, backend)
+    # Other outputs are another graph, whose logits may differ in the last digits: so it does not depend on ``draft``.
+    own = (Needs(entry.needs.layers, entry.needs.extra) for entry in pair.manifest.drafters)
+    layers = reduce(or_, own, needs or Needs()).layers
+    if layers and backend == "onnxruntime":
+        raise SettingError("hidden states come from OpenVINO only: backend", got=backend, allowed="openvino")
+    engine = machine.backend(pair, device, numerics, "openvino" if layers else backend)
     draft_engine: Backend = engine if draft_on == "CPU" else "openvino"
     with ThreadPoolExecutor(1) as beside:  # compiling is mostly one thread's work, and there are two models to compile
         drafting = beside.submit(_drafters, machine, pair, draft, other, draft_on, draft_engine)
-        target = machine.model(pair, pair.manifest.target, device, backend=engine, numerics=numerics)
+        target = machine.model(pair, pair.manifest.target, device, backend=engine, numerics=numerics, layers=layers)
         free, model = drafting.result()
     if draft == "recycling":
         free.append(_recycling(pair, target, remember))
@@ -130,7 +139,7 @@ def load(
     if free or model:
         trees = target.capabilities.tree
         if model:
-            model.others = trees
+            model.alternatives = trees
         drafter = FirstMatch(free, model)
         target_s, draft_s = _costs(machine, target, model, num_draft_tokens)
         if target_s is not None and num_draft_tokens is None:

@@ -61,7 +61,9 @@ class Machine:
         numerics: Numerics | None = None,
         is_draft: bool = False,
         context_length: int | None = None,
+        layers: tuple[int, ...] = (),
     ) -> PaddedModel:
+        """layers: whose hidden states it is compiled to return; on OpenVINO."""
         from edgespec.backends.openvino_graph import available
 
         device = available(self.core, device)
@@ -76,7 +78,7 @@ class Machine:
             except _REFUSALS:
                 if not is_draft:  # a draft may run on another engine than its target
                     raise
-        loaded = loaded or self._on_openvino(xml, device, numerics, is_draft, room)
+        loaded = loaded or self._on_openvino(xml, device, numerics, is_draft, room, layers)
         if loaded.vocab_size != model.vocab_size:
             raise BundleError(
                 f"{xml} does not fit its manifest: logits", got=loaded.vocab_size, allowed=model.vocab_size
@@ -156,7 +158,13 @@ class Machine:
         return measurements.remembered(file, known, lambda: self._measured(model, beside))
 
     def _on_openvino(
-        self, xml: Path, device: str, numerics: Numerics | None, is_draft: bool, capacity: int
+        self,
+        xml: Path,
+        device: str,
+        numerics: Numerics | None,
+        is_draft: bool,
+        capacity: int,
+        layers: tuple[int, ...],
     ) -> PaddedModel:
         from edgespec.backends.openvino_paged import OpenVINOPagedModel
         from edgespec.backends.openvino_settings import Settings
@@ -164,7 +172,7 @@ class Machine:
         settings = Settings.of_draft(device) if is_draft else Settings.make(device, numerics)
         # On CPU the engine's model cache saves nothing (docs/log/engines.md); on GPU it keeps compiled kernels.
         kernels = None if device.startswith("CPU") else cache.cache_dir() / "compiled"
-        return OpenVINOPagedModel(self.core, xml, device, settings, capacity=capacity, cache_dir=kernels)
+        return OpenVINOPagedModel(self.core, xml, device, settings, capacity=capacity, layers=layers, cache_dir=kernels)
 
     def _on_onnxruntime(
         self, xml: Path, numerics: Numerics | None, is_draft: bool, capacity: int, longest: int

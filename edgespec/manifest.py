@@ -22,6 +22,10 @@ FORMAT = 1
 
 _MOST_CHARACTERS = 200
 """of a line or a path: the longest file name of any system is 255 bytes"""
+_MOST_LAYERS = 16
+"""whose states one drafter reads: an EAGLE-3 head reads three"""
+_MOST_EXTRA = 64
+"""rows behind a draft: a forward is not wider than a few hundred"""
 _RESERVED = re.compile(r"(?:CON|PRN|AUX|NUL|(?:COM|LPT)[0-9¹²³]|CONIN\$|CONOUT\$)\Z", re.IGNORECASE)
 """names that are devices on Windows, with any ending"""
 
@@ -72,6 +76,7 @@ Count = Annotated[int, msgspec.Meta(gt=0, lt=1 << 31)]
 VocabSize = Annotated[int, msgspec.Meta(gt=0, le=1 << 24)]
 """the largest vocabularies have 2**18 ids; arrays of this length are made"""
 TokenId = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
+LayerIndex = Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
 
 
 class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
@@ -135,6 +140,13 @@ class ModelFile(Strict, frozen=True, kw_only=True):
     """of ``file``"""
 
 
+class DrafterNeeds(Strict, frozen=True, kw_only=True):
+    """What a drafter needs of the target (``types.Needs``)."""
+
+    layers: Annotated[tuple[LayerIndex, ...], msgspec.Meta(max_length=_MOST_LAYERS)] = ()
+    extra: Annotated[int, msgspec.Meta(ge=0, le=_MOST_EXTRA)] = 0
+
+
 class Drafter(Strict, frozen=True, kw_only=True):
     """A drafter that goes with the target. ``model`` for kind small_model."""
 
@@ -152,6 +164,8 @@ class Drafter(Strict, frozen=True, kw_only=True):
     """of the draft model, if shorter than the target's"""
     blocked: tuple[TokenId, ...] = ()
     """target ids that mean another token to the draft: it never proposes them"""
+    needs: DrafterNeeds = DrafterNeeds()
+    """of the target, which is compiled for it whichever drafter runs, so that its tokens are the same with any"""
 
 
 class HashedFile(Strict, frozen=True, kw_only=True):

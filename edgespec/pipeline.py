@@ -316,6 +316,15 @@ class Pipeline:
 
     def _policy(self, drafter: Drafter | None, k: int | None) -> Policy:
         """Who decides: about the given drafter, or about all that this pipeline has."""
+        given, needed = self.target.capabilities.hidden, (drafter or self.drafter).needs.layers
+        if missing := sorted(set(needed) - set(given)):
+            name, layers = (drafter or self.drafter).name, ", ".join(map(str, missing))
+            raise SettingError(
+                f"drafter {name} needs hidden states of layers {layers}, which the target was not loaded for",
+                got=f"layers {sorted(needed)}",
+                allowed=", ".join(map(str, given)) or "none",
+                hint="load the pair with needs=drafter.needs",
+            )
         if k is not None:
             return FixedLength(drafter, k) if drafter else self.fixed_length(k)
         if drafter is None and self.arbiter is not None:

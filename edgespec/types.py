@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +62,47 @@ class Distribution:
         return float(self.probs[self.ids == token].sum())
 
 
+Hidden = Mapping[int, NDArray[np.float32]]
+"""Hidden states of some rows, ``(rows, d)`` for each layer. Layers count as transformers counts ``hidden_states``: 0 is
+the embeddings, i what the i-th decoder layer gives, and the last one stands behind the final norm."""
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a drafter needs of the target, known before weights are loaded: the target is compiled for it.
+
+    layers: whose hidden states (see ``Hidden``). extra: most rows of ``Draft.extra``.
+    """
+
+    layers: tuple[int, ...] = ()
+    extra: int = 0
+
+    def __or__(self, other: Needs) -> Needs:
+        """What two drafters need.
+
+        >>> Needs((2, 9)) | Needs((2, 4), extra=3)
+        Needs(layers=(2, 4, 9), extra=3)
+        """
+        return Needs(tuple(sorted({*self.layers, *other.layers})), max(self.extra, other.extra))
+
+
+@dataclass(frozen=True, slots=True)
+class DraftNote:
+    """About a draft, for the books.
+
+    by: who made it, where several drafters share the rounds. expected: tokens that were expected to be accepted.
+    reason: why it is empty.
+    forced: how many of the first tokens are the constraint's and no drafter's (see ``decode.steering``).
+    cut: how many tokens the drafter proposed that the constraint forbids; they are not in the draft.
+    """
+
+    by: str = ""
+    expected: float | None = None
+    reason: str = ""
+    forced: int = 0
+    cut: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Draft:
     """What a drafter proposes to follow the last committed token.
@@ -74,11 +115,10 @@ class Draft:
         from what is left of it without the earlier ones. Whether a token is proposed must not depend on which one was
         drawn. Empty for a deterministic draft.
     scores: how sure the drafter is of each token, 0..1 in its own terms; () if it does not say.
-    others: for each token of a chain the runner-up and its score, where a tree could hold both; () if not asked for.
-    by: who made it, where several drafters share the rounds. expected: tokens that were expected to be accepted.
-    reason: why it is empty.
-    forced: how many of the first tokens are the constraint's and no drafter's (see ``decode.steering``).
-    cut: how many tokens the drafter proposed that the constraint forbids; they are not in ``tokens``.
+    alternatives: for each token of a chain the runner-up and its score, where a tree could hold both; () if not asked
+        for.
+    extra: inputs that run as a chain behind the last token, such as adaptive tokens (SDSAT, arXiv 2403.18647). They are
+        never verified and never kept; their logits come back in ``Drafter.commit``, behind the tokens'.
     """
 
     tokens: tuple[int, ...] = ()
@@ -86,12 +126,9 @@ class Draft:
     kind: DraftKind = "deterministic"
     probs: tuple[Distribution, ...] = ()
     scores: tuple[float, ...] = ()
-    others: tuple[tuple[int, float], ...] = ()
-    by: str = ""
-    expected: float | None = None
-    reason: str = ""
-    forced: int = 0
-    cut: int = 0
+    alternatives: tuple[tuple[int, float], ...] = ()
+    extra: tuple[int, ...] = ()
+    note: DraftNote = DraftNote()
 
     def __post_init__(self) -> None:
         assert len(self.probs) == (len(self.tokens) if self.kind == "sampled" else 0), "one distribution a drawn token"
@@ -104,6 +141,26 @@ class Draft:
         """The parent row of each token, for chains too."""
         return tuple(range(len(self.tokens))) if self.tree is None else self.tree
 
+    def noted(self, **changes: Any) -> Draft:
+        """The same draft with another note."""
+        return replace(self, note=replace(self.note, **changes))
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """The tokens of its rows in the target's forward, behind row 0."""
+        return self.tokens + self.extra
+
+    @property
+    def tree_of_rows(self) -> Tree | None:
+        """As ``tree``, for all ``rows``.
+
+        >>> Draft((4, 5, 6), tree=(0, 0, 1), extra=(9, 9)).tree_of_rows
+        (0, 0, 1, 3, 4)
+        """
+        if self.tree is None or not self.extra:
+            return self.tree
+        return (*self.tree, *range(len(self), len(self) + len(self.extra)))
+
     def within(self, allowed: Allowed | None) -> Draft:
         """A chain up to the first token that is not allowed; a tree as it is.
 
@@ -115,7 +172,7 @@ class Draft:
         n = 0
         while n < len(self) and allowed(self.tokens[:n])[self.tokens[n]]:
             n += 1
-        return replace(self, tokens=self.tokens[:n], scores=self.scores[:n], others=self.others[:n])
+        return replace(self, tokens=self.tokens[:n], scores=self.scores[:n], alternatives=self.alternatives[:n])
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,14 +181,23 @@ class Step:
 
     logits: ``(n, vocab)`` float32, row i predicts the token after input i. A view of the engine's buffer, valid
         until the model's next forward.
-    hidden: ``(n, d)`` input of the output head, if the model was built to return it.
+    hidden: of the ``prompt_rows`` and the n tokens, if the model was built to return it; a view likewise.
     width: rows of the forward, padding included. prompt_rows: those of the end of a prompt, in front of the n tokens.
     """
 
     logits: Logits
-    hidden: NDArray[np.float32] | None = None
+    hidden: Hidden = field(default_factory=lambda: MappingProxyType({}))
     width: int = 0
     prompt_rows: int = 0
+
+    def kept(self, context: Sequence[int], verdict: Verdict) -> tuple[int, Sequence[int], Hidden]:
+        """Of the rows that stay: the position of the first, their tokens, their hidden states.
+
+        context: with the tokens of the verdict.
+        """
+        rows = [*range(self.prompt_rows), *(self.prompt_rows + row for row in verdict.path)]
+        start = len(context) - len(verdict.tokens) - 1 - self.prompt_rows
+        return start, context[start : start + len(rows)], {layer: states[rows] for layer, states in self.hidden.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +235,7 @@ class Round:
     proposed tokens came from the drafter, evaluated ones were in the target's forward, accepted ones it agreed with;
     forced tokens were in the forward too, and came from a constraint; committed = what the round added to the
     context. read: tokens of the prompt that were in the forward, so that its time is not of decoding alone.
-    width: rows of the forward, padding included.
+    width: rows of the forward, padding included. extra: those of ``Draft.extra``.
     expected: accepted tokens that were expected, None if nobody did.
     reason: why nothing was drafted.
     """
@@ -187,6 +253,7 @@ class Round:
     forced: int = 0
     read: int = 0
     width: int = 0
+    extra: int = 0
 
     @classmethod
     def of(
@@ -201,26 +268,28 @@ class Round:
         ended: float,
     ) -> Round:
         """From the round's draft and verdict and four readings of one clock."""
+        note = draft.note
         return cls(
-            drafter=draft.by or drafter,
-            proposed=len(draft) - draft.forced + draft.cut,
-            evaluated=len(draft) - draft.forced,
-            accepted=max(verdict.accepted - draft.forced, 0),
+            drafter=note.by or drafter,
+            proposed=len(draft) - note.forced + note.cut,
+            evaluated=len(draft) - note.forced,
+            accepted=max(verdict.accepted - note.forced, 0),
             committed=len(verdict.tokens),
             draft_s=drafted - began,
             target_s=forwarded - drafted,
             host_s=ended - forwarded,
-            forced=min(verdict.accepted, draft.forced),
-            expected=draft.expected,
-            reason=draft.reason,
+            forced=min(verdict.accepted, note.forced),
+            expected=note.expected,
+            reason=note.reason,
             read=step.prompt_rows,
             width=step.width,
+            extra=len(draft.extra),
         )
 
     @property
     def tokens(self) -> int:
         """Tokens in the forward, but for those of the prompt."""
-        return 1 + self.forced + self.evaluated
+        return 1 + self.forced + self.evaluated + self.extra
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,20 +6,17 @@ python examples/own_drafter.py
 from collections.abc import Sequence
 
 import edgespec
-from edgespec.types import Allowed, Draft, SamplingParams, Step, Verdict
+from edgespec.drafters.base import Drafter
+from edgespec.types import Allowed, Draft
 
 
-class PhraseBook:
+class PhraseBook(Drafter):
     """Proposes the rest of a phrase once the text ends with its first two tokens, or more."""
 
     name = "phrases"
-    remembers = False  # what it proposes does not depend on earlier texts
 
     def __init__(self, phrases: Sequence[Sequence[int]]) -> None:
         self._phrases = [tuple(phrase) for phrase in phrases]
-
-    def begin(self, context: Sequence[int], params: SamplingParams) -> None:
-        """A new text: nothing to prepare."""
 
     def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
         for phrase in self._phrases:
@@ -27,12 +24,6 @@ class PhraseBook:
                 if tuple(context[-known:]) == phrase[:known]:
                     return Draft(phrase[known : known + k])
         return Draft()
-
-    def commit(self, context: Sequence[int], draft: Draft, verdict: Verdict, step: Step) -> None:
-        """The round is over: nothing to learn."""
-
-    def reset(self) -> None:
-        """Forget every text: there is none."""
 
 
 pipeline = edgespec.load(draft="none")

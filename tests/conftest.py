@@ -85,7 +85,7 @@ def load_ir(
     numerics: Numerics = "exact",
     *,
     capacity: int = 512,
-    hidden: bool = False,
+    layers: tuple[int, ...] = (),
     is_draft: bool = False,
     full_precision: bool = False,
 ) -> OpenVINOPagedModel:
@@ -99,7 +99,7 @@ def load_ir(
     if full_precision:
         settings = Settings.in_full_precision()
     xml = folder if folder.suffix == ".xml" else folder / "openvino_model.xml"
-    model = OpenVINOPagedModel(core, xml, "CPU", settings, capacity=capacity, hidden=hidden)
+    model = OpenVINOPagedModel(core, xml, "CPU", settings, capacity=capacity, layers=layers)
     if settings.numerics == "exact" and not full_precision:
         if xml not in _exact_widths:
             _exact_widths[xml] = find_exact_widths(model)

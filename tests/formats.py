@@ -173,7 +173,7 @@ class Fake:
             case "arbiter":
                 return arbiter([NGram(longest=2, shortest=1)], close)
             case "merged trees":
-                close.others = True
+                close.alternatives = True
                 return arbiter([NGram(longest=2, shortest=1)], close, trees=True)
             case "unruly trees":
                 return UnrulyTrees(self)

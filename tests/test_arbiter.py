@@ -61,7 +61,7 @@ class World:
     def arbiter(self, free: Sequence[Drafter] = (), *, model: bool = True, trees: bool = False) -> Arbiter:
         costs = [ForwardCost(self.times(part)) for part in (self.target, self.model)]
         small = self.small if model else None
-        self.small.others = trees
+        self.small.alternatives = trees
         return Arbiter(free, small, target_s=costs[0], draft_s=costs[1] if model else None, trees=trees)
 
     def times(self, model: FakeModel) -> ForwardTimes:
@@ -409,7 +409,7 @@ def test_a_draft_pays_for_the_rows_that_it_adds_to_forced_ones() -> None:
 def test_a_runner_up_that_cannot_be_is_no_branch_and_teaches_nothing() -> None:
     judged = Judged(NoDrafter())
     before = judged.of_others.chance(0.0)
-    judged.proposed = Draft((4, 5), scores=(0.5, 1.0), others=((6, 0.4), (5, 0.0)))
+    judged.proposed = Draft((4, 5), scores=(0.5, 1.0), alternatives=((6, 0.4), (5, 0.0)))
     assert [branch.tokens for branch in judged.branches(judged.proposed)] == [(4, 5), (6,)]
     judged.learn([4, 5])
     assert judged.of_others.chance(0.0) == before

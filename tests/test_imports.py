@@ -111,7 +111,7 @@ ALLOWED: dict[str, set[str]] = {
     "drafters.arbiter": BASE | {"drafters.base", "drafters.judged", "drafters.trials", "decode.costs", "decode.tree"},
     "drafters.trials": set(),
     "drafters.judged": BASE | {"drafters.base", "decode.acceptance", "decode.tree"},
-    "drafters.recycling": BASE | {"drafters.table_file"},
+    "drafters.recycling": BASE | {"drafters.base", "drafters.table_file"},
     "drafters.table_file": {"own_files"},
     "drafters.": BASE | {"drafters.base", "backends.base", "decode.sampling"},
     "pipeline": BASE

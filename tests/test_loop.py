@@ -123,7 +123,7 @@ def arbiter(model: FakeModel | None, free: Sequence[Drafter] | None = None, *, t
         return Arbiter(free, None, target_s=ForwardCost(times), trees=trees)
     draft_s = ForwardCost(ForwardTimes((1,), 0, 0, (0.1,), (0.1,)))
     small = SmallModel(model, VOCAB)
-    small.others = trees
+    small.alternatives = trees
     return Arbiter(free, small, target_s=ForwardCost(times), draft_s=draft_s, trees=trees)
 
 
@@ -325,14 +325,14 @@ def test_noise_is_shared_so_a_close_draft_agrees_more_often_than_chance_would_ha
 
 def test_a_runner_up_is_the_best_token_left_by_penalties_bias_and_constraint() -> None:
     drafter, context = SmallModel(FakeModel(TABLE, VOCAB), VOCAB), [1, 2, 3]
-    drafter.others = True
+    drafter.alternatives = True
     order = np.argsort(-TABLE(tuple(context))).tolist()
     best, second, third = order[:3]
     assert TABLE(tuple(context))[second] > 0
 
     def runner_up(allowed: Allowed | None = None, text: Sequence[int] = context, **options: Any) -> int:
         drafter.begin(text, SamplingParams(**options))
-        return drafter.propose(text, 1, allowed).others[0][0]
+        return drafter.propose(text, 1, allowed).alternatives[0][0]
 
     assert runner_up() == second
     assert runner_up(logit_bias={second: -np.inf}) == third
@@ -442,7 +442,7 @@ def test_heuristic_follows_transformers_rule() -> None:
 
     policy = Heuristic(Obedient(), k=4)
     step = Step(np.zeros((1, 1), np.float32))
-    assert step.hidden is None
+    assert not step.hidden
 
     def after(proposed: int, accepted: int) -> int:
         from edgespec.types import Round

@@ -23,7 +23,7 @@ from edgespec.errors import SettingError
 from edgespec.stats import Stats, check_identities
 from edgespec.structured import Grammars, grammar_of
 from edgespec.tokenizer import Tokenizer
-from edgespec.types import Allowed, Draft, Logits, SamplingParams, Verification
+from edgespec.types import Allowed, Draft, DraftNote, Logits, SamplingParams, Verification
 from tests.formats import END, FORMATS, MODES, OWN, REJECTION, Fake, says, small_tokenizer
 from tests.policies import fixed
 
@@ -208,10 +208,12 @@ def test_forbidden_tokens_are_cut_with_what_hangs_on_them() -> None:
     forced = Only(10, {(): [7], (7,): [8], (7, 8): [5, 6, 9], (7, 8, 9): []})
     assert forced_run(forced, 1) == [7] and forced_run(forced, 5) == [7, 8]
     tree = admitted([7, 8], Draft((4, 5, 6), tree=(0, 0, 2)), forced)
-    assert tree == Draft((7, 8, 5, 6), tree=(0, 1, 2, 3), forced=2, cut=1)
-    assert admitted([7, 8], Draft((5, 4)), forced) == Draft((7, 8, 5, 4), forced=2)
-    assert admitted([7, 8], Draft((4, 5)), forced) == Draft((7, 8), forced=2, cut=2)
-    assert admitted([7, 8], Draft((9, 5)), forced) == Draft((7, 8), forced=2, cut=2)  # 9 leads to a dead end
+    assert tree == Draft((7, 8, 5, 6), tree=(0, 1, 2, 3), note=DraftNote(forced=2, cut=1))
+    assert admitted([7, 8], Draft((5, 4)), forced) == Draft((7, 8, 5, 4), note=DraftNote(forced=2))
+    assert admitted([7, 8], Draft((4, 5)), forced) == Draft((7, 8), note=DraftNote(forced=2, cut=2))
+    assert admitted([7, 8], Draft((9, 5)), forced) == Draft(
+        (7, 8), note=DraftNote(forced=2, cut=2)
+    )  # 9 leads to a dead end
     assert admitted([7, 8], Draft((5, 4), tree=(0, 1)), forced).tree == (0, 1, 2, 3)
 
 

@@ -6,10 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from edgespec.types import Numerics, Step, Tree
+from edgespec.types import Hidden, Numerics, Step, Tree
 
 Progress = Callable[[int, int], None]
 """Called with (tokens done, tokens in all) after each chunk of a prefill; an exception from it stops the prefill."""
+
+Observe = Callable[[int, Sequence[int], Hidden], None]
+"""Called with (position of the first, tokens, their hidden states) of rows that a model has computed and keeps."""
 
 
 class KVCache(Protocol):
@@ -47,7 +50,8 @@ class Capabilities:
 
     tree: bool
     """branched drafts keep what ``numerics`` promises"""
-    hidden: bool
+    hidden: tuple[int, ...]
+    """layers whose states a forward returns (see ``types.Hidden``)"""
     max_width: int
     """most tokens in one forward"""
     asynchronous: bool
@@ -75,11 +79,20 @@ class Model(Protocol):
     def free_width(self) -> int:
         """Most tokens of the next forward. The end of a prompt that it runs in front is none of them."""
 
-    def prefill(self, tokens: Sequence[int], *, reserve: int | None = None, progress: Progress | None = None) -> int:
+    def prefill(
+        self,
+        tokens: Sequence[int],
+        *,
+        reserve: int | None = None,
+        progress: Progress | None = None,
+        observe: Observe | None = None,
+    ) -> int:
         """Make the cache hold exactly ``tokens``, computing only what follows the longest prefix it already holds.
 
         reserve: the next forward will have up to so many tokens. If there is room beside them, the end of the prompt
             is deferred: that forward runs it in front of its own tokens, which costs no forward more. None: defer none.
+        observe: told of the hidden states of what is computed, if the model returns them; of what is deferred by the
+            next forward's ``Step``.
         Returns the number of rows reused. Raises ContextFull if they do not fit. A prefill that is stopped by
         ``progress`` leaves the cache with the rows done so far.
         """

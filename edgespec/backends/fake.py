@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
-from edgespec.backends.base import Capabilities, Progress, common_prefix
+from edgespec.backends.base import Capabilities, Observe, Progress, common_prefix
 from edgespec.backends.rows import RowBook, may_defer
 from edgespec.errors import ContextFull
 from edgespec.types import Logits, Step, Tree, behind
@@ -49,7 +50,7 @@ class FakeCache(RowBook):
 class FakeModel:
     """``table`` says what the model thinks; ``forward_s(width)`` what a forward costs on ``clock``.
 
-    leaves: rows of a prompt that a prefill defers, at most.
+    leaves: rows of a prompt that a prefill defers, at most. layers: whose hidden states (``hidden_state``) it returns.
     """
 
     def __init__(
@@ -63,13 +64,14 @@ class FakeModel:
         forward_s: Callable[[int], float] = lambda width: 1.0,
         clock: VirtualClock | None = None,
         leaves: int = 0,
+        layers: tuple[int, ...] = (),
     ) -> None:
         self.table = table
         self.vocab_size = vocab_size
         self.cache = FakeCache(capacity)
         self.capabilities = Capabilities(
             tree=tree,
-            hidden=False,
+            hidden=layers,
             max_width=max_width,
             asynchronous=True,
             numerics="exact",
@@ -88,7 +90,14 @@ class FakeModel:
     def free_width(self) -> int:
         return self.capabilities.max_width - len(self.cache.deferred)
 
-    def prefill(self, tokens: Sequence[int], *, reserve: int | None = None, progress: Progress | None = None) -> int:
+    def prefill(
+        self,
+        tokens: Sequence[int],
+        *,
+        reserve: int | None = None,
+        progress: Progress | None = None,
+        observe: Observe | None = None,
+    ) -> int:
         if len(tokens) > self.cache.capacity:
             raise ContextFull("prompt does not fit", got=f"{len(tokens)} tokens", allowed=self.cache.capacity)
         self.cache.settle()
@@ -100,7 +109,10 @@ class FakeModel:
             if len(tokens) - begin <= min(may_defer(widest, reserve), self.leaves):
                 self.cache.defer(tokens[begin:])
                 break
-            self.forward(tokens[begin : begin + widest], num_logits=0)
+            chunk = tokens[begin : begin + widest]
+            step = self.forward(chunk, num_logits=0)
+            if observe and step.hidden:
+                observe(begin, chunk, step.hidden)
             if progress:
                 progress(self.cache.length, len(tokens))
         return reused
@@ -136,7 +148,8 @@ class FakeModel:
         self.cache.physical[begin + len(tokens) : begin + width] = [-1] * (width - len(tokens))
         self.widths.append(width)
         done_s = self.clock.now_s + self.forward_s(width)
-        step = Step(logits, width=width, prompt_rows=prompt_rows)
+        hidden = {layer: np.array([hidden_state(layer, text) for text in seen]) for layer in self.capabilities.hidden}
+        step = Step(logits, hidden, width, prompt_rows)
         self._pending = step, done_s, own, tree is not None
 
     def ready(self) -> bool:
@@ -153,6 +166,11 @@ class FakeModel:
             done = self.cache.length - len(tokens)
             self._progress(done, done)
         return step
+
+
+def hidden_state(layer: int, text: tuple[int, ...]) -> NDArray[np.float32]:
+    """``(4,)`` What the fake model's layer thinks behind a text."""
+    return np.random.default_rng([layer, *text]).standard_normal(4, np.float32)
 
 
 def random_table(vocab_size: int, seed: int, *, order: int = 2, scale: float = 3.0) -> Table:

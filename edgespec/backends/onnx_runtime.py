@@ -128,7 +128,7 @@ class OnnxRuntimeModel(PaddedModel):
     def capabilities(self) -> Capabilities:
         return Capabilities(
             tree=False,
-            hidden=False,
+            hidden=(),
             max_width=self.max_width,
             asynchronous=True,
             numerics=self.numerics,

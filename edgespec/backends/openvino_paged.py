@@ -16,7 +16,7 @@ import numpy as np
 from edgespec.backends.base import Capabilities
 from edgespec.backends.inputs import Inputs
 from edgespec.backends.openvino_blocks import PagedCache
-from edgespec.backends.openvino_graph import GRAPH_VERSION, HIDDEN, LOGITS_ROWS, paged_graph
+from edgespec.backends.openvino_graph import GRAPH_VERSION, LOGITS_ROWS, hidden_name, paged_graph
 from edgespec.backends.openvino_settings import NUMERIC, Settings, reported
 from edgespec.backends.padded import Forward, PaddedModel, fingerprint
 from edgespec.engine import ov
@@ -37,24 +37,24 @@ class OpenVINOPagedModel(PaddedModel):
         settings: Settings,
         *,
         capacity: int,
-        hidden: bool = False,
+        layers: tuple[int, ...] = (),
         cache_dir: Path | None = None,
     ) -> None:
         super().__init__(settings.numerics, settings.prefill_chunk)
         properties = dict(settings.properties)
         if cache_dir is not None:
             properties["CACHE_DIR"] = str(cache_dir)
-        graph = paged_graph(core, xml, hidden=hidden)
+        graph = paged_graph(core, xml, layers)
         with mapped(BackendError, f"cannot compile {xml.name} for {device}", hint="see: edgespec doctor"):
             self.compiled = core.compile_model(graph, device, properties)
             self._request = self.compiled.create_infer_request()
         self.weights_bytes = xml.with_suffix(".bin").stat().st_size
-        self._hidden = hidden
+        self._layers = layers
         self._blocks = -1  # how many ``block_indices`` holds
         self._branches: tuple[Tree, int] | None = None  # the tree and the rows that ``qq_bias`` holds; ((), 0) is none
         with foreign(BackendError, f"cannot run {xml.name}: not a causal language model", hint="export it again"):
             self._compute_precision = reported(self.compiled)["INFERENCE_PRECISION_HINT"]
-            self.fingerprint = _fingerprint(core, self.compiled, xml, device)
+            self.fingerprint = _fingerprint(core, self.compiled, xml, device, layers)
             self._inputs = inputs_of(self.compiled, self._request)
             outputs = [port.get_names() for port in self.compiled.outputs]
             self._logits = next(index for index, names in enumerate(outputs) if "logits" in names)
@@ -67,7 +67,7 @@ class OpenVINOPagedModel(PaddedModel):
         return Capabilities(
             # A row with gaps before it in its window sums in another order: 1e-3 off, so not exact.
             tree=self.cache.rows_can_move and self.numerics != "exact",
-            hidden=self._hidden,
+            hidden=self._layers,
             max_width=self.max_width,
             asynchronous=True,
             numerics=self.numerics,
@@ -119,12 +119,10 @@ class OpenVINOPagedModel(PaddedModel):
             self._blocks = blocks
 
     def _step(self, forward: Forward) -> Step:
-        rows = forward.num_logits
-        logits = self._request.get_output_tensor(self._logits).data  # (rows, 1, vocab), a view
-        hidden = self._request.get_tensor(HIDDEN).data if self._hidden else None
-        return Step(
-            logits[:rows, 0], hidden[:rows, 0] if hidden is not None else None, forward.width, forward.prompt_rows
-        )
+        logits = self._request.get_output_tensor(self._logits).data[: forward.num_logits, 0]  # (rows, 1, vocab), a view
+        rows = forward.prompt_rows + len(forward.tokens)
+        hidden = {layer: self._request.get_tensor(hidden_name(layer)).data[:rows, 0] for layer in self._layers}
+        return Step(logits, hidden, forward.width, forward.prompt_rows)
 
 
 def inputs_of(compiled: ov.CompiledModel, request: ov.InferRequest) -> Inputs[ov.Tensor]:
@@ -137,7 +135,7 @@ def inputs_of(compiled: ov.CompiledModel, request: ov.InferRequest) -> Inputs[ov
     )
 
 
-def _fingerprint(core: ov.Core, compiled: ov.CompiledModel, xml: Path, device: str) -> str:
+def _fingerprint(core: ov.Core, compiled: ov.CompiledModel, xml: Path, device: str, layers: tuple[int, ...]) -> str:
     weights = xml.with_suffix(".bin").stat()
     return fingerprint(
         [
@@ -148,6 +146,7 @@ def _fingerprint(core: ov.Core, compiled: ov.CompiledModel, xml: Path, device: s
             core.get_property(device, "FULL_DEVICE_NAME"),
             core.get_versions(device)[device].build_number,
             *reported(compiled, ("INFERENCE_NUM_THREADS", *NUMERIC)).values(),
+            *layers,
         ]
     )
 

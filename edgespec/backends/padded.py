@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
-from edgespec.backends.base import Capabilities, Progress, common_prefix
+from edgespec.backends.base import Capabilities, Observe, Progress, common_prefix
 from edgespec.backends.exact_widths import ExactWidths
 from edgespec.backends.rows import RowBook, may_defer
 from edgespec.backends.widths import few_widths, width_of
@@ -82,7 +82,14 @@ class PaddedModel(ABC):
     def free_width(self) -> int:
         return self.max_width - len(self.cache.deferred)
 
-    def prefill(self, tokens: Sequence[int], *, reserve: int | None = None, progress: Progress | None = None) -> int:
+    def prefill(
+        self,
+        tokens: Sequence[int],
+        *,
+        reserve: int | None = None,
+        progress: Progress | None = None,
+        observe: Observe | None = None,
+    ) -> int:
         if len(tokens) > self.cache.capacity:
             raise ContextFull(
                 "prompt is longer than the context", got=f"{len(tokens)} tokens", allowed=f"{self.cache.capacity}"
@@ -97,7 +104,10 @@ class PaddedModel(ABC):
             if len(tokens) - begin <= may_defer(self.max_width, reserve):
                 self.cache.defer(tokens[begin:])
                 break
-            self.forward(tokens[begin : begin + self.max_width], num_logits=0)
+            chunk = tokens[begin : begin + self.max_width]
+            step = self.forward(chunk, num_logits=0)
+            if observe and step.hidden:
+                observe(begin, chunk, step.hidden)
             if progress:
                 progress(self.cache.length, len(tokens))
         return reused

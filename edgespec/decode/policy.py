@@ -6,11 +6,12 @@ The one that decides from measured costs who drafts and how far is the arbiter (
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from edgespec.drafters.base import Drafter
 from edgespec.errors import SettingError
 from edgespec.protocols import WidthPolicy
-from edgespec.types import Allowed, Draft, Round, SamplingParams, Step, Verdict
+from edgespec.types import Allowed, Draft, Hidden, Round, SamplingParams, Step, Verdict
 
 
 class Plain:
@@ -31,6 +32,9 @@ class Plain:
     def commit(self, context: Sequence[int], draft: Draft, verdict: Verdict, step: Step) -> None:
         pass
 
+    def observe(self, start: int, tokens: Sequence[int], hidden: Hidden) -> None:
+        pass
+
     def update(self, round_: Round) -> None:
         pass
 
@@ -45,7 +49,8 @@ class FixedLength:
         if k < 0:
             raise SettingError("number of draft tokens", got=k, allowed="0 or more")
         self.name = drafter.name
-        self.longest = self.k = k
+        self.k = k
+        self.longest = k + drafter.needs.extra
         self._drafter = drafter
         self._widths = widths if k else None
         self._context_length = 0
@@ -57,13 +62,17 @@ class FixedLength:
 
     def draft(self, context: Sequence[int], limit: int, forced: int = 0, allowed: Allowed | None = None) -> Draft:
         self._context_length = len(context)
-        return self._drafter.propose(context, min(self.k, limit), allowed)
+        draft = self._drafter.propose(context, min(self.k, limit), allowed)
+        return replace(draft, extra=draft.extra[: limit - len(draft)]) if draft.extra else draft
 
     def width(self, tokens: int, context_length: int) -> int:
         return tokens if self._widths is None else self._widths.width(tokens, context_length)
 
     def commit(self, context: Sequence[int], draft: Draft, verdict: Verdict, step: Step) -> None:
         self._drafter.commit(context, draft, verdict, step)
+
+    def observe(self, start: int, tokens: Sequence[int], hidden: Hidden) -> None:
+        self._drafter.observe(start, tokens, hidden)
 
     def update(self, round_: Round) -> None:
         if self._widths is not None:
@@ -79,12 +88,13 @@ class Heuristic(FixedLength):
 
     def __init__(self, drafter: Drafter, k: int = 4, longest: int = 16) -> None:
         super().__init__(drafter, k)
-        self.longest = longest
+        self._most = longest
+        self.longest = longest + drafter.needs.extra
 
     def update(self, round_: Round) -> None:
         if round_.proposed == 0:
             return
         if round_.accepted == round_.proposed:
-            self.k = min(self.k + 2, self.longest)
+            self.k = min(self.k + 2, self._most)
         else:
             self.k = max(self.k - 1, 1)

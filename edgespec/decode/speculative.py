@@ -39,7 +39,8 @@ def speculative(
     """
     clock, began = stats.clock, stats.clock()
     stats.prompt_tokens = len(context)
-    stats.reused_tokens = target.prefill(context[:-1], reserve=1 + policy.longest, progress=progress)
+    reserve = 1 + policy.longest
+    stats.reused_tokens = target.prefill(context[:-1], reserve=reserve, progress=progress, observe=policy.observe)
     policy.begin(context, params)
     stats.prefill_s = clock() - began
     budget_left = min(budget, target.cache.capacity - len(context) + 1)
@@ -49,8 +50,8 @@ def speculative(
         draft = draft_under_constraint(policy, context, min(budget_left, target.free_width) - 1, stop, constraint)
         t1 = clock()
         assert draft.tree is None or target.capabilities.tree, "this target verifies chains only"
-        width = policy.width(1 + len(draft), len(context))
-        step = target.forward([context[-1], *draft.tokens], draft.tree, width=width)  # logits (1 + n, vocab)
+        width = policy.width(1 + len(draft.rows), len(context))
+        step = target.forward([context[-1], *draft.rows], draft.tree_of_rows, width=width)  # logits (1 + n, vocab)
         t2 = clock()
         verdict = verify(draft, masked(step.logits, draft, constraint), context, params).until(stop, budget_left)
         target.cache.keep(verdict.path)
@@ -58,6 +59,8 @@ def speculative(
         if constraint is not None:
             constraint.commit(verdict.tokens)
         policy.commit(context, draft, verdict, step)
+        if step.hidden:
+            policy.observe(*step.kept(context, verdict))
         budget_left -= len(verdict.tokens)
         stats.rounds.append(Round.of(policy.name, draft, verdict, step, t0, t1, t2, clock()))
         policy.update(stats.rounds[-1])

@@ -84,7 +84,5 @@ def admitted(forced: Sequence[int], draft: Draft, constraint: Constraint) -> Dra
         tree=None if draft.tree is None else tuple(tree),
         probs=tuple(probs) if sampled else (),
         scores=(1.0,) * len(forced) + tuple(draft.scores[i] for i in kept) if draft.scores else (),
-        others=(),
-        forced=len(forced),
-        cut=len(draft) - len(kept),
-    )
+        alternatives=(),
+    ).noted(forced=len(forced), cut=len(draft) - len(kept))

@@ -21,7 +21,7 @@ No clock in here: times come with the rounds (``update``), costs from ``decode.c
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
 from math import inf, prod
 
@@ -30,7 +30,7 @@ from edgespec.decode.tree import Branch, merge
 from edgespec.drafters.base import Drafter, StepwiseDrafter
 from edgespec.drafters.judged import Judged
 from edgespec.drafters.trials import Trials
-from edgespec.types import Allowed, Draft, Round, SamplingParams, Step, Verdict
+from edgespec.types import Allowed, Draft, DraftNote, Hidden, Round, SamplingParams, Step, Verdict
 
 _LONGEST = 16
 _WINDOW = 0.98
@@ -138,7 +138,7 @@ class Arbiter:
         for judged in self._all:
             judged.proposed = Draft()
         if k == 0:
-            return Draft(reason="no room")
+            return Draft(note=DraftNote(reason="no room"))
         drafts = [(judged, self._offer(judged, context, k, allowed)) for judged in self._asked]
         offers = [(judged.drafter.name, judged.branches(draft)) for judged, draft in drafts if len(draft)]
         self._copying = bool(offers)
@@ -151,18 +151,18 @@ class Arbiter:
         gain_s = (worth - best_worth) / self.rate
         pays = gain_s > 0 and self._pays_to_read(gain_s, k)
         if (pays or len(best)) and self._compares(worth if pays else best_worth):
-            return Draft(reason="to compare")
+            return Draft(note=DraftNote(reason="to compare"))
         if self._model is None:
             return best
         if gain_s > 0 and not pays:
-            return best if len(best) else replace(best, reason="too much to read first")
+            return best if len(best) else best.noted(reason="too much to read first")
         first = self._length == self._prompt  # no trial delays the first token
         if not pays and (first or not self._trials.probe(-gain_s, self._catch_up_s(), self.plain_s)):
             return best
         draft = self._drafted(context, k, allowed)
         look = self.probing and len(draft) > 0 and not self.target_s.dear  # what it takes to verify is in doubt, too
         if draft.kind == "sampled" or look:  # whether a drawn token is verified must not depend on which it was
-            return replace(draft, by=self._model.drafter.name, expected=sum(self._model.chances(draft)))
+            return draft.noted(by=self._model.drafter.name, expected=sum(self._model.chances(draft)))
         offers.append((self._model.drafter.name, self._with_tail(draft, context, k, allowed)))
         best, _ = self._best(offers, k, "the model was not sure")  # the time to draft is spent, whatever comes of it
         return best
@@ -179,6 +179,10 @@ class Arbiter:
         for judged in self._all:
             judged.learn(verdict.tokens[forced:])
             judged.drafter.commit(context, draft, verdict, step)
+
+    def observe(self, start: int, tokens: Sequence[int], hidden: Hidden) -> None:
+        for judged in self._all:
+            judged.drafter.observe(start, tokens, hidden)
 
     def update(self, round_: Round) -> None:
         context, width = self._length, round_.width
@@ -253,7 +257,7 @@ class Arbiter:
         """
         rate, undrafted_s = self.rate, self._round_s(0)
         sure = 1.0 + self._forced
-        best, best_worth = Draft(reason=reason), sure - rate * undrafted_s
+        best, best_worth = Draft(note=DraftNote(reason=reason)), sure - rate * undrafted_s
 
         def cost(tokens: int) -> float:
             return rate * (self._round_s(tokens) - undrafted_s)
@@ -263,11 +267,11 @@ class Arbiter:
             merged = merge([branch for _, branches in group for branch in branches], cost, k)
             worth = sure + merged.expected - cost(len(merged.tokens)) - rate * undrafted_s
             if merged.tokens and worth > best_worth:
-                draft = Draft(merged.tokens, merged.tree, expected=merged.expected)
+                draft = Draft(merged.tokens, merged.tree)
                 first = {token for token, row in zip(draft.tokens, draft.parents, strict=True) if row == 0}
                 by = [name for name, branches in group if any(branch.tokens[0] in first for branch in branches)]
                 best_worth = worth
-                best = replace(draft, by="+".join(by))
+                best = draft.noted(by="+".join(by), expected=merged.expected)
         return best, best_worth
 
     def _settle(self, branches: Sequence[Branch], k: int) -> None:

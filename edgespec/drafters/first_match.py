@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from functools import reduce
+from operator import or_
 
-from edgespec.backends.base import Model
 from edgespec.drafters.base import Drafter, StepwiseDrafter
-from edgespec.types import Allowed, Draft, SamplingParams, Step, Verdict
+from edgespec.types import Allowed, Draft, DraftNote, Hidden, Needs, SamplingParams, Step, Verdict
 
 
-class FirstMatch:
+class FirstMatch(Drafter):
     """The first of ``lookups`` that has something to say drafts; if none has, ``last`` does.
 
     >>> from edgespec.drafters.ngram import NGram
@@ -26,10 +26,8 @@ class FirstMatch:
         self._asked = list(lookups)
         self.name = "+".join(drafter.name for drafter in self._all)
         self.remembers = any(drafter.remembers for drafter in self._all)
-
-    @property
-    def model(self) -> Model | None:
-        return self.last.model if self.last is not None else None
+        self.model = last.model if last is not None else None
+        self.needs = reduce(or_, (drafter.needs for drafter in self._all), Needs())
 
     def begin(self, context: Sequence[int], params: SamplingParams) -> None:
         for drafter in self.lookups:
@@ -44,18 +42,22 @@ class FirstMatch:
 
     def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
         if k == 0:
-            return Draft(reason="none asked for")
+            return Draft(note=DraftNote(reason="none asked for"))
         for drafter in self._asked:
             draft = drafter.propose(context, k, allowed).within(allowed)
             if len(draft):
-                return replace(draft, by=drafter.name)
+                return draft.noted(by=drafter.name)
         if self.last is None:
-            return Draft(reason="nothing to copy")
-        return replace(self.last.propose(context, k, allowed), by=self.last.name)
+            return Draft(note=DraftNote(reason="nothing to copy"))
+        return self.last.propose(context, k, allowed).noted(by=self.last.name)
 
     def commit(self, context: Sequence[int], draft: Draft, verdict: Verdict, step: Step) -> None:
         for drafter in self._all:
             drafter.commit(context, draft, verdict, step)
+
+    def observe(self, start: int, tokens: Sequence[int], hidden: Hidden) -> None:
+        for drafter in self._all:
+            drafter.observe(start, tokens, hidden)
 
     def reset(self) -> None:
         for drafter in self._all:

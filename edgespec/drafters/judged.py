@@ -40,7 +40,7 @@ class Judged:
         inner = {row - 1 for row in draft.parents}
         leaves = [path for index, path in enumerate(paths) if index not in inner]
         found = [Branch(tuple(draft.tokens[i] for i in path), tuple(chances[i] for i in path)) for path in leaves]
-        for place, (token, score) in enumerate(draft.others):
+        for place, (token, score) in enumerate(draft.alternatives):
             if score == 0.0:  # a constraint allows nothing else here
                 continue
             above = chances[place - 1] if place else 1.0
@@ -64,7 +64,7 @@ class Judged:
                 self.by_score.update(draft.scores[index], accepted)
             if draft.tree is None:
                 self.by_place.update(above, accepted)
-                if draft.others:
-                    other, score = draft.others[index]
+                if draft.alternatives:
+                    other, score = draft.alternatives[index]
                     if score > 0.0:
                         self.of_others.update(score, other == committed[above])

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgespec.backends.base import common_prefix
+from edgespec.drafters.base import Drafter
 from edgespec.types import Allowed, Draft, SamplingParams, Step, Verdict
 
 _LONGEST_MATCH = 64
 
 
-class NGram:
+class NGram(Drafter):
     """Longest n-gram first, newest match first; nothing found means no draft, never padding.
 
     The score of a token says how long the match before it is, ``1 - 1 / (1 + tokens)``: long ones rarely end at once.
@@ -27,8 +28,6 @@ class NGram:
     """
 
     name = "ngram"
-    remembers = False
-    model = None
 
     def __init__(self, longest: int = 4, shortest: int = 2) -> None:
         self._lengths = range(longest, shortest - 1, -1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from edgespec.drafters.base import Drafter
 from edgespec.errors import SettingError
 from edgespec.types import Allowed, Draft, SamplingParams, Step, Verdict
 
@@ -15,7 +16,7 @@ _END = -1  # stands behind every text; no token
 _LONGEST_MATCH = 64
 
 
-class Pool:
+class Pool(Drafter):
     """Longest n-gram first, newest match first; nothing found means no draft, never padding.
 
     capacity: tokens to keep, about 240 bytes each, index included; the oldest make room. Token ``i`` of all that were
@@ -33,7 +34,6 @@ class Pool:
 
     name = "pool"
     remembers = True
-    model = None
 
     def __init__(self, capacity: int = 16_384, *, longest: int = 4, shortest: int = 4) -> None:
         if capacity < longest + 2:

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from edgespec.drafters.base import Drafter
 from edgespec.drafters.table_file import read_table, write_table
 from edgespec.errors import SettingError
 from edgespec.types import Allowed, Draft, Logits, SamplingParams, Step, Verdict
@@ -33,7 +34,7 @@ _BLOCK = 128
 """logits that ``likeliest`` looks at together"""
 
 
-class Recycling:
+class Recycling(Drafter):
     """Proposes what followed before. Costs no forward; a line of the table is ``8 * width + 4`` bytes.
 
     vocab_size: number of the target's logits.
@@ -52,7 +53,6 @@ class Recycling:
 
     name = "recycling"
     remembers = True
-    model = None
 
     def __init__(self, vocab_size: int, *, width: int = 1) -> None:
         if not 1 <= width < min(_WIDEST + 1, vocab_size):

@@ -16,13 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgespec.backends.base import common_prefix
-from edgespec.types import Allowed, Draft, SamplingParams, Step, Verdict
+from edgespec.drafters.base import Drafter
+from edgespec.types import Allowed, Draft
 
 _END = -1  # stands between texts; no token
 _VOTERS = 64
 
 
-class Retrieval:
+class Retrieval(Drafter):
     """Proposes what followed the end of the context in some texts. Built once; 8 bytes a token.
 
     texts: token ids of each. shortest, longest: how many tokens at the end of the context have to match, and are looked
@@ -34,8 +35,6 @@ class Retrieval:
     """
 
     name = "retrieval"
-    remembers = False
-    model = None
 
     def __init__(self, texts: Iterable[Sequence[int]], *, shortest: int = 3, longest: int = 16) -> None:
         self._shortest, self._longest = shortest, longest
@@ -44,9 +43,6 @@ class Retrieval:
             parts += [np.asarray(text), parts[0]]
         self._tokens: NDArray[np.int32] = np.concatenate(parts).astype(np.int32)
         self._order = _by_what_ends_there(self._tokens, longest)
-
-    def begin(self, context: Sequence[int], params: SamplingParams) -> None:
-        pass
 
     def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
         if k == 0:
@@ -66,9 +62,6 @@ class Retrieval:
             scores.append(votes / voters * (1 - 1 / (1 + matched)))
             follows = follows[said == token] + 1
         return Draft(tuple(tokens), scores=tuple(scores))
-
-    def commit(self, context: Sequence[int], draft: Draft, verdict: Verdict, step: Step) -> None:
-        pass
 
     def reset(self) -> None:
         """The files are no text of a generation: they stay."""

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from edgespec.backends.base import Model, common_prefix
 from edgespec.decode.sampling import DRAFT, adjust, distribution, draw, pick, uniform
+from edgespec.drafters.base import StepwiseDrafter
 from edgespec.errors import IncompatiblePair
 from edgespec.types import Allowed, Distribution, Draft, DraftKind, Logits, SamplingParams, Step, Verdict
 
 
-class SmallModel:
+class SmallModel(StepwiseDrafter):
     """Drafts one token a forward. Its cache catches up from ``context[cache.length:]`` when a round begins.
 
     vocab_size: number of the target's logits.
@@ -38,10 +39,9 @@ class SmallModel:
         name: str = "small_model",
     ) -> None:
         self.name = name
-        self.remembers = False
-        self.others = False
+        self.alternatives = False
         """name runners-up too, for trees; greedy drafts only"""
-        self.model: Model = model
+        self.model = model
         self._params = SamplingParams()
         self._reads: list[int] | None = reads.tolist() if reads is not None else None
         ids = id_map if id_map is not None else np.arange(min(model.vocab_size, vocab_size))
@@ -87,7 +87,7 @@ class SmallModel:
         unread = list(context[self.model.cache.length :])
         tokens: list[int] = []
         scores: list[float] = []
-        others: list[tuple[int, float]] = []
+        alternatives: list[tuple[int, float]] = []
         probs: list[Distribution] = []
         while True:
             if len(unread) > self.model.capabilities.max_width:
@@ -107,19 +107,21 @@ class SmallModel:
                 token, score = pick(given, number), float(given.probs.max())
             else:
                 token, score = self._choose(row, len(context) + len(tokens))
-                if self.others and self._params.greedy:
-                    others.append(self._runner_up(row, token))
+                if self.alternatives and self._params.greedy:
+                    alternatives.append(self._runner_up(row, token))
             unread = [token, *self._certain([*tokens, token], k, allowed)]
             tokens += unread
             scores += [score, *(1.0 for _ in unread[1:])]
             if self._params.rejects:
                 probs += [Distribution(np.array([token]), np.ones(1)) for token in unread[1:]]
-            if others:
-                others += [(token, 0.0) for token in unread[1:]]
+            if alternatives:
+                alternatives += [(token, 0.0) for token in unread[1:]]
             if len(tokens) == k or not go_on(scores):
                 break
         kind: DraftKind = "sampled" if self._params.rejects else "deterministic"
-        return Draft(tuple(tokens), kind=kind, probs=tuple(probs), scores=tuple(scores), others=tuple(others))
+        return Draft(
+            tuple(tokens), kind=kind, probs=tuple(probs), scores=tuple(scores), alternatives=tuple(alternatives)
+        )
 
     def commit(self, context: Sequence[int], draft: Draft, verdict: Verdict, step: Step) -> None:
         """Forget the rows of tokens that were not committed: its own rejected ones, or all if another's were taken."""
