@@ -262,11 +262,11 @@ def test_pads_fit_behind_a_prompt_that_fills_the_context(make: Make, reused: int
     model, other = make(), make()
     text = [(i * 13) % 50 for i in range(CAPACITY)]
     expected = fresh_logits(other, text)
-    for left in (0, model.capabilities.max_width - 32):
+    for reserve in (None, 1):
         model.cache.reset()
         model.prefill(text[:reused])
-        assert model.prefill(text[:-1], None, left) == reused
-        row = model.forward(text[model.cache.length :], num_logits=1).logits[0]
+        assert model.prefill(text[:-1], reserve=reserve) == reused
+        row = model.forward(text[-1:]).logits[0]
         assert model.cache.tokens == text and close(model, row, expected)
 
 
