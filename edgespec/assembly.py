@@ -121,8 +121,8 @@ def load(
     draft_on = (draft_device or device).upper()
     other = _other(machine, pair, draft)
     # Other outputs are another graph, whose logits may differ in the last digits: so it does not depend on ``draft``.
-    own = (Needs(entry.needs.layers, entry.needs.extra) for entry in pair.manifest.drafters)
-    layers = reduce(or_, own, needs or Needs()).layers
+    listed = (Needs(entry.needs.layers, entry.needs.extra) for entry in pair.manifest.drafters)
+    layers = reduce(or_, listed, needs or Needs()).layers
     if layers and backend == "onnxruntime":
         raise SettingError("hidden states come from OpenVINO only: backend", got=backend, allowed="openvino")
     engine = machine.backend(pair, device, numerics, "openvino" if layers else backend)

@@ -28,6 +28,7 @@ from edgespec.drafters.first_match import FirstMatch
 from edgespec.drafters.ngram import NGram
 from edgespec.engine import ops, ov
 from edgespec.errors import SettingError
+from edgespec.manifest import DrafterNeeds
 from edgespec.pipeline import Pipeline
 from edgespec.stats import Stats, check_identities
 from edgespec.types import Allowed, Draft, Hidden, Needs, SamplingParams, Step, Verdict
@@ -231,7 +232,7 @@ def test_a_pairs_target_is_compiled_for_all_its_drafters_whichever_one_runs(tiny
     folder = tmp_path / "pair"
     shutil.copytree(tiny_ir.parent, folder)
     manifest = bundle.read(folder).manifest
-    entry = bundle.Drafter(name="ngram", kind="ngram", needs=Needs((0, 1, 2), extra=2))
+    entry = bundle.Drafter(name="ngram", kind="ngram", needs=DrafterNeeds(layers=(0, 1, 2), extra=2))
     assert bundle.write(folder, structs.replace(manifest, drafters=(entry,))).manifest.drafters == (entry,)
     texts = []
     for draft in ("none", "ngram", "auto"):

@@ -162,7 +162,10 @@ def test_a_text_file_has_a_name_and_a_hash(tmp_path: Path, where: str) -> None:
         ("unknown", (-1, 2**31, "1")),
         ("blocked", ([-1], [10**20], ["1"], 1)),
         ("context_length", (0, 2**31, "1")),
-        ("needs", ({"layers": [-1]}, {"layers": [2**31]}, {"layers": [1] * 17}, {"extra": -1}, {"extra": 65}, {"x": 1})),
+        (
+            "needs",
+            ({"layers": [-1]}, {"layers": [2**31]}, {"layers": [1] * 17}, {"extra": -1}, {"extra": 65}, {"x": 1}),
+        ),
     ],
 )
 def test_a_field_of_a_drafter_has_a_form(tmp_path: Path, key: str, bad: tuple[Any, ...]) -> None:
