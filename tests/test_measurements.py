@@ -56,7 +56,7 @@ def use(found: Any) -> None:
             cost = ForwardCost(found)
             cost.begin()
             for width in (1, 4, 30):
-                assert cost.take(width, 100) >= width and cost(width, 100) > 0
+                assert cost.width(width, 100) >= width and cost(width, 100) > 0
                 cost.update(width, 100, 0.02)
 
 
