@@ -20,6 +20,8 @@ from edgespec.own_files import replacing
 
 MOST_TEXT_BYTES = 16 << 20
 """of a file that is read whole as text: the largest configurations of known models are a few megabytes"""
+MOST_TOKENIZER_BYTES = 256 << 20
+"""of a tokenizer.json; the largest known one has 35 MB"""
 _SMALL_BYTES = 4 << 20
 """a smaller file is hashed each time: that takes no longer than to look it up"""
 _MOST_REMEMBERED = 500

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from edgespec import files, tokenizer_check
+from edgespec import files
 from edgespec.errors import BundleError, foreign
 from edgespec.manifest import FORMAT, Generation, HashedFile, Manifest, ModelFile, VocabSize, line
 
@@ -118,7 +118,7 @@ def _inline_template(folder: Path, tokenizer_config: dict[str, Any]) -> str | No
 
 def _tokenizer_file(path: Path) -> _TokenizerFile:
     with foreign(BundleError, f"{path} is not a tokenizer", hint=_AGAIN):
-        return msgspec.json.decode(files.read_bytes(path, tokenizer_check.MOST_BYTES), type=_TokenizerFile)
+        return msgspec.json.decode(files.read_bytes(path, files.MOST_TOKENIZER_BYTES), type=_TokenizerFile)
 
 
 def _processor(path: Path, tokenizer: _TokenizerFile) -> Any:

@@ -8,10 +8,9 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from edgespec import files
 from edgespec.errors import BundleError
 
-MOST_BYTES = 256 << 20
-"""of a tokenizer.json; the largest known one has 35 MB"""
 _LONGEST_PREFIX = 64
 """characters that a step may put in front of a text; known ones put one"""
 _MOST_GROWTH = 64
@@ -27,8 +26,9 @@ def require_file(path: Path) -> None:
     """Raises BundleError: not a file of a size that a tokenizer has."""
     if not path.is_file():
         raise BundleError(f"{path} is not a file", hint="export or pull the model again")
-    if (size := path.stat().st_size) > MOST_BYTES:
-        raise BundleError(f"{path} is too large", got=f"{size >> 20} MiB", allowed=f"{MOST_BYTES >> 20} MiB")
+    if (size := path.stat().st_size) > files.MOST_TOKENIZER_BYTES:
+        most = f"{files.MOST_TOKENIZER_BYTES >> 20} MiB"
+        raise BundleError(f"{path} is too large", got=f"{size >> 20} MiB", allowed=most)
 
 
 def require_modest(engine: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from edgespec import files, ir_folder, tokenizer_check
+from edgespec import files, ir_folder
 from edgespec.errors import BundleError
 from edgespec.tokenizer import Tokenizer
 
@@ -76,7 +76,7 @@ def test_what_known_models_do_is_read(tmp_path: Path, parts: dict[str, Any]) -> 
 
 
 def test_a_file_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenizer_check, "MOST_BYTES", 10)
+    monkeypatch.setattr(files, "MOST_TOKENIZER_BYTES", 10)
     with pytest.raises(BundleError, match="too large"):
         Tokenizer(write(tmp_path))
 
