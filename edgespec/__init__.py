@@ -11,17 +11,18 @@ __version__ = "0.1.0"
 __all__ = ["EdgespecError", "Generation", "Pipeline", "SamplingParams", "__version__", "load"]
 
 if TYPE_CHECKING:
-    from edgespec.assembly import load
     from edgespec.errors import EdgespecError
-    from edgespec.pipeline import Generation, Pipeline
-    from edgespec.types import SamplingParams
+    from edgespec.generation import Generation
+    from edgespec.loading import load
+    from edgespec.pipeline import Pipeline
+    from edgespec.sampling_params import SamplingParams
 
 _HOMES = {
     "EdgespecError": "edgespec.errors",
-    "Generation": "edgespec.pipeline",
+    "Generation": "edgespec.generation",
     "Pipeline": "edgespec.pipeline",
-    "SamplingParams": "edgespec.types",
-    "load": "edgespec.assembly",
+    "SamplingParams": "edgespec.sampling_params",
+    "load": "edgespec.loading",
 }
 
 

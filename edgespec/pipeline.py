@@ -4,122 +4,26 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from operator import index
 from statistics import median
 from typing import Any
 
-from edgespec.backends.base import Model, Progress
+from edgespec.adaptive.arbiter import Arbiter
+from edgespec.adaptive.forward_cost import ForwardCost
 from edgespec.bundle import Bundle
-from edgespec.chat_template import ChatTemplate, Message
-from edgespec.control_tokens import ControlTokens, texts_in
-from edgespec.decode.costs import ForwardCost
 from edgespec.decode.policy import FixedLength, Heuristic
 from edgespec.decode.speculative import speculative
-from edgespec.drafters.arbiter import Arbiter
-from edgespec.drafters.base import Drafter, NoDrafter
+from edgespec.drafters.none import NoDrafter
 from edgespec.errors import ContextFull, SettingError
-from edgespec.protocols import Policy
+from edgespec.generation import Generation, Stream
+from edgespec.protocols import Drafter, Model, Policy, Progress
+from edgespec.sampling_params import SamplingParams
 from edgespec.stats import Stats
-from edgespec.structured import Grammar, Grammars, grammar_of
-from edgespec.tokenizer import Detokenizer, StopStrings, Tokenizer
+from edgespec.text.chat_template import ChatTemplate, Message
+from edgespec.text.control_tokens import ControlTokens, texts_in
+from edgespec.text.response_format import Grammar, Grammars, grammar_of
+from edgespec.text.tokenizer import Detokenizer, StopStrings, Tokenizer
 from edgespec.turn import Turn
-from edgespec.types import Numerics, SamplingParams, Verification
-
-
-@dataclass(slots=True)
-class Generation:
-    """A finished (or abandoned) generation.
-
-    token_ids: generated tokens, the stop token included, cut where a stop string was completed.
-    finish_reason: "stop" (stop token or stop string), "length" (budget or context), None while running or abandoned.
-    verification: of a sampled run; None for a greedy one. compute_precision: the type of the target's activations.
-    ttft_s: from the call to the first committed tokens, the wait for other texts included.
-    decode_tok_per_s: of the rounds that read no prompt.
-    stats count whole rounds: the last one may have committed tokens behind a stop string.
-    """
-
-    model: str
-    drafter: str
-    numerics: Numerics
-    compute_precision: str
-    verification: Verification | None
-    devices: dict[str, str]
-    backend: str
-    seed: int | None
-    text: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    finish_reason: str | None = None
-    stop_string: str | None = None
-    ttft_s: float | None = None
-    stats: Stats = field(default_factory=Stats, repr=False)
-
-    @property
-    def decode_tok_per_s(self) -> float | None:
-        return self.stats.decoded / self.stats.decode_s if self.stats.decode_s else None
-
-    def as_dict(self) -> dict[str, Any]:
-        """The object ``edgespec run --json`` prints, without versions."""
-        stats = self.stats
-        return {
-            "text": self.text,
-            "token_ids": self.token_ids,
-            "prompt_tokens": stats.prompt_tokens,
-            "reused_tokens": stats.reused_tokens,
-            "new_tokens": len(self.token_ids),
-            "finish_reason": self.finish_reason,
-            "stop_string": self.stop_string,
-            "ttft_s": self.ttft_s,
-            "decode_tok_per_s": self.decode_tok_per_s,
-            "rounds": len(stats.rounds),
-            "proposed": stats.proposed,
-            "accepted": stats.accepted,
-            "forced": stats.forced,
-            "acceptance_rate": stats.acceptance_rate,
-            "block_efficiency": stats.block_efficiency,
-            "rounds_by_drafter": {name: len(rounds) for name, rounds in stats.by_drafter.items()},
-            "undrafted": dict(stats.reasons),
-            "verification": self.verification,
-            "seed": self.seed,
-            "drafter": self.drafter,
-            "numerics": self.numerics,
-            "compute_precision": self.compute_precision,
-            "devices": self.devices,
-            "backend": self.backend,
-            "model": self.model,
-        }
-
-
-class Stream(Iterator[str]):
-    """Pieces of text as they are decided; ``result`` grows along.
-
-    Walking away early is fine. Other threads wait until a stream is read to its end, closed, or forgotten.
-    """
-
-    def __init__(self, pieces: Generator[str, None, None], result: Generation) -> None:
-        self._pieces = pieces
-        self.result = result
-
-    def __next__(self) -> str:
-        try:
-            return next(self._pieces)
-        except ValueError as error:
-            self._require_one_reader(error)
-            raise
-
-    def close(self) -> None:
-        """End the text here, and free the pipeline for other threads."""
-        try:
-            self._pieces.close()
-        except ValueError as error:
-            self._require_one_reader(error)
-            raise
-
-    def _require_one_reader(self, error: ValueError) -> None:
-        if getattr(self._pieces, "gi_running", False):  # of every generator; its type does not say so
-            raise SettingError(
-                "this stream is being read already, by another thread or around this callback"
-            ) from error
 
 
 class Pipeline:
@@ -247,8 +151,8 @@ class Pipeline:
         stop: a string that ends the text, or several. One that spells a control token ends it at that token.
         ignore_eos: go on after the model's own end.
         response_format: what the text must be: a JSON object, JSON of a schema, a match of a regular expression, a
-            sentence of a grammar (see ``structured.grammar_of``). It is, if finish_reason is "stop" and no stop string
-            was found; "length" means that max_new_tokens or the context ended it early.
+            sentence of a grammar (see ``text.response_format.grammar_of``). It is, if finish_reason is "stop" and no
+            stop string was found; "length" means that max_new_tokens or the context ended it early.
         num_draft_tokens: k for every round; None follows the pipeline's setting, else what is expected to pay.
         drafter: instead of the pipeline's own. policy: instead of both. progress: called during the prefill.
         wait: for the text of another thread; else SettingError (when the first piece is asked for).

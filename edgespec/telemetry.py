@@ -2,7 +2,8 @@
 
 ``import edgespec`` comes first in every process of ours, and imports this. A variable that the user has set stands, and
 the processes that we start inherit all of them. OpenVINO and nncf know no such variable: they report through a package
-of their own, and take a stub where it cannot be imported. ``edgespec.engine`` hides it while it imports OpenVINO.
+of their own, and take a stub where it cannot be imported. ``edgespec.backends.openvino.runtime`` hides it while it
+imports OpenVINO.
 """
 
 from __future__ import annotations

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-
-from edgespec.errors import SettingError
 
 Logits = NDArray[np.float32]
 """Unnormalised log-probabilities, ``(vocab,)`` or ``(rows, vocab)``."""
@@ -37,8 +34,6 @@ Tree = tuple[int, ...]
 A chain of three is ``(0, 1, 2)``: row 1 hangs on row 0, row 2 on row 1, row 3 on row 2.
 """
 
-_MOST_BIAS, _MOST_PENALTY = 1e30, 1e3
-"""Beyond these a logit could leave the range of its type, and infinities have no softmax."""
 
 Allowed = Callable[[Sequence[int]], NDArray[np.bool_]]
 """Some drafted tokens -> the tokens that may follow them, ``(vocab,)``; what a constraint tells a drafter."""
@@ -92,7 +87,7 @@ class DraftNote:
 
     by: who made it, where several drafters share the rounds. expected: tokens that were expected to be accepted.
     reason: why it is empty.
-    forced: how many of the first tokens are the constraint's and no drafter's (see ``decode.steering``).
+    forced: how many of the first tokens are the constraint's and no drafter's (see ``decode.forced_tokens``).
     cut: how many tokens the drafter proposed that the constraint forbids; they are not in the draft.
     """
 
@@ -290,79 +285,6 @@ class Round:
     def tokens(self) -> int:
         """Tokens in the forward, but for those of the prompt."""
         return 1 + self.forced + self.evaluated + self.extra
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingParams:
-    """How a token is chosen from logits. The default is greedy.
-
-    temperature: 0 means greedy. Above it, logits are divided by it.
-    top_k: keep the k most likely tokens; 0 keeps all.
-    top_p: keep the smallest set of most likely tokens with at least this probability; 1 keeps all.
-    min_p: drop tokens less likely than min_p times the most likely one.
-    repetition_penalty: divide (positive) or multiply (negative) the logits of tokens already in the context
-        (Keskar et al. 2019, CTRL); 1 is off.
-    logit_bias: token id -> number added to its logit.
-    verification: how sampled drafts are verified. coupled: the tokens are a function of (seed, prompt, settings),
-        whatever the drafter. rejection: they have the same distribution, more drafts stand, and which tokens come
-        depends on the drafter and k too. Greedy has one rule.
-    seed: a coupled run can be repeated with it, and one by rejection if k is fixed. None: the pipeline picks one and
-        reports it.
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    logit_bias: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
-    verification: Verification = "coupled"
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        _check("temperature", self.temperature, 0.0, math.inf, "0 (greedy) or any positive number")
-        _check("top_k", self.top_k, 0, math.inf, "0 (off) or a positive number of tokens")
-        _check("top_p", self.top_p, 0.0, 1.0, "a number above 0 and up to 1 (off)", open_low=True)
-        _check("min_p", self.min_p, 0.0, 1.0, "a number from 0 (off) to 1")
-        least = 1 / _MOST_PENALTY
-        _check(
-            "repetition_penalty",
-            self.repetition_penalty,
-            least,
-            _MOST_PENALTY,
-            f"{least:g} to {_MOST_PENALTY:g}; 1 is off",
-        )
-        for token, bias in self.logit_bias.items():
-            if token < 0 or not (abs(bias) <= _MOST_BIAS or bias == -math.inf):
-                allowed = f"token ids from 0 on; up to {_MOST_BIAS:g} either way, or -inf to forbid a token"
-                raise SettingError("logit_bias", got={token: bias}, allowed=allowed)
-        if self.verification not in get_args(Verification):
-            allowed = " or ".join(get_args(Verification))
-            raise SettingError("verification", got=self.verification, allowed=allowed, setting="verification")
-        if not isinstance(self.top_k, int):
-            raise SettingError("top_k", got=self.top_k, allowed="a whole number", setting="top_k")
-        if self.seed is not None and not (isinstance(self.seed, int) and 0 <= self.seed < 2**64):
-            allowed = "a whole number from 0 to 2**64 - 1"
-            raise SettingError("seed", got=self.seed, allowed=allowed, setting="seed")
-
-    @property
-    def greedy(self) -> bool:
-        return self.temperature == 0.0
-
-    @property
-    def rejects(self) -> bool:
-        """Drafts that were drawn are verified by rejection. (Greedy has one rule.)"""
-        return self.verification == "rejection" and not self.greedy
-
-    def seeded(self, seed: int) -> SamplingParams:
-        """The same settings with a seed, if they had none."""
-        return self if self.seed is not None else replace(self, seed=seed)
-
-
-def _check(name: str, value: float, low: float, high: float, allowed: str, open_low: bool = False) -> None:
-    inside = (low < value if open_low else low <= value) and value <= high and not math.isinf(value)
-    if math.isnan(value) or not inside:
-        raise SettingError(name, got=value, allowed=allowed, setting=name)
 
 
 def tree_depths(tree: Sequence[int]) -> list[int]:

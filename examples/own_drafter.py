@@ -6,7 +6,7 @@ python examples/own_drafter.py
 from collections.abc import Sequence
 
 import edgespec
-from edgespec.drafters.base import Drafter
+from edgespec.protocols import Drafter
 from edgespec.types import Allowed, Draft
 
 

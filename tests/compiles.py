@@ -15,7 +15,7 @@ from typing import Any
 
 import openvino as ov
 
-from edgespec.backends.openvino_settings import NUMERIC, reported, spelled
+from edgespec.backends.openvino.settings import NUMERIC, reported, spelled
 
 _ENGINE = Path(ov.__file__).resolve().parent
 _OURS = [Path(__file__).resolve().parent.parent / name for name in ("edgespec", "export", "models", "tests")]

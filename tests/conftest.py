@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from edgespec.backends.exact_widths import ExactWidths, find_exact_widths
-from edgespec.backends.onnx_graph import write_onnx
-from edgespec.backends.onnx_runtime import OnnxRuntimeModel
-from edgespec.backends.openvino_paged import OpenVINOPagedModel
+from edgespec.backends.onnx.graph import write_onnx
+from edgespec.backends.onnx.session import OnnxRuntimeModel
+from edgespec.backends.openvino.paged import OpenVINOPagedModel
 from edgespec.pipeline import Pipeline
 from edgespec.types import Numerics
 from tests.compiles import watched
@@ -92,7 +92,7 @@ def load_ir(
     """full_precision: of activations, to hold another engine against."""
     import openvino as ov
 
-    from edgespec.backends.openvino_settings import Settings
+    from edgespec.backends.openvino.settings import Settings
 
     core = ov.Core()
     settings = Settings.of_draft("CPU") if is_draft else Settings.make("CPU", numerics)

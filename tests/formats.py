@@ -15,18 +15,20 @@ import jsonschema
 import numpy as np
 import tokenizers
 
+from edgespec.adaptive.arbiter import Arbiter
+from edgespec.adaptive.forward_cost import ForwardCost, ForwardTimes
 from edgespec.backends.fake import FakeModel, Table, random_table
 from edgespec.decode.autoregressive import autoregressive
-from edgespec.decode.costs import ForwardCost, ForwardTimes
 from edgespec.decode.speculative import speculative
-from edgespec.drafters.arbiter import Arbiter
-from edgespec.drafters.base import Drafter, NoDrafter
 from edgespec.drafters.ngram import NGram
+from edgespec.drafters.none import NoDrafter
 from edgespec.drafters.small_model import SmallModel
+from edgespec.protocols import Drafter
+from edgespec.sampling_params import SamplingParams
 from edgespec.stats import Stats
-from edgespec.structured import Grammar, Grammars, grammar_of
-from edgespec.tokenizer import Tokenizer
-from edgespec.types import Allowed, Draft, SamplingParams
+from edgespec.text.response_format import Grammar, Grammars, grammar_of
+from edgespec.text.tokenizer import Tokenizer
+from edgespec.types import Allowed, Draft
 from tests.policies import fixed
 
 # A byte-level vocabulary with a few longer tokens, so that one text can be written in many ways.

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgespec.bench.peers.base import Forms, Run, Unavailable
+from edgespec_bench.peers.base import Forms, Run, Unavailable
 
 
 class Peer:

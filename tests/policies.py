@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from edgespec.adaptive.arbiter import Arbiter
 from edgespec.decode.policy import FixedLength, Heuristic
-from edgespec.drafters.arbiter import Arbiter
-from edgespec.drafters.base import Drafter
 from edgespec.drafters.first_match import FirstMatch
-from edgespec.protocols import Policy
+from edgespec.protocols import Drafter, Policy
 
 
 def fixed(drafter: Drafter | Arbiter, k: int) -> FixedLength:

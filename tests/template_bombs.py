@@ -135,9 +135,9 @@ NOT_COMPILED = (
 
 
 def main() -> None:
-    from edgespec.chat_template import ChatTemplate
     from edgespec.errors import EdgespecError
-    from edgespec.template_budget import STEPS
+    from edgespec.text.chat_template import ChatTemplate
+    from edgespec.text.template_budget import STEPS
 
     ChatTemplate("{{ 'a' }}").render([])
     began, total = time.process_time(), 0

@@ -9,22 +9,22 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from edgespec.adaptive.acceptance import ByPlace, ByScore
+from edgespec.adaptive.arbiter import Arbiter
+from edgespec.adaptive.calibration import ROWS_NEEDED, ForwardTimes, measure
+from edgespec.adaptive.candidate import Judged
+from edgespec.adaptive.exploration import PROBE
+from edgespec.adaptive.forward_cost import ForwardCost
 from edgespec.backends.fake import FakeModel, Table, VirtualClock, random_table
-from edgespec.decode.acceptance import ByPlace, ByScore
-from edgespec.decode.calibration import ROWS_NEEDED, ForwardTimes, measure
-from edgespec.decode.constraint import Constraint
-from edgespec.decode.costs import ForwardCost
 from edgespec.decode.policy import FixedLength, Plain
 from edgespec.decode.speculative import speculative
-from edgespec.drafters.arbiter import Arbiter
-from edgespec.drafters.base import Drafter, NoDrafter
-from edgespec.drafters.judged import Judged
 from edgespec.drafters.ngram import NGram
+from edgespec.drafters.none import NoDrafter
 from edgespec.drafters.small_model import SmallModel
-from edgespec.drafters.trials import PROBE
-from edgespec.protocols import Policy
+from edgespec.protocols import Constraint, Drafter, Policy
+from edgespec.sampling_params import SamplingParams
 from edgespec.stats import Stats
-from edgespec.types import Allowed, Draft, Logits, SamplingParams, Step, Verdict
+from edgespec.types import Allowed, Draft, Logits, Step, Verdict
 from tests.policies import fixed
 
 VOCAB = 32

@@ -9,10 +9,10 @@ import pytest
 from click.testing import CliRunner
 
 import edgespec
-from edgespec.backends.base import Model
+from edgespec.adaptive import calibration
+from edgespec.adaptive.calibration import Beside, ForwardTimes
 from edgespec.cli import cli
-from edgespec.decode import calibration
-from edgespec.decode.calibration import Beside, ForwardTimes
+from edgespec.protocols import Model
 from edgespec.types import Numerics
 
 

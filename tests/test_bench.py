@@ -9,13 +9,14 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
-from edgespec.bench import speed, verify
-from edgespec.bench.child import run_python
+from edgespec.bench import speed
 from edgespec.bench.prompts import Prompt, behind, encode, read
 from edgespec.cli import cli
-from edgespec.drafters.base import NoDrafter
+from edgespec.drafters.none import NoDrafter
 from edgespec.errors import BackendError, SettingError
 from edgespec.pipeline import Pipeline
+from edgespec_bench import verification
+from edgespec_bench.child import run_python
 
 
 def test_bench_drafters_compares_everyone_on_the_same_text(tmp_path: Path) -> None:
@@ -57,8 +58,8 @@ def test_prompts_can_be_few_and_behind_other_text(tmp_path: Path, pipeline: Pipe
 def test_bench_verify_compares_both_rules_at_each_temperature(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(verify, "read", lambda: [Prompt("code", "def add(a, b):\n    return a +", raw=True)])
-    verify.bench_verify(pipeline, new_tokens=6)
+    monkeypatch.setattr(verification, "read", lambda: [Prompt("code", "def add(a, b):\n    return a +", raw=True)])
+    verification.bench_verify(pipeline, new_tokens=6)
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])["temperatures"]
     assert list(figures) == ["0.3", "0.7", "1.0"]
     for at in figures.values():
@@ -66,7 +67,7 @@ def test_bench_verify_compares_both_rules_at_each_temperature(
         for rule in ("coupled", "rejection"):
             assert 0 <= at[rule]["acceptance_rate"] <= 1 <= at[rule]["block_efficiency"]
     with pytest.raises(SettingError, match="nothing to verify"):
-        verify.bench_verify(SimpleNamespace(drafter=NoDrafter()))  # type: ignore[arg-type]
+        verification.bench_verify(SimpleNamespace(drafter=NoDrafter()))  # type: ignore[arg-type]
 
 
 def test_no_turn_of_a_measurement_remembers_another_or_reads_the_prompt() -> None:

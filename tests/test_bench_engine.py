@@ -10,22 +10,23 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
-from edgespec import assembly
-from edgespec.bench import engine, speed
+from edgespec import loading
 from edgespec.bench import plot as plots
-from edgespec.bench.engine import lost_to_trials
-from edgespec.bench.ideal import Call, Parts, again, causes, parts, watched
+from edgespec.bench import speed
 from edgespec.bench.prompts import Prompt
 from edgespec.cli import cli
 from edgespec.errors import SettingError
 from edgespec.pipeline import Pipeline
 from edgespec.types import Round
+from edgespec_bench import engine
+from edgespec_bench.engine import lost_to_trials
+from edgespec_bench.ideal import Call, Parts, again, causes, parts, watched
 
 
 @pytest.fixture
 def loaded(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
     """What the command line loads."""
-    monkeypatch.setattr(assembly, "load", lambda **options: pipeline)
+    monkeypatch.setattr(loading, "load", lambda **options: pipeline)
     return pipeline
 
 

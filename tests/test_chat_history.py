@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from edgespec.chat_history import PrivateHistory
 from edgespec.commands import chat
+from edgespec.commands.chat_history import PrivateHistory
 
 
 def test_it_is_there_the_next_time_and_for_nobody_else(tmp_path: Path) -> None:

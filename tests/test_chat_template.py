@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from edgespec.chat_template import ChatTemplate
 from edgespec.errors import BundleError, EdgespecError, SettingError
+from edgespec.text.chat_template import ChatTemplate
 
 TALK = [
     {"role": "system", "content": "Be brief."},

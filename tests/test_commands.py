@@ -21,9 +21,9 @@ from typing import Any
 import pytest
 from rich.table import Table
 
-from edgespec import assembly, cli, pairs
-from edgespec.commands import tables
+from edgespec import cli, console, loading
 from edgespec.commands.run import summary
+from edgespec.hub import catalog
 from edgespec.pipeline import Pipeline
 from edgespec.stats import Stats
 
@@ -48,7 +48,7 @@ def here(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., Ended]:
     """The command line in this process. The default pair as it is by default is the one of all tests."""
-    real = assembly.load
+    real = loading.load
     usual = {name: option.default for name, option in inspect.signature(real).parameters.items()} | {"draft": "auto"}
 
     def load(**options: Any) -> Pipeline:
@@ -67,7 +67,7 @@ def here(
             code = ended.code
         return code, *capsys.readouterr()
 
-    monkeypatch.setattr(assembly, "load", load)
+    monkeypatch.setattr(loading, "load", load)
     return run
 
 
@@ -324,11 +324,11 @@ def test_doctor_reports_and_plans() -> None:
 
 
 def test_doctor_names_the_drafters_as_a_run_does(pipeline: Pipeline, tiny_ir: Path) -> None:
-    for ref, model in (("default", pipeline), (str(tiny_ir.parent), assembly.load(tiny_ir.parent))):
-        planned = assembly.drafter_name(ref)
+    for ref, model in (("default", pipeline), (str(tiny_ir.parent), loading.load(tiny_ir.parent))):
+        planned = loading.drafter_name(ref)
         assert planned == model.drafter.name
         assert json.loads(edgespec("doctor", "--json", "-m", ref).stdout)["model"]["drafter"].startswith(f"{planned};")
-    assert assembly.drafter_name("qwen3-8b") == pairs.default_draft("qwen3-8b")
+    assert loading.drafter_name("qwen3-8b") == catalog.default_draft("qwen3-8b")
 
 
 def test_a_first_run_without_a_terminal_says_what_takes_long(tiny_ir: Path, tmp_path: Path) -> None:
@@ -381,10 +381,10 @@ def test_what_a_model_writes_does_not_steer_a_terminal(
 def test_names_of_strangers_do_not_steer_a_terminal(
     here: Callable[..., Ended], tiny_ir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tables.show(EVIL)
+    console.show(EVIL)
     table = Table("name")
-    tables.row(table, EVIL)
-    tables.show(table)
+    console.row(table, EVIL)
+    console.show(table)
     shown = capsys.readouterr().out
     assert shown.count("evil\\x1b]0;title\\x07\\x9b2J") == 2 and not {"\x1b", "\x07", "\x9b"} & set(shown)
     stats = Stats(prompt_tokens=1)

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgespec.backends import inputs
-from edgespec.backends.base import Model
+from edgespec.backends import input_buffers
 from edgespec.backends.exact_widths import ExactWidths, find_exact_widths
 from edgespec.backends.fake import FakeModel, random_table
-from edgespec.backends.onnx_runtime import OnnxRuntimeModel
-from edgespec.backends.openvino_paged import OpenVINOPagedModel
+from edgespec.backends.onnx.session import OnnxRuntimeModel
+from edgespec.backends.openvino.paged import OpenVINOPagedModel
 from edgespec.errors import BackendError, ContextFull
+from edgespec.protocols import Model
 from edgespec.types import Hidden, Logits, Step, Verdict
 from tests.conftest import load_ir, load_onnx
 from tests.tiny_models import build, export_ir
@@ -347,7 +347,7 @@ def test_inputs_that_were_interrupted_are_set_again(
 ) -> None:
     """Ctrl-C while a forward of another width is set up, before the engine is told of an input or after: the next one
     is right. So it is when arrays that were used before had to go."""
-    monkeypatch.setattr(inputs, "_KEPT", 5)
+    monkeypatch.setattr(input_buffers, "_KEPT", 5)
     model, other = load(tiny_ir), load(tiny_ir)
     tell = model._inputs._tell
     places = 4  # inputs whose shape is another in a forward of another width, one of them because of a block more

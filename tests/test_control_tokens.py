@@ -11,10 +11,10 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgespec.control_tokens import ControlTokens
 from edgespec.errors import SettingError
 from edgespec.pipeline import Pipeline
-from edgespec.tokenizer import Tokenizer
+from edgespec.text.control_tokens import ControlTokens
+from edgespec.text.tokenizer import Tokenizer
 from tests.foreign_files import READERS
 
 ATTACKS = (

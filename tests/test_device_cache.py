@@ -9,7 +9,7 @@ import numpy as np
 import openvino as ov
 import pytest
 
-from edgespec.backends.openvino_blocks import PagedCache
+from edgespec.backends.openvino.blocks import PagedCache
 from tests.conftest import load_ir
 
 

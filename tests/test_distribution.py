@@ -21,21 +21,22 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import power_divergence
 
+from edgespec.adaptive.arbiter import Arbiter
+from edgespec.adaptive.calibration import ForwardTimes
+from edgespec.adaptive.forward_cost import ForwardCost
 from edgespec.backends.fake import FakeModel, Table, random_table
-from edgespec.decode.calibration import ForwardTimes
-from edgespec.decode.constraint import Constraint
-from edgespec.decode.costs import ForwardCost
-from edgespec.decode.sampling import ACCEPT, CORRECT, DRAFT, adjust, distribution, pick, probabilities, uniform
 from edgespec.decode.speculative import speculative
 from edgespec.decode.verify import residual, without
-from edgespec.drafters.arbiter import Arbiter
-from edgespec.drafters.base import Drafter, NoDrafter
 from edgespec.drafters.first_match import FirstMatch
 from edgespec.drafters.ngram import NGram
+from edgespec.drafters.none import NoDrafter
 from edgespec.drafters.small_model import SmallModel
 from edgespec.pipeline import Pipeline
+from edgespec.protocols import Constraint, Drafter
+from edgespec.sampling import ACCEPT, CORRECT, DRAFT, adjust, distribution, pick, probabilities, uniform
+from edgespec.sampling_params import SamplingParams
 from edgespec.stats import Stats
-from edgespec.types import Allowed, Distribution, Draft, Logits, SamplingParams, Step, Verdict
+from edgespec.types import Allowed, Distribution, Draft, Logits, Step, Verdict
 from tests.policies import fixed
 
 VOCAB = 5
@@ -322,7 +323,7 @@ def test_a_draft_that_is_drawn_without_the_constraint_and_cut_would_be_noticed(
         )
 
     unsteered = SmallModel.propose
-    monkeypatch.setattr("edgespec.decode.steering.admitted", cut)
+    monkeypatch.setattr("edgespec.decode.forced_tokens.admitted", cut)
     monkeypatch.setattr(SmallModel, "propose", lambda self, context, k, allowed: unsteered(self, context, k))
     assert check_constrained("reversed", PLAIN, 1500) < ALPHA
 

@@ -68,13 +68,15 @@ def test_links_anchors_and_named_files_exist(page: Path) -> None:
         assert target.exists() and target.is_relative_to(ROOT), link
         if anchor:
             assert anchor in _anchors(target), link
-    for name in re.findall(r"`((?:docs|tests|scripts|edgespec|export|models|examples)/[\w./-]+\.\w+)`", prose):
+    for name in re.findall(r"`((?:docs|tests|scripts|edgespec|bench|export|models|examples)/[\w./-]+\.\w+)`", prose):
         assert (ROOT / name).exists(), name
 
 
 def test_pages_that_code_points_to_exist() -> None:
     code = [
-        p for folder in ("edgespec", "export", "models", "tests", "examples") for p in (ROOT / folder).rglob("*.py")
+        p
+        for folder in ("edgespec", "bench", "export", "models", "tests", "examples")
+        for p in (ROOT / folder).rglob("*.py")
     ]
     code += [p for p in (ROOT / "scripts").iterdir() if p.is_file()]
     code += [*ROOT.glob("models/*.toml"), *ROOT.glob("models/*/bundle.json"), ROOT / "pyproject.toml"]
@@ -146,12 +148,13 @@ def test_the_figures_of_the_readme_stand_in_findings() -> None:
         assert re.fullmatch(r"`edgespec bench \w+`", command)
 
 
-EXAMPLES = [p for p in sorted((ROOT / "edgespec").rglob("*.py")) if ">>> " in _text(p)]
+PACKAGES = (ROOT / "edgespec", ROOT / "bench/edgespec_bench")
+EXAMPLES = [p for package in PACKAGES for p in sorted(package.rglob("*.py")) if ">>> " in _text(p)]
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=_name)
 def test_worked_examples_in_docstrings_are_true(path: Path) -> None:
-    module = import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    module = import_module(".".join(path.relative_to(ROOT).with_suffix("").parts).removeprefix("bench."))
     failed, tried = doctest.testmod(module)
     assert tried and not failed
 
@@ -173,9 +176,7 @@ def test_every_script_says_what_it_does_and_how_to_run_it(script: Path) -> None:
 
 
 def test_the_glossarys_words_are_the_codes_words() -> None:
-    # Adapters speak the words of the runtimes they adapt.
-    files = [p for p in (ROOT / "edgespec").rglob("*.py") if p.parent != ROOT / "edgespec/bench/peers"]
-    code = "\n".join(_text(p) for p in files)
+    code = "\n".join(_text(path) for path in (ROOT / "edgespec").rglob("*.py"))
     for word in ("acceptance_rate", "block_efficiency", "num_draft_tokens", "committed", "proposed", "evaluated"):
         assert word in code
     assert not re.search(r"\bgamma\b|num_assistant_tokens", code)
@@ -199,8 +200,6 @@ def _concept_words() -> dict[str, set[str]]:
     """Stems of the words in public names that two files of ``decode/`` and ``adaptive/`` use -> those names."""
     folders = [ROOT / "edgespec/decode", ROOT / "edgespec/adaptive"]
     files = [p for folder in folders for p in sorted(folder.glob("*.py"))]
-    if not folders[1].exists():
-        files += [ROOT / f"edgespec/drafters/{name}.py" for name in ("arbiter", "judged", "trials")]
     defined: set[str] = set()
     users: dict[str, set[Path]] = defaultdict(set)
     for path in files:

@@ -17,21 +17,22 @@ from msgspec import structs
 from numpy.typing import NDArray
 
 import edgespec
-from edgespec import bundle, hub
-from edgespec.backends.base import Model, common_prefix
+from edgespec import bundle
 from edgespec.backends.fake import FakeModel, hidden_state, random_table
+from edgespec.backends.openvino.runtime import ops, ov
 from edgespec.decode.autoregressive import autoregressive
 from edgespec.decode.policy import FixedLength, Heuristic
 from edgespec.decode.speculative import speculative
-from edgespec.drafters.base import Drafter
 from edgespec.drafters.first_match import FirstMatch
 from edgespec.drafters.ngram import NGram
-from edgespec.engine import ops, ov
 from edgespec.errors import SettingError
+from edgespec.hub.resolve import model_path
 from edgespec.manifest import DrafterNeeds
 from edgespec.pipeline import Pipeline
+from edgespec.protocols import Drafter, Model, common_prefix
+from edgespec.sampling_params import SamplingParams
 from edgespec.stats import Stats, check_identities
-from edgespec.types import Allowed, Draft, Hidden, Needs, SamplingParams, Step, Verdict
+from edgespec.types import Allowed, Draft, Hidden, Needs, Step, Verdict
 from tests.conftest import load_ir
 
 MODES = {"greedy": SamplingParams(), "sampled": SamplingParams(temperature=0.8, top_p=0.95, seed=7)}
@@ -118,7 +119,7 @@ def plain(target: Model, prompt: Sequence[int], params: SamplingParams) -> list[
 
 @pytest.fixture(scope="session")
 def smollm(pipeline: Pipeline) -> Path:
-    return hub.model_path(pipeline.bundle, pipeline.bundle.manifest.target)
+    return model_path(pipeline.bundle, pipeline.bundle.manifest.target)
 
 
 @pytest.fixture(scope="session")

@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import edgespec
-from edgespec.drafters.base import Drafter
 from edgespec.drafters.ngram import NGram
 from edgespec.drafters.pool import Pool
 from edgespec.errors import SettingError
-from edgespec.types import Draft, SamplingParams, Step, Verdict
+from edgespec.protocols import Drafter
+from edgespec.sampling_params import SamplingParams
+from edgespec.types import Draft, Step, Verdict
 
 NOTHING = Step(np.zeros((1, 1), np.float32))
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from edgespec import bundle, gguf
+from edgespec import bundle
 from edgespec.errors import ConversionError
+from edgespec.gguf.convert import convert, read_header, texts
 from tests import tiny_gguf
 
 VOCAB_SIZE = len(tiny_gguf.vocabulary()[0])
@@ -34,7 +35,7 @@ TEXTS = (
 
 
 def tokenizer_of(path: Path) -> Tokenizer:
-    return Tokenizer.from_str(gguf.texts(gguf.read_header(path))[0])
+    return Tokenizer.from_str(texts(read_header(path))[0])
 
 
 def assert_same_ids(path: Path) -> None:
@@ -91,7 +92,7 @@ def test_converted_folder_is_a_whole_bundle(tmp_path: Path, quantize: str) -> No
     before = source.read_bytes()
     folder = tmp_path / "ir"
     folder.mkdir()
-    made = gguf.convert(gguf.read_header(source), folder, name="tiny", source="tiny.gguf")
+    made = convert(read_header(source), folder, name="tiny", source="tiny.gguf")
 
     assert source.read_bytes() == before
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -121,7 +122,7 @@ def test_converted_folder_is_a_whole_bundle(tmp_path: Path, quantize: str) -> No
 def test_end_tokens(tmp_path: Path) -> None:
     def ends(**options: object) -> tuple[int, ...]:
         path = tiny_gguf.write(tmp_path / "tiny.gguf", **options)  # type: ignore[arg-type]
-        return gguf.texts(gguf.read_header(path))[2].eos_token_ids
+        return texts(read_header(path))[2].eos_token_ids
 
     assert ends(template=None) == (0,)
     assert ends(template=None, extra={"tokenizer.ggml.eot_token_id": 2}) == (0, 2)
@@ -136,7 +137,7 @@ def test_what_ends_a_turn_is_a_control_token(tmp_path: Path, kind: int) -> None:
     """Whatever type the file gives it, as in llama.cpp."""
     types = [3, 3, kind] + [1] * (VOCAB_SIZE - 3)
     path = tiny_gguf.write(tmp_path / "tiny.gguf", extra={"tokenizer.ggml.token_type": types})
-    tokenizer, _, generation = gguf.texts(gguf.read_header(path))
+    tokenizer, _, generation = texts(read_header(path))
     assert generation.eos_token_ids == (0, 2)
     ids = Tokenizer.from_str(tokenizer).encode("Hi<|im_end|>").ids
     assert ids[-1] == 2
@@ -147,14 +148,14 @@ def test_what_ends_a_turn_is_a_control_token(tmp_path: Path, kind: int) -> None:
 def test_merges_that_do_not_fit_are_refused(tmp_path: Path, merge: str, said: str) -> None:
     path = tiny_gguf.write(tmp_path / "tiny.gguf", extra={"tokenizer.ggml.merges": [merge]})
     with pytest.raises(ConversionError, match=said):
-        gguf.texts(gguf.read_header(path))
+        texts(read_header(path))
 
 
 def test_conversion_says_nothing(tmp_path: Path) -> None:
     source = tiny_gguf.write(tmp_path / "tiny.gguf")
     (tmp_path / "ir").mkdir()
     code = (
-        "import sys, pathlib; from edgespec import gguf;"
+        "import sys, pathlib; from edgespec.gguf import convert as gguf;"
         "gguf.convert(gguf.read_header(pathlib.Path(sys.argv[1])), pathlib.Path(sys.argv[2]), "
         "name='tiny', source='tiny')"
     )

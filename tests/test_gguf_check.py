@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgespec import gguf, gguf_keys
 from edgespec.errors import ConversionError
+from edgespec.gguf import keys
+from edgespec.gguf.convert import read_header
 from tests import tiny_gguf
 
 CHANGES = [
@@ -91,7 +92,7 @@ ORDINARY: dict[str, Any] = {
 def refused(path: Path, **options: Any) -> pytest.ExceptionInfo[ConversionError]:
     tiny_gguf.write(path, **options)
     with pytest.raises(ConversionError) as caught:
-        gguf.read_header(path)
+        read_header(path)
     assert "\n" not in str(caught.value)
     return caught
 
@@ -112,7 +113,7 @@ def test_keys_of_ordinary_files_are_accepted(tmp_path: Path, arch: str) -> None:
     extra = {key.format(arch=arch): value for key, value in ORDINARY.items()}
     norms = {f"blk.{i}.attn_{of}_norm.weight": np.ones(16) for i in range(2) for of in "qk"}
     path = tmp_path / "tiny.gguf"
-    header = gguf.read_header(tiny_gguf.write(path, arch=arch, extra=extra, tensors=norms if arch == "qwen3" else None))
+    header = read_header(tiny_gguf.write(path, arch=arch, extra=extra, tensors=norms if arch == "qwen3" else None))
     assert extra.keys() <= header.kinds.keys()
     assert header.licence == "mit"
 
@@ -173,14 +174,14 @@ def test_a_quantization_that_is_not_read_is_named(tmp_path: Path) -> None:
 def test_a_file_may_say_little_of_itself(
     tmp_path: Path, extra: dict[str, Any], precision: str, licence: str | None
 ) -> None:
-    header = gguf.read_header(tiny_gguf.write(tmp_path / "tiny.gguf", extra=extra))
+    header = read_header(tiny_gguf.write(tmp_path / "tiny.gguf", extra=extra))
     assert (header.precision, header.licence) == (precision, licence)
 
 
 def test_the_lists_do_not_contradict_each_other() -> None:
-    lists = [gguf_keys.USED, gguf_keys.HARMLESS, gguf_keys.REFUSED]
+    lists = [keys.USED, keys.HARMLESS, keys.REFUSED]
     assert sum(map(len, lists)) == len({key for one in lists for key in one})
-    assert all(reason for reason in (*gguf_keys.HARMLESS.values(), *gguf_keys.REFUSED_TENSORS.values()))
-    assert all(rule.reason for rule in gguf_keys.REFUSED.values())
+    assert all(reason for reason in (*keys.HARMLESS.values(), *keys.REFUSED_TENSORS.values()))
+    assert all(rule.reason for rule in keys.REFUSED.values())
     known = ("general.", "quantize.", "split.", "tokenizer.", "adapter.", "xielu.", "{arch}.")
     assert all(key.startswith(known) for one in lists for key in one)

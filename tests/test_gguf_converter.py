@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgespec import gguf, gguf_converter
 from edgespec.errors import ConversionError
+from edgespec.gguf import convert as gguf
+from edgespec.gguf import genai
 from tests import tiny_gguf
 
 
@@ -34,7 +35,7 @@ def test_the_staged_file_holds_what_was_checked_and_no_more(tmp_path: Path) -> N
     }
     tensors = {"rope_freqs.weight": np.ones(8), "blk.0.attn_q.bias": np.arange(64)}
     source = tiny_gguf.write(tmp_path / "tiny.gguf", quantize="F32", extra=extra, tensors=tensors)
-    gguf_converter.stage(gguf.read_header(source), tmp_path / "staged.gguf")
+    genai.stage(gguf.read_header(source), tmp_path / "staged.gguf")
 
     staged = package.GGUFReader(tmp_path / "staged.gguf")
     fields = {name: field.contents() for name, field in staged.fields.items()}
@@ -53,33 +54,33 @@ def test_the_staged_file_holds_what_was_checked_and_no_more(tmp_path: Path) -> N
 
 
 def test_a_broken_conversion_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gguf_converter, "_CONVERT", "raise RuntimeError('first\\nno such layer')")
+    monkeypatch.setattr(genai, "_CONVERT", "raise RuntimeError('first\\nno such layer')")
     said = convert(tmp_path)
     assert said.startswith("cannot convert tiny.gguf: no such layer. Free disk space")
 
 
 def test_a_crash_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gguf_converter, "_CONVERT", "import os; os._exit(3)")
+    monkeypatch.setattr(genai, "_CONVERT", "import os; os._exit(3)")
     assert "the converter ended with code 3" in convert(tmp_path)
 
 
 def test_a_conversion_that_does_not_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gguf_converter, "_CONVERT", "import time; time.sleep(600)")
-    monkeypatch.setattr(gguf_converter, "_SECONDS_BASE", 1)
+    monkeypatch.setattr(genai, "_CONVERT", "import time; time.sleep(600)")
+    monkeypatch.setattr(genai, "_SECONDS_BASE", 1)
     assert "it was not done after 1 seconds" in convert(tmp_path)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="no such limit")
 def test_a_conversion_without_bounds_is_refused_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gguf_converter, "_CONVERT", "bytes(3 << 30)")
-    monkeypatch.setattr(gguf_converter, "_MEMORY_BASE_BYTES", 2 << 30)
+    monkeypatch.setattr(genai, "_CONVERT", "bytes(3 << 30)")
+    monkeypatch.setattr(genai, "_MEMORY_BASE_BYTES", 2 << 30)
     assert "no memory (2 GiB are allowed)" in convert(tmp_path)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full disk to write to")
 def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gguf_converter, "STAGED", "/dev/full")
+    monkeypatch.setattr(genai, "STAGED", "/dev/full")
     monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)
     source = tiny_gguf.write(tmp_path / "tiny.gguf")
     with pytest.raises(ConversionError, match=r"cannot write .*No space left.*Free disk space"):
-        gguf_converter.write_ir(gguf.read_header(source), tmp_path)
+        genai.write_ir(gguf.read_header(source), tmp_path)

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from edgespec import gguf, gguf_check, gguf_header
 from edgespec.errors import ConversionError, EdgespecError
+from edgespec.gguf import check
+from edgespec.gguf import header as gguf_header
+from edgespec.gguf.convert import read_header, texts
 from tests import tiny_gguf
 from tests.mutations import mutations
 
@@ -42,7 +44,7 @@ def file(*keys: bytes, tensors: tuple[bytes, ...] = (), version: int = 3, data: 
 def refusal(path: Path, content: bytes) -> str:
     path.write_bytes(content)
     with pytest.raises(ConversionError) as caught:
-        gguf.read_header(path)
+        read_header(path)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -93,7 +95,7 @@ def test_a_whole_header_is_read(tmp_path: Path) -> None:
     import gguf as package
 
     path = tiny_gguf.write(tmp_path / "tiny.gguf", quantize="Q8_0", extra={"general.tags": ["a", "b"]})
-    theirs, ours = package.GGUFReader(path), gguf.read_header(path)
+    theirs, ours = package.GGUFReader(path), read_header(path)
     fields = {name: field.contents() for name, field in theirs.fields.items() if not name.startswith("GGUF.")}
     assert ours.kinds.keys() == fields.keys()
     assert ours.kinds["general.tags"] == "array of 2 string"
@@ -124,12 +126,12 @@ def test_every_truncation_is_noticed(tmp_path: Path, step: int) -> None:
 def test_an_unreadable_file_is_one_line(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "missing.gguf"):
         with pytest.raises(ConversionError, match="cannot read"):
-            gguf_header.read(path, gguf_check.longest)
+            gguf_header.read(path, check.longest)
 
 
 MEASURED = """
 import gguf.constants, numpy, pathlib, sys, tokenizers
-from edgespec import errors, gguf
+from edgespec import errors; from edgespec.gguf import convert as gguf
 
 def peak():
     status = pathlib.Path("/proc/self/status").read_text()
@@ -203,7 +205,7 @@ def test_mutations_are_the_same_for_the_same_seed() -> None:
 def survived(path: Path) -> bool:
     """Whether a file is accepted. Anything but an error of ours in one line is raised."""
     try:
-        gguf.texts(gguf.read_header(path))
+        texts(read_header(path))
     except EdgespecError as error:
         assert "\n" not in str(error)
         return False

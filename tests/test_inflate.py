@@ -10,15 +10,15 @@ import pytest
 from click.testing import CliRunner
 
 from edgespec import bundle
-from edgespec.backends.openvino_paged import OpenVINOPagedModel
-from edgespec.bench.inflate import Weights, inflate, plan
+from edgespec.backends.openvino.paged import OpenVINOPagedModel
+from edgespec.backends.openvino.runtime import ov
 from edgespec.bench.prompts import encode, read
 from edgespec.bundle import Bundle
 from edgespec.cli import cli
-from edgespec.drafters.base import NoDrafter
-from edgespec.engine import ov
+from edgespec.drafters.none import NoDrafter
 from edgespec.errors import ConversionError, SettingError
 from edgespec.pipeline import Pipeline
+from edgespec_bench.inflate import Weights, inflate, plan
 from tests.conftest import load_ir
 
 Inflate = Callable[[float, Weights], Bundle]

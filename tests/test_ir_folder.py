@@ -10,8 +10,10 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import edgespec
-from edgespec import bundle, gguf, hub
+from edgespec import bundle
 from edgespec.errors import BundleError
+from edgespec.gguf.convert import convert, read_header
+from edgespec.hub.resolve import resolve
 from tests import tiny_gguf
 
 CONFIG = {"vocab_size": 12, "max_position_embeddings": 64, "eos_token_id": 3}
@@ -88,7 +90,7 @@ def test_null_says_nothing_about_the_end(folder: Path, said: object, config: dic
 def test_that_nothing_ends_a_text_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     put(folder, "config.json", CONFIG | {"eos_token_id": None})
     assert generation(folder).eos_token_ids == ()
-    hub.resolve(str(folder))
+    resolve(str(folder))
     assert "names no token that ends a text" in capsys.readouterr().err
 
 
@@ -131,7 +133,7 @@ def test_what_is_said_about_bos_counts(folder: Path, said: bool) -> None:
 
 
 def test_a_raw_prompt_of_a_loaded_model_begins_with_it(tmp_path: Path) -> None:
-    gguf.convert(gguf.read_header(tiny_gguf.write(tmp_path / "x.gguf")), tmp_path, name="x", source="x")
+    convert(read_header(tiny_gguf.write(tmp_path / "x.gguf")), tmp_path, name="x", source="x")
     (tmp_path / bundle.MANIFEST).unlink()
     put(tmp_path, "tokenizer_config.json", {"bos_token": "<|im_start|>"})
     tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))

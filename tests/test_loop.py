@@ -9,22 +9,24 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgespec.adaptive.arbiter import Arbiter
+from edgespec.adaptive.calibration import ForwardTimes
+from edgespec.adaptive.forward_cost import ForwardCost
 from edgespec.backends.fake import FakeModel, VirtualClock, random_table
 from edgespec.decode.autoregressive import autoregressive
-from edgespec.decode.calibration import ForwardTimes
-from edgespec.decode.costs import ForwardCost
 from edgespec.decode.policy import Heuristic, Plain
 from edgespec.decode.speculative import speculative
-from edgespec.drafters.arbiter import Arbiter
-from edgespec.drafters.base import Drafter, NoDrafter
 from edgespec.drafters.ngram import NGram
+from edgespec.drafters.none import NoDrafter
 from edgespec.drafters.pool import Pool
 from edgespec.drafters.recycling import Recycling
 from edgespec.drafters.retrieval import Retrieval
 from edgespec.drafters.small_model import SmallModel
 from edgespec.errors import IncompatiblePair
+from edgespec.protocols import Drafter
+from edgespec.sampling_params import SamplingParams
 from edgespec.stats import Stats, check_identities
-from edgespec.types import Allowed, Draft, Logits, SamplingParams, Step, Verdict
+from edgespec.types import Allowed, Draft, Logits, Step, Verdict
 from tests.policies import fixed, own_length
 
 VOCAB = 24

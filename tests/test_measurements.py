@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 import edgespec
-from edgespec import measurements
+from edgespec.adaptive.calibration import ForwardTimes
+from edgespec.adaptive.forward_cost import ForwardCost
 from edgespec.backends.exact_widths import ExactWidths
-from edgespec.decode.calibration import ForwardTimes
-from edgespec.decode.costs import ForwardCost
-from edgespec.faster_engine import Comparison
+from edgespec.machine import measurements
+from edgespec.machine.engine_choice import Comparison
 
 WIDTHS: dict[str, Any] = {"least": 5, "most": 64}
 TIMES: dict[str, Any] = {
@@ -150,7 +150,7 @@ def test_processes_that_begin_together_agree(tmp_path: Path) -> None:
     script = """if True:
         import sys, time
         from pathlib import Path
-        from edgespec import measurements
+        from edgespec.machine import measurements
         from edgespec.backends.exact_widths import ExactWidths
         file, least = Path(sys.argv[1]), int(sys.argv[2])
         sys.stdin.readline()

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgespec import hub, known
-from edgespec.backends.openvino_graph import paged_graph
-from edgespec.backends.openvino_settings import FULL_PRECISION
-from edgespec.engine import ops, ov
-from edgespec.merge import merge_products
+from edgespec.backends.openvino.graph import paged_graph
+from edgespec.backends.openvino.merge_matmuls import merge_products
+from edgespec.backends.openvino.runtime import ops, ov
+from edgespec.backends.openvino.settings import FULL_PRECISION
+from edgespec.hub import catalog
+from edgespec.hub.resolve import model_path
 from edgespec.pipeline import Pipeline
 
 WIDTH = 64
@@ -86,12 +87,12 @@ def test_only_what_is_alike_is_merged() -> None:
 
 def test_the_default_target_was_converted_that_way(pipeline: Pipeline) -> None:
     """Four products a layer, the head, and the angles of the positions."""
-    xml = hub.model_path(pipeline.bundle, pipeline.bundle.manifest.target)
+    xml = model_path(pipeline.bundle, pipeline.bundle.manifest.target)
     assert products(ov.Core().read_model(xml)) == 30 * 4 + 2
 
 
 def test_drafts_are_merged_when_they_are_loaded() -> None:
-    xml = known.default_folder() / "draft" / "openvino_model.xml"
+    xml = catalog.default_folder() / "draft" / "openvino_model.xml"
     before = products(ov.Core().read_model(xml))
     assert products(paged_graph(ov.Core(), xml)) == before - 2 * 3
 

@@ -17,10 +17,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from edgespec import bundle, fetch, pairs, repository
+from edgespec import bundle
 from edgespec.bundle import HubSource, WheelSource
-from edgespec.drafters.id_map import read_id_map
+from edgespec.drafters.vocabulary_map import read_id_map
 from edgespec.errors import BundleError, EdgespecError
+from edgespec.hub import catalog, repository
+from edgespec.hub.wheel import extract, member_bytes
 from tests import test_manifest
 
 COUNT = 200
@@ -116,8 +118,8 @@ def of_record() -> Reader:
 
 
 def of_pairs() -> Reader:
-    text = (Path(__file__).parents[1] / "models" / pairs.FILE).read_bytes()
-    return {pairs.FILE: text}, lambda folder: pairs.read(folder / pairs.FILE)
+    text = (Path(__file__).parents[1] / "models" / catalog.FILE).read_bytes()
+    return {catalog.FILE: text}, lambda folder: catalog.read(folder / catalog.FILE)
 
 
 def of_package(folder: Path) -> Reader:
@@ -135,8 +137,8 @@ def of_package(folder: Path) -> Reader:
     )
 
     def read(folder: Path) -> None:
-        fetch.member_bytes(folder / "x.whl", source)
-        fetch.extract(folder / "x.whl", source, folder / "out")
+        member_bytes(folder / "x.whl", source)
+        extract(folder / "x.whl", source, folder / "out")
 
     return {"x.whl": path.read_bytes()}, read
 

@@ -17,18 +17,18 @@ import pytest
 from click.testing import CliRunner
 
 import edgespec
-from edgespec import faster_engine, machine
+from edgespec.backends.engine_model import LONGEST_PAD, PaddedModel
 from edgespec.backends.fake import FakeModel, VirtualClock, random_table
-from edgespec.backends.onnx_check import check
-from edgespec.backends.onnx_graph import MODEL_FILE, WEIGHTS_FILE, write_onnx
-from edgespec.backends.onnx_runtime import SPARE_ROWS, OnnxRuntimeModel
-from edgespec.backends.onnx_weights import NoONNXForm
-from edgespec.backends.padded import LONGEST_PAD, PaddedModel
+from edgespec.backends.onnx.check import check
+from edgespec.backends.onnx.graph import MODEL_FILE, WEIGHTS_FILE, write_onnx
+from edgespec.backends.onnx.session import SPARE_ROWS, OnnxRuntimeModel
+from edgespec.backends.onnx.weights import NoONNXForm
+from edgespec.backends.openvino.runtime import ops, ov
 from edgespec.bundle import Bundle
 from edgespec.cli import cli
-from edgespec.engine import ops, ov
 from edgespec.errors import BackendError, ConversionError, SettingError
-from edgespec.machine import Machine
+from edgespec.machine import engine_choice, loader
+from edgespec.machine.loader import Machine
 from edgespec.pipeline import Pipeline
 from edgespec.types import Logits
 from tests.conftest import load_ir, load_onnx
@@ -181,7 +181,7 @@ def test_a_claimed_context_takes_no_memory(tmp_path: Path) -> None:
     """The same model, made for 512 tokens and for a million; with a text of 4 tokens."""
     script = """if True:
         import sys, edgespec
-        from edgespec.bench.peers.worker import peak_bytes
+        from edgespec_bench.peers.worker import peak_bytes
         edgespec.load(sys.argv[1], backend="onnxruntime", draft="none").generate([1, 2, 3, 4], max_new_tokens=2)
         print(peak_bytes())
     """
@@ -289,8 +289,8 @@ def engines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_fast_ir: Path)
 
     monkeypatch.setenv("EDGESPEC_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("EDGESPEC_BACKEND")
-    monkeypatch.setattr(faster_engine, "answer_s", answer_s)
-    monkeypatch.setattr(faster_engine.Others, "cores", lambda self: 0.0)
+    monkeypatch.setattr(engine_choice, "answer_s", answer_s)
+    monkeypatch.setattr(engine_choice.Others, "cores", lambda self: 0.0)
     return seconds
 
 
@@ -314,7 +314,7 @@ def test_what_was_found_beside_other_programs_is_found_again_when_they_are_gone(
     engines: dict[str, float], tiny_fast_ir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as busy:
-        busy.setattr(faster_engine.Others, "cores", lambda self: 0.5)
+        busy.setattr(engine_choice.Others, "cores", lambda self: 0.5)
         assert loaded(tiny_fast_ir).target.capabilities.backend == "onnxruntime"
         measured = engines["measured"]
         engines["openvino"] = 0.5
@@ -323,7 +323,7 @@ def test_what_was_found_beside_other_programs_is_found_again_when_they_are_gone(
         plan = CliRunner().invoke(cli, ["doctor", "-m", str(tiny_fast_ir.parent), "--json"]).stdout
         assert "beside other programs that took 0.5 cores; measured again" in plan
     assert loaded(tiny_fast_ir).target.capabilities.backend == "onnxruntime", "not more than once a day"
-    monkeypatch.setattr(faster_engine, "_AGAIN_S", -1)
+    monkeypatch.setattr(engine_choice, "_AGAIN_S", -1)
     assert loaded(tiny_fast_ir).target.capabilities.backend == "openvino"
     engines["openvino"] = 2.0
     assert loaded(tiny_fast_ir).target.capabilities.backend == "openvino"
@@ -351,7 +351,7 @@ def test_a_drafted_token_is_not_free() -> None:
     def took(forward_s: Callable[[int], float]) -> float:
         clock = VirtualClock()
         model = FakeModel(random_table(8, seed=0), 8, forward_s=forward_s, clock=clock)
-        return faster_engine.answer_s(model, clock)  # type: ignore[arg-type]
+        return engine_choice.answer_s(model, clock)  # type: ignore[arg-type]
 
     flat = took(lambda width: 1.0 if width < 64 else 0.0)  # rounds of 4: 1 + 0.45 + 0.2 + 0.09 tokens
     assert flat == pytest.approx(256 * 1.2 / (1 + 0.45 + 0.45**2), rel=1e-6)
@@ -365,7 +365,7 @@ def test_other_programs_are_noticed() -> None:
     """A process that counts, beside one that sleeps."""
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
         try:
-            assert faster_engine.busy(0.5)
+            assert engine_choice.busy(0.5)
         finally:
             other.kill()
 
@@ -385,7 +385,7 @@ def test_the_environment_decides_before_the_measure(
 def test_a_model_without_an_onnx_form_stays_on_openvino(
     engines: dict[str, float], tiny_fast_ir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edgespec.backends import onnx_graph
+    from edgespec.backends.onnx import graph
 
     tried = []
 
@@ -394,14 +394,14 @@ def test_a_model_without_an_onnx_form_stays_on_openvino(
         raise NoONNXForm("no", got="Tanh")
 
     with monkeypatch.context() as patch:
-        patch.setattr(onnx_graph, "write_onnx", refuse)
+        patch.setattr(graph, "write_onnx", refuse)
         assert loaded(tiny_fast_ir).target.capabilities.backend == "openvino"
         with pytest.raises(NoONNXForm, match="Tanh"):
             loaded(tiny_fast_ir, backend="onnxruntime")
     assert len(tried) == 1, "the reason is kept"
-    kept = machine.cache.cache_dir() / "onnx"
+    kept = loader.cache.cache_dir() / "onnx"
     assert [path.suffix for path in kept.iterdir()] == [".refused"]
-    monkeypatch.setattr(onnx_graph, "VERSION", onnx_graph.VERSION + 1)
+    monkeypatch.setattr(graph, "VERSION", graph.VERSION + 1)
     assert loaded(tiny_fast_ir).target.capabilities.backend == "onnxruntime", "another version judges it again"
     assert [path.is_dir() for path in kept.iterdir()] == [True], "and the reason is gone"
 
@@ -410,7 +410,7 @@ def test_a_model_without_an_onnx_form_stays_on_openvino(
 def test_that_there_was_no_memory_is_not_remembered(
     engines: dict[str, float], tiny_fast_ir: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    from edgespec.backends.onnx_graph import OnnxBuilder
+    from edgespec.backends.onnx.graph import OnnxBuilder
 
     def fail(*arguments: Any) -> None:
         raise error
@@ -430,7 +430,7 @@ def test_a_full_disk_is_not_remembered(
         raise ConversionError("not enough disk space")
 
     with monkeypatch.context() as patch:
-        patch.setattr(machine.cache, "require_space", full)
+        patch.setattr(loader.cache, "require_space", full)
         assert loaded(tiny_fast_ir).target.capabilities.backend == "openvino"
     assert loaded(tiny_fast_ir).target.capabilities.backend == "onnxruntime"
 
@@ -465,7 +465,7 @@ def test_numerics_are_checked_for_both(engines: dict[str, float], tiny_fast_ir: 
 def test_without_the_extra_it_is_not_considered(
     engines: dict[str, float], tiny_fast_ir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "_missing", lambda: "no onnxruntime")
+    monkeypatch.setattr(engine_choice, "missing", lambda: "no onnxruntime")
     assert loaded(tiny_fast_ir).target.capabilities.backend == "openvino"
     with pytest.raises(SettingError, match="ip install 'edgespec\\[onnx\\]'"):
         loaded(tiny_fast_ir, backend="onnxruntime")
@@ -477,7 +477,7 @@ def test_a_broken_engine_is_not_considered(
     """Also where it was found to be the faster one, before it broke."""
     for _ in range(2):
         with monkeypatch.context() as patch:
-            patch.setitem(sys.modules, "edgespec.backends.onnx_runtime", None)
+            patch.setitem(sys.modules, "edgespec.backends.onnx.session", None)
             assert loaded(tiny_fast_ir).target.capabilities.backend == "openvino"
             with pytest.raises(SettingError, match="got onnxruntime cannot be imported"):
                 loaded(tiny_fast_ir, backend="onnxruntime")
@@ -489,9 +489,9 @@ def test_an_engine_that_is_not_used_is_not_imported(
 ) -> None:
     engines["openvino"] = 0.5
     assert loaded(tiny_fast_ir).target.capabilities.backend == "openvino"
-    monkeypatch.delitem(sys.modules, "edgespec.backends.onnx_runtime")
+    monkeypatch.delitem(sys.modules, "edgespec.backends.onnx.session")
     assert loaded(tiny_fast_ir).target.capabilities.backend == "openvino"
-    assert "edgespec.backends.onnx_runtime" not in sys.modules
+    assert "edgespec.backends.onnx.session" not in sys.modules
 
 
 def test_it_runs_on_cpu_only() -> None:

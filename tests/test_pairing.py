@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edgespec.errors import IncompatiblePair
-from edgespec.pairing import Vocabulary, check_pair
+from edgespec.text.vocabulary import Vocabulary, check_pair
 
 WORDS = {0: "<eos>", 1: "a", 2: "b", 3: "c"}
 

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from edgespec import assembly, hub, known, pairs
+from edgespec import loading
 from edgespec.bundle import HubSource
 from edgespec.errors import BundleError, LicenceError
+from edgespec.hub import catalog
+from edgespec.hub.resolve import SourceError, model_path, resolve
 from tests import test_hub as hub_tests
 from tests.test_hub import Server, bundle_with, ir_files, publish
 
@@ -71,7 +73,7 @@ def edgespec(server: Server, tmp_path: Path):  # type: ignore[no-untyped-def]
 
 
 def test_the_list_is_valid_and_has_what_it_should() -> None:
-    listed = pairs.load()
+    listed = catalog.load()
     assert {name.split("-")[0] for name in listed.models} == {"smollm2", "qwen2.5", "qwen3", "phi", "llama", "gemma"}
     assert {model.licence for model in listed.models.values()} == set(listed.licences), "no licence is for nothing"
     for name in ("smollm2-360m", "smollm2-1.7b"):
@@ -80,11 +82,11 @@ def test_the_list_is_valid_and_has_what_it_should() -> None:
 
 
 def test_names_are_no_known_names() -> None:
-    assert not set(pairs.names()) & set(known.names())
+    assert not set(catalog.listed_names()) & set(catalog.shipped_names())
 
 
 def test_no_default_draft_is_for_research_only() -> None:
-    listed = pairs.load()
+    listed = catalog.load()
     for_research = {name for name, model in listed.models.items() if listed.licences[model.licence].use == "research"}
     assert for_research == set(RESEARCH)
     assert not {model.draft for model in listed.models.values()} & for_research
@@ -115,15 +117,15 @@ def test_no_default_draft_is_for_research_only() -> None:
     ],
 )
 def test_a_list_with_a_mistake_is_refused(tmp_path: Path, old: str, new: str, said: str) -> None:
-    path = tmp_path / pairs.FILE
+    path = tmp_path / catalog.FILE
     path.write_text(VALID, encoding="utf-8")
-    assert pairs.read(path).models["big"].draft == "small"
+    assert catalog.read(path).models["big"].draft == "small"
     path.write_text(VALID.replace(old, new), encoding="utf-8")
     with pytest.raises(BundleError, match=said):
-        pairs.read(path)
+        catalog.read(path)
     path.unlink()
     with pytest.raises(BundleError, match="cannot read"):
-        pairs.read(path)
+        catalog.read(path)
 
 
 def test_it_is_read_only_when_a_name_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,18 +133,20 @@ def test_it_is_read_only_when_a_name_asks_for_it(monkeypatch: pytest.MonkeyPatch
         "import edgespec; from edgespec.cli import cli; cli.get_command(None, 'run'); import sys; print(*sys.modules)"
     )
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
-    assert not {"edgespec.pairs", "tomllib", "tomli"} & set(loaded)
+    assert not {"edgespec.hub.catalog", "tomllib", "tomli"} & set(loaded)
 
-    monkeypatch.setattr(pairs, "load", lambda: pytest.fail("the list was read for the default model"))
-    assert hub.resolve("default").name == "smollm2-135m-instruct"
-    assert pairs.default_draft("default") is None
-    pairs.require_consent("default", accepted=False)
+    monkeypatch.setattr(catalog, "load", lambda: pytest.fail("the list was read for the default model"))
+    assert resolve("default").name == "smollm2-135m-instruct"
+    assert catalog.default_draft("default") is None
+    catalog.require_consent("default", accepted=False)
 
 
 def test_the_wheel_has_it_and_the_document_says_what_it_means() -> None:
-    assert f'"models/{pairs.FILE}" = "edgespec/_models/{pairs.FILE}"' in (ROOT / "pyproject.toml").read_text("utf-8")
+    assert f'"models/{catalog.FILE}" = "edgespec/_models/{catalog.FILE}"' in (ROOT / "pyproject.toml").read_text(
+        "utf-8"
+    )
     text = (ROOT / "docs" / "bundle.md").read_text(encoding="utf-8").split("## Pairs")[1].split("\n## ")[0]
-    for kind in (pairs.Licence, pairs.Model):
+    for kind in (catalog.Licence, catalog.Model):
         assert [key for key in kind.__struct_fields__ if f"`{key}`" not in text] == []
 
 
@@ -153,16 +157,16 @@ def test_the_wheel_has_it_and_the_document_says_what_it_means() -> None:
 def test_research_only_needs_consent_before_any_network(
     name: str, offline: None, home: Path, ir: Path, tmp_path: Path
 ) -> None:
-    repo = pairs.load().models[name].repo
+    repo = catalog.load().models[name].repo
     pair = bundle_with(HubSource(repo=repo, revision="main"), ir, tmp_path / "pair")
     for attempt in (
-        lambda: hub.resolve(name),
-        lambda: hub.resolve(repo),
-        lambda: hub.resolve(f"{repo.lower()}@main"),
-        lambda: hub.model_path(pair, pair.manifest.target),
-        lambda: assembly.load(name),
-        lambda: assembly.load("phi-3-mini", draft=name),
-        lambda: assembly.load("phi-3-mini", draft=repo),
+        lambda: resolve(name),
+        lambda: resolve(repo),
+        lambda: resolve(f"{repo.lower()}@main"),
+        lambda: model_path(pair, pair.manifest.target),
+        lambda: loading.load(name),
+        lambda: loading.load("phi-3-mini", draft=name),
+        lambda: loading.load("phi-3-mini", draft=repo),
     ):
         with pytest.raises(LicenceError, match="--accept-licence"):
             attempt()
@@ -259,5 +263,5 @@ def test_models_and_doctor_tell_without_a_network(edgespec, server: Server) -> N
 def test_a_name_that_is_nearly_one_is_suggested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for typed, meant in (("qwen3-8", "qwen3-8b"), ("phi3-mini", "phi-3-mini"), ("smollm2-136m", "smollm2-135m or")):
-        with pytest.raises(hub.SourceError, match=f"Did you mean {meant}"):
-            hub.resolve(typed)
+        with pytest.raises(SourceError, match=f"Did you mean {meant}"):
+            resolve(typed)

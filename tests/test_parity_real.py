@@ -13,23 +13,24 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgespec.adaptive.arbiter import Arbiter
+from edgespec.adaptive.calibration import ForwardTimes
+from edgespec.adaptive.forward_cost import ForwardCost
 from edgespec.decode.autoregressive import autoregressive
-from edgespec.decode.calibration import ForwardTimes
-from edgespec.decode.costs import ForwardCost
 from edgespec.decode.policy import FixedLength, Plain
 from edgespec.decode.speculative import speculative
-from edgespec.drafters.arbiter import Arbiter
-from edgespec.drafters.base import Drafter, NoDrafter
 from edgespec.drafters.first_match import FirstMatch
 from edgespec.drafters.ngram import NGram
+from edgespec.drafters.none import NoDrafter
 from edgespec.drafters.pool import Pool
 from edgespec.drafters.recycling import Recycling
 from edgespec.drafters.retrieval import Retrieval
 from edgespec.drafters.small_model import SmallModel
 from edgespec.errors import SettingError
 from edgespec.pipeline import Pipeline
+from edgespec.protocols import Drafter
+from edgespec.sampling_params import SamplingParams
 from edgespec.stats import Stats, check_identities
-from edgespec.types import SamplingParams
 from tests.conftest import load_ir
 
 PROMPTS = (
@@ -66,9 +67,9 @@ def drafters(pipeline: Pipeline, random_draft_ir: Path, plain) -> dict[str, Draf
 
 
 def _target_xml(pipeline: Pipeline) -> Path:
-    from edgespec import hub
+    from edgespec.hub.resolve import model_path
 
-    return hub.model_path(pipeline.bundle, pipeline.bundle.manifest.target)
+    return model_path(pipeline.bundle, pipeline.bundle.manifest.target)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,19 +14,20 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 
 from edgespec import bundle
-from edgespec.backends.openvino_settings import FULL_PRECISION
-from edgespec.bench.peers import bench, plots, race, report
-from edgespec.bench.peers.base import Forms, Run
-from edgespec.bench.peers.contenders import CONTENDERS, OWN_PLAIN, YARDSTICK, Contender, choose
-from edgespec.bench.peers.figures import ALL, Line, lines
-from edgespec.bench.peers.forms import prepare
-from edgespec.bench.peers.goals import goals
-from edgespec.bench.peers.make import NEVER, maps, whole_vocabulary
-from edgespec.bench.peers.process import ContenderFailed, Process, missing, start
-from edgespec.bench.peers.race import Measured, Race, Record, Task, schedule
+from edgespec.backends.openvino.settings import FULL_PRECISION
 from edgespec.cli import cli
 from edgespec.errors import SettingError
-from edgespec.known import default_folder
+from edgespec.hub.catalog import default_folder
+from edgespec_bench.peers import measure, plots, report
+from edgespec_bench.peers import run as bench
+from edgespec_bench.peers.base import Forms, Run
+from edgespec_bench.peers.convert_worker import NEVER, maps, whole_vocabulary
+from edgespec_bench.peers.entries import CONTENDERS, OWN_PLAIN, YARDSTICK, Contender, choose
+from edgespec_bench.peers.goals import goals
+from edgespec_bench.peers.measure import Measured, Race, Record, Task, schedule
+from edgespec_bench.peers.process import ContenderFailed, Process, missing, start
+from edgespec_bench.peers.summary import ALL, Line, lines
+from edgespec_bench.peers.weights import prepare
 
 FORMS = Forms("default")
 
@@ -96,7 +98,7 @@ def test_the_race_goes_on_without_those_who_fail() -> None:
         _contender("stranger", "well", package="no-such-package"),
     ]
     task = Task([("chat", [5]), ("code", [9])], list(range(9000)), [[[1], [1, 2]]], 4, 1, 2)
-    run = race.run(
+    run = measure.run(
         contenders,
         Forms("default", missing={"onnx": "no onnx here"}),
         task,
@@ -112,15 +114,15 @@ def test_the_race_goes_on_without_those_who_fail() -> None:
     whole = run.measured[YARDSTICK]
     assert set(whole.ttft_s) == {"64", "512", "2000", "turn 5", "turn 5 anew"}
     assert whole.load_cold_s and whole.load_warm_s and whole.peak_mb and whole.peak_mb > 10
-    assert race.decode_speed(Run([1, 2, 3], 0.25, 0.5)) == 8.0
+    assert measure.decode_speed(Run([1, 2, 3], 0.25, 0.5)) == 8.0
 
 
 def test_the_engine_that_is_chosen_anyway_does_not_run_twice() -> None:
     """The fake adapter says the same settings whatever it is asked for: so each second one is the first one again."""
     names = {OWN_PLAIN: "plain", YARDSTICK: "auto", "edgespec e plain": "plain", "edgespec e auto": "auto"}
-    contenders = [Contender(name, "ours", mode, "edgespec", (), "") for name, mode in names.items()]
+    contenders = [Contender(name, "edgespec", mode, "edgespec", (), "") for name, mode in names.items()]
     task = Task([("chat", [5])], list(range(9000)), [[[1], [1, 2]]], 4, 1, 2)
-    run = race.run(contenders, Forms("default"), task, start=lambda c: Process("tests.peers_fake"))
+    run = measure.run(contenders, Forms("default"), task, start=lambda c: Process("tests.peers_fake"))
     assert [m.same_as for m in run.measured.values()] == [None, None, OWN_PLAIN, YARDSTICK]
     assert {record.name for record in run.records} == {OWN_PLAIN, YARDSTICK}
     again = run.measured["edgespec e auto"]
@@ -130,17 +132,17 @@ def test_the_engine_that_is_chosen_anyway_does_not_run_twice() -> None:
 
 
 def test_who_is_the_same_must_be_running_of_ours_and_draft_alike() -> None:
-    def twin(mode: str, *running: Contender, module: str = "ours", settings: str = "exact, e") -> str | None:
+    def twin(mode: str, *running: Contender, module: str = "edgespec", settings: str = "exact, e") -> str | None:
         asked = Contender("edgespec e auto", module, mode, "edgespec", (), "")
         measured = {YARDSTICK: Measured(settings="exact, e"), asked.name: Measured(settings=settings)}
-        return race.twin(asked, [*running, asked], Race(measured))
+        return measure.twin(asked, [*running, asked], Race(measured))
 
-    chosen = Contender(YARDSTICK, "ours", "auto", "edgespec", (), "")
+    chosen = Contender(YARDSTICK, "edgespec", "auto", "edgespec", (), "")
     assert twin("e auto", chosen) == YARDSTICK
     assert twin("e auto") is None
     assert twin("e plain", chosen) is None
     assert twin("e auto", chosen, settings="exact, another") is None
-    assert twin("e auto", chosen, module="genai") is None
+    assert twin("e auto", chosen, module="openvino_genai") is None
 
 
 def test_drafted_texts_are_held_against_the_plain_run_that_stands_for_their_own() -> None:
@@ -252,7 +254,9 @@ def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
 
 def test_contenders_are_chosen_by_the_beginning_of_their_name() -> None:
     assert choose(None) == list(CONTENDERS)
-    assert [c.name for c in choose("openvino-genai")][2:] == [c.name for c in CONTENDERS if c.module == "genai"]
+    assert [c.name for c in choose("openvino-genai")][2:] == [
+        c.name for c in CONTENDERS if c.module == "openvino_genai"
+    ]
     with pytest.raises(SettingError, match="contender"):
         choose("vllm")
     assert missing(_contender("x", "plain", package="edgespec no-such-package")) == "no-such-package is not installed"
@@ -292,10 +296,10 @@ def test_a_draft_with_a_vocabulary_of_its_own_gets_the_targets(tmp_path: Path) -
 
 
 def test_a_short_race_of_the_real_edgespec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(race, "TTFT_TOKENS", (8,))
-    monkeypatch.setattr(race, "MEMORY_PROMPT", 16)
+    monkeypatch.setattr(measure, "TTFT_TOKENS", (8,))
+    monkeypatch.setattr(measure, "MEMORY_PROMPT", 16)
     monkeypatch.setattr(bench, "CHAT", (("Hi", "Ho"), ("And?", "")))
-    monkeypatch.setattr(race, "_load_times", lambda *args: None)
+    monkeypatch.setattr(measure, "_load_times", lambda *args: None)
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"kind": "code", "text": "def add(a, b):\\n    return a + b\\n\\ndef sub(a, b):\\n"}\n')
     arguments = ["bench", "peers", "--only", "edgespec auto", "--prompts", str(prompts), "--new-tokens", "8"]
@@ -336,16 +340,16 @@ def test_a_draft_with_merged_products_becomes_the_same_torch_model(tmp_path: Pat
     pytest.importorskip("transformers")
     from safetensors.numpy import load_file
 
-    from edgespec import known
-    from edgespec.bench.peers.make import torch_draft
-    from edgespec.engine import ov
-    from edgespec.merge import merge_products
+    from edgespec.backends.openvino.merge_matmuls import merge_products
+    from edgespec.backends.openvino.runtime import ov
+    from edgespec.hub import catalog
+    from edgespec_bench.peers.convert_worker import torch_draft
 
     shape = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3}
     config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_hidden_layers": 2} | shape
     (tmp_path / "target").mkdir()
     (tmp_path / "target" / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    xml = known.default_folder() / "draft" / "openvino_model.xml"
+    xml = catalog.default_folder() / "draft" / "openvino_model.xml"
     model = ov.Core().read_model(xml)
     assert merge_products(model) == 6
     ov.serialize(model, tmp_path / "merged.xml")
@@ -355,3 +359,13 @@ def test_a_draft_with_merged_products_becomes_the_same_torch_model(tmp_path: Pat
         states.append(load_file(tmp_path / str(number) / "model.safetensors"))
     assert states[0].keys() == states[1].keys()
     assert all(np.array_equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_without_the_maintainers_goals_the_page_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are not in the wheel."""
+    facts = report.Facts("edgespec bench peers", "m", {"cpu": "CPU X"}, 2, 3, 1, {"chat": 1}, "2026-01-02")
+    assert "## Goals" in report.markdown(RACE, facts, [])
+    monkeypatch.setitem(sys.modules, "edgespec_bench.peers.goals", None)
+    assert "## Goals" not in report.markdown(RACE, facts, [])
+    settings = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    assert 'exclude = ["bench/edgespec_bench/peers/goals.py"]' in settings

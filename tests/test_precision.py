@@ -11,8 +11,8 @@ from click.testing import CliRunner
 from openvino import opset13 as ops
 
 import edgespec
-from edgespec.backends.openvino_paged import OpenVINOPagedModel
-from edgespec.backends.openvino_settings import FULL_PRECISION, NUMERIC, Settings, reported
+from edgespec.backends.openvino.paged import OpenVINOPagedModel
+from edgespec.backends.openvino.settings import FULL_PRECISION, NUMERIC, Settings, reported
 from edgespec.cli import cli
 from tests.conftest import load_ir
 

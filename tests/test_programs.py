@@ -11,10 +11,10 @@ import pytest
 
 import edgespec
 from edgespec import bundle
-from edgespec.backends.openvino_graph import paged_graph
-from edgespec.backends.openvino_paged import OpenVINOPagedModel
-from edgespec.backends.openvino_settings import Settings
-from edgespec.engine import ops, ov
+from edgespec.backends.openvino.graph import paged_graph
+from edgespec.backends.openvino.paged import OpenVINOPagedModel
+from edgespec.backends.openvino.runtime import ops, ov
+from edgespec.backends.openvino.settings import Settings
 from edgespec.errors import BackendError
 from tests import tiny_gguf
 
@@ -89,12 +89,10 @@ def test_a_vocabulary_without_a_length_is_refused(tiny_ir: Path, tmp_path: Path)
 
 
 def test_a_folder_with_a_program_is_refused_by_load(tmp_path: Path) -> None:
-    from edgespec import gguf
+    from edgespec.gguf.convert import convert, read_header
 
     (tmp_path / "ir").mkdir()
-    gguf.convert(
-        gguf.read_header(tiny_gguf.write(tmp_path / "x.gguf")), folder := tmp_path / "ir", name="x", source="x"
-    )
+    convert(read_header(tiny_gguf.write(tmp_path / "x.gguf")), folder := tmp_path / "ir", name="x", source="x")
     (folder / bundle.MANIFEST).unlink()
     write(folder, loop)
     with pytest.raises(BackendError, match="got operation Loop"):

@@ -11,11 +11,11 @@ import pytest
 
 from edgespec.commands.options import format_from
 from edgespec.commands.run import _read_prompt
-from edgespec.drafters.base import NoDrafter
+from edgespec.drafters.none import NoDrafter
 from edgespec.errors import BundleError, ContextFull, SettingError
 from edgespec.pipeline import Pipeline
-from edgespec.structured import grammar_of
-from edgespec.tokenizer import StopStrings, Tokenizer
+from edgespec.text.response_format import grammar_of
+from edgespec.text.tokenizer import StopStrings, Tokenizer
 from tests.foreign_files import READERS
 
 

@@ -18,14 +18,16 @@ import pytest
 import edgespec
 from edgespec.backends.fake import FakeModel, random_table
 from edgespec.decode.speculative import speculative
-from edgespec.drafters.base import Drafter, NoDrafter
 from edgespec.drafters.first_match import FirstMatch
 from edgespec.drafters.ngram import NGram
+from edgespec.drafters.none import NoDrafter
 from edgespec.drafters.recycling import Recycling, likeliest
-from edgespec.drafters.table_file import read_table
+from edgespec.drafters.recycling_file import read_table
 from edgespec.errors import SettingError
+from edgespec.protocols import Drafter
+from edgespec.sampling_params import SamplingParams
 from edgespec.stats import Stats
-from edgespec.types import Allowed, Draft, Logits, SamplingParams, Step, Tree, Verdict, tree_depths
+from edgespec.types import Allowed, Draft, Logits, Step, Tree, Verdict, tree_depths
 from tests.policies import fixed
 
 VOCAB = 40

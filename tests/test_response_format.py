@@ -16,9 +16,9 @@ from edgespec.commands.options import format_from
 from edgespec.decode.autoregressive import autoregressive
 from edgespec.errors import SettingError
 from edgespec.pipeline import Pipeline
+from edgespec.sampling_params import SamplingParams
 from edgespec.stats import check_identities
-from edgespec.structured import Grammars, grammar_of
-from edgespec.types import SamplingParams
+from edgespec.text.response_format import Grammars, grammar_of
 from tests.formats import Fake, says, schema_format, small_tokenizer
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 import edgespec
-from edgespec.drafters.folder import read_folder
 from edgespec.drafters.retrieval import Retrieval
+from edgespec.drafters.retrieval_folder import read_folder
 from edgespec.errors import SettingError
-from edgespec.tokenizer import Tokenizer
+from edgespec.text.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer(Path(__file__).parents[1] / "models/default/tokenizer.json")
 CODE = '''def running_total(values):

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare, kstest
 
-from edgespec.decode import sampling
-from edgespec.decode.sampling import (
+from edgespec import sampling
+from edgespec.errors import SettingError
+from edgespec.sampling import (
     ACCEPT,
     CORRECT,
     DRAFT,
@@ -25,8 +26,8 @@ from edgespec.decode.sampling import (
     truncate,
     uniform,
 )
-from edgespec.errors import SettingError
-from edgespec.types import Distribution, SamplingParams
+from edgespec.sampling_params import SamplingParams
+from edgespec.types import Distribution
 
 VOCAB = 8
 DRAWS = 3000

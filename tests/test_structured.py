@@ -14,16 +14,17 @@ import pytest
 from edgespec.backends.fake import FakeModel
 from edgespec.decode.autoregressive import autoregressive
 from edgespec.decode.constraint import masked
+from edgespec.decode.forced_tokens import admitted, forced_run
 from edgespec.decode.speculative import speculative
-from edgespec.decode.steering import admitted, forced_run
-from edgespec.drafters.base import NoDrafter
 from edgespec.drafters.first_match import FirstMatch
+from edgespec.drafters.none import NoDrafter
 from edgespec.drafters.small_model import SmallModel
 from edgespec.errors import SettingError
+from edgespec.sampling_params import SamplingParams
 from edgespec.stats import Stats, check_identities
-from edgespec.structured import Grammars, grammar_of
-from edgespec.tokenizer import Tokenizer
-from edgespec.types import Allowed, Draft, DraftNote, Logits, SamplingParams, Verification
+from edgespec.text.response_format import Grammars, grammar_of
+from edgespec.text.tokenizer import Tokenizer
+from edgespec.types import Allowed, Draft, DraftNote, Logits, Verification
 from tests.formats import END, FORMATS, MODES, OWN, REJECTION, Fake, says, small_tokenizer
 from tests.policies import fixed
 

@@ -122,7 +122,7 @@ def test_a_contenders_process(watched: Watched, sockets: Callable[[], list[str]]
         {"do": "load", "forms": forms, "mode": "onnxruntime plain", "threads": 1, "cache": None},
         {"do": "generate", "prompt": [5, 6, 7], "new_tokens": 4},
     ]
-    module = ["edgespec.bench.peers.worker", "edgespec.bench.peers.ours"]
+    module = ["edgespec_bench.peers.worker", "edgespec_bench.peers.adapters.edgespec"]
     answers = watched(*PYTHON, *module, stdin="".join(json.dumps(request) + "\n" for request in requests))
     assert [list(json.loads(line)) for line in answers.splitlines()][1][0] == "tokens", answers
     assert not sockets()

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from edgespec.chat_template import ChatTemplate
 from edgespec.errors import SettingError
+from edgespec.text.chat_template import ChatTemplate
 from tests.template_bombs import NOT_COMPILED, REFUSED, TOO_MUCH
 
 ROOT = Path(__file__).resolve().parents[1]

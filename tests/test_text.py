@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgespec.chat_template import ChatTemplate
 from edgespec.errors import BundleError, SettingError, foreign
 from edgespec.pipeline import Pipeline
-from edgespec.tokenizer import Detokenizer, StopStrings, Tokenizer
+from edgespec.text.chat_template import ChatTemplate
+from edgespec.text.tokenizer import Detokenizer, StopStrings, Tokenizer
 
 TEXTS = [
     "Plain text, with  two spaces\n\tand a tab.",

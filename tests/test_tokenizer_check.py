@@ -11,7 +11,7 @@ import pytest
 
 from edgespec import files, ir_folder
 from edgespec.errors import BundleError
-from edgespec.tokenizer import Tokenizer
+from edgespec.text.tokenizer import Tokenizer
 
 
 def replace(old: str, new: str, kind: str = "String") -> dict[str, Any]:

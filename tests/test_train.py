@@ -24,19 +24,19 @@ from click.testing import CliRunner, Result
 from transformers import AutoModelForCausalLM
 
 from edgespec.bench.prompts import Prompt
-from edgespec_train import corpus as corpora
-from edgespec_train import shards, sources
-from edgespec_train.batches import Texts
-from edgespec_train.begin import fit_head, take_over
-from edgespec_train.corpus import Plan, make_corpus
+from edgespec_train.corpus import build as corpora
+from edgespec_train.corpus import shards, sources
+from edgespec_train.corpus.batches import Texts
+from edgespec_train.corpus.build import Plan, make_corpus
+from edgespec_train.corpus.decontaminate import OWN, Excluded
+from edgespec_train.corpus.generate import TOP, Job, Writer, Written
 from edgespec_train.draft_model import UNKNOWN, Shape, begin_from, build, choose_vocabulary, invert
 from edgespec_train.evaluate import replay, write
-from edgespec_train.exclusion import OWN, Excluded
-from edgespec_train.fastdraft import Point, Recipe, agreement, block_efficiency, hidden_states, train
+from edgespec_train.initialise import fit_head, take_over
 from edgespec_train.losses import loss_of
-from edgespec_train.make import Making, train_draft
 from edgespec_train.pack import save_draft
-from edgespec_train.writer import TOP, Job, Writer, Written
+from edgespec_train.stages import Making, train_draft
+from edgespec_train.trainer import Point, Recipe, agreement, block_efficiency, hidden_states, train
 from tests import tiny_models
 
 VOCAB = 512

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgespec.decode.tree import Branch, Merged, merge
+from edgespec.adaptive.draft_tree import Branch, Merged, merge
 
 BRANCHES = st.lists(
     st.lists(st.tuples(st.integers(0, 3), st.floats(0.05, 1.0)), min_size=1, max_size=5).map(

@@ -12,7 +12,7 @@ from typing import get_args
 import pytest
 
 import edgespec
-from edgespec.backends.padded import LONGEST_PAD, PaddedModel
+from edgespec.backends.engine_model import LONGEST_PAD, PaddedModel
 from edgespec.backends.widths import WIDEST_DRAFT, few_widths, width_of
 from edgespec.types import Backend, Numerics
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgespec.backends.base import Model
 from edgespec.backends.widths import WIDEST_DRAFT, few_widths
 from edgespec.errors import BackendError
+from edgespec.protocols import Model
 
 _WIDTHS = tuple(sorted({5, 7, 9, 15, WIDEST_DRAFT, *few_widths(1, 256)}))
 """what forwards run at, and some that others stand for"""

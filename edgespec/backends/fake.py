@@ -12,9 +12,9 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from edgespec.backends.base import Capabilities, Observe, Progress, common_prefix
-from edgespec.backends.rows import RowBook, may_defer
+from edgespec.backends.kv_rows import RowBook, may_defer
 from edgespec.errors import ContextFull
+from edgespec.protocols import Capabilities, Observe, Progress, common_prefix
 from edgespec.types import Logits, Step, Tree, behind
 
 _LONGEST_PAD = 16

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
+from edgespec.machine.devices import machine
+
 
 def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], figures: dict[str, Any]) -> None:
     """Print the table and then ``figures`` with the machine they were measured on as one line of JSON."""
@@ -18,32 +20,17 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[objec
     """Print one table of a measurement that has several."""
     from rich.table import Table
 
-    from edgespec.commands import tables
+    from edgespec import console
 
     table = Table(*columns, title=title, title_justify="left")
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
-    tables.show(table)
+    console.show(table)
 
 
 def paired_ratio(left: Sequence[float], right: Sequence[float]) -> float:
     """Median of left[i] / right[i]: the machine's mood cancels within a pair."""
     return median(a / b for a, b in zip(left, right, strict=True))
-
-
-def machine() -> dict[str, Any]:
-    import os
-    import platform
-
-    from edgespec.engine import ov
-
-    return {
-        "cpu": ov.Core().get_property("CPU", "FULL_DEVICE_NAME"),
-        "cores": os.cpu_count(),
-        "system": platform.system(),
-        "python": platform.python_version(),
-        "openvino": ov.get_version().split("-")[0],
-    }
 
 
 def _cell(value: object) -> str:

@@ -10,7 +10,8 @@ from typing import Any
 from edgespec.bench.prompts import Prompt, encode, read, read_before
 from edgespec.bench.report import show
 from edgespec.decode.policy import Plain
-from edgespec.pipeline import Generation, Pipeline
+from edgespec.generation import Generation
+from edgespec.pipeline import Pipeline
 
 
 @dataclass(frozen=True)

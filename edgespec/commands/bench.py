@@ -57,7 +57,7 @@ def _quick(plot: Path | None, options: dict[str, Any]) -> None:
 @click.option("--per-category", type=click.IntRange(1), metavar="N", help="Take the first N prompts of each category.")
 def engine(pairs: int, new_tokens: int, per_category: int | None, **options: Any) -> None:
     """Time of a forward by width and context, and what the loop loses against its own forwards at their best."""
-    from edgespec.bench.engine import bench_engine
+    from edgespec_bench.engine import bench_engine
 
     bench_engine(_load(options), pairs=pairs, new_tokens=new_tokens, per_category=per_category)
 
@@ -68,7 +68,7 @@ def engine(pairs: int, new_tokens: int, per_category: int | None, **options: Any
 @click.option("--new-tokens", type=click.IntRange(1), default=128, show_default=True)
 def loop(pairs: int, new_tokens: int, **options: Any) -> None:
     """Host time of the loop, and plain decoding against a bare loop."""
-    from edgespec.bench.loop import bench_loop
+    from edgespec_bench.loop import bench_loop
 
     bench_loop(_load(options), pairs=pairs, new_tokens=new_tokens)
 
@@ -97,9 +97,9 @@ def drafters(
     pairs: int, prompts: Path | None, per_category: int | None, context: int, lengths: str, alone: bool, **options: Any
 ) -> None:
     """Every drafter alone and all under the arbiter, by category: what each gains, and how often it is chosen."""
-    from edgespec.assembly import load
-    from edgespec.bench.drafters import bench_drafters
     from edgespec.bench.prompts import read
+    from edgespec.loading import load
+    from edgespec_bench.drafters import bench_drafters
 
     chosen = read(prompts, per_category)
     sampling, new_tokens, options = sampling_from(options)
@@ -132,7 +132,7 @@ def _numbers(text: str) -> list[int]:
 @click.option("--new-tokens", type=click.IntRange(1), default=96, show_default=True)
 def verify(pairs: int, new_tokens: int, **options: Any) -> None:
     """Coupled against rejection sampling: drafts accepted, tokens per forward, speed."""
-    from edgespec.bench.verify import bench_verify
+    from edgespec_bench.verification import bench_verify
 
     bench_verify(_load(options), pairs=pairs, new_tokens=new_tokens)
 
@@ -151,8 +151,8 @@ def peers(model: str, report: Path | None, prompts: Path | None, per_category: i
     """Other runtimes on the same weights: speed, first token, memory, exactness. First: pip install ".[bench]"."""
     import sys
 
-    from edgespec.bench.peers.bench import bench_peers
     from edgespec.bench.prompts import read
+    from edgespec_bench.peers.run import bench_peers
 
     typed = " ".join(["edgespec", *sys.argv[1:]])
     bench_peers(model, read(prompts, per_category), page=report, command=typed, **options)
@@ -162,7 +162,7 @@ def peers(model: str, report: Path | None, prompts: Path | None, per_category: i
 @model_options
 def crop(**options: Any) -> None:
     """Cost of rolling back at contexts of 256 to 4096 tokens."""
-    from edgespec.bench.crop import bench_crop
+    from edgespec_bench.crop import bench_crop
 
     bench_crop(_load(options))
 
@@ -182,7 +182,7 @@ def exactness(**options: Any) -> None:
 @click.option("--numerics", type=click.Choice(["exact", "fast"]))
 def memory(model: str, backend: Backend | None, numerics: str | None) -> None:
     """Peak memory of a prefill of 4,000 tokens."""
-    from edgespec.bench.memory import bench_memory
+    from edgespec_bench.memory import bench_memory
 
     bench_memory({"ref": model, "backend": backend, "numerics": numerics})
 
@@ -192,7 +192,7 @@ def memory(model: str, backend: Backend | None, numerics: str | None) -> None:
 @click.option("--pairs", type=click.IntRange(1), default=5, show_default=True, help="Interleaved repetitions.")
 def startup(model: str, pairs: int) -> None:
     """Time to the first token from the shell, and of import edgespec."""
-    from edgespec.bench.startup import bench_startup
+    from edgespec_bench.startup import bench_startup
 
     bench_startup(model, pairs=pairs)
 
@@ -214,7 +214,7 @@ def inflate(output: Path, parameters: float, weights: Literal["int8", "int4"]) -
     edgespec bench inflate -o inflated --parameters 1e9
     edgespec bench speed --model inflated
     """
-    from edgespec.bench import inflate as bench
+    from edgespec_bench import inflate as bench
 
     bundle = bench.inflate(output, parameters=parameters, weights=weights)
     click.echo(f"[{bundle.name}: {bundle.manifest.provenance.notes}]", err=True)
@@ -222,7 +222,7 @@ def inflate(output: Path, parameters: float, weights: Literal["int8", "int4"]) -
 
 
 def _load(options: dict[str, Any]) -> Any:
-    from edgespec.assembly import load
+    from edgespec.loading import load
 
     options["ref"] = options.pop("model")
     return load(**options)

@@ -21,8 +21,9 @@ from edgespec.commands.options import (
 )
 from edgespec.commands.run import summary
 from edgespec.errors import EdgespecError, printable
-from edgespec.pipeline import Generation, Pipeline
-from edgespec.types import SamplingParams
+from edgespec.generation import Generation
+from edgespec.pipeline import Pipeline
+from edgespec.sampling_params import SamplingParams
 
 HELP = """\
 /help              this list
@@ -83,7 +84,7 @@ def command(system: str | None, allow_special: bool, no_history: bool, **options
     response_format = format_from(options)
     sampling, max_new_tokens, load_options = sampling_from(options)
 
-    from edgespec.assembly import load
+    from edgespec.loading import load
 
     pipeline = load(**load_options, progress=True)
     conversation = Conversation(
@@ -183,7 +184,7 @@ def _editor(history: bool) -> Callable[[], str]:
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
     from edgespec import cache
-    from edgespec.chat_history import PrivateHistory
+    from edgespec.commands.chat_history import PrivateHistory
 
     keys = KeyBindings()
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import click
 
-from edgespec.commands import screen, tables
+from edgespec import console
+from edgespec.commands import screen
 
 RUNTIME = ("edgespec", "openvino", "openvino-genai", "tokenizers", "numpy", "huggingface_hub")
 OPTIONAL = {
@@ -57,7 +58,7 @@ def _version(name: str) -> str | None:
 
 
 def _devices() -> list[dict[str, Any]]:
-    from edgespec.devices import devices
+    from edgespec.machine.devices import devices
 
     return [asdict(device) for device in devices()]
 
@@ -71,18 +72,19 @@ def _memory() -> dict[str, int]:
 
 def _plan(ref: str) -> dict[str, Any]:
     """Where the model is, and what it would need."""
-    from edgespec import hub, pairs
-    from edgespec.assembly import drafter_name
-    from edgespec.backends.openvino_settings import compute_precision
+    from edgespec.backends.openvino.settings import compute_precision
+    from edgespec.hub import catalog
+    from edgespec.hub.resolve import resolve
+    from edgespec.loading import drafter_name
 
-    if model := pairs.find(ref):  # it would have to be fetched to know more
+    if model := catalog.find(ref):  # it would have to be fetched to know more
         return {
             "name": ref,
             "repository": model.repo,
             "drafter": drafter_name(ref),
-            "licence": f"{model.licence} (use: {pairs.load().licences[model.licence].use})",
+            "licence": f"{model.licence} (use: {catalog.load().licences[model.licence].use})",
         }
-    manifest = hub.resolve(ref, progress=False).manifest
+    manifest = resolve(ref, progress=False).manifest
     return {
         "name": manifest.name,
         "precision": manifest.target.precision,
@@ -96,13 +98,13 @@ def _plan(ref: str) -> dict[str, Any]:
 
 
 def _engine(model: str) -> str:
-    from edgespec import faster_engine
+    from edgespec.machine import engine_choice
 
     if asked := os.environ.get("EDGESPEC_BACKEND"):
         return f"{asked}, as EDGESPEC_BACKEND says"
     if _version("onnxruntime") is None:
         return "OpenVINO"
-    if (found := faster_engine.last(model, "exact")) is None:
+    if (found := engine_choice.last(model, "exact")) is None:
         return "OpenVINO or ONNX Runtime, whichever is faster on this CPU: measured when the model is first loaded"
     if len(found.seconds) == 1:
         return "openvino: this model has no ONNX form"
@@ -117,16 +119,18 @@ def _print(report: dict[str, Any]) -> None:
     table = Table("device", "is", "driver", "memory", "for edgespec", title="Devices", title_justify="left")
     for device in report["devices"]:
         memory = f"{device['memory_bytes'] / 1e9:.1f} GB" if device["memory_bytes"] else "shared"
-        tables.row(table, device["name"], device["full_name"], device["driver"] or "built in", memory, device["advice"])
+        console.row(
+            table, device["name"], device["full_name"], device["driver"] or "built in", memory, device["advice"]
+        )
     things.append(table)
     memory = report["memory"]
     things.append(f"Memory: {memory['available_bytes'] / 1e9:.1f} of {memory['total_bytes'] / 1e9:.1f} GB free")
     table = Table("package", "version", title="Versions", title_justify="left")
     for name, found in report["versions"].items():
-        tables.row(table, name, found)
+        console.row(table, name, found)
     things.append(table)
     table = Table("", "", title="What will run", title_justify="left", show_header=False)
     for key, value in report["model"].items():
-        tables.row(table, key, str(value))
+        console.row(table, key, str(value))
     things.append(table)
-    tables.show(*things)
+    console.show(*things)

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgespec import cache, hub, known, pairs
-from edgespec.commands import screen, tables
+from edgespec import cache, console
+from edgespec.commands import screen
+from edgespec.hub import catalog
+from edgespec.hub import resolve as hub
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,7 +26,7 @@ def command(as_json: bool) -> None:
     Remove a folder to free its space; the model is fetched again when it is next used.
     """
     cached = hub.cached()
-    listed = pairs.load()
+    listed = catalog.load()
     if as_json:
         listing = {
             "cache": str(cache.cache_dir()),
@@ -34,7 +36,7 @@ def command(as_json: bool) -> None:
             ],
             "known": [
                 {"name": entry.name, "aliases": entry.aliases, "about": entry.about, "licence": entry.licence}
-                for entry in known.KNOWN
+                for entry in catalog.KNOWN
             ],
             "pairs": [
                 {
@@ -60,14 +62,14 @@ def command(as_json: bool) -> None:
     here.columns[2].justify = "right"
     here.columns[3].overflow = "fold"
     for entry in cached:
-        tables.row(here, entry.name, entry.kind, f"{entry.bytes / 1e6:.1f}", str(entry.path))
+        console.row(here, entry.name, entry.kind, f"{entry.bytes / 1e6:.1f}", str(entry.path))
     names = Table("name", "also", "licence", "what it is", title="Known", title_justify="left", box=None)
-    for model in known.KNOWN:
-        tables.row(names, model.name, ", ".join(model.aliases), model.licence, model.about)
-    tables.show(here if cached else f"Nothing cached in {cache.cache_dir()}.", "", names, "", _on_hub(listed))
+    for model in catalog.KNOWN:
+        console.row(names, model.name, ", ".join(model.aliases), model.licence, model.about)
+    console.show(here if cached else f"Nothing cached in {cache.cache_dir()}.", "", names, "", _on_hub(listed))
 
 
-def _on_hub(listed: pairs.Pairs) -> Table:
+def _on_hub(listed: catalog.Pairs) -> Table:
     from rich.table import Table
 
     columns = ("name", "draft", "other drafts", "licence", "use", "repository")
@@ -79,5 +81,5 @@ def _on_hub(listed: pairs.Pairs) -> Table:
     table.caption, table.caption_justify = caption, "left"
     for name, model in listed.models.items():
         use = _USE[listed.licences[model.licence].use]
-        tables.row(table, name, model.draft or "ngram", ", ".join(model.other_drafts), model.licence, use, model.repo)
+        console.row(table, name, model.draft or "ngram", ", ".join(model.other_drafts), model.licence, use, model.repo)
     return table

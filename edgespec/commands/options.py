@@ -10,7 +10,8 @@ from typing import Any, TypeVar, get_args
 import click
 
 from edgespec.errors import EdgespecError, SettingError
-from edgespec.types import Backend, SamplingParams, Verification
+from edgespec.sampling_params import SamplingParams
+from edgespec.types import Backend, Verification
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -149,7 +150,7 @@ def format_from(options: dict[str, Any], *, ignore_eos: bool = False) -> dict[st
     if len(given) > 1:
         names = " and ".join(f"--{name.replace('_', '-')}" for name in given)
         raise SettingError(f"{names} are formats of one answer", hint="give one of them")
-    from edgespec.structured import grammar_of
+    from edgespec.text.response_format import grammar_of
 
     [(kind, value)] = given.items()
     if kind == "json_schema":

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import click
 
-from edgespec import cache, files, hub, pairs
+from edgespec import cache, files
 from edgespec.commands.options import accept_licence as accept_licence_option
+from edgespec.hub import catalog
+from edgespec.hub.resolve import model_path, resolve
 
 
 @click.command(name="pull")
@@ -25,7 +27,7 @@ def command(ref: str, accept_licence: bool) -> None:
     edgespec pull qwen3-8b
     edgespec pull ./Qwen3-0.6B-Q4_K_M.gguf
     """
-    draft = pairs.default_draft(ref)
+    draft = catalog.default_draft(ref)
     with files.reading_everything():
         click.echo(_pull(ref, draft, accept_licence))
         if draft is not None:
@@ -34,9 +36,9 @@ def command(ref: str, accept_licence: bool) -> None:
 
 def _pull(ref: str, draft: str | None, accept_licence: bool) -> Path:
     """Fetch and check one model, say on stderr what it is; returns its folder."""
-    pair = hub.resolve(ref, accept_licence=accept_licence, progress=True)
+    pair = resolve(ref, accept_licence=accept_licence, progress=True)
     models = pair.manifest.models
-    paths = [hub.model_path(pair, model, accept_licence=accept_licence, progress=True) for model in models]
+    paths = [model_path(pair, model, accept_licence=accept_licence, progress=True) for model in models]
     pair.check()
     pair.chat_template()
     size = sum(cache.size_on_disk(file) for path in paths for file in (path, path.with_suffix(".bin")))

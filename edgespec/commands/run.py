@@ -21,7 +21,7 @@ from edgespec.commands.options import (
 from edgespec.errors import SettingError, printable
 
 if TYPE_CHECKING:
-    from edgespec.pipeline import Generation
+    from edgespec.generation import Generation
 
 _LARGEST = 64 << 20
 """bytes of a prompt from standard input; the model's own context is asked for once it is loaded"""
@@ -60,7 +60,7 @@ def command(
     text = _read_prompt(prompt)
     sampling, max_new_tokens, load_options = sampling_from(options)
 
-    from edgespec.assembly import load
+    from edgespec.loading import load
 
     pipeline = load(**load_options, progress=True)
     stream = pipeline.stream(
@@ -83,7 +83,7 @@ def command(
     screen.write("\n")
     click.echo(summary(stream.result), err=True)
     if explain:
-        from edgespec.explain import explain as in_words
+        from edgespec.commands.explain import explain as in_words
 
         stats = stream.result.stats
         words = in_words(stats, pipeline.expected_plain_s(stats))

@@ -108,7 +108,7 @@ def fastdraft(context: click.Context, /, target: str, output: Path, **options: A
 @click.option("--timed", type=click.IntRange(0), default=2, show_default=True, help="Texts to time in each category.")
 def evaluate(prompts: Path | None, new_tokens: int, temperature: float, timed: int, **options: Any) -> None:
     """Acceptance by category and position, block efficiency, and measured speed-up of a pair's drafter."""
-    from edgespec.assembly import load
+    from edgespec.loading import load
     from edgespec_train.evaluate import LENGTHS
     from edgespec_train.report import evaluate_pair
 

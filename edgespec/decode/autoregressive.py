@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from edgespec.backends.base import Model
-from edgespec.decode.constraint import Constraint, masked
-from edgespec.decode.sampling import choose
-from edgespec.types import Draft, SamplingParams
+from edgespec.decode.constraint import masked
+from edgespec.protocols import Constraint, Model
+from edgespec.sampling import choose
+from edgespec.sampling_params import SamplingParams
+from edgespec.types import Draft
 
 
 def autoregressive(

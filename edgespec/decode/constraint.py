@@ -9,27 +9,10 @@ masked logits. So a constraint takes nothing from exactness.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
-
 import numpy as np
-from numpy.typing import NDArray
 
+from edgespec.protocols import Constraint
 from edgespec.types import Draft, Logits
-
-
-class Constraint(Protocol):
-    """What may be written, for one generation. It begins with no text; the prompt is not its concern."""
-
-    def allowed(self, ahead: Sequence[int]) -> NDArray[np.bool_]:
-        """``(vocab,)`` The tokens that may follow the committed text and then ``ahead``; a pure function of both.
-
-        ahead: tokens that may stand where they stand. Behind a stop token everything is allowed: nobody reads it.
-        Nothing is allowed in a dead end; where the committed text has come to one, SettingError is raised.
-        """
-
-    def commit(self, tokens: Sequence[int]) -> None:
-        """``tokens`` were added to the text."""
 
 
 def masked(logits: Logits, draft: Draft, constraint: Constraint | None) -> Logits:

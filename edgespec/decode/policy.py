@@ -1,6 +1,6 @@
 """Policies that need no measured costs: draft nothing, k tokens every round, or by a rule of thumb.
 
-The one that decides from measured costs who drafts and how far is the arbiter (drafters.arbiter).
+The one that decides from measured costs who drafts and how far is the arbiter (adaptive.arbiter).
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from edgespec.drafters.base import Drafter
 from edgespec.errors import SettingError
-from edgespec.protocols import WidthPolicy
-from edgespec.types import Allowed, Draft, Hidden, Round, SamplingParams, Step, Verdict
+from edgespec.protocols import Drafter, WidthPolicy
+from edgespec.sampling_params import SamplingParams
+from edgespec.types import Allowed, Draft, Hidden, Round, Step, Verdict
 
 
 class Plain:

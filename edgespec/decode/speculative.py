@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from edgespec.backends.base import Model, Progress
-from edgespec.decode.constraint import Constraint, masked
-from edgespec.decode.steering import draft_under_constraint
+from edgespec.decode.constraint import masked
+from edgespec.decode.forced_tokens import draft_under_constraint
 from edgespec.decode.verify import verify
-from edgespec.protocols import Policy
+from edgespec.protocols import Constraint, Model, Policy, Progress
+from edgespec.sampling_params import SamplingParams
 from edgespec.stats import Stats
-from edgespec.types import Round, SamplingParams
+from edgespec.types import Round
 
 
 def speculative(

@@ -25,8 +25,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from edgespec.decode.sampling import ACCEPT, CORRECT, adjust, choose, distribution, nothing_left, pick, uniform
-from edgespec.types import Distribution, Draft, Logits, SamplingParams, Verdict
+from edgespec.sampling import ACCEPT, CORRECT, adjust, choose, distribution, nothing_left, pick, uniform
+from edgespec.sampling_params import SamplingParams
+from edgespec.types import Distribution, Draft, Logits, Verdict
 
 
 def verify(draft: Draft, logits: Logits, context: Sequence[int], params: SamplingParams) -> Verdict:

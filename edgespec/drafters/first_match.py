@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from functools import reduce
 from operator import or_
 
-from edgespec.drafters.base import Drafter, StepwiseDrafter
-from edgespec.types import Allowed, Draft, DraftNote, Hidden, Needs, SamplingParams, Step, Verdict
+from edgespec.protocols import Drafter, StepwiseDrafter
+from edgespec.sampling_params import SamplingParams
+from edgespec.types import Allowed, Draft, DraftNote, Hidden, Needs, Step, Verdict
 
 
 class FirstMatch(Drafter):

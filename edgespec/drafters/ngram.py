@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgespec.backends.base import common_prefix
-from edgespec.drafters.base import Drafter
-from edgespec.types import Allowed, Draft, SamplingParams, Step, Verdict
+from edgespec.protocols import Drafter, common_prefix
+from edgespec.sampling_params import SamplingParams
+from edgespec.types import Allowed, Draft, Step, Verdict
 
 _LONGEST_MATCH = 64
 

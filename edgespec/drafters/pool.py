@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgespec.drafters.base import Drafter
 from edgespec.errors import SettingError
-from edgespec.types import Allowed, Draft, SamplingParams, Step, Verdict
+from edgespec.protocols import Drafter
+from edgespec.sampling_params import SamplingParams
+from edgespec.types import Allowed, Draft, Step, Verdict
 
 _END = -1  # stands behind every text; no token
 _LONGEST_MATCH = 64

@@ -20,10 +20,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgespec.drafters.base import Drafter
-from edgespec.drafters.table_file import read_table, write_table
+from edgespec.drafters.recycling_file import read_table, write_table
 from edgespec.errors import SettingError
-from edgespec.types import Allowed, Draft, Logits, SamplingParams, Step, Verdict
+from edgespec.protocols import Drafter
+from edgespec.sampling_params import SamplingParams
+from edgespec.types import Allowed, Draft, Logits, Step, Verdict
 
 _WIDEST = 8
 _FROM_PROMPT = 0.7
@@ -113,7 +114,8 @@ class Recycling(Drafter):
         """Go on from the table in ``file``, and write it there when this drafter goes or the process ends.
 
         about: what the table is about. A file about something else, or of another shape, is ignored and later
-        overwritten, and a damaged one is dropped. It holds threes of tokens from the texts: see ``table_file``.
+        overwritten, and a damaged one is dropped. It holds threes of tokens from the texts: see
+        ``drafters.recycling_file``.
         """
         table = self._successors, self._scores, self._before
         read_table(file, about, *table)

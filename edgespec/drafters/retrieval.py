@@ -15,8 +15,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edgespec.backends.base import common_prefix
-from edgespec.drafters.base import Drafter
+from edgespec.protocols import Drafter, common_prefix
 from edgespec.types import Allowed, Draft
 
 _END = -1  # stands between texts; no token

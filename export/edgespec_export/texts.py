@@ -9,9 +9,9 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from edgespec import gguf
 from edgespec.bundle import Generation
 from edgespec.errors import ConversionError, foreign
+from edgespec.gguf import convert as gguf
 from edgespec_export.sources import Source, read_json
 
 

@@ -1,13 +1,16 @@
 """Recipes that make drafts, and the measurements that say what they are worth.
 
-    sources      where prompts come from: the target itself, real code, real text
-    writer       many texts at a time by the target, with its best log-probabilities at every token
-    corpus       both into shards on disk (shards), any number of them on any number of machines
+    corpus/      the texts
+      sources        where prompts come from: the target itself, real code, real text
+      generate       many texts at a time by the target, with its best log-probabilities at every token
+      decontaminate  leaves out prompts that share words with a benchmark
+      build          all of them into shards on disk (shards), on any number of machines
+      batches        shards back into batches
     draft_model  the draft: shape, trimmed vocabulary, weights of the target
-    begin        the output head fitted to the layers that were copied
-    batches, losses, fastdraft    training with checkpoints, judged by acceptance
+    initialise   the output head fitted to the layers that were copied
+    trainer      training with checkpoints, judged by acceptance; losses
     pack         OpenVINO IR and bundle
-    make         all of the above in order, in one folder
+    stages       all of the above in order, in one folder
     evaluate     acceptance, block efficiency and speed-up by category (needs no torch)
     latency      what a shape costs per step on this machine
 
@@ -35,30 +38,30 @@ def write_corpus(target: str, folder: Path, say: Say, *, corpus_tokens: int, ray
     """Let ``target`` write until there are ``corpus_tokens``, in shards in ``folder/corpus``; returns that folder."""
     _check_installed(*_EXPORT, *(["ray"] if ray else []))
     with quiet.libraries(verbose=False):
-        from edgespec_train import make
+        from edgespec_train import stages
 
-        pair = make.target_bundle(target, folder, say)
-        return make.corpus_of(pair, folder / "corpus", corpus_tokens, say, ray=ray, **plan)
+        pair = stages.target_bundle(target, folder, say)
+        return stages.corpus_of(pair, folder / "corpus", corpus_tokens, say, ray=ray, **plan)
 
 
 def train_fastdraft(target: str, folder: Path, say: Say, plan: dict[str, Any], options: dict[str, Any]) -> Path:
     """Train a draft for ``target``; returns the folder of the bundle with both.
 
-    plan: arguments of ``write_corpus``; not used if ``options`` names a corpus. options: see ``make.Making.of``.
+    plan: arguments of ``write_corpus``; not used if ``options`` names a corpus. options: see ``stages.Making.of``.
     """
     _check_installed(*_EXPORT, "accelerate", "matplotlib", *(["ray"] if plan["ray"] else []))
     with quiet.libraries(verbose=False):
         from accelerate import PartialState
 
-        from edgespec_train import make
+        from edgespec_train import stages
 
-        making = make.Making.of(target, folder, options)
-        make.check(making)
+        making = stages.Making.of(target, folder, options)
+        stages.check(making)
         with PartialState().main_process_first():  # the others find everything made
-            pair = make.target_bundle(target, folder, say)
+            pair = stages.target_bundle(target, folder, say)
             if making.corpus == folder / "corpus":
-                make.corpus_of(pair, making.corpus, plan.pop("corpus_tokens"), say, **plan)
-        return make.make_draft(making, pair, say)
+                stages.corpus_of(pair, making.corpus, plan.pop("corpus_tokens"), say, **plan)
+        return stages.make_draft(making, pair, say)
 
 
 def sweep(target: str, rounds: int) -> Iterator[Timed]:

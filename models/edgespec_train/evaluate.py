@@ -18,9 +18,10 @@ from edgespec.backends.fake import FakeModel
 from edgespec.bench.prompts import Prompt, encode
 from edgespec.decode.policy import FixedLength, Plain
 from edgespec.decode.speculative import speculative
-from edgespec.drafters.base import Drafter
+from edgespec.protocols import Drafter
+from edgespec.sampling_params import SamplingParams
 from edgespec.stats import Stats
-from edgespec.types import Logits, Round, SamplingParams
+from edgespec.types import Logits, Round
 
 LENGTHS = tuple(range(1, 9))
 """every k that is looked at"""

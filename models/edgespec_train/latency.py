@@ -17,12 +17,14 @@ from typing import Any
 import numpy as np
 from transformers import AutoConfig, PretrainedConfig
 
-from edgespec import hub, known, load
-from edgespec.backends.base import Model
-from edgespec.backends.openvino_paged import OpenVINOPagedModel
-from edgespec.backends.openvino_settings import Settings
-from edgespec.engine import ov
+from edgespec import load
+from edgespec.backends.openvino.paged import OpenVINOPagedModel
+from edgespec.backends.openvino.runtime import ov
+from edgespec.backends.openvino.settings import Settings
 from edgespec.errors import SettingError
+from edgespec.hub import catalog
+from edgespec.hub.resolve import model_path
+from edgespec.protocols import Model
 from edgespec_export import convert, sources
 from edgespec_export.settings import Kind
 from edgespec_train.draft_model import Shape, build
@@ -72,11 +74,11 @@ def candidates(config: PretrainedConfig) -> list[Candidate]:
 def sweep_for(reference: str, rounds: int) -> Iterator[Timed]:
     """``sweep`` for a target by name or folder."""
     pipeline = load(reference, draft="none")
-    if reference in known.names():
+    if reference in catalog.shipped_names():
         with TemporaryDirectory(prefix="edgespec-", ignore_cleanup_errors=True) as scratch:
             config = convert.read_config(sources.resolve(reference, Path(scratch)))
     else:
-        config = AutoConfig.from_pretrained(hub.model_path(pipeline.bundle, pipeline.bundle.manifest.target).parent)
+        config = AutoConfig.from_pretrained(model_path(pipeline.bundle, pipeline.bundle.manifest.target).parent)
     if config.vocab_size != pipeline.target.vocab_size or "hidden_size" not in config.to_diff_dict():
         raise SettingError("the target's config.json does not say what shape it has", got=reference)
     yield from sweep(config, pipeline.target, rounds)

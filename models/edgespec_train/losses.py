@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch.nn import functional
 
-from edgespec_train.batches import Batch
+from edgespec_train.corpus.batches import Batch
 
 Loss = Literal["ce", "kd", "ce+kd"]
 

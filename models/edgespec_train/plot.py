@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgespec_train.fastdraft import Point
+from edgespec_train.trainer import Point
 
 
 def plot(curve: Sequence[Point], path: Path) -> None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from edgespec_train.fastdraft import Point
+from edgespec_train.trainer import Point
 
 
 @contextmanager

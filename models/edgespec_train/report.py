@@ -10,7 +10,7 @@ from edgespec import Pipeline
 from edgespec.bench import prompts as bench_prompts
 from edgespec.bench.report import show
 from edgespec.errors import SettingError
-from edgespec.types import SamplingParams
+from edgespec.sampling_params import SamplingParams
 from edgespec_train.evaluate import LENGTHS, Rounds, Written, merged, replay, speed_up, write
 
 

@@ -1,0 +1,1 @@
+"""The laboratory: measurements for whoever changes the code. The runtime does not import it."""

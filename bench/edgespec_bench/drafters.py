@@ -1,0 +1,147 @@
+"""Every drafter alone, all of them under the arbiter, and fixed lengths, in turns: who is worth what, and where."""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+from edgespec.bench.prompts import Prompt, behind, read_before
+from edgespec.bench.report import show
+from edgespec.decode.policy import Plain
+from edgespec.drafters.pool import Pool
+from edgespec.errors import SettingError
+from edgespec.pipeline import Pipeline
+from edgespec.protocols import Policy
+from edgespec.sampling_params import SamplingParams
+from edgespec.types import Round
+
+PLAIN, AUTO = "none", "auto"
+
+
+@dataclass
+class _Runs:
+    """What one contender did on the prompts of one category."""
+
+    rounds: list[Round] = field(default_factory=list)
+    seconds: float = 0.0
+    ratios: list[float] = field(default_factory=list)
+    """plain decode time a token over own, one for each prompt: the median of its pairs"""
+    same: int = 0
+
+    @property
+    def figures(self) -> dict[str, float]:
+        proposed = sum(r.proposed for r in self.rounds)
+        committed = sum(r.committed for r in self.rounds)
+        return {
+            "acceptance_rate": sum(r.accepted for r in self.rounds) / proposed if proposed else 0.0,
+            "block_efficiency": committed / len(self.rounds),
+            "tok_per_s": committed / self.seconds,
+            "ratio_to_plain": median(self.ratios),
+            "drafted_rounds": sum(r.proposed > 0 for r in self.rounds) / len(self.rounds),
+        }
+
+
+def bench_drafters(
+    pipeline: Pipeline,
+    prompts: Sequence[Prompt],
+    *,
+    new_tokens: int,
+    pairs: int,
+    context: int,
+    lengths: Sequence[int],
+    alone: bool,
+    sampling: SamplingParams,
+) -> None:
+    """Print a line for each category and contender.
+
+    context: tokens to put before each prompt. lengths: fixed k. alone: each drafter alone, too.
+    """
+    if not sampling.greedy:
+        sampling = sampling.seeded(0)  # one seed for all contenders, or their texts could not be compared
+    auto = pipeline.arbiter
+    if auto is None:
+        raise SettingError("nothing to compare: no drafter", hint="leave --draft out, or name one")
+    contenders: dict[str, Policy] = {PLAIN: Plain()}
+    if alone and len(auto.drafters) > 1:
+        names = [name for name in auto.drafters if name != Pool.name]  # which is empty in each turn
+        contenders |= {name: auto.only(name) for name in names}
+    contenders |= {AUTO: auto} | {f"k = {k}": pipeline.fixed_length(k) for k in lengths}
+    found: dict[str, dict[str, _Runs]] = defaultdict(lambda: {name: _Runs() for name in contenders})
+    for number, prompt in enumerate(prompts):
+        ids = behind(pipeline, prompt, context)
+        each_s: dict[str, list[float]] = {name: [] for name in contenders}
+        for pair in range(pairs):
+            order = list(contenders)
+            turn = (number + pair) % len(order)
+            texts = {}
+            for name in order[turn:] + order[:turn]:
+                run = pipeline.generate(
+                    read_before(pipeline, ids),
+                    max_new_tokens=new_tokens,
+                    sampling=sampling,
+                    policy=contenders[name],
+                )
+                texts[name] = run.token_ids
+                each_s[name].append(run.stats.decode_s / run.stats.decoded)
+                runs = found[prompt.category][name]
+                runs.rounds += run.stats.rounds
+                runs.seconds += run.stats.decode_s
+            for name in contenders:
+                found[prompt.category][name].same += texts[name] == texts[PLAIN]
+        for name in contenders:
+            ratios = [plain / own for plain, own in zip(each_s[PLAIN], each_s[name], strict=True)]
+            found[prompt.category][name].ratios.append(median(ratios))
+        print(f"\r{number + 1} of {len(prompts)} prompts", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    found["all"] = {name: _merged([runs[name] for runs in found.values()]) for name in contenders}
+    rows = [
+        (category, name, *runs[name].figures.values(), _shares(runs[name].rounds))
+        for category, runs in found.items()
+        for name in contenders
+    ]
+    total = len(prompts) * pairs
+    same = {name: f"{found['all'][name].same} of {total}" for name in contenders}
+    columns = [
+        "prompts",
+        "drafter",
+        "accepted",
+        "tokens per forward",
+        "tok/s",
+        "ratio to plain",
+        "drafted",
+        "who drafted",
+    ]
+    show(
+        f"drafters of {pipeline.bundle.name}",
+        columns,
+        rows,
+        {
+            "categories": {c: {name: r.figures for name, r in runs.items()} for c, runs in found.items()},
+            "same_tokens": same,
+            "new_tokens": new_tokens,
+            "pairs": pairs,
+            "context": context,
+            "temperature": sampling.temperature,
+        },
+    )
+
+
+def _merged(parts: Sequence[_Runs]) -> _Runs:
+    whole = _Runs()
+    for part in parts:
+        whole.rounds += part.rounds
+        whole.seconds += part.seconds
+        whole.ratios += part.ratios
+        whole.same += part.same
+    return whole
+
+
+def _shares(rounds: Sequence[Round]) -> str:
+    counts: dict[str, int] = defaultdict(int)
+    for r in rounds:
+        if r.proposed:
+            counts[r.drafter] += 1
+    return ", ".join(f"{name} {count / len(rounds):.0%}" for name, count in sorted(counts.items()))

@@ -1,0 +1,74 @@
+"""openvino-genai: its paged (continuous batching) path, which is what ``LLMPipeline`` takes for all three modes.
+
+Scheduler: what its own latency-oriented default is, a prompt in one forward and prefix caching on. Times are its own
+``perf_metrics``: no streamer, whose thread would take time from the decoding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from edgespec_bench.peers.base import Forms, Run, package_versions
+
+DRAFT_TOKENS = 2
+"""1, 2, 3 and 5 were tried (docs/log/peers.md)"""
+LOOKUP_TOKENS, LOOKUP_NGRAM = 3, 3
+"""tried: 1 to 3 and 5 behind n-grams of 3, 2 and 3 behind those of 2"""
+
+
+class Peer:
+    settings = "paged attention, prefix caching"
+
+    def load(self, forms: Forms, mode: str, threads: int, cache: Path | None) -> None:
+        import openvino_genai
+
+        scheduler = openvino_genai.SchedulerConfig()
+        scheduler.enable_prefix_caching = True
+        scheduler.max_num_batched_tokens = forms.rows
+        options: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+        if cache is not None:
+            options["CACHE_DIR"] = str(cache)
+        ir = forms.need("ir")
+        extra: dict[str, Any] = {}
+        assistant: dict[str, int] = {}
+        if mode == "draft_model":
+            extra["draft_model"] = openvino_genai.draft_model(str(forms.need("draft_ir")), "CPU", **options)
+            assistant = {"num_assistant_tokens": DRAFT_TOKENS}
+        elif mode == "prompt_lookup":
+            extra["prompt_lookup"] = True
+            assistant = {"num_assistant_tokens": LOOKUP_TOKENS, "max_ngram_size": LOOKUP_NGRAM}
+        self._pipeline = openvino_genai.LLMPipeline(str(ir), "CPU", scheduler_config=scheduler, **extra, **options)
+        self._config = self._pipeline.get_generation_config()
+        settings = {"do_sample": False, "ignore_eos": True, "apply_chat_template": False} | assistant
+        for name, value in settings.items():
+            setattr(self._config, name, value)
+        self.settings += "".join(f", {name} {value}" for name, value in assistant.items())
+
+    def generate(self, prompt: Sequence[int], new_tokens: int) -> Run:
+        import numpy as np
+        import openvino
+
+        self._config.max_new_tokens = new_tokens
+        tensor = openvino.Tensor(np.array([prompt], np.int64))
+        began = perf_counter()
+        result = self._pipeline.generate(tensor, self._config)
+        wall_s = perf_counter() - began
+        metrics = result.perf_metrics
+        ttft_s = metrics.get_ttft().mean / 1e3
+        times = metrics.raw_metrics.m_new_token_times  # milliseconds, one entry a step
+        total_s = min(wall_s, ttft_s + (times[-1] - times[0]) / 1e3)
+        counts = result.extended_perf_metrics
+        return Run(
+            [int(token) for token in result.tokens[0]],
+            min(ttft_s, wall_s),
+            total_s,
+            proposed=counts and int(counts.get_num_draft_tokens()),
+            accepted=counts and int(counts.get_num_accepted_tokens()),
+            forwards=len(times) - 1,
+        )
+
+    def versions(self) -> dict[str, str]:
+        return package_versions("openvino-genai", "openvino")

@@ -1,0 +1,85 @@
+"""optimum-intel: ``OVModelForCausalLM.generate`` of transformers, on the stateful IR."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import wraps
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from edgespec_bench.peers.base import Forms, Run, package_versions
+
+
+class Peer:
+    settings = "no prefix reuse between calls"
+
+    def load(self, forms: Forms, mode: str, threads: int, cache: Path | None) -> None:
+        import torch
+        from optimum.intel import OVModelForCausalLM
+
+        torch.set_num_threads(threads)
+        config = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "CACHE_DIR": str(cache or "")}
+
+        def model(folder: Path) -> Any:
+            loaded = OVModelForCausalLM.from_pretrained(str(folder), ov_config=config)
+            loaded.generation_config.eos_token_id = None  # nothing ends the text before its time
+            loaded.generation_config.pad_token_id = 0
+            return loaded
+
+        self._model = model(forms.need("ir"))
+        self._draft = model(forms.need("draft_ir")) if mode == "assistant_model" else None
+        self._forwards = self._drafted = 0
+        self._count()
+
+    def generate(self, prompt: Sequence[int], new_tokens: int) -> Run:
+        import torch
+
+        ids = torch.tensor([list(prompt)])
+        puts: list[tuple[float, int]] = []
+
+        class Clock:
+            """The streamer of transformers: the prompt is put first, then what was decided."""
+
+            def put(self, tokens: Any) -> None:
+                puts.append((perf_counter(), tokens.numel()))
+
+            def end(self) -> None:
+                pass
+
+        self._forwards = self._drafted = 0
+        extra = {} if self._draft is None else {"assistant_model": self._draft}
+        began = perf_counter()
+        output = self._model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            streamer=Clock(),
+            **extra,
+        )
+        tokens = output[0, len(prompt) :].tolist()
+        counted: dict[str, Any] = {"first": puts[1][1], "forwards": self._forwards - 1}
+        if self._draft is not None:
+            counted |= {"proposed": self._drafted, "accepted": len(tokens) - self._forwards}
+        return Run(tokens, puts[1][0] - began, puts[-1][0] - began, **counted)
+
+    def versions(self) -> dict[str, str]:
+        return package_versions("optimum-intel", "transformers", "torch", "openvino")
+
+    def _count(self) -> None:
+        """Count forwards, which generate does not tell."""
+
+        def counting(model: Any, name: str) -> None:
+            forward = model.forward
+
+            @wraps(forward)  # generate looks at its signature
+            def counted(*args: Any, **kwargs: Any) -> Any:
+                setattr(self, name, getattr(self, name) + 1)
+                return forward(*args, **kwargs)
+
+            model.forward = counted
+
+        counting(self._model, "_forwards")
+        if self._draft is not None:
+            counting(self._draft, "_drafted")

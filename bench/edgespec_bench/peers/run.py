@@ -1,0 +1,174 @@
+"""``edgespec bench peers``: from the options to the table and the report."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+from pydoc_data import topics
+
+from edgespec.bench import report as tables
+from edgespec.bench.prompts import Prompt
+from edgespec.bundle import Bundle
+from edgespec.errors import SettingError, mapped
+from edgespec.hub.resolve import resolve
+from edgespec.machine import devices
+from edgespec.text.chat_template import ChatTemplate
+from edgespec.text.tokenizer import Tokenizer
+from edgespec_bench.peers import plots, report
+from edgespec_bench.peers.entries import Contender, choose
+from edgespec_bench.peers.measure import MEMORY_PROMPT, MEMORY_TOKENS, TTFT_TOKENS, Measured, Race, Task, run
+from edgespec_bench.peers.process import missing
+from edgespec_bench.peers.summary import lines, seconds
+from edgespec_bench.peers.weights import prepare
+
+CHAT = (
+    ("What is a good plan for a rainy Sunday?", "Stay in, cook something slow and read."),
+    ("What could I cook?", "A stew of lentils, carrots and onions: an hour on a low flame, and little to do."),
+    ("Which book goes with it?", "One with short chapters, so that you can look after the pot in between."),
+    ("And what would I listen to?", "The rain, or a quartet by Haydn, if the rain has ended by then."),
+    ("What do I need to buy for all this?", ""),
+)
+
+
+def bench_peers(
+    ref: str,
+    prompts: Sequence[Prompt],
+    *,
+    draft: str | None,
+    only: str | None,
+    new_tokens: int,
+    pairs: int,
+    threads: int | None,
+    page: Path | None,
+    command: str,
+) -> None:
+    """page: where to write the report, with its pictures in a folder of the same name; None for no report."""
+    contenders = choose(only)
+    if page is not None:
+        _check(page)
+    threads = threads or _physical_cores()
+    for line in roll_call(contenders):
+        _tell(line)
+    task = make_task(resolve(ref), prompts, new_tokens=new_tokens, pairs=pairs, threads=threads)
+    rows = max(
+        max(TTFT_TOKENS) + 2,
+        MEMORY_PROMPT + MEMORY_TOKENS,
+        *(len(ids) + new_tokens for _, ids in task.prompts),
+        *(len(chat[-1]) + 1 for chat in task.chats),
+    )
+    wanted = {form for contender in contenders for form in contender.forms}
+    forms = prepare(ref, draft, wanted, rows=-(-(rows + 64) // 256) * 256, tell=_tell)
+    race = run(contenders, forms, task)
+    facts = report.Facts(
+        command,
+        f"{resolve(ref).name}, weights {forms.precision['ir']}",
+        devices.machine(),
+        threads,
+        new_tokens,
+        pairs,
+        dict(Counter(prompt.category for prompt in prompts)),
+        date.today().isoformat(),
+    )
+    show(race, facts)
+    if page is not None:
+        write(race, facts, page)
+
+
+def _check(page: Path) -> None:
+    """Before anything is measured. Raises SettingError."""
+    if page.suffix.lower() != ".md" or page.is_dir():
+        raise SettingError("report", got=str(page), allowed="a file that ends in .md")
+    with mapped(SettingError, f"cannot write the report {page}"):
+        page.parent.mkdir(parents=True, exist_ok=True)
+
+
+def write(race: Race, facts: report.Facts, page: Path) -> None:
+    pictures = plots.draw(race, page.with_suffix(""))
+    if not pictures:
+        _tell('no pictures: matplotlib is not installed (pip install ".[bench]")')
+    relative = [path.relative_to(page.parent).as_posix() for path in pictures]
+    text = report.markdown(race, facts, relative)
+    with mapped(SettingError, f"cannot write the report {page}"):
+        temporary = page.with_name(f".{page.name}.tmp")
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.replace(page)
+
+
+def roll_call(contenders: Sequence[Contender]) -> list[str]:
+    """How many can run, and what the others lack."""
+    lacking = [why for why in map(missing, contenders) if why]
+    here = len(contenders) - len(lacking)
+    said = [f"{here} contenders: a quarter of an hour or more if none is missing, longer the first time"]
+    if lacking:
+        whys = ", ".join(dict.fromkeys(lacking))
+        said.append(f"{len(lacking)} more cannot run: {whys}; pip install 'edgespec[bench]' ('.[bench]' in a clone)")
+    return said
+
+
+def show(race: Race, facts: report.Facts) -> None:
+    """The table on stdout, and one line of JSON last."""
+    head = (*report.SPEED, *report.TTFT[1:-1], *report.COST[1:4])
+    first = {row[0]: row[1:-1] for row in report.ttft_rows(race)}
+    cost = {row[0]: row[1:4] for row in report.cost_rows(race)}
+    nothing = [report.NONE] * 8
+    rows = [(*row, *first.get(row[0], nothing[:4]), *cost.get(row[0], nothing[:3])) for row in report.speed_rows(race)]
+    for name, why in report.absent(race):
+        print(f"{name}: {why}")
+    figures = {
+        "contenders": {name: _summary(measured) for name, measured in race.measured.items()},
+        "decoding": [asdict(line) for line in lines(race)],
+    }
+    tables.show(f"peers, {facts.threads} threads", head, rows, figures | {"facts": asdict(facts)})
+
+
+def make_task(bundle: Bundle, prompts: Sequence[Prompt], *, new_tokens: int, pairs: int, threads: int) -> Task:
+    generation = bundle.manifest.generation
+    tokenizer = Tokenizer(
+        bundle.hashed(bundle.manifest.tokenizer), bos_token=generation.bos_token, add_bos=generation.add_bos
+    )
+    source = bundle.chat_template()
+    template = ChatTemplate(source, bos_token=generation.bos_token, eos_token=generation.eos_token) if source else None
+
+    def encode(prompt: Prompt) -> list[int]:
+        if prompt.raw or template is None:
+            return tokenizer.encode(prompt.text, raw=True)
+        return tokenizer.encode(template.render([{"role": "user", "content": prompt.text}]))
+
+    filler = tokenizer.encode("\n\n".join(topics.topics.values()), raw=True)
+    return Task(
+        [(prompt.category, encode(prompt)) for prompt in prompts],
+        filler,
+        [_chat(tokenizer, template, opening) for opening in ("", "Good morning. ")] if template else [],
+        new_tokens,
+        pairs,
+        threads,
+    )
+
+
+def _chat(tokenizer: Tokenizer, template: ChatTemplate, opening: str) -> list[list[int]]:
+    """The prompts of five turns. A given answer is said at length, so that there is something to reuse."""
+    messages: list[dict[str, str]] = []
+    turns = []
+    for question, answer in CHAT:
+        messages.append({"role": "user", "content": opening + question})
+        turns.append(tokenizer.encode(template.render(messages)))
+        messages.append({"role": "assistant", "content": " ".join([answer] * 6)})
+    return turns
+
+
+def _summary(measured: Measured) -> dict[str, object]:
+    return asdict(measured) | {"ttft_s": {what: seconds(measured, what) for what in measured.ttft_s}}
+
+
+def _physical_cores() -> int:
+    import psutil
+
+    return int(psutil.cpu_count(logical=False) or psutil.cpu_count() or 1)
+
+
+def _tell(what: str) -> None:
+    print(what, file=sys.stderr, flush=True)

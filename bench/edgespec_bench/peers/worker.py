@@ -1,0 +1,92 @@
+"""The process of one contender: a line of JSON in, a line of JSON out, asleep in between.
+
+Native libraries print on file descriptor 1 when they like. So it is pointed at standard error first of all, and answers
+go through a private copy of what it was. Argument: the adapter's module.
+
+    {"do": "load", "forms": {...}, "mode": "plain", "threads": 2, "cache": null}
+        -> {"load_s": ..., "versions": {...}, "settings": "..."}
+    {"do": "generate", "prompt": [1, 2], "new_tokens": 4}
+        -> {"tokens": [...], "ttft_s": ..., "total_s": ..., ...}
+    {"do": "memory"}
+        -> {"peak_bytes": ...}
+
+An answer {"error": "..."} is one line of what went wrong; the process goes on. It ends with its input.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from contextlib import suppress
+from dataclasses import asdict
+from importlib import import_module
+from pathlib import Path
+from time import perf_counter
+from typing import Any, BinaryIO
+
+from edgespec import telemetry
+from edgespec_bench.peers.base import Forms, Peer, describe
+
+
+def private_stdout() -> BinaryIO:
+    """A handle on what standard output was; the descriptor itself becomes standard error."""
+    private = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    return private
+
+
+def serve(peer: Peer, requests: BinaryIO, answers: BinaryIO) -> None:
+    """Answer until the input ends."""
+    for line in iter(requests.readline, b""):
+        try:
+            answer = _answer(peer, json.loads(line))
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # whatever a peer raises is its result
+            answer = {"error": describe(error)}
+        answers.write(json.dumps(answer).encode() + b"\n")
+
+
+def _answer(peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
+    match request.pop("do"):
+        case "load":
+            cache = request["cache"]
+            began = perf_counter()
+            forms = Forms(**request["forms"])
+            peer.load(forms, request["mode"], request["threads"], Path(cache) if cache else None)
+            return {"load_s": perf_counter() - began, "versions": peer.versions(), "settings": peer.settings}
+        case "generate":
+            return asdict(peer.generate(request["prompt"], request["new_tokens"]))
+        case "memory":
+            return {"peak_bytes": peak_bytes()}
+        case other:
+            raise ValueError(f"no such request: {other}")
+
+
+def peak_bytes() -> int:
+    """Peak resident size of this process, the interpreter and all imports included."""
+    import psutil
+
+    info = psutil.Process().memory_info()
+    if hasattr(info, "peak_wset"):  # Windows
+        return int(info.peak_wset)
+    with suppress(OSError):  # Linux. getrusage would count what the parent held when it began this process
+        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def main(module: str) -> None:
+    telemetry.hide_openvino_telemetry()  # no peer phones home for us
+    answers = private_stdout()
+    serve(import_module(module).Peer(), sys.stdin.buffer, answers)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

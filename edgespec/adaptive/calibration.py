@@ -1,0 +1,191 @@
+"""Calibration: what a forward of each width takes on this machine, what a change of width adds, measured once.
+
+Everything is timed as a ratio to a forward run just before it: a machine that is busy or slow for a while is so for
+both. Laptops and shared machines change their speed by a factor of two within seconds; ratios hold.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from math import inf
+from statistics import median
+
+from edgespec.protocols import Model
+
+WIDTHS = (1, 2, 3, 4, 6, 8, 12, 17)
+_SHORT, _LONG = 64, 512
+_LEAST_TURNS, _MOST_TURNS, _LONG_ENOUGH_S = 3, 15, 2.5
+_NARROW = 4
+"""rows up to which it decides whether to draft at all what they cost: these get all the turns"""
+ROWS_NEEDED = _LONG + WIDTHS[-1]
+"""of cache, to measure"""
+
+
+@dataclass(frozen=True)
+class ForwardTimes:
+    """Seconds of a forward of each of ``widths`` tokens behind ``short`` and behind ``long`` rows of context, when the
+    forward before was of the same width.
+
+    change_s: how much longer it takes when it was not. cold_s: how much longer the first one takes after another model
+    ran, whose weights have driven its own out of the CPU's caches. row_s: of a prefill, for each of its tokens; 0: not
+    measured.
+    """
+
+    widths: tuple[int, ...]
+    short: int
+    long: int
+    at_short_s: tuple[float, ...]
+    at_long_s: tuple[float, ...]
+    change_s: float = 0.0
+    cold_s: float = 0.0
+    row_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        widths = (0, *self.widths)
+        if len(widths) < 2 or any(after <= before for before, after in pairwise(widths)):
+            raise ValueError("widths that do not rise from 1 on")
+        if not len(self.widths) == len(self.at_short_s) == len(self.at_long_s) or not 0 <= self.short <= self.long:
+            raise ValueError("not a time for each width behind each context")
+        if not all(0 < seconds < inf for seconds in (*self.at_short_s, *self.at_long_s)):
+            raise ValueError("a forward that takes no time, or for ever")
+        if not all(0 <= seconds < inf for seconds in (self.change_s, self.cold_s, self.row_s)):
+            raise ValueError("a time below nothing, or for ever")
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A forward of the model that takes turns with the one measured, and the seconds that it is known to take."""
+
+    forward: Callable[[], object]
+    seconds: float
+
+
+class _Stopwatch:
+    """Times forwards behind the same context."""
+
+    def __init__(self, model: Model, clock: Callable[[], float]) -> None:
+        self.model, self.clock = model, clock
+        self.context = 0
+
+    def __call__(self, width: int) -> float:
+        self.model.cache.crop(self.context)
+        began = self.clock()
+        self.model.forward([0] * width)
+        return self.clock() - began
+
+
+def measure(model: Model, clock: Callable[[], float], *, least: int = 1, beside: Beside | None = None) -> ForwardTimes:
+    """Time forwards of a model with room for ``ROWS_NEEDED``; its cache is empty afterwards.
+
+    least: narrower forwards are padded to this anyway. beside: puts the times of a draft on its target's scale.
+    """
+    widths = sorted({max(width, least) for width in WIDTHS if width <= model.capabilities.max_width})
+    run = _Stopwatch(model, clock)
+    model.prefill([0] * _LONG)
+    run.context = _LONG
+    for width in widths:
+        run(width)  # the first forward of a kind sets things up
+    timed = widths[:: max(1, len(widths) // 3)]
+    at_long, changes = _against_narrowest(run, timed)
+    long_s = min(run(widths[0]) for _ in range(5))
+    run.context = _SHORT
+    short_s = min(run(widths[0]) for _ in range(5))
+    at_short, more_changes = _against_narrowest(run, widths)
+    farther = max(1.0, long_s / (short_s or 1.0))
+    narrowest_s, cold_s = _in_turns(run, widths[0], clock, beside, 3 * _LEAST_TURNS) if beside else (short_s, 0.0)
+    row_s = _reading(run, widths[0]) * narrowest_s if beside else 0.0
+    model.cache.reset()
+    short = [narrowest_s * ratio for ratio in _rising(widths, at_short, widths)]
+    long = [narrowest_s * farther * ratio for ratio in _rising(timed, at_long, widths)]
+    # Nor does a row of context ever cost more tokens less: far beyond what was timed, noise would turn the order round.
+    behind = accumulate((after - before for before, after in zip(short, long, strict=True)), max)
+    return ForwardTimes(
+        tuple(widths),
+        _SHORT,
+        _LONG,
+        tuple(short),
+        tuple(before + more for before, more in zip(short, behind, strict=True)),
+        max(0.0, narrowest_s * median(changes + more_changes)),
+        cold_s,
+        row_s,
+    )
+
+
+def _against_narrowest(run: _Stopwatch, widths: Sequence[int]) -> tuple[list[float], list[float]]:
+    """Of each width its ratio to the narrowest one; and what changes of width took, in forwards of the narrowest.
+
+    A ratio of two forwards may be a fifth off; the median of many is not. A large model gets fewer turns, and needs
+    fewer: its forwards are longer. So do wide forwards.
+    """
+    ratios: list[list[float]] = [[] for _ in widths]
+    changes: list[float] = []
+    began, turns = run.clock(), 0
+    while turns < _LEAST_TURNS or (turns < _MOST_TURNS and run.clock() - began < _LONG_ENOUGH_S):
+        turns += 1
+        for width, found in zip(widths, ratios, strict=True):
+            if turns > _LEAST_TURNS and width > max(_NARROW, widths[0]):
+                continue
+            back_s, narrowest_s = run(widths[0]), run(widths[0])
+            if not narrowest_s or width == widths[0]:
+                found.append(1.0)
+                continue
+            there_s, steady_s = run(width), run(width)
+            changes += [(back_s - narrowest_s) / narrowest_s, (there_s - steady_s) / narrowest_s]
+            found.append(steady_s / narrowest_s)
+    return [median(found) for found in ratios], changes or [0.0]
+
+
+def _in_turns(
+    run: _Stopwatch, width: int, clock: Callable[[], float], beside: Beside, turns: int
+) -> tuple[float, float]:
+    """(a forward behind another of its own, how much longer the one behind the other model's takes), in seconds."""
+    warm, cold = [], []
+    for _ in range(turns):
+        began = clock()
+        beside.forward()
+        other_s = (clock() - began) / beside.seconds
+        first_s, next_s = run(width), run(width)
+        warm.append(next_s / other_s)
+        cold.append((first_s - next_s) / other_s)
+    return median(warm), max(0.0, median(cold))
+
+
+def _reading(run: _Stopwatch, width: int) -> float:
+    """A token of a prefill, in forwards of this width."""
+    found = []
+    for _ in range(_LEAST_TURNS):
+        run.model.cache.reset()
+        began = run.clock()
+        run.model.prefill([0] * _LONG)
+        read_s = run.clock() - began
+        found.append(read_s / _LONG / (run(width) or 1.0))
+    return median(found)
+
+
+def _rising(known: Sequence[int], ratios: Sequence[float], widths: Sequence[int]) -> list[float]:
+    """Ratios of all ``widths`` from those of some. More rows never cost less: neighbours that say so share their mean
+    (isotonic regression by pooling, Ayer et al. 1955).
+
+    >>> _rising((1, 2, 3), (1.0, 1.5, 1.1), (1, 2, 3))
+    [1.0, 1.3, 1.3]
+    """
+    pools: list[tuple[float, int]] = []  # sum and number of each run of neighbours
+    for width in widths:
+        total, count = line(known, ratios, width), 1
+        while pools and pools[-1][0] * count > total * pools[-1][1]:
+            total, count = total + pools[-1][0], count + pools[-1][1]
+            pools.pop()
+        pools.append((total, count))
+    return [total / count for total, count in pools for _ in range(count)]
+
+
+def line(xs: Sequence[int], ys: Sequence[float], x: int) -> float:
+    """Linear between the points, and beyond them."""
+    if len(xs) == 1:
+        return ys[0]
+    right = min(max(bisect_right(xs, x), 1), len(xs) - 1)
+    left = right - 1
+    return ys[left] + (ys[right] - ys[left]) * (x - xs[left]) / (xs[right] - xs[left])

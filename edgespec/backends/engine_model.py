@@ -1,0 +1,210 @@
+"""What models do alike on every engine: prefill in chunks, pad a forward to its width, book its rows.
+
+A forward may be padded for three reasons: exact numerics want so many rows at least, a change of width is dear
+(``Model.width``), and prompts are to come in few widths (``widths``).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+from edgespec.backends.exact_widths import ExactWidths
+from edgespec.backends.kv_rows import RowBook, may_defer
+from edgespec.backends.widths import few_widths, width_of
+from edgespec.errors import BackendError, ContextFull, mapped
+from edgespec.protocols import Capabilities, Observe, Progress, common_prefix
+from edgespec.types import Numerics, Step, Tree, behind
+
+_PAD = 0  # any token id: the row of a pad is never read and never kept
+LONGEST_PAD = 64
+"""rows: as far as two of the few widths are apart"""
+
+
+class GrowingCache(RowBook):
+    """Rows in memory of the engine, which is allocated as they come."""
+
+    @abstractmethod
+    def ensure(self, rows: int) -> None:
+        """Have room for ``rows`` rows, at most LONGEST_PAD more than the capacity."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """A forward whose inputs are set: what to book when it is done, and how many rows of logits were asked for."""
+
+    past: int
+    tokens: tuple[int, ...]
+    branched: bool
+    num_logits: int
+    width: int
+    prompt_rows: int
+
+
+class PaddedModel(ABC):
+    """See ``protocols.Model``. Not thread-safe; one text at a time."""
+
+    cache: GrowingCache
+    vocab_size: int
+    fingerprint: str
+    """of model, engine, device and settings: what a measurement of this model depends on"""
+    weights_bytes: int
+
+    def __init__(self, numerics: Numerics, prefill_chunk: int) -> None:
+        self.numerics = numerics
+        self.min_width = 1
+        """forwards of fewer tokens are padded to this"""
+        self.max_width = prefill_chunk
+        self._few: tuple[int, ...] = () if numerics == "exact" else few_widths(1, prefill_chunk)
+        """widths of forwards that read a prompt; () as long as it is not known which widths are exact"""
+        self.infer_s = 0.0
+        """seconds spent inside the engine since construction"""
+        self.last_width = 0
+        self.last_wanted = 0
+        """rows of the last forward, and those of them that got logits, padding included"""
+        self._pending: Forward | None = None
+        self._progress: Progress | None = None  # of a prefill whose end is deferred
+        self._started_s = 0.0
+
+    @property
+    @abstractmethod
+    def capabilities(self) -> Capabilities: ...
+
+    def set_exact_widths(self, widths: ExactWidths) -> None:
+        """Keep every forward in the range that is one function; see ``exact_widths``."""
+        self.min_width, self.max_width = widths.least, widths.most
+        self._few = few_widths(widths.least, widths.most)
+
+    @property
+    def free_width(self) -> int:
+        return self.max_width - len(self.cache.deferred)
+
+    def prefill(
+        self,
+        tokens: Sequence[int],
+        *,
+        reserve: int | None = None,
+        progress: Progress | None = None,
+        observe: Observe | None = None,
+    ) -> int:
+        if len(tokens) > self.cache.capacity:
+            raise ContextFull(
+                "prompt is longer than the context", got=f"{len(tokens)} tokens", allowed=f"{self.cache.capacity}"
+            )
+        self._drain()
+        self.cache.settle()
+        reused = common_prefix(self.cache.tokens, tokens)
+        self.cache.crop(reused)
+        self.cache.ensure(len(tokens) + LONGEST_PAD)
+        self._progress = progress
+        for begin in range(reused, len(tokens), self.max_width):
+            if len(tokens) - begin <= may_defer(self.max_width, reserve):
+                self.cache.defer(tokens[begin:])
+                break
+            chunk = tokens[begin : begin + self.max_width]
+            step = self.forward(chunk, num_logits=0)
+            if observe and step.hidden:
+                observe(begin, chunk, step.hidden)
+            if progress:
+                progress(self.cache.length, len(tokens))
+        return reused
+
+    def forward(
+        self, tokens: Sequence[int], tree: Tree | None = None, *, num_logits: int | None = None, width: int = 1
+    ) -> Step:
+        forward = self._feed(tokens, tree, num_logits, width)
+        began = perf_counter()
+        with mapped(BackendError, "inference failed"):
+            self._infer()
+        self.infer_s += perf_counter() - began
+        return self._result(forward)
+
+    def start(
+        self, tokens: Sequence[int], tree: Tree | None = None, *, num_logits: int | None = None, width: int = 1
+    ) -> None:
+        self._pending = self._feed(tokens, tree, num_logits, width)
+        self._started_s = perf_counter()
+        with mapped(BackendError, "inference failed"):
+            self._start()
+
+    def wait(self) -> Step:
+        assert self._pending is not None, "wait without start"
+        forward = self._pending
+        self._drain()
+        self.infer_s += perf_counter() - self._started_s
+        return self._result(forward)
+
+    @abstractmethod
+    def ready(self) -> bool: ...
+
+    @abstractmethod
+    def _give(self, tokens: Sequence[int], past: int, rows: Sequence[int], tree: Tree | None) -> None:
+        """Set the inputs of a forward behind ``past`` rows. rows: of ``tokens``, those that get logits."""
+
+    @abstractmethod
+    def _infer(self) -> None: ...
+
+    @abstractmethod
+    def _start(self) -> None: ...
+
+    @abstractmethod
+    def _wait(self) -> None: ...
+
+    @abstractmethod
+    def _step(self, forward: Forward) -> Step:
+        """Logits of its first ``num_logits`` rows that were to get some (and hidden states, if asked for): a view."""
+
+    def _drain(self) -> None:
+        """Let a forward that was begun come to its end. An interrupted ``wait`` leaves one; its rows are not booked."""
+        if self._pending is None:
+            return
+        try:
+            with mapped(BackendError, "inference failed"):
+                self._wait()
+        except BackendError:
+            self._pending = None
+            raise
+        self._pending = None
+
+    def _feed(self, tokens: Sequence[int], tree: Tree | None, num_logits: int | None, width: int) -> Forward:
+        self._drain()
+        self.cache.settle()
+        prompt_rows = len(self.cache.deferred)
+        if prompt_rows:
+            num_logits = len(tokens) if num_logits is None else num_logits
+            tokens, tree = [*self.cache.deferred, *tokens], behind(prompt_rows, tree)
+        assert 1 <= len(tokens) <= self.max_width
+        past, real = self.cache.length, len(tokens)
+        assert past + real <= self.cache.capacity, "a forward past the context"
+        first = 0 if num_logits is None else real - num_logits
+        n = max(real, self.min_width, width)
+        # The output head is a matrix product too: it gets as many rows as the rest, so that its width changes only
+        # where that of the rest does, or none.
+        wanted = width_of(max(n - first, self.min_width), False, self._few) if first < real else 0
+        n = max(real, min(width_of(n, first > 0, self._few), self.cache.capacity + LONGEST_PAD - past))
+        self.cache.ensure(past + n)
+        self.last_width = n
+        rows = [*range(first, real), *[real - 1] * (wanted - real + first)] if wanted else []
+        self.last_wanted = wanted
+        self._give([*tokens, *[_PAD] * (n - real)], past, rows, tree)
+        own = tuple(tokens[prompt_rows:])
+        return Forward(past, own, tree is not None, num_logits=real - first, width=n, prompt_rows=prompt_rows)
+
+    def _result(self, forward: Forward) -> Step:
+        unchanged = self.cache.length == forward.past and len(self.cache.deferred) == forward.prompt_rows
+        assert unchanged, "the cache was changed while a forward ran"
+        self.cache.append(forward.tokens, branched=forward.branched)
+        if forward.prompt_rows and self._progress:
+            done = forward.past + forward.prompt_rows
+            self._progress(done, done)
+        return self._step(forward)
+
+
+def fingerprint(identity: Sequence[Any]) -> str:
+    """A short name for what a measurement depends on."""
+    import hashlib
+
+    return hashlib.sha256(repr(identity).encode()).hexdigest()[:24]

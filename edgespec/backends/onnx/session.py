@@ -1,0 +1,203 @@
+"""A causal language model on ONNX Runtime's CPU kernels, from the graph that ``backends.onnx.graph`` writes.
+
+Where the CPU has no dot products of 8-bit numbers (VNNI), these kernels multiply integers all the same, and OpenVINO's
+turn the weights into floating point: a forward of one token takes half the time (docs/log/engines.md).
+
+The attention writes its keys and values into the tensors it reads the earlier ones from: past and present are bound
+to the same memory. Rolling back is a smaller ``seqlens_k``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from onnxruntime import OrtValue
+
+from edgespec.backends.engine_model import LONGEST_PAD, Forward, GrowingCache, PaddedModel, fingerprint
+from edgespec.backends.input_buffers import Inputs
+from edgespec.backends.onnx.graph import MODEL_FILE, VERSION, WEIGHTS_FILE
+from edgespec.backends.onnx.tables import RotaryTables
+from edgespec.errors import BackendError, foreign, mapped
+from edgespec.protocols import Capabilities
+from edgespec.types import Numerics, Step, Tree
+
+_KINDS = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
+_GROWTH = 1.25
+_FIRST_ROWS = 256
+SPARE_ROWS = 1
+"""exact numerics give the attention two rows at least: one alone takes another kernel. No one reads the second's key"""
+
+
+class BoundCache(GrowingCache):
+    """A tensor ``(1, heads, rows, size)`` for the keys and one for the values of each layer."""
+
+    def __init__(self, session: onnxruntime.InferenceSession, binding: Any, capacity: int) -> None:
+        super().__init__(capacity)
+        self._binding = binding
+        inputs = {port.name: port.shape for port in session.get_inputs() if port.name.startswith("past_key_values.")}
+        self._shapes = {name: (shape[1], shape[3]) for name, shape in inputs.items()}
+        self._tensors: dict[str, NDArray[np.float32]] = {}
+        self.rows = 0
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self._tensors.values())
+
+    def ensure(self, rows: int) -> None:
+        """The engine writes where it is told to: never run a forward without this."""
+        most = self.capacity + LONGEST_PAD
+        assert rows <= most + SPARE_ROWS, "a forward past the context"
+        if rows <= self.rows:
+            return
+        try:
+            self._grow(min(most + SPARE_ROWS, max(rows, _FIRST_ROWS, int(self.rows * _GROWTH))))
+        except BaseException:  # Ctrl-C or no memory with half the layers grown: begin again from nothing
+            self._tensors.clear()
+            self.rows = 0
+            self.reset()
+            raise
+
+    def _grow(self, rows: int) -> None:
+        """One layer at a time: the peak is one layer's copy, not a second cache."""
+        with mapped(BackendError, "no memory for the KV cache", hint="use a smaller --context-length"):
+            for name, (heads, size) in self._shapes.items():
+                self._tensors[name] = new = self._allocate((1, heads, rows, size), self._tensors.get(name))
+                bound = ("cpu", 0, np.float32, new.shape, new.ctypes.data)
+                self._binding.bind_input(name, *bound)
+                self._binding.bind_output(name.replace("past_key_values", "present"), *bound)
+        self.rows = rows
+
+    def _allocate(self, shape: tuple[int, ...], old: NDArray[np.float32] | None) -> NDArray[np.float32]:
+        new = np.zeros(shape, np.float32)  # zeros: a row nobody wrote must not be a NaN
+        if old is not None:
+            new[:, :, : self.length] = old[:, :, : self.length]
+        return new
+
+    def _move(self, source: int, target: int) -> None:
+        for tensor in self._tensors.values():
+            tensor[:, :, target] = tensor[:, :, source]
+
+
+class OnnxRuntimeModel(PaddedModel):
+    """See ``protocols.Model``. Not thread-safe; one text at a time.
+
+    folder: what ``onnx_graph.write_onnx`` wrote. cpu: its name, for the fingerprint.
+    """
+
+    cache: BoundCache
+
+    def __init__(
+        self, folder: Path, numerics: Numerics, *, capacity: int, cpu: str = "", file: str = MODEL_FILE
+    ) -> None:
+        super().__init__(numerics, 256 if numerics == "exact" else 512)
+        self.folder, path = folder, folder / file
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # what fails is raised, too
+        # Threads that wait for work keep a core busy. Between two forwards it is the other model's turn.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        options.intra_op_num_threads = options.intra_op_num_threads or _cores()
+        with foreign(BackendError, f"cannot load {path}", hint="delete that folder; it is made again"):
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self._binding = self.session.io_binding()
+            self._rotary = RotaryTables(folder, self.session, self._binding)
+        logits = next(port for port in self.session.get_outputs() if port.name == "logits")
+        self.vocab_size = int(logits.shape[-1])
+        weights = (folder / WEIGHTS_FILE).stat()
+        self.weights_bytes = weights.st_size
+        identity = (VERSION, onnxruntime.__version__, weights.st_size, weights.st_mtime_ns, cpu)
+        self.fingerprint = fingerprint([*identity, options.intra_op_num_threads])
+        self.cache = BoundCache(self.session, self._binding, capacity)
+        self._inputs = inputs_of(self.session, self._binding)
+        self._width_given = -1  # that ``attention_rows`` and ``own_rows`` hold
+        self._logits: NDArray[np.float32] = np.empty((16, self.vocab_size), np.float32)
+        self._logits_of: dict[int, OrtValue] = {}  # its first so many rows, as the engine calls them
+        self._logit_rows = -1  # that the engine writes
+        self.least_attended = 1 + SPARE_ROWS if numerics == "exact" else 1
+        """rows that the attention is given at least"""
+        self._thread: ThreadPoolExecutor | None = None
+        self._running: Future[None] | None = None
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            tree=False,
+            hidden=(),
+            max_width=self.max_width,
+            asynchronous=True,
+            numerics=self.numerics,
+            compute_precision="f32",
+            device="CPU",
+            backend="onnxruntime",
+        )
+
+    def ready(self) -> bool:
+        return self._running is None or self._running.done()
+
+    def _infer(self) -> None:
+        self.session.run_with_iobinding(self._binding)
+
+    def _start(self) -> None:
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "onnxruntime")
+        self._running = self._thread.submit(self._infer)
+
+    def _wait(self) -> None:
+        if self._thread is not None:
+            # Behind everything that was begun, also what an interrupted ``start`` has no name for.
+            self._thread.submit(int).result()
+        running, self._running = self._running, None
+        if running is not None:
+            running.result()
+
+    def _give(self, tokens: Sequence[int], past: int, rows: Sequence[int], tree: Tree | None) -> None:
+        assert tree is None, "this model takes no trees"
+        n = len(tokens)
+        attended = max(n, self.least_attended)
+        total = past + attended
+        self.cache.ensure(total)
+        self._rotary.ensure(total, self.cache.capacity + LONGEST_PAD + SPARE_ROWS)
+        self._inputs.set("input_ids", (1, n), tokens)
+        self._inputs.set("logits_rows", (len(rows),), rows)
+        self._inputs.set("seqlens_k", (1,), total - 1)
+        self._inputs.set("total_sequence_length", (), total)
+        if self._width_given != n:
+            self._width_given = -1
+            self._inputs.set("attention_rows", (attended,), np.minimum(np.arange(attended), n - 1))
+            self._inputs.set("own_rows", (n,), np.arange(n))
+            self._width_given = n
+        if self._logit_rows != len(rows):
+            self._write_logits(len(rows))
+
+    def _write_logits(self, rows: int) -> None:
+        self._logit_rows = -1
+        if len(self._logits) < rows:
+            self._logits_of.clear()
+            self._logits = np.empty((rows, self.vocab_size), np.float32)
+        if rows not in self._logits_of:
+            self._logits_of[rows] = OrtValue.ortvalue_from_numpy(self._logits[None, :rows])
+        self._binding.bind_ortvalue_output("logits", self._logits_of[rows])
+        self._logit_rows = rows
+
+    def _step(self, forward: Forward) -> Step:
+        return Step(self._logits[: forward.num_logits], width=forward.width, prompt_rows=forward.prompt_rows)
+
+
+def inputs_of(session: onnxruntime.InferenceSession, binding: Any) -> Inputs[OrtValue]:
+    """All but the KV cache, which is in floating point."""
+    kinds = {port.name: _KINDS[port.type] for port in session.get_inputs() if port.type in _KINDS}
+    return Inputs(kinds, OrtValue.ortvalue_from_numpy, binding.bind_ortvalue_input)
+
+
+def _cores() -> int:
+    """How many threads to ask for. Unasked, the engine takes as many and ties each to a core: a tenth slower."""
+    import psutil
+
+    available = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    return min(psutil.cpu_count(logical=False) or len(available), len(available))

@@ -1,0 +1,1 @@
+"""Models on OpenVINO: paged attention, any device."""

@@ -1,0 +1,101 @@
+"""The KV blocks of a paged graph: one tensor per layer for keys and one for values, cut into blocks of rows.
+
+Shapes come from the compiled model: ``(blocks, heads, rows, width)`` on CPU with 32 rows a block, other on GPU. One
+text uses blocks 0, 1, 2, ... in order, so the block table is a range and a row's place is its position.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgespec.backends.engine_model import LONGEST_PAD, GrowingCache
+from edgespec.backends.openvino.runtime import ov
+from edgespec.errors import BackendError, mapped
+
+_GROWTH = 1.25
+
+
+class PagedCache(GrowingCache):
+    """Grows on demand; rolling back moves a length and touches no memory."""
+
+    def __init__(
+        self, core: ov.Core, compiled: ov.CompiledModel, request: ov.InferRequest, device: str, capacity: int
+    ) -> None:
+        super().__init__(capacity)
+        self._request = request
+        self._on_cpu = device.startswith("CPU")
+        self._context = None if self._on_cpu else core.get_default_context(device)
+        self.rows_per_block = 32 if self._on_cpu else 16
+        ports = [port for port in compiled.inputs if "_cache." in port.get_any_name()]
+        shapes = [[d.get_length() for d in list(port.partial_shape)[1:]] for port in ports]
+        if not ports:
+            raise BackendError("the compiled model has no KV cache inputs", hint="is it a causal language model?")
+        # A device's own tensor can be set by the name of its input only.
+        self._kinds = {
+            port.get_any_name(): (port.element_type, shape) for port, shape in zip(ports, shapes, strict=True)
+        }
+        assert len(self._kinds) == len(ports), "two KV cache inputs of one name"
+        if self._on_cpu and any(self.rows_per_block not in (shape[1], shape[1] - 8) for shape in shapes):
+            raise BackendError("unexpected KV block shape", got=shapes[0], allowed="32 rows a block")
+        self._tensors: dict[str, Any] = {}
+        self.blocks = 0
+        self.rows_can_move = self._on_cpu and all(shape[1] == self.rows_per_block for shape in shapes)
+        """False where a block holds scales that its rows share: a row means nothing in another block"""
+
+    @property
+    def nbytes(self) -> int:
+        return sum(int(tensor.get_byte_size()) for tensor in self._tensors.values())
+
+    def ensure(self, rows: int) -> None:
+        """Have room for ``rows`` rows. The engine does not check its block table: never run a forward without this."""
+        needed = -(-rows // self.rows_per_block)
+        if needed <= self.blocks:
+            return
+        # Some rows more than the context, for the pad of a last forward.
+        most = -(-(self.capacity + LONGEST_PAD) // self.rows_per_block)
+        assert needed <= most, "a forward past the context"
+        try:
+            self._grow(min(most, max(needed, int(self.blocks * _GROWTH) + 1)))
+        except BaseException:  # Ctrl-C or no memory with half the layers grown: begin again from nothing
+            self._tensors.clear()
+            self.blocks = 0
+            self.reset()
+            raise
+
+    def _grow(self, blocks: int) -> None:
+        """One layer at a time: the peak is one layer's copy, not a second cache."""
+        with mapped(BackendError, "no memory for the KV cache", hint="use a smaller --context-length"):
+            for name, (element_type, shape) in self._kinds.items():
+                new = self._allocate(element_type, [blocks, *shape], self._tensors.get(name))
+                self._request.set_tensor(name, new)
+                self._tensors[name] = new
+        self.blocks = blocks
+
+    def _allocate(self, element_type: ov.Type, shape: list[int], old: Any) -> Any:
+        new = ov.Tensor(element_type, ov.Shape(shape))
+        done = 0
+        if old is not None and self._context is None:
+            done = old.shape[0]
+            new.data[:done] = old.data
+        new.data[done:] = 0  # masked rows are multiplied by 0: they must not be NaN
+        return new if self._context is None else self._on_device(new, old)
+
+    def _on_device(self, zeros: ov.Tensor, old: Any) -> Any:
+        """A tensor of the device's own, which begins as the old one does."""
+        assert self._context is not None
+        new = self._context.create_tensor(zeros.element_type, zeros.get_shape(), {})
+        new.copy_from(zeros)
+        if old is not None:
+            size = list(old.get_shape())
+            ov.RemoteTensor(new, ov.Coordinate([0] * len(size)), ov.Coordinate(size)).copy_from(old)
+        return new
+
+    def _move(self, source: int, target: int) -> None:
+        assert self.rows_can_move, "trees need rows that can move"
+        (a, i), (b, j) = divmod(source, self.rows_per_block), divmod(target, self.rows_per_block)
+        for tensor in self._tensors.values():
+            data: NDArray[Any] = np.asarray(tensor.data)  # (blocks, heads, rows, width), a view
+            data[b, :, j] = data[a, :, i]

@@ -1,0 +1,146 @@
+"""From a causal language model's IR to a compiled paged graph.
+
+Changes to the graph: OpenVINO's own SDPA-to-PagedAttention transformation, a Gather of the wanted rows in front of the
+output head, so that a prefill never makes logits for the whole prompt, and in small models products that read the same
+activations become one. (Larger ones are written that way when they are converted or exported: merging here takes
+memory for the weights once more.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgespec.backends.openvino.merge_matmuls import merge_products
+from edgespec.backends.openvino.runtime import ops, ov, paged_attention_transformation
+from edgespec.errors import BackendError, DeviceError, mapped
+
+GRAPH_VERSION = 2
+"""raise it when the same IR should give another graph: what was measured of the old one does not hold any more"""
+_SMALL = 64 * 2**20
+"""bytes of weights that may be in memory twice"""
+LOGITS_ROWS = "logits_rows"
+"""Input of the changed graph: indices of the rows that get logits, ``(r,)`` int64."""
+_PROGRAMS = {"If", "Loop", "TensorIterator"}
+"""Operations that make a graph a program: one may run for ever, and an inference cannot be stopped from outside."""
+
+
+def available(core: ov.Core, device: str) -> str:
+    """``device`` if this machine has it, else DeviceError with what there is."""
+    devices: list[str] = core.available_devices
+    if device not in devices and device.split(".")[0] not in {name.split(".")[0] for name in devices}:
+        raise DeviceError("no such device here", got=device, allowed=", ".join(devices), hint="see: edgespec doctor")
+    return device
+
+
+def hidden_name(layer: int) -> str:
+    """Output of the changed graph, on request: the hidden states of a layer, ``(tokens, 1, d)``."""
+    return f"hidden.{layer}"
+
+
+def paged_graph(core: ov.Core, xml: Path, layers: Sequence[int] = ()) -> ov.Model:
+    """Read an IR and make it paged. Raises BackendError if it is damaged or not a causal language model.
+
+    layers: whose hidden states it returns too (see ``types.Hidden``).
+    """
+    damaged = "the files are damaged: export or pull the model again"
+    if not _is_whole(xml):
+        raise BackendError(f"cannot read {xml}: not a complete IR", hint=damaged)
+    with mapped(BackendError, f"cannot read {xml}", hint=damaged):
+        model = core.read_model(xml)
+    _refuse_programs(model, xml)
+    with mapped(BackendError, f"{xml} cannot be made a paged graph", hint="is it a decoder exported with past?"):
+        if xml.with_suffix(".bin").stat().st_size <= _SMALL:
+            merge_products(model)
+        paged_attention_transformation(model, allow_qq_bias=True)
+        head = _output_head(model)
+        _add_hidden_outputs(model, head.input_value(0), layers)
+        _gather_before_head(model, head)
+        model.validate_nodes_and_infer_types()
+    return model
+
+
+def _refuse_programs(model: ov.Model, xml: Path) -> None:
+    """Raises BackendError. What an operation holds inside need not be looked at: it is refused itself."""
+    if found := sorted({node.get_type_name() for node in model.get_ops()} & _PROGRAMS):
+        raise BackendError(
+            f"{xml} is a program, not the graph of a causal language model",
+            got=f"operation {found[0]}",
+            hint="export the model again with another exporter",
+        )
+
+
+def _is_whole(xml: Path) -> bool:
+    """Looks at both ends: given anything else, OpenVINO tries all its other frontends, which write to stderr."""
+    with xml.open("rb") as file:
+        head = file.read(200)
+        file.seek(-min(200, xml.stat().st_size), 2)
+        return b"<net" in head and file.read().rstrip().endswith(b"</net>")
+
+
+def _gather_before_head(model: ov.Model, head: Any) -> None:
+    rows = ops.parameter([-1], np.int64, name=LOGITS_ROWS)
+    rows.output(0).get_tensor().set_names({LOGITS_ROWS})
+    # The transformation moved tokens to the first axis: activations are (tokens, 1, d).
+    gathered = ops.gather(head.input_value(0), rows, ops.constant(0, np.int64))
+    head.input(0).replace_source_output(gathered.output(0))
+    model.add_parameters([rows])
+
+
+def _add_hidden_outputs(model: ov.Model, last: Any, layers: Sequence[int]) -> None:
+    """last: what goes into the output head."""
+    if not layers:
+        return
+    found = [*_states_before_attention(model, last), last]
+    for layer in layers:
+        if not 0 <= layer < len(found):
+            raise BackendError("no such layer", got=layer, allowed=f"0 to {len(found) - 1}")
+        if found[layer].get_partial_shape()[-1] != last.get_partial_shape()[-1]:
+            raise BackendError(f"the hidden states of layer {layer} were not found in this model's graph")
+        result = ops.result(ops.convert(found[layer], np.float32).output(0))
+        result.output(0).get_tensor().set_names({hidden_name(layer)})
+        model.add_results([result])
+
+
+def _states_before_attention(model: ov.Model, last: Any) -> list[Any]:
+    """What each decoder layer begins from: of the nodes that every path from the tokens to ``last`` passes, the last
+    one before the layer's attention. Behind it the path forks, into the layer and around it."""
+    nodes = model.get_ordered_ops()
+    place = {node.get_name(): index for index, node in enumerate(nodes)}
+    sources: list[list[int]] = []  # of each node, those that carry the tokens to it; a shape carries none
+    carries = [False] * len(nodes)
+    for index, node in enumerate(nodes):
+        above = (place[value.get_node().get_name()] for value in node.input_values())
+        sources.append([source for source in above if carries[source]])
+        begins = "input_ids" in node.output(0).get_names() if node.get_type_name() == "Parameter" else False
+        carries[index] = begins or (bool(sources[index]) and node.get_type_name() != "ShapeOf")
+    leads = [False] * len(nodes)  # to ``last``
+    leads[place[last.get_node().get_name()]] = True
+    reach = list(range(len(nodes)))  # of each node, the farthest one that reads it on the way to ``last``
+    for index in reversed(range(len(nodes))):
+        if leads[index]:
+            for source in sources[index]:
+                leads[source], reach[source] = True, max(reach[source], index)
+    found, passed, farthest = [], 0, 0
+    for index in (index for index in range(len(nodes)) if leads[index]):
+        if nodes[index].get_type_name() == "PagedAttentionExtension":
+            found.append(nodes[passed].output(0))
+        if farthest <= index:  # nothing leads around it
+            passed = index
+        farthest = max(farthest, reach[index])
+    return found
+
+
+def _output_head(model: ov.Model) -> Any:
+    """The last MatMul before the logits; between them only a bias, a transpose or a soft cap."""
+    node = model.output("logits").get_node().input_value(0).get_node()
+    for _ in range(8):
+        if node.get_type_name() == "MatMul":
+            return node
+        if node.get_type_name() not in ("Add", "Multiply", "Divide", "Tanh", "Transpose", "Convert", "Subtract"):
+            break
+        node = node.input_value(0).get_node()
+    raise BackendError("no output head found before the logits", got=node.get_type_name(), allowed="MatMul")

@@ -1,0 +1,163 @@
+"""A causal language model on OpenVINO's PagedAttention graph: CPU, and GPU through the same code.
+
+Rolling back is ``past_lens = smaller``. A tree is an ancestor mask (``qq_bias``). Everything a round sends to the
+engine is a few small arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgespec.backends.engine_model import Forward, PaddedModel, fingerprint
+from edgespec.backends.input_buffers import Inputs
+from edgespec.backends.openvino.blocks import PagedCache
+from edgespec.backends.openvino.graph import GRAPH_VERSION, LOGITS_ROWS, hidden_name, paged_graph
+from edgespec.backends.openvino.runtime import ov
+from edgespec.backends.openvino.settings import NUMERIC, Settings, reported
+from edgespec.errors import BackendError, foreign, mapped
+from edgespec.protocols import Capabilities
+from edgespec.types import Step, Tree, tree_depths
+
+
+class OpenVINOPagedModel(PaddedModel):
+    """See ``protocols.Model``. Not thread-safe; one text at a time."""
+
+    cache: PagedCache
+
+    def __init__(
+        self,
+        core: ov.Core,
+        xml: Path,
+        device: str,
+        settings: Settings,
+        *,
+        capacity: int,
+        layers: tuple[int, ...] = (),
+        cache_dir: Path | None = None,
+    ) -> None:
+        super().__init__(settings.numerics, settings.prefill_chunk)
+        properties = dict(settings.properties)
+        if cache_dir is not None:
+            properties["CACHE_DIR"] = str(cache_dir)
+        graph = paged_graph(core, xml, layers)
+        with mapped(BackendError, f"cannot compile {xml.name} for {device}", hint="see: edgespec doctor"):
+            self.compiled = core.compile_model(graph, device, properties)
+            self._request = self.compiled.create_infer_request()
+        self.weights_bytes = xml.with_suffix(".bin").stat().st_size
+        self._layers = layers
+        self._blocks = -1  # how many ``block_indices`` holds
+        self._branches: tuple[Tree, int] | None = None  # the tree and the rows that ``qq_bias`` holds; ((), 0) is none
+        with foreign(BackendError, f"cannot run {xml.name}: not a causal language model", hint="export it again"):
+            self._compute_precision = reported(self.compiled)["INFERENCE_PRECISION_HINT"]
+            self.fingerprint = _fingerprint(core, self.compiled, xml, device, layers)
+            self._inputs = inputs_of(self.compiled, self._request)
+            outputs = [port.get_names() for port in self.compiled.outputs]
+            self._logits = next(index for index, names in enumerate(outputs) if "logits" in names)
+            self.cache = PagedCache(core, self.compiled, self._request, device, capacity)
+            self.vocab_size = self.compiled.output("logits").partial_shape[-1].get_length()
+        self._device = device
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            # A row with gaps before it in its window sums in another order: 1e-3 off, so not exact.
+            tree=self.cache.rows_can_move and self.numerics != "exact",
+            hidden=self._layers,
+            max_width=self.max_width,
+            asynchronous=True,
+            numerics=self.numerics,
+            compute_precision=self._compute_precision,
+            device=self._device,
+        )
+
+    def __del__(self) -> None:
+        if getattr(self, "_pending", None) is not None:  # a forward runs, and reads arrays that are about to go
+            with suppress(Exception):  # it failed: nobody is left to be told
+                self._request.wait()
+
+    def ready(self) -> bool:
+        return bool(self._request.wait_for(0))
+
+    def _infer(self) -> None:
+        self._request.infer(share_outputs=True, decode_strings=False)  # else it copies all logits
+
+    def _start(self) -> None:
+        self._request.start_async()
+
+    def _wait(self) -> None:
+        self._request.wait()
+
+    def _give(self, tokens: Sequence[int], past: int, rows: Sequence[int], tree: Tree | None) -> None:
+        n = len(tokens)
+        blocks = -(-(past + n) // self.cache.rows_per_block)
+        self._inputs.set("input_ids", (n,), tokens)
+        self._inputs.set("max_context_len", (), past + n)
+        self._inputs.set("past_lens", (1,), past)
+        self._inputs.set(LOGITS_ROWS, (len(rows),), rows)
+        positions = np.arange(past, past + n)
+        if tree is not None:
+            depths = tree_depths(tree)
+            positions[: len(depths)] = past + np.array(depths)
+        self._inputs.set("position_ids", (n,), positions)
+        branches = (tree, n) if tree else ((), 0)
+        if self._branches != branches:
+            self._branches = None
+            mask = ancestor_mask(*branches).reshape(-1)
+            self._inputs.set("qq_bias", mask.shape, mask)
+            self._inputs.set("qq_bias_begins", (2,), (0, len(mask)))
+            self._branches = branches
+        self._inputs.set("subsequence_begins", (2,), (0, n))
+        if self._blocks != blocks:
+            self._blocks = -1
+            self._inputs.set("block_indices", (blocks,), np.arange(blocks))
+            self._inputs.set("block_indices_begins", (2,), (0, blocks))
+            self._blocks = blocks
+
+    def _step(self, forward: Forward) -> Step:
+        logits = self._request.get_output_tensor(self._logits).data[: forward.num_logits, 0]  # (rows, 1, vocab), a view
+        rows = forward.prompt_rows + len(forward.tokens)
+        hidden = {layer: self._request.get_tensor(hidden_name(layer)).data[:rows, 0] for layer in self._layers}
+        return Step(logits, hidden, forward.width, forward.prompt_rows)
+
+
+def inputs_of(compiled: ov.CompiledModel, request: ov.InferRequest) -> Inputs[ov.Tensor]:
+    """All but the KV cache."""
+    ports = {port.get_any_name(): port for port in compiled.inputs if "_cache." not in port.get_any_name()}
+    return Inputs(
+        {name: port.element_type.to_dtype() for name, port in ports.items()},
+        lambda array: ov.Tensor(array, shared_memory=True),
+        lambda name, tensor: request.set_tensor(ports[name], tensor),
+    )
+
+
+def _fingerprint(core: ov.Core, compiled: ov.CompiledModel, xml: Path, device: str, layers: tuple[int, ...]) -> str:
+    weights = xml.with_suffix(".bin").stat()
+    return fingerprint(
+        [
+            GRAPH_VERSION,
+            xml.stat().st_size,
+            weights.st_size,
+            weights.st_mtime_ns,
+            core.get_property(device, "FULL_DEVICE_NAME"),
+            core.get_versions(device)[device].build_number,
+            *reported(compiled, ("INFERENCE_NUM_THREADS", *NUMERIC)).values(),
+            *layers,
+        ]
+    )
+
+
+def ancestor_mask(tree: Tree, n: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """``mask[i, j]`` = 1 where row i may see row j: itself and its ancestors. Rows past the tree see only themselves.
+
+    >>> ancestor_mask((0, 0, 1), 4).tolist()
+    [[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 1, 0, 1]]
+    """
+    mask = np.eye(n, dtype=np.uint8)
+    for row, parent in enumerate(tree, 1):
+        mask[row] |= mask[parent]
+    return mask

@@ -1,0 +1,106 @@
+"""What a pipeline hands back: a finished generation, or a stream of its text."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgespec.errors import SettingError
+from edgespec.stats import Stats
+from edgespec.types import Numerics, Verification
+
+
+@dataclass(slots=True)
+class Generation:
+    """A finished (or abandoned) generation.
+
+    token_ids: generated tokens, the stop token included, cut where a stop string was completed.
+    finish_reason: "stop" (stop token or stop string), "length" (budget or context), None while running or abandoned.
+    verification: of a sampled run; None for a greedy one. compute_precision: the type of the target's activations.
+    ttft_s: from the call to the first committed tokens, the wait for other texts included.
+    decode_tok_per_s: of the rounds that read no prompt.
+    stats count whole rounds: the last one may have committed tokens behind a stop string.
+    """
+
+    model: str
+    drafter: str
+    numerics: Numerics
+    compute_precision: str
+    verification: Verification | None
+    devices: dict[str, str]
+    backend: str
+    seed: int | None
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+    stop_string: str | None = None
+    ttft_s: float | None = None
+    stats: Stats = field(default_factory=Stats, repr=False)
+
+    @property
+    def decode_tok_per_s(self) -> float | None:
+        return self.stats.decoded / self.stats.decode_s if self.stats.decode_s else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The object ``edgespec run --json`` prints, without versions."""
+        stats = self.stats
+        return {
+            "text": self.text,
+            "token_ids": self.token_ids,
+            "prompt_tokens": stats.prompt_tokens,
+            "reused_tokens": stats.reused_tokens,
+            "new_tokens": len(self.token_ids),
+            "finish_reason": self.finish_reason,
+            "stop_string": self.stop_string,
+            "ttft_s": self.ttft_s,
+            "decode_tok_per_s": self.decode_tok_per_s,
+            "rounds": len(stats.rounds),
+            "proposed": stats.proposed,
+            "accepted": stats.accepted,
+            "forced": stats.forced,
+            "acceptance_rate": stats.acceptance_rate,
+            "block_efficiency": stats.block_efficiency,
+            "rounds_by_drafter": {name: len(rounds) for name, rounds in stats.by_drafter.items()},
+            "undrafted": dict(stats.reasons),
+            "verification": self.verification,
+            "seed": self.seed,
+            "drafter": self.drafter,
+            "numerics": self.numerics,
+            "compute_precision": self.compute_precision,
+            "devices": self.devices,
+            "backend": self.backend,
+            "model": self.model,
+        }
+
+
+class Stream(Iterator[str]):
+    """Pieces of text as they are decided; ``result`` grows along.
+
+    Walking away early is fine. Other threads wait until a stream is read to its end, closed, or forgotten.
+    """
+
+    def __init__(self, pieces: Generator[str, None, None], result: Generation) -> None:
+        self._pieces = pieces
+        self.result = result
+
+    def __next__(self) -> str:
+        try:
+            return next(self._pieces)
+        except ValueError as error:
+            self._require_one_reader(error)
+            raise
+
+    def close(self) -> None:
+        """End the text here, and free the pipeline for other threads."""
+        try:
+            self._pieces.close()
+        except ValueError as error:
+            self._require_one_reader(error)
+            raise
+
+    def _require_one_reader(self, error: ValueError) -> None:
+        if getattr(self._pieces, "gi_running", False):  # of every generator; its type does not say so
+            raise SettingError(
+                "this stream is being read already, by another thread or around this callback"
+            ) from error

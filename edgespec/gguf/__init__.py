@@ -1,0 +1,1 @@
+"""GGUF file -> OpenVINO IR folder, without torch."""

@@ -1,0 +1,193 @@
+"""Models with a short name: where they lie on the hub, the draft that goes with each, and what their licences ask.
+
+The list is ``models/pairs.toml``; its format is in docs/bundle.md. It is read when a name is looked up, not on import.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from edgespec import bundle
+from edgespec.bundle import WheelSource
+from edgespec.errors import BundleError, LicenceError, foreign
+from edgespec.manifest import RelativeFile, Repo, Revision, Strict
+
+DEFAULT = "default"
+
+
+@dataclass(frozen=True)
+class Known:
+    """name: what to type. aliases: other spellings. about, licence: one line for ``edgespec models``."""
+
+    name: str
+    aliases: tuple[str, ...]
+    about: str
+    licence: str
+
+
+KNOWN = (
+    Known(
+        name="smollm2-135m",
+        aliases=(DEFAULT, "smollm2-135m-instruct"),
+        about="SmolLM2 135M Instruct, 8 bits (from a 4-bit file), a trained draft and prompt lookup; fetches 93 MB",
+        licence="Apache-2.0",
+    ),
+)
+
+
+def shipped_names() -> list[str]:
+    return [name for known in KNOWN for name in (known.name, *known.aliases)]
+
+
+def default_folder() -> Path:
+    """Inside the installed package, or in the source tree it runs from."""
+    here = Path(__file__).resolve().parent.parent
+    shipped = here / "_models" / "default"
+    return shipped if shipped.is_dir() else here.parent / "models" / "default"
+
+
+@cache
+def packages() -> frozenset[WheelSource]:
+    """The models in Python packages that may be fetched."""
+    models = bundle.read(default_folder()).manifest.models
+    return frozenset(model.source for model in models if isinstance(model.source, WheelSource))
+
+
+def require_package(source: WheelSource) -> None:
+    """A bundle may name one of ``packages``, to the letter. Raises BundleError for any other.
+
+    A package index serves anybody's packages, and pip may run what is in them.
+    """
+    if source not in packages():
+        raise BundleError(
+            "the bundle takes a model from a Python package that edgespec does not know",
+            got=f"{source.package} {source.version}",
+            allowed=", ".join(f"{package.package} {package.version}, with its hashes" for package in packages()),
+            hint="get the model as a folder or a .gguf file",
+        )
+
+
+FILE = "pairs.toml"
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class Licence(Strict, frozen=True, kw_only=True):
+    """What a licence allows: anything, anything on conditions, or research only."""
+
+    use: Literal["any", "conditions", "research"]
+    url: str
+    terms: str | None = None
+    """what it asks, in one line; for every use but ``any``"""
+
+
+class Model(Strict, frozen=True, kw_only=True):
+    """A repository on the Hugging Face hub: an OpenVINO IR, or one GGUF ``file`` of it."""
+
+    repo: Repo
+    licence: str
+    """a key of ``Pairs.licences``: an SPDX id, or its name where it has none"""
+    file: RelativeFile | None = None
+    revision: Revision = "main"
+    draft: str | None = None
+    """name of the draft it runs with unless told; None: prompt lookup"""
+    other_drafts: tuple[str, ...] = ()
+    """drafts made for it that have to be asked for"""
+
+    @property
+    def pinned(self) -> bool:
+        """Whether the revision is a commit, which means the same files for good."""
+        return _COMMIT.fullmatch(self.revision) is not None
+
+
+class Pairs(Strict, frozen=True, kw_only=True):
+    """``pairs.toml``."""
+
+    licences: dict[str, Licence]
+    models: dict[str, Model]
+
+
+@lru_cache(maxsize=1)
+def load() -> Pairs:
+    """The list of this installation, or of the source tree it runs from."""
+    here = Path(__file__).resolve().parent.parent
+    shipped = here / "_models" / FILE
+    return read(shipped if shipped.is_file() else here.parent / "models" / FILE)
+
+
+def read(path: Path) -> Pairs:
+    """Read and validate a list. Raises BundleError."""
+    with foreign(BundleError, f"cannot read {path}", hint="install edgespec again"):
+        pairs = msgspec.toml.decode(path.read_bytes(), type=Pairs)
+    if problem := _problem(pairs):
+        raise BundleError(f"{path} is not valid: {problem}", hint="install edgespec again")
+    return pairs
+
+
+def _problem(pairs: Pairs) -> str | None:
+    """What the types do not say: names that lead nowhere or mean two things, a research licence as a default."""
+    taken = set(shipped_names())
+    for name, licence in pairs.licences.items():
+        if licence.use != "any" and not licence.terms:
+            return f"licence {name} has no terms"
+    for name, model in pairs.models.items():
+        drafts = [*([model.draft] if model.draft else []), *model.other_drafts]
+        if name in taken or not re.fullmatch(r"[a-z0-9.-]+", name):
+            return f"{name} cannot be a name"
+        if model.licence not in pairs.licences:
+            return f"{name}: no licence {model.licence}"
+        if unknown := [draft for draft in drafts if draft not in pairs.models and draft not in taken]:
+            return f"{name}: no draft {unknown[0]}"
+        if model.draft in pairs.models and pairs.licences[pairs.models[model.draft].licence].use == "research":
+            return f"{name}: {model.draft} is for research only and cannot be the default"
+    return None
+
+
+def listed_names() -> list[str]:
+    return list(load().models)
+
+
+def find(name: str) -> Model | None:
+    """The model of a short name."""
+    return None if name in shipped_names() else load().models.get(name)
+
+
+def default_draft(name: str) -> str | None:
+    """Name of the draft that a short name brings along."""
+    model = find(name)
+    return model.draft if model else None
+
+
+def require_consent(ref: str, *, accepted: bool) -> None:
+    """Raises LicenceError for a model that is for research only, by its short name or its repository."""
+    found = _licence(ref)
+    if found is not None and found[1].use == "research" and not accepted:
+        name, licence = found
+        raise LicenceError(
+            f"{ref} needs your consent to its licence: {name}, {licence.terms}",
+            hint=f"read {licence.url} and repeat with --accept-licence (accept_licence=True in Python)",
+        )
+
+
+def notice(repo: str) -> str | None:
+    """One line to show before a repository is fetched, if its licence has conditions."""
+    found = _licence(repo)
+    if found is None or found[1].use == "any":
+        return None
+    name, licence = found
+    return f"{repo} comes under the {name}: {licence.terms} ({licence.url})"
+
+
+def _licence(ref: str) -> tuple[str, Licence] | None:
+    """Name and text of the licence of a short name, or of OWNER/NAME[@REVISION]; the hub ignores case."""
+    model = find(ref)
+    if model is None and "/" in ref:
+        repo = ref.partition("@")[0].casefold()
+        model = next((model for model in load().models.values() if model.repo.casefold() == repo), None)
+    return (model.licence, load().licences[model.licence]) if model else None

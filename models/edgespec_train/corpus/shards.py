@@ -1,0 +1,106 @@
+"""Token shards: what the target wrote, on disk, a file of some hundred texts each.
+
+A shard is an .npz of flat arrays:
+    tokens          all texts one after the other, prompt and answer
+    begins          ``(texts + 1,)`` where each text begins in ``tokens``
+    answers         ``(texts,)`` where each answer begins in ``tokens``
+    source, origin        ``(texts,)`` index into ``corpus.SOURCES``; name of the package or folder
+    temperature           ``(texts,)`` 0 is greedy
+    top_ids, top_logprobs ``(answer tokens, TOP)`` what the target thought where each answer token was chosen
+    seconds               what it took to make
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgespec.errors import SettingError
+from edgespec_train.corpus.generate import Written
+
+
+def write_shard(path: Path, texts: Sequence[tuple[int, str, Written]], vocab_size: int, seconds: float) -> None:
+    """Write (source, origin, text) atomically: a shard is there whole or not at all."""
+    written = [text for _, _, text in texts]
+    ids = np.uint16 if vocab_size <= 1 << 16 else np.int32
+    begins = np.concatenate([[0], np.cumsum([len(text.job.prompt) + len(text.tokens) for text in written])])
+    arrays: dict[str, Any] = {
+        "tokens": np.concatenate([[*text.job.prompt, *text.tokens] for text in written]).astype(ids),
+        "begins": begins.astype(np.int64),
+        "answers": begins[:-1] + np.array([len(text.job.prompt) for text in written]),
+        "source": np.array([source for source, _, _ in texts], np.uint8),
+        "origin": np.array([origin for _, origin, _ in texts]),
+        "temperature": np.array([text.job.temperature for text in written], np.float16),
+        "top_ids": np.concatenate([text.top_ids for text in written]).astype(ids),
+        "top_logprobs": np.concatenate([text.top_logprobs for text in written]).astype(np.float16),
+        "seconds": np.array(seconds),
+    }
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    return folder / f"shard-{number:05d}.npz"
+
+
+def shard_paths(folder: Path) -> list[Path]:
+    return sorted(folder.glob("shard-*.npz"))
+
+
+def read_shards(paths: Iterable[Path], names: Sequence[str]) -> list[dict[str, NDArray[Any]]]:
+    found = []
+    for path in paths:
+        with _opened(path) as data:
+            found.append({name: data[name] for name in names if name in data})
+    return found
+
+
+def counts(path: Path) -> dict[str, Any]:
+    """Texts and tokens of a shard: tokens by source, texts by temperature and origin."""
+    with _opened(path) as data:
+        lengths = data["begins"][1:] - data["answers"]
+        by_source = np.bincount(data["source"], weights=lengths).astype(int)
+        return {
+            "texts": len(lengths),
+            "answer_tokens": int(lengths.sum()),
+            "seconds": round(float(data["seconds"]), 1),
+            "sources": {str(source): int(tokens) for source, tokens in enumerate(by_source)},
+            "temperatures": dict(Counter(f"{t:.1f}" for t in data["temperature"])),
+            "origins": dict(Counter(data["origin"].tolist())),
+        }
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            yield data
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise SettingError(f"{path} is not a whole shard: {error}", hint="delete it; it is made again") from error
+
+
+def token_counts(paths: Iterable[Path], vocab_size: int) -> NDArray[np.int64]:
+    """``(vocab_size,)`` how often the target wrote each token."""
+    total = np.zeros(vocab_size, np.int64)
+    for shard in read_shards(paths, ("tokens", "begins", "answers")):
+        for begin, end in zip(shard["answers"], shard["begins"][1:], strict=True):
+            found = np.bincount(shard["tokens"][begin:end], minlength=vocab_size)
+            if len(found) > vocab_size:
+                raise SettingError(
+                    "the corpus is another target's: token id", got=len(found) - 1, allowed=vocab_size - 1
+                )
+            total += found
+    return total

@@ -1,0 +1,242 @@
+"""``edgespec train fastdraft TARGET``: all stages in one folder, each picked up where it was left.
+
+target/       the target as a bundle, unless it is a known one
+corpus/       shards of text by the target, and manifest.json
+checkpoint/   the draft in training
+draft/        the trained draft as a transformers folder, with id_map.npy
+curve.json    the learning curve (curve.png beside it)
+bundle/       target and draft, ready to run
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator, PartialState
+from numpy.typing import NDArray
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from edgespec import bundle
+from edgespec.bundle import Bundle
+from edgespec.errors import SettingError
+from edgespec.hub import catalog
+from edgespec.hub.resolve import resolve
+from edgespec.machine.devices import machine
+from edgespec_export import Request, Weights, convert, export
+from edgespec_export import sources as models
+from edgespec_export.settings import Kind
+from edgespec_train.corpus import shards
+from edgespec_train.corpus.batches import Texts
+from edgespec_train.corpus.build import Plan, make_corpus, read_manifest, write_json
+from edgespec_train.draft_model import Shape, begin_from, build, choose_vocabulary, invert
+from edgespec_train.initialise import check_earlier, fit_head, take_over
+from edgespec_train.pack import convert_draft, save_draft, write_bundle
+from edgespec_train.plot import plot
+from edgespec_train.progress import progress_bar
+from edgespec_train.trainer import Point, Recipe, has_checkpoint, train
+
+Say = Callable[[str], None]
+_HELD_OUT, _HELD_OUT_TEXTS = 0.04, 20
+"""share of the texts that is not trained on, and how many at least"""
+
+
+def target_bundle(reference: str, folder: Path, say: Say) -> Bundle:
+    """The target as a bundle: a known name as it is, anything else exported to ``folder/target``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if reference in catalog.shipped_names():
+        return resolve(reference)
+    out = folder / "target"
+    if not (out / bundle.MANIFEST).is_file():
+        export(Request(target=reference, out=out, weights=Weights("int8")), say)
+    found = bundle.read(out)
+    source = _source(reference)
+    made_from = found.manifest.provenance.source
+    if made_from != source.reference:
+        raise SettingError(f"{out} is another target", got=source.reference, allowed=made_from, hint="another -o")
+    return found
+
+
+@dataclass(frozen=True)
+class Making:
+    """What a draft is made of. corpus: shards made before, else ``folder/corpus``. from_draft: the ``draft`` folder of
+    an earlier run to go on from."""
+
+    target: str
+    folder: Path
+    recipe: Recipe
+    shape: Shape
+    vocabulary: int
+    from_scratch: bool
+    from_draft: Path | None
+    weights: Kind
+    corpus: Path
+    precision: str
+
+    @classmethod
+    def of(cls, target: str, folder: Path, options: dict[str, Any]) -> Making:
+        """From the options of the command line. Raises SettingError for those that contradict each other."""
+        take = options.pop
+        count, chosen, scratch = take("layers"), take("from_layers"), take("from_scratch")
+        try:
+            layers = tuple(range(count)) if chosen is None else tuple(int(n) for n in chosen.split(","))
+        except ValueError as error:
+            raise SettingError("layers of the target", got=chosen, allowed="numbers with commas, as 0,1") from error
+        shape = Shape(layers, take("hidden"), take("intermediate"))
+        if not scratch and (shape.hidden or shape.intermediate):
+            raise SettingError("a draft that begins from the target has its widths", hint="or begin --from-scratch")
+        earlier = take("from_draft")
+        if scratch and earlier:
+            raise SettingError("a draft begins from scratch or from an earlier one", got="both")
+        if earlier and chosen is not None:
+            raise SettingError("an earlier draft has its own layers: --from-layers", got=chosen, hint="leave it out")
+        if earlier and not (earlier / "id_map.npy").is_file():
+            raise SettingError("no trained draft there", got=str(earlier), allowed="the draft folder of an earlier run")
+        corpus = take("corpus_folder") or folder / "corpus"
+        vocabulary, weights, precision = take("vocabulary"), take("weights"), take("precision")
+        return cls(target, folder, Recipe(**options), shape, vocabulary, scratch, earlier, weights, corpus, precision)
+
+
+def corpus_of(target: Bundle, folder: Path, tokens: int, say: Say, *, ray: bool = False, **plan: Any) -> Path:
+    """Shards by ``target`` in ``folder``; see ``corpus.make_corpus``."""
+    make_corpus(Plan(target=_identity(target), **plan), target.root, folder, tokens, say, ray=ray)
+    return folder
+
+
+def make_draft(making: Making, target: Bundle, say: Say) -> Path:
+    """Train on the corpus and pack; returns the bundle's folder."""
+    out = making.folder / "bundle"
+    draft, id_map, curve, text = train_draft(making, target, say)
+    if not PartialState().is_main_process:
+        return out
+    work = making.folder / "ir"
+    name = f"fastdraft-{len(making.shape.layers)}x{draft.config.hidden_size}-{len(id_map)}"
+    say(f"converting the draft to OpenVINO, weights {making.weights}")
+    entry = convert_draft(draft, id_map, work, making.weights, name=name, text=text, say=say)
+    provenance = {
+        "recipe": asdict(making.recipe)
+        | asdict(making.shape)
+        | {"from_scratch": making.from_scratch, "from_draft": making.from_draft is not None},
+        "corpus": {key: value for key, value in read_manifest(making.corpus).items() if key != "shards"},
+        "training": asdict(curve[-1]) if curve else {},
+        "machine": machine(),
+    }
+    own_name = target.name if making.target in catalog.shipped_names() else Path(making.target).stem
+    return write_bundle(target, work, out, entry, own_name, provenance)
+
+
+def train_draft(
+    making: Making, target: Bundle, say: Say
+) -> tuple[PreTrainedModel, NDArray[np.int32], list[Point], NDArray[np.int64]]:
+    """Train on the corpus, a part of its texts held out. Goes on from a checkpoint if there is one.
+
+    Returns the draft, its id map, the learning curve, and a held-out text in the draft's ids.
+    """
+    paths = shards.shard_paths(making.corpus)
+    made_for = read_manifest(making.corpus).get("plan", {}).get("target", _identity(target))
+    if made_for != _identity(target):
+        raise SettingError("the corpus is another target's", got=made_for, allowed=_identity(target))
+    vocab_size = target.manifest.target.vocab_size
+    id_map = choose_vocabulary(
+        shards.token_counts(paths, vocab_size), making.vocabulary, always=target.manifest.generation.eos_token_ids
+    )
+    inverse, readable = invert(id_map, vocab_size), np.isin(np.arange(vocab_size), id_map)
+    texts = Texts(paths, inverse, readable)
+    texts, held_out = texts.split(max(_HELD_OUT, min(0.5, _HELD_OUT_TEXTS / len(texts.texts))))
+    if not texts.texts or not held_out.texts:
+        raise SettingError("too few texts to train on", got=len(paths), hint="more --corpus-tokens")
+    accelerator = Accelerator(mixed_precision="bf16" if making.precision == "bf16" else "no")
+    draft = _begin(making, id_map, texts, accelerator, say)
+    millions = sum(parameter.numel() for parameter in draft.parameters()) / 1e6
+    say(f"draft: {len(making.shape.layers)} layers, {len(id_map)} ids, {millions:.1f} M parameters")
+    say(f"training on {texts.answer_tokens} tokens by the target, {held_out.answer_tokens} held out")
+    with progress_bar(making.recipe.steps) as advance:
+        curve = train(
+            draft,
+            texts,
+            held_out,
+            making.recipe,
+            making.folder,
+            say=lambda point: say(_line(point)),
+            advance=advance,
+            accelerator=accelerator,
+            same={
+                "target": making.target,
+                "vocabulary": hashlib.sha256(id_map.tobytes()).hexdigest(),
+                "shape": asdict(making.shape) | {"from_scratch": making.from_scratch},
+                "from_draft": making.from_draft and bundle.sha256_of(making.from_draft / "id_map.npy"),
+                "precision": making.precision,
+                "texts": len(texts.texts),
+            },
+        )
+    text = inverse[held_out.padded(held_out.texts[:1])[0]]
+    if not accelerator.is_main_process:
+        return draft, id_map, curve, text
+    save_draft(draft, id_map, making.folder / "draft")
+    write_json(making.folder / "curve.json", {"curve": [asdict(point) for point in curve]})
+    plot(curve, making.folder / "curve.png")
+    return draft, id_map, curve, text
+
+
+def check(making: Making) -> None:
+    """Raises SettingError or SourceError for a target or a shape that cannot be, before hours go into a corpus."""
+    if making.corpus != making.folder / "corpus" and not shards.shard_paths(making.corpus):
+        raise SettingError("no shards in the corpus", got=str(making.corpus), hint="make them: edgespec train corpus")
+    config = convert.read_config(_source(making.target))
+    with torch.device("meta"):
+        draft = build(config, making.shape, making.vocabulary, seed=0)
+    if not hasattr(draft, "model") or not all(hasattr(draft.model, part) for part in ("layers", "norm")):
+        raise SettingError("a draft of this architecture cannot be trained yet", got=config.model_type)
+    if making.from_draft is not None:
+        check_earlier(making.from_draft, draft.config)
+
+
+@cache
+def _source(reference: str) -> models.Source:
+    """The target's own checkpoint, fetched once; what had to be unpacked for it lives as long as this process."""
+    scratch = TemporaryDirectory(prefix="edgespec-", ignore_cleanup_errors=True)
+    atexit.register(scratch.cleanup)
+    return models.resolve(reference, Path(scratch.name))
+
+
+def _begin(
+    making: Making, id_map: NDArray[np.int32], texts: Texts, accelerator: Accelerator, say: Say
+) -> PreTrainedModel:
+    """The untrained draft: with the target's layers and a fitted head, or random."""
+    source = _source(making.target)
+    config = convert.read_config(source)
+    draft: Any = build(config, making.shape, len(id_map), seed=making.recipe.seed)
+    if making.from_scratch or has_checkpoint(making.folder):
+        return draft  # type: ignore[no-any-return]
+    target = convert.load(source, Weights("f32"), config)
+    begin_from(draft, target, making.shape, id_map)
+    draft.to(accelerator.device)
+    share = fit_head(draft, target, texts, rows=min(20_000, texts.answer_tokens))
+    say(f"output head fitted to layer {making.shape.layers[-1]} of the target: R squared {share:.2f}")
+    if making.from_draft is not None:
+        earlier = AutoModelForCausalLM.from_pretrained(making.from_draft, dtype=torch.float32)
+        taken = take_over(draft, id_map, earlier.to(accelerator.device), np.load(making.from_draft / "id_map.npy"))
+        say(f"goes on from {making.from_draft.name}: {taken} of its ids")
+    return draft  # type: ignore[no-any-return]
+
+
+def _identity(target: Bundle) -> str:
+    """Name and hash of the weights."""
+    model = target.manifest.target
+    content = getattr(model.source, "member_sha256", None) or model.sha256 or ""
+    return f"{target.name} {content[:16]}"
+
+
+def _line(point: Point) -> str:
+    return (
+        f"step {point.step}, {point.tokens / 1e6:.2f} M tokens, {point.seconds:.0f} s: loss {point.loss:.3f}, "
+        f"agreement {point.agreement:.3f}, block efficiency {point.block_efficiency:.2f}"
+    )
