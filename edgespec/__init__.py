@@ -28,6 +28,9 @@ _HOMES = {
 
 if not TYPE_CHECKING:
 
+    def __dir__() -> list[str]:
+        return __all__
+
     def __getattr__(name: str) -> Any:
         """Import a public name on first use, so that ``import edgespec`` costs nothing (PEP 562)."""
         if name not in _HOMES:

@@ -92,7 +92,7 @@ class ContextFull(EdgespecError):
 
 
 @contextmanager
-def mapped(to: type[EdgespecError], what: str, *, hint: str | None = None) -> Iterator[None]:
+def wrap_errors(to: type[EdgespecError], what: str, *, hint: str | None = None) -> Iterator[None]:
     """Turn an engine's exception into one of ours at the boundary, cause kept, first line of its text shown."""
     try:
         yield

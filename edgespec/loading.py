@@ -65,7 +65,7 @@ def load(
         "ngram", "recycling", the name of one of the bundle's drafters, or a reference to a draft model.
     draft_from: a folder of the user's own texts to look things up in too (see drafters.retrieval_folder).
     remember: with draft "recycling", keep what it learns in the cache for the next process.
-    device, draft_device: OpenVINO device names; the draft runs beside the target unless told.
+    device, draft_device: OpenVINO device names; by default the draft runs beside the target.
     backend: "openvino", "onnxruntime", or None: EDGESPEC_BACKEND if set, else, on CPU and with the extra ``onnx``
         installed, the one that is faster on this machine (measured once), else OpenVINO. Each has numerics of its own,
         so a text may differ between them. Trees, and devices other than CPU, are OpenVINO's.

@@ -245,7 +245,7 @@ class Pipeline:
         if self._target_s is None or not stats.rounds:
             return None
         length = stats.prompt_tokens + stats.committed
-        return self._target_s.steady(1, length) + median(round_.host_s for round_ in stats.rounds)
+        return self._target_s.seconds(1, length) + median(round_.host_s for round_ in stats.rounds)
 
     def _constraint(self, response_format: Mapping[str, Any] | None, ignore_eos: bool) -> Grammar | None:
         """A fresh constraint for one generation."""

@@ -133,7 +133,7 @@ class Drafter(Protocol):
     """
 
     name: str
-    remembers: bool = False
+    uses_history: bool = False
     """what it proposes depends on the texts of earlier generations"""
     needs: Needs = Needs()
     """of the target"""
@@ -195,7 +195,7 @@ class StepwiseDrafter(Drafter, Protocol):
         """As ``propose``; before each further step ``go_on`` is asked with the scores so far whether to take it. A step
         gives one token, and those that a constraint makes certain behind it."""
 
-    def pending(self, length: int) -> int:
+    def unread_tokens(self, length: int) -> int:
         """Tokens of a context of this length that it has not read yet, one at least; 0 where that has no room for a
         step."""
 

@@ -35,7 +35,7 @@ def choose(logits: Logits, context: Sequence[int], params: SamplingParams, posit
     """The token that follows ``context``: argmax, or the keyed draw.
 
     logits: ``(vocab,)``. context: the tokens before it, read only by the repetition penalty.
-    position: index of the chosen token in the text, ``len(context)`` unless told.
+    position: index of the chosen token in the text, default: ``len(context)``.
     Raises SettingError if every logit is ``-inf``.
     """
     row = adjust(logits, context, params)

@@ -19,4 +19,4 @@ def own_length(drafter: Drafter | Arbiter) -> Policy:
 
 
 def first_match(arbiter: Arbiter) -> FirstMatch:
-    return FirstMatch([judged.drafter for judged in arbiter._free], arbiter.model)
+    return FirstMatch([candidate.drafter for candidate in arbiter._free], arbiter.model)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgespec.adaptive.acceptance import ByPlace, ByScore
+from edgespec.adaptive.acceptance import ByPosition, ByScore
 from edgespec.adaptive.arbiter import Arbiter
 from edgespec.adaptive.calibration import ROWS_NEEDED, ForwardTimes, measure
-from edgespec.adaptive.candidate import Judged
+from edgespec.adaptive.candidate import Candidate
 from edgespec.adaptive.exploration import PROBE
 from edgespec.adaptive.forward_cost import ForwardCost
 from edgespec.backends.fake import FakeModel, Table, VirtualClock, random_table
@@ -130,8 +130,8 @@ def test_a_draft_whose_context_is_full_takes_no_time_and_teaches_nothing_about_i
     world.model.cache.capacity = 40
     _, stats = world.run(arbiter)
     assert stats.rounds[0].draft_s and not any(r.draft_s for r in stats.rounds[40:])
-    assert world.small.pending(40) > 0 == world.small.pending(41)
-    assert arbiter._draft_s is not None and arbiter._draft_s.steady(1, 0) == pytest.approx(0.1)
+    assert world.small.unread_tokens(40) > 0 == world.small.unread_tokens(41)
+    assert arbiter._draft_s is not None and arbiter._draft_s.seconds(1, 0) == pytest.approx(0.1)
 
 
 def test_contenders_share_no_costs() -> None:
@@ -407,12 +407,12 @@ def test_a_draft_pays_for_the_rows_that_it_adds_to_forced_ones() -> None:
 
 
 def test_a_runner_up_that_cannot_be_is_no_branch_and_teaches_nothing() -> None:
-    judged = Judged(NoDrafter())
-    before = judged.of_others.chance(0.0)
-    judged.proposed = Draft((4, 5), scores=(0.5, 1.0), alternatives=((6, 0.4), (5, 0.0)))
-    assert [branch.tokens for branch in judged.branches(judged.proposed)] == [(4, 5), (6,)]
-    judged.learn([4, 5])
-    assert judged.of_others.chance(0.0) == before
+    candidate = Candidate(NoDrafter())
+    before = candidate.of_alternatives.chance(0.0)
+    candidate.proposed = Draft((4, 5), scores=(0.5, 1.0), alternatives=((6, 0.4), (5, 0.0)))
+    assert [branch.tokens for branch in candidate.branches(candidate.proposed)] == [(4, 5), (6,)]
+    candidate.learn([4, 5])
+    assert candidate.of_alternatives.chance(0.0) == before
 
 
 class Runs:
@@ -446,15 +446,15 @@ def test_with_forced_tokens_too_it_is_as_good_as_the_best_fixed_length(share: fl
 
 
 def test_places_behind_a_miss_and_behind_the_end_teach_nothing() -> None:
-    by_place = ByPlace(guess=0.5)
+    by_position = ByPosition(guess=0.5)
     for _ in range(200):
-        by_place.update(0, True)
-    assert by_place.chance(0) > 0.95
-    assert by_place.chance(3) > 0.95, "a place that was never reached is as the one before it"
+        by_position.update(0, True)
+    assert by_position.chance(0) > 0.95
+    assert by_position.chance(3) > 0.95, "a place that was never reached is as the one before it"
     for _ in range(200):
-        by_place.update(1, False)
-    assert by_place.chance(0) > 0.95 and by_place.chance(1) < 0.1
-    assert by_place.chance(5) < 0.1
+        by_position.update(1, False)
+    assert by_position.chance(0) > 0.95 and by_position.chance(1) < 0.1
+    assert by_position.chance(5) < 0.1
 
 
 def test_scores_come_to_mean_what_happens() -> None:
@@ -468,23 +468,23 @@ def test_scores_come_to_mean_what_happens() -> None:
 
 
 class Shapes:
-    """An engine for which a width other than the last one costs ``change_s`` more."""
+    """An engine for which a width other than the last one costs ``width_switch_s`` more."""
 
-    def __init__(self, world: World, change_s: float = 0.6) -> None:
-        self.last, self.change_s, self.changes = 0, change_s, 0
+    def __init__(self, world: World, width_switch_s: float = 0.6) -> None:
+        self.last, self.width_switch_s, self.changes = 0, width_switch_s, 0
         world.target.forward_s = self
 
     def __call__(self, width: int) -> float:
         changed, self.last = width != self.last, width
         self.changes += changed
-        return target_s(width) + changed * self.change_s
+        return target_s(width) + changed * self.width_switch_s
 
 
 def test_a_change_of_width_is_measured_apart_from_the_width() -> None:
     world = World(TABLE)
     Shapes(world)
     times = world.times(world.target)
-    assert times.change_s == pytest.approx(0.6)
+    assert times.width_switch_s == pytest.approx(0.6)
     assert times.at_short_s == pytest.approx([target_s(width) for width in times.widths])
 
 
@@ -495,7 +495,7 @@ def test_noise_in_the_calibration_never_makes_a_wider_forward_cheaper() -> None:
         world.target.forward_s = lambda width: target_s(width) * (1 + 0.3 * random.random())
         cost = ForwardCost(world.times(world.target))
         for context in (0, 512, 4000, 30000):
-            seconds = [cost.steady(width, context) for width in cost.widths]
+            seconds = [cost.seconds(width, context) for width in cost.widths]
             assert seconds == sorted(seconds)
 
 
@@ -535,18 +535,18 @@ def test_home_follows_what_is_asked_for() -> None:
 
 def test_between_two_texts_home_moves_for_nothing() -> None:
     """Inside a text a hundredth does not pay for a move; the next text's first forward changes the width anyway."""
-    cost = ForwardCost(ForwardTimes((2, 3, 8), 0, 100, (1.0, 1.02, 1.2), (1.0, 1.02, 1.2), 0.5), home=3)
+    cost = ForwardCost(ForwardTimes((2, 3, 8), 0, 100, (1.0, 1.02, 1.2), (1.0, 1.02, 1.2), 0.5), pinned_width=3)
     earned = {2: 0.0, 3: -0.02, 8: -0.2}  # nothing is drafted
     for _ in range(200):
-        cost.prefer(earned.__getitem__)
+        cost.vote_width(earned.__getitem__)
         assert ran(cost, 1) == 3
     cost.begin()
-    assert cost.home == 2 and ran(cost, 1) == 2
+    assert cost.pinned_width == 2 and ran(cost, 1) == 2
     earned[8] = 0.009  # too little to tell apart
     for _ in range(20):
-        cost.prefer(earned.__getitem__)
+        cost.vote_width(earned.__getitem__)
     cost.begin()
-    assert cost.home == 2
+    assert cost.pinned_width == 2
 
 
 def test_costs_are_measured_and_follow_the_machine() -> None:

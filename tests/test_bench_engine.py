@@ -77,8 +77,8 @@ def test_forwards_run_again_are_at_their_best_and_each_in_its_own_place() -> Non
 def test_what_is_lost_is_named_and_adds_up() -> None:
     assert causes(RUN) == ["change", "steady", "change", "change", "cold", "cold"]
     found = parts(40.0, RUN, [2.0, 2.0, 4.0, 1.0, 4.0, 1.0])
-    assert found == Parts(run_s=40.0, ideal_s=14.0, host_s=11.25, change_s=13.0, cold_s=1.25, other_s=0.5)
-    lost = found.host_s + found.change_s + found.cold_s + found.other_s
+    assert found == Parts(run_s=40.0, ideal_s=14.0, host_s=11.25, width_switch_s=13.0, cache_refill_s=1.25, other_s=0.5)
+    lost = found.host_s + found.width_switch_s + found.cache_refill_s + found.other_s
     assert lost == pytest.approx(found.run_s - found.ideal_s)
     both = Parts()
     both.add(found)

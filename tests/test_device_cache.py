@@ -73,14 +73,14 @@ def test_a_devices_own_tensors_are_set_by_name_and_grow(tiny_ir: Path, monkeypat
     compiled, request = load_ir(tiny_ir).compiled, Request()
     monkeypatch.setattr(ov, "RemoteTensor", Remote)
     cache = PagedCache(Core(), compiled, request, "GPU", 100)  # type: ignore[arg-type]
-    cache.ensure(20)
+    cache.reserve(20)
     names = {name for port in compiled.inputs for name in port.get_names() if "_cache." in name}
     assert set(request.tensors) == names and len(names) == 4
     before = dict(request.tensors)
     for number, tensor in enumerate(before.values(), 1):
         assert not tensor.held.any(), "a row nobody wrote is no NaN"
         tensor.held[...] = number
-    cache.ensure(100)
+    cache.reserve(100)
     for number, (name, tensor) in enumerate(request.tensors.items(), 1):
         old = before[name].held
         assert tensor is not before[name] and len(tensor.held) > len(old)

@@ -252,7 +252,7 @@ class Remembering(Junk):
     """Has something to say from its second text on."""
 
     name = "remembering"
-    remembers = True
+    uses_history = True
     texts = 0
 
     def begin(self, context: Sequence[int], params: SamplingParams) -> None:

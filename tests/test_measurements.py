@@ -26,9 +26,9 @@ TIMES: dict[str, Any] = {
     "long": 512,
     "at_short_s": [0.010, 0.012, 0.02],
     "at_long_s": [0.011, 0.013, 0.022],
-    "change_s": 0.004,
-    "cold_s": 0.0,
-    "row_s": 0.0004,
+    "width_switch_s": 0.004,
+    "cache_refill_s": 0.0,
+    "prefill_s_per_token": 0.0004,
 }
 ENGINES: dict[str, Any] = {"model": "tiny", "numerics": "exact", "seconds": {"openvino": 3.0, "onnxruntime": 2.0}}
 NONSENSE: list[tuple[type, dict[str, Any]]] = [
@@ -37,7 +37,8 @@ NONSENSE: list[tuple[type, dict[str, Any]]] = [
     (ForwardTimes, {"at_short_s": [0.0, 0.0, 0.0]}), (ForwardTimes, {"at_long_s": [-1.0, 0.013, 0.022]}),
     (ForwardTimes, {"widths": [], "at_short_s": [], "at_long_s": []}), (ForwardTimes, {"at_short_s": [0.01]}),
     (ForwardTimes, {"widths": [0, 8, 17]}), (ForwardTimes, {"widths": [8, 5, 17]}), (ForwardTimes, {"long": 8}),
-    (ForwardTimes, {"change_s": -0.1}), (ForwardTimes, {"row_s": 1e999}), (ForwardTimes, {"at_short_s": "soon"}),
+    (ForwardTimes, {"width_switch_s": -0.1}), (ForwardTimes, {"prefill_s_per_token": 1e999}),
+    (ForwardTimes, {"at_short_s": "soon"}),
     (Comparison, {"seconds": {}}), (Comparison, {"seconds": {"onnxruntime": 2.0}}),
     (Comparison, {"seconds": {"openvino": 0.0, "onnxruntime": 2.0}}), (Comparison, {"others": -1.0}),
     (Comparison, {"seconds": {"openvino": 3.0, "torch": 2.0}}), (Comparison, {"seconds": {"openvino": -3.0}}),
@@ -57,7 +58,7 @@ def use(found: Any) -> None:
             cost.begin()
             for width in (1, 4, 30):
                 assert cost.width(width, 100) >= width and cost(width, 100) > 0
-                cost.update(width, 100, 0.02)
+                cost.update(width, 100, cost.width(width, 100), 0.02)
 
 
 @pytest.mark.parametrize(("kind", "changed"), NONSENSE)

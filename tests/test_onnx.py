@@ -306,7 +306,7 @@ def test_the_faster_one_is_chosen_and_remembered(engines: dict[str, float], tiny
     engines["openvino"] = 0.5
     assert loaded(tiny_fast_ir).target.capabilities.backend == "onnxruntime"
     assert engines["measured"] == measured
-    assert loaded(tiny_fast_ir, numerics="fast").target.capabilities.backend == "openvino"  # measured anew
+    assert loaded(tiny_fast_ir, numerics="fast").target.capabilities.backend == "openvino"  # measured again
     assert loaded(tiny_fast_ir, backend="openvino").target.capabilities.backend == "openvino"
 
 
@@ -526,7 +526,7 @@ def test_a_form_is_of_these_weights(engines: dict[str, float], tiny_fast_ir: Pat
 
 
 def test_a_form_half_written_is_none(engines: dict[str, float], tiny_fast_ir: Path, tmp_path: Path) -> None:
-    """What a killed process left behind is made anew."""
+    """What a killed process left behind is made again."""
     loaded(tiny_fast_ir, backend="onnxruntime")
     [folder] = (tmp_path / "cache" / "onnx").iterdir()
     shutil.move(str(folder), folder.with_name(folder.name + ".partial"))

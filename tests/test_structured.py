@@ -14,7 +14,7 @@ import pytest
 from edgespec.backends.fake import FakeModel
 from edgespec.decode.autoregressive import autoregressive
 from edgespec.decode.constraint import masked
-from edgespec.decode.forced_tokens import admitted, forced_run
+from edgespec.decode.forced_tokens import cut_forbidden, forced_run
 from edgespec.decode.speculative import speculative
 from edgespec.drafters.first_match import FirstMatch
 from edgespec.drafters.none import NoDrafter
@@ -208,14 +208,14 @@ class Only:
 def test_forbidden_tokens_are_cut_with_what_hangs_on_them() -> None:
     forced = Only(10, {(): [7], (7,): [8], (7, 8): [5, 6, 9], (7, 8, 9): []})
     assert forced_run(forced, 1) == [7] and forced_run(forced, 5) == [7, 8]
-    tree = admitted([7, 8], Draft((4, 5, 6), tree=(0, 0, 2)), forced)
+    tree = cut_forbidden([7, 8], Draft((4, 5, 6), tree=(0, 0, 2)), forced)
     assert tree == Draft((7, 8, 5, 6), tree=(0, 1, 2, 3), note=DraftNote(forced=2, cut=1))
-    assert admitted([7, 8], Draft((5, 4)), forced) == Draft((7, 8, 5, 4), note=DraftNote(forced=2))
-    assert admitted([7, 8], Draft((4, 5)), forced) == Draft((7, 8), note=DraftNote(forced=2, cut=2))
-    assert admitted([7, 8], Draft((9, 5)), forced) == Draft(
+    assert cut_forbidden([7, 8], Draft((5, 4)), forced) == Draft((7, 8, 5, 4), note=DraftNote(forced=2))
+    assert cut_forbidden([7, 8], Draft((4, 5)), forced) == Draft((7, 8), note=DraftNote(forced=2, cut=2))
+    assert cut_forbidden([7, 8], Draft((9, 5)), forced) == Draft(
         (7, 8), note=DraftNote(forced=2, cut=2)
     )  # 9 leads to a dead end
-    assert admitted([7, 8], Draft((5, 4), tree=(0, 1)), forced).tree == (0, 1, 2, 3)
+    assert cut_forbidden([7, 8], Draft((5, 4), tree=(0, 1)), forced).tree == (0, 1, 2, 3)
 
 
 def test_every_row_gets_the_mask_of_its_own_path() -> None:

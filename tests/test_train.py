@@ -29,7 +29,7 @@ from edgespec_train.corpus import shards, sources
 from edgespec_train.corpus.batches import Texts
 from edgespec_train.corpus.build import Plan, make_corpus
 from edgespec_train.corpus.decontaminate import OWN, Excluded
-from edgespec_train.corpus.generate import TOP, Job, Writer, Written
+from edgespec_train.corpus.generate import TOP, Generated, Job, Writer
 from edgespec_train.draft_model import UNKNOWN, Shape, begin_from, build, choose_vocabulary, invert
 from edgespec_train.evaluate import replay, write
 from edgespec_train.initialise import fit_head, take_over
@@ -176,7 +176,7 @@ def test_no_benchmark_prompt_gets_in(target: Path, tmp_path: Path) -> None:
     assert seen["without"] == 0
     maker._excluded.add(maker.tokenizer.decode([7, 8, 9, *range(50, 80)]) + " " + SECRET)
     tokens = maker.tokenizer.encode(SECRET)
-    assert not maker._clean(Written(Job(0, tuple(tokens[:4]), 1), tokens[4:]))
+    assert not maker._clean(Generated(Job(0, tuple(tokens[:4]), 1), tokens[4:]))
 
 
 def test_short_benchmark_prompts_are_excluded_whole_and_our_own_always() -> None:

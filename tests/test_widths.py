@@ -43,13 +43,13 @@ def test_prompts_of_all_lengths_come_in_few_widths(
     seen: list[tuple[int, int]] = []
     pipeline = edgespec.load(tiny_fast_ir.parent, backend=backend, numerics=numerics, draft="none")
     assert isinstance(pipeline.target, PaddedModel)
-    give = pipeline.target._give
+    give = pipeline.target._set_inputs
 
     def watching(tokens, past, rows, tree):  # type: ignore[no-untyped-def]
         seen.append((len(tokens), len(rows)))
         give(tokens, past, rows, tree)
 
-    monkeypatch.setattr(pipeline.target, "_give", watching)
+    monkeypatch.setattr(pipeline.target, "_set_inputs", watching)
     rng = random.Random(0)
     lengths = set()
     for _ in range(120):

@@ -101,7 +101,7 @@ class _OnONNXRuntime(BareLoop):
         self._logits: np.ndarray | None = None
         self._tensors = []
         self._rotary = RotaryTables(model.folder, self._session, self._binding)
-        self._rotary.ensure(self.rows + SPARE_ROWS, self.rows + SPARE_ROWS)
+        self._rotary.reserve(self.rows + SPARE_ROWS, self.rows + SPARE_ROWS)
         for port in self._session.get_inputs():
             if port.name.startswith("past_key_values."):
                 tensor = np.zeros((1, port.shape[1], self.rows + SPARE_ROWS, port.shape[3]), np.float32)

@@ -52,8 +52,8 @@ class Parts:
     run_s: float = 0.0
     ideal_s: float = 0.0
     host_s: float = 0.0
-    change_s: float = 0.0
-    cold_s: float = 0.0
+    width_switch_s: float = 0.0
+    cache_refill_s: float = 0.0
     other_s: float = 0.0
 
     def add(self, more: Parts) -> None:
@@ -152,7 +152,7 @@ def parts(run_s: float, calls: Sequence[Call], again_s: Sequence[float]) -> Part
         run_s=run_s,
         ideal_s=sum(again_s),
         host_s=run_s - sum(call.engine_s for call in calls),
-        change_s=lost["change"],
-        cold_s=lost["cold"],
+        width_switch_s=lost["change"],
+        cache_refill_s=lost["cold"],
         other_s=lost["steady"],
     )

@@ -32,7 +32,7 @@ import numpy as np
 
 from edgespec import __version__, bundle
 from edgespec.backends.openvino.runtime import ops, ov
-from edgespec.errors import ConversionError, SettingError, mapped
+from edgespec.errors import ConversionError, SettingError, wrap_errors
 from edgespec.hub import catalog
 from edgespec.hub.resolve import model_path
 
@@ -95,7 +95,7 @@ def inflate(folder: Path, *, parameters: float = 1e9, weights: Weights = "int8")
     different = {constant.get_name(): constant for constant in own.values()}
     count = sum(int(np.prod(constant.get_output_shape(0))) for constant in different.values())
     planned = plan(parameters, own=count, layers=layers, hidden=hidden)
-    with mapped(ConversionError, f"cannot write {folder}", hint="is the disk full?"):
+    with wrap_errors(ConversionError, f"cannot write {folder}", hint="is the disk full?"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         needed, free = 2 * planned.parameters, shutil.disk_usage(folder.parent).free
         if free < needed:

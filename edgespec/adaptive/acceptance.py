@@ -55,7 +55,7 @@ class ByScore:
         self._rates[_bin(score)].update(accepted)
 
 
-class ByPlace:
+class ByPosition:
     """Chance of the i-th token, given that all before it stood. A place never reached is as the one before it."""
 
     def __init__(self, guess: float = 0.5, places: int = 16) -> None:

@@ -25,9 +25,9 @@ from dataclasses import dataclass
 from itertools import accumulate
 from math import inf, prod
 
-from edgespec.adaptive.candidate import Judged
+from edgespec.adaptive.candidate import Candidate
 from edgespec.adaptive.draft_tree import Branch, merge
-from edgespec.adaptive.exploration import Trials
+from edgespec.adaptive.exploration import Exploration
 from edgespec.adaptive.forward_cost import ForwardCost
 from edgespec.protocols import Drafter, StepwiseDrafter
 from edgespec.sampling_params import SamplingParams
@@ -84,9 +84,9 @@ class Arbiter:
         trees: bool = False,
     ) -> None:
         assert (model is None) == (draft_s is None)
-        self._free = [Judged(drafter) for drafter in free]
+        self._free = [Candidate(drafter) for drafter in free]
         self._asked = self._free
-        self._model = Judged(model) if model is not None else None
+        self._model = Candidate(model) if model is not None else None
         self.model = model
         self._trees = trees
         self.target_s = target_s
@@ -95,27 +95,27 @@ class Arbiter:
         self._rounds_s: dict[int, float] = {}  # what ``_round_s`` found this round
         self._paces = {False: _Pace(), True: _Pace()}  # of rounds without and with something to copy
         self._copying = False
-        self._trials = Trials()
+        self._exploration = Exploration()
         self._forced = 0
-        self._pending, self._steps, self._stood = 0, 0, False
+        self._unread_tokens, self._steps, self._accepted = 0, 0, False
         self._length = self._prompt = self._written = 0
         self._usual = _TEXT
-        self.name = "+".join(judged.drafter.name for judged in self._all)
-        self._settle([], _LONGEST)
+        self.name = "+".join(candidate.drafter.name for candidate in self._all)
+        self._vote_width([], _LONGEST)
 
     @property
-    def _all(self) -> list[Judged]:
+    def _all(self) -> list[Candidate]:
         return [*self._free, *([self._model] if self._model else [])]
 
     def begin(self, context: Sequence[int], params: SamplingParams) -> None:
-        for judged in self._free:
-            judged.drafter.begin(context, params)
-        for judged in self._all:
-            for known in (judged.by_score, judged.of_others, judged.by_place):
+        for candidate in self._free:
+            candidate.drafter.begin(context, params)
+        for candidate in self._all:
+            for known in (candidate.by_score, candidate.of_alternatives, candidate.by_position):
                 known.begin()
         # By rejection the text depends on what the model was asked to draft, and that must not depend on earlier texts.
         repeats = self._model is not None and params.rejects
-        self._asked = [judged for judged in self._free if not (repeats and judged.drafter.remembers)]
+        self._asked = [candidate for candidate in self._free if not (repeats and candidate.drafter.uses_history)]
         self.target_s.begin()
         if self._draft_s is not None:
             self._draft_s.begin()
@@ -128,40 +128,41 @@ class Arbiter:
         if self.model is not None:
             self.model.begin(context, params, read=False)
             # How it reads decides its last digits, and what it draws by rejection must not depend on earlier texts.
-            if repeats or self._pays_to_read(self._gain_s(), _LONGEST):
+            if repeats or self._worth_catching_up(self._gain_s(), _LONGEST):
                 self.model.read(context)
 
     def draft(self, context: Sequence[int], limit: int, forced: int = 0, allowed: Allowed | None = None) -> Draft:
         k = min(limit, _LONGEST)
         self._forced = forced
         self._length, self._steps, self._copying = len(context), 0, False
-        self._trials.begin()
-        for judged in self._all:
-            judged.proposed = Draft()
+        self._exploration.begin()
+        for candidate in self._all:
+            candidate.proposed = Draft()
         if k == 0:
             return Draft(note=DraftNote(reason="no room"))
-        drafts = [(judged, self._offer(judged, context, k, allowed)) for judged in self._asked]
-        offers = [(judged.drafter.name, judged.branches(draft)) for judged, draft in drafts if len(draft)]
+        drafts = [(candidate, self._offer(candidate, context, k, allowed)) for candidate in self._asked]
+        offers = [(candidate.drafter.name, candidate.branches(draft)) for candidate, draft in drafts if len(draft)]
         self._copying = bool(offers)
-        if self.target_s.homes:
-            self._settle([branch for _, branches in offers for branch in branches], k)
+        if self.target_s.pins_width:
+            self._vote_width([branch for _, branches in offers for branch in branches], k)
         self._rounds_s.clear()
         reason = "not worth its time" if offers else "nothing to copy"
         best, best_worth = self._best(offers, k, reason)
         worth = -inf if self._model is None else self._model_worth(k)
         gain_s = (worth - best_worth) / self.rate
-        pays = gain_s > 0 and self._pays_to_read(gain_s, k)
-        if (pays or len(best)) and self._compares(worth if pays else best_worth):
+        pays = gain_s > 0 and self._worth_catching_up(gain_s, k)
+        if (pays or len(best)) and self._probes_plain(worth if pays else best_worth):
             return Draft(note=DraftNote(reason="to compare"))
         if self._model is None:
             return best
         if gain_s > 0 and not pays:
             return best if len(best) else best.noted(reason="too much to read first")
         first = self._length == self._prompt  # no trial delays the first token
-        if not pays and (first or not self._trials.probe(-gain_s, self._catch_up_s(), self.plain_s)):
+        if not pays and (first or not self._exploration.probe_drafter(-gain_s, self._catch_up_s(), self.plain_s)):
             return best
         draft = self._drafted(context, k, allowed)
-        look = self.probing and len(draft) > 0 and not self.target_s.dear  # what it takes to verify is in doubt, too
+        # A probe also shows what it takes to verify, where a switch of width does not hide that.
+        look = self.probing and len(draft) > 0 and not self.target_s.switch_is_expensive
         if draft.kind == "sampled" or look:  # whether a drawn token is verified must not depend on which it was
             return draft.noted(by=self._model.drafter.name, expected=sum(self._model.chances(draft)))
         offers.append((self._model.drafter.name, self._with_tail(draft, context, k, allowed)))
@@ -176,14 +177,14 @@ class Arbiter:
         forced = self._length - (len(context) - len(verdict.tokens))  # tokens in front of what was drafted
         if self._model is not None:
             first = self._model.proposed.tokens[:1]
-            self._stood = len(first) > 0 and list(first) == list(verdict.tokens[forced : forced + 1])
-        for judged in self._all:
-            judged.learn(verdict.tokens[forced:])
-            judged.drafter.commit(context, draft, verdict, step)
+            self._accepted = len(first) > 0 and list(first) == list(verdict.tokens[forced : forced + 1])
+        for candidate in self._all:
+            candidate.learn(verdict.tokens[forced:])
+            candidate.drafter.commit(context, draft, verdict, step)
 
     def observe(self, start: int, tokens: Sequence[int], hidden: Hidden) -> None:
-        for judged in self._all:
-            judged.drafter.observe(start, tokens, hidden)
+        for candidate in self._all:
+            candidate.drafter.observe(start, tokens, hidden)
 
     def update(self, round_: Round) -> None:
         context, width = self._length, round_.width
@@ -196,25 +197,25 @@ class Arbiter:
         drafted_s = read_s = 0.0
         if self._steps and self._draft_s is not None:
             drafted_s = round_.draft_s
-            a_step_s = self._draft_s.steady(1, context)
-            catch_up_s = self._draft_s.read_s(self._pending - 1, context)
-            draft_expected_s = self._draft_s.cold_s + catch_up_s + self._steps * a_step_s
-            read_s = drafted_s * self._draft_s.read_s(max(0, self._pending - 2), context) / draft_expected_s
+            a_step_s = self._draft_s.seconds(1, context)
+            catch_up_s = self._draft_s.read_s(self._unread_tokens - 1, context)
+            draft_expected_s = self._draft_s.cache_refill_s + catch_up_s + self._steps * a_step_s
+            read_s = drafted_s * self._draft_s.read_s(max(0, self._unread_tokens - 2), context) / draft_expected_s
             self._draft_s.scale(drafted_s / draft_expected_s)
         seconds = target_s + drafted_s + round_.host_s
         usual_s = seconds - read_s  # more than one token is not read every round
         self._paces[self._copying].add(round_.committed, usual_s)
         lost_s = seconds - round_.committed / self.rate
         verified = round_.evaluated > 0
-        self._trials.update(seconds, lost_s, by_model=self._steps > 0, verified=verified, stood=self._stood)
+        self._exploration.update(seconds, lost_s, by_model=self._steps > 0, verified=verified, accepted=self._accepted)
 
     def reset(self) -> None:
-        for judged in self._all:
-            judged.drafter.reset()
+        for candidate in self._all:
+            candidate.drafter.reset()
 
     def only(self, *names: str) -> Arbiter:
         """Some of its drafters, with what is known of costs and nothing of acceptance."""
-        free = [judged.drafter for judged in self._free if judged.drafter.name in names]
+        free = [candidate.drafter for candidate in self._free if candidate.drafter.name in names]
         model = self.model if self.model is not None and self.model.name in names else None
         assert free or model, names
         draft_s = self._draft_s.fresh() if model and self._draft_s else None
@@ -223,16 +224,16 @@ class Arbiter:
     @property
     def probing(self) -> bool:
         """The round that runs is a trial: the model drafts although nothing is expected of it."""
-        return self._trials.probing
+        return self._exploration.probing
 
     @property
     def drafters(self) -> list[str]:
-        return [judged.drafter.name for judged in self._all]
+        return [candidate.drafter.name for candidate in self._all]
 
     @property
     def plain_s(self) -> float:
         """What a token is expected to take without drafting, here and now."""
-        return self.target_s.steady(1, self._length) + self._host_s
+        return self.target_s.seconds(1, self._length) + self._host_s
 
     @property
     def rate(self) -> float:
@@ -247,9 +248,9 @@ class Arbiter:
             self._rounds_s[tokens] = seconds
         return seconds
 
-    def _offer(self, judged: Judged, context: Sequence[int], k: int, allowed: Allowed | None) -> Draft:
-        judged.proposed = judged.drafter.propose(context, k, allowed).within(allowed)
-        return judged.proposed
+    def _offer(self, candidate: Candidate, context: Sequence[int], k: int, allowed: Allowed | None) -> Draft:
+        candidate.proposed = candidate.drafter.propose(context, k, allowed).within(allowed)
+        return candidate.proposed
 
     def _best(self, offers: list[tuple[str, list[Branch]]], k: int, reason: str) -> tuple[Draft, float]:
         """The best of the drafts, or all of them as a tree, cut to what is worth verifying; and what that is worth.
@@ -275,8 +276,8 @@ class Arbiter:
                 best = draft.noted(by="+".join(by), expected=merged.expected)
         return best, best_worth
 
-    def _settle(self, branches: Sequence[Branch], k: int) -> None:
-        """Tell the target at which width this round would be worth most, changes of width aside."""
+    def _vote_width(self, branches: Sequence[Branch], k: int) -> None:
+        """Tell the target at which width this round would be worth most, switches of width aside."""
         rate, forced = self.rate, self._forced
         widest = min(1 + forced + k, self.target_s.widths[-1])
         gains = [float(min(n, forced)) for n in range(widest)]  # by tokens verified: the forced ones, then drafted ones
@@ -286,8 +287,8 @@ class Arbiter:
         for n, (tokens, seconds) in enumerate(self._prospects(widest - 1 - forced), 1 + forced):
             gains[n] = max(gains[n], forced + tokens - rate * seconds)
         best = list(accumulate(gains, max))
-        self.target_s.prefer(
-            lambda width: best[min(width, widest) - 1] / rate - self.target_s.steady(width, self._length)
+        self.target_s.vote_width(
+            lambda width: best[min(width, widest) - 1] / rate - self.target_s.seconds(width, self._length)
         )
 
     def _prospects(self, k: int) -> Iterator[tuple[float, float]]:
@@ -299,11 +300,11 @@ class Arbiter:
             return
         assert self._draft_s
         tokens, chance = 0.0, 1.0
-        a_step_s = self._draft_s.steady(1, self._length)
+        a_step_s = self._draft_s.seconds(1, self._length)
         another_s = self._draft_s.read_s(1, self._length)  # of the last token, next time, if all are accepted
-        seconds = self._draft_s.cold_s + a_step_s
+        seconds = self._draft_s.cache_refill_s + a_step_s
         for place in range(k):
-            chance *= self._model.by_place.chance(place)
+            chance *= self._model.by_position.chance(place)
             tokens += chance
             yield tokens, seconds + chance * another_s
             if chance < _SLIGHT:
@@ -328,9 +329,9 @@ class Arbiter:
     def _catch_up_s(self) -> float:
         """What it takes the model to read what it has not, beyond the step that a draft begins with anyway."""
         assert self.model and self._draft_s
-        return self._draft_s.read_s(max(0, self.model.pending(self._length) - 1), self._length)
+        return self._draft_s.read_s(max(0, self.model.unread_tokens(self._length) - 1), self._length)
 
-    def _pays_to_read(self, gain_s: float, k: int) -> bool:
+    def _worth_catching_up(self, gain_s: float, k: int) -> bool:
         """Whether the text will go on for long enough: as long as texts do, or as long again as it has, if there is
         room.
 
@@ -341,19 +342,21 @@ class Arbiter:
         left = k if k < any_room else max(self._usual - written, written)
         return self._catch_up_s() <= max(0.0, gain_s) * left / 2
 
-    def _compares(self, best: float) -> bool:
-        """Whether to draft nothing, although ``best`` is what a round with a draft is worth. Not where that shows
-        nothing: forced tokens or home make it as wide a forward, or nothing of this text was seen to compare with."""
-        if self.target_s.dear or self._forced or self._length == self._prompt:
+    def _probes_plain(self, best: float) -> bool:
+        """Whether to draft nothing, although ``best`` is what a round with a draft is worth.
+
+        Not where that shows nothing: forced tokens or the pinned width make the forward as wide, or the text is new.
+        """
+        if self.target_s.switch_is_expensive or self._forced or self._length == self._prompt:
             return False
         lost_s = (best - (1.0 + self._forced)) / self.rate + self._round_s(0)
-        return self._trials.compare(lost_s, self.rate * self.plain_s)
+        return self._exploration.probe_plain(lost_s, self.rate * self.plain_s)
 
     def _drafted(self, context: Sequence[int], k: int, allowed: Allowed | None) -> Draft:
         """By the model, as far as it pays."""
         assert self._model and self.model and self._draft_s
         model, rate = self._model, self.rate
-        a_step_s = self._draft_s.steady(1, self._length)
+        a_step_s = self._draft_s.seconds(1, self._length)
 
         steps = 1
 
@@ -362,15 +365,15 @@ class Arbiter:
             chance = prod(model.by_score.chance(score) for score in scores)
             n = len(scores)
             more_s = a_step_s + self._round_s(1 + n) - self._round_s(n)
-            pays = chance * model.by_place.chance(n) > rate * more_s
+            pays = chance * model.by_position.chance(n) > rate * more_s
             steps += pays
             return pays
 
-        self._pending = self.model.pending(self._length)
+        self._unread_tokens = self.model.unread_tokens(self._length)
         draft = model.proposed = self.model.propose_while(context, 1 if self.probing else k, go_on, allowed)
-        self._steps = steps if self._pending else 0
+        self._steps = steps if self._unread_tokens else 0
         if self._steps and not len(draft):  # it took its time and found no token that is allowed: as good as a miss
-            model.by_place.update(0, False)
+            model.by_position.update(0, False)
         return draft
 
     def _with_tail(self, draft: Draft, context: Sequence[int], k: int, allowed: Allowed | None) -> list[Branch]:
@@ -382,11 +385,11 @@ class Arbiter:
             return branches
         longer = [*context, *draft.tokens]
         chances = tuple(self._model.chances(draft))
-        for judged in self._asked:
+        for candidate in self._asked:
             behind = None if allowed is None else lambda tokens: allowed([*draft.tokens, *tokens])
-            tail = judged.drafter.propose(longer, k - len(draft), behind).within(behind)
+            tail = candidate.drafter.propose(longer, k - len(draft), behind).within(behind)
             if len(tail) and tail.tree is None:
-                of_tail = tuple(chances[-1] * chance for chance in judged.chances(tail))
+                of_tail = tuple(chances[-1] * chance for chance in candidate.chances(tail))
                 whole = Branch(draft.tokens + tail.tokens, chances + of_tail)
                 return [whole, *(branch for branch in branches if branch.tokens != draft.tokens)]
         return branches

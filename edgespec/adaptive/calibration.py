@@ -29,9 +29,8 @@ class ForwardTimes:
     """Seconds of a forward of each of ``widths`` tokens behind ``short`` and behind ``long`` rows of context, when the
     forward before was of the same width.
 
-    change_s: how much longer it takes when it was not. cold_s: how much longer the first one takes after another model
-    ran, whose weights have driven its own out of the CPU's caches. row_s: of a prefill, for each of its tokens; 0: not
-    measured.
+    width_switch_s: how much longer it takes when it was not. cache_refill_s: how much longer the first one takes after
+    another model ran, whose weights have driven its own out of the CPU's caches. prefill_s_per_token: 0: not measured.
     """
 
     widths: tuple[int, ...]
@@ -39,9 +38,9 @@ class ForwardTimes:
     long: int
     at_short_s: tuple[float, ...]
     at_long_s: tuple[float, ...]
-    change_s: float = 0.0
-    cold_s: float = 0.0
-    row_s: float = 0.0
+    width_switch_s: float = 0.0
+    cache_refill_s: float = 0.0
+    prefill_s_per_token: float = 0.0
 
     def __post_init__(self) -> None:
         widths = (0, *self.widths)
@@ -51,7 +50,8 @@ class ForwardTimes:
             raise ValueError("not a time for each width behind each context")
         if not all(0 < seconds < inf for seconds in (*self.at_short_s, *self.at_long_s)):
             raise ValueError("a forward that takes no time, or for ever")
-        if not all(0 <= seconds < inf for seconds in (self.change_s, self.cold_s, self.row_s)):
+        others = self.width_switch_s, self.cache_refill_s, self.prefill_s_per_token
+        if not all(0 <= seconds < inf for seconds in others):
             raise ValueError("a time below nothing, or for ever")
 
 
@@ -95,8 +95,10 @@ def measure(model: Model, clock: Callable[[], float], *, least: int = 1, beside:
     short_s = min(run(widths[0]) for _ in range(5))
     at_short, more_changes = _against_narrowest(run, widths)
     farther = max(1.0, long_s / (short_s or 1.0))
-    narrowest_s, cold_s = _in_turns(run, widths[0], clock, beside, 3 * _LEAST_TURNS) if beside else (short_s, 0.0)
-    row_s = _reading(run, widths[0]) * narrowest_s if beside else 0.0
+    narrowest_s, cache_refill_s = (
+        _in_turns(run, widths[0], clock, beside, 3 * _LEAST_TURNS) if beside else (short_s, 0.0)
+    )
+    prefill_s_per_token = _reading(run, widths[0]) * narrowest_s if beside else 0.0
     model.cache.reset()
     short = [narrowest_s * ratio for ratio in _rising(widths, at_short, widths)]
     long = [narrowest_s * farther * ratio for ratio in _rising(timed, at_long, widths)]
@@ -109,8 +111,8 @@ def measure(model: Model, clock: Callable[[], float], *, least: int = 1, beside:
         tuple(short),
         tuple(before + more for before, more in zip(short, behind, strict=True)),
         max(0.0, narrowest_s * median(changes + more_changes)),
-        cold_s,
-        row_s,
+        cache_refill_s,
+        prefill_s_per_token,
     )
 
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from edgespec.adaptive.acceptance import ByPlace, ByScore
+from edgespec.adaptive.acceptance import ByPosition, ByScore
 from edgespec.adaptive.draft_tree import Branch
 from edgespec.protocols import Drafter
 from edgespec.types import Draft
 
 
 @dataclass
-class Judged:
+class Candidate:
     """What is known of a drafter."""
 
     drafter: Drafter
     by_score: ByScore = field(default_factory=ByScore)
-    of_others: ByScore = field(default_factory=ByScore)
-    by_place: ByPlace = field(default_factory=ByPlace)
+    of_alternatives: ByScore = field(default_factory=ByScore)
+    by_position: ByPosition = field(default_factory=ByPosition)
     proposed: Draft = field(default_factory=Draft)
 
     def chances(self, draft: Draft) -> list[float]:
@@ -27,7 +27,7 @@ class Judged:
         depths: list[int] = []
         for index, row in enumerate(draft.parents):
             depths.append(depths[row - 1] + 1 if row else 0)
-            own = self.by_score.chance(draft.scores[index]) if draft.scores else self.by_place.chance(depths[index])
+            own = self.by_score.chance(draft.scores[index]) if draft.scores else self.by_position.chance(depths[index])
             found.append(own * (found[row - 1] if row else 1.0))
         return found
 
@@ -45,7 +45,7 @@ class Judged:
                 continue
             above = chances[place - 1] if place else 1.0
             found.append(
-                Branch((*draft.tokens[:place], token), (*chances[:place], above * self.of_others.chance(score)))
+                Branch((*draft.tokens[:place], token), (*chances[:place], above * self.of_alternatives.chance(score)))
             )
         return found
 
@@ -63,8 +63,8 @@ class Judged:
             if draft.scores:
                 self.by_score.update(draft.scores[index], accepted)
             if draft.tree is None:
-                self.by_place.update(above, accepted)
+                self.by_position.update(above, accepted)
                 if draft.alternatives:
                     other, score = draft.alternatives[index]
                     if score > 0.0:
-                        self.of_others.update(score, other == committed[above])
+                        self.of_alternatives.update(score, other == committed[above])

@@ -19,45 +19,45 @@ _UNCOMPARED = 18
 """rounds with drafts before a comparison, where drafts seem to gain nothing; the more they gain, the more rounds"""
 
 
-class Trials:
+class Exploration:
     """probing, comparing: what the round that runs is."""
 
     def __init__(self) -> None:
-        self.probing = self.comparing = False
+        self.probing = self.probing_plain = False
         self._unspent_s = 0.0
         self._rest = self._rested = _RESTING
         self._uncompared = 0
 
     def begin(self) -> None:
         """A round."""
-        self.probing = self.comparing = False
+        self.probing = self.probing_plain = False
 
-    def probe(self, lost_s: float, read_s: float, plain_s: float) -> bool:
+    def probe_drafter(self, lost_s: float, read_s: float, plain_s: float) -> bool:
         """Whether to, if it is expected to lose ``lost_s``, and the model has to read first for ``read_s``."""
         spare_s = min(self._unspent_s, _SAVED * plain_s)
         due = self._rested >= self._rest and lost_s <= spare_s
         self.probing = due and lost_s + read_s <= spare_s + _CREDIT * plain_s
         return self.probing
 
-    def compare(self, lost_s: float, speed_up: float) -> bool:
+    def probe_plain(self, lost_s: float, speed_up: float) -> bool:
         """Whether to, if drafts seem to be so much faster than plain decoding."""
         often = self._uncompared >= _UNCOMPARED * max(1.0, speed_up) ** 3
-        self.comparing = often and lost_s <= self._unspent_s
-        return self.comparing
+        self.probing_plain = often and lost_s <= self._unspent_s
+        return self.probing_plain
 
-    def update(self, seconds: float, lost_s: float, *, by_model: bool, verified: bool, stood: bool) -> None:
+    def update(self, seconds: float, lost_s: float, *, by_model: bool, verified: bool, accepted: bool) -> None:
         """The round took so long, and its tokens would else have taken ``lost_s`` less.
 
         by_model: the model took its time, and stood: its first token was the target's too. verified: there were
         drafted tokens in the forward.
         """
         self._unspent_s += PROBE * seconds
-        if self.probing or self.comparing:
+        if self.probing or self.probing_plain:
             self._unspent_s -= max(0.0, lost_s)
         self._uncompared = self._uncompared + 1 if verified else 0
         if self.probing:
             self._rested = 0
-            self._rest = _RESTING if stood else min(2 * self._rest, _LONGEST_REST)
+            self._rest = _RESTING if accepted else min(2 * self._rest, _LONGEST_REST)
         elif by_model:
             self._rest = self._rested = _RESTING
         else:

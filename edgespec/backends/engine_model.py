@@ -1,6 +1,6 @@
 """What models do alike on every engine: prefill in chunks, pad a forward to its width, book its rows.
 
-A forward may be padded for three reasons: exact numerics want so many rows at least, a change of width is dear
+A forward may be padded for three reasons: exact numerics want so many rows at least, a switch of width is expensive
 (``Model.width``), and prompts are to come in few widths (``widths``).
 """
 
@@ -13,9 +13,9 @@ from time import perf_counter
 from typing import Any
 
 from edgespec.backends.exact_widths import ExactWidths
-from edgespec.backends.kv_rows import RowBook, may_defer
+from edgespec.backends.kv_rows import KVRows, may_defer
 from edgespec.backends.widths import few_widths, width_of
-from edgespec.errors import BackendError, ContextFull, mapped
+from edgespec.errors import BackendError, ContextFull, wrap_errors
 from edgespec.protocols import Capabilities, Observe, Progress, common_prefix
 from edgespec.types import Numerics, Step, Tree, behind
 
@@ -24,11 +24,11 @@ LONGEST_PAD = 64
 """rows: as far as two of the few widths are apart"""
 
 
-class GrowingCache(RowBook):
+class GrowingCache(KVRows):
     """Rows in memory of the engine, which is allocated as they come."""
 
     @abstractmethod
-    def ensure(self, rows: int) -> None:
+    def reserve(self, rows: int) -> None:
         """Have room for ``rows`` rows, at most LONGEST_PAD more than the capacity."""
 
 
@@ -94,11 +94,11 @@ class PaddedModel(ABC):
             raise ContextFull(
                 "prompt is longer than the context", got=f"{len(tokens)} tokens", allowed=f"{self.cache.capacity}"
             )
-        self._drain()
-        self.cache.settle()
+        self._finish_pending()
+        self.cache.drop_unverified_tree()
         reused = common_prefix(self.cache.tokens, tokens)
         self.cache.crop(reused)
-        self.cache.ensure(len(tokens) + LONGEST_PAD)
+        self.cache.reserve(len(tokens) + LONGEST_PAD)
         self._progress = progress
         for begin in range(reused, len(tokens), self.max_width):
             if len(tokens) - begin <= may_defer(self.max_width, reserve):
@@ -115,9 +115,9 @@ class PaddedModel(ABC):
     def forward(
         self, tokens: Sequence[int], tree: Tree | None = None, *, num_logits: int | None = None, width: int = 1
     ) -> Step:
-        forward = self._feed(tokens, tree, num_logits, width)
+        forward = self._prepare(tokens, tree, num_logits, width)
         began = perf_counter()
-        with mapped(BackendError, "inference failed"):
+        with wrap_errors(BackendError, "inference failed"):
             self._infer()
         self.infer_s += perf_counter() - began
         return self._result(forward)
@@ -125,15 +125,15 @@ class PaddedModel(ABC):
     def start(
         self, tokens: Sequence[int], tree: Tree | None = None, *, num_logits: int | None = None, width: int = 1
     ) -> None:
-        self._pending = self._feed(tokens, tree, num_logits, width)
+        self._pending = self._prepare(tokens, tree, num_logits, width)
         self._started_s = perf_counter()
-        with mapped(BackendError, "inference failed"):
+        with wrap_errors(BackendError, "inference failed"):
             self._start()
 
     def wait(self) -> Step:
         assert self._pending is not None, "wait without start"
         forward = self._pending
-        self._drain()
+        self._finish_pending()
         self.infer_s += perf_counter() - self._started_s
         return self._result(forward)
 
@@ -141,7 +141,7 @@ class PaddedModel(ABC):
     def ready(self) -> bool: ...
 
     @abstractmethod
-    def _give(self, tokens: Sequence[int], past: int, rows: Sequence[int], tree: Tree | None) -> None:
+    def _set_inputs(self, tokens: Sequence[int], past: int, rows: Sequence[int], tree: Tree | None) -> None:
         """Set the inputs of a forward behind ``past`` rows. rows: of ``tokens``, those that get logits."""
 
     @abstractmethod
@@ -157,21 +157,21 @@ class PaddedModel(ABC):
     def _step(self, forward: Forward) -> Step:
         """Logits of its first ``num_logits`` rows that were to get some (and hidden states, if asked for): a view."""
 
-    def _drain(self) -> None:
+    def _finish_pending(self) -> None:
         """Let a forward that was begun come to its end. An interrupted ``wait`` leaves one; its rows are not booked."""
         if self._pending is None:
             return
         try:
-            with mapped(BackendError, "inference failed"):
+            with wrap_errors(BackendError, "inference failed"):
                 self._wait()
         except BackendError:
             self._pending = None
             raise
         self._pending = None
 
-    def _feed(self, tokens: Sequence[int], tree: Tree | None, num_logits: int | None, width: int) -> Forward:
-        self._drain()
-        self.cache.settle()
+    def _prepare(self, tokens: Sequence[int], tree: Tree | None, num_logits: int | None, width: int) -> Forward:
+        self._finish_pending()
+        self.cache.drop_unverified_tree()
         prompt_rows = len(self.cache.deferred)
         if prompt_rows:
             num_logits = len(tokens) if num_logits is None else num_logits
@@ -185,11 +185,11 @@ class PaddedModel(ABC):
         # where that of the rest does, or none.
         wanted = width_of(max(n - first, self.min_width), False, self._few) if first < real else 0
         n = max(real, min(width_of(n, first > 0, self._few), self.cache.capacity + LONGEST_PAD - past))
-        self.cache.ensure(past + n)
+        self.cache.reserve(past + n)
         self.last_width = n
         rows = [*range(first, real), *[real - 1] * (wanted - real + first)] if wanted else []
         self.last_wanted = wanted
-        self._give([*tokens, *[_PAD] * (n - real)], past, rows, tree)
+        self._set_inputs([*tokens, *[_PAD] * (n - real)], past, rows, tree)
         own = tuple(tokens[prompt_rows:])
         return Forward(past, own, tree is not None, num_logits=real - first, width=n, prompt_rows=prompt_rows)
 

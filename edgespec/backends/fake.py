@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from edgespec.backends.kv_rows import RowBook, may_defer
+from edgespec.backends.kv_rows import KVRows, may_defer
 from edgespec.errors import ContextFull
 from edgespec.protocols import Capabilities, Observe, Progress, common_prefix
 from edgespec.types import Logits, Step, Tree, behind
@@ -32,7 +32,7 @@ class VirtualClock:
         return self.now_s
 
 
-class FakeCache(RowBook):
+class FakeCache(KVRows):
     """Physical rows that hold their token; rejected rows stay, as they do in memory."""
 
     def __init__(self, capacity: int) -> None:
@@ -100,7 +100,7 @@ class FakeModel:
     ) -> int:
         if len(tokens) > self.cache.capacity:
             raise ContextFull("prompt does not fit", got=f"{len(tokens)} tokens", allowed=self.cache.capacity)
-        self.cache.settle()
+        self.cache.drop_unverified_tree()
         reused = common_prefix(self.cache.tokens, tokens)
         self.cache.crop(reused)
         self._progress = progress
@@ -127,7 +127,7 @@ class FakeModel:
         self, tokens: Sequence[int], tree: Tree | None = None, *, num_logits: int | None = None, width: int = 1
     ) -> None:
         self._pending = None  # one that was begun and never waited for is dropped
-        self.cache.settle()
+        self.cache.drop_unverified_tree()
         own, prompt_rows = tuple(tokens), len(self.cache.deferred)
         if prompt_rows:
             num_logits = len(tokens) if num_logits is None else num_logits

@@ -15,7 +15,7 @@ def may_defer(max_width: int, reserve: int | None) -> int:
     return 0 if reserve is None else max(0, max_width - max(_LEAST_RESERVE, reserve))
 
 
-class RowBook(ABC):
+class KVRows(ABC):
     """Committed rows of one text. A subclass stores the rows and moves them; crop only moves a length.
 
     Worked example, a cache of 5 rows after a forward of a tree of 4 rows at 5..8, accepted path (0, 3):
@@ -56,7 +56,7 @@ class RowBook(ABC):
         self._branched = branched
         self.tokens.extend(tokens)
 
-    def settle(self) -> None:
+    def drop_unverified_tree(self) -> None:
         """Drop a tree of which no path was kept (an interrupted round): its rows are no text."""
         if self._branched:
             self._branched = False

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from edgespec.bench.speed import Speed
-from edgespec.errors import SettingError, mapped
+from edgespec.errors import SettingError, wrap_errors
 
 
 def require_plot(path: Path) -> None:
@@ -37,5 +37,5 @@ def plot(title: str, speeds: Mapping[str, Speed], path: Path) -> None:
     axes.set_xticks(list(places), list(speeds))
     axes.set(title=title, ylabel="tokens a second, decoding")
     axes.legend()
-    with mapped(SettingError, f"cannot write the plot {path}"):
+    with wrap_errors(SettingError, f"cannot write the plot {path}"):
         figure.savefig(path, dpi=120)

@@ -139,13 +139,13 @@ def verify(pairs: int, new_tokens: int, **options: Any) -> None:
 
 @command.command()
 @click.option("--model", "-m", metavar="REF", default="default", show_default=True)
-@click.option("--draft", metavar="REF", help="Draft model, for all that take one. The pair's own unless told.")
+@click.option("--draft", metavar="REF", help="Draft model, for all that take one; default: the pair's own.")
 @click.option("--only", metavar="NAME,...", help="Contenders whose names begin so; edgespec plain and auto always run.")
 @click.option("--prompts", type=click.Path(path_type=Path), metavar="FILE", help="Lines of JSON (kind, text).")
 @click.option("--per-category", type=click.IntRange(1), default=2, show_default=True, help="Prompts of each category.")
 @click.option("--pairs", type=click.IntRange(1), default=1, show_default=True, help="Answers to each prompt.")
 @click.option("--new-tokens", type=click.IntRange(2), default=96, show_default=True)
-@click.option("--threads", type=click.IntRange(1), metavar="N", help="Of each contender. Physical cores unless told.")
+@click.option("--threads", type=click.IntRange(1), metavar="N", help="Of each runtime; default: physical cores.")
 @click.option("--report", type=click.Path(path_type=Path), metavar="FILE", help="Write a Markdown page, with pictures.")
 def peers(model: str, report: Path | None, prompts: Path | None, per_category: int, **options: Any) -> None:
     """Other runtimes on the same weights: speed, first token, memory, exactness. First: pip install ".[bench]"."""

@@ -28,7 +28,7 @@ from edgespec.sampling_params import SamplingParams
 HELP = """\
 /help              this list
 /reset             forget the conversation
-/system [TEXT]     set the system prompt and begin anew; without TEXT drop it
+/system [TEXT]     set the system prompt and begin again; without TEXT drop it
 /retry             answer the last question again
 /stats             figures of the last answer
 /exit              leave (or Ctrl-D)

@@ -28,7 +28,8 @@ OPTIONAL = {
 @click.option("--model", "-m", metavar="REF", default="default", show_default=True, help="Plan for this model.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(model: str, as_json: bool) -> None:
-    """Show what is here, and what will run where and why. Loads no model; one on the hub is fetched."""
+    """Show what is here, and what will run where and why. Loads no model. One that is not in the cache is fetched and
+    converted first."""
     report = {
         "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
         "python": platform.python_version(),
@@ -84,7 +85,7 @@ def _plan(ref: str) -> dict[str, Any]:
             "drafter": drafter_name(ref),
             "licence": f"{model.licence} (use: {catalog.load().licences[model.licence].use})",
         }
-    manifest = resolve(ref, progress=False).manifest
+    manifest = resolve(ref, progress=True).manifest
     return {
         "name": manifest.name,
         "precision": manifest.target.precision,
@@ -108,7 +109,7 @@ def _engine(model: str) -> str:
         return "OpenVINO or ONNX Runtime, whichever is faster on this CPU: measured when the model is first loaded"
     if len(found.seconds) == 1:
         return "openvino: this model has no ONNX form"
-    again = "; measured again after a day, if the machine is idle then" if found.disturbed else ""
+    again = "; measured again after a day, if the machine is idle then" if found.noisy else ""
     return f"{found.faster}, as last measured: {found}{again}"
 
 

@@ -42,10 +42,10 @@ _MODEL = [
         "--num-draft-tokens",
         type=int,
         metavar="N",
-        help="Tokens to draft each round; the bundle's own number unless told, else it adapts.",
+        help="Tokens to draft each round; default: the bundle's own number, else it adapts.",
     ),
     click.option("--device", default="CPU", show_default=True, metavar="D", help="Where the target runs (see doctor)."),
-    click.option("--draft-device", metavar="D", help="Where the draft runs; beside the target unless told."),
+    click.option("--draft-device", metavar="D", help="Where the draft runs; default: beside the target."),
     click.option(
         "--backend",
         type=click.Choice(get_args(Backend)),
@@ -57,7 +57,7 @@ _MODEL = [
         help="exact: the same tokens with any draft as with none. Default: exact on CPU, fast elsewhere.",
     ),
     click.option(
-        "--context-length", type=int, metavar="N", help="Most tokens of prompt and text; the model's own unless told."
+        "--context-length", type=int, metavar="N", help="Most tokens of prompt and text; default: the model's own."
     ),
     accept_licence,
 ]
@@ -85,7 +85,7 @@ _SAMPLING = [
     click.option(
         "--seed",
         type=int,
-        help="Same seed, settings and engine, same text (with rejection: for a fixed -k). Random unless told.",
+        help="Same seed, settings and engine, same text (with rejection: for a fixed -k); default: random.",
     ),
 ]
 _FORMAT = [

@@ -102,6 +102,8 @@ def summary(result: Generation) -> str:
         parts.append(f"{stats.block_efficiency:.2f} tokens per forward")
     else:
         parts.append("no drafts" if result.drafter == "none" else f"{result.drafter} had nothing to propose")
+    if result.finish_reason == "length":
+        parts.append("cut short by --max-new-tokens or the context")
     if stats.forced:
         parts.append(f"forced by the format: {stats.forced}")
     engine = ENGINES.get(result.backend, result.backend)

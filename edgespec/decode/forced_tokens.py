@@ -34,7 +34,7 @@ def draft_under_constraint(
     forced = forced_run(constraint, min(limit, _LONGEST_RUN))
     left = 0 if forced and forced[-1] in stop else limit - len(forced)
     allowed = lambda drafted: constraint.allowed([*forced, *drafted])  # noqa: E731
-    return admitted(forced, policy.draft([*context, *forced], left, len(forced), allowed), constraint)
+    return cut_forbidden(forced, policy.draft([*context, *forced], left, len(forced), allowed), constraint)
 
 
 def forced_run(constraint: Constraint, most: int) -> list[int]:
@@ -51,7 +51,7 @@ def forced_run(constraint: Constraint, most: int) -> list[int]:
     return run
 
 
-def admitted(forced: Sequence[int], draft: Draft, constraint: Constraint) -> Draft:
+def cut_forbidden(forced: Sequence[int], draft: Draft, constraint: Constraint) -> Draft:
     """``draft`` behind the forced tokens, without tokens that are forbidden or lead to a dead end.
 
     Forced ``(7, 8)`` and a draft ``(4, 5, 6)`` with the tree ``(0, 0, 2)``, of which 4 is forbidden, give the tokens

@@ -26,7 +26,7 @@ class FirstMatch(Drafter):
         self._all: list[Drafter] = [*lookups, *([last] if last is not None else [])]
         self._asked = list(lookups)
         self.name = "+".join(drafter.name for drafter in self._all)
-        self.remembers = any(drafter.remembers for drafter in self._all)
+        self.uses_history = any(drafter.uses_history for drafter in self._all)
         self.model = last.model if last is not None else None
         self.needs = reduce(or_, (drafter.needs for drafter in self._all), Needs())
 
@@ -38,7 +38,7 @@ class FirstMatch(Drafter):
             # By rejection the text depends on what the model was asked to draft, and on its last digits, which are
             # decided by how it reads. Neither may depend on earlier texts.
             if params.rejects:
-                self._asked = [drafter for drafter in self.lookups if not drafter.remembers]
+                self._asked = [drafter for drafter in self.lookups if not drafter.uses_history]
             self.last.begin(context, params, read=params.rejects)
 
     def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:

@@ -34,7 +34,7 @@ class Pool(Drafter):
     """
 
     name = "pool"
-    remembers = True
+    uses_history = True
 
     def __init__(self, capacity: int = 16_384, *, longest: int = 4, shortest: int = 4) -> None:
         if capacity < longest + 2:

@@ -53,7 +53,7 @@ class Recycling(Drafter):
     """
 
     name = "recycling"
-    remembers = True
+    uses_history = True
 
     def __init__(self, vocab_size: int, *, width: int = 1) -> None:
         if not 1 <= width < min(_WIDEST + 1, vocab_size):

@@ -59,7 +59,7 @@ def read_table(file: Path, about: str, successors: Successors, scores: Scores, b
 
 
 def write_table(file: Path, about: str, successors: Successors, scores: Scores, before: Before) -> None:
-    """A cache that cannot be written only means that the next process learns anew."""
+    """A cache that cannot be written only means that the next process learns again."""
     lines = np.flatnonzero(successors[:, 0] >= 0)
     with suppress(OSError):
         make_private(file.parent, file)

@@ -68,7 +68,7 @@ class SmallModel(StepwiseDrafter):
     def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
         return self.propose_while(context, k, lambda scores: True, allowed)
 
-    def pending(self, length: int) -> int:
+    def unread_tokens(self, length: int) -> int:
         cache = self.model.cache
         return length - min(cache.length, length - 1) if length <= cache.capacity else 0
 

@@ -74,7 +74,7 @@ def convert(
     """Fill an empty folder: IR, texts, the JSON files other OpenVINO tools look for, and last of all bundle.json.
 
     revision: SHA-256 of the file, for the record.
-    weights: "faithful" keeps the file's own precision, "int8" compresses its weights anew (see ``gguf.weights``).
+    weights: "faithful" keeps the file's own precision, "int8" compresses its weights again (see ``gguf.weights``).
     merge: matrix products that read the same activations become one (see ``backends.openvino.merge_matmuls``).
     """
     tokenizer, template, generation = texts(header)

@@ -96,7 +96,7 @@ class Model(Strict, frozen=True, kw_only=True):
     file: RelativeFile | None = None
     revision: Revision = "main"
     draft: str | None = None
-    """name of the draft it runs with unless told; None: prompt lookup"""
+    """name of the draft it runs with by default; None: prompt lookup"""
     other_drafts: tuple[str, ...] = ()
     """drafts made for it that have to be asked for"""
 

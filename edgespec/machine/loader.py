@@ -17,7 +17,7 @@ from edgespec.adaptive.calibration import Beside, ForwardTimes
 from edgespec.adaptive.forward_cost import ForwardCost
 from edgespec.backends.exact_widths import ROWS_NEEDED, ExactWidths, find_exact_widths
 from edgespec.bundle import Bundle, ModelFile
-from edgespec.errors import BackendError, BundleError, ConversionError, SettingError, mapped, printable
+from edgespec.errors import BackendError, BundleError, ConversionError, SettingError, printable, wrap_errors
 from edgespec.hub.resolve import model_path
 from edgespec.machine import engine_choice, measurements
 from edgespec.types import Backend, Numerics
@@ -108,7 +108,7 @@ class Machine:
     def costs(self, model: PaddedModel) -> ForwardCost:
         """Measured once, with nothing else running, and then remembered."""
         # Only exact numerics say that padding changes nothing.
-        return ForwardCost(self._times(model), homes=model.numerics == "exact")
+        return ForwardCost(self._times(model), pins_width=model.numerics == "exact")
 
     def draft_costs(self, draft: PaddedModel, target: PaddedModel, target_s: ForwardCost) -> ForwardCost:
         """In turns with its target, as it will run."""
@@ -117,9 +117,9 @@ class Machine:
             target.cache.reset()
             target.forward([0])  # padded to the narrowest width
 
-        beside = Beside(forward, target_s.steady(target.min_width, 0))
+        beside = Beside(forward, target_s.seconds(target.min_width, 0))
         # A drawn draft depends on the draft's last digits, which must not depend on what was asked of it before.
-        costs = ForwardCost(self._times(draft, beside, target), homes=False)
+        costs = ForwardCost(self._times(draft, beside, target), pins_width=False)
         target.cache.reset()
         return costs
 
@@ -174,7 +174,7 @@ class Machine:
     ) -> PaddedModel:
         from edgespec.backends.onnx.session import OnnxRuntimeModel
 
-        with mapped(ConversionError, f"cannot keep an ONNX form in {cache.cache_dir()}"):
+        with wrap_errors(ConversionError, f"cannot keep an ONNX form in {cache.cache_dir()}"):
             folder = self._onnx_form(xml, longest)
         kind: Numerics = "fast" if is_draft else numerics or "exact"
         try:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgespec.errors import BundleError, SettingError, mapped
+from edgespec.errors import BundleError, SettingError, wrap_errors
 from edgespec.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class Grammars:
             raise SettingError("a response format needs a model with an end token, and this one has none")
         self._vocab_size = vocab_size
         self._stop_ids = frozenset(stop_ids)
-        with mapped(BundleError, "this model's tokenizer cannot be used with a response format"):
+        with wrap_errors(BundleError, "this model's tokenizer cannot be used with a response format"):
             self._tokenizer = LLTokenizer(
                 tokenizer.engine.to_str(), n_vocab=max(vocab_size, tokenizer.vocab_size), eos_token=sorted(stop_ids)
             )

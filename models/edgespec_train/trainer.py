@@ -223,7 +223,7 @@ def _resume(accelerator: Accelerator, folder: Path, identity: dict[str, Any]) ->
         state = json.loads((saved / "state.json").read_text(encoding="utf-8"))
         curve = [Point(**point) for point in state.pop("curve")]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SettingError(f"{saved} is damaged: {error}", hint="delete it to begin anew") from error
+        raise SettingError(f"{saved} is damaged: {error}", hint="delete it to begin again") from error
     for name, value in identity.items():
         if state.get(name) != value:
             raise SettingError(

@@ -13,7 +13,7 @@ from pydoc_data import topics
 from edgespec.bench import report as tables
 from edgespec.bench.prompts import Prompt
 from edgespec.bundle import Bundle
-from edgespec.errors import SettingError, mapped
+from edgespec.errors import SettingError, wrap_errors
 from edgespec.hub.resolve import resolve
 from edgespec.machine import devices
 from edgespec.text.chat_template import ChatTemplate
@@ -82,7 +82,7 @@ def _check(page: Path) -> None:
     """Before anything is measured. Raises SettingError."""
     if page.suffix.lower() != ".md" or page.is_dir():
         raise SettingError("report", got=str(page), allowed="a file that ends in .md")
-    with mapped(SettingError, f"cannot write the report {page}"):
+    with wrap_errors(SettingError, f"cannot write the report {page}"):
         page.parent.mkdir(parents=True, exist_ok=True)
 
 
@@ -92,7 +92,7 @@ def write(race: Race, facts: report.Facts, page: Path) -> None:
         _tell('no pictures: matplotlib is not installed (pip install ".[bench]")')
     relative = [path.relative_to(page.parent).as_posix() for path in pictures]
     text = report.markdown(race, facts, relative)
-    with mapped(SettingError, f"cannot write the report {page}"):
+    with wrap_errors(SettingError, f"cannot write the report {page}"):
         temporary = page.with_name(f".{page.name}.tmp")
         temporary.write_text(text, encoding="utf-8", newline="\n")
         temporary.replace(page)

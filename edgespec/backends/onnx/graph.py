@@ -22,7 +22,7 @@ from edgespec.backends.onnx.builder import OnnxBuilder
 from edgespec.backends.onnx.rotary import LAYOUT, Rotary, behind
 from edgespec.backends.onnx.tables import write_tables
 from edgespec.backends.onnx.weights import Compressed, nibbles, number, origin, unsupported, weights_of
-from edgespec.errors import ConversionError, mapped
+from edgespec.errors import ConversionError, wrap_errors
 
 VERSION = 8
 """raise it when the same IR should give another graph, or one that was refused should be judged again"""
@@ -59,14 +59,14 @@ def write_onnx(xml: Path, folder: Path, *, longest: int) -> None:
 
     model = paged_graph(ov.Core(), xml)
     reader = _Reader()
-    with mapped(ConversionError, f"cannot write {xml} as ONNX"):
+    with wrap_errors(ConversionError, f"cannot write {xml} as ONNX"):
         try:
             reader.read(model)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # not such a graph
             raise unsupported(f"{type(error).__name__}: {error}") from error
         write_tables(reader.rotaries, model, folder, longest)
         made = reader.onnx.model()
-    with mapped(ConversionError, f"cannot write the ONNX model to {folder}", hint="is the disk full?"):
+    with wrap_errors(ConversionError, f"cannot write the ONNX model to {folder}", hint="is the disk full?"):
         onnx.save_model(
             made,
             str(folder / MODEL_FILE),

@@ -24,7 +24,7 @@ from edgespec.backends.engine_model import LONGEST_PAD, Forward, GrowingCache, P
 from edgespec.backends.input_buffers import Inputs
 from edgespec.backends.onnx.graph import MODEL_FILE, VERSION, WEIGHTS_FILE
 from edgespec.backends.onnx.tables import RotaryTables
-from edgespec.errors import BackendError, foreign, mapped
+from edgespec.errors import BackendError, foreign, wrap_errors
 from edgespec.protocols import Capabilities
 from edgespec.types import Numerics, Step, Tree
 
@@ -50,7 +50,7 @@ class BoundCache(GrowingCache):
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self._tensors.values())
 
-    def ensure(self, rows: int) -> None:
+    def reserve(self, rows: int) -> None:
         """The engine writes where it is told to: never run a forward without this."""
         most = self.capacity + LONGEST_PAD
         assert rows <= most + SPARE_ROWS, "a forward past the context"
@@ -66,7 +66,7 @@ class BoundCache(GrowingCache):
 
     def _grow(self, rows: int) -> None:
         """One layer at a time: the peak is one layer's copy, not a second cache."""
-        with mapped(BackendError, "no memory for the KV cache", hint="use a smaller --context-length"):
+        with wrap_errors(BackendError, "no memory for the KV cache", hint="use a smaller --context-length"):
             for name, (heads, size) in self._shapes.items():
                 self._tensors[name] = new = self._allocate((1, heads, rows, size), self._tensors.get(name))
                 bound = ("cpu", 0, np.float32, new.shape, new.ctypes.data)
@@ -156,13 +156,13 @@ class OnnxRuntimeModel(PaddedModel):
         if running is not None:
             running.result()
 
-    def _give(self, tokens: Sequence[int], past: int, rows: Sequence[int], tree: Tree | None) -> None:
+    def _set_inputs(self, tokens: Sequence[int], past: int, rows: Sequence[int], tree: Tree | None) -> None:
         assert tree is None, "this model takes no trees"
         n = len(tokens)
         attended = max(n, self.least_attended)
         total = past + attended
-        self.cache.ensure(total)
-        self._rotary.ensure(total, self.cache.capacity + LONGEST_PAD + SPARE_ROWS)
+        self.cache.reserve(total)
+        self._rotary.reserve(total, self.cache.capacity + LONGEST_PAD + SPARE_ROWS)
         self._inputs.set("input_ids", (1, n), tokens)
         self._inputs.set("logits_rows", (len(rows),), rows)
         self._inputs.set("seqlens_k", (1,), total - 1)

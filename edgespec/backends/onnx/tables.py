@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from edgespec.backends.onnx.rotary import Rotary
 from edgespec.backends.onnx.weights import unsupported
 from edgespec.backends.openvino.settings import FULL_PRECISION
-from edgespec.errors import BackendError, mapped
+from edgespec.errors import BackendError, wrap_errors
 
 _ROWS_FILE, _PART_FILE = "rotary.npz", "rotary.xml"
 _LONGEST = "longest"
@@ -57,7 +57,7 @@ def write_tables(
 
 
 class RotaryTables:
-    """The tables of a model's ONNX form, bound to the inputs of a session; ``ensure`` makes them longer."""
+    """The tables of a model's ONNX form, bound to the inputs of a session; ``reserve`` makes them longer."""
 
     def __init__(self, folder: Path, session: Any, binding: Any) -> None:
         self._part = folder / _PART_FILE
@@ -74,10 +74,10 @@ class RotaryTables:
     def rows(self) -> int:
         return min((len(table) for table in self._tables.values()), default=0)
 
-    def ensure(self, rows: int, most: int) -> None:
+    def reserve(self, rows: int, most: int) -> None:
         """Have ``rows`` rows, of at most ``most`` that may come: never run a forward without this."""
         if self._tables and rows > self.rows:
-            with mapped(BackendError, "no memory for the rotary embedding", hint="use a smaller --context-length"):
+            with wrap_errors(BackendError, "no memory for the rotary embedding", hint="use a smaller --context-length"):
                 self._grow(max(rows, min(most, 1 << (rows - 1).bit_length())))
 
     def _grow(self, rows: int) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edgespec.backends.engine_model import LONGEST_PAD, GrowingCache
 from edgespec.backends.openvino.runtime import ov
-from edgespec.errors import BackendError, mapped
+from edgespec.errors import BackendError, wrap_errors
 
 _GROWTH = 1.25
 
@@ -49,7 +49,7 @@ class PagedCache(GrowingCache):
     def nbytes(self) -> int:
         return sum(int(tensor.get_byte_size()) for tensor in self._tensors.values())
 
-    def ensure(self, rows: int) -> None:
+    def reserve(self, rows: int) -> None:
         """Have room for ``rows`` rows. The engine does not check its block table: never run a forward without this."""
         needed = -(-rows // self.rows_per_block)
         if needed <= self.blocks:
@@ -67,7 +67,7 @@ class PagedCache(GrowingCache):
 
     def _grow(self, blocks: int) -> None:
         """One layer at a time: the peak is one layer's copy, not a second cache."""
-        with mapped(BackendError, "no memory for the KV cache", hint="use a smaller --context-length"):
+        with wrap_errors(BackendError, "no memory for the KV cache", hint="use a smaller --context-length"):
             for name, (element_type, shape) in self._kinds.items():
                 new = self._allocate(element_type, [blocks, *shape], self._tensors.get(name))
                 self._request.set_tensor(name, new)

@@ -16,7 +16,7 @@ import numpy as np
 
 from edgespec.backends.openvino.merge_matmuls import merge_products
 from edgespec.backends.openvino.runtime import ops, ov, paged_attention_transformation
-from edgespec.errors import BackendError, DeviceError, mapped
+from edgespec.errors import BackendError, DeviceError, wrap_errors
 
 GRAPH_VERSION = 2
 """raise it when the same IR should give another graph: what was measured of the old one does not hold any more"""
@@ -49,10 +49,10 @@ def paged_graph(core: ov.Core, xml: Path, layers: Sequence[int] = ()) -> ov.Mode
     damaged = "the files are damaged: export or pull the model again"
     if not _is_whole(xml):
         raise BackendError(f"cannot read {xml}: not a complete IR", hint=damaged)
-    with mapped(BackendError, f"cannot read {xml}", hint=damaged):
+    with wrap_errors(BackendError, f"cannot read {xml}", hint=damaged):
         model = core.read_model(xml)
     _refuse_programs(model, xml)
-    with mapped(BackendError, f"{xml} cannot be made a paged graph", hint="is it a decoder exported with past?"):
+    with wrap_errors(BackendError, f"{xml} cannot be made a paged graph", hint="is it a decoder exported with past?"):
         if xml.with_suffix(".bin").stat().st_size <= _SMALL:
             merge_products(model)
         paged_attention_transformation(model, allow_qq_bias=True)

@@ -19,7 +19,7 @@ from edgespec.backends.openvino.blocks import PagedCache
 from edgespec.backends.openvino.graph import GRAPH_VERSION, LOGITS_ROWS, hidden_name, paged_graph
 from edgespec.backends.openvino.runtime import ov
 from edgespec.backends.openvino.settings import NUMERIC, Settings, reported
-from edgespec.errors import BackendError, foreign, mapped
+from edgespec.errors import BackendError, foreign, wrap_errors
 from edgespec.protocols import Capabilities
 from edgespec.types import Step, Tree, tree_depths
 
@@ -45,7 +45,7 @@ class OpenVINOPagedModel(PaddedModel):
         if cache_dir is not None:
             properties["CACHE_DIR"] = str(cache_dir)
         graph = paged_graph(core, xml, layers)
-        with mapped(BackendError, f"cannot compile {xml.name} for {device}", hint="see: edgespec doctor"):
+        with wrap_errors(BackendError, f"cannot compile {xml.name} for {device}", hint="see: edgespec doctor"):
             self.compiled = core.compile_model(graph, device, properties)
             self._request = self.compiled.create_infer_request()
         self.weights_bytes = xml.with_suffix(".bin").stat().st_size
@@ -92,7 +92,7 @@ class OpenVINOPagedModel(PaddedModel):
     def _wait(self) -> None:
         self._request.wait()
 
-    def _give(self, tokens: Sequence[int], past: int, rows: Sequence[int], tree: Tree | None) -> None:
+    def _set_inputs(self, tokens: Sequence[int], past: int, rows: Sequence[int], tree: Tree | None) -> None:
         n = len(tokens)
         blocks = -(-(past + n) // self.cache.rows_per_block)
         self._inputs.set("input_ids", (n,), tokens)

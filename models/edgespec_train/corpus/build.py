@@ -26,7 +26,7 @@ from edgespec.text.chat_template import ChatTemplate
 from edgespec.text.tokenizer import Tokenizer
 from edgespec_train.corpus import shards, sources
 from edgespec_train.corpus.decontaminate import Excluded
-from edgespec_train.corpus.generate import Job, Writer, Written
+from edgespec_train.corpus.generate import Generated, Job, Writer
 from edgespec_train.corpus.sources import Origin, Prompt
 
 _TURN, _CODE_BEGUN, _CODE, _TEXT = range(4)
@@ -136,7 +136,7 @@ class ShardMaker:
 
         jobs.extend(job for job in (ask(2 * len(openings) + i, *entry) for i, entry in enumerate(asked)) if job)
         jobs.extend(job for _, job in openings)
-        kept: list[tuple[int, str, Written]] = []
+        kept: list[tuple[int, str, Generated]] = []
         for written in self.writer.write(jobs):
             key = written.job.key
             if key >= len(openings):
@@ -170,7 +170,7 @@ class ShardMaker:
             for key, (source, tokens, most) in enumerate(entry for entry in encoded if entry[1])
         ]
 
-    def _prompt_of(self, source: int, written: Written) -> Prompt:
+    def _prompt_of(self, source: int, written: Generated) -> Prompt:
         """What the target began, as a prompt."""
         whole = self.tokenizer.decode([*written.job.prompt, *written.tokens])
         if source == _CODE_BEGUN:
@@ -190,7 +190,7 @@ class ShardMaker:
             return tuple(self.tokenizer.encode(prompt.text, raw=True))
         return tuple(self.tokenizer.encode(self.template.render([{"role": "user", "content": prompt.text}])))
 
-    def _clean(self, text: Written) -> bool:
+    def _clean(self, text: Generated) -> bool:
         """No benchmark in what was asked, nor in what the target made of it."""
         return not self._excluded.holds(self.tokenizer.decode([*text.job.prompt, *text.tokens]))
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from edgespec.backends.openvino.graph import LOGITS_ROWS, paged_graph
 from edgespec.backends.openvino.runtime import ops, ov
 from edgespec.backends.openvino.settings import Settings
-from edgespec.errors import BackendError, mapped
+from edgespec.errors import BackendError, wrap_errors
 from edgespec.protocols import common_prefix
 
 TOP = 16
@@ -42,7 +42,7 @@ class Job:
 
 
 @dataclass
-class Written:
+class Generated:
     """What the target wrote: ``n`` tokens, the end token included if it came.
 
     top_ids, top_logprobs: ``(n, TOP)``, the target's best tokens where each of the n was chosen, T = 1.
@@ -58,7 +58,7 @@ class Written:
 class _Slot:
     """One of the texts in flight. ``pending``: tokens the model has not read; ``length``: rows it has read."""
 
-    written: Written
+    written: Generated
     pending: list[int]
     random: np.random.Generator
     length: int
@@ -82,7 +82,7 @@ class Writer:
         self._rows: list[list[int]] = [[] for _ in range(slots)]  # what an idle slot's cache still holds
         core = ov.Core()
         model = _with_top(paged_graph(core, xml))
-        with mapped(BackendError, "cannot make room for the texts", hint="fewer slots or shorter texts"):
+        with wrap_errors(BackendError, "cannot make room for the texts", hint="fewer slots or shorter texts"):
             # As the target runs by default, so in f32 on every CPU: this is what a draft learns.
             compiled = core.compile_model(model, "CPU", Settings.make("CPU", "exact").properties)
             self._request = compiled.create_infer_request()
@@ -94,7 +94,7 @@ class Writer:
                     cache.data[:] = 0
                     self._request.set_tensor(port, cache)
 
-    def write(self, jobs: deque[Job], *, rows_per_forward: int = 512) -> Iterator[Written]:
+    def write(self, jobs: deque[Job], *, rows_per_forward: int = 512) -> Iterator[Generated]:
         """Take jobs from the left and yield each text when it is finished, in no order. Prompts too long are skipped.
 
         The caller may add jobs for every text it is given. One put to the left is taken next, by the slot of that
@@ -123,7 +123,7 @@ class Writer:
             return None
         length = min(common_prefix(rows, list(job.prompt)), len(job.prompt) - 1)
         rows.clear()  # overwritten from here on
-        return _Slot(Written(job), list(job.prompt[length:]), np.random.default_rng((job.seed, job.key)), length)
+        return _Slot(Generated(job), list(job.prompt[length:]), np.random.default_rng((job.seed, job.key)), length)
 
     def _forward(self, rows_left: int) -> list[int]:
         """Every text in flight reads what it has pending, as far as the rows go; returns the slots that finished."""

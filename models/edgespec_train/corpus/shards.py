@@ -24,10 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgespec.errors import SettingError
-from edgespec_train.corpus.generate import Written
+from edgespec_train.corpus.generate import Generated
 
 
-def write_shard(path: Path, texts: Sequence[tuple[int, str, Written]], vocab_size: int, seconds: float) -> None:
+def write_shard(path: Path, texts: Sequence[tuple[int, str, Generated]], vocab_size: int, seconds: float) -> None:
     """Write (source, origin, text) atomically: a shard is there whole or not at all."""
     written = [text for _, _, text in texts]
     ids = np.uint16 if vocab_size <= 1 << 16 else np.int32
