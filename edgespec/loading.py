@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
 from operator import or_
 from pathlib import Path
-from typing import TYPE_CHECKING, cast, get_args
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ from edgespec.drafters.vocabulary_map import input_map, read_id_map
 from edgespec.errors import NoSuchModel, SettingError
 from edgespec.hub import catalog
 from edgespec.hub.resolve import FORMS, model_path, resolve
+from edgespec.load_options import LoadOptions
 from edgespec.machine.loader import Machine
 from edgespec.pipeline import Pipeline
 from edgespec.protocols import Drafter
@@ -77,87 +78,79 @@ def load(
     accept_licence: consent to a licence that allows research only, for the models that are under one.
     progress: say on stderr what takes long; on a terminal, with bars for downloads.
     """
-    if numerics not in (None, *get_args(Numerics)):
-        raise SettingError("numerics", got=numerics, allowed=", ".join(get_args(Numerics)), setting="numerics")
-    if num_draft_tokens is not None and num_draft_tokens < 0:
-        raise SettingError(
-            "number of draft tokens", got=num_draft_tokens, allowed="0 or more", setting="num_draft_tokens"
-        )
-    if draft == "none" and num_draft_tokens:
-        what = "without a drafter there is nothing to draft: number of draft tokens"
-        raise SettingError(what, got=num_draft_tokens, setting="num_draft_tokens")
-    if draft == "none" and draft_from is not None:
-        what = "without a drafter there is nothing to draft from a folder"
-        raise SettingError(what, got=str(draft_from), setting="draft_from")
-    if remember and draft != "recycling":
-        raise SettingError(
-            "only the draft recycling can be remembered", got=f"draft {draft or 'auto'}", setting="remember"
-        )
+    options = LoadOptions(
+        draft=draft,
+        draft_from=draft_from,
+        remember=remember,
+        device=device,
+        draft_device=draft_device,
+        backend=backend,
+        numerics=numerics,
+        num_draft_tokens=num_draft_tokens,
+        context_length=context_length,
+        needs=needs or Needs(),
+        accept_licence=accept_licence,
+        progress=progress,
+    )
     if draft_from is not None:
         require_folder(draft_from)
-    ref = str(ref)
-    draft = None if draft == "auto" else draft
-    for named in filter(None, (ref, draft)):  # of both, before the first of them is fetched
+    for named in filter(None, (str(ref), options.draft)):  # of both, before the first of them is fetched
         catalog.require_consent(named, accepted=accept_licence)
-    pair = resolve(ref, accept_licence=accept_licence, progress=progress)
+    pair = resolve(str(ref), accept_licence=accept_licence, progress=progress)
+    return _wired(pair, options, options.draft or catalog.default_draft(str(ref)))
+
+
+def _wired(pair: Bundle, options: LoadOptions, draft: str | None) -> Pipeline:
+    """A fetched pair, loaded. draft: what to draft with, or None for all that the pair has."""
     longest = pair.manifest.generation.context_length
-    if context_length is not None and not 1 <= context_length <= longest:
-        raise SettingError(
-            "context_length",
-            got=context_length,
-            allowed=f"1 to {longest}, what {pair.name} was made for",
-            setting="context_length",
-        )
-    if draft is None:
-        draft = catalog.default_draft(ref)
-    own_model = any(entry.model is not None for entry in pair.manifest.drafters if draft in (None, entry.name))
-    if draft_device is not None and not own_model and (draft is None or draft in _without_model(pair)):
-        raise SettingError(
-            f"only a draft model has a draft device, and {draft or NGram.name} is none",
-            got=draft_device,
-            setting="draft_device",
-        )
-    files = [] if draft_from is None else [_retrieval(pair, draft_from, progress)]
-    machine = Machine(context_length or longest, progress, accept_licence)
-    device = device.upper()
-    draft_on = (draft_device or device).upper()
-    other = _other(machine, pair, draft)
-    # Other outputs are another graph, whose logits may differ in the last digits: so it does not depend on ``draft``.
-    listed = (Needs(entry.needs.layers, entry.needs.extra) for entry in pair.manifest.drafters)
-    layers = reduce(or_, listed, needs or Needs()).layers
-    if layers and backend == "onnxruntime":
-        raise SettingError("hidden states come from OpenVINO only: backend", got=backend, allowed="openvino")
-    engine = machine.backend(pair, device, numerics, "openvino" if layers else backend)
-    draft_engine: Backend = engine if draft_on == "CPU" else "openvino"
-    with ThreadPoolExecutor(1) as beside:  # compiling is mostly one thread's work, and there are two models to compile
-        drafting = beside.submit(_drafters, machine, pair, draft, other, draft_on, draft_engine)
-        target = machine.model(pair, pair.manifest.target, device, backend=engine, numerics=numerics, layers=layers)
-        free, model = drafting.result()
+    options.require_context(longest, pair.name)
+    entries = [entry for entry in pair.manifest.drafters if draft in (None, entry.name)]
+    own_model = any(entry.model is not None for entry in entries)
+    other_model = draft is not None and draft not in _without_model(pair)
+    options.require_own_model(own_model or other_model, draft or NGram.name)
+    machine = Machine(options.context_length or longest, options.progress, options.accept_licence)
+    lookups: list[Drafter] = []
+    if options.draft_from is not None:
+        lookups.append(_retrieval(pair, options.draft_from, options.progress))
+    target, free, model = _models(machine, pair, options, draft)
+    lookups += free
     if draft == "recycling":
-        free.append(_recycling(pair, target, remember))
-    free = [*files, *free]
-    devices = {"target": device} | ({"draft": draft_on} if model else {})
+        lookups.append(_recycling(pair, target, options.remember))
+    k = options.num_draft_tokens
     drafter, arbiter, target_s = None, None, None
-    if free or model:
+    if lookups or model:
         trees = target.capabilities.tree
         if model:
             model.alternatives = trees
-        drafter = FirstMatch(free, model)
-        target_s, draft_s = _costs(machine, target, model, num_draft_tokens)
-        if target_s is not None and num_draft_tokens is None:
-            arbiter = Arbiter(free, model, target_s=target_s, draft_s=draft_s, trees=trees)
-    if num_draft_tokens is None:
-        own = [entry for entry in pair.manifest.drafters if draft in (None, entry.name)]
-        num_draft_tokens = next((entry.num_draft_tokens for entry in own if entry.num_draft_tokens is not None), None)
-    return Pipeline(
-        pair,
-        target,
-        drafter,
-        arbiter=arbiter,
-        target_s=target_s,
-        num_draft_tokens=num_draft_tokens,
-        devices=devices,
-    )
+        drafter = FirstMatch(lookups, model)
+        target_s, draft_s = _costs(machine, target, model, k)
+        if target_s is not None and k is None:
+            arbiter = Arbiter(lookups, model, target_s=target_s, draft_s=draft_s, trees=trees)
+    if k is None:
+        k = next((entry.num_draft_tokens for entry in entries if entry.num_draft_tokens is not None), None)
+    devices = {"target": options.device} | ({"draft": options.draft_device or options.device} if model else {})
+    return Pipeline(pair, target, drafter, arbiter=arbiter, target_s=target_s, num_draft_tokens=k, devices=devices)
+
+
+def _models(
+    machine: Machine, pair: Bundle, options: LoadOptions, draft: str | None
+) -> tuple[PaddedModel, list[Drafter], SmallModel | None]:
+    """The target, the lookups that need none, and the draft model."""
+    other = _other(machine, pair, draft)
+    # Other outputs are another graph, whose logits may differ in the last digits: so it does not depend on ``draft``.
+    listed = (Needs(entry.needs.layers, entry.needs.extra) for entry in pair.manifest.drafters)
+    layers = reduce(or_, listed, options.needs).layers
+    if layers and options.backend == "onnxruntime":
+        raise SettingError("hidden states come from OpenVINO only: backend", got=options.backend, allowed="openvino")
+    device, draft_device = options.device, options.draft_device or options.device
+    engine = machine.backend(pair, device, options.numerics, "openvino" if layers else options.backend)
+    draft_engine: Backend = engine if draft_device == "CPU" else "openvino"
+    with ThreadPoolExecutor(1) as beside:  # compiling is mostly one thread's work, and there are two models to compile
+        drafting = beside.submit(_drafters, machine, pair, draft, other, draft_device, draft_engine)
+        target = machine.model(
+            pair, pair.manifest.target, device, backend=engine, numerics=options.numerics, layers=layers
+        )
+        return target, *drafting.result()
 
 
 def drafter_name(ref: str) -> str:

@@ -1,4 +1,4 @@
-"""What the rooms of the runtime ask of each other."""
+"""The contracts between the loop, models, drafters and constraints: what each changes, and who may call when."""
 
 from __future__ import annotations
 

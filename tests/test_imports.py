@@ -36,6 +36,7 @@ GROUND = {
     "files",
     "generation",
     "ir_folder",
+    "load_options",
     "manifest",
     "own_files",
     "protocols",

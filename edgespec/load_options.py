@@ -1,0 +1,69 @@
+"""What ``edgespec.load`` may be asked for, checked before anything is fetched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+from edgespec.errors import SettingError
+from edgespec.types import Backend, Needs, Numerics
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """The options of ``load``, which describes them. Raises SettingError for what makes no sense, alone or together.
+
+    ``draft`` "auto" becomes None, and devices are in capitals: of two spellings one is left.
+    """
+
+    draft: str | None = None
+    draft_from: str | Path | None = None
+    remember: bool = False
+    device: str = "CPU"
+    draft_device: str | None = None
+    backend: Backend | None = None
+    numerics: Numerics | None = None
+    num_draft_tokens: int | None = None
+    context_length: int | None = None
+    needs: Needs = field(default_factory=Needs)
+    accept_licence: bool = False
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        k = self.num_draft_tokens
+        self._require("numerics", self.numerics in (None, *get_args(Numerics)), allowed=", ".join(get_args(Numerics)))
+        self._require("num_draft_tokens", k is None or k >= 0, "number of draft tokens", allowed="0 or more")
+        self._require(
+            "num_draft_tokens",
+            not (self.draft == "none" and k),
+            "without a drafter there is nothing to draft: number of draft tokens",
+        )
+        self._require(
+            "draft_from",
+            not (self.draft == "none" and self.draft_from is not None),
+            "without a drafter there is nothing to draft from a folder",
+        )
+        if self.remember and self.draft != "recycling":
+            what, got = "only the draft recycling can be remembered", f"draft {self.draft or 'auto'}"
+            raise SettingError(what, got=got, setting="remember")
+        if self.draft == "auto":
+            object.__setattr__(self, "draft", None)
+        object.__setattr__(self, "device", self.device.upper())
+        object.__setattr__(self, "draft_device", self.draft_device and self.draft_device.upper())
+
+    def _require(self, setting: str, holds: bool, what: str | None = None, allowed: str | None = None) -> None:
+        if not holds:
+            got: Any = getattr(self, setting)
+            got = str(got) if isinstance(got, Path) else got
+            raise SettingError(what or setting, got=got, allowed=allowed, setting=setting)
+
+    def require_context(self, longest: int, name: str) -> None:
+        """longest: rows that the model ``name`` was made for."""
+        holds = self.context_length is None or 1 <= self.context_length <= longest
+        self._require("context_length", holds, allowed=f"1 to {longest}, what {name} was made for")
+
+    def require_own_model(self, has_own: bool, drafter: str) -> None:
+        """has_own: there is a draft model to put on a device of its own; else ``drafter`` drafts."""
+        holds = self.draft_device is None or has_own
+        self._require("draft_device", holds, f"only a draft model has a draft device, and {drafter} is none")
