@@ -124,7 +124,7 @@ def test_bench_engine_prints_times_and_losses(loaded: Pipeline, monkeypatch: pyt
     assert at_64[str(loaded.target.min_width)]["ratio"] == 1.0  # type: ignore[attr-defined]
     assert {"32", "draft 1"} < at_64.keys() and all(found["ratio"] > 0 for found in at_64.values())
     rounds = figures["rounds"]
-    assert set(rounds["lost"]) == {"host", "change", "cold", "other"} and 0 < rounds["lost"]["host"] < 1
+    assert set(rounds["lost"]) == {"host", "width_switch", "cache_refill", "other"} and 0 < rounds["lost"]["host"] < 1
     assert rounds["measured_over_ideal"] > 0 and rounds["ideal_speed_up"] > 0
     assert figures["crop_us"] and all(us >= 0 for us in figures["crop_us"].values())
     monkeypatch.setattr(loaded.target.cache, "capacity", 90)

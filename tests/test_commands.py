@@ -388,5 +388,5 @@ def test_names_of_strangers_do_not_steer_a_terminal(
     shown = capsys.readouterr().out
     assert shown.count("evil\\x1b]0;title\\x07\\x9b2J") == 2 and not {"\x1b", "\x07", "\x9b"} & set(shown)
     stats = Stats(prompt_tokens=1)
-    told = summary(SimpleNamespace(model=EVIL, drafter=EVIL, token_ids=[], decode_tok_per_s=None, ttft_s=None, stats=stats, numerics="exact", compute_precision="f32", devices={"target": "CPU"}, backend="openvino", verification=None, seed=None))  # type: ignore[arg-type]  # fmt: skip  # noqa: E501
+    told = summary(SimpleNamespace(model=EVIL, drafter=EVIL, token_ids=[], decode_tok_per_s=None, ttft_s=None, stats=stats, numerics="exact", compute_precision="f32", devices={"target": "CPU"}, backend="openvino", verification=None, seed=None, finish_reason="stop"))  # type: ignore[arg-type]  # fmt: skip  # noqa: E501
     assert told.count("evil\\x1b") == 2 and told.isprintable()

@@ -479,22 +479,22 @@ def test_hidden_states_are_those_of_transformers(tmp_path: Path, arch: str) -> N
 
 
 def test_hidden_states_of_a_prefill_and_of_what_it_defers_are_told(tiny_ir: Path) -> None:
-    fake = FakeModel(random_table(50, seed=1), 50, max_width=40, leaves=20, layers=(1,))
+    fake = FakeModel(random_table(50, seed=1), 50, max_width=64, leaves=20, layers=(1,))
     paged = load_ir(tiny_ir, layers=(1,))
-    paged.set_exact_widths(ExactWidths(paged.min_width, 40))
+    paged.set_exact_widths(ExactWidths(paged.min_width, 64))
     for model in (fake, paged):
         told: list[tuple[int, list[int], int]] = []
 
         def observe(start: int, tokens: Sequence[int], hidden: Hidden, told: list[Any] = told) -> None:
             told.append((start, list(tokens), len(hidden[1])))
 
-        text = [(7 * i) % 50 for i in range(47)]
+        text = [(7 * i) % 50 for i in range(71)]
         model.prefill(text, reserve=3, observe=observe)  # type: ignore[attr-defined]
-        assert told == [(0, text[:40], 40)]
+        assert told == [(0, text[:64], 64)]
         step = model.forward([1, 2, 3])
         assert (step.prompt_rows, len(step.hidden[1]), len(step.logits)) == (7, 10, 3)
         start, tokens, hidden = step.kept([*text, 1, 2, 9], Verdict(1, (2, 9), (0, 1)))
-        assert (start, list(tokens), len(hidden[1])) == (40, [*text[40:], 1, 2], 9)
+        assert (start, list(tokens), len(hidden[1])) == (64, [*text[64:], 1, 2], 9)
         assert np.array_equal(hidden[1], step.hidden[1][:9])
 
 

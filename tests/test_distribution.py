@@ -315,10 +315,9 @@ def test_a_draft_that_is_drawn_without_the_constraint_and_cut_would_be_noticed(
             n += 1
         certain = tuple(Distribution(np.array([token]), np.ones(1)) for token in forced)
         return replace(
-            draft,
+            draft.noted(forced=len(forced)),
             tokens=(*forced, *draft.tokens[:n]),
             scores=(),
-            forced=len(forced),
             probs=certain + draft.probs[:n] if draft.kind == "sampled" else (),
         )
 

@@ -270,11 +270,11 @@ def test_forwards_padded_to_the_end_of_a_full_context_give_plain_decodings_token
     assert context[len(prompt) :] == expected
 
 
-def test_a_plain_run_is_not_padded_to_the_home_of_drafted_ones(
+def test_a_plain_run_is_not_padded_to_the_width_of_drafted_ones(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     times = ForwardTimes((2, 8), 64, 512, (0.010, 0.011), (0.010, 0.011), width_switch_s=0.005)
-    costs = ForwardCost(times, home=8)
+    costs = ForwardCost(times, pinned_width=8)
     monkeypatch.setattr(costs, "begin", lambda: None)
     monkeypatch.setattr(pipeline, "_target_s", costs)
     widths = {}

@@ -157,7 +157,7 @@ class _Loss:
             "speed_up": measured,
             "ideal_speed_up": measured / over_ideal,
             "measured_over_ideal": over_ideal,
-            "lost": {name: shares[name] for name in ("host", "change", "cold", "other")},
+            "lost": {name: shares[name] for name in ("host", "width_switch", "cache_refill", "other")},
             "trials": lost_to_trials(rounds),
             "plain_bare_over_ours": median(plain_closeness),
             "host_us_plain": 1e6 * plain.host_s / plain_rounds,
