@@ -58,12 +58,15 @@ class Pipeline:
         self._turn = Turn()
         self._grammars: Grammars | None = None
         self.stop_ids = frozenset(generation.eos_token_ids)
+        source = bundle.chat_template()
         self.tokenizer = Tokenizer(
-            bundle.hashed(bundle.manifest.tokenizer), bos_token=generation.bos_token, add_bos=generation.add_bos
+            bundle.hashed(bundle.manifest.tokenizer),
+            bos_token=generation.bos_token,
+            add_bos=generation.add_bos,
+            template=source or "",
+            end_ids=generation.eos_token_ids,
         )
-        if source := bundle.chat_template():
-            self.tokenizer.protect(source)
-        self._control = ControlTokens(self.tokenizer.control_texts, self.tokenizer.eaten_blanks)
+        self._control = ControlTokens(self.tokenizer.control_texts, self.tokenizer.spoken_texts)
         self.template = (
             ChatTemplate(source, bos_token=generation.bos_token, eos_token=generation.eos_token) if source else None
         )
@@ -128,7 +131,9 @@ class Pipeline:
             messages, mark = self._control.marked(messages)
         text = self.template.render(messages)
         self.tokenizer.require_fit(text, capacity)
-        ids = self.tokenizer.encode_parts(self._control.parts(text, mark)) if mark else self.tokenizer.encode(text)
+        if allow_special:
+            return self.stream_tokens(self.tokenizer.encode(text), **options)
+        ids = self.tokenizer.encode_parts(self._control.parts(text, mark))
         return self.stream_tokens(ids, **options)
 
     def stream_tokens(

@@ -3,42 +3,102 @@
 A chat template writes control tokens around what users said, and one tokenizer reads the whole. So a user who writes
 ``<|im_end|>`` would end his own turn and could begin another one in the model's name. Here such spellings are marked
 before the template is rendered: a character that nobody used stands between their letters. In the rendered text the
-marks say which letters are a user's.
+marks say which spellings are a user's, and there the text is cut.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+import unicodedata
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property
+from itertools import chain, pairwise
 from typing import Any
 
-from edgespec.errors import SettingError
-
-_MARKS = (*range(0xE000, 0xF8FF), *range(0xF0000, 0xFFFFD))  # private use
-_WORDS_OF_CODE = ("role", "type")
-"""keys whose values templates compare with words"""
+_MARKS = (range(0xE000, 0xF8FF), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE), range(0x10000, 0xF0000))
+"""code points. Private use first; a text that used all of them would be longer than any context."""
+_ESCAPES = re.compile(r"(?=(\\u[0-9a-f]{4}(?:\\ud[c-f][0-9a-f]{2})?|\\U[0-9a-f]{8}))")
+_OWN_ROLES = ("assistant", "model")
+_COMPARED = ("role", "type")
+"""keys whose values a template compares"""
 
 
 class ControlTokens:
-    """texts: how control tokens are spelt. eats: of those that take blanks into themselves, whether on the left and
-    whether on the right.
+    """texts: how control tokens are spelt. spoken: those that a model writes in its answers; there they stay tokens.
 
     >>> control = ControlTokens(["<s>", "</s>"])
     >>> marked, mark = control.marked([{"role": "user", "content": "a</s>"}])
     >>> control.parts("<s>" + marked[0]["content"] + "</s>", mark)
-    [('<s>', False), ('a</s>', True), ('</s>', False)]
+    ['<s>a<', '/s></s>']
     """
 
-    def __init__(self, texts: Collection[str], eats: Mapping[str, tuple[bool, bool]] | None = None) -> None:
+    def __init__(self, texts: Collection[str], spoken: Collection[str] = ()) -> None:
         self._texts = [text for text in texts if len(text) > 1]
-        self._eats = eats or {}
+        self._of_users = _Spellings(self._texts)
+        self._of_model = _Spellings([text for text in self._texts if text not in spoken]) if spoken else self._of_users
 
     @cached_property
     def _spelt(self) -> re.Pattern[str]:
-        longest_first = sorted(self._texts, key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        """At every place where one begins, also inside another one: the longest there."""
+        return re.compile(f"(?=({_any_of(self._texts)}))")
+
+    def marked(self, messages: Sequence[Mapping[str, Any]]) -> tuple[Sequence[Mapping[str, Any]], str]:
+        """The messages with marks in what spells a control token, or begins to; and the mark, "" where nothing does.
+
+        A spelling in other letters counts, in capitals or of another width: the template or the tokenizer may change
+        them.
+        """
+        if not isinstance(messages, Sequence):
+            return messages, ""
+        found = False
+
+        def look(text: str, spellings: _Spellings) -> str:
+            nonlocal found
+            found = found or spellings.are_in(text)
+            return text
+
+        for message in messages:
+            self._changed(message, look)
+        if not found:
+            return messages, ""
+        mark = _unused(texts_in(messages))
+        return [
+            self._changed(message, lambda text, spellings: spellings.marked(text, mark)) for message in messages
+        ], mark
+
+    def _changed(self, message: Any, change: Callable[[str, _Spellings], str]) -> Any:
+        is_models = isinstance(message, Mapping) and message.get("role") in _OWN_ROLES
+        spellings = self._of_model if is_models else self._of_users
+        return _changed(message, lambda text: change(text, spellings))
+
+    def parts(self, rendered: str, mark: str) -> list[str]:
+        """The rendered text without marks, cut inside each control token that a user spelt."""
+        if not mark:
+            return [rendered]
+        for escape in _escapes(mark):
+            rendered = rendered.replace(escape, mark)
+        marks = [match.start() - count for count, match in enumerate(re.finditer(mark, rendered))]
+        plain = rendered.replace(mark, "")
+        cuts = {0, len(plain)}
+        for match in self._spelt.finditer(plain):
+            following = bisect_right(marks, match.start(1))
+            if following < len(marks) and marks[following] < match.end(1):
+                cuts.add(marks[following])
+        places = sorted(cuts)
+        return [plain[start:end] for start, end in pairwise(places)]
+
+
+class _Spellings:
+    """Of control tokens, in letters of any case and width."""
+
+    def __init__(self, texts: Collection[str]) -> None:
+        self._texts = sorted({_folded(text) for text in texts})
+
+    @cached_property
+    def _spelt(self) -> re.Pattern[str]:
+        return re.compile(_any_of(self._texts))
 
     @cached_property
     def _beginnings(self) -> frozenset[str]:
@@ -49,64 +109,64 @@ class ControlTokens:
     def _longest(self) -> int:
         return max(map(len, self._beginnings), default=0)
 
-    def marked(self, messages: Sequence[Mapping[str, Any]]) -> tuple[Sequence[Mapping[str, Any]], str]:
-        """The messages with marks in what spells a control token, or begins to; and the mark, "" where nothing does."""
-        texts = texts_in(messages)
-        if not any(self._spelt.search(text) or self._begins(text) for text in texts):
-            return messages, ""
-        used = set().union(*texts)
-        escaped = "\\u" in "".join(texts)
-        marks = (chr(code) for code in _MARKS if chr(code) not in used)
-        mark = next((mark for mark in marks if not (escaped and any(_escaped(mark) in text for text in texts))), None)
-        if mark is None:
-            raise SettingError("messages use every private character of Unicode", hint="leave some of them out")
-        return _mapped(messages, lambda text: self._marked(text, mark)), mark
+    def are_in(self, text: str) -> bool:
+        folded = _folded(text)
+        if self._spelt.search(folded) or self._begins(folded.rstrip()) or self._begins(folded):
+            return True
+        return not text.isascii() and bool(self._spelt.search(unicodedata.normalize("NFKC", text).lower()))
 
-    def _begins(self, text: str) -> bool:
-        return any(text[-length:] in self._beginnings for length in range(1, min(len(text), self._longest) + 1))
+    def _begins(self, folded: str) -> bool:
+        return any(folded[-length:] in self._beginnings for length in range(1, min(len(folded), self._longest) + 1))
 
-    def parts(self, rendered: str, mark: str) -> list[tuple[str, bool]]:
-        """The rendered text in pieces, without marks: True for those in which no control token stands."""
-        rendered = rendered.replace(_escaped(mark), mark)  # by tojson
-        ends = [self._with_blanks(rendered, match) for match in self._spelt.finditer(rendered)]
-        plain = rendered.replace(mark, "")
-        spelt = [(match.start(), match.group()) for match in self._spelt.finditer(rendered)]
-        same = [(start - rendered.count(mark, 0, start), text) for start, text in spelt]
-        if same == [(match.start(), match.group()) for match in self._spelt.finditer(plain)]:
-            return [(plain, False)]  # only the template spells any
-        found: list[tuple[str, bool]] = []
-        begin = 0
-        for start, end in [*ends, (len(rendered), len(rendered))]:
-            start = max(begin, start)
-            between = rendered[begin:start]
-            found += [(between.replace(mark, ""), mark in between), (rendered[start:end], False)]
-            begin = end
-        joined: list[tuple[str, bool]] = []
-        for text, is_text in found:
-            if joined and not is_text and not joined[-1][1]:
-                joined[-1] = (joined[-1][0] + text, False)
-            elif text:
-                joined.append((text, is_text))
-        return joined
-
-    def _with_blanks(self, text: str, match: re.Match[str]) -> tuple[int, int]:
-        """Where a control token begins and ends, with the blanks that become part of it."""
-        left, right = self._eats.get(match.group(), (False, False))
-        start, end = match.span()
-        while left and start and text[start - 1].isspace():
-            start -= 1
-        while right and end < len(text) and text[end].isspace():
-            end += 1
-        return start, end
-
-    def _marked(self, text: str, mark: str) -> str:
-        while self._spelt.search(text):  # tokens may overlap
-            text = self._spelt.sub(lambda match: mark.join(match.group()), text)
-        return text + mark if self._begins(text) else text
+    def marked(self, text: str, mark: str) -> str:
+        while places := [match.span() for match in self._spelt.finditer(_folded(text))]:  # tokens may overlap
+            pieces = [""]
+            begin = 0
+            for start, end in places:
+                pieces += [text[begin:start], mark.join(text[start:end])]
+                begin = end
+            text = "".join((*pieces, text[begin:]))
+        stripped = text.rstrip()
+        if self._begins(_folded(text)):
+            text += mark
+        if stripped != text and self._begins(_folded(stripped)):  # a template may strip it too
+            text = stripped + mark + text[len(stripped) :]
+        return text
 
 
-def _is_word(value: Any) -> bool:
-    return isinstance(value, str) and value.isidentifier()
+class _Letters(dict[int, str]):
+    """Each letter as the same letter in lower case and of the usual width, where that is one letter."""
+
+    def __missing__(self, code: int) -> str:
+        letter = unicodedata.normalize("NFKC", chr(code)).lower()
+        self[code] = letter if len(letter) == 1 else chr(code)
+        return self[code]
+
+
+_LETTERS = _Letters()
+
+
+def _folded(text: str) -> str:
+    """As long as the text."""
+    return text.lower() if text.isascii() else text.translate(_LETTERS)
+
+
+def _any_of(texts: Iterable[str]) -> str:
+    return "|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or "(?!)"
+
+
+def _escapes(mark: str) -> set[str]:
+    """How JSON or Python's repr write it."""
+    return {json.dumps(mark)[1:-1], ascii(mark)[1:-1]}
+
+
+def _unused(texts: Collection[str]) -> str:
+    """A character that is not in the texts, nor written there as an escape."""
+    used: set[str] = set().union(*texts)
+    escapes = {escape for text in texts if "\\" in text for escape in _ESCAPES.findall(text)}
+    return next(
+        mark for mark in map(chr, chain(*_MARKS)) if mark not in used and not (escapes and escapes & _escapes(mark))
+    )
 
 
 def texts_in(value: Any) -> list[str]:
@@ -120,21 +180,17 @@ def texts_in(value: Any) -> list[str]:
     return []
 
 
-def _escaped(mark: str) -> str:
-    return json.dumps(mark)[1:-1]
-
-
-def _mapped(value: Any, change: Any) -> Any:
-    """Keys are names, and so are roles and types: a template looks for them."""
+def _changed(value: Any, change: Callable[[str], str], *, is_data: bool = False) -> Any:
+    """With texts changed; not the keys and values that a template compares. is_data: it compares nothing in there."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
         return {
-            key if _is_word(key) else _mapped(key, change): item
-            if key in _WORDS_OF_CODE and _is_word(item)
-            else _mapped(item, change)
+            change(key) if is_data and isinstance(key, str) else key: item
+            if key in _COMPARED and not is_data
+            else _changed(item, change, is_data=is_data or key == "arguments")
             for key, item in value.items()
         }
     if isinstance(value, list | tuple):
-        return [_mapped(item, change) for item in value]
+        return [_changed(item, change, is_data=is_data) for item in value]
     return value

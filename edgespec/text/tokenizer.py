@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping, Sequence
+import secrets
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,16 @@ _SLICE = 1 << 16
 class Tokenizer:
     """A ``tokenizers`` tokenizer with the two things a prompt needs: no truncation, and an optional BOS."""
 
-    def __init__(self, path: Path, *, bos_token: str | None = None, add_bos: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        bos_token: str | None = None,
+        add_bos: bool = False,
+        template: str = "",
+        end_ids: Collection[int] = (),
+    ) -> None:
+        """template: the source of the chat template. end_ids: the tokens that end a turn or a text."""
         import tokenizers
 
         with foreign(BundleError, f"{path} is not a tokenizer", hint="export or pull the model again"):
@@ -29,8 +41,8 @@ class Tokenizer:
             require_modest(self.engine)
         self.engine.no_truncation()
         self.engine.no_padding()
-        self._added = list(self.engine.get_added_tokens_decoder().values())
-        self._role_texts: set[str] = set()
+        self._template = template
+        self._ends = (*end_ids, self.engine.token_to_id(bos_token) if bos_token else None)
         self._bos_id = self.engine.token_to_id(bos_token) if add_bos and bos_token else None
 
     @property
@@ -45,32 +57,75 @@ class Tokenizer:
             return [self._bos_id, *ids]
         return ids
 
-    @property
+    @cached_property
     def control_texts(self) -> list[str]:
-        """How the tokens are spelt that no text of a user may become."""
-        return [token.content for token in self._added if token.special or token.content in self._role_texts]
+        """How the tokens are spelt that no text of a user may become: special ones, ends, and those of the template.
 
-    @property
-    def eaten_blanks(self) -> dict[str, tuple[bool, bool]]:
-        """Of added tokens that take the blanks around them: on the left, on the right."""
-        return {token.content: (token.lstrip, token.rstrip) for token in self._added if token.lstrip or token.rstrip}
-
-    def protect(self, template: str) -> None:
-        """Some models do not mark their role tokens as special. Take as control tokens also the added ones that a chat
-        template writes. Those that it looks for in a message, such as ``</think>``, are a matter of its own."""
-        self._role_texts = {
+        Some models have role tokens that are not special. Added tokens also stand for words, tags and spaces of a text:
+        those stay tokens unless the template spells them, and words and spaces even then.
+        """
+        return [
             token.content
-            for token in self._added
-            if not token.special and token.content in template and not _looks_for(template, token.content)
-        }
-        self.__dict__.pop("_engine_of_text", None)
+            for number, token in self._added.items()
+            if token.special or number in self._ends or (token.content in self._template and _is_tag(token.content))
+        ]
 
-    def encode_parts(self, parts: Sequence[tuple[str, bool]]) -> list[int]:
-        """Token ids of texts one behind the other; in those marked True no control token is looked for."""
-        ids: list[int] = []
-        for text, is_text in parts:
-            ids += self._ids(self._engine_of_text if is_text else self.engine, text)
+    @cached_property
+    def spoken_texts(self) -> list[str]:
+        """Of the control tokens: those of pairs like ``<think>`` and ``</think>``, which a model writes in its answers.
+        They begin no turn."""
+        plain = {token.content for token in self._added.values() if not token.special}
+        pairs = [(text, f"</{text[1:]}") for text in plain if text[:1] == "<" and f"</{text[1:]}" in plain]
+        return [text for pair in pairs for text in pair if text in self.control_texts]
+
+    @cached_property
+    def _added(self) -> dict[int, Any]:
+        return dict(self.engine.get_added_tokens_decoder())
+
+    def encode_parts(self, parts: Sequence[str]) -> list[int]:
+        """Token ids of a text in parts: no token reaches from one into the next, else it is read in one.
+
+        Raises SettingError where more control tokens come out than the parts spell: a normalizer made them.
+        """
+        if len(parts) < 2:
+            ids = self._ids(self.engine, "".join(parts))
+        else:
+            engine, cut, cut_id = self._cut_engine
+            ids = [token for token in self._ids(engine, cut.join(parts)) if token != cut_id]
+        spelt = Counter(self._control_ids[text] for part in parts for text in self._control_spelt.findall(part))
+        control = set(self._control_ids.values())
+        made = Counter(token for token in ids if token in control) - spelt
+        if made:
+            token = self.engine.id_to_token(min(made))
+            raise SettingError(
+                f"the tokenizer makes a control token of text in a message: {token}",
+                hint="write it in another way, or allow it (--allow-special)",
+            )
         return ids
+
+    @cached_property
+    def _cut_engine(self) -> tuple[Any, str, int]:
+        """One that also knows a token to cut texts with; nobody can guess how it is spelt."""
+        import tokenizers
+
+        engine = tokenizers.Tokenizer.from_str(self.engine.to_str())
+        cut = f"\ue000{secrets.token_hex(8)}\ue000"
+        engine.add_tokens([tokenizers.AddedToken(cut, normalized=False)])
+        return engine, cut, engine.token_to_id(cut)
+
+    @cached_property
+    def _control_ids(self) -> dict[str, int]:
+        """By spelling: those that can be cut, but not what stands for letters that the model does not know."""
+        model = self.engine.model
+        unknown = self.engine.token_to_id(token) if (token := getattr(model, "unk_token", None)) else None
+        if unknown is None and type(model).__name__ == "Unigram":
+            unknown = json.loads(model.__getstate__()).get("unk_id")
+        ids = {text: self.engine.token_to_id(text) for text in self.control_texts if len(text) > 1}
+        return {text: number for text, number in ids.items() if number != unknown}
+
+    @cached_property
+    def _control_spelt(self) -> re.Pattern[str]:
+        return re.compile("|".join(map(re.escape, sorted(self._control_ids, key=len, reverse=True))) or "(?!)")
 
     def require_fit(self, text: str, capacity: int) -> None:
         """Raises ContextFull for a text that cannot be ``capacity`` tokens or fewer, before anything is made of it."""
@@ -98,7 +153,7 @@ class Tokenizer:
     def stop_tokens(self, stops: Sequence[str]) -> dict[int, str]:
         """Of the stop strings in which a control token is spelt: the id of the first one, which ends the text there.
         A control token has no text, so its spelling is never found in one."""
-        spelt = {token.content: self.engine.token_to_id(token.content) for token in self._added if token.special}
+        spelt = {token.content: number for number, token in self._added.items() if token.special}
         found: dict[int, str] = {}
         for stop in stops:
             places = [(stop.index(text), -len(text), token) for text, token in spelt.items() if text and text in stop]
@@ -123,29 +178,13 @@ class Tokenizer:
                 raise SettingError("prompt is not valid text", got=reason, hint="use UTF-8") from error
             raise
 
-    @cached_property
-    def _engine_of_text(self) -> Any:
-        import tokenizers
-
-        engine = tokenizers.Tokenizer.from_str(self.engine.to_str())
-        engine.add_special_tokens(
-            [tokenizers.AddedToken(text, special=True, normalized=False) for text in sorted(self._role_texts)]
-        )
-        engine.encode_special_tokens = True  # as the text that they are spelt as
-        return engine
-
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.engine.decode(list(ids), skip_special_tokens=True))
 
 
-def _looks_for(template: str, token: str) -> bool:
-    """Whether a template takes texts apart by a token.
-
-    >>> _looks_for("{{ m.split('</think>')[-1] }}", "</think>"), _looks_for("{{ '<user>' + m }}", "<user>")
-    (True, False)
-    """
-    quoted = f"['\"]{re.escape(token)}['\"]"
-    return re.search(rf"\w\(\s*{quoted}|{quoted}\s+(not\s+)?in\b", template) is not None
+def _is_tag(text: str) -> bool:
+    """No word, and no space or sign alone."""
+    return any(map(str.isalnum, text)) and not all(letter.isalnum() or letter.isspace() for letter in text)
 
 
 class Detokenizer:
@@ -167,7 +206,7 @@ class Detokenizer:
         try:
             with foreign(BundleError, "cannot decode tokens"):
                 piece = self._stream.step(self._engine, token)
-        except BundleError:  # the stream lost its place on bytes that are no text: begin again after them
+        except BundleError:  # the stream lost its place on bytes that are no text: begin anew after them
             text = self.flush()
             self._stream = self._stream_type(skip_special_tokens=True)
             return text
