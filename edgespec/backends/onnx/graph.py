@@ -4,7 +4,7 @@ The paged graph (``backends.openvino.graph``) is read from the tokens to the log
 operator of its own in ONNX Runtime becomes that operator: MatMulNBits for a product with compressed weights, whose
 codes, steps and zero points are taken over as they are, SimplifiedLayerNormalization for RMSNorm, GroupQueryAttention
 for rotary embedding and attention. What has none raises ConversionError. Weights that are shared in the IR are shared
-here.
+here. (A long file, since every rule is a step of the same walk over one graph.)
 
 Operators: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
 """
