@@ -131,9 +131,7 @@ class Pipeline:
             messages, mark = self._control.marked(messages)
         text = self.template.render(messages)
         self.tokenizer.require_fit(text, capacity)
-        if allow_special:
-            return self.stream_tokens(self.tokenizer.encode(text), **options)
-        ids = self.tokenizer.encode_parts(self._control.parts(text, mark))
+        ids = self.tokenizer.encode_parts(self._control.parts(text, mark)) if mark else self.tokenizer.encode(text)
         return self.stream_tokens(ids, **options)
 
     def stream_tokens(
