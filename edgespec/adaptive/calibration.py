@@ -19,7 +19,7 @@ WIDTHS = (1, 2, 3, 4, 6, 8, 12, 17)
 _SHORT, _LONG = 64, 512
 _LEAST_TURNS, _MOST_TURNS, _LONG_ENOUGH_S = 3, 15, 2.5
 _NARROW = 4
-"""rows up to which it decides whether to draft at all what they cost: these get all the turns"""
+"""Forwards of up to so many rows are timed in every turn: their cost decides whether to draft at all."""
 ROWS_NEEDED = _LONG + WIDTHS[-1]
 """of cache, to measure"""
 

@@ -1,12 +1,12 @@
 """What a forward costs, and at which width to run it. No clock in here; times arrive with the rounds.
 
 Begins from what was measured (``calibration``). While running, two corrections follow what is seen: one for all widths
-(the machine is slower now), one for each. As long as all are wide, or all narrow, nobody can tell which of them it is:
-what plain decoding takes beside wider forwards is known from one right behind the other.
+(the machine is slower now), one for each. While only wide forwards are seen, or only narrow ones, nobody can tell which
+correction is due. A narrow forward right behind a wide one, or the reverse, shows what plain decoding takes beside it.
 
 An engine that prepares every layer again for each new shape makes a switch of width expensive: half a forward of
 SmolLM2 on CPU (docs/log/adaptive.md). So a text has a *pinned width*, the one that pays best lately, and forwards of
-fewer tokens are padded to it. A forward of another width is charged with the switch back. Another width is pinned when
+fewer tokens are padded to it. A forward of another width pays more than the switch back. Another width is pinned when
 it would have earned more in the last rounds than the switch costs.
 """
 
@@ -20,10 +20,10 @@ from edgespec.adaptive.calibration import ForwardTimes, line
 _ALL, _EACH = 0.15, 0.02
 """how far the corrections move towards a new observation, in logarithms"""
 _CONTRAST = 0.25
-"""how far the narrowest width moves against all wider ones at one right behind the other"""
+"""how far the narrowest width moves against all wider ones, when one follows the other"""
 _AWAY = 3
-"""switches that another width than the pinned one is charged: the one back, and caution, since of all offers it is the
-most hopeful one that calls for it"""
+"""switches charged for leaving the pinned width: one is the switch back. Two are a margin, since the offer
+that asks for another width is the most hopeful of several estimates."""
 _WINDOW, _AHEAD = 0.97, 30
 """rounds of late that say which width to pin, and rounds ahead in which a switch must pay"""
 _ALIKE = 0.01
@@ -43,7 +43,8 @@ class ForwardCost:
     >>> cost(1, 0), cost(3, 0), cost(9, 0), cost(1, 200)
     (1.0, 1.5, 3.0, 2.0)
 
-    With a switch at 0.8 and width 5 pinned: a forward of 3 runs at 5; one of 9 goes there and back.
+    With a switch at 0.8 and width 5 pinned: a forward of 3 runs at 5; one of 9 is charged four switches, one there and
+    three for leaving the pinned width.
 
     >>> cost = ForwardCost(ForwardTimes((1, 5, 9), 0, 100, (1.0, 2.0, 3.0), (1.0, 2.0, 3.0), 0.8), pinned_width=5)
     >>> cost.update(3, 0, cost.width(3, 0), None)
@@ -186,7 +187,7 @@ class ForwardCost:
         return self.widths[bisect_left(self.widths, n)] if n <= self.widths[-1] else n
 
     def _total(self, width: int, context: int) -> float:
-        """With the switch to this width, and the one back to the pinned width."""
+        """With the switch to this width, and what leaving the pinned width is charged."""
         changes = (width != self._last) + _AWAY * (width != self.pinned_width)
         return self.seconds(width, context) + changes * self._width_switch_s
 

@@ -23,7 +23,7 @@ _WIDEST = (256, 64, 32, 16)
 _LARGEST_PAD = 16
 _PAST = 70  # rows before the windows: more than two KV blocks, not a whole number of them
 _WINDOWS, _NARROW, _NARROW_WINDOWS = 2, 4, 12
-"""windows of a width that are compared, and more of so many rows or fewer: kernels that differ agree on many a row"""
+"""windows compared of each width, and 12 of widths up to 4 rows: kernels that differ still agree on many a row"""
 ROWS_NEEDED = _PAST + max(_WIDEST)
 
 
