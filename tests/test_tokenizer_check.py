@@ -38,6 +38,7 @@ FOREIGN = {
     },
     "puts much in front": {"normalizer": {"type": "Prepend", "prepend": "a" * 10**6}},
     "has many tables": {"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFKD"}] * 40}},
+    "maps bytes again": {"normalizer": {"type": "Sequence", "normalizers": [{"type": "ByteLevel"}] * 2}},
     "doubles what is written": {"decoder": {"type": "Sequence", "decoders": DOUBLE}},
 }
 KNOWN = {

@@ -206,7 +206,7 @@ class Detokenizer:
         try:
             with foreign(BundleError, "cannot decode tokens"):
                 piece = self._stream.step(self._engine, token)
-        except BundleError:  # the stream lost its place on bytes that are no text: begin anew after them
+        except BundleError:  # the stream lost its place on bytes that are no text: begin again after them
             text = self.flush()
             self._stream = self._stream_type(skip_special_tokens=True)
             return text

@@ -20,6 +20,8 @@ _MOST_STEPS = 64
 _FIXED_MAPS = ("Precompiled", "NFKC", "NFKD", "NFC", "NFD", "ByteLevel", "Lowercase", "BertNormalizer")
 _MOST_MAPS = 8
 """of those with a table of their own, which may turn a character into 18"""
+_ONCE = ("Precompiled", "ByteLevel")
+"""maps that make a text longer again when they run again; the first one's table is the tokenizer's own"""
 
 
 def require_file(path: Path) -> None:
@@ -37,8 +39,11 @@ def require_modest(engine: Any) -> None:
         if part is None:
             continue
         steps = list(_steps(json.loads(part.__getstate__())))
-        if len(steps) > _MOST_STEPS or sum(step.get("type") in _FIXED_MAPS for step in steps) > _MOST_MAPS:
+        kinds = [step.get("type") for step in steps]
+        if len(steps) > _MOST_STEPS or sum(kind in _FIXED_MAPS for kind in kinds) > _MOST_MAPS:
             raise BundleError("tokenizer has too many steps", got=len(steps), allowed=f"{_MOST_STEPS} steps")
+        if repeated := next((kind for kind in _ONCE if kinds.count(kind) > 1), None):
+            raise BundleError("tokenizer has a step more than once", got=repeated, allowed="once")
         if any(len(step.get("prepend") or "") > _LONGEST_PREFIX for step in steps):
             raise BundleError("tokenizer puts too much in front of a text", allowed=f"{_LONGEST_PREFIX} characters")
         if (growth := prod(_growth(step) for step in steps)) > _MOST_GROWTH:
