@@ -21,6 +21,15 @@ from edgespec.errors import ConversionError, SourceError
 
 _ELSEWHERE = "free some space, or set {} to a folder on another disk"
 _PARTIAL = ".partial"
+VERSIONS = {
+    "ir": 4,
+    "paged_graph": 2,
+    "onnx_form": 8,
+    "exact_widths": 3,
+    "forward_times": 5,
+}
+"""Part of the keys of what is kept. Raise one when a change of ours makes what was kept untrue: the same file gives
+another IR, the same IR another graph or refusal, or the same machine other widths or times"""
 
 
 def cache_dir() -> Path:

@@ -19,11 +19,11 @@ from edgespec.bundle import Bundle
 from edgespec.bundle import Drafter as DrafterEntry
 from edgespec.drafters.first_match import FirstMatch
 from edgespec.drafters.ngram import NGram
-from edgespec.drafters.pool import Pool
 from edgespec.drafters.recycling import Recycling
 from edgespec.drafters.retrieval import Retrieval
 from edgespec.drafters.retrieval_folder import read_folder, require_folder
 from edgespec.drafters.small_model import SmallModel
+from edgespec.drafters.text_pool import Pool
 from edgespec.drafters.vocabulary_map import input_map, read_id_map
 from edgespec.errors import NoSuchModel, SettingError
 from edgespec.hub import catalog

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import edgespec
 from edgespec.drafters.ngram import NGram
-from edgespec.drafters.pool import Pool
+from edgespec.drafters.text_pool import Pool
 from edgespec.errors import SettingError
 from edgespec.protocols import Drafter
 from edgespec.sampling_params import SamplingParams

@@ -228,7 +228,7 @@ def test_openvino_is_loaded_without_its_telemetry() -> None:
     for code in (
         "from edgespec.machine.devices import devices; devices()",
         "import edgespec.backends.openvino.paged",
-        "from edgespec.machine.loader import Machine; Machine(1, False)",
+        "from edgespec.machine.devices import require_device; require_device('CPU')",
     ):
         loaded = loaded_after(code)
         assert "openvino" in loaded and "openvino_telemetry" not in loaded

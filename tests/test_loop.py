@@ -18,10 +18,10 @@ from edgespec.decode.policy import Heuristic, Plain
 from edgespec.decode.speculative import speculative
 from edgespec.drafters.ngram import NGram
 from edgespec.drafters.none import NoDrafter
-from edgespec.drafters.pool import Pool
 from edgespec.drafters.recycling import Recycling
 from edgespec.drafters.retrieval import Retrieval
 from edgespec.drafters.small_model import SmallModel
+from edgespec.drafters.text_pool import Pool
 from edgespec.errors import IncompatiblePair
 from edgespec.protocols import Drafter
 from edgespec.sampling_params import SamplingParams

@@ -16,8 +16,9 @@ import edgespec
 from edgespec.adaptive.calibration import ForwardTimes
 from edgespec.adaptive.forward_cost import ForwardCost
 from edgespec.backends.exact_widths import ExactWidths
-from edgespec.machine import measurements
-from edgespec.machine.engine_choice import Comparison
+from edgespec.machine import measure_forwards, measurement_store
+from edgespec.machine.engine_comparison import Comparison
+from edgespec.machine.measure_forwards import Calibration
 
 WIDTHS: dict[str, Any] = {"least": 5, "most": 64}
 TIMES: dict[str, Any] = {
@@ -39,11 +40,17 @@ NONSENSE: list[tuple[type, dict[str, Any]]] = [
     (ForwardTimes, {"widths": [0, 8, 17]}), (ForwardTimes, {"widths": [8, 5, 17]}), (ForwardTimes, {"long": 8}),
     (ForwardTimes, {"width_switch_s": -0.1}), (ForwardTimes, {"prefill_s_per_token": 1e999}),
     (ForwardTimes, {"at_short_s": "soon"}),
+    (Calibration, {"other_cores": -1.0}), (Calibration, {"times": {}}), (Calibration, {"other_cores": 1e999}),
     (Comparison, {"seconds": {}}), (Comparison, {"seconds": {"onnxruntime": 2.0}}),
     (Comparison, {"seconds": {"openvino": 0.0, "onnxruntime": 2.0}}), (Comparison, {"others": -1.0}),
     (Comparison, {"seconds": {"openvino": 3.0, "torch": 2.0}}), (Comparison, {"seconds": {"openvino": -3.0}}),
 ]  # fmt: skip
-SENSE: dict[type, dict[str, Any]] = {ExactWidths: WIDTHS, ForwardTimes: TIMES, Comparison: ENGINES}
+SENSE: dict[type, dict[str, Any]] = {
+    ExactWidths: WIDTHS,
+    ForwardTimes: TIMES,
+    Calibration: {"times": TIMES, "other_cores": 0.1},
+    Comparison: ENGINES,
+}
 
 
 def use(found: Any) -> None:
@@ -53,8 +60,8 @@ def use(found: Any) -> None:
             assert 1 <= found.least <= found.most <= 256
         case Comparison():
             assert found.faster in str(found)
-        case ForwardTimes():
-            cost = ForwardCost(found)
+        case Calibration() | ForwardTimes():
+            cost = ForwardCost(found.times if isinstance(found, Calibration) else found)
             cost.begin()
             for width in (1, 4, 30):
                 assert cost.width(width, 100) >= width and cost(width, 100) > 0
@@ -65,9 +72,9 @@ def use(found: Any) -> None:
 def test_nonsense_is_not_known(tmp_path: Path, kind: type, changed: dict[str, Any]) -> None:
     file = tmp_path / "found.json"
     file.write_text(json.dumps(SENSE[kind]))
-    use(measurements.read(file, kind))
+    use(measurement_store.read(file, kind))
     file.write_text(json.dumps(SENSE[kind] | changed))
-    assert measurements.read(file, kind) is None
+    assert measurement_store.read(file, kind) is None
 
 
 def mutated(content: dict[str, Any], draw: random.Random) -> bytes:
@@ -93,7 +100,7 @@ def mutated(content: dict[str, Any], draw: random.Random) -> bytes:
 def test_what_is_only_deep_or_large_is_not_known(tmp_path: Path, text: bytes) -> None:
     file = tmp_path / "found.json"
     file.write_bytes(text)
-    assert measurements.read(file, ExactWidths) is None
+    assert measurement_store.read(file, ExactWidths) is None
 
 
 @pytest.mark.parametrize("kind", SENSE)
@@ -101,7 +108,7 @@ def test_a_mutation_is_usable_or_not_known(tmp_path: Path, kind: type) -> None:
     file, known = tmp_path / "found.json", 0
     for seed in range(200):
         file.write_bytes(mutated(SENSE[kind], random.Random(seed)))
-        found = measurements.read(file, kind)
+        found = measurement_store.read(file, kind)
         if found is not None:
             known += 1
             use(found)
@@ -117,7 +124,8 @@ def test_a_run_measures_nonsense_again(tiny_ir: Path, tmp_path: Path, monkeypatc
 
     expected = generate()
     measured = {path: json.loads(path.read_text()) for path in tmp_path.glob("measured/*.json")}
-    changes: list[dict[str, Any]] = [{"most": 10**9}, {"widths": [1000], "at_short_s": [1.0], "at_long_s": [1.0]}]
+    unfit = TIMES | {"widths": [1000], "at_short_s": [1.0], "at_long_s": [1.0]}
+    changes: list[dict[str, Any]] = [{"most": 10**9}, {"times": unfit}]
     for path, good in measured.items():
         for change in changes:
             if set(change) <= set(good):
@@ -128,11 +136,34 @@ def test_a_run_measures_nonsense_again(tiny_ir: Path, tmp_path: Path, monkeypatc
     assert len(measured) == 2 and not list(tmp_path.glob("measured/*.tmp"))
 
 
+def test_a_calibration_made_under_load_is_measured_again_when_the_load_is_gone(
+    tiny_ir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGESPEC_CACHE", str(tmp_path))
+    monkeypatch.setattr(measure_forwards.Others, "cores", lambda self: 0.5)
+
+    def record() -> dict[str, Any]:
+        edgespec.load(tiny_ir.parent)
+        [file] = tmp_path.glob("measured/forward_times-*.json")
+        found: dict[str, Any] = json.loads(file.read_text())
+        return found
+
+    noisy = record()
+    assert noisy["other_cores"] == 0.5
+    monkeypatch.setattr(measure_forwards, "busy", lambda seconds: True)
+    assert record() == noisy, "the other programs are still there: a new one would be no better"
+    monkeypatch.setattr(measure_forwards, "busy", lambda seconds: False)
+    monkeypatch.setattr(measure_forwards.Others, "cores", lambda self: 0.0)
+    quiet = record()
+    assert quiet["other_cores"] == 0.0 and quiet["times"] != noisy["times"]
+    assert record() == quiet
+
+
 def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for file in (tmp_path / "file" / "found.json", tmp_path / "folder"):
         file.name == "folder" and file.mkdir()
-        assert measurements.remembered(file, lambda: None, lambda: ExactWidths(2, 64)) == ExactWidths(2, 64)
+        assert measurement_store.remembered(file, lambda: None, lambda: ExactWidths(2, 64)) == ExactWidths(2, 64)
     assert not list(tmp_path.glob("*.tmp")), "nothing half-written stays"
 
 
@@ -140,9 +171,9 @@ def test_a_measurement_may_be_part_of_another(tmp_path: Path) -> None:
     inner, outer = tmp_path / "inner.json", tmp_path / "outer.json"
 
     def find() -> ExactWidths:
-        return measurements.remembered(inner, lambda: None, lambda: ExactWidths(2, 64))
+        return measurement_store.remembered(inner, lambda: None, lambda: ExactWidths(2, 64))
 
-    assert measurements.remembered(outer, lambda: None, find) == ExactWidths(2, 64)
+    assert measurement_store.remembered(outer, lambda: None, find) == ExactWidths(2, 64)
     assert inner.is_file() and outer.is_file()
 
 
@@ -151,12 +182,12 @@ def test_processes_that_begin_together_agree(tmp_path: Path) -> None:
     script = """if True:
         import sys, time
         from pathlib import Path
-        from edgespec.machine import measurements
+        from edgespec.machine import measure_forwards, measurement_store
         from edgespec.backends.exact_widths import ExactWidths
         file, least = Path(sys.argv[1]), int(sys.argv[2])
         sys.stdin.readline()
         find = lambda: time.sleep(0.5) or ExactWidths(least, 64)
-        print(measurements.remembered(file, lambda: measurements.read(file, ExactWidths), find).least)
+        print(measurement_store.remembered(file, lambda: measurement_store.read(file, ExactWidths), find).least)
     """
     command = [sys.executable, "-c", script, str(tmp_path / "measured" / "found.json")]
     processes = [

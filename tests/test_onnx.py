@@ -17,6 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 import edgespec
+from edgespec import cache
 from edgespec.backends.engine_model import LONGEST_PAD, PaddedModel
 from edgespec.backends.fake import FakeModel, VirtualClock, random_table
 from edgespec.backends.onnx.check import check
@@ -27,7 +28,7 @@ from edgespec.backends.openvino.runtime import ops, ov
 from edgespec.bundle import Bundle
 from edgespec.cli import cli
 from edgespec.errors import BackendError, ConversionError, SettingError
-from edgespec.machine import engine_choice, loader
+from edgespec.machine import engine_choice, engine_comparison, other_programs
 from edgespec.machine.loader import Machine
 from edgespec.pipeline import Pipeline
 from edgespec.types import Logits
@@ -289,8 +290,8 @@ def engines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_fast_ir: Path)
 
     monkeypatch.setenv("EDGESPEC_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("EDGESPEC_BACKEND")
-    monkeypatch.setattr(engine_choice, "answer_s", answer_s)
-    monkeypatch.setattr(engine_choice.Others, "cores", lambda self: 0.0)
+    monkeypatch.setattr(engine_comparison, "answer_s", answer_s)
+    monkeypatch.setattr(engine_comparison.Others, "cores", lambda self: 0.0)
     return seconds
 
 
@@ -314,7 +315,7 @@ def test_what_was_found_beside_other_programs_is_found_again_when_they_are_gone(
     engines: dict[str, float], tiny_fast_ir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as busy:
-        busy.setattr(engine_choice.Others, "cores", lambda self: 0.5)
+        busy.setattr(engine_comparison.Others, "cores", lambda self: 0.5)
         assert loaded(tiny_fast_ir).target.capabilities.backend == "onnxruntime"
         measured = engines["measured"]
         engines["openvino"] = 0.5
@@ -323,7 +324,7 @@ def test_what_was_found_beside_other_programs_is_found_again_when_they_are_gone(
         plan = CliRunner().invoke(cli, ["doctor", "-m", str(tiny_fast_ir.parent), "--json"]).stdout
         assert "beside other programs that took 0.5 cores; measured again" in plan
     assert loaded(tiny_fast_ir).target.capabilities.backend == "onnxruntime", "not more than once a day"
-    monkeypatch.setattr(engine_choice, "_AGAIN_S", -1)
+    monkeypatch.setattr(engine_comparison, "_AGAIN_S", -1)
     assert loaded(tiny_fast_ir).target.capabilities.backend == "openvino"
     engines["openvino"] = 2.0
     assert loaded(tiny_fast_ir).target.capabilities.backend == "openvino"
@@ -351,7 +352,7 @@ def test_a_drafted_token_is_not_free() -> None:
     def took(forward_s: Callable[[int], float]) -> float:
         clock = VirtualClock()
         model = FakeModel(random_table(8, seed=0), 8, forward_s=forward_s, clock=clock)
-        return engine_choice.answer_s(model, clock)  # type: ignore[arg-type]
+        return engine_comparison.answer_s(model, clock)  # type: ignore[arg-type]
 
     flat = took(lambda width: 1.0 if width < 64 else 0.0)  # rounds of 4: 1 + 0.45 + 0.2 + 0.09 tokens
     assert flat == pytest.approx(256 * 1.2 / (1 + 0.45 + 0.45**2), rel=1e-6)
@@ -365,7 +366,7 @@ def test_other_programs_are_noticed() -> None:
     """A process that counts, beside one that sleeps."""
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
         try:
-            assert engine_choice.busy(0.5)
+            assert other_programs.busy(0.5)
         finally:
             other.kill()
 
@@ -399,9 +400,9 @@ def test_a_model_without_an_onnx_form_stays_on_openvino(
         with pytest.raises(NoONNXForm, match="Tanh"):
             loaded(tiny_fast_ir, backend="onnxruntime")
     assert len(tried) == 1, "the reason is kept"
-    kept = loader.cache.cache_dir() / "onnx"
+    kept = cache.cache_dir() / "onnx"
     assert [path.suffix for path in kept.iterdir()] == [".refused"]
-    monkeypatch.setattr(graph, "VERSION", graph.VERSION + 1)
+    monkeypatch.setitem(cache.VERSIONS, "onnx_form", cache.VERSIONS["onnx_form"] + 1)
     assert loaded(tiny_fast_ir).target.capabilities.backend == "onnxruntime", "another version judges it again"
     assert [path.is_dir() for path in kept.iterdir()] == [True], "and the reason is gone"
 
@@ -430,7 +431,7 @@ def test_a_full_disk_is_not_remembered(
         raise ConversionError("not enough disk space")
 
     with monkeypatch.context() as patch:
-        patch.setattr(loader.cache, "require_space", full)
+        patch.setattr(cache, "require_space", full)
         assert loaded(tiny_fast_ir).target.capabilities.backend == "openvino"
     assert loaded(tiny_fast_ir).target.capabilities.backend == "onnxruntime"
 

@@ -11,7 +11,7 @@ from statistics import median
 from edgespec.bench.prompts import Prompt, behind, read_before
 from edgespec.bench.report import show
 from edgespec.decode.policy import Plain
-from edgespec.drafters.pool import Pool
+from edgespec.drafters.text_pool import Pool
 from edgespec.errors import SettingError
 from edgespec.pipeline import Pipeline
 from edgespec.protocols import Policy

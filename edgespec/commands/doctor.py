@@ -99,13 +99,13 @@ def _plan(ref: str) -> dict[str, Any]:
 
 
 def _engine(model: str) -> str:
-    from edgespec.machine import engine_choice
+    from edgespec.machine import engine_comparison
 
     if asked := os.environ.get("EDGESPEC_BACKEND"):
         return f"{asked}, as EDGESPEC_BACKEND says"
     if _version("onnxruntime") is None:
         return "OpenVINO"
-    if (found := engine_choice.last(model, "exact")) is None:
+    if (found := engine_comparison.last(model, "exact")) is None:
         return "OpenVINO or ONNX Runtime, whichever is faster on this CPU: measured when the model is first loaded"
     if len(found.seconds) == 1:
         return "openvino: this model has no ONNX form"

@@ -25,7 +25,6 @@ from edgespec.manifest import REPO, REVISION
 
 FORMS = "a known name, a bundle or OpenVINO IR folder, a .gguf file, or OWNER/NAME[@REVISION] on the Hugging Face hub"
 
-_CONVERTER_VERSION = 4  # part of a key in the cache: raise it when the same GGUF file should give another IR
 _SPACE_FACTOR = 3.5  # the GGUF file, the IR of about its size, the IR with its weights mended, and some air
 
 
@@ -204,7 +203,7 @@ def _tell(name: str, progress: bool) -> None:
 
 def _ir_folder(name: str, digest: str) -> Path:
     plain = re.sub(r"[^\w.-]", "_", name)[:60]
-    return cache.cache_dir() / "ir" / f"{plain}-{digest[:12]}-v{_CONVERTER_VERSION}"
+    return cache.cache_dir() / "ir" / f"{plain}-{digest[:12]}-v{cache.VERSIONS['ir']}"
 
 
 def _hub(source: HubSource, file: str | None, accept_licence: bool, progress: bool) -> Bundle:

@@ -1,1 +1,1 @@
-"""Models on this machine: loaded, measured, and the engine chosen by measuring."""
+"""This machine: its devices, which engine is chosen, and what forwards cost here, measured once and stored."""

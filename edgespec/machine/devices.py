@@ -1,9 +1,11 @@
-"""What this machine offers to run on, and what edgespec would do with it."""
+"""Where the device is chosen: what this machine offers to run on, and what edgespec would do with it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+
+from edgespec.errors import DeviceError
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,28 +29,39 @@ _ADVICE = {
 
 def devices() -> list[Device]:
     """All devices OpenVINO finds, CPU first."""
-    from edgespec.backends.openvino.runtime import ov
+    from edgespec.backends.openvino.runtime import core
 
-    core = ov.Core()
     found = []
-    for name in sorted(core.available_devices, key=lambda n: (n != "CPU", n)):
+    for name in sorted(core().available_devices, key=lambda n: (n != "CPU", n)):
         found.append(
             Device(
                 name=name,
-                full_name=str(_property(core, name, "FULL_DEVICE_NAME") or name),
-                driver=_text(_property(core, name, f"{name.split('.')[0]}_DRIVER_VERSION")),
-                memory_bytes=_property(core, name, "GPU_DEVICE_TOTAL_MEM_SIZE"),
-                capabilities=tuple(_property(core, name, "OPTIMIZATION_CAPABILITIES") or ()),
+                full_name=str(_property(name, "FULL_DEVICE_NAME") or name),
+                driver=_text(_property(name, f"{name.split('.')[0]}_DRIVER_VERSION")),
+                memory_bytes=_property(name, "GPU_DEVICE_TOTAL_MEM_SIZE"),
+                capabilities=tuple(_property(name, "OPTIMIZATION_CAPABILITIES") or ()),
                 advice=_ADVICE.get(name.split(".")[0], "not used by edgespec"),
             )
         )
     return found
 
 
-def _property(core: Any, device: str, name: str) -> Any:
+def require_device(name: str) -> str:
+    """``name`` if this machine has such a device. Raises DeviceError with what there is."""
+    from edgespec.backends.openvino.runtime import core
+
+    here: list[str] = core().available_devices
+    if name not in here and name.split(".")[0] not in {device.split(".")[0] for device in here}:
+        raise DeviceError("no such device here", got=name, allowed=", ".join(here), hint="see: edgespec doctor")
+    return name
+
+
+def _property(device: str, name: str) -> Any:
     """A property, or None where the plugin does not know it."""
+    from edgespec.backends.openvino.runtime import core
+
     try:
-        return core.get_property(device, name)
+        return core().get_property(device, name)
     except RuntimeError:
         return None
 
@@ -61,10 +74,10 @@ def machine() -> dict[str, Any]:
     import os
     import platform
 
-    from edgespec.backends.openvino.runtime import ov
+    from edgespec.backends.openvino.runtime import cpu_name, ov
 
     return {
-        "cpu": ov.Core().get_property("CPU", "FULL_DEVICE_NAME"),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "system": platform.system(),
         "python": platform.python_version(),

@@ -1,161 +1,69 @@
-"""Which engine is faster on this CPU: measured once for a model, and remembered.
-
-Each runs a short answer in turns, and its best time counts, since the others were disturbed. Other programs do not slow
-both alike: what was measured beside them is measured again a day later, if the machine is idle then.
-"""
+"""Which engine runs a target: the one asked for, else the one that was measured to be faster on this CPU."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
+import os
+from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
 from importlib.util import find_spec
-from math import inf
 from pathlib import Path
-from time import perf_counter, sleep, time
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
-from edgespec.errors import BackendError, ConversionError, SourceError
-from edgespec.machine import measurements
+from edgespec import cache
+from edgespec.errors import BackendError, ConversionError, SettingError, SourceError
+from edgespec.machine import engine_comparison, measurement_store
+from edgespec.machine.engine_comparison import Comparison
 from edgespec.types import Backend, Numerics
 
-if TYPE_CHECKING:
-    from edgespec.backends.engine_model import PaddedModel
-
-_PROMPT, _ANSWER, _ACCEPTED = 128, 256, 0.45
-"""tokens of the answer that engines are compared by, and the share of drafted tokens that it takes for accepted"""
-_DRAFTED = 0.1
-"""what a drafted token takes besides, in forwards of one row: a small draft model, or room for looking up"""
-_SAMPLE, _TURNS = 64, 5
-_CLEARLY = 1.05
-"""times as fast: two measurements of one engine differ by less"""
-ROWS_NEEDED = 2 * _SAMPLE
-_BUSY = 0.3
-"""cores taken by other programs: more than this disturbs"""
-_LOOK_S, _AGAIN_S = 0.2, 24 * 3600
-"""how long to look for them, and after how long to measure again what they disturbed"""
 REFUSALS = (BackendError, ConversionError, SourceError)
 """of a model that does not run on ONNX Runtime here, for its own reasons or the disk's"""
-LARGEST_BYTES = 2 * 2**30
+_LARGEST_BYTES = 2 * 2**30
 """bytes of weights that are written once more, unasked, to find out whether another engine is faster"""
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """seconds: of the answer, by engine; 0 for OpenVINO alone, where nothing had to be compared. others: cores that
-    other programs took meanwhile."""
+def named(asked: str | None, device: str) -> Backend | None:
+    """The engine that is asked for, or that EDGESPEC_BACKEND names; None leaves the choice to ``faster``.
 
-    model: str
-    numerics: Numerics
-    seconds: dict[str, float]
-    others: float = 0.0
-
-    def __post_init__(self) -> None:
-        positive = all(0 < seconds < inf for seconds in self.seconds.values()) or self.seconds == {"openvino": 0.0}
-        if not (positive and "openvino" in self.seconds and set(self.seconds) <= set(get_args(Backend))):
-            raise ValueError("not the times of engines")
-        if not 0 <= self.others < inf:
-            raise ValueError("not a number of cores")
-
-    @property
-    def faster(self) -> Backend:
-        """OpenVINO unless the other one is so clearly: who measures again must not get another one."""
-        openvino_s = self.seconds["openvino"]
-        return "onnxruntime" if _CLEARLY * self.seconds.get("onnxruntime", openvino_s) < openvino_s else "openvino"
-
-    @property
-    def noisy(self) -> bool:
-        return self.others > _BUSY
-
-    def __str__(self) -> str:
-        times = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in sorted(self.seconds.items()))
-        beside = f", beside other programs that took {self.others:.1f} cores" if self.noisy else ""
-        return f"{times} expected for {_PROMPT} tokens of prompt and {_ANSWER} of answer{beside}"
+    Raises SettingError: there is none of this name, it is not installed, or it does not run on this device.
+    """
+    given = asked or os.environ.get("EDGESPEC_BACKEND") or None
+    source = given if asked or not given else f"{given} (EDGESPEC_BACKEND)"
+    if given not in (None, *get_args(Backend)):
+        raise SettingError("backend", got=source, allowed=", ".join(get_args(Backend)))
+    if given == "onnxruntime":
+        if device != "CPU":
+            raise SettingError(f"backend {source} runs on CPU only", got=f"device {device}", allowed="CPU")
+        if reason := missing() or broken():
+            raise SettingError(f"backend {source} is not here", got=reason, hint="pip install 'edgespec[onnx]'")
+        return "onnxruntime"
+    return "openvino" if given == "openvino" or device != "CPU" or missing() else None
 
 
-def place(key: str) -> Path:
-    """Where what was found is kept. key: of weights, engines and numerics."""
-    return measurements.place("engines", key)
+def faster(xml: Path, numerics: Numerics | None, compare: Callable[[], Comparison]) -> Backend:
+    """What ``compare`` finds on this machine, once for these weights, engines and numerics. OpenVINO where in doubt."""
+    file = engine_comparison.place(_key(xml, numerics))
+    if xml.with_suffix(".bin").stat().st_size > _LARGEST_BYTES:
+        return "openvino"
+    try:
+        found = measurement_store.remembered(file, lambda: engine_comparison.remembered(file), compare).faster
+    except REFUSALS:  # nothing to remember: next time there may be room on the disk
+        return "openvino"
+    return "openvino" if found == "openvino" or broken() else found
 
 
-def remembered(file: Path) -> Comparison | None:
-    """What was found earlier, unless other programs disturbed it and would not now."""
-    found = measurements.read(file, Comparison)
-    if found is None or not found.noisy or time() - file.stat().st_mtime < _AGAIN_S or busy(_LOOK_S):
-        return found
-    return None
+def _key(xml: Path, numerics: Numerics | None) -> str:
+    from edgespec.backends.engine_model import fingerprint
+    from edgespec.backends.openvino.runtime import core, cpu_name
+    from edgespec.backends.openvino.settings import Settings
 
-
-def last(model: str, numerics: Numerics) -> Comparison | None:
-    """What was found last for a model of this name, with any versions of the engines."""
-    found: list[tuple[float, Comparison]] = []
-    for file in place("*").parent.glob(place("*").name):
-        record = measurements.read(file, Comparison)
-        if record is not None and (record.model, record.numerics) == (model, numerics):
-            found.append((file.stat().st_mtime, record))
-    return max(found, key=lambda pair: pair[0])[1] if found else None
-
-
-def compare(model: str, numerics: Numerics, loaded: Mapping[str, PaddedModel]) -> Comparison:
-    """loaded: the model on each engine, with room for the sample and a few tokens."""
-    others = Others()
-    found: dict[str, list[float]] = {name: [] for name in loaded}
-    for _ in range(_TURNS):
-        for name, one in loaded.items():
-            found[name].append(answer_s(one))
-    return Comparison(model, numerics, {name: min(tries) for name, tries in found.items()}, others.cores())
-
-
-def answer_s(model: PaddedModel, clock: Callable[[], float] = perf_counter) -> float:
-    """Seconds of a prompt and an answer whose rounds are as wide as it is best for this model."""
-    model.cache.reset()
-    began = clock()
-    model.prefill([0] * _SAMPLE)
-    prefill_s = (clock() - began) * _PROMPT / _SAMPLE
-    token_s: list[float] = []
-    forward_s: list[float] = []
-    expected = 0.0
-    for width in range(1, 5):
-        expected += _ACCEPTED ** (width - 1)
-        seconds = []
-        for _ in range(4):
-            model.cache.crop(_SAMPLE)
-            began = clock()
-            model.forward([0] * width)
-            seconds.append(clock() - began)
-        forward_s.append(min(seconds[1:]))  # the first one has changed the width
-        token_s.append((forward_s[-1] + (width - 1) * _DRAFTED * forward_s[0]) / expected)
-    return prefill_s + _ANSWER * min(token_s)
-
-
-class Others:
-    """The cores that other programs keep busy from now on; 0 where the system does not tell."""
-
-    def __init__(self) -> None:
-        self._began, self._began_s = _others_s(), perf_counter()
-
-    def cores(self) -> float:
-        return max(0.0, _others_s() - self._began) / max(perf_counter() - self._began_s, 1e-3)
-
-
-def busy(seconds: float) -> bool:
-    """Whether other programs are at work now; looks for so long."""
-    others = Others()
-    sleep(seconds)
-    return others.cores() > _BUSY
-
-
-def _others_s() -> float:
-    """Seconds of work of all cores since the system started, without this process's."""
-    import psutil
-
-    with suppress(OSError, psutil.Error):
-        times, own = psutil.cpu_times(), psutil.Process().cpu_times()
-        return float(times.user + times.system + getattr(times, "nice", 0.0) - own.user - own.system)
-    return 0.0
+    weights = xml.with_suffix(".bin").stat()
+    versions = [cache.VERSIONS[kind] for kind in ("onnx_form", "forward_times")]
+    engines = core().get_versions("CPU")["CPU"].build_number, version_of("onnxruntime")
+    identity = xml.stat().st_size, weights.st_size, weights.st_mtime_ns, numerics or "exact"
+    threads = core().get_property("CPU", "INFERENCE_NUM_THREADS")
+    return fingerprint([*versions, *engines, *identity, cpu_name(), threads, Settings.make("CPU", numerics).properties])
 
 
 def missing() -> str | None:

@@ -14,7 +14,7 @@ class ChatTemplate:
     """A compiled template. It comes from outside: it can compute text, not too much of it, and nothing else."""
 
     def __init__(self, source: str, *, bos_token: str | None = None, eos_token: str | None = None) -> None:
-        from edgespec.text.sandbox import Sandbox
+        from edgespec.text.template_sandbox import Sandbox
 
         with foreign(BundleError, "chat template does not compile", hint="export the model again"):
             self._template = Sandbox(source)

@@ -24,8 +24,6 @@ from edgespec.backends.onnx.tables import write_tables
 from edgespec.backends.onnx.weights import Compressed, nibbles, number, origin, unsupported, weights_of
 from edgespec.errors import ConversionError, wrap_errors
 
-VERSION = 8
-"""raise it when the same IR should give another graph, or one that was refused should be judged again"""
 MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "model.onnx.data"
 _ALIBI, _SINKS = 11, 20  # inputs of PagedAttentionExtension

@@ -20,9 +20,10 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime import OrtValue
 
+from edgespec import cache
 from edgespec.backends.engine_model import LONGEST_PAD, Forward, GrowingCache, PaddedModel, fingerprint
 from edgespec.backends.input_buffers import Inputs
-from edgespec.backends.onnx.graph import MODEL_FILE, VERSION, WEIGHTS_FILE
+from edgespec.backends.onnx.graph import MODEL_FILE, WEIGHTS_FILE
 from edgespec.backends.onnx.tables import RotaryTables
 from edgespec.errors import BackendError, foreign, wrap_errors
 from edgespec.protocols import Capabilities
@@ -111,7 +112,7 @@ class OnnxRuntimeModel(PaddedModel):
         self.vocab_size = int(logits.shape[-1])
         weights = (folder / WEIGHTS_FILE).stat()
         self.weights_bytes = weights.st_size
-        identity = (VERSION, onnxruntime.__version__, weights.st_size, weights.st_mtime_ns, cpu)
+        identity = (cache.VERSIONS["onnx_form"], onnxruntime.__version__, weights.st_size, weights.st_mtime_ns, cpu)
         self.fingerprint = fingerprint([*identity, options.intra_op_num_threads])
         self.cache = BoundCache(self.session, self._binding, capacity)
         self._inputs = inputs_of(self.session, self._binding)

@@ -16,9 +16,8 @@ import numpy as np
 
 from edgespec.backends.openvino.merge_matmuls import merge_products
 from edgespec.backends.openvino.runtime import ops, ov, paged_attention_transformation
-from edgespec.errors import BackendError, DeviceError, wrap_errors
+from edgespec.errors import BackendError, wrap_errors
 
-GRAPH_VERSION = 2
 """raise it when the same IR should give another graph: what was measured of the old one does not hold any more"""
 _SMALL = 64 * 2**20
 """bytes of weights that may be in memory twice"""
@@ -26,14 +25,6 @@ LOGITS_ROWS = "logits_rows"
 """Input of the changed graph: indices of the rows that get logits, ``(r,)`` int64."""
 _PROGRAMS = {"If", "Loop", "TensorIterator"}
 """Operations that make a graph a program: one may run for ever, and an inference cannot be stopped from outside."""
-
-
-def available(core: ov.Core, device: str) -> str:
-    """``device`` if this machine has it, else DeviceError with what there is."""
-    devices: list[str] = core.available_devices
-    if device not in devices and device.split(".")[0] not in {name.split(".")[0] for name in devices}:
-        raise DeviceError("no such device here", got=device, allowed=", ".join(devices), hint="see: edgespec doctor")
-    return device
 
 
 def hidden_name(layer: int) -> str:

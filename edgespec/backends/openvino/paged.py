@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from edgespec import cache
 from edgespec.backends.engine_model import Forward, PaddedModel, fingerprint
 from edgespec.backends.input_buffers import Inputs
 from edgespec.backends.openvino.blocks import PagedCache
-from edgespec.backends.openvino.graph import GRAPH_VERSION, LOGITS_ROWS, hidden_name, paged_graph
+from edgespec.backends.openvino.graph import LOGITS_ROWS, hidden_name, paged_graph
 from edgespec.backends.openvino.runtime import ov
 from edgespec.backends.openvino.settings import NUMERIC, Settings, reported
 from edgespec.errors import BackendError, foreign, wrap_errors
@@ -139,7 +140,7 @@ def _fingerprint(core: ov.Core, compiled: ov.CompiledModel, xml: Path, device: s
     weights = xml.with_suffix(".bin").stat()
     return fingerprint(
         [
-            GRAPH_VERSION,
+            cache.VERSIONS["paged_graph"],
             xml.stat().st_size,
             weights.st_size,
             weights.st_mtime_ns,

@@ -6,6 +6,7 @@ It has a stub for machines without the telemetry package, and is given that one.
 from __future__ import annotations
 
 import sys
+from functools import cache
 
 _UNTOLD = "openvino" not in sys.modules and "openvino_telemetry" not in sys.modules
 if _UNTOLD:
@@ -18,4 +19,15 @@ finally:
     if _UNTOLD:
         del sys.modules["openvino_telemetry"]  # whoever wants it can import it from now on
 
-__all__ = ["ops", "ov", "paged_attention_transformation"]
+__all__ = ["core", "cpu_name", "ops", "ov", "paged_attention_transformation"]
+
+
+@cache
+def core() -> ov.Core:
+    """One for the process: it holds the plugins."""
+    return ov.Core()
+
+
+@cache
+def cpu_name() -> str:
+    return str(core().get_property("CPU", "FULL_DEVICE_NAME"))

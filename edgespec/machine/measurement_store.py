@@ -1,4 +1,4 @@
-"""What was measured on this machine: a JSON file for each thing, written once and read from then on.
+"""What was measured on this machine is kept: a JSON file for each thing, written once and read from then on.
 
 What cannot be read, or makes no sense, is measured again: the types check themselves when they are made. Processes take
 turns: of those that want the same thing one measures, and the others read what it found.

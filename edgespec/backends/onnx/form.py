@@ -1,0 +1,79 @@
+"""The ONNX form of a model: made from its IR once, checked, and kept in the cache until the model changes."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from threading import Lock
+
+from edgespec import cache, files
+from edgespec.backends.engine_model import fingerprint
+from edgespec.backends.onnx import check, graph
+from edgespec.backends.onnx.session import OnnxRuntimeModel
+from edgespec.backends.onnx.weights import NoONNXForm
+from edgespec.backends.openvino.paged import OpenVINOPagedModel
+from edgespec.backends.openvino.runtime import core, cpu_name
+from edgespec.backends.openvino.settings import FULL_PRECISION, Settings
+from edgespec.errors import BackendError, ConversionError, wrap_errors
+from edgespec.types import Numerics
+
+_SPACE_FACTOR = 3
+"""bytes of disk that a form may take while it is written, in bytes of the IR's weights"""
+_WRITING = Lock()
+"""target and draft are opened side by side"""
+
+
+def open_form(
+    xml: Path, numerics: Numerics, *, capacity: int, context_length: int, say: Callable[[str], None]
+) -> OnnxRuntimeModel:
+    """The model of an IR on ONNX Runtime. A form that was damaged is made again.
+
+    Raises NoONNXForm: it has none. Other ConversionErrors, and BackendErrors, say nothing of the model.
+    """
+    with wrap_errors(ConversionError, f"cannot keep an ONNX form in {cache.cache_dir()}"):
+        folder = _folder_of(xml, context_length, say)
+    try:
+        return OnnxRuntimeModel(folder, numerics, capacity=capacity, cpu=cpu_name())
+    except BackendError:
+        shutil.rmtree(folder, ignore_errors=True)
+        return OnnxRuntimeModel(_folder_of(xml, context_length, say), numerics, capacity=capacity, cpu=cpu_name())
+
+
+def _folder_of(xml: Path, context_length: int, say: Callable[[str], None]) -> Path:
+    """Where the form lies. A reason for which there is none is kept too; no memory and no room are no such reason."""
+    weights = xml.with_suffix(".bin").stat()
+    place = fingerprint([str(xml.resolve())])
+    # How it was checked, too: a form that was refused in another precision may be right.
+    contents = files.sha256(xml), files.sha256(xml.with_suffix(".bin"))
+    key = fingerprint([cache.VERSIONS["onnx_form"], FULL_PRECISION, *contents, context_length])
+    folder = cache.cache_dir() / "onnx" / f"{place}-{key}"
+    refusal = folder.with_suffix(".refused")
+    if folder.is_dir():
+        return folder
+    with _WRITING, cache.locked():
+        if folder.is_dir():  # another process made it meanwhile
+            return folder
+        if refusal.is_file():
+            raise NoONNXForm(refusal.read_text(encoding="utf-8"))
+        _remove_older(folder.parent, place)
+        say(f"one-time: writing {xml} as ONNX")
+        cache.require_space(_SPACE_FACTOR * weights.st_size)
+        try:
+            with cache.staged(folder) as partial:
+                graph.write_onnx(xml, partial, longest=context_length)
+                precise = Settings.in_full_precision()
+                check.check(partial, OpenVINOPagedModel(core(), xml, "CPU", precise, capacity=check.TOKENS))
+        except NoONNXForm as reason:
+            refusal.write_text(str(reason), encoding="utf-8")
+            raise
+    return folder
+
+
+def _remove_older(parent: Path, place: str) -> None:
+    """Forms and refusals of this model as it was."""
+    for old in parent.glob(f"{place}-*"):
+        if old.is_dir():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.unlink()

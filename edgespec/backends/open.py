@@ -1,0 +1,74 @@
+"""The engines: each name opens a model. A new engine adds a file, and a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgespec import cache
+from edgespec.types import Backend, Numerics
+
+if TYPE_CHECKING:
+    from edgespec.backends.engine_model import PaddedModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opening:
+    """A model to open: an IR, and how it will be used.
+
+    device: OpenVINO's name, which is there. numerics: None is exact where that is known to hold. capacity: rows of KV
+    cache. context_length: rows that the model was made for. layers: whose hidden states it returns; on OpenVINO.
+    say: told what takes long.
+    """
+
+    xml: Path
+    device: str
+    numerics: Numerics | None
+    capacity: int
+    context_length: int
+    layers: tuple[int, ...]
+    is_draft: bool
+    say: Callable[[str], None]
+
+
+def open_model(name: Backend, opening: Opening) -> PaddedModel:
+    """Imports that engine, and compiles. Raises BackendError or ConversionError where it cannot run the model."""
+    return _FACTORIES[name](opening)
+
+
+def _openvino(opening: Opening) -> PaddedModel:
+    from edgespec.backends.openvino.paged import OpenVINOPagedModel
+    from edgespec.backends.openvino.runtime import core
+    from edgespec.backends.openvino.settings import Settings
+
+    device = opening.device
+    settings = Settings.of_draft(device) if opening.is_draft else Settings.make(device, opening.numerics)
+    # On CPU the engine's model cache saves nothing (docs/log/engines.md); on GPU it keeps compiled kernels.
+    kernels = None if device.startswith("CPU") else cache.cache_dir() / "compiled"
+    return OpenVINOPagedModel(
+        core(),
+        opening.xml,
+        device,
+        settings,
+        capacity=opening.capacity,
+        layers=opening.layers,
+        cache_dir=kernels,
+    )
+
+
+def _onnxruntime(opening: Opening) -> PaddedModel:
+    from edgespec.backends.onnx.form import open_form
+
+    numerics: Numerics = "fast" if opening.is_draft else opening.numerics or "exact"
+    return open_form(
+        opening.xml,
+        numerics,
+        capacity=opening.capacity,
+        context_length=opening.context_length,
+        say=opening.say,
+    )
+
+
+_FACTORIES: dict[Backend, Callable[[Opening], PaddedModel]] = {"openvino": _openvino, "onnxruntime": _onnxruntime}

@@ -1,0 +1,87 @@
+"""Where costs are measured: what a forward takes here, and at which widths it is exact. Once each, and remembered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from edgespec import cache
+from edgespec.adaptive import calibration
+from edgespec.adaptive.calibration import Beside, ForwardTimes
+from edgespec.backends.exact_widths import ExactWidths, find_exact_widths
+from edgespec.machine import measurement_store
+from edgespec.machine.other_programs import BUSY_CORES, Others, busy
+
+if TYPE_CHECKING:
+    from edgespec.backends.engine_model import PaddedModel
+
+_LOOK_S = 0.2
+"""how long to look whether other programs are still at work"""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """other_cores: cores that other programs took while the times were measured."""
+
+    times: ForwardTimes
+    other_cores: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.other_cores < inf:
+            raise ValueError("not a number of cores")
+
+
+def exact_widths(model: PaddedModel, say: Callable[[str], None]) -> ExactWidths:
+    """At which widths a model's forwards are one function. It must run unpadded (see ``find_exact_widths``)."""
+    file = measurement_store.place(f"exact_widths-{cache.VERSIONS['exact_widths']}", model.fingerprint)
+
+    def known() -> ExactWidths | None:
+        found = measurement_store.read(file, ExactWidths)
+        return found if found and found.most <= model.max_width else None
+
+    def find() -> ExactWidths:
+        say(f"one-time: finding the widths at which this model is exact with {model.capabilities.backend}")
+        return find_exact_widths(model)
+
+    return measurement_store.remembered(file, known, find)
+
+
+def forward_times(
+    model: PaddedModel,
+    say: Callable[[str], None],
+    *,
+    beside: Beside | None = None,
+    target: PaddedModel | None = None,
+) -> ForwardTimes:
+    """What forwards of a model take here. A draft is measured in turns with ``target``, by ``beside``.
+
+    What was measured while other programs kept cores busy is measured again as soon as they do not.
+    """
+    of_target = f"-{target.numerics}-{target.fingerprint}" if target else ""
+    version = cache.VERSIONS["forward_times"]
+    kind = f"forward_times-{version}-{model.numerics}-{model.min_width}-{model.max_width}{of_target}"
+    file = measurement_store.place(kind, model.fingerprint)
+
+    def known() -> Calibration | None:
+        found = measurement_store.read(file, Calibration)
+        if found is None or found.times.widths[0] < model.min_width or found.times.widths[-1] > model.max_width:
+            return None
+        return found if found.other_cores <= BUSY_CORES or busy(_LOOK_S) else None
+
+    def find() -> Calibration:
+        say(f"one-time: measuring forwards of the {'draft' if beside else 'target'}")
+        others = Others()
+        return Calibration(_measured(model, beside), others.cores())
+
+    return measurement_store.remembered(file, known, find).times
+
+
+def _measured(model: PaddedModel, beside: Beside | None) -> ForwardTimes:
+    capacity, model.cache.capacity = model.cache.capacity, max(model.cache.capacity, calibration.ROWS_NEEDED)
+    try:
+        return calibration.measure(model, perf_counter, least=model.min_width, beside=beside)
+    finally:
+        model.cache.capacity = capacity
