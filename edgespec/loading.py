@@ -62,8 +62,9 @@ def load(
     """Load a pair: fetch it if needed, compile its models, wire them.
 
     ref: a known name, a bundle or IR folder, a .gguf file, or a hub id (see docs/bundle.md).
-    draft: None or "auto" takes all that the bundle or the pair has, and decides every round between them; else "none",
-        "ngram", "recycling", the name of one of the bundle's drafters, or a reference to a draft model.
+    draft: None or "auto" takes the lookups and all that the bundle or the pair has, and decides every round between
+        them; a reference to a draft model adds that one to the lookups instead. "none", "ngram", "recycling" or the
+        name of one of the bundle's drafters is that alone.
     draft_from: a folder of the user's own texts to look things up in too (see drafters.retrieval_folder).
     remember: with draft "recycling", keep what it learns in the cache for the next process.
     device, draft_device: OpenVINO device names; by default the draft runs beside the target.
@@ -155,12 +156,11 @@ def _models(
 
 def drafter_name(ref: str) -> str:
     """The name that a pipeline's drafter will have with draft "auto". Loads no model; a listed name is not fetched."""
-    if draft := catalog.default_draft(ref):
-        return draft
-    if catalog.find(ref):  # a converted or ready target, which has no drafters of its own
-        return f"{NGram.name}+{Pool.name}"
-    free, small = _planned(resolve(ref, progress=False), None)
-    return "+".join([*(drafter.name for drafter in free), *([small.name] if small else [])])
+    model = catalog.default_draft(ref)
+    if model is None and not catalog.find(ref):  # one of the list has no drafter of its own
+        _, own = _planned(resolve(ref, progress=False), None)
+        model = own and own.name
+    return "+".join([*(lookup.name for lookup in _lookups()), *([model] if model else [])])
 
 
 def _costs(
@@ -216,7 +216,7 @@ def _drafters(
         )
         reads = input_map(None, None, other.manifest.target.vocab_size, vocab_size)
         name = draft if draft and catalog.find(draft) else other.name
-        return [], SmallModel(model, vocab_size, blocked=pairing.blocked, reads=reads, name=name)
+        return _lookups(), SmallModel(model, vocab_size, blocked=pairing.blocked, reads=reads, name=name)
     free, small = _planned(pair, draft)
     return free, _small_model(machine, pair, small, vocab_size, device, backend) if small else None
 
@@ -224,13 +224,15 @@ def _drafters(
 def _planned(pair: Bundle, draft: str | None) -> tuple[list[Drafter], DrafterEntry | None]:
     """Of a bundle's own drafters: those that need no model, made, and the one that does, as the manifest has it."""
     own = [entry for entry in pair.manifest.drafters if draft in (None, entry.name)]
-    free: list[Drafter] = [NGram() for entry in own if entry.kind == "ngram"]
     small = next((entry for entry in own if entry.model is not None), None)
-    if not (free or small):
-        free = [NGram()]
     if draft is None:
-        free.append(Pool())
-    return free, small
+        return _lookups(), small
+    return ([], small) if small else ([NGram()], None)
+
+
+def _lookups() -> list[Drafter]:
+    """What every pair drafts with, whatever it has besides: they need no model, and cost next to nothing."""
+    return [NGram(), Pool()]
 
 
 def _recycling(pair: Bundle, target: PaddedModel, remember: bool) -> Recycling:

@@ -328,14 +328,14 @@ def test_doctor_names_the_drafters_as_a_run_does(pipeline: Pipeline, tiny_ir: Pa
         planned = loading.drafter_name(ref)
         assert planned == model.drafter.name
         assert json.loads(edgespec("doctor", "--json", "-m", ref).stdout)["model"]["drafter"].startswith(f"{planned};")
-    assert loading.drafter_name("qwen3-8b") == catalog.default_draft("qwen3-8b")
+    assert loading.drafter_name("qwen3-8b") == f"ngram+pool+{catalog.default_draft('qwen3-8b')}"
 
 
 def test_a_first_run_without_a_terminal_says_what_takes_long(tiny_ir: Path, tmp_path: Path) -> None:
     arguments = ["hi", "-m", str(tiny_ir.parent), "-n", "2", "--ignore-eos"]
     first, second = (edgespec(*arguments, EDGESPEC_CACHE=str(tmp_path)).stderr.decode() for _ in range(2))
     *lines, summary = first.splitlines()
-    assert any("measuring forwards of the target, this once" in line for line in lines), first
+    assert any("one-time: measuring forwards of the target" in line for line in lines), first
     assert all(line.startswith("edgespec: ") for line in lines), first
     assert summary.startswith("[") and second.count("\n") == 1, second
 

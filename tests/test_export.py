@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+import edgespec
 from edgespec import bundle
 from edgespec.commands.export import command
 from edgespec.errors import BundleError, ConversionError, IncompatiblePair, SettingError, SourceError
@@ -95,6 +96,14 @@ def test_a_pair_is_described_completely(pair: bundle.Bundle) -> None:
     assert "context is 256 tokens" in notes
     assert manifest.measured["parity"]["draft"]["weights"]["group_size"] == 32
     assert str(pair.root) not in (pair.root / bundle.MANIFEST).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("draft", "drafter"), [(None, "ngram+pool+small"), ("small", "small"), ("ngram", "ngram")])
+def test_an_exported_pair_has_the_lookups_too(pair: bundle.Bundle, draft: str | None, drafter: str) -> None:
+    """Its bundle names only what has to be loaded."""
+    assert [entry.kind for entry in pair.manifest.drafters] == ["small_model"]
+    loaded = edgespec.load(pair.root, draft=draft, numerics="fast", num_draft_tokens=2)
+    assert loaded.generate([5, 6, 7], max_new_tokens=2).as_dict()["drafter"] == drafter
 
 
 def test_integer_weights_are_integers(pair: bundle.Bundle) -> None:

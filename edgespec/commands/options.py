@@ -35,7 +35,8 @@ _MODEL = [
         metavar="auto|ngram|recycling|none|REF",
         default="auto",
         show_default=True,
-        help="Drafter. auto: all the bundle has, chosen between round by round; or one of them by name.",
+        help="Drafter. auto: lookups and all the bundle has, chosen between round by round; one of them by name; or "
+        "a draft model to use beside the lookups.",
     ),
     click.option(
         "-k",
