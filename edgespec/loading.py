@@ -159,7 +159,7 @@ def drafter_name(ref: str) -> str:
     model = catalog.default_draft(ref)
     if model is None and not catalog.find(ref):  # one of the list has no drafter of its own
         _, own = _planned(resolve(ref, progress=False), None)
-        model = own and own.name
+        model = own.name if own else None
     return "+".join([*(lookup.name for lookup in _lookups()), *([model] if model else [])])
 
 

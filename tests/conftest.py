@@ -72,6 +72,16 @@ def tiny_fast_ir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_int4_ir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """4-bit weights: engines multiply them with other kernels than 8-bit ones."""
+    from tests.tiny_models import build, export_ir
+
+    folder = tmp_path_factory.mktemp("tiny_int4")
+    model = build("llama", folder / "torch", hidden=128, heads=2, kv_heads=1)
+    return export_ir(model, folder / "ir", "int4", group_size=32)
+
+
+@pytest.fixture(scope="session")
 def random_draft_ir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random 2-layer Llama with the default pair's vocabulary size: it agrees with nothing."""
     from tests.tiny_models import build, export_ir

@@ -27,7 +27,9 @@ CAPACITY = 700
 Make = Callable[[], Model]
 
 
-@pytest.fixture(params=["fake", "paged-exact", "paged-exact-5-to-32", "paged-fast", "onnx-exact", "onnx-fast"])
+@pytest.fixture(
+    params=["fake", "paged-exact", "paged-exact-5-to-32", "paged-fast", "onnx-exact", "onnx-fast", "onnx-int4-exact"]
+)
 def make(request: pytest.FixtureRequest) -> Make:
     if request.param == "fake":
         table = random_table(50, seed=1, order=1000)  # sensitive to the whole text
@@ -35,6 +37,9 @@ def make(request: pytest.FixtureRequest) -> Make:
     if request.param == "paged-fast":
         fast_ir: Path = request.getfixturevalue("tiny_fast_ir")
         return lambda: by_channel(load_ir(fast_ir, "fast", capacity=CAPACITY))
+    if request.param == "onnx-int4-exact":
+        int4_ir: Path = request.getfixturevalue("tiny_int4_ir")
+        return lambda: load_onnx(int4_ir, capacity=CAPACITY)
     if request.param.startswith("onnx"):
         int8_ir: Path = request.getfixturevalue("tiny_fast_ir")
         return lambda: load_onnx(int8_ir, request.param.removeprefix("onnx-"), capacity=CAPACITY)
@@ -547,6 +552,10 @@ def test_the_exact_range_is_found_by_trying(tiny_ir: Path, monkeypatch: pytest.M
     assert find_exact_widths(Moody(table, 50)) == ExactWidths(5, 32)
     monkeypatch.setattr(Moody, "same", range(2, 65))
     assert find_exact_widths(Moody(table, 50)) == ExactWidths(2, 64)
+    monkeypatch.setattr(Moody, "same", range(2, 300, 2))
+    assert find_exact_widths(Moody(table, 50)) == ExactWidths(2, 64, 2), "an odd row runs another kernel"
+    monkeypatch.setattr(Moody, "same", [4, *range(8, 300, 4)])
+    assert find_exact_widths(Moody(table, 50)) == ExactWidths(4, 64, 4)
     monkeypatch.setattr(Moody, "same", range(20, 41))
     with pytest.raises(BackendError, match="Use --numerics fast"):
         find_exact_widths(Moody(table, 50))

@@ -34,12 +34,13 @@ TIMES: dict[str, Any] = {
 ENGINES: dict[str, Any] = {"model": "tiny", "numerics": "exact", "seconds": {"openvino": 3.0, "onnxruntime": 2.0}}
 NONSENSE: list[tuple[type, dict[str, Any]]] = [
     (ExactWidths, {"least": -5}), (ExactWidths, {"least": 10**6}), (ExactWidths, {"most": 0}),
+    (ExactWidths, {"step": 3}), (ExactWidths, {"step": 2}), (ExactWidths, {"step": 0}),
     (ExactWidths, {"least": 64, "most": 16}), (ExactWidths, {"most": 10**9}), (ExactWidths, {"most": 63}),
     (ForwardTimes, {"at_short_s": [0.0, 0.0, 0.0]}), (ForwardTimes, {"at_long_s": [-1.0, 0.013, 0.022]}),
     (ForwardTimes, {"widths": [], "at_short_s": [], "at_long_s": []}), (ForwardTimes, {"at_short_s": [0.01]}),
     (ForwardTimes, {"widths": [0, 8, 17]}), (ForwardTimes, {"widths": [8, 5, 17]}), (ForwardTimes, {"long": 8}),
     (ForwardTimes, {"width_switch_s": -0.1}), (ForwardTimes, {"prefill_s_per_token": 1e999}),
-    (ForwardTimes, {"at_short_s": "soon"}),
+    (ForwardTimes, {"at_short_s": "soon"}), (ForwardTimes, {"width_step": 2}), (ForwardTimes, {"width_step": 0}),
     (Calibration, {"other_cores": -1.0}), (Calibration, {"times": {}}), (Calibration, {"other_cores": 1e999}),
     (Comparison, {"seconds": {}}), (Comparison, {"seconds": {"onnxruntime": 2.0}}),
     (Comparison, {"seconds": {"openvino": 0.0, "onnxruntime": 2.0}}), (Comparison, {"others": -1.0}),

@@ -27,11 +27,16 @@ def test_a_pad_is_short() -> None:
     assert len(few_widths(1, 256)) <= 24
 
 
-@pytest.mark.parametrize(("least", "most"), [(1, 256), (2, 64), (5, 32), (16, 16), (3, 17)])
-def test_no_width_leaves_the_range_that_is_exact(least: int, most: int) -> None:
-    few = few_widths(least, most)
+@pytest.mark.parametrize(
+    ("least", "most", "step"), [(1, 256, 1), (2, 64, 1), (5, 32, 1), (16, 16, 1), (3, 17, 1), (2, 256, 2), (4, 16, 4)]
+)
+def test_no_width_leaves_those_that_are_exact(least: int, most: int, step: int) -> None:
+    few = few_widths(least, most, step)
     assert few[0] == least and few[-1] == most and list(few) == sorted(set(few))
-    assert all(n <= width_of(n, reading, few) <= most for n in range(least, most + 1) for reading in (True, False))
+    for n in range(least, most + 1):
+        for reading in (True, False):
+            width = width_of(n, reading, few, step)
+            assert n <= width <= most and width % step == 0
 
 
 @pytest.mark.parametrize("backend", get_args(Backend))

@@ -29,6 +29,7 @@ class ForwardTimes:
     """Seconds of a forward of each of ``widths`` tokens behind ``short`` and behind ``long`` rows of context, when the
     forward before was of the same width.
 
+    width_step: forwards of other widths are padded to a multiple of it, and cost as much.
     width_switch_s: how much longer it takes when it was not. cache_refill_s: how much longer the first one takes after
     another model ran, whose weights have driven its own out of the CPU's caches. prefill_s_per_token: 0: not measured.
     """
@@ -41,6 +42,7 @@ class ForwardTimes:
     width_switch_s: float = 0.0
     cache_refill_s: float = 0.0
     prefill_s_per_token: float = 0.0
+    width_step: int = 1
 
     def __post_init__(self) -> None:
         widths = (0, *self.widths)
@@ -50,6 +52,8 @@ class ForwardTimes:
             raise ValueError("not a time for each width behind each context")
         if not all(0 < seconds < inf for seconds in (*self.at_short_s, *self.at_long_s)):
             raise ValueError("a forward that takes no time, or for ever")
+        if self.width_step < 1 or any(width % self.width_step for width in self.widths):
+            raise ValueError("widths that are no multiples of their step")
         others = self.width_switch_s, self.cache_refill_s, self.prefill_s_per_token
         if not all(0 <= seconds < inf for seconds in others):
             raise ValueError("a time below nothing, or for ever")
@@ -77,12 +81,16 @@ class _Stopwatch:
         return self.clock() - began
 
 
-def measure(model: Model, clock: Callable[[], float], *, least: int = 1, beside: Beside | None = None) -> ForwardTimes:
+def measure(
+    model: Model, clock: Callable[[], float], *, least: int = 1, step: int = 1, beside: Beside | None = None
+) -> ForwardTimes:
     """Time forwards of a model with room for ``ROWS_NEEDED``; its cache is empty afterwards.
 
-    least: narrower forwards are padded to this anyway. beside: puts the times of a draft on its target's scale.
+    least: narrower forwards are padded to this anyway, and all to a multiple of ``step``. beside: puts the times of a
+    draft on its target's scale.
     """
-    widths = sorted({max(width, least) for width in WIDTHS if width <= model.capabilities.max_width})
+    padded = {-(-max(width, least) // step) * step for width in WIDTHS}
+    widths = sorted(width for width in padded if width <= model.capabilities.max_width)
     run = _Stopwatch(model, clock)
     model.prefill([0] * _LONG)
     run.context = _LONG
@@ -113,6 +121,7 @@ def measure(model: Model, clock: Callable[[], float], *, least: int = 1, beside:
         max(0.0, narrowest_s * median(changes + more_changes)),
         cache_refill_s,
         prefill_s_per_token,
+        step,
     )
 
 

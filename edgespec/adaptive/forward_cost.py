@@ -43,6 +43,12 @@ class ForwardCost:
     >>> cost(1, 0), cost(3, 0), cost(9, 0), cost(1, 200)
     (1.0, 1.5, 3.0, 2.0)
 
+    Where an odd forward is padded to an even one, a third token is free behind two:
+
+    >>> cost = ForwardCost(ForwardTimes((2, 4), 0, 100, (1.0, 2.0), (1.5, 3.0), width_step=2))
+    >>> cost(1, 0), cost(2, 0), cost(3, 0), cost(4, 0)
+    (1.0, 1.0, 2.0, 2.0)
+
     With a switch at 0.8 and width 5 pinned: a forward of 3 runs at 5; one of 9 is charged four switches, one there and
     three for leaving the pinned width.
 
@@ -193,7 +199,7 @@ class ForwardCost:
 
     def _of_width(self, width: int) -> tuple[float, float, int]:
         times = self._times
-        width = max(width, times.widths[0])
+        width = -(-max(width, times.widths[0]) // times.width_step) * times.width_step
         at_short = line(times.widths, times.at_short_s, width)
         rows = max(1, times.long - times.short)
         a_row = max(0.0, (line(times.widths, times.at_long_s, width) - at_short) / rows)

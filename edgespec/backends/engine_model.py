@@ -58,6 +58,8 @@ class PaddedModel(ABC):
         self.min_width = 1
         """forwards of fewer tokens are padded to this"""
         self.max_width = prefill_chunk
+        self.width_step = 1
+        """every width is a multiple of this"""
         self._few: tuple[int, ...] = () if numerics == "exact" else few_widths(1, prefill_chunk)
         """widths of forwards that read a prompt; () as long as it is not known which widths are exact"""
         self.infer_s = 0.0
@@ -74,9 +76,9 @@ class PaddedModel(ABC):
     def capabilities(self) -> Capabilities: ...
 
     def set_exact_widths(self, widths: ExactWidths) -> None:
-        """Keep every forward in the range that is one function; see ``exact_widths``."""
-        self.min_width, self.max_width = widths.least, widths.most
-        self._few = few_widths(widths.least, widths.most)
+        """Keep every forward at widths that are one function; see ``exact_widths``."""
+        self.min_width, self.max_width, self.width_step = widths.least, widths.most, widths.step
+        self._few = few_widths(widths.least, widths.most, widths.step)
 
     @property
     def free_width(self) -> int:
@@ -183,8 +185,9 @@ class PaddedModel(ABC):
         n = max(real, self.min_width, width)
         # The output head is a matrix product too: it gets as many rows as the rest, so that its width changes only
         # where that of the rest does, or none.
-        wanted = width_of(max(n - first, self.min_width), False, self._few) if first < real else 0
-        n = max(real, min(width_of(n, first > 0, self._few), self.cache.capacity + LONGEST_PAD - past))
+        wanted = width_of(max(n - first, self.min_width), False, self._few, self.width_step) if first < real else 0
+        wide = width_of(n, first > 0, self._few, self.width_step)
+        n = max(real, min(wide, self.cache.capacity + LONGEST_PAD - past))
         self.cache.reserve(past + n)
         self.last_width = n
         rows = [*range(first, real), *[real - 1] * (wanted - real + first)] if wanted else []

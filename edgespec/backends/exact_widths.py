@@ -1,27 +1,37 @@
 """Which widths run the same kernels? Exact numerics needs an answer for each model on each machine.
 
-The CPU plugin picks kernels by the number of rows of a matrix product. Within a range of widths a row's logits are
-the same bits whatever its company; outside it they differ in the last digits, which is enough to flip a near-tie.
-Measured: with AVX2 SmolLM2 agrees from 2 to 80 rows, int8 layers with 3,072 inputs only from 5 rows on; with VNNI
-SmolLM2 agrees from 2 to 1,000. So it is tried, once.
+Engines pick kernels by the number of rows of a matrix product. Among some widths a row's logits are the same bits
+whatever its company. At others they differ in the last digits, which is enough to flip a near-tie. So it is tried.
+
+Measured on OpenVINO: with AVX2 SmolLM2 agrees from 2 to 80 rows, int8 layers with 3,072 inputs from 5 rows; with VNNI
+SmolLM2 agrees from 2 to 1,000. ONNX Runtime multiplies 4-bit weights two rows at a time, and an odd row with another
+kernel: there even widths agree.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgespec.backends.widths import WIDEST_DRAFT, few_widths
+from edgespec.backends.widths import WIDEST_DRAFT, few_widths, round_up
 from edgespec.errors import BackendError
 from edgespec.protocols import Model
 
-_WIDTHS = tuple(sorted({5, 7, 9, 15, WIDEST_DRAFT, *few_widths(1, 256)}))
-"""what forwards run at, and some that others stand for"""
+if TYPE_CHECKING:
+    from edgespec.types import Logits
+
+_STEPS = (1, 2, 4)
+"""of widths that may agree: all, or each second or fourth. Kernels take rows in blocks of such sizes"""
+_WIDTHS = tuple(sorted({5, 7, 9, 10, 14, 15, *range(16, WIDEST_DRAFT + 4), *few_widths(1, 256)}))
+"""the widths that forwards run at, of which narrow drafts between two of these are the exception"""
 _WIDEST = (256, 64, 32, 16)
 """prompts are read in chunks of this many rows: 256 are as fast as more"""
 _LARGEST_PAD = 16
-_PAST = 70  # rows before the windows: more than two KV blocks, not a whole number of them
+"""rows"""
+_PAST = 70
+"""rows before the windows: more than two KV blocks, not a whole number of them"""
 _WINDOWS, _NARROW, _NARROW_WINDOWS = 2, 4, 12
 """windows compared of each width, and 12 of widths up to 4 rows: kernels that differ still agree on many a row"""
 ROWS_NEEDED = _PAST + max(_WIDEST)
@@ -29,46 +39,62 @@ ROWS_NEEDED = _PAST + max(_WIDEST)
 
 @dataclass(frozen=True, slots=True)
 class ExactWidths:
-    """Forwards of ``least`` to ``most`` rows are one function of each row."""
+    """Forwards of ``least`` to ``most`` rows, each a multiple of ``step``, are one function of each row."""
 
     least: int
     most: int
+    step: int = 1
 
     def __post_init__(self) -> None:
-        if not (1 <= self.least <= min(_LARGEST_PAD, self.most // 2) and self.most in _WIDEST):
-            raise ValueError("not a range that was looked for")
+        inside = 1 <= self.least <= min(_LARGEST_PAD, self.most // 2) and self.most in _WIDEST
+        if not (inside and self.step in _STEPS and self.least % self.step == 0):
+            raise ValueError("not widths that were looked for")
 
 
 def find_exact_widths(model: Model) -> ExactWidths:
     """Feed one text in windows of many widths, unpadded, one behind the other, and compare logits bit by bit with the
-    widest.
+    widest. Of the steps, the one whose narrowest width is the least; of equals the finest.
 
-    The model must run unpadded (min_width 1). Leaves its cache empty. Raises BackendError if there is no useful range.
+    The model must run unpadded (min_width 1). Leaves its cache empty. Raises BackendError if no widths agree.
     """
     for most in (most for most in _WIDEST if most <= model.capabilities.max_width):
-        least = max(_least(model, past, most) for past in (_PAST, 0))
+        differs = [_differing(model, past, most) for past in (_PAST, 0)]
         model.cache.reset()
+        found = [(_least(most, step, differs[0] | differs[1]), step) for step in _STEPS]
+        least, step = min(found)
         if least <= min(_LARGEST_PAD, most // 2):
-            return ExactWidths(least, most)
+            return ExactWidths(least, most, step)
     raise BackendError(
         "exact numerics do not hold for this model on this machine: every width runs kernels of its own",
         hint="use --numerics fast, and please report the output of: edgespec bench exactness --numerics fast",
     )
 
 
-def _least(model: Model, past: int, most: int) -> int:
-    """The narrowest width from which on all up to ``most`` agree, behind ``past`` rows read in chunks of ``most``."""
+def _least(most: int, step: int, differs: set[int]) -> int:
+    """The narrowest multiple of ``step`` from which on no width that is one differs.
+
+    >>> _least(16, 1, {1, 3, 5}), _least(16, 2, {1, 3, 5}), _least(16, 1, set())
+    (6, 2, 1)
+    """
+    return round_up(1 + max((width for width in differs if width < most and width % step == 0), default=0), step)
+
+
+def _differing(model: Model, past: int, most: int) -> set[int]:
+    """The widths whose logits are not those of the width ``most``, behind ``past`` rows read in chunks of ``most``."""
     text = [(31 * i + i * i) % 200 + 10 for i in range(past + most)]
     model.cache.reset()
     for end in (*range(most, past, most), past):
         model.prefill(text[:end])
     expected = model.forward(text[past:]).logits.copy()
-    least = most
-    for width in reversed([w for w in _WIDTHS if w < most]):
-        model.cache.crop(past)
-        for start in range(0, most - width + 1, width)[: _NARROW_WINDOWS if width <= _NARROW else _WINDOWS]:
-            rows = slice(start, start + width)
-            if not np.array_equal(model.forward(text[past:][rows]).logits, expected[rows]):
-                return least
-        least = width
-    return least
+    return {width for width in _WIDTHS if width < most and not _agrees(model, past, text[past:], width, expected)}
+
+
+def _agrees(model: Model, past: int, text: list[int], width: int, expected: Logits) -> bool:
+    """Whether windows of this width give the same logits, bit by bit. Ends at the first that does not."""
+    model.cache.crop(past)
+    windows = _NARROW_WINDOWS if width <= _NARROW else _WINDOWS
+    starts = range(0, len(text) - width + 1, width)[:windows]
+    return all(
+        np.array_equal(model.forward(text[start : start + width]).logits, expected[start : start + width])
+        for start in starts
+    )

@@ -19,22 +19,33 @@ _FEW = (
 """four for each doubling, as long as they are not more than 64 rows apart"""
 
 
-def few_widths(least: int, most: int) -> tuple[int, ...]:
-    """Those from ``least`` to ``most``, which is one of them.
+def few_widths(least: int, most: int, step: int = 1) -> tuple[int, ...]:
+    """Those from ``least`` to ``most``, which is one of them; multiples of ``step`` only.
 
-    >>> few_widths(5, 33)
-    (5, 6, 8, 12, 16, 20, 24, 28, 32, 33)
+    >>> few_widths(5, 33), few_widths(2, 16, 2)
+    ((5, 6, 8, 12, 16, 20, 24, 28, 32, 33), (2, 4, 6, 8, 12, 16))
     """
-    return (least, *(width for width in _FEW if least < width < most), most) if least < most else (most,)
+    between = (width for width in _FEW if least < width < most and width % step == 0)
+    return (least, *between, most) if least < most else (most,)
 
 
-def width_of(n: int, reading: bool, few: tuple[int, ...]) -> int:
-    """How wide a forward of n rows runs. few: widths that the model may run at, or () for all.
+def width_of(n: int, reading: bool, few: tuple[int, ...], step: int = 1) -> int:
+    """How wide a forward of n rows runs. few: widths that prompts are read at, or () for all. step: all widths that the
+    model may run at are multiples of it.
 
     >>> few = few_widths(1, 256)
     >>> width_of(41, True, few), width_of(5, True, few), width_of(5, False, few), width_of(41, False, few)
     (48, 6, 5, 48)
+    >>> width_of(5, False, few_widths(2, 256, 2), 2)
+    6
     """
-    if not few or n > few[-1] or (not reading and n <= WIDEST_DRAFT):
+    if not few or n > few[-1]:
         return n
+    if not reading and n <= WIDEST_DRAFT:
+        return round_up(n, step)
     return few[bisect_left(few, n)]
+
+
+def round_up(n: int, step: int) -> int:
+    """To a multiple of ``step``."""
+    return -(-n // step) * step

@@ -67,7 +67,9 @@ def forward_times(
 
     def known() -> Calibration | None:
         found = measurement_store.read(file, Calibration)
-        if found is None or found.times.widths[0] < model.min_width or found.times.widths[-1] > model.max_width:
+        if found is None or found.times.width_step != model.width_step:
+            return None
+        if found.times.widths[0] < model.min_width or found.times.widths[-1] > model.max_width:
             return None
         return found if found.other_cores <= BUSY_CORES or busy(_LOOK_S) else None
 
@@ -82,6 +84,6 @@ def forward_times(
 def _measured(model: PaddedModel, beside: Beside | None) -> ForwardTimes:
     capacity, model.cache.capacity = model.cache.capacity, max(model.cache.capacity, calibration.ROWS_NEEDED)
     try:
-        return calibration.measure(model, perf_counter, least=model.min_width, beside=beside)
+        return calibration.measure(model, perf_counter, least=model.min_width, step=model.width_step, beside=beside)
     finally:
         model.cache.capacity = capacity
