@@ -68,9 +68,9 @@ def load(
     draft_from: a folder of the user's own texts to look things up in too (see drafters.retrieval_folder).
     remember: with draft "recycling", keep what it learns in the cache for the next process.
     device, draft_device: OpenVINO device names; by default the draft runs beside the target.
-    backend: "openvino", "onnxruntime", or None: EDGESPEC_BACKEND if set, else, on CPU and with the extra ``onnx``
-        installed, the one that is faster on this machine (measured once), else OpenVINO. Each has numerics of its own,
-        so a text may differ between them. Trees, and devices other than CPU, are OpenVINO's.
+    backend: "openvino", "onnxruntime", or None: EDGESPEC_BACKEND if set, else, on CPU, the one that is faster on this
+        machine (measured once), else OpenVINO. Each has numerics of its own, so a text may differ between them.
+        Trees, and devices other than CPU, are OpenVINO's.
     numerics: "exact", "fast", or None: exact where it is known to hold.
     num_draft_tokens: k of every round; None takes the bundle's own, else measured costs decide. With a number they are
         not measured, so the pipeline keeps to numbers.

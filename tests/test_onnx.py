@@ -463,13 +463,21 @@ def test_numerics_are_checked_for_both(engines: dict[str, float], tiny_fast_ir: 
         loaded(tiny_fast_ir, backend="onnxruntime", numerics="sloppy")
 
 
-def test_without_the_extra_it_is_not_considered(
+def test_without_the_package_it_is_not_considered(
     engines: dict[str, float], tiny_fast_ir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine_choice, "missing", lambda: "no onnxruntime")
     assert loaded(tiny_fast_ir).target.capabilities.backend == "openvino"
-    with pytest.raises(SettingError, match="ip install 'edgespec\\[onnx\\]'"):
+    with pytest.raises(SettingError, match="ip install --force-reinstall onnx onnxruntime"):
         loaded(tiny_fast_ir, backend="onnxruntime")
+
+
+def test_packages_that_are_installed_over_one_another_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = engine_choice.version_of
+    monkeypatch.setattr(engine_choice, "version_of", lambda name: "1.9" if name.endswith("-gpu") else real(name))
+    assert list(engine_choice.packages()) == ["onnxruntime", "onnxruntime-gpu"]
+    versions = json.loads(CliRunner().invoke(cli, ["doctor", "--json"]).stdout)["versions"]
+    assert versions["onnxruntime-gpu"] == "1.9; installed over one another, the last one runs"
 
 
 def test_a_broken_engine_is_not_considered(

@@ -14,14 +14,9 @@ import click
 from edgespec import console
 from edgespec.commands import screen
 
-RUNTIME = ("edgespec", "openvino", "openvino-genai", "tokenizers", "numpy", "huggingface_hub")
-OPTIONAL = {
-    "onnxruntime": ("onnx", "a second engine for CPUs without VNNI"),
-    **dict.fromkeys(
-        ("torch", "optimum-intel", "nncf", "transformers"), ("export", "only needed for edgespec export and train")
-    ),
-}
-"""package: the extra that brings it, and what for"""
+RUNTIME = ("edgespec", "openvino", "openvino-genai", "onnx", "tokenizers", "numpy", "huggingface_hub")
+EXPORT = ("torch", "optimum-intel", "nncf", "transformers")
+"""packages of the extra ``export``"""
 
 
 @click.command(name="doctor")
@@ -46,8 +41,17 @@ def command(model: str, as_json: bool) -> None:
 
 def _versions() -> dict[str, str]:
     found = {name: _version(name) or "missing: reinstall edgespec" for name in RUNTIME}
-    for name, (extra, purpose) in OPTIONAL.items():
-        found[name] = _version(name) or f"not installed; {purpose}: pip install 'edgespec[{extra}]'"
+    from edgespec.machine import engine_choice
+
+    engines = engine_choice.packages()
+    found |= engines or {"onnxruntime": "missing: reinstall edgespec"}
+    if len(engines) > 1:
+        found |= {
+            name: f"{version}; installed over one another, the last one runs" for name, version in engines.items()
+        }
+    for name in EXPORT:
+        missing = "not installed; only needed for edgespec export and train: pip install 'edgespec[export]'"
+        found[name] = _version(name) or missing
     return found
 
 
@@ -99,12 +103,12 @@ def _plan(ref: str) -> dict[str, Any]:
 
 
 def _engine(model: str) -> str:
-    from edgespec.machine import engine_comparison
+    from edgespec.machine import engine_choice, engine_comparison
 
     if asked := os.environ.get("EDGESPEC_BACKEND"):
         return f"{asked}, as EDGESPEC_BACKEND says"
-    if _version("onnxruntime") is None:
-        return "OpenVINO"
+    if reason := engine_choice.missing():
+        return f"OpenVINO: {reason}"
     if (found := engine_comparison.last(model, "exact")) is None:
         return "OpenVINO or ONNX Runtime, whichever is faster on this CPU: measured when the model is first loaded"
     if len(found.seconds) == 1:

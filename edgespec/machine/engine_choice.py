@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
@@ -19,6 +20,8 @@ from edgespec.types import Backend, Numerics
 
 REFUSALS = (BackendError, ConversionError, SourceError)
 """of a model that does not run on ONNX Runtime here, for its own reasons or the disk's"""
+_PACKAGES = ("onnxruntime", *(f"onnxruntime-{kind}" for kind in ("directml", "gpu", "openvino", "qnn")))
+"""each brings a module of the same name, which runs on the CPU too"""
 _LARGEST_BYTES = 2 * 2**30
 """bytes of weights that are written once more, unasked, to find out whether another engine is faster"""
 
@@ -36,7 +39,8 @@ def named(asked: str | None, device: str) -> Backend | None:
         if device != "CPU":
             raise SettingError(f"backend {source} runs on CPU only", got=f"device {device}", allowed="CPU")
         if reason := missing() or broken():
-            raise SettingError(f"backend {source} is not here", got=reason, hint="pip install 'edgespec[onnx]'")
+            hint = "pip install --force-reinstall onnx onnxruntime"
+            raise SettingError(f"backend {source} is not here", got=reason, hint=hint)
         return "onnxruntime"
     return "openvino" if given == "openvino" or device != "CPU" or missing() else None
 
@@ -60,17 +64,24 @@ def _key(xml: Path, numerics: Numerics | None) -> str:
 
     weights = xml.with_suffix(".bin").stat()
     versions = [cache.VERSIONS[kind] for kind in ("onnx_form", "forward_times")]
-    engines = core().get_versions("CPU")["CPU"].build_number, version_of("onnxruntime")
+    engines = core().get_versions("CPU")["CPU"].build_number, *packages().items()
     identity = xml.stat().st_size, weights.st_size, weights.st_mtime_ns, numerics or "exact"
     threads = core().get_property("CPU", "INFERENCE_NUM_THREADS")
     return fingerprint([*versions, *engines, *identity, cpu_name(), threads, Settings.make("CPU", numerics).properties])
 
 
+def packages() -> dict[str, str]:
+    """Those that bring a module ``onnxruntime``, and their versions. They are written over one another."""
+    found = {}
+    for name in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version_of(name)
+    return found
+
+
 def missing() -> str | None:
     """Which package of the second engine is not installed. Other packages may bring a module of that name."""
-    try:
-        version_of("onnxruntime")
-    except PackageNotFoundError:
+    if not packages():
         return "no onnxruntime"
     found = find_spec("onnx")
     return None if found is not None and found.origin is not None else "no onnx"

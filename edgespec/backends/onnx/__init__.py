@@ -1,1 +1,1 @@
-"""Models on ONNX Runtime: a second engine for the CPU, with the extra ``onnx``."""
+"""Models on ONNX Runtime: a second engine for the CPU."""
