@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from edgespec.errors import SettingError
+from edgespec.sampling_params import is_whole
 from edgespec.types import Backend, Needs, Numerics
 
 
@@ -32,8 +33,16 @@ class LoadOptions:
 
     def __post_init__(self) -> None:
         k = self.num_draft_tokens
-        self._require("numerics", self.numerics in (None, *get_args(Numerics)), allowed=", ".join(get_args(Numerics)))
-        self._require("num_draft_tokens", k is None or k >= 0, "number of draft tokens", allowed="0 or more")
+        for setting, kinds in (("numerics", get_args(Numerics)), ("backend", get_args(Backend))):
+            self._require(setting, getattr(self, setting) in (None, *kinds), allowed=", ".join(kinds))
+        holds = k is None or (is_whole(k) and k >= 0)
+        self._require("num_draft_tokens", holds, "number of draft tokens", allowed="0 or more")
+        rows = self.context_length
+        self._require("context_length", rows is None or is_whole(rows), allowed="a whole number of tokens")
+        for setting in ("draft", "device", "draft_device"):
+            value = getattr(self, setting)
+            holds = (isinstance(value, str) and value.strip() != "") or (value is None and setting != "device")
+            self._require(setting, holds, allowed="a name, as text")
         self._require(
             "num_draft_tokens",
             not (self.draft == "none" and k),
@@ -55,7 +64,7 @@ class LoadOptions:
     def _require(self, setting: str, holds: bool, what: str | None = None, allowed: str | None = None) -> None:
         if not holds:
             got: Any = getattr(self, setting)
-            got = str(got) if isinstance(got, Path) else got
+            got = got if isinstance(got, int | float | str) else str(got)
             raise SettingError(what or setting, got=got, allowed=allowed, setting=setting)
 
     def require_context(self, longest: int, name: str) -> None:

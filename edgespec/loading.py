@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 def load(
     ref: str | Path = "default",
     *,
-    draft: str | None = None,
+    draft: str | Path | None = None,
     draft_from: str | Path | None = None,
     remember: bool = False,
     device: str = "CPU",
@@ -80,7 +80,7 @@ def load(
     progress: say on stderr what takes long; on a terminal, with bars for downloads.
     """
     options = LoadOptions(
-        draft=draft,
+        draft=str(draft) if isinstance(draft, Path) else draft,
         draft_from=draft_from,
         remember=remember,
         device=device,

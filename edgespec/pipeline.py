@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from operator import index
 from statistics import median
 from typing import Any
@@ -17,7 +17,7 @@ from edgespec.drafters.none import NoDrafter
 from edgespec.errors import ContextFull, SettingError
 from edgespec.generation import Generation, Stream
 from edgespec.protocols import Drafter, Model, Policy, Progress
-from edgespec.sampling_params import SamplingParams
+from edgespec.sampling_params import SamplingParams, is_whole
 from edgespec.stats import Stats
 from edgespec.text.chat_template import ChatTemplate, Message
 from edgespec.text.control_tokens import ControlTokens, texts_in
@@ -92,8 +92,8 @@ class Pipeline:
         A sequence of token ids is taken as it is, and so are control tokens that a raw text spells. allow_special: as
         of ``stream_chat``. Other options: see ``stream_tokens``.
         """
-        if isinstance(prompt, bytes | bytearray):
-            raise SettingError("prompt", got=type(prompt).__name__, allowed="a text, or token ids", hint="decode it")
+        if isinstance(prompt, bytes | bytearray) or not isinstance(prompt, Iterable):
+            raise SettingError("prompt", got=type(prompt).__name__, allowed="a text, or token ids")
         if not isinstance(prompt, str):
             return self.stream_tokens(list(prompt), **options)
         if not prompt.strip() and not (raw and prompt):
@@ -160,7 +160,7 @@ class Pipeline:
         drafter: instead of the pipeline's own. policy: instead of both. progress: called during the prefill.
         wait: for the text of another thread; else SettingError (when the first piece is asked for).
         """
-        if max_new_tokens < 1:
+        if not (is_whole(max_new_tokens) and max_new_tokens >= 1):
             raise SettingError("max_new_tokens", got=max_new_tokens, allowed="1 or more", setting="max_new_tokens")
         if not prompt:
             raise SettingError("prompt is empty", hint="it needs at least one token")
@@ -182,7 +182,7 @@ class Pipeline:
             )
         k = num_draft_tokens if num_draft_tokens is not None else self.num_draft_tokens
         widest = self.target.capabilities.max_width - 1
-        if k is not None and not 0 <= k <= widest:
+        if k is not None and not (is_whole(k) and 0 <= k <= widest):
             raise SettingError("number of draft tokens", got=k, allowed=f"0 to {widest}", setting="num_draft_tokens")
         params = sampling or SamplingParams()
         if not params.greedy:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from numbers import Integral, Real
 from types import MappingProxyType
 from typing import get_args
 
@@ -55,16 +56,20 @@ class SamplingParams:
             _MOST_PENALTY,
             f"{least:g} to {_MOST_PENALTY:g}; 1 is off",
         )
+        if not isinstance(self.logit_bias, Mapping):
+            got = type(self.logit_bias).__name__
+            raise SettingError("logit_bias", got=got, allowed="a dict of token ids and numbers", setting="logit_bias")
         for token, bias in self.logit_bias.items():
-            if token < 0 or not (abs(bias) <= _MOST_BIAS or bias == -math.inf):
+            known = is_whole(token) and token >= 0 and is_number(bias)
+            if not known or not (abs(bias) <= _MOST_BIAS or bias == -math.inf):
                 allowed = f"token ids from 0 on; up to {_MOST_BIAS:g} either way, or -inf to forbid a token"
                 raise SettingError("logit_bias", got={token: bias}, allowed=allowed)
         if self.verification not in get_args(Verification):
             allowed = " or ".join(get_args(Verification))
             raise SettingError("verification", got=self.verification, allowed=allowed, setting="verification")
-        if not isinstance(self.top_k, int):
+        if not is_whole(self.top_k):
             raise SettingError("top_k", got=self.top_k, allowed="a whole number", setting="top_k")
-        if self.seed is not None and not (isinstance(self.seed, int) and 0 <= self.seed < 2**64):
+        if self.seed is not None and not (is_whole(self.seed) and 0 <= self.seed < 2**64):
             allowed = "a whole number from 0 to 2**64 - 1"
             raise SettingError("seed", got=self.seed, allowed=allowed, setting="seed")
 
@@ -82,7 +87,18 @@ class SamplingParams:
         return self if self.seed is not None else replace(self, seed=seed)
 
 
+def is_number(value: object) -> bool:
+    """A real one; True and False are none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def _check(name: str, value: float, low: float, high: float, allowed: str, open_low: bool = False) -> None:
+    if not is_number(value):
+        raise SettingError(name, got=repr(value), allowed=allowed, setting=name)
     inside = (low < value if open_low else low <= value) and value <= high and not math.isinf(value)
     if math.isnan(value) or not inside:
         raise SettingError(name, got=value, allowed=allowed, setting=name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from edgespec.adaptive.calibration import ForwardTimes
 from edgespec.adaptive.forward_cost import ForwardCost
 from edgespec.backends.fake import FakeModel, VirtualClock, random_table
 from edgespec.decode.autoregressive import autoregressive
-from edgespec.decode.policy import Heuristic, Plain
+from edgespec.decode.policy import FixedLength, Heuristic, Plain
 from edgespec.decode.speculative import speculative
 from edgespec.drafters.ngram import NGram
 from edgespec.drafters.none import NoDrafter
@@ -22,7 +23,7 @@ from edgespec.drafters.recycling import Recycling
 from edgespec.drafters.retrieval import Retrieval
 from edgespec.drafters.small_model import SmallModel
 from edgespec.drafters.text_pool import Pool
-from edgespec.errors import IncompatiblePair
+from edgespec.errors import IncompatiblePair, SettingError
 from edgespec.protocols import Drafter
 from edgespec.sampling_params import SamplingParams
 from edgespec.stats import Stats, check_identities
@@ -86,6 +87,33 @@ def trimmed_on_both_sides() -> SmallModel:
 def padded() -> SmallModel:
     wide = FakeModel(lambda text: np.concatenate([TABLE(text), np.full(8, 99.0, np.float32)]), VOCAB + 8)
     return SmallModel(wide, VOCAB, blocked=(3,), name="padded")
+
+
+class Wrong(NoDrafter):
+    """Proposes what no target can verify."""
+
+    def __init__(self, draft: Draft) -> None:
+        self.draft = draft
+
+    def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
+        return self.draft
+
+
+@pytest.mark.parametrize(
+    ("draft", "said"),
+    [
+        (Draft((1, 2), tree=(0, 0)), "got a tree; allowed: a chain"),
+        (Draft((1,) * 99), "got 99 tokens; allowed: up to 63"),
+        (Draft((1, VOCAB)), f"got token {VOCAB}; allowed: 0 to {VOCAB - 1}"),
+        (Draft((-1,)), f"got token -1; allowed: 0 to {VOCAB - 1}"),
+    ],
+)
+def test_what_a_drafter_gets_wrong_is_an_error_of_its_name(draft: Draft, said: str) -> None:
+    target = FakeModel(TABLE, VOCAB)
+    target.capabilities = replace(target.capabilities, tree=False)
+    policy = FixedLength(Wrong(draft), 4)
+    with pytest.raises(SettingError, match=f"drafter none proposes what cannot be verified; {said}"):
+        list(speculative(target, policy, [1, 2], SamplingParams(), stop=(), budget=8, stats=Stats()))
 
 
 DRAFTERS = {

@@ -45,6 +45,11 @@ def test_what_is_no_stop_string_is_refused(pipeline: Pipeline, stop: Any) -> Non
 def test_a_prompt_of_bytes_is_refused(pipeline: Pipeline) -> None:
     with pytest.raises(SettingError, match="prompt; got bytes"):
         pipeline.generate(b"Hello", max_new_tokens=2)  # type: ignore[arg-type]
+    with pytest.raises(SettingError, match="prompt; got NoneType"):
+        pipeline.generate(None, max_new_tokens=2)  # type: ignore[arg-type]
+    for wrong in ({"max_new_tokens": "5"}, {"max_new_tokens": 2.0}, {"max_new_tokens": 2, "num_draft_tokens": "4"}):
+        with pytest.raises(SettingError, match="got .*; allowed: "):
+            pipeline.generate("Hello", **wrong)
 
 
 def test_a_control_token_as_a_stop_string_ends_the_text_at_that_token(pipeline: Pipeline) -> None:

@@ -201,6 +201,8 @@ def test_a_bias_of_minus_infinity_forbids_a_token() -> None:
         {"logit_bias": {1: float("nan")}},
         {"logit_bias": {1: float("inf")}}, {"logit_bias": {1: 1e39}}, {"logit_bias": {1: -1e39}},
         {"repetition_penalty": 1e-40}, {"repetition_penalty": 1e40}, {"verification": "typical"},
+        {"temperature": "0.8"}, {"temperature": None}, {"top_p": True}, {"logit_bias": {"5": 1.0}},
+        {"logit_bias": {1.5: 1.0}}, {"logit_bias": {5: "1"}}, {"logit_bias": [5]}, {"top_k": True}, {"seed": True},
         {"top_k": 2.5}, {"seed": 1.5}, {"seed": -1}, {"seed": 2**64},
     ],
 )  # fmt: skip

@@ -25,9 +25,24 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from edgespec.errors import SettingError
+from edgespec.protocols import Model
 from edgespec.sampling import ACCEPT, CORRECT, adjust, choose, distribution, nothing_left, pick, uniform
 from edgespec.sampling_params import SamplingParams
 from edgespec.types import Distribution, Draft, Logits, Verdict
+
+
+def require_verifiable(draft: Draft, drafter: str, target: Model) -> None:
+    """Raises SettingError for a draft that ``target`` cannot be given: a mistake of the drafter of this name."""
+    wrong = None
+    if draft.tree is not None and not target.capabilities.tree:
+        wrong = "a tree", "a chain: this target verifies no trees"
+    elif len(draft.rows) >= target.free_width:
+        wrong = f"{len(draft.rows)} tokens", f"up to {target.free_width - 1}"
+    elif unknown := [token for token in draft.tokens if not 0 <= token < target.vocab_size]:
+        wrong = f"token {unknown[0]}", f"0 to {target.vocab_size - 1}"
+    if wrong:
+        raise SettingError(f"drafter {drafter} proposes what cannot be verified", got=wrong[0], allowed=wrong[1])
 
 
 def verify(draft: Draft, logits: Logits, context: Sequence[int], params: SamplingParams) -> Verdict:
