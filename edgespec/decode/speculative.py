@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator
 
 from edgespec.decode.constraint import masked
 from edgespec.decode.forced_tokens import draft_under_constraint
-from edgespec.decode.verify import require_verifiable, verify
+from edgespec.decode.verify import check_draft, verify
 from edgespec.protocols import Constraint, Model, Policy, Progress
 from edgespec.sampling_params import SamplingParams
 from edgespec.stats import Stats
@@ -49,7 +49,7 @@ def speculative(
         t0 = clock()
         draft = draft_under_constraint(policy, context, min(budget_left, target.free_width) - 1, stop, constraint)
         t1 = clock()
-        require_verifiable(draft, policy.name, target)
+        check_draft(draft, policy.name, target)
         width = policy.width(1 + len(draft.rows), len(context))
         step = target.forward([context[-1], *draft.rows], draft.tree_of_rows, width=width)  # logits (1 + n, vocab)
         t2 = clock()

@@ -32,7 +32,7 @@ from edgespec.sampling_params import SamplingParams
 from edgespec.types import Distribution, Draft, Logits, Verdict
 
 
-def require_verifiable(draft: Draft, drafter: str, target: Model) -> None:
+def check_draft(draft: Draft, drafter: str, target: Model) -> None:
     """Raises SettingError for a draft that ``target`` cannot be given: a mistake of the drafter of this name."""
     wrong = None
     if draft.tree is not None and not target.capabilities.tree:
