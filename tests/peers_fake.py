@@ -1,4 +1,4 @@
-"""Adapters for the tests of `edgespec bench peers`: they run in a real worker process and misbehave on request."""
+"""An adapter for the tests of `edgespec bench peers`: it runs in a real worker process and fails on request."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgespec_bench.peers.base import Forms, Run, Unavailable
+from edgespec_bench.peers.base import Run, Unavailable, WeightFormats
 
 
 class Peer:
@@ -14,7 +14,7 @@ class Peer:
 
     settings = "none"
 
-    def load(self, forms: Forms, mode: str, threads: int, cache: Path | None) -> None:
+    def load(self, weight_formats: WeightFormats, mode: str, threads: int, cache: Path | None) -> None:
         os.write(1, b"native garbage\n{}\n")  # as a C library would
         print("python garbage")
         if mode == "does not load":

@@ -173,7 +173,7 @@ ONNX = {"onnx", "onnxruntime"}
 
 
 def test_nothing_imports_a_peer_but_its_adapter() -> None:
-    """And that only inside a function, in the process of the contender or of a conversion."""
+    """And that only inside a function, in the process of the runtime or of a conversion."""
     for path in FILES:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         module = module_of(path)

@@ -1,4 +1,4 @@
-"""`edgespec bench peers`: workers survive what runtimes do, ratios are of runs side by side, the page says it all."""
+"""`edgespec bench peers`: workers survive failing runtimes, ratios compare neighbouring runs, the page is complete."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from edgespec.errors import SettingError
 from edgespec.hub.catalog import default_folder
 from edgespec_bench.peers import measure, plots, report
 from edgespec_bench.peers import run as bench
-from edgespec_bench.peers.base import Forms, Run
+from edgespec_bench.peers.base import Run, WeightFormats
 from edgespec_bench.peers.convert_worker import NEVER, maps, whole_vocabulary
-from edgespec_bench.peers.entries import CONTENDERS, OWN_PLAIN, YARDSTICK, Contender, choose
+from edgespec_bench.peers.entries import BASELINE, OWN_PLAIN, RUNTIMES, Runtime, choose
 from edgespec_bench.peers.goals import goals
-from edgespec_bench.peers.measure import Measured, Race, Record, Task, schedule
-from edgespec_bench.peers.process import ContenderFailed, Process, missing, start
+from edgespec_bench.peers.measure import CHAT_TURN, NO_REUSE, Measured, Record, Results, Task, schedule
+from edgespec_bench.peers.process import Process, RuntimeFailed, missing, start
 from edgespec_bench.peers.summary import ALL, Line, lines
 from edgespec_bench.peers.weights import prepare
 
-FORMS = Forms("default")
+WEIGHT_FORMATS = WeightFormats("default")
 
 
 @pytest.fixture(autouse=True)
-def _where_the_fake_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def _fake_is_importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parents[1])
 
 
@@ -45,175 +45,179 @@ def fake() -> Iterator[Process]:
 
 
 def test_garbage_on_standard_output_is_no_answer(fake: Process) -> None:
-    loaded = fake.load(FORMS, "well", 2, None)
+    loaded = fake.load(WEIGHT_FORMATS, "well", 2, None)
     assert loaded["versions"] == {"fake": "1.0"} and loaded["settings"] == "none"
     assert fake.generate([7], 3) == Run([7, 8, 9], 0.25, 0.5, 1, 4, 3, 2)
     assert fake.peak_bytes() > 1e7
 
 
 def test_an_error_is_one_line_and_the_worker_goes_on(fake: Process) -> None:
-    fake.load(FORMS, "raises 1", 2, None)
-    with pytest.raises(ContenderFailed, match=r"^ValueError: what a peer$"):
+    fake.load(WEIGHT_FORMATS, "raises 1", 2, None)
+    with pytest.raises(RuntimeFailed, match=r"^ValueError: what a peer$"):
         fake.generate([7], 3)
     assert fake.generate([7], 3).tokens == [7, 8, 9]
 
 
-def test_a_form_that_there_is_not_is_a_reason(fake: Process) -> None:
-    with pytest.raises(ContenderFailed, match=r"^no such model$"):
-        fake.load(FORMS, "does not load", 2, None)
+def test_a_missing_weight_format_is_a_reason(fake: Process) -> None:
+    with pytest.raises(RuntimeFailed, match=r"^no such model$"):
+        fake.load(WEIGHT_FORMATS, "does not load", 2, None)
 
 
-def test_a_death_is_reported_with_its_last_words_to_everybody_who_asks(fake: Process) -> None:
-    fake.load(FORMS, "dies 2", 2, None)
+def test_a_death_is_reported_with_its_last_line_to_every_request(fake: Process) -> None:
+    fake.load(WEIGHT_FORMATS, "dies 2", 2, None)
     fake.generate([7], 3)
     for _ in range(2):
-        with pytest.raises(ContenderFailed, match=r"code 3: .*out of luck"):
+        with pytest.raises(RuntimeFailed, match=r"code 3: .*out of luck"):
             fake.generate([7], 3)
 
 
 def test_a_short_answer_is_a_failure(fake: Process) -> None:
-    fake.load(FORMS, "short 1", 2, None)
-    with pytest.raises(ContenderFailed, match="2 tokens instead of 3"):
+    fake.load(WEIGHT_FORMATS, "short 1", 2, None)
+    with pytest.raises(RuntimeFailed, match="2 tokens instead of 3"):
         fake.generate([7], 3)
 
 
 def test_silence_ends() -> None:
     process = Process("time", patience_s=60)  # a module without an adapter
-    with pytest.raises(ContenderFailed, match="ended with code 1: AttributeError"):
-        process.load(FORMS, "plain", 2, None)
+    with pytest.raises(RuntimeFailed, match="ended with code 1: AttributeError"):
+        process.load(WEIGHT_FORMATS, "plain", 2, None)
     process.close()
 
 
-def _contender(name: str, mode: str, forms: tuple[str, ...] = (), package: str = "edgespec") -> Contender:
-    return Contender(name, "fake", mode, package, forms, name)
+def _runtime(name: str, mode: str, weight_formats: tuple[str, ...] = (), package: str = "edgespec") -> Runtime:
+    return Runtime(name, "fake", mode, package, weight_formats, name)
 
 
-def test_the_race_goes_on_without_those_who_fail() -> None:
-    contenders = [
-        _contender(OWN_PLAIN, "well"),
-        _contender(YARDSTICK, "well"),
-        _contender("dies", "dies 3"),
-        _contender("unloadable", "does not load"),
-        _contender("formless", "well", ("onnx",)),
-        _contender("stranger", "well", package="no-such-package"),
+def test_the_comparison_continues_without_runtimes_that_fail() -> None:
+    runtimes = [
+        _runtime(OWN_PLAIN, "well"),
+        _runtime(BASELINE, "well"),
+        _runtime("dies", "dies 3"),
+        _runtime("unloadable", "does not load"),
+        _runtime("no format", "well", ("onnx",)),
+        _runtime("stranger", "well", package="no-such-package"),
     ]
     task = Task([("chat", [5]), ("code", [9])], list(range(9000)), [[[1], [1, 2]]], 4, 1, 2)
     run = measure.run(
-        contenders,
-        Forms("default", missing={"onnx": "no onnx here"}),
+        runtimes,
+        WeightFormats("default", missing={"onnx": "no onnx here"}),
         task,
         start=lambda c: Process("tests.peers_fake"),
     )
     reasons = {name: measured.failed or "" for name, measured in run.measured.items()}
-    assert reasons[OWN_PLAIN] == reasons[YARDSTICK] == ""
+    assert reasons[OWN_PLAIN] == reasons[BASELINE] == ""
     assert "code 3" in reasons["dies"] and reasons["unloadable"] == "no such model"
-    assert reasons["formless"] == "no onnx here" and reasons["stranger"] == "no-such-package is not installed"
+    assert reasons["no format"] == "no onnx here" and reasons["stranger"] == "no-such-package is not installed"
     # The answer to the warm-up is not counted; "dies" answered one prompt, and of the second nothing came.
     assert [r.prompt for r in run.records if r.name == "dies"] == [0]
     assert {r.prompt for r in run.records if r.name == OWN_PLAIN} == {0, 1}
-    whole = run.measured[YARDSTICK]
-    assert set(whole.ttft_s) == {"64", "512", "2000", "turn 5", "turn 5 anew"}
+    whole = run.measured[BASELINE]
+    assert set(whole.ttft_s) == {"64", "512", "2000", CHAT_TURN, NO_REUSE}
     assert whole.load_cold_s and whole.load_warm_s and whole.peak_mb and whole.peak_mb > 10
     assert measure.decode_speed(Run([1, 2, 3], 0.25, 0.5)) == 8.0
 
 
-def test_the_engine_that_is_chosen_anyway_does_not_run_twice() -> None:
-    """The fake adapter says the same settings whatever it is asked for: so each second one is the first one again."""
-    names = {OWN_PLAIN: "plain", YARDSTICK: "auto", "edgespec e plain": "plain", "edgespec e auto": "auto"}
-    contenders = [Contender(name, "edgespec", mode, "edgespec", (), "") for name, mode in names.items()]
+def test_the_engine_that_edgespec_chooses_does_not_run_twice() -> None:
+    """The fake adapter reports the same settings for all, so the later entries are duplicates of the first two."""
+    names = {OWN_PLAIN: "plain", BASELINE: "auto", "edgespec e plain": "plain", "edgespec e auto": "auto"}
+    runtimes = [Runtime(name, "edgespec", mode, "edgespec", (), "") for name, mode in names.items()]
     task = Task([("chat", [5])], list(range(9000)), [[[1], [1, 2]]], 4, 1, 2)
-    run = measure.run(contenders, Forms("default"), task, start=lambda c: Process("tests.peers_fake"))
-    assert [m.same_as for m in run.measured.values()] == [None, None, OWN_PLAIN, YARDSTICK]
-    assert {record.name for record in run.records} == {OWN_PLAIN, YARDSTICK}
+    run = measure.run(runtimes, WeightFormats("default"), task, start=lambda c: Process("tests.peers_fake"))
+    assert [m.duplicate_of for m in run.measured.values()] == [None, None, OWN_PLAIN, BASELINE]
+    assert {record.name for record in run.records} == {OWN_PLAIN, BASELINE}
     again = run.measured["edgespec e auto"]
     assert again.load_cold_s is None and not again.ttft_s and again.failed is None
-    assert [row[0] for row in report.cost_rows(run)] == [OWN_PLAIN, YARDSTICK]
-    assert dict(report.absent(run))["edgespec e auto"] == f"{YARDSTICK} is the same here"
+    assert [row[0] for row in report.cost_rows(run)] == [OWN_PLAIN, BASELINE]
+    assert dict(report.absent(run))["edgespec e auto"] == f"same engine and settings as {BASELINE}"
 
 
-def test_who_is_the_same_must_be_running_of_ours_and_draft_alike() -> None:
-    def twin(mode: str, *running: Contender, module: str = "edgespec", settings: str = "exact, e") -> str | None:
-        asked = Contender("edgespec e auto", module, mode, "edgespec", (), "")
-        measured = {YARDSTICK: Measured(settings="exact, e"), asked.name: Measured(settings=settings)}
-        return measure.twin(asked, [*running, asked], Race(measured))
+def test_a_duplicate_runs_already_is_edgespec_and_drafts_alike() -> None:
+    def duplicate_of(mode: str, *running: Runtime, module: str = "edgespec", settings: str = "exact, e") -> str | None:
+        asked = Runtime("edgespec e auto", module, mode, "edgespec", (), "")
+        measured = {BASELINE: Measured(settings="exact, e"), asked.name: Measured(settings=settings)}
+        return measure.duplicate_of(asked, [*running, asked], Results(measured))
 
-    chosen = Contender(YARDSTICK, "edgespec", "auto", "edgespec", (), "")
-    assert twin("e auto", chosen) == YARDSTICK
-    assert twin("e auto") is None
-    assert twin("e plain", chosen) is None
-    assert twin("e auto", chosen, settings="exact, another") is None
-    assert twin("e auto", chosen, module="openvino_genai") is None
+    chosen = Runtime(BASELINE, "edgespec", "auto", "edgespec", (), "")
+    assert duplicate_of("e auto", chosen) == BASELINE
+    assert duplicate_of("e auto") is None
+    assert duplicate_of("e plain", chosen) is None
+    assert duplicate_of("e auto", chosen, settings="exact, another") is None
+    assert duplicate_of("e auto", chosen, module="openvino_genai") is None
 
 
-def test_drafted_texts_are_held_against_the_plain_run_that_stands_for_their_own() -> None:
+def test_drafted_texts_are_compared_with_the_plain_run_that_peer_logits_duplicates() -> None:
     records = [_record(OWN_PLAIN, 0, 5, 10, [1, 2]), _record("edgespec openvino auto", 0, 9, 10, [1, 2])]
     measured = {OWN_PLAIN: Measured(), "edgespec openvino plain": Measured(), "edgespec openvino auto": Measured()}
-    drafted = lines(Race(measured, records))[-1]
+    drafted = lines(Results(measured, records))[-1]
     assert drafted.name == "edgespec openvino auto" and drafted.same is None
-    measured["edgespec openvino plain"].same_as = OWN_PLAIN
-    assert lines(Race(measured, records))[-1].same == 1
+    measured["edgespec openvino plain"].duplicate_of = OWN_PLAIN
+    assert lines(Results(measured, records))[-1].same == 1
 
 
-def test_who_is_not_installed_is_said_before_the_race() -> None:
-    there, stranger = _contender("there", "well"), _contender("stranger", "well", package="no-such-package")
-    assert len(bench.roll_call([there])) == 1
-    first, second = bench.roll_call([there, stranger, stranger])
-    assert first.startswith("1 contenders")
+def test_missing_packages_are_listed_before_the_measurements() -> None:
+    there, stranger = _runtime("there", "well"), _runtime("stranger", "well", package="no-such-package")
+    assert len(bench.list_missing([there])) == 1
+    first, second = bench.list_missing([there, stranger, stranger])
+    assert first.startswith("1 runtimes")
     assert second.startswith("2 more cannot run: no-such-package is not installed; pip install")
 
 
-def test_every_turn_is_next_to_the_yardstick() -> None:
+def test_every_turn_is_next_to_one_of_the_baseline() -> None:
     for count in range(8):
         for turn in range(count + 2):
             names = ["Y", *"abcdefg"[:count]]
             turns = schedule(names, turn, "Y")
             assert {name for name, _ in turns} == set(names)
             assert len(turns) == len(set(range(len(turns))))
-            for index, (_, beside) in enumerate(turns):
-                assert turns[beside][0] == "Y" and abs(index - beside) <= 1
+            for index, (_, baseline_turn) in enumerate(turns):
+                assert turns[baseline_turn][0] == "Y" and abs(index - baseline_turn) <= 1
             assert sorted(name for name, _ in turns if name != "Y") == names[1:]
     assert schedule(["Y", "a", "b"], 1, "Y")[1][0] == "b"
 
 
-def _record(name: str, prompt: int, speed: float, beside: float, tokens: list[int], category: str = "chat") -> Record:
-    return Record(name, prompt, category, 0, speed, beside, tokens, 1, 10, 6, 2)
+def _record(
+    name: str, prompt: int, tok_per_s: float, baseline_tok_per_s: float, tokens: list[int], category: str = "chat"
+) -> Record:
+    return Record(name, prompt, category, 0, tok_per_s, baseline_tok_per_s, tokens, 1, 10, 6, 2)
 
 
-RACE = Race(
+RESULTS = Results(
     {
         OWN_PLAIN: Measured(versions={"edgespec": "1"}, ttft_s={"64": [0.1, 0.3]}),
-        YARDSTICK: Measured(versions={"edgespec": "1"}),
+        BASELINE: Measured(versions={"edgespec": "1"}),
         "openvino-genai plain": Measured(
-            versions={"openvino-genai": "2"}, ttft_s={"64": [0.05], "turn 5": [0.02]}, peak_mb=512.2, load_cold_s=1.5
+            versions={"openvino-genai": "2"}, ttft_s={"64": [0.05], CHAT_TURN: [0.02]}, peak_mb=512.2, load_cold_s=1.5
         ),
         "openvino-genai draft_model": Measured(failed="RuntimeError: no | pipe"),
     },
     [
         _record(OWN_PLAIN, 0, 10, 20, [1, 2, 3]),
         _record(OWN_PLAIN, 1, 30, 30, [4, 5, 6], "code"),
-        _record(YARDSTICK, 0, 20, 20, [1, 2, 3]),
-        _record(YARDSTICK, 1, 30, 30, [4, 5, 6], "code"),
-        # In the machine's slow minute: 8 a second beside 8 is as fast as the yardstick, which is twice plain here.
+        _record(BASELINE, 0, 20, 20, [1, 2, 3]),
+        _record(BASELINE, 1, 30, 30, [4, 5, 6], "code"),
+        # The machine was slow here: 8 tok/s next to 8 is as fast as the baseline, which is twice as fast as plain.
         _record("openvino-genai plain", 0, 8, 8, [1, 2, 9]),
         _record("openvino-genai plain", 1, 15, 30, [4, 5, 6], "code"),
     ],
 )
 
 
-def test_ratios_are_of_runs_side_by_side() -> None:
-    found = {(line.name, line.category): line for line in lines(RACE)}
+def test_ratios_compare_neighbouring_runs() -> None:
+    found = {(line.name, line.category): line for line in lines(RESULTS)}
     assert found["openvino-genai plain", "chat"] == Line("openvino-genai plain", "chat", 8, 1.0, 2.0, 0.6, 1.0, 1, 1)
     assert found["openvino-genai plain", "code"].to_plain == 0.5
-    everything = found["openvino-genai plain", ALL]
-    assert (everything.to_auto, everything.to_plain, everything.same, everything.of) == (0.75, 1.25, 2, 2)
+    overall = found["openvino-genai plain", ALL]
+    assert (overall.to_auto, overall.to_plain, overall.same, overall.of) == (0.75, 1.25, 2, 2)
     assert found[OWN_PLAIN, ALL].to_auto == 0.75 and found[OWN_PLAIN, ALL].to_plain == 1.0
 
 
-def test_goals_are_of_those_who_ran() -> None:
-    assert goals(Race({}, []), []) == []
+def test_goals_are_of_runtimes_that_ran() -> None:
+    assert goals(Results({}, []), []) == []
     ran = Measured(ttft_s={"2000": [6.0]}, peak_mb=500)
-    ours = Measured(ttft_s={"2000": [6.6], "turn 5": [0.4], "turn 5 anew": [1.0]}, peak_mb=400)
-    found = goals(Race({YARDSTICK: ours, OWN_PLAIN: ours, "openvino-genai plain": ran}, []), [])
+    edgespec_runtime = Measured(ttft_s={"2000": [6.6], CHAT_TURN: [0.4], NO_REUSE: [1.0]}, peak_mb=400)
+    found = goals(
+        Results({BASELINE: edgespec_runtime, OWN_PLAIN: edgespec_runtime, "openvino-genai plain": ran}, []), []
+    )
     assert [(goal.what.partition(":")[0], goal.reached) for goal in found] == [
         ("first token after 2000", False),
         ("first token of turn 5", True),
@@ -223,20 +227,20 @@ def test_goals_are_of_those_who_ran() -> None:
 
 def test_same_text_is_the_same_tokens_as_its_own_plain_decoding() -> None:
     name = "openvino-genai draft_model"
-    drafted = Race(
-        RACE.measured,
-        [*RACE.records, _record(name, 0, 8, 8, [1, 2, 9]), _record(name, 1, 9, 9, [4, 5, 7], "code")],
+    drafted = Results(
+        RESULTS.measured,
+        [*RESULTS.records, _record(name, 0, 8, 8, [1, 2, 9]), _record(name, 1, 9, 9, [4, 5, 7], "code")],
     )
     found = {(line.name, line.category): line for line in lines(drafted)}
     assert (found[name, ALL].same, found[name, ALL].of) == (1, 2)
-    alone = Race(RACE.measured, [_record(name, 0, 8, 8, [1, 2, 9])])
+    alone = Results(RESULTS.measured, [_record(name, 0, 8, 8, [1, 2, 9])])
     assert lines(alone)[0].same is None
 
 
-def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
+def test_the_page_holds_what_was_measured(tmp_path: Path) -> None:
     machine = {"cpu": "CPU X", "cores": 2}
     facts = report.Facts("edgespec bench peers", "m", machine, 2, 3, 1, {"chat": 1, "code": 1}, "2026-01-02")
-    page = report.markdown(RACE, facts, ["b/decoding.svg"])
+    page = report.markdown(RESULTS, facts, ["b/decoding.svg"])
     assert "| openvino-genai plain | 11.5 | 0.75 | 1.25 | 60% | 1.00 | 2 of 2 |" in page
     assert "| openvino-genai plain | 50 | - | - | 20 | - |" in page
     assert "| edgespec plain | 200 | - | - | - | - |" in page
@@ -247,23 +251,30 @@ def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
     assert "| decoding: edgespec auto / openvino-genai plain, chat | 1.00 | >= 1.4 | no |" in page
     assert "draft_model |" not in page.partition("## Goals")[2], "it did not run"
     if find_spec("matplotlib"):
-        drawn = plots.draw(RACE, tmp_path / "b")
+        drawn = plots.draw(RESULTS, tmp_path / "b")
         assert [path.name for path in drawn] == ["decoding.svg", "first-token.svg"]
         assert all(path.stat().st_size > 1000 for path in drawn)
 
 
-def test_contenders_are_chosen_by_the_beginning_of_their_name() -> None:
-    assert choose(None) == list(CONTENDERS)
-    assert [c.name for c in choose("openvino-genai")][2:] == [
-        c.name for c in CONTENDERS if c.module == "openvino_genai"
-    ]
-    with pytest.raises(SettingError, match="contender"):
+def test_the_published_page_has_the_words_of_its_generator() -> None:
+    """All lines but those with figures: who changes the generator's text changes the page too."""
+    facts = report.Facts("edgespec bench peers", "m", {"cpu": "CPU X"}, 2, 3, 1, {"chat": 1}, "2026-01-02")
+    published = (Path(__file__).parents[1] / "docs" / "benchmarks.md").read_text(encoding="utf-8").splitlines()
+    with_figures = ("Written by", "m. cpu", "| openvino-", "| edgespec ", "| --- ", "| runtime | chat", "| decoding: ")
+    for line in report.markdown(RESULTS, facts, []).splitlines():
+        assert line.startswith(with_figures) or line in published, line
+
+
+def test_runtimes_are_chosen_by_the_beginning_of_their_names() -> None:
+    assert choose(None) == list(RUNTIMES)
+    assert [c.name for c in choose("openvino-genai")][2:] == [c.name for c in RUNTIMES if c.module == "openvino_genai"]
+    with pytest.raises(SettingError, match="runtime"):
         choose("vllm")
-    assert missing(_contender("x", "plain", package="edgespec no-such-package")) == "no-such-package is not installed"
-    assert all(any(c.plain == other.name for other in CONTENDERS) for c in CONTENDERS)
+    assert missing(_runtime("x", "plain", package="edgespec no-such-package")) == "no-such-package is not installed"
+    assert all(any(c.plain == other.name for other in RUNTIMES) for c in RUNTIMES)
 
 
-def test_a_draft_with_a_vocabulary_of_its_own_gets_the_targets(tmp_path: Path) -> None:
+def test_a_draft_with_its_own_vocabulary_gets_the_targets(tmp_path: Path) -> None:
     import openvino as ov
 
     folder = default_folder()
@@ -287,15 +298,15 @@ def test_a_draft_with_a_vocabulary_of_its_own_gets_the_targets(tmp_path: Path) -
         return np.array(request.infer(inputs)["logits"])[0]
 
     absent = next(token for token in range(size) if token not in id_map)
-    theirs = logits(tmp_path / "openvino_model.xml", [int(id_map[11]), int(id_map[8000]), absent])
-    ours = logits(folder / entry.model.file, [11, 8000, unknown])
-    assert theirs.shape == (3, size) and ours.shape == (3, len(id_map))
+    peer_logits = logits(tmp_path / "openvino_model.xml", [int(id_map[11]), int(id_map[8000]), absent])
+    own_logits = logits(folder / entry.model.file, [11, 8000, unknown])
+    assert peer_logits.shape == (3, size) and own_logits.shape == (3, len(id_map))
     known = id_map >= 0
-    assert np.array_equal(theirs[:, id_map[known]], ours[:, known])
-    assert (np.delete(theirs, id_map[known], axis=1) == NEVER).all() and ours.min() > NEVER
+    assert np.array_equal(peer_logits[:, id_map[known]], own_logits[:, known])
+    assert (np.delete(peer_logits, id_map[known], axis=1) == NEVER).all() and own_logits.min() > NEVER
 
 
-def test_a_short_race_of_the_real_edgespec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_comparison_with_the_real_edgespec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "TTFT_TOKENS", (8,))
     monkeypatch.setattr(measure, "MEMORY_PROMPT", 16)
     monkeypatch.setattr(bench, "CHAT", (("Hi", "Ho"), ("And?", "")))
@@ -306,10 +317,10 @@ def test_a_short_race_of_the_real_edgespec(tmp_path: Path, monkeypatch: pytest.M
     page = tmp_path / "page.md"
     result = CliRunner().invoke(cli, [*arguments, "--report", str(page)])
     assert result.exit_code == 0, result.output
-    figures = json.loads(result.stdout.splitlines()[-1])
-    assert [line["same"] for line in figures["decoding"]] == [1, 1, 1, 1]
-    assert set(figures["contenders"]) == {OWN_PLAIN, YARDSTICK}
-    assert all(c["failed"] is None and c["ttft_s"]["turn 5"] > 0 for c in figures["contenders"].values())
+    summary = json.loads(result.stdout.splitlines()[-1])
+    assert [line["same"] for line in summary["decoding"]] == [1, 1, 1, 1]
+    assert set(summary["runtimes"]) == {OWN_PLAIN, BASELINE}
+    assert all(c["failed"] is None and c["ttft_s"][CHAT_TURN] > 0 for c in summary["runtimes"].values())
     assert "| edgespec auto |" in page.read_text(encoding="utf-8")
 
 
@@ -318,15 +329,15 @@ def test_openvino_genai_answers_with_the_tokens_of_its_own_plain_decoding() -> N
     """Its draft, with the vocabulary that it was given here, has its tokens accepted."""
     pytest.importorskip("openvino_genai")
     pytest.importorskip("transformers")
-    forms = prepare("default", None, ("ir", "draft_ir"), rows=512, tell=print)
-    assert not forms.missing
+    weight_formats = prepare("default", None, ("ir", "draft_ir"), rows=512, tell=print)
+    assert not weight_formats.missing
     prompt = list(range(1000, 1016))
     answers = {}
-    for contender in choose("openvino-genai")[2:]:
-        process = start(contender)
+    for runtime in choose("openvino-genai")[2:]:
+        process = start(runtime)
         try:
-            process.load(forms, contender.mode, 2, None)
-            answers[contender.mode] = process.generate(prompt, 12)
+            process.load(weight_formats, runtime.mode, 2, None)
+            answers[runtime.mode] = process.generate(prompt, 12)
         finally:
             process.close()
     assert all(0 < answer.ttft_s < answer.total_s for answer in answers.values())
@@ -364,8 +375,8 @@ def test_a_draft_with_merged_products_becomes_the_same_torch_model(tmp_path: Pat
 def test_without_the_maintainers_goals_the_page_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are not in the wheel."""
     facts = report.Facts("edgespec bench peers", "m", {"cpu": "CPU X"}, 2, 3, 1, {"chat": 1}, "2026-01-02")
-    assert "## Goals" in report.markdown(RACE, facts, [])
+    assert "## Goals" in report.markdown(RESULTS, facts, [])
     monkeypatch.setitem(sys.modules, "edgespec_bench.peers.goals", None)
-    assert "## Goals" not in report.markdown(RACE, facts, [])
+    assert "## Goals" not in report.markdown(RESULTS, facts, [])
     settings = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
     assert 'exclude = ["bench/edgespec_bench/peers/goals.py"]' in settings

@@ -116,10 +116,10 @@ def test_chat_and_bench(watched: Watched, sockets: Callable[[], list[str]], tiny
     assert not sockets()
 
 
-def test_a_contenders_process(watched: Watched, sockets: Callable[[], list[str]], tiny_fast_ir: Path) -> None:
-    forms = {"ref": str(tiny_fast_ir.parent)}
+def test_the_process_of_a_runtime(watched: Watched, sockets: Callable[[], list[str]], tiny_fast_ir: Path) -> None:
+    weight_formats = {"ref": str(tiny_fast_ir.parent)}
     requests = [
-        {"do": "load", "forms": forms, "mode": "onnxruntime plain", "threads": 1, "cache": None},
+        {"do": "load", "weight_formats": weight_formats, "mode": "onnxruntime plain", "threads": 1, "cache": None},
         {"do": "generate", "prompt": [5, 6, 7], "new_tokens": 4},
     ]
     module = ["edgespec_bench.peers.worker", "edgespec_bench.peers.adapters.edgespec"]

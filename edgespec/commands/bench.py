@@ -140,7 +140,7 @@ def verify(pairs: int, new_tokens: int, **options: Any) -> None:
 @command.command()
 @click.option("--model", "-m", metavar="REF", default="default", show_default=True)
 @click.option("--draft", metavar="REF", help="Draft model, for all that take one; default: the pair's own.")
-@click.option("--only", metavar="NAME,...", help="Contenders whose names begin so; edgespec plain and auto always run.")
+@click.option("--only", metavar="NAME,...", help="Runtimes whose names start so; edgespec plain and auto always run.")
 @click.option("--prompts", type=click.Path(path_type=Path), metavar="FILE", help="Lines of JSON (kind, text).")
 @click.option("--per-category", type=click.IntRange(1), default=2, show_default=True, help="Prompts of each category.")
 @click.option("--pairs", type=click.IntRange(1), default=1, show_default=True, help="Answers to each prompt.")

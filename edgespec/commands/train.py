@@ -62,7 +62,7 @@ def corpus(target: str, output: Path, **plan: Any) -> None:
     "--layers", type=click.IntRange(1), default=2, show_default=True, help="Take the target's first N layers."
 )
 @click.option("--from-layers", metavar="I,J,...", help="Take these layers of the target instead.")
-@click.option("--from-scratch", is_flag=True, help="Begin from random weights instead of the target's.")
+@click.option("--from-scratch", is_flag=True, help="Initialise from random weights instead of the target's.")
 @click.option("--from-draft", type=_PATH, metavar="DIR", help="Go on from DIR, the draft folder of an earlier run.")
 @click.option("--hidden", type=click.IntRange(1), metavar="N", help="Width of a draft from scratch.")
 @click.option("--intermediate", type=click.IntRange(1), metavar="N", help="Width of its MLP.")

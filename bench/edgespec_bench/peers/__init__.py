@@ -1,6 +1,6 @@
-"""edgespec beside other runtimes: the same weights, prompts, token counts, threads and clock, each in its own process.
+"""``bench peers`` compares edgespec with other runtimes: same weights, prompts, token counts and threads.
 
-``entries`` says who runs, ``weights`` makes the weights in each one's format, ``worker`` and ``process`` are the two
-ends of a contender's process, ``measure`` decides whose turn it is, ``summary`` counts and ``report`` writes it down.
-A peer is imported inside the functions of its own adapter, in its own process, and nowhere else.
+Each runtime is a process of its own. ``entries`` lists the runtimes and ``weights`` converts the weights into their
+formats. ``worker`` and ``process`` are the two ends of a runtime's process. ``measure`` decides the order of runs,
+``summary`` computes medians, ``report`` writes the page. Only an adapter imports its peer, inside functions.
 """

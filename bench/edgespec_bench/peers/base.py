@@ -1,4 +1,4 @@
-"""What a contender is asked to do, and what it hands back."""
+"""The interface of a runtime: its input (weights, a prompt) and its output (one answer)."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from typing import Any, Protocol
 
 
 class Unavailable(Exception):
-    """This contender cannot run here; the message is one line for the report."""
+    """This runtime cannot run here; the message is one line for the report."""
 
 
 @dataclass(frozen=True)
-class Forms:
-    """The same weights in each format. A form that there is not is None, and ``missing`` says why, by field name.
+class WeightFormats:
+    """The same weights in each format. A missing format is None; ``missing`` gives the reason, by field name.
 
-    ref, draft: what ``edgespec.load`` takes; draft None for the pair's own.
-    ir, draft_ir: folders of stateful OpenVINO IRs with OpenVINO tokenizers and a config.json; the draft has the
+    ref, draft: what ``edgespec.load`` takes; draft None: the pair's own.
+    ir, draft_ir: folders of stateful OpenVINO IRs with OpenVINO tokenizers and a config.json. The draft has the
         target's vocabulary.
-    gguf: the file the IR was made from. onnx, onnx_draft: folders of onnxruntime-genai models, the second of both.
-    rows: tokens of prompt and text that a contender must have room for.
+    gguf: the file that the IR was converted from.
+    onnx, onnx_draft: folders of onnxruntime-genai models. The second holds target and draft.
+    rows: capacity that a runtime needs, in tokens of prompt and text.
     precision: of the weights, by field name.
     """
 
@@ -37,7 +38,7 @@ class Forms:
     missing: dict[str, str] = field(default_factory=dict)
 
     def need(self, name: str) -> Path:
-        """Path of a form. Raises Unavailable with the reason why it is not there."""
+        """Path of a format. Raises Unavailable with the reason if it is missing."""
         path = getattr(self, name)
         if path is None:
             raise Unavailable(self.missing.get(name, f"no {name} of this model"))
@@ -52,10 +53,10 @@ class Run:
     """One answer.
 
     tokens: new tokens, the first included. ttft_s: from the call to the first token. total_s: to the last one.
-    first: how many tokens came together with the first one.
-    proposed, accepted: drafted tokens, where the contender counts them. forwards: of the target,
-        for the tokens behind those.
-    reused: prompt tokens that it did not compute again, where it says so.
+    first: number of tokens that came with the first one.
+    proposed, accepted: drafted tokens, if the runtime counts them.
+    forwards: of the target, for the tokens after ``first``.
+    reused: prompt tokens from the prefix cache, if the runtime reports them.
     """
 
     tokens: list[int]
@@ -69,16 +70,16 @@ class Run:
 
 
 class Peer(Protocol):
-    """A contender inside its process. ``load`` once, then ``generate`` for one prompt at a time."""
+    """A runtime inside its process: one ``load``, then ``generate`` for one prompt at a time."""
 
     settings: str
-    """what is not the default, in a few words for the report"""
+    """settings that are not the default, in a few words for the report"""
 
-    def load(self, forms: Forms, mode: str, threads: int, cache: Path | None) -> None:
-        """cache: a folder for compiled models, for a contender that has such a thing."""
+    def load(self, weight_formats: WeightFormats, mode: str, threads: int, cache: Path | None) -> None:
+        """cache: folder for compiled models, if the runtime has such a cache."""
 
     def generate(self, prompt: Sequence[int], new_tokens: int) -> Run:
-        """Greedy, exactly ``new_tokens`` tokens whatever they are. The prefix cache is the contender's own matter."""
+        """Greedy, exactly ``new_tokens`` tokens, end tokens included. The runtime may use its own prefix cache."""
 
     def versions(self) -> dict[str, str]: ...
 

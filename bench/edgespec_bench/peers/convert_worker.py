@@ -1,4 +1,4 @@
-"""Making one form of the weights, in a process of its own: torch's memory and a peer's crash stay in it.
+"""Convert the weights to one format, in a process of its own: torch's memory and a peer's crash stay there.
 
 python -m edgespec_bench.peers.convert_worker STEP ARGUMENT...
 """
@@ -21,7 +21,7 @@ NEVER = -1e4
 
 
 def tokenizers(tokenizer: Path, folder: Path) -> None:
-    """openvino_tokenizer.xml and openvino_detokenizer.xml, which openvino-genai wants even if it is given ids."""
+    """Write openvino_tokenizer.xml and openvino_detokenizer.xml. openvino-genai needs them even for input of ids."""
     import openvino
     from openvino_tokenizers import convert_tokenizer
     from transformers import PreTrainedTokenizerFast
@@ -36,10 +36,10 @@ def tokenizers(tokenizer: Path, folder: Path) -> None:
 def maps(
     id_map: NDArray[np.int32], unknown: int | None, vocab_size: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """For a draft with a vocabulary of its own: what it reads for each target id, and where that id's logit is.
+    """Two maps for a draft with its own vocabulary, each ``(vocab_size,)`` and indexed by target id.
 
-    Both ``(vocab_size,)``. A token without a logit gets the index behind the last one. unknown: None if the draft
-    reads the target's ids as they are.
+    The first holds the id that the draft reads, the second the column of its logit. A token without a logit gets the
+    column after the last. unknown: the id for tokens that the draft lacks; None if it reads the target's ids.
 
     >>> maps(np.array([3, 0, -1], np.int32), 2, 5)
     (array([1, 2, 2, 0, 2]), array([1, 3, 3, 0, 3]))
@@ -55,9 +55,9 @@ def maps(
 
 
 def whole_vocabulary(xml: Path, reads: NDArray[np.int64], columns: NDArray[np.int64], out: Path) -> None:
-    """The same draft with the target's vocabulary: a Gather before the embedding, another behind the head.
+    """Write the draft with the target's vocabulary: a Gather before the embedding, another after the head.
 
-    What the head costs is what it cost: no row is added to it. The logits it lacks are NEVER.
+    The head gets no rows, so it costs the same. The missing logits are NEVER.
     """
     from edgespec.backends.openvino.runtime import ops, ov
 
@@ -80,7 +80,7 @@ def whole_vocabulary(xml: Path, reads: NDArray[np.int64], columns: NDArray[np.in
 
 
 def torch_model(gguf: Path, folder: Path) -> None:
-    """The numbers of a GGUF file as a model of transformers, in float32."""
+    """Write the weights of a GGUF file as a transformers model in float32."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -90,8 +90,10 @@ def torch_model(gguf: Path, folder: Path) -> None:
 
 
 def parts(name: str, rows: Any, config: Any) -> list[Any]:
-    """A weight as it was before ``edgespec.backends.openvino.merge_matmuls``. name: of one, or of several with +
-    between them."""
+    """Undo ``edgespec.backends.openvino.merge_matmuls``: split a merged weight.
+
+    name: the names of the single weights, joined by +.
+    """
     names = name.split("+")
     if len(names) == 1:
         return [rows]
@@ -111,7 +113,7 @@ def _each(names: str, end: str) -> str:
 
 
 def torch_draft(xml: Path, target: Path, folder: Path) -> None:
-    """The numbers of a draft's IR, as optimum-intel and nncf write it, as a model of transformers like its target."""
+    """Write the weights of a draft's IR, as optimum-intel and nncf save it, as a transformers model."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -125,7 +127,7 @@ def torch_draft(xml: Path, target: Path, folder: Path) -> None:
         if name.startswith("self.") and name.endswith(("weight", "zero_point", "scale")):
             values[name.removeprefix("self.").replace("+self.", "+")] = node.data.astype(np.float32)
         elif node.get_output_size() == 1 and tuple(node.get_output_shape(0)[:2]) == (1, 1) and node.data.size > 1:
-            # The weight of a norm, ``(1, 1, d)``: only the multiplication that it goes into has a name.
+            # The weight of a norm, ``(1, 1, d)``: only its multiplication has a name.
             user = next(iter(node.output(0).get_target_inputs())).get_node().get_friendly_name()
             if "norm/" in user:
                 values[f"{user.split('/')[0].removeprefix('__module.')}.weight"] = node.data.astype(np.float32).reshape(
@@ -147,7 +149,7 @@ def torch_draft(xml: Path, target: Path, folder: Path) -> None:
     config.vocab_size = len(state["model.embed_tokens.weight"])
     config.num_hidden_layers = sum(name.endswith("q_proj.weight") for name in state)
     config.tie_word_embeddings = "lm_head.weight" not in state
-    config.bos_token_id = config.eos_token_id = config.pad_token_id = 0  # not used: the pair has its target's
+    config.bos_token_id = config.eos_token_id = config.pad_token_id = 0  # unused: the target's ids count
     auto: Any = AutoModelForCausalLM
     model = auto.from_config(config, dtype=torch.float32)
     lacking = model.load_state_dict(state, strict=False)
@@ -159,7 +161,7 @@ def torch_draft(xml: Path, target: Path, folder: Path) -> None:
 
 
 def onnx_model(torch_folder: Path, tokenizer: Path, bits: str, folder: Path) -> None:
-    """onnxruntime-genai's own model builder, by its command line: a function that takes all its options it has not."""
+    """Run onnxruntime-genai's model builder by its command line, since no function takes all its options."""
     import runpy
     import shutil
 
@@ -184,7 +186,7 @@ def onnx_model(torch_folder: Path, tokenizer: Path, bits: str, folder: Path) -> 
 
 
 def onnx_pair(target: Path, draft: Path, reads: NDArray[np.int64], columns: NDArray[np.int64], folder: Path) -> None:
-    """A folder of onnxruntime-genai with both models: the draft's graph gets the target's vocabulary as above."""
+    """Write a folder of onnxruntime-genai with both models. The draft's graph gets the target's vocabulary."""
     import shutil
 
     import onnx

@@ -1,4 +1,4 @@
-"""Who runs, in what mode, with which form of the weights."""
+"""The runtimes of the comparison: adapter, mode and weight formats of each."""
 
 from __future__ import annotations
 
@@ -8,15 +8,19 @@ from edgespec.errors import SettingError
 
 
 @dataclass(frozen=True)
-class Contender:
-    """module: adapter in this package. mode: what it is asked for. forms: fields of ``Forms`` it needs.
-    package: what pip calls it, or several names. plain: the contender that is its own plain decoding."""
+class Runtime:
+    """One entry of the comparison.
+
+    module: its adapter in ``adapters``. mode: argument of the adapter's ``load``.
+    package: its names on the package index, with spaces between them.
+    weight_formats: the fields of ``WeightFormats`` that it needs. plain: the entry with its plain decoding.
+    """
 
     name: str
     module: str
     mode: str
     package: str
-    forms: tuple[str, ...]
+    weight_formats: tuple[str, ...]
     plain: str
 
     @property
@@ -24,11 +28,11 @@ class Contender:
         return tuple(self.package.split())
 
 
-YARDSTICK, OWN_PLAIN = "edgespec auto", "edgespec plain"
+BASELINE, OWN_PLAIN = "edgespec auto", "edgespec plain"
 
 _TABLE: tuple[tuple[str, str, str, str, tuple[str, ...]], ...] = (
     (OWN_PLAIN, "edgespec", "plain", "edgespec", ()),
-    (YARDSTICK, "edgespec", "auto", "edgespec", ()),
+    (BASELINE, "edgespec", "auto", "edgespec", ()),
     ("edgespec openvino plain", "edgespec", "openvino plain", "edgespec", ()),
     ("edgespec openvino auto", "edgespec", "openvino auto", "edgespec", ()),
     ("edgespec onnxruntime plain", "edgespec", "onnxruntime plain", "edgespec onnxruntime onnx", ()),
@@ -50,20 +54,20 @@ def _plain(name: str) -> str:
     return f"{name.rpartition(' ')[0]} plain"
 
 
-CONTENDERS = tuple(Contender(*row, plain=_plain(row[0])) for row in _TABLE)
+RUNTIMES = tuple(Runtime(*row, plain=_plain(row[0])) for row in _TABLE)
 
 
-def choose(only: str | None) -> list[Contender]:
-    """Contenders by name or by the beginning of it. The two that ratios are taken to are always among them.
+def choose(only: str | None) -> list[Runtime]:
+    """Runtimes whose names start with a part of ``only``. The two references of the ratios are always included.
 
     >>> [c.name for c in choose("llama-cpp-python plain")]
     ['edgespec plain', 'edgespec auto', 'llama-cpp-python plain']
     """
     if only is None:
-        return list(CONTENDERS)
+        return list(RUNTIMES)
     wanted = [part.strip() for part in only.split(",") if part.strip()]
     for part in wanted:
-        if not any(c.name.startswith(part) for c in CONTENDERS):
-            raise SettingError("contender", got=part, allowed=", ".join(c.name for c in CONTENDERS))
-    always = (OWN_PLAIN, YARDSTICK)
-    return [c for c in CONTENDERS if c.name in always or any(c.name.startswith(part) for part in wanted)]
+        if not any(c.name.startswith(part) for c in RUNTIMES):
+            raise SettingError("runtime", got=part, allowed=", ".join(c.name for c in RUNTIMES))
+    always = (OWN_PLAIN, BASELINE)
+    return [c for c in RUNTIMES if c.name in always or any(c.name.startswith(part) for part in wanted)]

@@ -1,8 +1,8 @@
-"""Whose turn it is: every contender answers every prompt, in turns, each run next to one of the yardstick.
+"""The measurements: every runtime answers every prompt in turns, each run next to one of the baseline.
 
-A machine changes its speed within seconds, so what is compared ran side by side: the yardstick (edgespec as it comes)
-has every third turn, and a run is held against the yardstick's just before or just after it. The order moves on with
-each prompt.
+A machine changes its speed within seconds, so a ratio compares two neighbouring runs. The baseline, edgespec auto, has
+every third turn. Each other run is compared with the baseline's run just before or just after it. The order rotates
+with each prompt.
 """
 
 from __future__ import annotations
@@ -16,24 +16,29 @@ from pathlib import Path
 from time import sleep
 from typing import Any, TypeVar
 
-from edgespec_bench.peers.base import Forms, Run
-from edgespec_bench.peers.entries import YARDSTICK, Contender
-from edgespec_bench.peers.process import ContenderFailed, Process, missing, start
+from edgespec_bench.peers.base import Run, WeightFormats
+from edgespec_bench.peers.entries import BASELINE, Runtime
+from edgespec_bench.peers.process import Process, RuntimeFailed, missing, start
 
 SETTLE_S = 0.1
-"""between turns: the threads of some engines go on spinning for a while after their last token"""
+"""pause between turns: the threads of some engines spin on for a while after their last token"""
 TTFT_TOKENS = (64, 512, 2000)
 TTFT_REPEATS = 2
 WARM_UP_TOKENS = 24
 MEMORY_PROMPT, MEMORY_TOKENS = 2000, 16
-Start = Callable[[Contender], Process]
+CHAT_TURN, NO_REUSE = "turn 5", "turn 5 without reuse"
+"""keys of ``Measured.ttft_s``: the last turn of a chat, and its prompt with another beginning"""
+Start = Callable[[Runtime], Process]
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Task:
-    """prompts: category and token ids. filler: a long text, for prompts of a given length. chats: conversations, each
-    the prompts of its turns, the answers in between given."""
+    """The input of all measurements.
+
+    prompts: category and token ids. filler: a long text that is cut into prompts of a given length.
+    chats: for each conversation the prompts of its turns; the answers in between are given.
+    """
 
     prompts: Sequence[tuple[str, list[int]]]
     filler: Sequence[int]
@@ -45,16 +50,19 @@ class Task:
 
 @dataclass
 class Measured:
-    """What is known of one contender. failed: one line of why there is no more of it. same_as: the contender that it
-    turned out to be, so that it was not measured again."""
+    """What was measured of one runtime.
+
+    failed: the reason in one line why it stopped or did not run.
+    duplicate_of: another runtime with the same engine and settings. This one was not measured then.
+    """
 
     failed: str | None = None
-    same_as: str | None = None
+    duplicate_of: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
     settings: str = ""
     precision: str = ""
     ttft_s: dict[str, list[float]] = field(default_factory=dict)
-    """by prompt length; "turn 5": of a chat; "turn 5 anew": the same prompt with nothing to reuse"""
+    """by prompt length in tokens, CHAT_TURN or NO_REUSE"""
     load_cold_s: float | None = None
     load_warm_s: float | None = None
     peak_mb: float | None = None
@@ -62,14 +70,14 @@ class Measured:
 
 @dataclass(frozen=True)
 class Record:
-    """One answer. beside: tokens a second of the yardstick's answer next to it."""
+    """One answer. baseline_tok_per_s: of the baseline's run next to it."""
 
     name: str
     prompt: int
     category: str
     pair: int
     tok_per_s: float
-    beside: float
+    baseline_tok_per_s: float
     tokens: list[int]
     first: int
     proposed: int | None
@@ -78,7 +86,7 @@ class Record:
 
 
 @dataclass
-class Race:
+class Results:
     measured: dict[str, Measured]
     records: list[Record] = field(default_factory=list)
 
@@ -86,40 +94,42 @@ class Race:
         return asdict(self)
 
 
-def schedule(names: Sequence[str], turn: int, yardstick: str = YARDSTICK) -> list[tuple[str, int]]:
-    """Whose turns they are, and for each the index of the yardstick's turn it stands beside.
+def schedule(names: Sequence[str], turn: int, baseline: str = BASELINE) -> list[tuple[str, int]]:
+    """The runtimes in the order of their turns, and for each turn the index of the baseline's turn next to it.
 
     >>> schedule(["Y", "a", "b", "c"], 0, "Y")
     [('Y', 0), ('a', 0), ('b', 3), ('Y', 3), ('c', 3)]
     >>> [name for name, _ in schedule(["Y", "a", "b", "c"], 1, "Y")]
     ['Y', 'b', 'c', 'Y', 'a']
     """
-    others = [name for name in names if name != yardstick]
+    others = [name for name in names if name != baseline]
     turn = turn % len(others) if others else 0
     others = others[turn:] + others[:turn]
-    turns: list[tuple[str, int]] = [(yardstick, 0)]
+    turns: list[tuple[str, int]] = [(baseline, 0)]
     for index, name in enumerate(others):
-        if index % 2:  # the second behind a yardstick stands before the next one
-            turns += [(name, len(turns) + 1), (yardstick, len(turns) + 1)]
+        if index % 2:  # the second one after a baseline's turn comes just before the next
+            turns += [(name, len(turns) + 1), (baseline, len(turns) + 1)]
         else:
             turns.append((name, len(turns) - 1))
     return turns
 
 
 def decode_speed(run: Run) -> float:
-    """Tokens a second behind what came first."""
+    """Tokens per second after the first ones."""
     return (len(run.tokens) - run.first) / max(run.total_s - run.ttft_s, 1e-9)
 
 
-class Stadium:
-    """The running contenders. One that fails is shown out with its reason, and the others go on."""
+class Processes:
+    """The running runtimes. One that fails is closed and its reason recorded; the others continue."""
 
     def __init__(self, measured: dict[str, Measured]) -> None:
         self.measured = measured
         self.running: dict[str, Process] = {}
 
-    def load(self, name: str, forms: Forms, mode: str, threads: int, cache: Path | None) -> dict[str, Any] | None:
-        return self._attempt(name, lambda process: process.load(forms, mode, threads, cache))
+    def load(
+        self, name: str, weight_formats: WeightFormats, mode: str, threads: int, cache: Path | None
+    ) -> dict[str, Any] | None:
+        return self._attempt(name, lambda process: process.load(weight_formats, mode, threads, cache))
 
     def answer(self, name: str, prompt: Sequence[int], new_tokens: int) -> Run | None:
         sleep(SETTLE_S)
@@ -129,12 +139,12 @@ class Stadium:
         return self._attempt(name, Process.peak_bytes)
 
     def _attempt(self, name: str, what: Callable[[Process], T]) -> T | None:
-        """What ``what`` returns, or None if the contender is not, or no longer, there."""
+        """The result of ``what``, or None if the runtime does not run or fails."""
         if name not in self.running:
             return None
         try:
             return what(self.running[name])
-        except ContenderFailed as error:
+        except RuntimeFailed as error:
             self.measured[name].failed = str(error)
             self.running.pop(name).close()
             return None
@@ -145,122 +155,130 @@ class Stadium:
         self.running.clear()
 
 
-def run(contenders: Sequence[Contender], forms: Forms, task: Task, *, start: Start = start) -> Race:
-    """All measurements, in order: decoding, first tokens, a chat; then load times and memory in fresh processes."""
-    race = Race({contender.name: Measured() for contender in contenders})
-    present = [contender for contender in contenders if _there(contender, forms, race.measured[contender.name])]
-    with _loaded(present, forms, task, race, start) as stadium:
-        _decode(stadium, task, race)
-        _first_tokens(stadium, task)
-        _chat(stadium, task)
-    present = [one for one in present if not race.measured[one.name].same_as]
-    for number, contender in enumerate(present):
-        if race.measured[contender.name].failed is None:
+def run(runtimes: Sequence[Runtime], weight_formats: WeightFormats, task: Task, *, start: Start = start) -> Results:
+    """All measurements in order: decoding, first tokens, chats; then load times and memory in new processes."""
+    results = Results({runtime.name: Measured() for runtime in runtimes})
+    present = [runtime for runtime in runtimes if _can_run(runtime, weight_formats, results.measured[runtime.name])]
+    with _loaded(present, weight_formats, task, results, start) as processes:
+        _decode(processes, task, results)
+        _first_tokens(processes, task)
+        _chat(processes, task)
+    present = [runtime for runtime in present if not results.measured[runtime.name].duplicate_of]
+    for number, runtime in enumerate(present):
+        if results.measured[runtime.name].failed is None:
             _tell(f"load times: {number + 1} of {len(present)}")
-            _load_times(contender, forms, task, race.measured[contender.name], start)
+            _load_times(runtime, weight_formats, task, results.measured[runtime.name], start)
     print(file=sys.stderr)
-    return race
+    return results
 
 
-def _there(contender: Contender, forms: Forms, measured: Measured) -> bool:
-    lacking = [forms.missing.get(form, f"no {form}") for form in contender.forms if getattr(forms, form) is None]
-    measured.failed = missing(contender) or (lacking[0] if lacking else None)
-    measured.precision = forms.precision.get(contender.forms[0] if contender.forms else "ir", "")
+def _can_run(runtime: Runtime, weight_formats: WeightFormats, measured: Measured) -> bool:
+    lacking = [
+        weight_formats.missing.get(name, f"no {name}")
+        for name in runtime.weight_formats
+        if getattr(weight_formats, name) is None
+    ]
+    measured.failed = missing(runtime) or (lacking[0] if lacking else None)
+    measured.precision = weight_formats.precision.get(runtime.weight_formats[0] if runtime.weight_formats else "ir", "")
     return measured.failed is None
 
 
 @contextmanager
-def _loaded(contenders: Sequence[Contender], forms: Forms, task: Task, race: Race, start: Start) -> Iterator[Stadium]:
-    stadium = Stadium(race.measured)
+def _loaded(
+    runtimes: Sequence[Runtime], weight_formats: WeightFormats, task: Task, results: Results, start: Start
+) -> Iterator[Processes]:
+    processes = Processes(results.measured)
     try:
-        for contender in contenders:
-            _tell(f"loading {contender.name}")
-            stadium.running[contender.name] = start(contender)
-            loaded = stadium.load(contender.name, forms, contender.mode, task.threads, None)
+        for runtime in runtimes:
+            _tell(f"loading {runtime.name}")
+            processes.running[runtime.name] = start(runtime)
+            loaded = processes.load(runtime.name, weight_formats, runtime.mode, task.threads, None)
             if loaded:
-                measured = race.measured[contender.name]
+                measured = results.measured[runtime.name]
                 measured.versions, measured.settings = loaded["versions"], loaded["settings"]
-                measured.same_as = twin(contender, [one for one in contenders if one.name in stadium.running], race)
-                if measured.same_as:
-                    stadium.running.pop(contender.name).close()
+                running = [other for other in runtimes if other.name in processes.running]
+                measured.duplicate_of = duplicate_of(runtime, running, results)
+                if measured.duplicate_of:
+                    processes.running.pop(runtime.name).close()
                     continue
-                stadium.answer(contender.name, task.prompts[0][1], WARM_UP_TOKENS)
-        yield stadium
+                processes.answer(runtime.name, task.prompts[0][1], WARM_UP_TOKENS)
+        yield processes
     finally:
-        stadium.close()
+        processes.close()
 
 
-def twin(contender: Contender, running: Sequence[Contender], race: Race) -> str | None:
-    """One that runs already and is the same: the engine that was asked for is the one that was chosen anyway."""
+def duplicate_of(runtime: Runtime, running: Sequence[Runtime], results: Results) -> str | None:
+    """The running entry of edgespec with the same engine and drafts, if the requested engine is its own choice."""
 
-    def kind(one: Contender) -> tuple[str, str, str]:
-        return one.module, one.mode.rpartition(" ")[2], race.measured[one.name].settings
+    def kind(entry: Runtime) -> tuple[str, str, str]:
+        return entry.module, entry.mode.rpartition(" ")[2], results.measured[entry.name].settings
 
-    same = (one.name for one in running if one is not contender and kind(one) == kind(contender))
-    return next(same, None) if contender.module == "edgespec" else None
+    same = (other.name for other in running if other is not runtime and kind(other) == kind(runtime))
+    return next(same, None) if runtime.module == "edgespec" else None
 
 
-def _decode(stadium: Stadium, task: Task, race: Race) -> None:
+def _decode(processes: Processes, task: Task, results: Results) -> None:
     total = len(task.prompts) * task.pairs
     for number in range(total):
         prompt, pair = number // task.pairs, number % task.pairs
         category, ids = task.prompts[prompt]
-        turns = schedule(list(stadium.running), number)
+        turns = schedule(list(processes.running), number)
         runs: list[Run | None] = []
         _tell(f"decoding: prompt {number + 1} of {total}")
         for turn, (name, _) in enumerate(turns):
             _tell(f"decoding: prompt {number + 1} of {total}", f", turn {turn + 1} of {len(turns)}")
-            runs.append(stadium.answer(name, ids, task.new_tokens))
-        for (name, beside), answer in zip(turns, runs, strict=True):
-            yardstick = runs[beside]
-            if answer and yardstick:
-                race.records.append(_record(name, prompt, category, pair, answer, yardstick))
-        if YARDSTICK not in stadium.running:
-            return  # nothing to hold the others against: its reason is in the report
+            runs.append(processes.answer(name, ids, task.new_tokens))
+        for (name, baseline_turn), answer in zip(turns, runs, strict=True):
+            baseline = runs[baseline_turn]
+            if answer and baseline:
+                results.records.append(_record(name, prompt, category, pair, answer, baseline))
+        if BASELINE not in processes.running:
+            return  # without the baseline there are no ratios; the report gives the reason
 
 
-def _first_tokens(stadium: Stadium, task: Task) -> None:
-    """Each prompt is another part of the text, so nothing can be reused. The last repeat of a prompt as long as that
-    which memory is measured with comes there."""
+def _first_tokens(processes: Processes, task: Task) -> None:
+    """Each prompt is another part of the text, so no runtime can reuse a prefix.
+
+    The prompt length of the memory measurement gets its last repeat there.
+    """
     offset = 0
     for length in TTFT_TOKENS:
         repeats = TTFT_REPEATS - (length == MEMORY_PROMPT)
         for repeat in range(repeats):
             ids = list(task.filler[offset : offset + length])
             offset += length
-            names = list(stadium.running)
+            names = list(processes.running)
             _tell(f"first token of {length}, {repeat + 1} of {repeats}")
             for name in names[repeat::2] + names[1 - repeat :: 2]:
                 _tell(f"first token of {length}, {repeat + 1} of {repeats}", f": {name}")
-                answer = stadium.answer(name, ids, 1)
+                answer = processes.answer(name, ids, 1)
                 if answer:
-                    stadium.measured[name].ttft_s.setdefault(str(length), []).append(answer.ttft_s)
+                    processes.measured[name].ttft_s.setdefault(str(length), []).append(answer.ttft_s)
 
 
-def _chat(stadium: Stadium, task: Task) -> None:
+def _chat(processes: Processes, task: Task) -> None:
     for number, chat in enumerate(task.chats):
         _tell(f"chat {number + 1} of {len(task.chats)}")
-        for name in list(stadium.running):
+        for name in list(processes.running):
             _tell(f"chat {number + 1} of {len(task.chats)}", f": {name}")
             answer = None
             for turn in chat:
-                answer = stadium.answer(name, turn, 1)
-            anew = [task.filler[number + 1], *chat[-1][1:]]  # another beginning
-            again = stadium.answer(name, anew, 1)
-            if answer and again:
-                times = stadium.measured[name].ttft_s
-                times.setdefault("turn 5", []).append(answer.ttft_s)
-                times.setdefault("turn 5 anew", []).append(again.ttft_s)
+                answer = processes.answer(name, turn, 1)
+            without_reuse = processes.answer(name, [task.filler[number + 1], *chat[-1][1:]], 1)
+            if answer and without_reuse:
+                times = processes.measured[name].ttft_s
+                times.setdefault(CHAT_TURN, []).append(answer.ttft_s)
+                times.setdefault(NO_REUSE, []).append(without_reuse.ttft_s)
 
 
-def _record(name: str, prompt: int, category: str, pair: int, answer: Run, yardstick: Run) -> Record:
+def _record(name: str, prompt: int, category: str, pair: int, answer: Run, baseline: Run) -> Record:
     return Record(
         name,
         prompt,
         category,
         pair,
         decode_speed(answer),
-        decode_speed(yardstick),
+        decode_speed(baseline),
         answer.tokens,
         answer.first,
         answer.proposed,
@@ -269,31 +287,33 @@ def _record(name: str, prompt: int, category: str, pair: int, answer: Run, yards
     )
 
 
-def _load_times(contender: Contender, forms: Forms, task: Task, measured: Measured, start: Start) -> None:
-    """A first process with an empty cache for compiled models, and a second one; the second shows its peak memory, and
-    once more the first token of a long prompt."""
-    name = contender.name
+def _load_times(runtime: Runtime, weight_formats: WeightFormats, task: Task, measured: Measured, start: Start) -> None:
+    """Load in a process with an empty cache for compiled models, and again in a second process.
+
+    The second process also gives the peak memory and one more first token of a long prompt.
+    """
+    name = runtime.name
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
-        stadium = Stadium({name: measured})
+        processes = Processes({name: measured})
         seconds = []
         try:
             for _ in range(2):
-                stadium.close()
-                stadium.running[name] = start(contender)
-                loaded = stadium.load(name, forms, contender.mode, task.threads, Path(cache))
+                processes.close()
+                processes.running[name] = start(runtime)
+                loaded = processes.load(name, weight_formats, runtime.mode, task.threads, Path(cache))
                 seconds.append(float(loaded["load_s"]) if loaded else None)
             measured.load_cold_s, measured.load_warm_s = seconds
-            stadium.answer(name, task.prompts[0][1], WARM_UP_TOKENS)
-            if answer := stadium.answer(name, task.filler[:MEMORY_PROMPT], MEMORY_TOKENS):
+            processes.answer(name, task.prompts[0][1], WARM_UP_TOKENS)
+            if answer := processes.answer(name, task.filler[:MEMORY_PROMPT], MEMORY_TOKENS):
                 measured.ttft_s.setdefault(str(MEMORY_PROMPT), []).append(answer.ttft_s)
-                peak = stadium.peak_bytes(name)
+                peak = processes.peak_bytes(name)
                 measured.peak_mb = peak and peak / 1e6
         finally:
-            stadium.close()
+            processes.close()
 
 
 def _tell(what: str, detail: str = "") -> None:
-    """Progress: one line that changes on a terminal; elsewhere a line for each stage, without details."""
+    """Progress: on a terminal one line that changes; elsewhere one line a stage, without ``detail``."""
     if sys.stderr.isatty():
         print(f"\r\x1b[K{what}{detail}", end="", file=sys.stderr, flush=True)
     elif not detail:

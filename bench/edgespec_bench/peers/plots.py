@@ -1,29 +1,29 @@
-"""The pictures of the report. matplotlib comes with the extra ``bench``; without it there are none."""
+"""The pictures of the report. They need matplotlib, which comes with the extra ``bench``."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from edgespec_bench.peers.measure import TTFT_TOKENS, Race
+from edgespec_bench.peers.measure import TTFT_TOKENS, Results
 from edgespec_bench.peers.summary import ALL, lines, seconds
 
 
-def draw(race: Race, folder: Path) -> list[Path]:
-    """Write the pictures; an empty list without matplotlib."""
+def draw(results: Results, folder: Path) -> list[Path]:
+    """Write the pictures and return their paths: none without matplotlib."""
     try:
         import matplotlib
     except ImportError:
         return []
     matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "edgespec"  # the same figures, the same file
+    matplotlib.rcParams["svg.hashsalt"] = "edgespec"  # equal results give equal files
     from matplotlib import pyplot
 
     folder.mkdir(parents=True, exist_ok=True)
     made = []
     for name, paint in (("decoding", _decoding), ("first-token", _first_token)):
         figure, axes = pyplot.subplots(figsize=(9, 5))
-        paint(race, axes)
+        paint(results, axes)
         figure.tight_layout()
         path = folder / f"{name}.svg"
         figure.savefig(path, metadata={"Date": None})
@@ -32,8 +32,8 @@ def draw(race: Race, folder: Path) -> list[Path]:
     return made
 
 
-def _decoding(race: Race, axes: Any) -> None:
-    found = [line for line in lines(race) if line.to_plain is not None]
+def _decoding(results: Results, axes: Any) -> None:
+    found = [line for line in lines(results) if line.to_plain is not None]
     names = list(dict.fromkeys(line.name for line in found))[::-1]
     categories = [c for c in dict.fromkeys(line.category for line in found) if c != ALL] or [ALL]
     height = 0.8 / len(categories)
@@ -47,9 +47,9 @@ def _decoding(race: Race, axes: Any) -> None:
     axes.legend()
 
 
-def _first_token(race: Race, axes: Any) -> None:
+def _first_token(results: Results, axes: Any) -> None:
     drawn = False
-    for name, measured in race.measured.items():
+    for name, measured in results.measured.items():
         points = [(n, s) for n in TTFT_TOKENS if (s := seconds(measured, str(n))) is not None]
         if points:
             axes.plot(*zip(*points, strict=True), marker="o", label=name)

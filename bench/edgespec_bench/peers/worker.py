@@ -1,16 +1,16 @@
-"""The process of one contender: a line of JSON in, a line of JSON out, asleep in between.
+"""The process of one runtime: it reads a request as one line of JSON and writes its answer as another.
 
-Native libraries print on file descriptor 1 when they like. So it is pointed at standard error first of all, and answers
-go through a private copy of what it was. Argument: the adapter's module.
+Native libraries may print on file descriptor 1. So the descriptor is pointed at standard error first, and answers go
+through a private copy of standard output. Argument: the adapter's module.
 
-    {"do": "load", "forms": {...}, "mode": "plain", "threads": 2, "cache": null}
+    {"do": "load", "weight_formats": {...}, "mode": "plain", "threads": 2, "cache": null}
         -> {"load_s": ..., "versions": {...}, "settings": "..."}
     {"do": "generate", "prompt": [1, 2], "new_tokens": 4}
         -> {"tokens": [...], "ttft_s": ..., "total_s": ..., ...}
     {"do": "memory"}
         -> {"peak_bytes": ...}
 
-An answer {"error": "..."} is one line of what went wrong; the process goes on. It ends with its input.
+An answer {"error": "..."} gives the failure in one line, and the process continues. It ends with its input.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from time import perf_counter
 from typing import Any, BinaryIO
 
 from edgespec import telemetry
-from edgespec_bench.peers.base import Forms, Peer, describe
+from edgespec_bench.peers.base import Peer, WeightFormats, describe
 
 
 def private_stdout() -> BinaryIO:
-    """A handle on what standard output was; the descriptor itself becomes standard error."""
+    """A private handle on standard output; file descriptor 1 becomes standard error."""
     private = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
     sys.stdout = sys.stderr
@@ -44,7 +44,7 @@ def serve(peer: Peer, requests: BinaryIO, answers: BinaryIO) -> None:
             answer = _answer(peer, json.loads(line))
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # whatever a peer raises is its result
+        except BaseException as error:  # a peer may raise anything, which is its answer
             answer = {"error": describe(error)}
         answers.write(json.dumps(answer).encode() + b"\n")
 
@@ -54,8 +54,8 @@ def _answer(peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
         case "load":
             cache = request["cache"]
             began = perf_counter()
-            forms = Forms(**request["forms"])
-            peer.load(forms, request["mode"], request["threads"], Path(cache) if cache else None)
+            weight_formats = WeightFormats(**request["weight_formats"])
+            peer.load(weight_formats, request["mode"], request["threads"], Path(cache) if cache else None)
             return {"load_s": perf_counter() - began, "versions": peer.versions(), "settings": peer.settings}
         case "generate":
             return asdict(peer.generate(request["prompt"], request["new_tokens"]))
@@ -72,7 +72,7 @@ def peak_bytes() -> int:
     info = psutil.Process().memory_info()
     if hasattr(info, "peak_wset"):  # Windows
         return int(info.peak_wset)
-    with suppress(OSError):  # Linux. getrusage would count what the parent held when it began this process
+    with suppress(OSError):  # Linux. getrusage would include the parent's memory at the fork
         for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
@@ -83,7 +83,7 @@ def peak_bytes() -> int:
 
 
 def main(module: str) -> None:
-    telemetry.hide_openvino_telemetry()  # no peer phones home for us
+    telemetry.hide_openvino_telemetry()  # before any peer is imported
     answers = private_stdout()
     serve(import_module(module).Peer(), sys.stdin.buffer, answers)
 

@@ -1,4 +1,4 @@
-"""edgespec itself, through the same interface as everybody else."""
+"""edgespec itself, through the same interface as its peers."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from time import perf_counter
 from typing import Any, cast
 
 from edgespec.types import Backend
-from edgespec_bench.peers.base import Forms, Run, package_versions
+from edgespec_bench.peers.base import Run, WeightFormats, package_versions
 
 
 class Peer:
-    """Modes: "plain", "auto", each also with an engine in front of it."""
+    """Modes: "plain" and "auto", each also after the name of an engine."""
 
     settings = ""
 
-    def load(self, forms: Forms, mode: str, threads: int, cache: Path | None) -> None:
+    def load(self, weight_formats: WeightFormats, mode: str, threads: int, cache: Path | None) -> None:
         from edgespec import loading
 
         _set_threads(threads)
         engine, _, drafts = mode.rpartition(" ")
         backend = cast("Backend", engine) if engine else None
-        draft = forms.draft if drafts == "auto" else "none"
-        self._pipeline = loading.load(forms.ref, draft=draft, backend=backend)
+        draft = weight_formats.draft if drafts == "auto" else "none"
+        self._pipeline = loading.load(weight_formats.ref, draft=draft, backend=backend)
         can = self._pipeline.target.capabilities
         self.settings = f"numerics {can.numerics} in {can.compute_precision}, engine {can.backend}"
 
     def generate(self, prompt: Sequence[int], new_tokens: int) -> Run:
         pipeline = self._pipeline
-        pipeline.drafter.reset()  # the prompt was answered in another turn: nobody may remember it
+        pipeline.drafter.reset()  # drafters must not copy the answer of an earlier turn
         began = perf_counter()
         result = pipeline.generate(prompt, max_new_tokens=new_tokens, ignore_eos=True)
         total_s = perf_counter() - began
@@ -52,7 +52,7 @@ class Peer:
 
 
 def _set_threads(threads: int) -> None:
-    """edgespec has no option for it, and leaves the number to the engine."""
+    """edgespec has no such option and leaves the number to the engine, so the engine's API is wrapped."""
     from edgespec.backends.openvino.runtime import ov
 
     make: Any = ov.Core

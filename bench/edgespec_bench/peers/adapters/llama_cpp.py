@@ -8,16 +8,16 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from edgespec_bench.peers.base import Forms, Run, package_versions
+from edgespec_bench.peers.base import Run, WeightFormats, package_versions
 
 LOOKUP_TOKENS = 2
-"""its documentation: 2 performs better on machines with a CPU only"""
+"""its documentation says that 2 performs better on machines with a CPU only"""
 
 
 class Peer:
     settings = "its own prefix match"
 
-    def load(self, forms: Forms, mode: str, threads: int, cache: Path | None) -> None:
+    def load(self, weight_formats: WeightFormats, mode: str, threads: int, cache: Path | None) -> None:
         import llama_cpp
 
         options: dict[str, Any] = {}
@@ -30,8 +30,8 @@ class Peer:
             self.settings += f", num_pred_tokens {LOOKUP_TOKENS}"
         self._drafts: list[tuple[int, int]] = []
         self._llama = llama_cpp.Llama(
-            str(forms.need("gguf")),
-            n_ctx=forms.rows,
+            str(weight_formats.need("gguf")),
+            n_ctx=weight_formats.rows,
             n_threads=threads,
             n_threads_batch=threads,
             verbose=False,

@@ -9,34 +9,34 @@ from time import perf_counter
 from typing import Any
 
 from edgespec.protocols import common_prefix
-from edgespec_bench.peers.base import Forms, Run, package_versions
+from edgespec_bench.peers.base import Run, WeightFormats, package_versions
 
 SPECULATIVE: dict[str, dict[str, Any]] = {
     "plain": {},
     "draft": {"max_draft_tokens": 2},
     "ngram": {"ngram_size": 4, "max_draft_tokens": 3, "ngram_chained_lookup": True},
 }
-"""tried (docs/log/peers.md): drafts of 1 to 3; 2, 3, 4 and 8 tokens behind n-grams of 2 and 3, 3 behind those of 4"""
+"""tried (docs/log/peers.md): drafts of 1 to 3 tokens; 2, 3, 4 and 8 tokens after n-grams of 2 and 3, 3 after 4"""
 
 
 class Peer:
     settings = "prefix reuse by rewind_to"
 
-    def load(self, forms: Forms, mode: str, threads: int, cache: Path | None) -> None:
+    def load(self, weight_formats: WeightFormats, mode: str, threads: int, cache: Path | None) -> None:
         import onnxruntime_genai
 
-        folder = forms.need("onnx_draft" if mode == "draft" else "onnx")
+        folder = weight_formats.need("onnx_draft" if mode == "draft" else "onnx")
         config = onnxruntime_genai.Config(str(folder))
         session = {"intra_op_num_threads": threads}
         parts = ("decoder", "draft") if mode == "draft" else ("decoder",)
         written = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))["model"]
-        # Behind its end token it pads. An end there must be, within the vocabulary: the last id, which no text has.
+        # It pads after its end token, and needs one within the vocabulary: the last id, which no text has.
         self._end = written["vocab_size"] - 1
         ends = {"eos_token_id": self._end, "pad_token_id": self._end}
         config.overlay(json.dumps({"model": ends | {part: {"session_options": session} for part in parts}}))
         self._model = onnxruntime_genai.Model(config)
         self._options = SPECULATIVE[mode]
-        self._rows = forms.rows
+        self._rows = weight_formats.rows
         self._generator: Any = None
         self._tokens: list[int] = []
         self.settings += "".join(f", {name} {value}" for name, value in self._options.items())
@@ -48,7 +48,7 @@ class Peer:
         began = perf_counter()
         held = min(common_prefix(self._tokens, prompt), len(prompt) - 1)
         if held == 0:
-            self._generator = None  # the old buffers go before the new ones come
+            self._generator = None  # free the old buffers before allocating new ones
             self._generator = self._new()
         else:
             self._generator.rewind_to(held)

@@ -1,7 +1,7 @@
-"""openvino-genai: its paged (continuous batching) path, which is what ``LLMPipeline`` takes for all three modes.
+"""openvino-genai: ``LLMPipeline`` with paged attention (continuous batching), which serves all three modes.
 
-Scheduler: what its own latency-oriented default is, a prompt in one forward and prefix caching on. Times are its own
-``perf_metrics``: no streamer, whose thread would take time from the decoding.
+Scheduler: its own latency-oriented default, a prompt in one forward and prefix caching on. Times are its own
+``perf_metrics``, since the thread of a streamer would take time from decoding.
 """
 
 from __future__ import annotations
@@ -11,31 +11,31 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from edgespec_bench.peers.base import Forms, Run, package_versions
+from edgespec_bench.peers.base import Run, WeightFormats, package_versions
 
 DRAFT_TOKENS = 2
 """1, 2, 3 and 5 were tried (docs/log/peers.md)"""
 LOOKUP_TOKENS, LOOKUP_NGRAM = 3, 3
-"""tried: 1 to 3 and 5 behind n-grams of 3, 2 and 3 behind those of 2"""
+"""tried: 1 to 3 and 5 tokens after n-grams of 3, 2 and 3 after n-grams of 2"""
 
 
 class Peer:
     settings = "paged attention, prefix caching"
 
-    def load(self, forms: Forms, mode: str, threads: int, cache: Path | None) -> None:
+    def load(self, weight_formats: WeightFormats, mode: str, threads: int, cache: Path | None) -> None:
         import openvino_genai
 
         scheduler = openvino_genai.SchedulerConfig()
         scheduler.enable_prefix_caching = True
-        scheduler.max_num_batched_tokens = forms.rows
+        scheduler.max_num_batched_tokens = weight_formats.rows
         options: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
         if cache is not None:
             options["CACHE_DIR"] = str(cache)
-        ir = forms.need("ir")
+        ir = weight_formats.need("ir")
         extra: dict[str, Any] = {}
         assistant: dict[str, int] = {}
         if mode == "draft_model":
-            extra["draft_model"] = openvino_genai.draft_model(str(forms.need("draft_ir")), "CPU", **options)
+            extra["draft_model"] = openvino_genai.draft_model(str(weight_formats.need("draft_ir")), "CPU", **options)
             assistant = {"num_assistant_tokens": DRAFT_TOKENS}
         elif mode == "prompt_lookup":
             extra["prompt_lookup"] = True

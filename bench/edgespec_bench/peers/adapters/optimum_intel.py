@@ -8,13 +8,13 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from edgespec_bench.peers.base import Forms, Run, package_versions
+from edgespec_bench.peers.base import Run, WeightFormats, package_versions
 
 
 class Peer:
     settings = "no prefix reuse between calls"
 
-    def load(self, forms: Forms, mode: str, threads: int, cache: Path | None) -> None:
+    def load(self, weight_formats: WeightFormats, mode: str, threads: int, cache: Path | None) -> None:
         import torch
         from optimum.intel import OVModelForCausalLM
 
@@ -23,12 +23,12 @@ class Peer:
 
         def model(folder: Path) -> Any:
             loaded = OVModelForCausalLM.from_pretrained(str(folder), ov_config=config)
-            loaded.generation_config.eos_token_id = None  # nothing ends the text before its time
+            loaded.generation_config.eos_token_id = None  # no token ends the text early
             loaded.generation_config.pad_token_id = 0
             return loaded
 
-        self._model = model(forms.need("ir"))
-        self._draft = model(forms.need("draft_ir")) if mode == "assistant_model" else None
+        self._model = model(weight_formats.need("ir"))
+        self._draft = model(weight_formats.need("draft_ir")) if mode == "assistant_model" else None
         self._forwards = self._drafted = 0
         self._count()
 
@@ -39,7 +39,7 @@ class Peer:
         puts: list[tuple[float, int]] = []
 
         class Clock:
-            """The streamer of transformers: the prompt is put first, then what was decided."""
+            """A streamer of transformers: it gets the prompt first, then the new tokens."""
 
             def put(self, tokens: Any) -> None:
                 puts.append((perf_counter(), tokens.numel()))
@@ -68,12 +68,12 @@ class Peer:
         return package_versions("optimum-intel", "transformers", "torch", "openvino")
 
     def _count(self) -> None:
-        """Count forwards, which generate does not tell."""
+        """Count forwards, which ``generate`` does not report."""
 
         def counting(model: Any, name: str) -> None:
             forward = model.forward
 
-            @wraps(forward)  # generate looks at its signature
+            @wraps(forward)  # ``generate`` inspects its signature
             def counted(*args: Any, **kwargs: Any) -> Any:
                 setattr(self, name, getattr(self, name) + 1)
                 return forward(*args, **kwargs)
