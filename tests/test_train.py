@@ -28,14 +28,14 @@ from edgespec_train.corpus import build as corpora
 from edgespec_train.corpus import shards, sources
 from edgespec_train.corpus.batches import Texts
 from edgespec_train.corpus.build import Plan, make_corpus
-from edgespec_train.corpus.decontaminate import OWN, Excluded
-from edgespec_train.corpus.generate import TOP, Generated, Job, Writer
-from edgespec_train.draft_model import UNKNOWN, Shape, begin_from, build, choose_vocabulary, invert
-from edgespec_train.evaluate import replay, write
+from edgespec_train.corpus.decontaminate import OWN, Decontaminator
+from edgespec_train.corpus.generate import TOP, Generated, Generator, Job
+from edgespec_train.draft_model import UNKNOWN, Shape, build, choose_vocabulary, initialise_from, invert
+from edgespec_train.evaluate import generate_texts, replay
 from edgespec_train.initialise import fit_head, take_over
 from edgespec_train.losses import loss_of
 from edgespec_train.pack import save_draft
-from edgespec_train.stages import Making, train_draft
+from edgespec_train.stages import StageSettings, train_draft
 from edgespec_train.trainer import Point, Recipe, agreement, block_efficiency, hidden_states, train
 from tests import tiny_models
 
@@ -83,17 +83,17 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(cli, [str(argument) for argument in arguments])
 
 
-# What the target writes
+# Generation by the target
 
 
-def test_the_writer_says_what_the_target_thought(target: Path, torch_target: Any) -> None:
+def test_generated_log_probabilities_are_those_of_the_target(target: Path, torch_target: Any) -> None:
     """Five texts in three slots, prompts of very different lengths: each token as torch alone would have chosen it."""
-    writer = Writer(target / "openvino_model.xml", eos_token_ids=[], slots=3, max_length=128)
+    generator = Generator(target / "openvino_model.xml", eos_token_ids=[], slots=3, max_length=128)
     random = np.random.default_rng(0)
     prompts = [tuple(int(t) for t in random.integers(4, 400, size=n)) for n in (3, 70, 1, 40, 9)]
     jobs = [Job(key, prompt, max_new_tokens=12) for key, prompt in enumerate(prompts)]
     queue, texts = deque(jobs), {}
-    for text in writer.write(queue, rows_per_forward=16):
+    for text in generator.generate(queue, rows_per_forward=16):
         texts[text.job.key] = text
         if text.job.key < len(jobs):  # a follow-up goes on where the text stands in the cache
             queue.appendleft(Job(text.job.key + 10, (*text.job.prompt, *text.tokens[:-1], 7, 8), max_new_tokens=4))
@@ -105,22 +105,22 @@ def test_the_writer_says_what_the_target_thought(target: Path, torch_target: Any
         expected = torch.log_softmax(logits, -1).topk(TOP)
         np.testing.assert_allclose(np.stack(text.top_logprobs), expected.values, atol=6e-2)  # 16-bit keys and values
         assert [int(row[0]) for row in text.top_ids] == text.tokens
-    again = {text.job.key: text.tokens for text in writer.write(deque(jobs))}
+    again = {text.job.key: text.tokens for text in generator.generate(deque(jobs))}
     assert again == {job.key: texts[job.key].tokens for job in jobs}, "an earlier text is left in the cache"
 
 
 def test_sampling_follows_the_temperature_and_the_seed(target: Path) -> None:
-    writer = Writer(target / "openvino_model.xml", eos_token_ids=[], slots=8, max_length=64)
+    generator = Generator(target / "openvino_model.xml", eos_token_ids=[], slots=8, max_length=64)
 
     def first_tokens(temperature: float, seed: int) -> list[int]:
         jobs = deque(Job(key, (5, 6, 7), 1, temperature, seed) for key in range(400))
-        return [text.tokens[0] for text in sorted(writer.write(jobs), key=lambda text: text.job.key)]
+        return [text.tokens[0] for text in sorted(generator.generate(jobs), key=lambda text: text.job.key)]
 
     (best,) = set(first_tokens(0.0, 0))
     hot = first_tokens(1.0, 1)
     assert hot == first_tokens(1.0, 1) != first_tokens(1.0, 2)
     job = Job(0, (5, 6, 7), 1)
-    probability = float(np.exp(next(writer.write(deque([job]))).top_logprobs[0][0]))
+    probability = float(np.exp(next(generator.generate(deque([job]))).top_logprobs[0][0]))
     expected = 400 * probability
     assert abs(hot.count(best) - expected) < 5 * np.sqrt(expected * (1 - probability)) + 12  # 32 best, not all
     assert first_tokens(0.3, 1).count(best) > hot.count(best)
@@ -155,14 +155,14 @@ SECRET = "one two three four five six seven eight nine ten eleven twelve"
 
 
 def test_no_benchmark_prompt_gets_in(target: Path, tmp_path: Path) -> None:
-    """Nor a text that the target made into one: what was written is looked at too."""
+    """Nor a text that the target completed to one: generated texts are checked too."""
     own = tmp_path / "own"
     own.mkdir()
     (own / "a.py").write_text(f'def f():\n    """{SECRET}."""\n    return 1\n' * 3 + "\n" * 20, encoding="utf-8")
     benchmark = tmp_path / "benchmark.jsonl"
     benchmark.write_text(json.dumps({"turns": [f"Say: {SECRET.upper()}!"]}) + "\n", encoding="utf-8")
     plan = dataclasses.replace(PLAN, folders=(str(own),), shares=(0, 0, 1, 0), texts_per_shard=60, new_tokens=1)
-    look = Excluded([benchmark])
+    decontaminator = Decontaminator([benchmark])
     seen = {}
     for name, exclude in (("with", ()), ("without", (str(benchmark),))):
         maker = corpora.ShardMaker(dataclasses.replace(plan, exclude=exclude), target, tmp_path)
@@ -170,23 +170,23 @@ def test_no_benchmark_prompt_gets_in(target: Path, tmp_path: Path) -> None:
         maker._make(0, path)
         data = np.load(path)
         texts = [maker.tokenizer.decode(part) for part in np.split(data["tokens"], data["begins"][1:-1])]
-        seen[name] = sum(look.holds(text) for text in texts)
+        seen[name] = sum(decontaminator.matches(text) for text in texts)
         assert len(texts) > 10
     assert seen["with"] > 0
     assert seen["without"] == 0
-    maker._excluded.add(maker.tokenizer.decode([7, 8, 9, *range(50, 80)]) + " " + SECRET)
+    maker._decontaminator.add(maker.tokenizer.decode([7, 8, 9, *range(50, 80)]) + " " + SECRET)
     tokens = maker.tokenizer.encode(SECRET)
     assert not maker._clean(Generated(Job(0, tuple(tokens[:4]), 1), tokens[4:]))
 
 
 def test_short_benchmark_prompts_are_excluded_whole_and_our_own_always() -> None:
-    excluded = Excluded([])
+    decontaminator = Decontaminator([])
     own = [json.loads(line)["text"] for line in OWN.read_text(encoding="utf-8").splitlines()]
-    assert own and all(excluded.holds(text) for text in own)
-    excluded.add("Who wrote Hamlet?")
-    assert excluded.holds("who wrote hamlet")
-    assert not excluded.holds("Who wrote Hamlet, and when was it first played?")
-    assert not excluded.holds("Write a Python function that adds two numbers.")
+    assert own and all(decontaminator.matches(text) for text in own)
+    decontaminator.add("Who wrote Hamlet?")
+    assert decontaminator.matches("who wrote hamlet")
+    assert not decontaminator.matches("Who wrote Hamlet, and when was it first played?")
+    assert not decontaminator.matches("Write a Python function that adds two numbers.")
 
 
 def test_a_shard_is_there_whole_or_not_at_all(target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,7 +234,7 @@ def test_a_draft_with_all_of_the_target_is_the_target(torch_target: Any, corpus:
     shape = Shape(tuple(range(3)))
     id_map = np.arange(VOCAB, dtype=np.int32)
     draft: Any = build(torch_target.config, shape, VOCAB, seed=0)
-    begin_from(draft, torch_target, shape, id_map)
+    initialise_from(draft, torch_target, shape, id_map)
     ids = torch.tensor([[5, 9, 70, 33, 8]])
     with torch.no_grad():
         torch.testing.assert_close(draft(ids).logits, torch_target(ids).logits)
@@ -249,11 +249,11 @@ def test_the_fitted_head_is_least_squares(torch_target: Any, corpus: Path) -> No
     shape = Shape((0,))
     id_map = np.arange(VOCAB, dtype=np.int32)
     draft: Any = build(torch_target.config, shape, VOCAB, seed=0)
-    begin_from(draft, torch_target, shape, id_map)
+    initialise_from(draft, torch_target, shape, id_map)
     texts = texts_of(corpus, id_map)
     share = fit_head(draft, torch_target, texts, rows=texts.answer_tokens, ridge=1e-9)
     copy: Any = build(torch_target.config, shape, VOCAB, seed=0)
-    begin_from(copy, torch_target, shape, id_map)
+    initialise_from(copy, torch_target, shape, id_map)
     copy.model.norm.weight.data.fill_(1.0)
     batch, ids = texts.batch(texts.texts), torch.from_numpy(texts.padded(texts.texts))
     with torch.no_grad():
@@ -275,7 +275,7 @@ def test_a_draft_that_goes_on_from_an_earlier_one_thinks_as_it_did(torch_target:
     with torch.no_grad():
         for parameter in drafts[0].parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    begin_from(drafts[1], torch_target, Shape((0,)), ids[1])
+    initialise_from(drafts[1], torch_target, Shape((0,)), ids[1])
     fit_head(drafts[1], torch_target, texts_of(corpus, ids[1]), rows=500)
     common = np.intersect1d(*ids)
     assert take_over(drafts[1], ids[1], drafts[0], ids[0]) == len(common) > 150
@@ -294,7 +294,7 @@ def test_a_trimmed_vocabulary_reads_and_proposes_the_same_ids(torch_target: Any)
     assert invert(id_map, VOCAB)[[1, 3, 50, 51, 2]].tolist() == [0, 1, 2, 3, 4]
     shape = Shape((0, 1, 2))
     draft: Any = build(torch_target.config, shape, 5, seed=0)
-    begin_from(draft, torch_target, shape, id_map)
+    initialise_from(draft, torch_target, shape, id_map)
     with torch.no_grad():
         full = torch_target(torch.tensor([[3, 50, 1]])).logits[..., [1, 3, 50, 51]]
         torch.testing.assert_close(draft(torch.tensor([[1, 2, 0]])).logits[..., :4], full)
@@ -329,7 +329,7 @@ def trainable(torch_target: Any, corpus: Path) -> tuple[Any, Texts, Texts]:
     id_map = choose_vocabulary(shards.token_counts(shards.shard_paths(corpus), VOCAB), 200, always=[1])
     shape = Shape((0,))
     draft: Any = build(torch_target.config, shape, 200, seed=0)
-    begin_from(draft, torch_target, shape, id_map)
+    initialise_from(draft, torch_target, shape, id_map)
     return draft, *texts_of(corpus, id_map).split(0.2)
 
 
@@ -391,10 +391,12 @@ def test_a_draft_of_the_same_size_with_other_ids_is_refused(
             (folder / path.name).write_bytes(path.read_bytes())
     (tmp_path / "work").mkdir()
     recipe = Recipe(steps=2, tokens_per_batch=256)
-    making = Making(str(target_folder), tmp_path / "work", recipe, Shape((0,)), 60, False, None, "f32", few, "f32")
-    train_draft(making, bundle.read(target), lambda line: None)
+    settings = StageSettings(
+        str(target_folder), tmp_path / "work", recipe, Shape((0,)), 60, False, None, "f32", few, "f32"
+    )
+    train_draft(settings, bundle.read(target), lambda line: None)
     with pytest.raises(SettingError, match="made with another vocabulary"):
-        train_draft(dataclasses.replace(making, corpus=all_), bundle.read(target), lambda line: None)
+        train_draft(dataclasses.replace(settings, corpus=all_), bundle.read(target), lambda line: None)
 
 
 def test_a_checkpoint_survives_a_failure_to_write_the_next(
@@ -479,7 +481,7 @@ def accepted_of(pair: Path) -> float:
     """Acceptance rate of a pair's drafts on what its target writes; and what it writes is the same with them."""
     pipeline = load(pair, num_draft_tokens=4)
     prompts = [Prompt("all", text, raw=True) for text in tiny_models.CORPUS]
-    texts = list(write(pipeline, prompts, SamplingParams(), 60))
+    texts = list(generate_texts(pipeline, prompts, SamplingParams(), 60))
     rate = replay(pipeline.drafter, texts, SamplingParams(), 4, VOCAB)["all"].acceptance_rate
     drafted = pipeline.generate(texts[0].prompt, max_new_tokens=60)
     assert drafted.token_ids[: len(texts[0].tokens)] == list(texts[0].tokens), "exact with the trained draft"
@@ -503,7 +505,7 @@ def test_a_replay_has_the_rounds_of_the_real_run(drafter: str, temperature: floa
         Prompt("all", "def add(a, b):\n    return a + b\n\ndef add(a, b):\n", raw=True),
         Prompt("all", "Say hello.", raw=False),
     ]
-    texts = list(write(pipeline, prompts, sampling, 24))
+    texts = list(generate_texts(pipeline, prompts, sampling, 24))
     drafting: Any = NGram() if drafter == "ngram" else pipeline.drafter
     found = replay(drafting, texts, sampling, 3, pipeline.target.vocab_size)["all"]
     real = []

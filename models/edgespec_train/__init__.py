@@ -1,18 +1,18 @@
-"""Recipes that make drafts, and the measurements that say what they are worth.
+"""Training of draft models, and the measurements of their worth.
 
     corpus/      the texts
-      sources        where prompts come from: the target itself, real code, real text
+      sources        prompts: from the target itself, real code, real text
       generate       many texts at a time by the target, with its best log-probabilities at every token
-      decontaminate  leaves out prompts that share words with a benchmark
-      build          all of them into shards on disk (shards), on any number of machines
-      batches        shards back into batches
+      decontaminate  leaves out texts that share words with a benchmark
+      build          writes all texts into shards on disk (shards), on any number of machines
+      batches        reads shards back as batches
     draft_model  the draft: shape, trimmed vocabulary, weights of the target
     initialise   the output head fitted to the layers that were copied
-    trainer      training with checkpoints, judged by acceptance; losses
+    trainer      training with checkpoints, evaluated by acceptance; losses
     pack         OpenVINO IR and bundle
-    stages       all of the above in order, in one folder
+    stages       runs all of the above in order, in one folder
     evaluate     acceptance, block efficiency and speed-up by category (needs no torch)
-    latency      what a shape costs per step on this machine
+    latency      time of a step on this machine, by shape
 
 See models/README.md for the recipe of the draft that ships.
 """
@@ -35,7 +35,7 @@ _EXPORT = ("torch", "transformers", "optimum.intel", "nncf")
 
 
 def write_corpus(target: str, folder: Path, say: Say, *, corpus_tokens: int, ray: bool, **plan: Any) -> Path:
-    """Let ``target`` write until there are ``corpus_tokens``, in shards in ``folder/corpus``; returns that folder."""
+    """Generate ``corpus_tokens`` tokens with ``target``, in shards in ``folder/corpus``; returns that folder."""
     _check_installed(*_EXPORT, *(["ray"] if ray else []))
     with quiet.libraries(verbose=False):
         from edgespec_train import stages
@@ -47,7 +47,8 @@ def write_corpus(target: str, folder: Path, say: Say, *, corpus_tokens: int, ray
 def train_fastdraft(target: str, folder: Path, say: Say, plan: dict[str, Any], options: dict[str, Any]) -> Path:
     """Train a draft for ``target``; returns the folder of the bundle with both.
 
-    plan: arguments of ``write_corpus``; not used if ``options`` names a corpus. options: see ``stages.Making.of``.
+    plan: arguments of ``write_corpus``, unused if ``options`` names a corpus.
+    options: those of ``stages.StageSettings.of``.
     """
     _check_installed(*_EXPORT, "accelerate", "matplotlib", *(["ray"] if plan["ray"] else []))
     with quiet.libraries(verbose=False):
@@ -55,13 +56,13 @@ def train_fastdraft(target: str, folder: Path, say: Say, plan: dict[str, Any], o
 
         from edgespec_train import stages
 
-        making = stages.Making.of(target, folder, options)
-        stages.check(making)
-        with PartialState().main_process_first():  # the others find everything made
+        settings = stages.StageSettings.of(target, folder, options)
+        stages.check(settings)
+        with PartialState().main_process_first():  # the other processes find target and corpus
             pair = stages.target_bundle(target, folder, say)
-            if making.corpus == folder / "corpus":
-                stages.corpus_of(pair, making.corpus, plan.pop("corpus_tokens"), say, **plan)
-        return stages.make_draft(making, pair, say)
+            if settings.corpus == folder / "corpus":
+                stages.corpus_of(pair, settings.corpus, plan.pop("corpus_tokens"), say, **plan)
+        return stages.make_draft(settings, pair, say)
 
 
 def sweep(target: str, rounds: int) -> Iterator[Timed]:

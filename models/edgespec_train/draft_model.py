@@ -1,4 +1,4 @@
-"""The draft: the target's own block design, shallower, over a trimmed vocabulary, begun from the target's weights."""
+"""The draft: the target's block design with fewer layers, a trimmed vocabulary and weights from the target."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ UNKNOWN = -1
 class Shape:
     """Size of the draft. None takes the target's.
 
-    layers: layers of the target to begin from, or how many to make when it begins from scratch.
+    layers: layers of the target to copy. From scratch only their number counts.
     """
 
     layers: tuple[int, ...]
@@ -94,21 +94,21 @@ def build(config: PretrainedConfig, shape: Shape, vocab_size: int, *, seed: int)
     return model
 
 
-def begin_from(draft: Any, target: Any, shape: Shape, id_map: NDArray[np.int32]) -> None:
-    """Copy the target's embeddings, chosen layers, last norm and output head into a draft of the same width."""
+def initialise_from(draft: Any, target: Any, shape: Shape, id_map: NDArray[np.int32]) -> None:
+    """Initialise a draft of the target's width: copy embeddings, the layers of ``shape``, last norm and output head."""
     ids = torch.from_numpy(np.where(id_map == UNKNOWN, 0, id_map).astype(np.int64))
     unknown = torch.from_numpy(id_map == UNKNOWN)
     with torch.no_grad():
-        for ours, theirs in (
+        for draft_part, target_part in (
             (draft.get_input_embeddings(), target.get_input_embeddings()),
             (draft.get_output_embeddings(), target.get_output_embeddings()),
         ):
-            rows = theirs.weight[ids].clone()
+            rows = target_part.weight[ids].clone()
             if unknown.any():
-                rare = torch.ones(len(theirs.weight), dtype=torch.bool)
+                rare = torch.ones(len(target_part.weight), dtype=torch.bool)
                 rare[ids] = False
-                rows[unknown] = theirs.weight[rare].mean(0)
-            ours.weight.copy_(rows)
-        for ours, index in zip(draft.model.layers, shape.layers, strict=True):
-            ours.load_state_dict(target.model.layers[index].state_dict())
+                rows[unknown] = target_part.weight[rare].mean(0)
+            draft_part.weight.copy_(rows)
+        for layer, index in zip(draft.model.layers, shape.layers, strict=True):
+            layer.load_state_dict(target.model.layers[index].state_dict())
         draft.model.norm.load_state_dict(target.model.norm.state_dict())

@@ -1,8 +1,8 @@
-"""``edgespec train evaluate``: is this draft worth having? Per category: acceptance, block efficiency, speed-up.
+"""``edgespec train evaluate``: the worth of a draft. Per category: acceptance, block efficiency, speed-up.
 
-The target writes its texts once. Then the real loop and the real drafter run over them with a replay in the target's
-place, which costs nothing: greedy and, since both sides draw with the same keyed noise, sampled rounds come out as
-they would with the target itself. Speed-up is measured with the target: plain and speculative decoding in turns.
+The target generates its texts once. Then the real loop and the real drafter run over them, with a replay in the
+target's place that costs no forward. Greedy rounds are those of the target itself. So are sampled rounds, since both
+sides draw with the same keyed noise. Speed-up is measured with the target: plain and speculative decoding in turns.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from edgespec.stats import Stats
 from edgespec.types import Logits, Round
 
 LENGTHS = tuple(range(1, 9))
-"""every k that is looked at"""
+"""every k that is evaluated"""
 
 
 @dataclass(frozen=True)
-class Written:
-    """What the target wrote for a prompt: token ids of both."""
+class GeneratedText:
+    """Token ids of a prompt and of the target's answer."""
 
     category: str
     prompt: tuple[int, ...]
@@ -68,36 +68,36 @@ class Rounds:
         return self.block_efficiency / (1 + self.k * cost)
 
 
-def write(
+def generate_texts(
     pipeline: Pipeline, prompts: Iterable[Prompt], sampling: SamplingParams, new_tokens: int
-) -> Iterator[Written]:
-    """The target's own texts, by plain decoding. Prompts that leave no room in the context are left out."""
+) -> Iterator[GeneratedText]:
+    """Generate the target's texts by plain decoding. Prompts that leave no room in the context are skipped."""
     for prompt in prompts:
         ids = tuple(encode(pipeline, prompt))
         if len(ids) + new_tokens > pipeline.target.cache.capacity:
             continue
         text = pipeline.generate(ids, max_new_tokens=new_tokens, sampling=sampling, policy=Plain())
-        yield Written(prompt.category, ids, tuple(text.token_ids))
+        yield GeneratedText(prompt.category, ids, tuple(text.token_ids))
 
 
 def replay(
     drafter: Drafter,
-    texts: Iterable[Written],
+    texts: Iterable[GeneratedText],
     sampling: SamplingParams,
     k: int,
     vocab_size: int,
     stop: Collection[int] = (),
 ) -> dict[str, Rounds]:
-    """Per category, the rounds that ``drafter`` would have had with the target that wrote these texts.
+    """Per category, the rounds that ``drafter`` would have had with the target that generated these texts.
 
-    stop: tokens that end a text; the loop does not know that one is coming, and drafts beyond it.
+    stop: tokens that end a text. The loop drafts beyond them, since it does not know the end.
     """
     found: dict[str, Rounds] = {}
     for text in texts:
         whole = (*text.prompt, *text.tokens)
         room = k + 1 if text.tokens[-1] in stop else 0
         target = FakeModel(_recorded(whole, vocab_size), vocab_size, capacity=len(whole) + room, max_width=512)
-        drafter.reset()  # the text was written at another k: nobody may remember it
+        drafter.reset()  # drafters must not copy the same text of another k
         stats = Stats()
         context = list(text.prompt)
         budget = len(text.tokens) + room
@@ -111,7 +111,7 @@ def replay(
 
 
 def speed_up(
-    pipeline: Pipeline, texts: Sequence[Written], sampling: SamplingParams, k: int, *, pairs: int = 1
+    pipeline: Pipeline, texts: Sequence[GeneratedText], sampling: SamplingParams, k: int, *, pairs: int = 1
 ) -> dict[str, float]:
     """Per category: median over texts and pairs of plain over speculative decode time per token."""
     ratios: dict[str, list[float]] = {}
@@ -119,8 +119,8 @@ def speed_up(
         for pair in range(pairs):
             seconds = {}
             for drafted in (False, True) if (number + pair) % 2 else (True, False):
-                pipeline.drafter.reset()  # the text was written before: nobody may remember it
-                pipeline.target.prefill(text.prompt[:-1])  # every round decodes, and nothing else
+                pipeline.drafter.reset()  # drafters must not copy the same text of an earlier run
+                pipeline.target.prefill(text.prompt[:-1])  # every round only decodes
                 run = pipeline.generate(
                     text.prompt,
                     max_new_tokens=len(text.tokens),

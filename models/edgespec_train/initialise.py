@@ -1,4 +1,4 @@
-"""Where the training begins: the target's first layers, and an output head fitted to them."""
+"""Initialise the draft: an output head fitted to the target's layers, or the weights of an earlier draft."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SHAPE = (
 
 
 def check_earlier(folder: Path, wanted: PretrainedConfig) -> None:
-    """The draft to go on from must have the layers and widths of the one to be made; only its ids may be others."""
+    """Raises SettingError unless the earlier draft has the layers and widths of the new one. Its ids may differ."""
     try:
         found = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
@@ -40,14 +40,14 @@ def check_earlier(folder: Path, wanted: PretrainedConfig) -> None:
 
 @torch.no_grad()
 def take_over(draft: Any, id_map: NDArray[np.int32], earlier: Any, earlier_ids: NDArray[np.int32]) -> int:
-    """Go on from a draft trained before, over other ids: its layers, and its rows of the ids both have.
+    """Initialise from an earlier draft over other ids: take its layers, and its rows of the ids that both have.
 
-    Call it after ``fit_head``: rows of new ids stay as fitted, in the terms of the earlier draft's last norm and
-    moved by what training moved the others on average. Returns how many ids were taken over.
+    Call it after ``fit_head``. Rows of new ids stay as fitted: rescaled to the earlier draft's last norm, and shifted
+    by the mean change that training made to the other rows. Returns the number of ids taken over.
     """
     draft.model.layers.load_state_dict(earlier.model.layers.state_dict())
-    ours = {int(token): row for row, token in enumerate(id_map)}  # UNKNOWN, if it has a row, is an id as any other
-    pairs = [(ours[int(token)], row) for row, token in enumerate(earlier_ids) if int(token) in ours]
+    row_of = {int(token): row for row, token in enumerate(id_map)}  # UNKNOWN, if it has a row, is an id like the others
+    pairs = [(row_of[int(token)], row) for row, token in enumerate(earlier_ids) if int(token) in row_of]
     to, of = (torch.tensor(rows) for rows in zip(*pairs, strict=True))
     draft.get_input_embeddings().weight[to] = earlier.get_input_embeddings().weight[of]
     head, trained = draft.get_output_embeddings().weight, earlier.get_output_embeddings().weight[of]

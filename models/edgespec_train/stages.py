@@ -1,4 +1,4 @@
-"""``edgespec train fastdraft TARGET``: all stages in one folder, each picked up where it was left.
+"""``edgespec train fastdraft TARGET``: all stages in one folder. An interrupted stage resumes.
 
 target/       the target as a bundle, unless it is a known one
 corpus/       shards of text by the target, and manifest.json
@@ -37,7 +37,7 @@ from edgespec_export.settings import Kind
 from edgespec_train.corpus import shards
 from edgespec_train.corpus.batches import Texts
 from edgespec_train.corpus.build import Plan, make_corpus, read_manifest, write_json
-from edgespec_train.draft_model import Shape, begin_from, build, choose_vocabulary, invert
+from edgespec_train.draft_model import Shape, build, choose_vocabulary, initialise_from, invert
 from edgespec_train.initialise import check_earlier, fit_head, take_over
 from edgespec_train.pack import convert_draft, save_draft, write_bundle
 from edgespec_train.plot import plot
@@ -66,9 +66,12 @@ def target_bundle(reference: str, folder: Path, say: Say) -> Bundle:
 
 
 @dataclass(frozen=True)
-class Making:
-    """What a draft is made of. corpus: shards made before, else ``folder/corpus``. from_draft: the ``draft`` folder of
-    an earlier run to go on from."""
+class StageSettings:
+    """The settings of all stages.
+
+    corpus: folder of existing shards, else ``folder/corpus``. from_draft: the ``draft`` folder of an earlier run, whose
+    draft is trained further.
+    """
 
     target: str
     folder: Path
@@ -82,7 +85,7 @@ class Making:
     precision: str
 
     @classmethod
-    def of(cls, target: str, folder: Path, options: dict[str, Any]) -> Making:
+    def of(cls, target: str, folder: Path, options: dict[str, Any]) -> StageSettings:
         """From the options of the command line. Raises SettingError for those that contradict each other."""
         take = options.pop
         count, chosen, scratch = take("layers"), take("from_layers"), take("from_scratch")
@@ -92,10 +95,10 @@ class Making:
             raise SettingError("layers of the target", got=chosen, allowed="numbers with commas, as 0,1") from error
         shape = Shape(layers, take("hidden"), take("intermediate"))
         if not scratch and (shape.hidden or shape.intermediate):
-            raise SettingError("a draft that begins from the target has its widths", hint="or begin --from-scratch")
+            raise SettingError("a draft initialised from the target has its widths", hint="or use --from-scratch")
         earlier = take("from_draft")
         if scratch and earlier:
-            raise SettingError("a draft begins from scratch or from an earlier one", got="both")
+            raise SettingError("a draft is initialised from scratch or from an earlier one", got="both")
         if earlier and chosen is not None:
             raise SettingError("an earlier draft has its own layers: --from-layers", got=chosen, hint="leave it out")
         if earlier and not (earlier / "id_map.npy").is_file():
@@ -111,92 +114,92 @@ def corpus_of(target: Bundle, folder: Path, tokens: int, say: Say, *, ray: bool 
     return folder
 
 
-def make_draft(making: Making, target: Bundle, say: Say) -> Path:
+def make_draft(settings: StageSettings, target: Bundle, say: Say) -> Path:
     """Train on the corpus and pack; returns the bundle's folder."""
-    out = making.folder / "bundle"
-    draft, id_map, curve, text = train_draft(making, target, say)
+    out = settings.folder / "bundle"
+    draft, id_map, curve, text = train_draft(settings, target, say)
     if not PartialState().is_main_process:
         return out
-    work = making.folder / "ir"
-    name = f"fastdraft-{len(making.shape.layers)}x{draft.config.hidden_size}-{len(id_map)}"
-    say(f"converting the draft to OpenVINO, weights {making.weights}")
-    entry = convert_draft(draft, id_map, work, making.weights, name=name, text=text, say=say)
+    work = settings.folder / "ir"
+    name = f"fastdraft-{len(settings.shape.layers)}x{draft.config.hidden_size}-{len(id_map)}"
+    say(f"converting the draft to OpenVINO, weights {settings.weights}")
+    entry = convert_draft(draft, id_map, work, settings.weights, name=name, text=text, say=say)
     provenance = {
-        "recipe": asdict(making.recipe)
-        | asdict(making.shape)
-        | {"from_scratch": making.from_scratch, "from_draft": making.from_draft is not None},
-        "corpus": {key: value for key, value in read_manifest(making.corpus).items() if key != "shards"},
+        "recipe": asdict(settings.recipe)
+        | asdict(settings.shape)
+        | {"from_scratch": settings.from_scratch, "from_draft": settings.from_draft is not None},
+        "corpus": {key: value for key, value in read_manifest(settings.corpus).items() if key != "shards"},
         "training": asdict(curve[-1]) if curve else {},
         "machine": machine(),
     }
-    own_name = target.name if making.target in catalog.shipped_names() else Path(making.target).stem
+    own_name = target.name if settings.target in catalog.shipped_names() else Path(settings.target).stem
     return write_bundle(target, work, out, entry, own_name, provenance)
 
 
 def train_draft(
-    making: Making, target: Bundle, say: Say
+    settings: StageSettings, target: Bundle, say: Say
 ) -> tuple[PreTrainedModel, NDArray[np.int32], list[Point], NDArray[np.int64]]:
     """Train on the corpus, a part of its texts held out. Goes on from a checkpoint if there is one.
 
     Returns the draft, its id map, the learning curve, and a held-out text in the draft's ids.
     """
-    paths = shards.shard_paths(making.corpus)
-    made_for = read_manifest(making.corpus).get("plan", {}).get("target", _identity(target))
+    paths = shards.shard_paths(settings.corpus)
+    made_for = read_manifest(settings.corpus).get("plan", {}).get("target", _identity(target))
     if made_for != _identity(target):
         raise SettingError("the corpus is another target's", got=made_for, allowed=_identity(target))
     vocab_size = target.manifest.target.vocab_size
     id_map = choose_vocabulary(
-        shards.token_counts(paths, vocab_size), making.vocabulary, always=target.manifest.generation.eos_token_ids
+        shards.token_counts(paths, vocab_size), settings.vocabulary, always=target.manifest.generation.eos_token_ids
     )
     inverse, readable = invert(id_map, vocab_size), np.isin(np.arange(vocab_size), id_map)
     texts = Texts(paths, inverse, readable)
     texts, held_out = texts.split(max(_HELD_OUT, min(0.5, _HELD_OUT_TEXTS / len(texts.texts))))
     if not texts.texts or not held_out.texts:
         raise SettingError("too few texts to train on", got=len(paths), hint="more --corpus-tokens")
-    accelerator = Accelerator(mixed_precision="bf16" if making.precision == "bf16" else "no")
-    draft = _begin(making, id_map, texts, accelerator, say)
+    accelerator = Accelerator(mixed_precision="bf16" if settings.precision == "bf16" else "no")
+    draft = _initialise(settings, id_map, texts, accelerator, say)
     millions = sum(parameter.numel() for parameter in draft.parameters()) / 1e6
-    say(f"draft: {len(making.shape.layers)} layers, {len(id_map)} ids, {millions:.1f} M parameters")
+    say(f"draft: {len(settings.shape.layers)} layers, {len(id_map)} ids, {millions:.1f} M parameters")
     say(f"training on {texts.answer_tokens} tokens by the target, {held_out.answer_tokens} held out")
-    with progress_bar(making.recipe.steps) as advance:
+    with progress_bar(settings.recipe.steps) as advance:
         curve = train(
             draft,
             texts,
             held_out,
-            making.recipe,
-            making.folder,
+            settings.recipe,
+            settings.folder,
             say=lambda point: say(_line(point)),
             advance=advance,
             accelerator=accelerator,
             same={
-                "target": making.target,
+                "target": settings.target,
                 "vocabulary": hashlib.sha256(id_map.tobytes()).hexdigest(),
-                "shape": asdict(making.shape) | {"from_scratch": making.from_scratch},
-                "from_draft": making.from_draft and bundle.sha256_of(making.from_draft / "id_map.npy"),
-                "precision": making.precision,
+                "shape": asdict(settings.shape) | {"from_scratch": settings.from_scratch},
+                "from_draft": settings.from_draft and bundle.sha256_of(settings.from_draft / "id_map.npy"),
+                "precision": settings.precision,
                 "texts": len(texts.texts),
             },
         )
     text = inverse[held_out.padded(held_out.texts[:1])[0]]
     if not accelerator.is_main_process:
         return draft, id_map, curve, text
-    save_draft(draft, id_map, making.folder / "draft")
-    write_json(making.folder / "curve.json", {"curve": [asdict(point) for point in curve]})
-    plot(curve, making.folder / "curve.png")
+    save_draft(draft, id_map, settings.folder / "draft")
+    write_json(settings.folder / "curve.json", {"curve": [asdict(point) for point in curve]})
+    plot(curve, settings.folder / "curve.png")
     return draft, id_map, curve, text
 
 
-def check(making: Making) -> None:
-    """Raises SettingError or SourceError for a target or a shape that cannot be, before hours go into a corpus."""
-    if making.corpus != making.folder / "corpus" and not shards.shard_paths(making.corpus):
-        raise SettingError("no shards in the corpus", got=str(making.corpus), hint="make them: edgespec train corpus")
-    config = convert.read_config(_source(making.target))
+def check(settings: StageSettings) -> None:
+    """Raises SettingError or SourceError for an unusable target or shape, before hours go into a corpus."""
+    if settings.corpus != settings.folder / "corpus" and not shards.shard_paths(settings.corpus):
+        raise SettingError("no shards in the corpus", got=str(settings.corpus), hint="make them: edgespec train corpus")
+    config = convert.read_config(_source(settings.target))
     with torch.device("meta"):
-        draft = build(config, making.shape, making.vocabulary, seed=0)
+        draft = build(config, settings.shape, settings.vocabulary, seed=0)
     if not hasattr(draft, "model") or not all(hasattr(draft.model, part) for part in ("layers", "norm")):
         raise SettingError("a draft of this architecture cannot be trained yet", got=config.model_type)
-    if making.from_draft is not None:
-        check_earlier(making.from_draft, draft.config)
+    if settings.from_draft is not None:
+        check_earlier(settings.from_draft, draft.config)
 
 
 @cache
@@ -207,24 +210,24 @@ def _source(reference: str) -> models.Source:
     return models.resolve(reference, Path(scratch.name))
 
 
-def _begin(
-    making: Making, id_map: NDArray[np.int32], texts: Texts, accelerator: Accelerator, say: Say
+def _initialise(
+    settings: StageSettings, id_map: NDArray[np.int32], texts: Texts, accelerator: Accelerator, say: Say
 ) -> PreTrainedModel:
-    """The untrained draft: with the target's layers and a fitted head, or random."""
-    source = _source(making.target)
+    """The draft before training: with the target's layers and a fitted head, or random."""
+    source = _source(settings.target)
     config = convert.read_config(source)
-    draft: Any = build(config, making.shape, len(id_map), seed=making.recipe.seed)
-    if making.from_scratch or has_checkpoint(making.folder):
+    draft: Any = build(config, settings.shape, len(id_map), seed=settings.recipe.seed)
+    if settings.from_scratch or has_checkpoint(settings.folder):
         return draft  # type: ignore[no-any-return]
     target = convert.load(source, Weights("f32"), config)
-    begin_from(draft, target, making.shape, id_map)
+    initialise_from(draft, target, settings.shape, id_map)
     draft.to(accelerator.device)
     share = fit_head(draft, target, texts, rows=min(20_000, texts.answer_tokens))
-    say(f"output head fitted to layer {making.shape.layers[-1]} of the target: R squared {share:.2f}")
-    if making.from_draft is not None:
-        earlier = AutoModelForCausalLM.from_pretrained(making.from_draft, dtype=torch.float32)
-        taken = take_over(draft, id_map, earlier.to(accelerator.device), np.load(making.from_draft / "id_map.npy"))
-        say(f"goes on from {making.from_draft.name}: {taken} of its ids")
+    say(f"output head fitted to layer {settings.shape.layers[-1]} of the target: R squared {share:.2f}")
+    if settings.from_draft is not None:
+        earlier = AutoModelForCausalLM.from_pretrained(settings.from_draft, dtype=torch.float32)
+        taken = take_over(draft, id_map, earlier.to(accelerator.device), np.load(settings.from_draft / "id_map.npy"))
+        say(f"goes on from {settings.from_draft.name}: {taken} of its ids")
     return draft  # type: ignore[no-any-return]
 
 

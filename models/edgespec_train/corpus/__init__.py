@@ -1,1 +1,1 @@
-"""The texts a draft is trained on: where prompts come from, what the target writes, shards, batches."""
+"""The texts that a draft is trained on: sources of prompts, generation, shards, batches."""

@@ -1,4 +1,4 @@
-"""Benchmark prompts stay out of the corpus: a draft must not be judged by what it has read."""
+"""Keep benchmark prompts out of the corpus: a draft must not be evaluated on its training texts."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from typing import Any
 from edgespec.bench.prompts import OWN
 from edgespec.errors import SettingError
 
-"""the prompts that ship with edgespec; always excluded"""
 _RUN = 10
+"""words in a row that a text may not share with a benchmark"""
 _SHORTEST = 3
+"""words of the shortest prompt that is left out as a whole"""
 
 
-class Excluded:
-    """Texts to leave out: those with ten words in a row of a benchmark, or that are a shorter prompt of it.
+class Decontaminator:
+    """Finds texts with ten words in a row of a benchmark, and texts equal to a shorter prompt of it.
 
-    >>> own = Excluded([])
+    The prompts that ship with edgespec are always among the benchmarks.
+
+    >>> own = Decontaminator([])
     >>> own.add("What is the capital of France?")
-    >>> own.holds("what is the Capital of France"), own.holds("What is the capital of France like in May?")
+    >>> own.matches("what is the Capital of France"), own.matches("What is the capital of France like in May?")
     (True, False)
     """
 
@@ -38,7 +41,7 @@ class Excluded:
         if _SHORTEST <= len(words) < _RUN:
             self._whole.add(" ".join(words))
 
-    def holds(self, text: str) -> bool:
+    def matches(self, text: str) -> bool:
         words = _words(text)
         return " ".join(words) in self._whole or not self._runs.isdisjoint(_runs(words))
 

@@ -1,9 +1,9 @@
-"""Many texts at a time, written by the target on OpenVINO's paged graph, with what it thought of at each token.
+"""Generate many texts at a time with the target, on OpenVINO's paged graph, with log-probabilities at each token.
 
-Continuous batching: a text that ends makes room for the next at once, and its prompt is read in the same forward in
-which the others go on; what it shares with the text before it is not read again. Every written token comes with the
-target's ``TOP`` best log-probabilities (for distillation), taken inside the graph: no second pass over the finished
-text, and no row of full logits ever leaves the engine.
+Continuous batching: when a text ends, the next one takes its slot. The new prompt is prefilled in the same forward in
+which the other texts decode. A prefix shared with the slot's earlier text is reused. Every generated token comes with
+the target's ``TOP`` best log-probabilities (for distillation). The graph computes them: there is no second pass over
+the finished text, and no row of full logits leaves the engine.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from edgespec.errors import BackendError, wrap_errors
 from edgespec.protocols import common_prefix
 
 TOP = 16
-"""target tokens kept for each row"""
+"""log-probabilities kept for each token"""
 _SAMPLED = 32
-"""a token is drawn from this many best ones"""
+"""number of best tokens that one is drawn from"""
 _BLOCK = 32
 _OUTPUTS = ("best", "ids", "total")
 
 
 @dataclass(frozen=True)
 class Job:
-    """One text to write. ``temperature`` 0 is greedy. ``key`` comes back with the result."""
+    """One text to generate. ``temperature`` 0 is greedy. ``key`` comes back with the result."""
 
     key: int
     prompt: tuple[int, ...]
@@ -43,9 +43,9 @@ class Job:
 
 @dataclass
 class Generated:
-    """What the target wrote: ``n`` tokens, the end token included if it came.
+    """A generated text: ``n`` tokens, the end token included if it came.
 
-    top_ids, top_logprobs: ``(n, TOP)``, the target's best tokens where each of the n was chosen, T = 1.
+    top_ids, top_logprobs: ``(n, TOP)``, the target's best tokens at each of the n positions, T = 1.
     """
 
     job: Job
@@ -56,9 +56,9 @@ class Generated:
 
 @dataclass
 class _Slot:
-    """One of the texts in flight. ``pending``: tokens the model has not read; ``length``: rows it has read."""
+    """A text in progress. ``pending``: tokens that the model has not read. ``length``: rows in its cache."""
 
-    written: Generated
+    generated: Generated
     pending: list[int]
     random: np.random.Generator
     length: int
@@ -66,11 +66,11 @@ class _Slot:
     @property
     def read(self) -> list[int]:
         """The token of each row."""
-        return [*self.written.job.prompt, *self.written.tokens][: self.length]
+        return [*self.generated.job.prompt, *self.generated.tokens][: self.length]
 
 
-class Writer:
-    """slots: texts in flight. max_length: tokens of prompt and answer together, at most."""
+class Generator:
+    """Generates texts. slots: texts in progress at a time. max_length: most tokens of prompt and answer together."""
 
     def __init__(
         self, xml: Path, *, eos_token_ids: Sequence[int], slots: int = 64, max_length: int = 1024, hidden: bool = False
@@ -79,11 +79,11 @@ class Writer:
         self._blocks = -(-max_length // _BLOCK)
         self.max_length = self._blocks * _BLOCK
         self._slots: list[_Slot | None] = [None] * slots
-        self._rows: list[list[int]] = [[] for _ in range(slots)]  # what an idle slot's cache still holds
+        self._rows: list[list[int]] = [[] for _ in range(slots)]  # tokens in the cache of an idle slot
         core = ov.Core()
         model = _with_top(paged_graph(core, xml))
         with wrap_errors(BackendError, "cannot make room for the texts", hint="fewer slots or shorter texts"):
-            # As the target runs by default, so in f32 on every CPU: this is what a draft learns.
+            # A draft learns the target as it runs by default: in f32 on every CPU.
             compiled = core.compile_model(model, "CPU", Settings.make("CPU", "exact").properties)
             self._request = compiled.create_infer_request()
             self._ports = {port.get_any_name(): port for port in compiled.inputs}
@@ -94,18 +94,18 @@ class Writer:
                     cache.data[:] = 0
                     self._request.set_tensor(port, cache)
 
-    def write(self, jobs: deque[Job], *, rows_per_forward: int = 512) -> Iterator[Generated]:
-        """Take jobs from the left and yield each text when it is finished, in no order. Prompts too long are skipped.
+    def generate(self, jobs: deque[Job], *, rows_per_forward: int = 512) -> Iterator[Generated]:
+        """Take jobs from the left and yield each text when it ends, in no fixed order. Too long prompts are skipped.
 
-        The caller may add jobs for every text it is given. One put to the left is taken next, by the slot of that
-        text: if it goes on from the text, only what is new is read.
+        The caller may add jobs after each text. A job added at the left comes next, in the slot of that text. If its
+        prompt continues the text, only the new tokens are read.
         """
-        self._slots = [None] * len(self._slots)  # a caller may have walked away from earlier texts,
-        self._rows = [[] for _ in self._slots]  # and what these texts become must not depend on earlier ones
+        self._slots = [None] * len(self._slots)  # a caller may have abandoned earlier texts,
+        self._rows = [[] for _ in self._slots]  # and no text may depend on earlier ones
         while True:
             for index, slot in enumerate(self._slots):
                 while slot is None and jobs:
-                    slot = self._slots[index] = self._begin(jobs.popleft(), self._rows[index])
+                    slot = self._slots[index] = self._start(jobs.popleft(), self._rows[index])
             if not any(self._slots):
                 return
             for index in self._forward(rows_per_forward):
@@ -113,20 +113,20 @@ class Writer:
                 assert finished is not None
                 self._rows[index], self._slots[index] = finished.read, None
                 before = len(jobs)
-                yield finished.written
+                yield finished.generated
                 if len(jobs) > before:
-                    self._slots[index] = self._begin(jobs.popleft(), self._rows[index])
+                    self._slots[index] = self._start(jobs.popleft(), self._rows[index])
 
-    def _begin(self, job: Job, rows: list[int]) -> _Slot | None:
+    def _start(self, job: Job, rows: list[int]) -> _Slot | None:
         """rows: tokens that the slot's cache holds."""
         if not 0 < len(job.prompt) < self.max_length - job.max_new_tokens:
             return None
         length = min(common_prefix(rows, list(job.prompt)), len(job.prompt) - 1)
-        rows.clear()  # overwritten from here on
+        rows.clear()  # the new text overwrites them
         return _Slot(Generated(job), list(job.prompt[length:]), np.random.default_rng((job.seed, job.key)), length)
 
     def _forward(self, rows_left: int) -> list[int]:
-        """Every text in flight reads what it has pending, as far as the rows go; returns the slots that finished."""
+        """Run the pending tokens of all texts, up to ``rows_left`` rows; returns the slots that finished."""
         fed: list[tuple[int, _Slot, list[int]]] = []
         rows_left = max(rows_left, len(self._slots))
         waiting = sum(slot is not None for slot in self._slots)
@@ -146,22 +146,24 @@ class Writer:
             if slot.pending:
                 continue
             logprobs = best[row] - total[row]
-            written = slot.written
-            token = int(ids[row, _choose(logprobs, written.job.temperature, slot.random)])
-            written.tokens.append(token)
-            written.top_ids.append(ids[row, :TOP].copy())
-            written.top_logprobs.append(logprobs[:TOP].copy())
+            generated = slot.generated
+            token = int(ids[row, _choose(logprobs, generated.job.temperature, slot.random)])
+            generated.tokens.append(token)
+            generated.top_ids.append(ids[row, :TOP].copy())
+            generated.top_logprobs.append(logprobs[:TOP].copy())
             slot.pending = [token]
             row += 1
-            if token in self._eos or len(written.tokens) == written.job.max_new_tokens:
+            if token in self._eos or len(generated.tokens) == generated.job.max_new_tokens:
                 finished.append(index)
         return finished
 
     def _infer(
         self, fed: list[tuple[int, _Slot, list[int]]]
     ) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float32]]:
-        """Logits of the best ``_SAMPLED`` tokens, their ids, and the log of the sum over all; a row for each text
-        that has read all it had."""
+        """Logits of the best ``_SAMPLED`` tokens, their ids, and the log-sum-exp over all tokens.
+
+        There is one row for each text without pending tokens.
+        """
         counts = np.array([len(tokens) for _, _, tokens in fed])
         past = np.array([slot.length for _, slot, _ in fed])
         blocks = -(-(past + counts) // _BLOCK)

@@ -1,4 +1,4 @@
-"""Token shards: what the target wrote, on disk, a file of some hundred texts each.
+"""Token shards: generated texts on disk, some hundred texts a file.
 
 A shard is an .npz of flat arrays:
     tokens          all texts one after the other, prompt and answer
@@ -6,8 +6,8 @@ A shard is an .npz of flat arrays:
     answers         ``(texts,)`` where each answer begins in ``tokens``
     source, origin        ``(texts,)`` index into ``corpus.SOURCES``; name of the package or folder
     temperature           ``(texts,)`` 0 is greedy
-    top_ids, top_logprobs ``(answer tokens, TOP)`` what the target thought where each answer token was chosen
-    seconds               what it took to make
+    top_ids, top_logprobs ``(answer tokens, TOP)`` the target's best tokens at each answer token
+    seconds               the time to make the shard
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from edgespec_train.corpus.generate import Generated
 
 def write_shard(path: Path, texts: Sequence[tuple[int, str, Generated]], vocab_size: int, seconds: float) -> None:
     """Write (source, origin, text) atomically: a shard is there whole or not at all."""
-    written = [text for _, _, text in texts]
+    generated = [text for _, _, text in texts]
     ids = np.uint16 if vocab_size <= 1 << 16 else np.int32
-    begins = np.concatenate([[0], np.cumsum([len(text.job.prompt) + len(text.tokens) for text in written])])
+    begins = np.concatenate([[0], np.cumsum([len(text.job.prompt) + len(text.tokens) for text in generated])])
     arrays: dict[str, Any] = {
-        "tokens": np.concatenate([[*text.job.prompt, *text.tokens] for text in written]).astype(ids),
+        "tokens": np.concatenate([[*text.job.prompt, *text.tokens] for text in generated]).astype(ids),
         "begins": begins.astype(np.int64),
-        "answers": begins[:-1] + np.array([len(text.job.prompt) for text in written]),
+        "answers": begins[:-1] + np.array([len(text.job.prompt) for text in generated]),
         "source": np.array([source for source, _, _ in texts], np.uint8),
         "origin": np.array([origin for _, origin, _ in texts]),
-        "temperature": np.array([text.job.temperature for text in written], np.float16),
-        "top_ids": np.concatenate([text.top_ids for text in written]).astype(ids),
-        "top_logprobs": np.concatenate([text.top_logprobs for text in written]).astype(np.float16),
+        "temperature": np.array([text.job.temperature for text in generated], np.float16),
+        "top_ids": np.concatenate([text.top_ids for text in generated]).astype(ids),
+        "top_logprobs": np.concatenate([text.top_logprobs for text in generated]).astype(np.float16),
         "seconds": np.array(seconds),
     }
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
