@@ -192,7 +192,7 @@ def test_with_consent_it_is_fetched_and_says_what_it_is(edgespec, server: Server
     assert ran.returncode == 0, ran.stderr
     notice, fetching, ready = ran.stderr.splitlines()
     assert "for research purposes only" in notice and "is ready" in ready
-    assert fetching == "fetching OpenVINO/Phi-3-mini-FastDraft-50M-int8-ov, this once"
+    assert fetching == "fetching OpenVINO/Phi-3-mini-FastDraft-50M-int8-ov (one-time)"
     server.down = True
     assert edgespec("pull", "phi-3-mini-fastdraft").returncode == 2, "what is here already needs it too"
     assert edgespec("pull", "phi-3-mini-fastdraft", "--accept-licence").returncode == 0

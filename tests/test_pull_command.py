@@ -33,7 +33,7 @@ def pulled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     run = edgespec("pull", str(source), cache=root / "cache")
     assert (run.returncode, run.stderr) == (
         0,
-        "converting tiny.gguf, this once\n[tiny is ready: f16, 0 MB, drafts: ngram]\n",
+        "converting tiny.gguf (one-time)\n[tiny is ready: f16, 0 MB, drafts: ngram]\n",
     )
     return root / "cache", source, Path(run.stdout.strip())
 

@@ -1,1 +1,1 @@
-"""Who drafts, how far and how wide: decided every round from measured costs and outcomes."""
+"""The arbiter (arbiter.py) chooses drafter, draft length and width each round, from measured costs and outcomes."""

@@ -1,0 +1,1 @@
+"""The loop (speculative.py), plain decoding as its oracle (autoregressive.py), verification, constraints, policies."""

@@ -3,8 +3,8 @@
 A drafter proposes tokens, the target looks at all of them in one forward, and what it agrees with is committed
 together with one token of its own. The loop knows no drafter, no backend and no device.
 
-Invariant: between rounds a cache holds every committed token but the last. ``yield`` comes last in a round, so a
-consumer that walks away leaves the caches right.
+Invariant: between rounds the target's KV cache holds every committed token but the last. ``yield`` comes last in a
+round, so a consumer that abandons the loop leaves the caches of target and draft model right.
 """
 
 from __future__ import annotations

@@ -9,9 +9,9 @@ high because drafter and target share their noise (Daliri et al. 2024, arXiv 240
 
 *Rejection* (Leviathan et al. 2022, arXiv 2211.17192, algorithm 1; Chen et al. 2023, arXiv 2302.01318, theorem 1)
 takes the draft's draw with probability min(1, target / draft), else draws from the normalised positive part of
-target - draft. A committed token has the target's distribution whatever the draft's was, and a token that is tried
-stands with probability 1 - tv, the most there is. Siblings are tried one by one: what the target has left after a miss
-is the next one's target (SpecInfer, arXiv 2305.09781), and the draft's distribution loses the tried token
+target - draft. A committed token has the target's distribution, whatever the draft's was. A tried token is accepted
+with probability 1 - tv, the maximum of any lossless rule. Siblings are tried one by one: what the target has left after
+a miss is the next one's target (SpecInfer, arXiv 2305.09781), and the draft's distribution loses the tried token
 (recursive rejection sampling without replacement: Jeon et al. 2024, arXiv 2402.14160).
 
 A deterministic draft is matched under either setting: its distribution is a point, for which rejection accepts with the

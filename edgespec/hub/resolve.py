@@ -198,7 +198,7 @@ def _from_wheel(source: WheelSource, precision: str, progress: bool, wheel: Path
 
 def _tell(name: str, progress: bool) -> None:
     if progress:
-        sys.stderr.write(f"converting {printable(name)}, this once\n")
+        sys.stderr.write(f"converting {printable(name)} (one-time)\n")
 
 
 def _ir_folder(name: str, digest: str) -> Path:

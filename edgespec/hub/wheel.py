@@ -109,7 +109,7 @@ def bars(progress: bool) -> Any:
 def tell(what: str, progress: bool) -> None:
     """A line on stderr about what takes long, where there is no bar to show it."""
     if progress and not sys.stderr.isatty():
-        sys.stderr.write(f"fetching {printable(what)}, this once\n")
+        sys.stderr.write(f"fetching {printable(what)} (one-time)\n")
 
 
 def by_hand(source: WheelSource) -> str:

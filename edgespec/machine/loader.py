@@ -109,7 +109,7 @@ class Machine:
 
         if reason := engine_choice.broken():
             raise BackendError(reason)
-        self._say("one-time: finding out which engine is faster on this CPU")
+        self._say("finding out which engine is faster on this CPU (one-time)")
 
         def load(backend: Backend) -> PaddedModel:
             model = self.model(bundle, bundle.manifest.target, "CPU", backend=backend, numerics=numerics)

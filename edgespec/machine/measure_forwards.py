@@ -43,7 +43,7 @@ def exact_widths(model: PaddedModel, say: Callable[[str], None]) -> ExactWidths:
         return found if found and found.most <= model.max_width else None
 
     def find() -> ExactWidths:
-        say(f"one-time: finding the widths at which this model is exact with {model.capabilities.backend}")
+        say(f"finding the widths at which this model is exact with {model.capabilities.backend} (one-time)")
         return find_exact_widths(model)
 
     return measurement_store.remembered(file, known, find)
@@ -74,7 +74,7 @@ def forward_times(
         return found if found.other_cores <= BUSY_CORES or busy(_LOOK_S) else None
 
     def find() -> Calibration:
-        say(f"one-time: measuring forwards of the {'draft' if beside else 'target'}")
+        say(f"measuring forwards of the {'draft' if beside else 'target'} (one-time)")
         others = Others()
         return Calibration(_measured(model, beside), others.cores())
 

@@ -57,7 +57,7 @@ def _folder_of(xml: Path, context_length: int, say: Callable[[str], None]) -> Pa
         if refusal.is_file():
             raise NoONNXForm(refusal.read_text(encoding="utf-8"))
         _remove_older(folder.parent, place)
-        say(f"one-time: writing {xml} as ONNX")
+        say(f"writing {xml} as ONNX (one-time)")
         cache.require_space(_SPACE_FACTOR * weights.st_size)
         try:
             with cache.staged(folder) as partial:
