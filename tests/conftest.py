@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -20,6 +21,23 @@ os.environ["EDGESPEC_BACKEND"] = "openvino"
 """the tests say which engine they mean, and do not measure which is faster"""
 
 LoadTiny = Callable[..., OpenVINOPagedModel]
+REAL = {"pipeline", "fast_pipeline"}
+"""fixtures that load the default pair: they give the marker ``real`` to every test that uses one"""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Without the tests marked ``real`` there are no real weights: a test that needs them and has no mark fails."""
+    if "not real" in config.getoption("markexpr"):
+        empty = TemporaryDirectory(prefix="edgespec-tests-", ignore_cleanup_errors=True)
+        config.add_cleanup(empty.cleanup)
+        os.environ |= {"EDGESPEC_CACHE": empty.name, "PIP_NO_INDEX": "1"}
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if isinstance(item, pytest.Function) and REAL.intersection(item.fixturenames):
+            item.add_marker("real")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -19,6 +19,7 @@ from edgespec_bench import verification
 from edgespec_bench.child import run_python
 
 
+@pytest.mark.real
 def test_bench_drafters_compares_everyone_on_the_same_text(tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import platform
 import shutil
+import sys
+from contextlib import nullcontext
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
@@ -12,20 +14,29 @@ from types import ModuleType
 import pytest
 
 CHECK = Path(__file__).parents[1] / "scripts" / "check"
+TESTS = Path(__file__).parent
+FORMAT_AND_LINT = [("ruff", "format", "--check", "."), ("ruff", "check", ".")]
+
+
+def loaded() -> ModuleType:
+    loader = SourceFileLoader("check", str(CHECK))
+    spec = spec_from_loader("check", loader)
+    assert spec is not None
+    module = module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.dont_write_bytecode", True)
+        loader.exec_module(module)
+    return module
 
 
 @pytest.fixture
 def check(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script, which says what it would run."""
-    loader = SourceFileLoader("check", str(CHECK))
-    spec = spec_from_loader("check", loader)
-    assert spec is not None
-    module = module_from_spec(spec)
-    monkeypatch.setattr("sys.dont_write_bytecode", True)
-    loader.exec_module(module)
+    module = loaded()
     module.ran = []
     monkeypatch.setattr(module, "set_up", lambda: None)
     monkeypatch.setattr(module, "run", lambda *arguments, on=(): module.ran.append((*on, *arguments)))
+    monkeypatch.setattr(module, "background", lambda *arguments: lambda: module.ran.append(arguments))
     return module
 
 
@@ -37,8 +48,34 @@ def ran(check: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> 
 
 
 def test_without_options_it_runs_everything(check: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    everything = [("ruff", "format", "--check", "."), ("ruff", "check", "."), ("mypy",), ("pytest",)]
-    assert ran(check, monkeypatch) == everything
+    assert ran(check, monkeypatch) == [*FORMAT_AND_LINT, ("mypy",), ("pytest",)]
+
+
+def test_fast_leaves_out_tests_and_nothing_else(check: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    left_out = [f"--ignore=tests/{name}" for name in check.LEFT_OUT]
+    second = ("pytest", "-m", check.FAST, *check.SECOND)
+    first = ("pytest", "-m", check.FAST, *left_out, *(f"--ignore={path}" for path in check.SECOND))
+    assert ran(check, monkeypatch, "--fast") == [*FORMAT_AND_LINT, first, second, ("mypy",)]
+    check.ran.clear()
+    chosen = ("pytest", "-m", check.FAST, *left_out, "-k", "loop")
+    assert ran(check, monkeypatch, "--fast", "--", "-k", "loop") == [*FORMAT_AND_LINT, chosen, ("mypy",)]
+
+
+def test_the_files_that_fast_leaves_out_exist(check: ModuleType) -> None:
+    assert [
+        name for name in (*check.LEFT_OUT, *(Path(path).name for path in check.SECOND)) if not (TESTS / name).is_file()
+    ] == []
+
+
+def test_what_runs_in_the_background_is_shown_and_may_fail(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = loaded()
+    script.PYTHON, script.ROOT = Path(sys.executable), tmp_path
+    for code in (0, 1):
+        (tmp_path / "tool.py").write_text(f"print('found', {code}); raise SystemExit({code})", encoding="utf-8")
+        finish = script.background("tool", "--strict")
+        with pytest.raises(SystemExit, match="1") if code else nullcontext():
+            finish()
+        assert capsys.readouterr().out == f"$ tool --strict\nfound {code}\n"
 
 
 def test_what_follows_two_dashes_is_for_pytest(

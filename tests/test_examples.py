@@ -21,6 +21,7 @@ EXPECTED = {
 _LONGEST_DRAFTER = 40
 
 
+@pytest.mark.real
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
 def test_example_runs_as_its_docstring_says(path: Path) -> None:
     docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""

@@ -692,6 +692,7 @@ def test_hub_errors_are_one_line(pull, server: Server, ref: str, files, env: dic
 # --- the real default pair
 
 
+@pytest.mark.real
 def test_the_default_pair(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its shipped texts are what the fetched file gives when it is converted here."""
     monkeypatch.undo()

@@ -22,6 +22,7 @@ from edgespec_bench.inflate import Weights, inflate, plan
 from tests.conftest import load_ir
 
 Inflate = Callable[[float, Weights], Bundle]
+pytestmark = pytest.mark.real
 
 
 @pytest.fixture

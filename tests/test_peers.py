@@ -306,6 +306,7 @@ def test_a_draft_with_its_own_vocabulary_gets_the_targets(tmp_path: Path) -> Non
     assert (np.delete(peer_logits, id_map[known], axis=1) == NEVER).all() and own_logits.min() > NEVER
 
 
+@pytest.mark.real
 def test_a_short_comparison_with_the_real_edgespec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "TTFT_TOKENS", (8,))
     monkeypatch.setattr(measure, "MEMORY_PROMPT", 16)
