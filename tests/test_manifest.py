@@ -222,7 +222,7 @@ def no_pip(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a process was started")
 
-    monkeypatch.setattr("edgespec.hub.wheel.subprocess.run", refuse)
+    monkeypatch.setattr("edgespec.hub.package_index.subprocess.run", refuse)
     monkeypatch.setattr("httpx.stream", refuse)
 
 

@@ -11,6 +11,7 @@ import click
 from edgespec.commands import screen
 from edgespec.commands.options import (
     allow_special_option,
+    fetch_options,
     format_from,
     format_options,
     learning_options,
@@ -73,6 +74,7 @@ class Conversation:
 
 @click.command(name="chat")
 @model_options
+@fetch_options
 @learning_options
 @sampling_options
 @format_options
@@ -84,8 +86,10 @@ def command(system: str | None, allow_special: bool, no_history: bool, **options
     response_format = format_from(options)
     sampling, max_new_tokens, load_options = sampling_from(options)
 
+    from edgespec.commands.fetching import fetch_first
     from edgespec.loading import load
 
+    fetch_first(load_options)
     pipeline = load(**load_options, progress=True)
     conversation = Conversation(
         pipeline,

@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from edgespec import cache, console
 from edgespec.commands import screen
-from edgespec.hub import catalog
+from edgespec.commands.fetching import megabytes
+from edgespec.hub import catalog, mirrors
 from edgespec.hub import resolve as hub
+from edgespec.hub.stored import cached as all_cached
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-_USE = {"any": "any", "conditions": "on conditions", "research": "research only: --accept-licence"}
+_WIDE = 140
+"""columns: the names, licences and repositories beside each other"""
+_USE = {"any": "", "conditions": " (on conditions)", "research": " (research only)"}
 
 
 @click.command(name="models")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 def command(as_json: bool) -> None:
-    """List models: those in the cache, and those with a short name and what their licences allow.
+    """List models: those in the cache, and those with a short name, with size, licence, and where they come from.
 
     Remove a folder to free its space; the model is fetched again when it is next used.
     """
-    cached = hub.cached()
+    cached = all_cached()
     listed = catalog.load()
     if as_json:
         listing = {
@@ -38,48 +42,77 @@ def command(as_json: bool) -> None:
                 {"name": entry.name, "aliases": entry.aliases, "about": entry.about, "licence": entry.licence}
                 for entry in catalog.KNOWN
             ],
-            "pairs": [
-                {
-                    "name": name,
-                    "repo": model.repo,
-                    "file": model.file,
-                    "revision": model.revision,
-                    "pinned": model.pinned,
-                    "licence": model.licence,
-                    "use": listed.licences[model.licence].use,
-                    "draft": model.draft,
-                    "other_drafts": model.other_drafts,
-                }
-                for name, model in listed.models.items()
-            ],
+            "pairs": [_as_json(name, model, listed) for name, model in listed.models.items()],
         }
         screen.write(json.dumps(listing, ensure_ascii=False) + "\n")
         return
 
-    from rich.table import Table
-
-    here = Table("name", "kind", "MB", "path", title="Cached", title_justify="left", box=None)
-    here.columns[2].justify = "right"
-    here.columns[3].overflow = "fold"
+    here = _table("Cached", "name", "size", "kind", "path", whole=("size", "kind"))
     for entry in cached:
-        console.row(here, entry.name, entry.kind, f"{entry.bytes / 1e6:.1f}", str(entry.path))
-    names = Table("name", "also", "licence", "what it is", title="Known", title_justify="left", box=None)
-    for model in catalog.KNOWN:
-        console.row(names, model.name, ", ".join(model.aliases), model.licence, model.about)
+        console.row(here, entry.name, megabytes(entry.bytes), entry.kind, str(entry.path))
+    names = _table("Known", "name", "also", "licence", "what it is", whole=("name",))
+    for known in catalog.KNOWN:
+        console.row(names, known.name, ", ".join(known.aliases), known.licence, known.about)
     console.show(here if cached else f"Nothing cached in {cache.cache_dir()}.", "", names, "", _on_hub(listed))
 
 
+def _as_json(name: str, model: catalog.Model, listed: catalog.Pairs) -> dict[str, Any]:
+    mirror = mirrors.find(name)
+    return {
+        "name": name,
+        "repo": model.repo,
+        "file": model.file,
+        "revision": model.revision,
+        "pinned": model.pinned,
+        "sha256": model.sha256,
+        "bytes": model.bytes,
+        "fetched": _is_here(name),
+        "mirror": [part.package for part in mirror.parts] if mirror else [],
+        "licence": model.licence,
+        "use": listed.licences[model.licence].use,
+        "draft": model.draft,
+        "other_drafts": model.other_drafts,
+    }
+
+
 def _on_hub(listed: catalog.Pairs) -> Table:
+    """All that is said of a model, or as much as a narrow terminal has room for."""
+    more = ("drafts", "repository") if console.width() >= _WIDE else ()
+    columns = ("name", "size", "here", "from", "licence", *more)
+    table = _table("By short name", *columns, whole=("name", "size", "here", "from", "repository"))
+    pinned = sum(model.pinned for model in listed.models.values())
+    table.caption, table.caption_justify = (
+        f"From: hub is the Hugging Face hub, index a mirror on {mirrors.INDEX} (pull NAME --mirror index). Pinned for "
+        f"good: {pinned} of {len(listed.models)}; the others are what their branch is at the first pull, and their "
+        "sizes are not known here. "
+        + ("Drafts in brackets have to be asked for." if more else "In a wider terminal: drafts and repositories."),
+        "left",
+    )
+    for name, model in listed.models.items():
+        about = {
+            "name": name,
+            "size": megabytes(model.bytes) if model.bytes else "",
+            "here": "yes" if _is_here(name) else "",
+            "from": "hub, index" if mirrors.find(name) else "hub",
+            "licence": f"{model.licence}{_USE[listed.licences[model.licence].use]}",
+            "drafts": " ".join([model.draft or "ngram", *(f"({draft})" for draft in model.other_drafts)]),
+            "repository": model.repo,
+        }
+        console.row(table, *(about[column] for column in columns))
+    return table
+
+
+def _is_here(name: str) -> bool:
+    wanted = hub.on_hub(name)
+    return wanted is not None and hub.is_here(wanted)
+
+
+def _table(title: str, *columns: str, whole: tuple[str, ...]) -> Table:
+    """whole: columns that are never cut or folded, as names to be typed; the others give way to them."""
     from rich.table import Table
 
-    columns = ("name", "draft", "other drafts", "licence", "use", "repository")
-    pinned = sum(model.pinned for model in listed.models.values())
-    caption = (
-        f"Pinned to a commit: {pinned} of {len(listed.models)}. The others are what their branch is at the first pull."
-    )
-    table = Table(*columns, title="On the Hugging Face hub, by short name", title_justify="left", box=None)
-    table.caption, table.caption_justify = caption, "left"
-    for name, model in listed.models.items():
-        use = _USE[listed.licences[model.licence].use]
-        console.row(table, name, model.draft or "ngram", ", ".join(model.other_drafts), model.licence, use, model.repo)
+    table = Table(title=title, title_justify="left", box=None)
+    for column in columns:
+        justify: Literal["left", "right"] = "right" if column == "size" else "left"
+        table.add_column(column, no_wrap=column in whole, overflow="fold", justify=justify)
     return table

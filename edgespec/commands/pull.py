@@ -7,27 +7,32 @@ from pathlib import Path
 import click
 
 from edgespec import cache, files
+from edgespec.commands.fetching import fetch
 from edgespec.commands.options import accept_licence as accept_licence_option
+from edgespec.commands.options import fetch_options
 from edgespec.hub import catalog
 from edgespec.hub.resolve import model_path, resolve
 
 
 @click.command(name="pull")
 @click.argument("ref", default="default")
+@fetch_options
 @accept_licence_option
-def command(ref: str, accept_licence: bool) -> None:
+def command(ref: str, yes: bool, mirror: str | None, accept_licence: bool) -> None:
     """Fetch a model, convert it if it has to be, and read all of it to check that it is whole.
 
     REF is a known name (see: edgespec models), OWNER/NAME[@REVISION] on the Hugging Face hub, a .gguf file, or a
     folder. Prints the folder of the model, which is a REF too; a model that is there already is not fetched again.
-    A name that brings a draft along has the draft fetched too.
+    A name that brings a draft along has the draft fetched too. What broke off goes on where it stopped.
 
     \b
     edgespec pull
-    edgespec pull qwen3-8b
+    edgespec pull qwen2.5-coder-1.5b
+    edgespec pull qwen2.5-coder-1.5b --mirror index
     edgespec pull ./Qwen3-0.6B-Q4_K_M.gguf
     """
     draft = catalog.default_draft(ref)
+    fetch([ref, draft], yes=yes, mirror=mirror, accept_licence=accept_licence)
     with files.reading_everything():
         click.echo(_pull(ref, draft, accept_licence))
         if draft is not None:

@@ -11,6 +11,7 @@ import click
 from edgespec.commands import screen
 from edgespec.commands.options import (
     allow_special_option,
+    fetch_options,
     format_from,
     format_options,
     learning_options,
@@ -31,6 +32,7 @@ ENGINES = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
 @click.command(name="run", context_settings={"ignore_unknown_options": False})
 @click.argument("prompt", required=False)
 @model_options
+@fetch_options
 @learning_options
 @sampling_options
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without the chat template.")
@@ -60,8 +62,10 @@ def command(
     text = _read_prompt(prompt)
     sampling, max_new_tokens, load_options = sampling_from(options)
 
+    from edgespec.commands.fetching import fetch_first
     from edgespec.loading import load
 
+    fetch_first(load_options)
     pipeline = load(**load_options, progress=True)
     stream = pipeline.stream(
         text,

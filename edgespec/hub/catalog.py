@@ -9,14 +9,14 @@ import re
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 from edgespec import bundle
-from edgespec.bundle import WheelSource
+from edgespec.bundle import HubSource, WheelSource
 from edgespec.errors import BundleError, LicenceError, foreign
-from edgespec.manifest import RelativeFile, Repo, Revision, Strict
+from edgespec.manifest import RelativeFile, Repo, Revision, Sha256, Strict
 
 DEFAULT = "default"
 
@@ -75,6 +75,8 @@ def require_package(source: WheelSource) -> None:
 
 FILE = "pairs.toml"
 
+Bytes = Annotated[int, msgspec.Meta(gt=0, lt=1 << 44)]
+
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -94,6 +96,10 @@ class Model(Strict, frozen=True, kw_only=True):
     licence: str
     """a key of ``Pairs.licences``: an SPDX id, or its name where it has none"""
     file: RelativeFile | None = None
+    sha256: Sha256 | None = None
+    """of ``file``: whatever else is served under its name is refused"""
+    bytes: Bytes | None = None
+    """of ``file``; given with ``sha256``"""
     revision: Revision = "main"
     draft: str | None = None
     """name of the draft it runs with by default; None: prompt lookup"""
@@ -102,8 +108,12 @@ class Model(Strict, frozen=True, kw_only=True):
 
     @property
     def pinned(self) -> bool:
-        """Whether the revision is a commit, which means the same files for good."""
-        return _COMMIT.fullmatch(self.revision) is not None
+        """Whether it means the same files for good: its revision is a commit, or its file has a known hash."""
+        return self.sha256 is not None or _COMMIT.fullmatch(self.revision) is not None
+
+    @property
+    def source(self) -> HubSource:
+        return HubSource(repo=self.repo, revision=self.revision)
 
 
 class Pairs(Strict, frozen=True, kw_only=True):
@@ -116,9 +126,14 @@ class Pairs(Strict, frozen=True, kw_only=True):
 @lru_cache(maxsize=1)
 def load() -> Pairs:
     """The list of this installation, or of the source tree it runs from."""
+    return read(shipped_file(FILE))
+
+
+def shipped_file(name: str) -> Path:
+    """Path of a list of this installation, or of the source tree it runs from."""
     here = Path(__file__).resolve().parent.parent
-    shipped = here / "_models" / FILE
-    return read(shipped if shipped.is_file() else here.parent / "models" / FILE)
+    shipped = here / "_models" / name
+    return shipped if shipped.is_file() else here.parent / "models" / name
 
 
 def read(path: Path) -> Pairs:
@@ -140,6 +155,8 @@ def _problem(pairs: Pairs) -> str | None:
         drafts = [*([model.draft] if model.draft else []), *model.other_drafts]
         if name in taken or not re.fullmatch(r"[a-z0-9.-]+", name):
             return f"{name} cannot be a name"
+        if (model.sha256 is None) != (model.bytes is None) or (model.sha256 and not model.file):
+            return f"{name}: sha256 and bytes are of a file, and come together"
         if model.licence not in pairs.licences:
             return f"{name}: no licence {model.licence}"
         if unknown := [draft for draft in drafts if draft not in pairs.models and draft not in taken]:
@@ -156,6 +173,11 @@ def listed_names() -> list[str]:
 def find(name: str) -> Model | None:
     """The model of a short name."""
     return None if name in shipped_names() else load().models.get(name)
+
+
+def name_of(sha256: str) -> str | None:
+    """The name whose file has this hash."""
+    return next((name for name, model in load().models.items() if model.sha256 == sha256), None)
 
 
 def default_draft(name: str) -> str | None:

