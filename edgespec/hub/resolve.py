@@ -83,10 +83,17 @@ def on_hub(ref: str) -> Wanted | None:
     return None if _kind(path) else Wanted(ref, HubSource(repo=repo, revision=revision))
 
 
-def is_here(wanted: Wanted) -> bool:
-    """Whether its files were fetched before, from the hub or its mirror, and lie there still, whole or not."""
+def is_here(wanted: Wanted, *, whole: bool = False) -> bool:
+    """Whether its files were fetched before, from the hub or its mirror, and lie there still. whole: unchanged, too."""
     found = _recorded(wanted)
-    return found is not None and all((Path(found.folder) / name).is_file() for name in found.sha256)
+    if found is None or not all((Path(found.folder) / name).is_file() for name in found.sha256):
+        return False
+    if whole:
+        try:
+            found.check()
+        except (BundleError, IntegrityError):
+            return False
+    return True
 
 
 def _recorded(wanted: Wanted) -> Fetched | None:
