@@ -33,9 +33,10 @@ def command(ref: str, yes: bool, mirror: str | None, accept_licence: bool) -> No
     """
     draft = catalog.default_draft(ref)
     with files.reading_everything():
-        fetch([ref, draft], yes=yes, mirror=mirror, accept_licence=accept_licence)
+        fetch([ref], yes=yes, mirror=mirror, accept_licence=accept_licence)
         click.echo(_pull(ref, draft, accept_licence))
         if draft is not None:
+            fetch([draft], yes=yes, mirror=mirror, accept_licence=accept_licence)
             _pull(draft, None, accept_licence)
 
 
