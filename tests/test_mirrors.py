@@ -376,17 +376,26 @@ def test_a_file_that_was_changed_is_fetched_again(edgespec: Edgespec, published:
     assert (home / name).read_bytes() == published.files["one"]
 
 
-def test_a_member_is_read_up_to_its_known_size(published: Published, server: Server, tmp_path: Path) -> None:
-    """The list and a package that do not agree: the package is right by its hash, its member is larger."""
+@pytest.mark.parametrize("wrong", ["size", "hash"])
+def test_a_member_is_what_the_list_says(published: Published, tmp_path: Path, home: Path, wrong: str) -> None:
+    """The package is right by its hash, and its member is larger than listed, or another."""
     text = (published.lists / mirrors.FILE).read_text(encoding="utf-8")
-    first, second, *_ = (part.member_bytes for part in published.mirror().parts)
-    swapped = text.replace(f"member_bytes = {first}", "member_bytes = 1", 1)
+    first, second, *_ = published.mirror().parts
+    both = first.member_bytes + second.member_bytes
+    if wrong == "size":
+        text = text.replace(f"member_bytes = {first.member_bytes}", "member_bytes = 1", 1)
+        text = text.replace(f"member_bytes = {second.member_bytes}", f"member_bytes = {both - 1}", 1)
+        said = f"size of one_part1/data/part.bin of one-part1; got {first.member_bytes}; allowed: 1"
+    else:
+        text = text.replace(first.member_sha256, second.member_sha256)
+        said = r"one_part1/data/part.bin of one-part1 1\.0 is not the file edgespec was made with"
     path = tmp_path / mirrors.FILE
-    path.write_text(swapped.replace(f"member_bytes = {second}", f"member_bytes = {first + second - 1}", 1), "utf-8")
+    path.write_text(text, encoding="utf-8")
     models = catalog.read(published.lists / catalog.FILE).models
     mirror = Mirror("one", models["one"], mirrors.read(path, models)["one"])
-    with pytest.raises(IntegrityError, match=f"size of .* of one-part1; got {first}; allowed: 1"):
+    with pytest.raises(IntegrityError, match=said):
         mirrors.fetch(mirror, progress=False)
+    assert not list(home.glob("downloads/*.whl"))
 
 
 # --- the lists
@@ -428,8 +437,9 @@ def test_the_documented_format_is_the_format() -> None:
     assert [key for key in mirrors.Part.__struct_fields__ if f"`{key}`" not in text.split("\n## ")[0]] == []
 
 
-def test_models_never_cuts_a_name(edgespec: Edgespec, home: Path, published: Published) -> None:
-    """At 80 columns. What was made for other engines is listed with its size."""
+@pytest.mark.parametrize("columns", ["60", "80"])
+def test_models_never_cuts_a_name(home: Path, columns: str) -> None:
+    """What was made for other engines is listed with its size."""
     made = home / "onnx" / "key" / "model.onnx.data"
     made.parent.mkdir(parents=True)
     made.write_bytes(bytes(3_000_000))
@@ -444,7 +454,7 @@ def test_models_never_cuts_a_name(edgespec: Edgespec, home: Path, published: Pub
         text=True,
         check=True,
         encoding="utf-8",
-        env=os.environ | {"COLUMNS": "80"},
+        env=os.environ | {"COLUMNS": columns},
     ).stdout
     first_words = {line.split()[0] for line in listing.splitlines() if line.strip()}
     assert set(catalog.listed_names()) <= first_words

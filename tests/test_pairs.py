@@ -220,7 +220,19 @@ def test_conditions_are_named_before_the_download_and_need_no_consent(edgespec, 
 def test_a_name_runs_target_and_draft(edgespec, server: Server, ir: Path) -> None:  # type: ignore[no-untyped-def]
     publish(server, ir_files(ir), repo="OpenVINO/Qwen3-8B-int4-ov")
     publish(server, ir_files(ir), repo="OpenVINO/Qwen3-0.6B-int8-ov")
-    command = ("run", "--model", "qwen3-8b", "--yes", "-n", "6", "--numerics", "exact", "--ignore-eos", "--json", "Hello")
+    command = (
+        "run",
+        "--model",
+        "qwen3-8b",
+        "--yes",
+        "-n",
+        "6",
+        "--numerics",
+        "exact",
+        "--ignore-eos",
+        "--json",
+        "Hello",
+    )
     ran = edgespec(*command, "-k", "4")
     assert ran.returncode == 0, ran.stderr
     told = json.loads(ran.stdout)

@@ -180,6 +180,12 @@ def name_of(sha256: str) -> str | None:
     return next((name for name, model in load().models.items() if model.sha256 == sha256), None)
 
 
+def ref_of(repo: str, file: str | None) -> str:
+    """What to type for a repository: itself, or the name of one file of it."""
+    named = (name for name, model in load().models.items() if file and (model.repo, model.file) == (repo, file))
+    return next(named, repo)
+
+
 def default_draft(name: str) -> str | None:
     """Name of the draft that a short name brings along."""
     model = find(name)

@@ -45,10 +45,10 @@ class Fetched(Strict, frozen=True, kw_only=True):
 
     def check(self) -> None:
         """Raises BundleError, IntegrityError: a file is gone, or is not what was fetched."""
+        hint = f"run: edgespec pull {catalog.ref_of(self.source.repo, self.file)}"
         for name, digest in self.sha256.items():
             path = Path(self.folder) / name
-            made_with = f"that was fetched from {self.source.repo}"
-            files.check(path, digest, made_with=made_with, hint=f"run: edgespec pull {self.source.repo}")
+            files.check(path, digest, made_with=f"that was fetched from {self.source.repo}", hint=hint)
 
 
 def recorded(source: HubSource, file: str | None) -> Fetched | None:
@@ -215,7 +215,7 @@ def _git_hash(path: Path) -> str:
 def _require(repo: str, file: str | None, names: list[str]) -> None:
     if file is not None:
         if file not in names:
-            raise SourceError(f"{repo} does not have {file} any more", hint=f"look for another: edgespec pull {repo}")
+            raise SourceError(f"{repo} does not have {file} any more", hint="look at its page on the hub for another")
         return
     if bundle.IR_FILE in names or bundle.MANIFEST in names:
         return
