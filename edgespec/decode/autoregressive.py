@@ -1,4 +1,4 @@
-"""Plain decoding: one token a forward. The oracle everything else is held against."""
+"""Plain decoding: one token per forward. It is the oracle: every other way to decode is compared with it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def autoregressive(
     budget: int,
     constraint: Constraint | None = None,
 ) -> Iterator[list[int]]:
-    """Extend ``context`` by up to ``budget`` tokens, one list of one token at a time; ends after a stop token."""
+    """Extend ``context`` by up to ``budget`` tokens. Yields lists of one token each, and ends after a stop token."""
     target.prefill(context[:-1])
     for _ in range(min(budget, target.cache.capacity - len(context) + 1)):
         step = target.forward([context[-1]])

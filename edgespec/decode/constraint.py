@@ -1,10 +1,11 @@
-"""Constrained decoding: a constraint says which tokens may come next, and all others lose their logits.
+"""Constrained decoding: a constraint says which tokens may come next, and all others get the logit ``-inf``.
 
-The mask is put on before anything else reads the logits. Repetition penalty and bias work on each logit alone, so it
-would be the same behind them; top-k, top-p and min-p weigh tokens against each other, and must weigh allowed ones only.
+The mask is applied before anything else reads the logits. Repetition penalty and bias change each logit separately, so
+the mask could also come after them. Top-k, top-p and min-p compare tokens with each other, so they must see allowed
+tokens only.
 
-Plain decoding and speculation ask one pure function of the text which tokens may follow, and choose from the same
-masked logits. So a constraint takes nothing from exactness.
+Plain decoding and speculation ask the same pure function of the text which tokens are allowed. Both then choose from
+the same masked logits. So decoding with a constraint stays exact.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ from edgespec.types import Draft, Logits
 
 
 def masked(logits: Logits, draft: Draft, constraint: Constraint | None) -> Logits:
-    """The target's logits for a draft, ``-inf`` for what the constraint forbids; the input itself without one.
+    """The target's logits for a draft, with ``-inf`` where the constraint forbids. Without a constraint: the input
+    itself.
 
     logits: ``(1 + n, vocab)``; row 0 follows the committed text, row 1 + i follows draft token i.
     """
     if constraint is None:
         return logits
     out = np.full_like(logits, -np.inf)
-    paths: list[tuple[int, ...]] = [()]  # of each row, the draft tokens that lead to it
+    paths: list[tuple[int, ...]] = [()]  # for each row: the draft tokens that lead to it
     for index, token in enumerate(draft.tokens):
         paths.append((*paths[index if draft.tree is None else draft.tree[index]], token))
     for row, path in enumerate(paths):

@@ -1,14 +1,17 @@
-"""What to verify under a constraint: forced tokens in front, and nothing that the constraint forbids.
+"""What to verify under a constraint: forced tokens first, then draft tokens that the constraint allows.
 
-Where a constraint allows one token only, that token is known without a drafter. A run of such *forced* tokens joins
-the draft for no more than a wider forward, and is accepted whole, since the target may choose nothing else there.
-(SGLang, arXiv 2312.07104, calls this jump-forward and llguidance fast-forward; there the tokens are appended unseen.
-Here they are verified like any draft: the target has to read them anyway, and there is no rule that could differ from
-the mask.)
+A token is *forced* where a constraint allows no other token. It is known without a drafter. A run of forced tokens is
+verified in front of the draft. It costs only a wider forward. All of it is accepted, since the target can choose
+nothing else.
 
-A drafter's token that the constraint forbids cannot be accepted: it is cut, with all that hangs on it. Drafters are
-told what is allowed, so that those that choose among tokens choose among allowed ones. One that draws with noise of its
-own has to: a cut that depends on what was drawn would bend the distribution of what is committed.
+SGLang (arXiv 2312.07104) calls this jump-forward, and llguidance calls it fast-forward. They append the tokens without
+verifying them. Here forced tokens are verified like any draft. The target has to read them anyway, and there is no
+second rule that could differ from the mask.
+
+A draft token that the constraint forbids cannot be accepted. It is cut, together with all its descendants. Drafters are
+told which tokens are allowed, so a drafter that chooses among tokens chooses an allowed one. A drafter that draws with
+its own noise must do so. If a cut depended on the token drawn, it would change the distribution of the committed
+tokens.
 """
 
 from __future__ import annotations
@@ -22,13 +25,14 @@ from edgespec.protocols import Constraint, Policy
 from edgespec.types import Distribution, Draft
 
 _LONGEST_RUN = 16
-"""forced tokens in a round: each is a row of logits, and rounds of a width seen before cost least"""
+"""most forced tokens in a round. Each adds a row of logits, and forwards of a width that ran before cost least."""
 
 
 def draft_under_constraint(
     policy: Policy, context: Sequence[int], limit: int, stop: Collection[int], constraint: Constraint | None
 ) -> Draft:
-    """At most ``limit`` tokens to verify: forced ones, then drafted ones; none behind a forced stop token."""
+    """At most ``limit`` tokens to verify: forced tokens, then drafted ones. Nothing is drafted after a forced stop
+    token."""
     if constraint is None:
         return policy.draft(context, limit)
     forced = forced_run(constraint, min(limit, _LONGEST_RUN))
@@ -38,7 +42,7 @@ def draft_under_constraint(
 
 
 def forced_run(constraint: Constraint, most: int) -> list[int]:
-    """The tokens that must come next, up to ``most``: each the only one allowed after those before it."""
+    """Up to ``most`` tokens that must come next. Each is the only token allowed after the ones before it."""
     run: list[int] = []
     while len(run) < most:
         allowed = constraint.allowed(run)
@@ -52,16 +56,16 @@ def forced_run(constraint: Constraint, most: int) -> list[int]:
 
 
 def cut_forbidden(forced: Sequence[int], draft: Draft, constraint: Constraint) -> Draft:
-    """``draft`` behind the forced tokens, without tokens that are forbidden or lead to a dead end.
+    """The forced tokens, then ``draft`` without the tokens that are forbidden or lead to a dead end.
 
-    Forced ``(7, 8)`` and a draft ``(4, 5, 6)`` with the tree ``(0, 0, 2)``, of which 4 is forbidden, give the tokens
-    ``(7, 8, 5, 6)`` with the tree ``(0, 1, 2, 3)``.
+    Example: the forced tokens are ``(7, 8)``. The draft is ``(4, 5, 6)`` with the tree ``(0, 0, 2)``, and 4 is
+    forbidden. The result has the tokens ``(7, 8, 5, 6)`` and the tree ``(0, 1, 2, 3)``.
     """
     tokens = list(forced)
     tree = list(range(len(forced)))
     sampled = draft.kind == "sampled"
     kept: list[int] = []
-    rows = {0: len(forced)}  # of those that stay: the drafter's row -> its row in what is verified
+    rows = {0: len(forced)}  # for each token that is kept: its row in the draft -> its row in the result
     paths = {0: tuple(forced)}
     for index, token in enumerate(draft.tokens):
         parent = index if draft.tree is None else draft.tree[index]

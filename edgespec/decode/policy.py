@@ -1,6 +1,6 @@
-"""Policies that need no measured costs: draft nothing, k tokens every round, or by a rule of thumb.
+"""Policies that need no measured costs: draft nothing, draft k tokens every round, or follow a rule of thumb.
 
-The one that decides from measured costs who drafts and how far is the arbiter (adaptive.arbiter).
+The arbiter (adaptive.arbiter) is the policy that decides from measured costs which drafter drafts, and how far.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class Plain:
 
 
 class FixedLength:
-    """k tokens of one drafter every round.
+    """Drafts k tokens with one drafter every round.
 
-    widths: who says at which width to run; without one, and with k = 0, every forward runs as wide as it is.
+    widths: decides the width of each forward. Without it, or with k = 0, this policy pads no forward.
     """
 
     def __init__(self, drafter: Drafter, k: int, widths: WidthPolicy | None = None) -> None:
@@ -83,7 +83,7 @@ class FixedLength:
 class Heuristic(FixedLength):
     """The rule of transformers' assisted generation: two more after a fully accepted draft, one less after a miss.
 
-    Never below 1: a zero would never be left again, since only drafting teaches this rule anything.
+    k never falls below 1. The rule changes k only after a round with a draft, so it would never leave 0.
     """
 
     def __init__(self, drafter: Drafter, k: int = 4, longest: int = 16) -> None:

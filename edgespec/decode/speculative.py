@@ -1,10 +1,10 @@
-"""The speculative loop (Leviathan et al. 2022, arXiv 2211.17192; Chen et al. 2023, arXiv 2302.01318).
+"""The decoding loop, speculative (Leviathan et al. 2022, arXiv 2211.17192; Chen et al. 2023, arXiv 2302.01318).
 
-A drafter proposes tokens, the target looks at all of them in one forward, and what it agrees with is committed
-together with one token of its own. The loop knows no drafter, no backend and no device.
+A drafter proposes tokens. The target evaluates all of them in one forward. The tokens it agrees with are committed,
+together with one token of its own. The loop depends on no drafter, backend or device.
 
-Invariant: between rounds the target's KV cache holds every committed token but the last. ``yield`` comes last in a
-round, so a consumer that abandons the loop leaves the caches of target and draft model right.
+Invariant: between rounds the target's KV cache holds every committed token except the last. A round does all its work
+before its ``yield``. So a consumer that abandons the loop leaves the caches of target and draft model correct.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ def speculative(
     progress: Progress | None = None,
     constraint: Constraint | None = None,
 ) -> Iterator[list[int]]:
-    """Extend ``context`` in place by up to ``budget`` tokens; yields each round's committed tokens.
+    """Extend ``context`` in place by up to ``budget`` tokens. Yields the committed tokens of each round.
 
-    Ends after a token of ``stop``, at the budget, or when the target's context is full. A constraint, fresh for this
-    generation, says what may be written.
+    Ends after a token of ``stop``, at the budget, or when the target's context is full.
+    constraint: says which tokens may be written. Each generation needs a new one.
     """
     clock, began = stats.clock, stats.clock()
     stats.prompt_tokens = len(context)

@@ -1,22 +1,26 @@
-"""Verification: what the target makes of a draft. Pure functions on logits.
+"""The rule that accepts draft tokens. Pure functions on logits.
 
-*Matching* is greedy and coupled sampling in one rule: at each position the target chooses its own token (argmax, or
-the draw with the noise of that position) and goes on while the draft has that token. What is committed is therefore,
-token by token, what plain decoding with the same logits would have chosen: with any drafter, any k, any schedule, and
-with none. This is lossless for sampled drafts too, since the target's draw never looks at the draft; acceptance is
-high because drafter and target share their noise (Daliri et al. 2024, arXiv 2408.07978: at least
-(1 - tv) / (1 + tv), tv = total variation distance of the two distributions).
+*Matching* is one rule for greedy decoding and coupled sampling. At each position the target chooses its own token: the
+argmax, or a draw with the noise of that position. It goes on while the draft has the same token. So each committed
+token is the one that plain decoding would have chosen from the same logits. This holds with any drafter, any k and any
+schedule, and without a drafter. Matching is lossless for sampled drafts too, since the target's draw never looks at the
+draft.
+
+Acceptance is high because drafter and target share their noise. It is at least (1 - tv) / (1 + tv), where tv is the
+total variation distance of the two distributions (Daliri et al. 2024, arXiv 2408.07978).
 
 *Rejection* (Leviathan et al. 2022, arXiv 2211.17192, algorithm 1; Chen et al. 2023, arXiv 2302.01318, theorem 1)
-takes the draft's draw with probability min(1, target / draft), else draws from the normalised positive part of
-target - draft. A committed token has the target's distribution, whatever the draft's was. A tried token is accepted
-with probability 1 - tv, the maximum of any lossless rule. Siblings are tried one by one: what the target has left after
-a miss is the next one's target (SpecInfer, arXiv 2305.09781), and the draft's distribution loses the tried token
-(recursive rejection sampling without replacement: Jeon et al. 2024, arXiv 2402.14160).
+accepts the draft's token with probability min(1, target / draft). Otherwise it draws from the normalised positive part
+of target - draft. A committed token has the target's distribution, whatever the draft's distribution is. A token is
+accepted with probability 1 - tv, the maximum for any lossless rule.
 
-A deterministic draft is matched under either setting: its distribution is a point, for which rejection accepts with the
-target's probability of the token and else draws among the others, and this is what drawing and comparing does. So
-rejection with look-up drafts, or with none, gives plain decoding's tokens.
+Siblings are tried one by one. After a miss, the residual becomes the target distribution for the next sibling
+(SpecInfer, arXiv 2305.09781). The draft's distribution loses the rejected token (recursive rejection sampling without
+replacement: Jeon et al. 2024, arXiv 2402.14160).
+
+A deterministic draft is matched under both settings. Its distribution is a point. Rejection would accept its token with
+the target's probability of it, and otherwise draw one of the other tokens. Drawing and comparing does the same. So
+rejection with lookups, or without drafts, gives the tokens of plain decoding.
 """
 
 from __future__ import annotations
@@ -33,7 +37,7 @@ from edgespec.types import Distribution, Draft, Logits, Verdict
 
 
 def check_draft(draft: Draft, drafter: str, target: Model) -> None:
-    """Raises SettingError for a draft that ``target`` cannot be given: a mistake of the drafter of this name."""
+    """Raises SettingError for a draft that ``target`` cannot verify. It names ``drafter``, which made the mistake."""
     wrong = None
     if draft.tree is not None and not target.capabilities.tree:
         wrong = "a tree", "a chain: this target verifies no trees"
@@ -46,10 +50,10 @@ def check_draft(draft: Draft, drafter: str, target: Model) -> None:
 
 
 def verify(draft: Draft, logits: Logits, context: Sequence[int], params: SamplingParams) -> Verdict:
-    """Walk the draft from its root with the rule that ``params`` and ``draft.kind`` name.
+    """Walk the draft from its root. ``params`` and ``draft.kind`` select the rule.
 
     logits: ``(1 + n, vocab)``; row 0 follows the last committed token, row 1 + i follows draft token i.
-    context: all committed tokens; the chosen ones get positions ``len(context)``, ``len(context) + 1``, ...
+    context: all committed tokens. The chosen tokens get the positions ``len(context)``, ``len(context) + 1``, ...
 
     >>> says = np.eye(10, dtype=np.float32)[[4, 5, 9]]       # the target says 4, then 5, then 9
     >>> verify(Draft((4, 6)), says, [1, 2, 3], SamplingParams())
@@ -88,8 +92,8 @@ def verify(draft: Draft, logits: Logits, context: Sequence[int], params: Samplin
 def reject(target: Distribution, draft: Distribution, siblings: Sequence[int], seed: int, position: int) -> int:
     """The committed token of one position: the first sibling that is accepted, else a correction.
 
-    siblings: drawn from ``draft`` in this order, without replacement. The correction is never one of them: a token
-    that was rejected had less probability in ``target`` than in ``draft``, and has none in what is left.
+    siblings: drawn from ``draft`` in this order, without replacement. The correction is never one of them. A rejected
+        token had less probability in ``target`` than in ``draft``, so the residual gives it none.
     """
     for number, token in enumerate(siblings):
         target_prob, draft_prob = target.of(token), draft.of(token)
@@ -102,9 +106,9 @@ def reject(target: Distribution, draft: Distribution, siblings: Sequence[int], s
 
 
 def residual(target: Distribution, draft: Distribution) -> Distribution:
-    """The normalised positive part of target - draft: what the target still has to give after a miss.
+    """The normalised positive part of target - draft: the distribution to draw from after a miss.
 
-    target: its ids ascend.
+    target: its ids are in ascending order.
 
     >>> residual(
     ...     Distribution(np.array([1, 2, 3]), np.array([.5, .25, .25])),
@@ -118,24 +122,24 @@ def residual(target: Distribution, draft: Distribution) -> Distribution:
     left[place[shared]] -= draft.probs[shared]
     left = left.clip(min=0.0)
     mass = left.sum()
-    # Nothing is left only if the two are equal but for rounding, and then the target is as good as its residual.
+    # The mass is 0 only if the two are equal up to rounding. Then the target takes the place of its residual.
     return Distribution(target.ids, left / mass) if mass > 0 else target
 
 
 def without(draft: Distribution, token: int) -> Distribution:
-    """``draft`` given that it is not ``token``; nothing if it can be nothing else.
+    """``draft`` on the condition that it is not ``token``; empty if no other token is possible.
 
     >>> without(Distribution(np.array([3, 7, 9]), np.array([.5, .25, .25])), 3).probs
     array([0.5, 0.5])
     """
     others = draft.ids != token
     probs = draft.probs[others]
-    mass = probs.sum()  # not 1 - probability of the token, which loses digits where that is nearly 1
+    mass = probs.sum()  # not 1 - the token's probability: that loses digits if the probability is nearly 1
     return Distribution(draft.ids[others], probs / mass if mass > 0 else probs)
 
 
 def _children(draft: Draft) -> list[list[int]]:
-    """For each row of the forward: the rows of its children, in their order."""
+    """For each row of the forward: the rows of its children, in order."""
     children: list[list[int]] = [[] for _ in range(len(draft) + 1)]
     for index in range(len(draft)):
         children[index if draft.tree is None else draft.tree[index]].append(index + 1)
