@@ -1,4 +1,4 @@
-"""Drafters: one file each.
+"""Drafters propose tokens. One file each.
 
-A new one implements ``protocols.Drafter`` and is wired in ``loading.py``; see ``examples/own_drafter.py``.
+A new drafter implements ``protocols.Drafter`` and is added in ``loading.py``. See ``examples/own_drafter.py``.
 """

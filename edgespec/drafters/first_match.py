@@ -1,4 +1,4 @@
-"""Several drafters as one, without weighing them: look-ups in order of trust, then a draft model."""
+"""Several drafters as one, without measured costs: lookups in order of trust, then a draft model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgespec.types import Allowed, Draft, DraftNote, Hidden, Needs, Step, Verdi
 
 
 class FirstMatch(Drafter):
-    """The first of ``lookups`` that has something to say drafts; if none has, ``last`` does.
+    """The first of ``lookups`` that finds something drafts. If none does, ``last`` drafts.
 
     >>> from edgespec.drafters.ngram import NGram
     >>> drafter = FirstMatch([NGram(longest=3, shortest=3), NGram(longest=2)])
@@ -35,8 +35,8 @@ class FirstMatch(Drafter):
             drafter.begin(context, params)
         self._asked = list(self.lookups)
         if self.last is not None:
-            # By rejection the text depends on what the model was asked to draft, and on its last digits, which are
-            # decided by how it reads. Neither may depend on earlier texts.
+            # Under rejection the text depends on what the model was asked to draft, and on the last digits of its
+            # logits. These depend on how it read the context. Neither may depend on earlier texts.
             if params.rejects:
                 self._asked = [drafter for drafter in self.lookups if not drafter.uses_history]
             self.last.begin(context, params, read=params.rejects)

@@ -1,8 +1,8 @@
-"""Prompt lookup (Saxena 2023): what followed these tokens the last time they stood in the context?
+"""Prompt lookup (Saxena 2023): copy what followed the last tokens of the context where they occurred before.
 
-Every n-gram of the context points to its newest continuation, so a lookup is a dictionary access, and the index
-grows by the tokens that were committed. The copy runs on into itself when it reaches the end of the context, as in
-LZ77: after ``a b a b`` the draft is ``a b a b ...``, for as many tokens as asked.
+The index maps every n-gram of the context to its newest continuation. So a lookup is one dictionary access, and the
+index grows with the committed tokens. A copy that reaches the end of the context goes on with its own tokens, as in
+LZ77. After ``a b a b`` the draft is ``a b a b ...``, with as many tokens as asked for.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ _LONGEST_MATCH = 64
 
 
 class NGram(Drafter):
-    """Longest n-gram first, newest match first; nothing found means no draft, never padding.
+    """Longest n-gram first, newest match first. Without a match there is no draft, and never padding.
 
-    The score of a token says how long the match before it is, ``1 - 1 / (1 + tokens)``: long ones rarely end at once.
+    The score of a token says how long the match before it is: ``1 - 1 / (1 + tokens)``. Long matches rarely end at
+    once.
 
     >>> drafter = NGram()
     >>> drafter.begin([1, 2, 3, 4, 9, 2, 3], SamplingParams())
@@ -55,7 +56,7 @@ class NGram(Drafter):
         return Draft()
 
     def _match(self, context: Sequence[int], index: int, n: int) -> int:
-        """How many tokens before ``index`` are those before the end of ``context``: n of them are."""
+        """Length of the match: how many tokens before ``index`` equal the last tokens of ``context``. At least n do."""
         while n < min(_LONGEST_MATCH, index) and context[index - 1 - n] == context[-1 - n]:
             n += 1
         return n
@@ -64,7 +65,7 @@ class NGram(Drafter):
         self._extend(context)
 
     def _extend(self, context: Sequence[int]) -> None:
-        """Index every n-gram that has a continuation; the last token's have none yet."""
+        """Index every n-gram that has a continuation. Those that end with the last token have none yet."""
         known = len(self._text)
         self._text.extend(context[known:])
         for index in range(max(known, 1), len(self._text)):

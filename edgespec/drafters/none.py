@@ -9,7 +9,7 @@ from edgespec.types import Allowed, Draft
 
 
 class NoDrafter(Drafter):
-    """Proposes nothing: the speculative loop becomes plain decoding."""
+    """Proposes nothing, so the speculative loop becomes plain decoding."""
 
     name = "none"
 

@@ -1,13 +1,14 @@
 """Token Recycling (Luo et al. 2024, arXiv 2408.08696): the target's other choices are drafts for later rounds.
 
-A table keeps for every token the successors the target thought likeliest when it was last fed that token. Each
-verified row fills one line, rejected rows too: their logits are paid for. A draft follows the table from the last
-committed token on. The table outlives a generation, so it learns what this target tends to write.
+A successor table keeps for every token the likeliest successors, from the target's last forward over that token. Each
+verified row fills one line of the table. Rejected rows do so too, since their logits are computed anyway. A draft
+follows the table from the last committed token on. The table outlives a generation, so it learns what this target tends
+to write.
 
-Deviations: the paper's tree is one template of 80 nodes for large GPUs. Here it is as many nodes as asked, those with
-the best products of scores, and a chain where the target verifies chains only; the table keeps no more successors than
-a node may have branches. A token that was never fed gets the one that followed it in the prompt. Where a round fed a
-token twice, a row that stands is kept over one that was rejected.
+There are four deviations from the paper. Its tree is one template of 80 nodes for large GPUs. Here a tree has as many
+nodes as asked for, those with the largest products of scores; where the target verifies chains only, it is a chain. The
+table keeps no more successors than a node may have branches. A token that the target never read gets the token that
+followed it in the prompt. If a round read a token twice, an accepted row is kept over a rejected one.
 """
 
 from __future__ import annotations
@@ -28,22 +29,22 @@ from edgespec.types import Allowed, Draft, Logits, Step, Verdict
 
 _WIDEST = 8
 _FROM_PROMPT = 0.7
-"""score of a successor that the target has not been asked about"""
+"""score of a successor that comes from the prompt and not from the target"""
 _ELSEWHERE = 0.25
-"""what a score is worth behind another token than the one it was found behind"""
+"""factor of a score if the token before differs from the one in the table"""
 _BLOCK = 128
-"""logits that ``likeliest`` looks at together"""
+"""logits per block in ``likeliest``"""
 
 
 class Recycling(Drafter):
-    """Proposes what followed before. Costs no forward; a line of the table is ``8 * width + 4`` bytes.
+    """Proposes the successors in its table. Costs no forward. A line of the table takes ``8 * width + 4`` bytes.
 
     vocab_size: number of the target's logits.
-    width: successors kept per token, and most branches of a node. 1 drafts chains; more drafts trees, which the
-        target must be able to verify (``Capabilities.tree``).
+    width: successors kept per token, and most branches of a node. 1 drafts chains. More drafts trees, which the target
+        must be able to verify (``Capabilities.tree``).
 
-    A score is the token's share of probability among the ``width + 1`` likeliest when the line was written, or a
-    quarter of it if another token stood before: what follows two tokens is known better than what follows one.
+    A score is the token's share of probability among the ``width + 1`` likeliest when the line was written. It is a
+    quarter of that if another token stood before. The successor of two tokens is known better than that of one.
 
     >>> drafter = Recycling(10)
     >>> step = Step(np.eye(10, dtype=np.float32)[[6, 8]])           # after 5 the target says 6, after 7 it says 8
@@ -60,10 +61,10 @@ class Recycling(Drafter):
             raise SettingError("recycling width", got=width, allowed=f"1 to {min(_WIDEST, vocab_size - 1)}")
         self._successors = np.full((vocab_size, width), -1, np.int32)  # likeliest first; -1: none known
         self._scores = np.zeros((vocab_size, width), np.float32)
-        self._before = np.full(vocab_size, -1, np.int32)  # the token before, when the line was written
+        self._before = np.full(vocab_size, -1, np.int32)  # the token before it when the line was written
 
     def begin(self, context: Sequence[int], params: SamplingParams) -> None:
-        places = {token: index for index, token in enumerate(context[:-1])}  # where each stands last
+        places = {token: index for index, token in enumerate(context[:-1])}  # last position of each token
         for token, index in places.items():
             if self._successors[token, 0] < 0:
                 self._successors[token, 0] = context[index + 1]
@@ -111,11 +112,11 @@ class Recycling(Drafter):
         self._successors.fill(-1)
 
     def remember(self, file: Path, about: str) -> None:
-        """Go on from the table in ``file``, and write it there when this drafter goes or the process ends.
+        """Load the table from ``file``. Write it there when this drafter is collected or the process ends.
 
         about: what the table is about. A file about something else, or of another shape, is ignored and later
-        overwritten, and a damaged one is dropped. It holds threes of tokens from the texts: see
-        ``drafters.recycling_file``.
+            overwritten. A damaged file is removed. The file holds triples of tokens from the texts: see
+            ``drafters.recycling_file``.
         """
         table = self._successors, self._scores, self._before
         read_table(file, about, *table)
@@ -125,8 +126,8 @@ class Recycling(Drafter):
 def likeliest(logits: Logits, count: int) -> NDArray[np.intp]:
     """Ids of the largest logits of each row, largest first: ``(rows, vocab)`` to ``(rows, count)``.
 
-    Each of them is in one of the ``count`` blocks with the largest maxima; so after one pass over the row only these
-    blocks are looked at. 4 of 49,152: one pass, then 384 maxima and 512 logits to choose from.
+    Each of them is in one of the ``count`` blocks with the largest maxima. So one pass over the row finds these blocks,
+    and only they are searched. For 4 of 49,152 logits: one pass, then 384 maxima and 512 logits to choose from.
 
     >>> likeliest(np.array([[1, 9, 3, 7]], np.float32), 2).tolist()
     [[1, 3]]

@@ -1,7 +1,7 @@
-"""The successor table of ``drafters.recycling`` in a file, from one process to the next.
+"""The successor table of ``drafters.recycling`` in a file, for the next process.
 
-It holds threes of tokens from the user's texts, which chain back to parts of them: so it is the user's alone. Only
-known lines are written. Who reads finds the old table or the new one.
+The file holds triples of tokens from the user's texts. Parts of the texts can be rebuilt from them, so only the user
+may read it. Only known lines are written. A reader finds the old table or the new one.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ Before = NDArray[np.int32]
 
 
 def read_table(file: Path, about: str, successors: Successors, scores: Scores, before: Before) -> None:
-    """Fill the arrays from a file about the same thing; one about another is left alone.
+    """Fill the arrays from a file about the same thing. A file about another thing is left alone.
 
     A damaged file is removed, with a line on stderr.
     """
     most = 2 * (successors.nbytes + scores.nbytes + before.nbytes) + (1 << 16)
     try:
         opened = file.open("rb")
-    except OSError:  # most likely there is none yet
+    except OSError:  # most likely there is no file yet
         return
     try:
         with opened:
-            with zipfile.ZipFile(opened) as archive:  # which reads no more of a member than it declares
+            with zipfile.ZipFile(opened) as archive:  # reads no more of a member than it declares
                 if sum(member.file_size for member in archive.infolist()) > most:
                     raise ValueError("larger than any such table")
             opened.seek(0)
@@ -46,7 +46,7 @@ def read_table(file: Path, about: str, successors: Successors, scores: Scores, b
                 lines, known = stored["lines"], stored["successors"]
                 shares, stood = stored["scores"], stored["before"]
         if known.min(initial=0) < -1 or known.max(initial=0) >= len(successors):
-            raise ValueError("a token that is none")  # it would be fed to the target
+            raise ValueError("a token that is none")  # the target would read it
         if not (shares.min(initial=0) >= 0 and shares.max(initial=1) <= 1 and lines.min(initial=0) >= 0):
             raise ValueError("a number that cannot be")
         found = np.full_like(successors, -1), np.zeros_like(scores), np.full_like(before, -1)
@@ -59,7 +59,7 @@ def read_table(file: Path, about: str, successors: Successors, scores: Scores, b
 
 
 def write_table(file: Path, about: str, successors: Successors, scores: Scores, before: Before) -> None:
-    """A cache that cannot be written only means that the next process learns again."""
+    """Write the table. If the cache cannot be written, the next process learns again."""
     lines = np.flatnonzero(successors[:, 0] >= 0)
     with suppress(OSError):
         make_private(file.parent, file)

@@ -1,8 +1,8 @@
 """Drafts from the user's own texts, in the spirit of REST (He et al. 2023, arXiv 2311.08252).
 
-The texts are one array of tokens, and its positions are sorted by the tokens *before* them, nearest first. So one
-binary search for the end of the context, read backwards, ends beside the position with the longest match. Positions
-with a match of that length vote on what follows. REST verifies a tree of the candidates; this drafts the likeliest
+The texts are one array of tokens. Its positions are sorted by the tokens *before* them, nearest token first. One binary
+search for the end of the context, read backwards, ends beside the position with the longest match. All positions with a
+match of that length vote on what follows. REST verifies a tree of the candidates. This drafter proposes the likeliest
 chain.
 """
 
@@ -23,10 +23,11 @@ _VOTERS = 64
 
 
 class Retrieval(Drafter):
-    """Proposes what followed the end of the context in some texts. Built once; 8 bytes a token.
+    """Proposes what followed the end of the context in some texts. The index is built once, and takes 8 bytes per
+    token.
 
-    texts: token ids of each. shortest, longest: how many tokens at the end of the context have to match, and are looked
-    at. The score of a token is the share of the votes it got times ``1 - 1 / (1 + tokens matched)``.
+    texts: token ids of each text. shortest, longest: how many tokens at the end of the context must match, and how many
+        are compared. The score of a token is its share of the votes times ``1 - 1 / (1 + tokens matched)``.
 
     >>> drafter = Retrieval([[1, 2, 3, 4, 5], [9, 2, 3, 7]])
     >>> drafter.propose([1, 2, 3], 4).tokens, drafter.propose([8, 9, 2, 3], 4).tokens, drafter.propose([2, 3], 4).tokens
@@ -63,11 +64,11 @@ class Retrieval(Drafter):
         return Draft(tuple(tokens), scores=tuple(scores))
 
     def reset(self) -> None:
-        """The files are no text of a generation: they stay."""
+        """Does nothing: the files are not the text of a generation."""
 
     def _matches(self, wanted: Sequence[int]) -> tuple[int, NDArray[np.integer]]:
-        """The length of the longest match of a context, given backwards, and where such end: at most ``_VOTERS`` of the
-        places."""
+        """The length of the longest match of a context, given backwards, and the places where such matches end. At most
+        ``_VOTERS`` places."""
         wanted = list(wanted)
         place = bisect_left(self._order, wanted, key=self._backwards)
         beside = self._order[max(0, place - 1) : place + 1].tolist()

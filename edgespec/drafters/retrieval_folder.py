@@ -1,4 +1,4 @@
-"""The text files of a folder as token ids, for ``drafters.retrieval`` to look things up in. Only ever read."""
+"""The text files of a folder as token ids, for ``drafters.retrieval``. The files are never written."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ _NOT_SOURCES = {"node_modules", "__pycache__", "site-packages"}
 
 
 class Encoder(Protocol):
-    """What is needed of a tokenizer."""
+    """The part of a tokenizer that is needed here."""
 
     def encode(self, text: str) -> list[int]: ...
 
 
 @dataclass(frozen=True)
 class FolderTexts:
-    """texts: token ids of each file that was read, newest first. left_out: how many files were not, by reason."""
+    """texts: token ids of each file that was read, newest first. left_out: number of files that were not read, by
+    reason."""
 
     texts: list[list[int]] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
@@ -41,7 +42,7 @@ class FolderTexts:
 
 
 def require_folder(folder: str | Path) -> Path:
-    """Raises SettingError if there is none."""
+    """The path of a folder. Raises SettingError if there is no such folder."""
     if not Path(folder).is_dir():
         raise SettingError(
             "folder to draft from", got=str(Path(folder)), allowed="an existing folder", setting="draft_from"
@@ -59,9 +60,9 @@ def read_folder(
 ) -> FolderTexts:
     """The text files below a folder, newest first, until there are ``max_tokens``.
 
-    Passed by: hidden files and folders, links, virtual environments, node_modules and the like; at most ``max_files``
-    are looked at. Left out and counted: files larger than ``max_file_bytes``, what is not UTF-8 text, what cannot be
-    read, and what there was no room for. Raises SettingError if there is no such folder, or no text in it.
+    Ignored: hidden files and folders, links, virtual environments, node_modules and the like. At most ``max_files`` are
+    considered. Left out and counted: files larger than ``max_file_bytes``, files that are not UTF-8 text, files that
+    cannot be read, and files beyond ``max_tokens``. Raises SettingError if there is no such folder, or no text in it.
     """
     found = FolderTexts()
     room = max_tokens
@@ -87,7 +88,7 @@ def _newest_first(folder: Path, most: int, max_bytes: int, left_out: Counter[str
     for path in islice(names, most):
         try:
             about = path.lstat()
-        except OSError:  # it went away, or is not ours to look at
+        except OSError:  # the file was removed, or we may not read it
             left_out["unreadable"] += 1
             continue
         if not stat.S_ISREG(about.st_mode):
@@ -103,7 +104,7 @@ def _newest_first(folder: Path, most: int, max_bytes: int, left_out: Counter[str
 
 
 def _names(folder: Path, left_out: Counter[str]) -> Iterator[Path]:
-    """Everything below a folder but what is hidden, or was put there by a tool. A folder's own files come first."""
+    """Everything below a folder except hidden files and what tools put there. A folder's own files come first."""
     waiting = [folder]
     while waiting:
         here = waiting.pop()
@@ -111,7 +112,7 @@ def _names(folder: Path, left_out: Counter[str]) -> Iterator[Path]:
         try:
             with os.scandir(here) as entries:
                 found = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
-        except OSError:  # not ours to look into, gone, or too deep for the system
+        except OSError:  # not readable, removed, or too deep for the system
             left_out["unreadable"] += 1
             continue
         for name, is_folder in found:
@@ -125,7 +126,7 @@ def _names(folder: Path, left_out: Counter[str]) -> Iterator[Path]:
 
 
 def _text(path: Path, left_out: Counter[str]) -> str:
-    """What a text file says, with line ends as a model writes them; nothing if it is no text."""
+    """Content of a text file, with line ends as a model writes them. Empty if the file is not text."""
     try:
         data = path.read_bytes()
         if b"\0" not in data:

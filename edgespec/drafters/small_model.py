@@ -1,8 +1,8 @@
-"""A small language model as the drafter (FastDraft, arXiv 2411.11055): its own cache, the target's token ids.
+"""A small language model as the drafter (FastDraft, arXiv 2411.11055). It has its own cache, and proposes target ids.
 
-The draft's vocabulary may be padded (more logits than ids) or trimmed (fewer, with a map to the target's ids); what
-it proposes are always the target's. In coupled sampling it draws with the noise of the position it drafts for, the
-same the target will use; for rejection with noise of its own, and says from which distribution (see sampling).
+The draft's vocabulary may be padded (more logits than ids) or trimmed (fewer, with a map to the target's ids). Its
+proposals are always ids of the target. In coupled sampling it draws with the noise of the drafted position, which the
+target will use too. For rejection it draws with noise of its own, and returns the distributions (see sampling).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from edgespec.types import Allowed, Distribution, Draft, DraftKind, Logits, Step
 
 
 class SmallModel(StepwiseDrafter):
-    """Drafts one token a forward. Its cache catches up from ``context[cache.length:]`` when a round begins.
+    """Drafts one token per forward. When a round begins, its cache catches up from ``context[cache.length:]``.
 
     vocab_size: number of the target's logits.
     id_map: ``(draft_vocab,)`` target id of each draft logit, when the output vocabulary is trimmed; -1: no token.
@@ -40,7 +40,7 @@ class SmallModel(StepwiseDrafter):
     ) -> None:
         self.name = name
         self.alternatives = False
-        """name runners-up too, for trees; greedy drafts only"""
+        """also return runners-up, for trees; greedy drafts only"""
         self.model = model
         self._params = SamplingParams()
         self._reads: list[int] | None = reads.tolist() if reads is not None else None
@@ -79,8 +79,8 @@ class SmallModel(StepwiseDrafter):
         go_on: Callable[[Sequence[float]], bool],
         allowed: Allowed | None = None,
     ) -> Draft:
-        """A score is the draft's own probability of the token, before temperature and truncation; 1 of a token that
-        follows another for certain, since the constraint allows no other."""
+        """A score is the draft's own probability of the token, before temperature and truncation. The score is 1 if the
+        constraint allows no other token there."""
         k = min(k, self.model.cache.capacity - len(context) + 1)
         if k <= 0:
             return Draft()
@@ -96,14 +96,14 @@ class SmallModel(StepwiseDrafter):
             step = self.model.forward(self._read(unread), num_logits=1)
             row = self._row_of(step.logits[-1], context, tokens, allowed)
             top = row.max()
-            if top == -np.inf:  # no token it knows may stand here
+            if top == -np.inf:  # none of its tokens is allowed here
                 break
             if self._params.rejects:
                 assert self._params.seed is not None
                 number = uniform(self._params.seed, DRAFT, len(context), len(context) + len(tokens))
                 given = distribution(row, self._params, self._ids)
                 probs.append(given)
-                # Not of the token drawn: whether one is proposed must not depend on which it was.
+                # Not the drawn token's probability: whether it is proposed must not depend on which one it is.
                 token, score = pick(given, number), float(given.probs.max())
             else:
                 token, score = self._choose(row, len(context) + len(tokens))
@@ -124,7 +124,8 @@ class SmallModel(StepwiseDrafter):
         )
 
     def commit(self, context: Sequence[int], draft: Draft, verdict: Verdict, step: Step) -> None:
-        """Forget the rows of tokens that were not committed: its own rejected ones, or all if another's were taken."""
+        """Forget the rows of tokens that were not committed: its own rejected tokens, or all if another draft was
+        verified."""
         cache = self.model.cache
         end = min(cache.length, len(context) - 1)
         before = min(end, len(context) - len(verdict.tokens))
@@ -137,7 +138,7 @@ class SmallModel(StepwiseDrafter):
         return tokens if self._reads is None else [self._reads[token] for token in tokens]
 
     def _certain(self, drafted: Sequence[int], k: int, allowed: Allowed | None) -> list[int]:
-        """The tokens that must follow: a constraint allows no other. They cost no forward of their own."""
+        """The tokens that must follow, since a constraint allows no other. They cost no forward of their own."""
         run: list[int] = []
         while allowed is not None and len(drafted) + len(run) < k:
             found = np.flatnonzero(allowed([*drafted, *run]))
@@ -149,7 +150,8 @@ class SmallModel(StepwiseDrafter):
     def _row_of(
         self, logits: Logits, context: Sequence[int], drafted: Sequence[int], allowed: Allowed | None
     ) -> Logits:
-        """Logits of ``self._ids`` after ``context`` and ``drafted``: what may stand there, penalties applied.
+        """Logits of ``self._ids`` after ``context`` and ``drafted``. Penalties are applied, and forbidden tokens have
+        ``-inf``.
 
         logits: ``(draft_vocab,)``.
         """
@@ -171,7 +173,7 @@ class SmallModel(StepwiseDrafter):
         return token, float(np.exp(row[np.flatnonzero(self._ids == token)[0]] - top)) / mass
 
     def _runner_up(self, row: Logits, token: int) -> tuple[int, float]:
-        """The best token but ``token``, and its score."""
+        """The best token other than ``token``, and its score."""
         top = row.max()
         mass = float(np.exp(row - top).sum())
         best, second = np.argpartition(row, -2)[-2:][::-1] if len(row) > 1 else (0, 0)

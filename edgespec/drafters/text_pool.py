@@ -1,7 +1,7 @@
-"""Prompt lookup (Saxena 2023) in what earlier generations wrote, for as long as the process lives.
+"""Prompt lookup (Saxena 2023) in what earlier generations of this process wrote.
 
-Answers of one user resemble each other: a corrected program is mostly the program before. The pool holds the newest
-tokens of finished texts in a ring and, for every n-gram in it, its newest continuation. Prompts are not pooled.
+Answers to one user resemble each other: a corrected program is mostly the earlier program. The pool is a ring with the
+newest tokens of finished texts. For every n-gram in it, an index has the newest continuation. Prompts are not added.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from edgespec.protocols import Drafter
 from edgespec.sampling_params import SamplingParams
 from edgespec.types import Allowed, Draft, Step, Verdict
 
-_END = -1  # stands behind every text; no token
+_END = -1  # follows every text; not a token
 _LONGEST_MATCH = 64
 
 
 class Pool(Drafter):
-    """Longest n-gram first, newest match first; nothing found means no draft, never padding.
+    """Longest n-gram first, newest match first. Without a match there is no draft, and never padding.
 
-    capacity: tokens to keep, about 240 bytes each, index included; the oldest make room. Token ``i`` of all that were
-    ever added is at ``i % capacity`` of the ring and leaves it, with the n-grams that begin there, when token
-    ``i + capacity`` comes. No n-gram and no draft reaches from one text into another.
-    longest, shortest: tokens that have to match; fewer than four lead astray from one text to another.
+    capacity: tokens to keep, about 240 bytes each, index included. New tokens replace the oldest. Token ``i``, counted
+        over all tokens ever added, is at ``i % capacity`` of the ring. It leaves the ring, with the n-grams that begin
+        there, when token ``i + capacity`` comes. No n-gram and no draft reaches from one text into another.
+    longest, shortest: tokens that have to match. Fewer than four give many false matches between texts.
     The score of a token says how long the match before it is, ``1 - 1 / (1 + tokens)``.
 
     >>> pool = Pool(8, longest=2, shortest=2)
@@ -51,7 +51,7 @@ class Pool(Drafter):
         self._written: list[int] = []
 
     def begin(self, context: Sequence[int], params: SamplingParams) -> None:
-        """The text before this one has come to its end."""
+        """The text before this one is finished, so it is added."""
         if self._written:
             self.add([*self._prompt_end, *self._written])
         self._prompt_end = list(context[-self._lengths[0] :])  # so that the beginning of an answer is found too
@@ -73,12 +73,12 @@ class Pool(Drafter):
         self._written.extend(verdict.tokens)
 
     def add(self, text: Sequence[int]) -> None:
-        """A finished text. Takes time for its own length, whatever the pool holds."""
+        """Add a finished text. The time depends on its length only, not on what the pool holds."""
         for token in (*text[1 - len(self._ring) :], _END):
             self._drop(self._added - len(self._ring))
             self._ring[self._added % len(self._ring)] = token
             if token != _END:
-                for n in self._lengths:  # one with an end in it is no n-gram of any context
+                for n in self._lengths:  # no context has an n-gram with an end in it
                     self._continuation[self._tokens(self._added - n, n)] = self._added
             self._added += 1
 
@@ -90,7 +90,7 @@ class Pool(Drafter):
                 del self._continuation[gram]
 
     def _match(self, context: Sequence[int], index: int, n: int) -> int:
-        """How many tokens before ``index`` are those before the end of ``context``: n of them are."""
+        """Length of the match: how many tokens before ``index`` equal the last tokens of ``context``. At least n do."""
         oldest = max(0, self._added - len(self._ring))
         longest = min(_LONGEST_MATCH, index - oldest, len(context))
         while n < longest and self._ring[(index - 1 - n) % len(self._ring)] == context[-1 - n]:

@@ -1,4 +1,4 @@
-"""The id map of a draft with a trimmed vocabulary: the target's id of each draft logit, in a file of a stranger's."""
+"""The id map of a draft with a trimmed vocabulary: the target's id of each draft logit. The file is not trusted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0
 def read_id_map(path: Path, draft_vocab: int, target_vocab: int) -> NDArray[np.int32]:
     """``(draft_vocab,)`` ids of the target, -1 where the draft's id has none. Raises BundleError.
 
-    The header is believed only where it says what the manifest says: nothing is made of any other length.
+    The header must say what the manifest says. No array of another length is allocated.
     """
     with foreign(BundleError, f"cannot read {path}", hint="export or pull the model again"):
         with path.open("rb") as opened:
@@ -43,7 +43,7 @@ def _no_map(path: Path, got: str, draft_vocab: int, target_vocab: int) -> Bundle
 def input_map(
     own: DrafterEntry | None, id_map: NDArray[np.int32] | None, draft_vocab: int, target_vocab: int
 ) -> NDArray[np.intp] | None:
-    """What the draft reads for each target id; None if it is the id itself."""
+    """What the draft reads for each target id. None if it reads the id itself."""
     if own is not None and own.unknown is not None:
         if id_map is None:
             raise BundleError(f"drafter {own.name} has unknown and no id_map", hint="see docs/bundle.md")
