@@ -1,7 +1,7 @@
-"""What models do alike on every engine: prefill in chunks, pad a forward to its width, book its rows.
+"""What models do alike on every engine: prefill in chunks, pad a forward to its width, record its rows in the cache.
 
-A forward may be padded for three reasons: exact numerics want so many rows at least, a switch of width is expensive
-(``Model.width``), and prompts are to come in few widths (``widths``).
+There are three reasons to pad a forward. Exact numerics needs a least number of rows. A width switch is expensive
+(``Model.width``). Prompts should come in few widths (``widths``).
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from edgespec.errors import BackendError, ContextFull, wrap_errors
 from edgespec.protocols import Capabilities, Observe, Progress, common_prefix
 from edgespec.types import Numerics, Step, Tree, behind
 
-_PAD = 0  # any token id: the row of a pad is never read and never kept
+_PAD = 0  # any token id: a pad row is never read and never kept
 LONGEST_PAD = 64
-"""rows: as far as two of the few widths are apart"""
+"""rows: the largest distance between two of the few widths"""
 
 
 class GrowingCache(KVRows):
-    """Rows in memory of the engine, which is allocated as they come."""
+    """Rows in memory of the engine, which is allocated as the rows come."""
 
     @abstractmethod
     def reserve(self, rows: int) -> None:
@@ -34,7 +34,7 @@ class GrowingCache(KVRows):
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """A forward whose inputs are set: what to book when it is done, and how many rows of logits were asked for."""
+    """A forward whose inputs are set: what to record when it is done, and how many rows of logits were asked for."""
 
     past: int
     tokens: tuple[int, ...]
@@ -50,7 +50,7 @@ class PaddedModel(ABC):
     cache: GrowingCache
     vocab_size: int
     fingerprint: str
-    """of model, engine, device and settings: what a measurement of this model depends on"""
+    """identifies model, engine, device and settings: all that a measurement of this model depends on"""
     weights_bytes: int
 
     def __init__(self, numerics: Numerics, prefill_chunk: int) -> None:
@@ -66,7 +66,7 @@ class PaddedModel(ABC):
         """seconds spent inside the engine since construction"""
         self.last_width = 0
         self.last_wanted = 0
-        """rows of the last forward, and those of them that got logits, padding included"""
+        """width of the last forward, and how many of its rows got logits, padding included"""
         self._pending: Forward | None = None
         self._progress: Progress | None = None  # of a prefill whose end is deferred
         self._started_s = 0.0
@@ -76,7 +76,7 @@ class PaddedModel(ABC):
     def capabilities(self) -> Capabilities: ...
 
     def set_exact_widths(self, widths: ExactWidths) -> None:
-        """Keep every forward at widths that are one function; see ``exact_widths``."""
+        """Run every forward at one of the exact widths. See ``exact_widths``."""
         self.min_width, self.max_width, self.width_step = widths.least, widths.most, widths.step
         self._few = few_widths(widths.least, widths.most, widths.step)
 
@@ -144,7 +144,7 @@ class PaddedModel(ABC):
 
     @abstractmethod
     def _set_inputs(self, tokens: Sequence[int], past: int, rows: Sequence[int], tree: Tree | None) -> None:
-        """Set the inputs of a forward behind ``past`` rows. rows: of ``tokens``, those that get logits."""
+        """Set the inputs of a forward after ``past`` rows. rows: the rows of ``tokens`` that get logits."""
 
     @abstractmethod
     def _infer(self) -> None: ...
@@ -157,10 +157,11 @@ class PaddedModel(ABC):
 
     @abstractmethod
     def _step(self, forward: Forward) -> Step:
-        """Logits of its first ``num_logits`` rows that were to get some (and hidden states, if asked for): a view."""
+        """A view of the logits of the first ``num_logits`` rows that got logits, and of hidden states if the model has
+        them."""
 
     def _finish_pending(self) -> None:
-        """Let a forward that was begun come to its end. An interrupted ``wait`` leaves one; its rows are not booked."""
+        """Let an unfinished forward end. An interrupted ``wait`` leaves one. Its rows are not recorded in the cache."""
         if self._pending is None:
             return
         try:
@@ -207,7 +208,7 @@ class PaddedModel(ABC):
 
 
 def fingerprint(identity: Sequence[Any]) -> str:
-    """A short name for what a measurement depends on."""
+    """A short hash of everything that a measurement depends on."""
     import hashlib
 
     return hashlib.sha256(repr(identity).encode()).hexdigest()[:24]

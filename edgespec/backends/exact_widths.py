@@ -1,11 +1,12 @@
-"""Which widths run the same kernels? Exact numerics needs an answer for each model on each machine.
+"""Finds the widths that run the same kernels. Exact numerics needs them for each model on each machine.
 
-Engines pick kernels by the number of rows of a matrix product. Among some widths a row's logits are the same bits
-whatever its company. At others they differ in the last digits, which is enough to flip a near-tie. So it is tried.
+Engines pick kernels by the number of rows of a matrix product. Among some widths, the logits of a row are bit-identical
+whatever other rows are in the forward. At other widths they differ in the last digits, which is enough to flip a near
+tie. So the widths are tested.
 
-Measured on OpenVINO: with AVX2 SmolLM2 agrees from 2 to 80 rows, int8 layers with 3,072 inputs from 5 rows; with VNNI
+Measured on OpenVINO with AVX2: SmolLM2 agrees from 2 to 80 rows, int8 layers with 3,072 inputs from 5 rows. With VNNI
 SmolLM2 agrees from 2 to 1,000. ONNX Runtime multiplies 4-bit weights two rows at a time, and an odd row with another
-kernel: there even widths agree.
+kernel. There even widths agree.
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ if TYPE_CHECKING:
     from edgespec.types import Logits
 
 _STEPS = (1, 2, 4)
-"""of widths that may agree: all, or each second or fourth. Kernels take rows in blocks of such sizes"""
+"""between widths that may agree: all, or each second or fourth. Kernels take rows in blocks of such sizes."""
 _WIDTHS = tuple(sorted({5, 7, 9, 10, 14, 15, *range(16, WIDEST_DRAFT + 4), *few_widths(1, 256)}))
-"""the widths that forwards run at, of which narrow drafts between two of these are the exception"""
+"""the widths that forwards run at. Only some narrow drafts have a width between two of these."""
 _WIDEST = (256, 64, 32, 16)
-"""prompts are read in chunks of this many rows: 256 are as fast as more"""
+"""prompts are read in chunks of this many rows. 256 are as fast as more."""
 _LARGEST_PAD = 16
 """rows"""
 _PAST = 70
-"""rows before the windows: more than two KV blocks, not a whole number of them"""
+"""rows before the windows: more than two KV blocks, and not a whole number of them"""
 _WINDOWS, _NARROW, _NARROW_WINDOWS = 2, 4, 12
-"""windows compared of each width, and 12 of widths up to 4 rows: kernels that differ still agree on many a row"""
+"""compared windows of each width, and 12 for widths up to 4 rows: kernels that differ still agree on many a row"""
 ROWS_NEEDED = _PAST + max(_WIDEST)
 
 
@@ -52,8 +53,8 @@ class ExactWidths:
 
 
 def find_exact_widths(model: Model) -> ExactWidths:
-    """Feed one text in windows of many widths, unpadded, one behind the other, and compare logits bit by bit with the
-    widest. Of the steps, the one whose narrowest width is the least; of equals the finest.
+    """Feed one text in consecutive windows of many widths, unpadded. Compare logits bit by bit with those of the
+    widest. Of the steps, choose the one with the narrowest least width. Of equal steps, choose the finest.
 
     The model must run unpadded (min_width 1). Leaves its cache empty. Raises BackendError if no widths agree.
     """
@@ -71,7 +72,7 @@ def find_exact_widths(model: Model) -> ExactWidths:
 
 
 def _least(most: int, step: int, differs: set[int]) -> int:
-    """The narrowest multiple of ``step`` from which on no width that is one differs.
+    """The narrowest multiple of ``step`` such that it and all wider multiples agree.
 
     >>> _least(16, 1, {1, 3, 5}), _least(16, 2, {1, 3, 5}), _least(16, 1, set())
     (6, 2, 1)
@@ -80,7 +81,7 @@ def _least(most: int, step: int, differs: set[int]) -> int:
 
 
 def _differing(model: Model, past: int, most: int) -> set[int]:
-    """The widths whose logits are not those of the width ``most``, behind ``past`` rows read in chunks of ``most``."""
+    """The widths whose logits differ from those of width ``most``, after ``past`` rows read in chunks of ``most``."""
     text = [(31 * i + i * i) % 200 + 10 for i in range(past + most)]
     model.cache.reset()
     for end in (*range(most, past, most), past):
@@ -90,7 +91,7 @@ def _differing(model: Model, past: int, most: int) -> set[int]:
 
 
 def _agrees(model: Model, past: int, text: list[int], width: int, expected: Logits) -> bool:
-    """Whether windows of this width give the same logits, bit by bit. Ends at the first that does not."""
+    """Whether windows of this width give the same logits, bit by bit. Stops at the first difference."""
     model.cache.crop(past)
     windows = _NARROW_WINDOWS if width <= _NARROW else _WINDOWS
     starts = range(0, len(text) - width + 1, width)[:windows]

@@ -1,4 +1,4 @@
-"""What a forward sends to the engine: a few small arrays, written where the engine reads them."""
+"""The small arrays that a forward sends to the engine. They are written where the engine reads them."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ Handle = TypeVar("Handle")
 
 
 _KEPT = 64
-"""arrays with their handles, those of other shapes than now included"""
+"""arrays with their handles, arrays of earlier shapes included"""
 
 
 class Inputs(Generic[Handle]):
-    """An engine that was told of an array goes on reading it. So it is told of another one only when the shape is
-    another, and numbers of the same shape are written over the old ones: telling takes several times as long
+    """An engine that was given an array goes on reading it. Numbers of the same shape are written over the old ones.
+    The engine is given another array only when the shape changes, since that takes several times as long
     (docs/log/engines.md). ``set`` must not be called while a forward runs.
 
-    kinds: by input, the type of its numbers; names that are not in it are ignored.
-    wrap: what the engine calls an array, which it must not copy.
-    tell: from now on read this one.
+    kinds: by input, the type of its numbers. Names that are not in it are ignored.
+    wrap: makes the engine's object for an array, without a copy.
+    tell: gives the engine another array to read.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Inputs(Generic[Handle]):
             return
         if name not in self._kinds:
             return
-        self._read.pop(name, None)  # interrupted from here on, nobody relies on what the engine reads
+        self._read.pop(name, None)  # after an interruption here, nobody relies on what the engine reads
         if (name, shape) not in self._made:
             if len(self._made) >= _KEPT:
                 self._made.clear()  # what the engine reads is kept by ``_read``

@@ -1,4 +1,4 @@
-"""The books of a KV cache that every backend keeps: which token each committed row belongs to, crop and keep."""
+"""The part of a KV cache that is alike on every engine: the token of each committed row, crop and keep."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 _LEAST_RESERVE = 32
-"""rows of a first forward that are kept free of the prompt, at least; so what is read before does not depend on how far
-a policy means to draft, unless it means to go very far"""
+"""rows of a first forward that are kept free of the prompt, at least. So what is read before the first forward does not
+depend on how far a policy drafts, unless it drafts very far."""
 
 
 def may_defer(max_width: int, reserve: int | None) -> int:
-    """Rows of a prompt, at most, that the next forward may run. reserve: tokens of its own; None: leave it none."""
+    """Most rows of a prompt that the next forward may run. reserve: tokens of its own; None: it may run none of the
+    prompt."""
     return 0 if reserve is None else max(0, max_width - max(_LEAST_RESERVE, reserve))
 
 
 class KVRows(ABC):
-    """Committed rows of one text. A subclass stores the rows and moves them; crop only moves a length.
+    """Committed rows of one text. A subclass stores the rows and moves them. A crop only changes a length.
 
-    Worked example, a cache of 5 rows after a forward of a tree of 4 rows at 5..8, accepted path (0, 3):
+    Example: a cache of 5 rows after a forward of a tree of 4 rows at 5..8, with the accepted path (0, 3):
 
         keep((0, 3))   row 8 moves to 6   tokens = first 5, row 5's, row 8's   length = 7
 
@@ -30,7 +31,7 @@ class KVRows(ABC):
         self.tokens: list[int] = []
         self.deferred: tuple[int, ...] = ()
         self._start = 0  # length before the last forward
-        self._branched = False  # the last rows are a tree of which no path was kept yet
+        self._branched = False  # the last rows are a tree, and no path of it was kept yet
 
     @property
     def length(self) -> int:
@@ -41,14 +42,13 @@ class KVRows(ABC):
     def nbytes(self) -> int: ...
 
     def defer(self, tokens: Sequence[int]) -> None:
-        """Until the next forward; ``crop`` forgets these too."""
+        """Keep ``tokens`` until the next forward. ``crop`` forgets them too."""
         assert self.length + len(tokens) <= self.capacity, "a prompt past the context"
         self.deferred = tuple(tokens)
 
     def append(self, tokens: Sequence[int], *, branched: bool = False) -> None:
-        """Rows for what was deferred and for ``tokens`` have been written behind the committed ones. For the owning
-        model, after its forward: whatever interrupts it, the books never name a row that is not there.
-        """
+        """Record rows for the deferred tokens and for ``tokens``, after the committed rows. The owning model calls it
+        after its forward. So an interruption never leaves a recorded row that was not written."""
         assert self.length + len(self.deferred) + len(tokens) <= self.capacity, "a forward past the context"
         self.tokens.extend(self.deferred)
         self.deferred = ()
@@ -57,7 +57,7 @@ class KVRows(ABC):
         self.tokens.extend(tokens)
 
     def drop_unverified_tree(self) -> None:
-        """Drop a tree of which no path was kept (an interrupted round): its rows are no text."""
+        """Drop the tree of an interrupted round, of which no path was kept. Its rows are not text."""
         if self._branched:
             self._branched = False
             self.crop(min(self._start, self.length))

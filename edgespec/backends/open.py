@@ -1,4 +1,4 @@
-"""The engines: each name opens a model. A new engine adds a file, and a line here."""
+"""Opens a model on an engine, by the engine's name. A new engine adds a file, and a line here."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 class Opening:
     """A model to open: an IR, and how it will be used.
 
-    device: OpenVINO's name, which is there. numerics: None is exact where that is known to hold. capacity: rows of KV
-    cache. context_length: rows that the model was made for. layers: whose hidden states it returns; on OpenVINO.
-    say: told what takes long.
+    device: OpenVINO's name of a device that exists. numerics: None is exact where that is known to hold.
+    capacity: rows of KV cache. context_length: rows that the model was made for.
+    layers: whose hidden states it returns; on OpenVINO. say: reports slow steps.
     """
 
     xml: Path
@@ -34,7 +34,7 @@ class Opening:
 
 
 def open_model(name: Backend, opening: Opening) -> PaddedModel:
-    """Imports that engine, and compiles. Raises BackendError or ConversionError where it cannot run the model."""
+    """Imports the engine and compiles the model. Raises BackendError or ConversionError if it cannot run the model."""
     return _FACTORIES[name](opening)
 
 
