@@ -1,1 +1,1 @@
-"""This machine: its devices, which engine is chosen, and what forwards cost here, measured once and stored."""
+"""This machine: its devices, the choice of the engine, and the costs of forwards, measured once and stored."""

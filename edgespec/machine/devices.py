@@ -1,4 +1,4 @@
-"""Where the device is chosen: what this machine offers to run on, and what edgespec would do with it."""
+"""The devices of this machine. The user chooses one (``--device``, CPU by default); ``require_device`` checks it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from edgespec.errors import DeviceError
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """An OpenVINO device. ``driver`` and ``memory_bytes`` where the plugin tells them."""
+    """An OpenVINO device. ``driver`` and ``memory_bytes`` are None if the plugin does not tell them."""
 
     name: str
     full_name: str
@@ -47,7 +47,7 @@ def devices() -> list[Device]:
 
 
 def require_device(name: str) -> str:
-    """``name`` if this machine has such a device. Raises DeviceError with what there is."""
+    """``name`` if this machine has such a device. Else raises DeviceError with the devices it has."""
     from edgespec.backends.openvino.runtime import core
 
     here: list[str] = core().available_devices

@@ -1,4 +1,4 @@
-"""Which engine runs a target: the one asked for, else the one that was measured to be faster on this CPU."""
+"""The choice of a target's engine: the one asked for, else the one that was measured to be faster on this CPU."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from edgespec.machine.engine_comparison import Comparison
 from edgespec.types import Backend, Numerics
 
 REFUSALS = (BackendError, ConversionError, SourceError)
-"""of a model that does not run on ONNX Runtime here, for its own reasons or the disk's"""
+"""errors for a model that does not run on ONNX Runtime here, because of the model or the disk"""
 _PACKAGES = ("onnxruntime", *(f"onnxruntime-{kind}" for kind in ("directml", "gpu", "openvino", "qnn")))
-"""each brings a module of the same name, which runs on the CPU too"""
+"""Each brings a module of the same name, which runs on the CPU too."""
 _LARGEST_BYTES = 2 * 2**30
-"""bytes of weights that are written once more, unasked, to find out whether another engine is faster"""
+"""most bytes of weights that are written again, without being asked, to find out whether another engine is faster"""
 
 
 def named(asked: str | None, device: str) -> Backend | None:
-    """The engine that is asked for, or that EDGESPEC_BACKEND names; None leaves the choice to ``faster``.
+    """The engine that is asked for, or that EDGESPEC_BACKEND names. None leaves the choice to ``faster``.
 
-    Raises SettingError: there is none of this name, it is not installed, or it does not run on this device.
+    Raises SettingError if no engine has this name, if it is not installed, or if it does not run on this device.
     """
     given = asked or os.environ.get("EDGESPEC_BACKEND") or None
     source = given if asked or not given else f"{given} (EDGESPEC_BACKEND)"
@@ -46,13 +46,14 @@ def named(asked: str | None, device: str) -> Backend | None:
 
 
 def faster(xml: Path, numerics: Numerics | None, compare: Callable[[], Comparison]) -> Backend:
-    """What ``compare`` finds on this machine, once for these weights, engines and numerics. OpenVINO where in doubt."""
+    """The result of ``compare`` on this machine, found once for these weights, engines and numerics. OpenVINO if in
+    doubt."""
     file = engine_comparison.place(_key(xml, numerics))
     if xml.with_suffix(".bin").stat().st_size > _LARGEST_BYTES:
         return "openvino"
     try:
         found = measurement_store.remembered(file, lambda: engine_comparison.remembered(file), compare).faster
-    except REFUSALS:  # nothing to remember: next time there may be room on the disk
+    except REFUSALS:  # nothing is stored: next time there may be room on the disk
         return "openvino"
     return "openvino" if found == "openvino" or broken() else found
 
@@ -71,7 +72,8 @@ def _key(xml: Path, numerics: Numerics | None) -> str:
 
 
 def packages() -> dict[str, str]:
-    """Those that bring a module ``onnxruntime``, and their versions. They are written over one another."""
+    """The installed packages with a module ``onnxruntime``, and their versions. Each overwrites the files of the
+    others."""
     found = {}
     for name in _PACKAGES:
         with suppress(PackageNotFoundError):
@@ -80,7 +82,7 @@ def packages() -> dict[str, str]:
 
 
 def missing() -> str | None:
-    """Which package of the second engine is not installed. Other packages may bring a module of that name."""
+    """Which package of the second engine is not installed. Other packages may bring a module with its name."""
     if not packages():
         return "no onnxruntime"
     found = find_spec("onnx")

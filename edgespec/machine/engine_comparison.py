@@ -1,7 +1,8 @@
-"""How fast each engine answers with a model on this CPU: timed, and remembered.
+"""How fast each engine answers with a model on this CPU: timed, and stored.
 
-Each runs a short answer in turns. Its best time counts: the others were disturbed. Other programs do not slow both
-alike: what was measured beside them is measured again a day later, if the machine is idle then.
+The engines run a short answer in turns. The best time of each counts, since its other times were disturbed. Other
+programs slow the engines by different factors. So a result that they disturbed is measured again a day later, if the
+machine is idle then.
 """
 
 from __future__ import annotations
@@ -21,21 +22,22 @@ if TYPE_CHECKING:
     from edgespec.backends.engine_model import PaddedModel
 
 _PROMPT, _ANSWER, _ACCEPTED = 128, 256, 0.45
-"""tokens of the answer that engines are compared by, and the share of drafted tokens that it takes for accepted"""
+"""tokens of the answer that engines are compared by, and the assumed share of drafted tokens that are accepted"""
 _DRAFTED = 0.1
-"""what a drafted token takes besides, in forwards of one row: a small draft model, or room for looking up"""
+"""assumed cost of a drafted token, in forwards of one row: a small draft model, or some time for lookups"""
 _SAMPLE, _TURNS = 64, 5
 _CLEARLY = 1.05
-"""times as fast: two measurements of one engine differ by less"""
+"""times as fast. Two measurements of one engine differ by less."""
 ROWS_NEEDED = 2 * _SAMPLE
 _LOOK_S, _AGAIN_S = 0.2, 24 * 3600
-"""how long to look for them, and after how long to measure again what they disturbed"""
+"""how long to look for other programs, and when to measure again what they disturbed"""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """seconds: of the answer, by engine; 0 for OpenVINO alone, where nothing had to be compared. others: cores that
-    other programs took meanwhile."""
+    """seconds: time of the answer, by engine. It is 0 for OpenVINO alone, where nothing had to be compared.
+    others: cores that other programs used meanwhile.
+    """
 
     model: str
     numerics: Numerics
@@ -51,7 +53,7 @@ class Comparison:
 
     @property
     def faster(self) -> Backend:
-        """OpenVINO unless the other one is so clearly: who measures again must not get another one."""
+        """OpenVINO, unless the other engine is clearly faster. Measuring again must not change the engine."""
         openvino_s = self.seconds["openvino"]
         return "onnxruntime" if _CLEARLY * self.seconds.get("onnxruntime", openvino_s) < openvino_s else "openvino"
 
@@ -66,12 +68,12 @@ class Comparison:
 
 
 def place(key: str) -> Path:
-    """Where what was found is kept. key: of weights, engines and numerics."""
+    """The file that stores a result. key: of weights, engines and numerics."""
     return measurement_store.place("engines", key)
 
 
 def remembered(file: Path) -> Comparison | None:
-    """What was found earlier, unless other programs disturbed it and would not now."""
+    """The stored result, unless other programs disturbed it and are not running now."""
     found = measurement_store.read(file, Comparison)
     if found is None or not found.noisy or time() - file.stat().st_mtime < _AGAIN_S or busy(_LOOK_S):
         return found
@@ -79,7 +81,7 @@ def remembered(file: Path) -> Comparison | None:
 
 
 def last(model: str, numerics: Numerics) -> Comparison | None:
-    """What was found last for a model of this name, with any versions of the engines."""
+    """The newest stored result for a model of this name, with any versions of the engines."""
     found: list[tuple[float, Comparison]] = []
     for file in place("*").parent.glob(place("*").name):
         record = measurement_store.read(file, Comparison)
@@ -89,7 +91,7 @@ def last(model: str, numerics: Numerics) -> Comparison | None:
 
 
 def compare(model: str, numerics: Numerics, loaded: Mapping[str, PaddedModel]) -> Comparison:
-    """loaded: the model on each engine, with room for the sample and a few tokens."""
+    """Time each engine. loaded: the model on each engine, with room for the sample and a few tokens."""
     others = Others()
     found: dict[str, list[float]] = {name: [] for name in loaded}
     for _ in range(_TURNS):
@@ -99,7 +101,7 @@ def compare(model: str, numerics: Numerics, loaded: Mapping[str, PaddedModel]) -
 
 
 def answer_s(model: PaddedModel, clock: Callable[[], float] = perf_counter) -> float:
-    """Seconds of a prompt and an answer whose rounds are as wide as it is best for this model."""
+    """Seconds of a prompt and an answer, if each round has the width that is best for this model."""
     model.cache.reset()
     began = clock()
     model.prefill([0] * _SAMPLE)
@@ -115,6 +117,6 @@ def answer_s(model: PaddedModel, clock: Callable[[], float] = perf_counter) -> f
             began = clock()
             model.forward([0] * width)
             seconds.append(clock() - began)
-        forward_s.append(min(seconds[1:]))  # the first one has changed the width
+        forward_s.append(min(seconds[1:]))  # the first forward changed the width
         token_s.append((forward_s[-1] + (width - 1) * _DRAFTED * forward_s[0]) / expected)
     return prefill_s + _ANSWER * min(token_s)

@@ -1,4 +1,4 @@
-"""A model on this machine: fetched, opened by its engine, kept to its exact widths, its forwards measured."""
+"""Loads a model on this machine: fetch it, open it on its engine, limit it to exact widths, measure its forwards."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class Machine:
     """Loads models for one pipeline.
 
-    capacity: rows of KV cache at most. progress: say on stderr what takes long.
+    capacity: most rows of KV cache. progress: report slow steps on stderr.
     """
 
     def __init__(self, capacity: int, progress: bool, accept_licence: bool = False) -> None:
@@ -47,13 +47,13 @@ class Machine:
         context_length: int | None = None,
         layers: tuple[int, ...] = (),
     ) -> PaddedModel:
-        """layers: whose hidden states it is compiled to return; on OpenVINO."""
+        """layers: those whose hidden states the model is compiled to return; on OpenVINO."""
         capacity = min(self.capacity, context_length or self.capacity)
         opening = Opening(
             xml=self._path(bundle, model),
             device=require_device(device),
             numerics=numerics,
-            # The search for exact widths needs some room, whatever the context is limited to afterwards.
+            # The search for exact widths needs this room, even if the context is limited to less afterwards.
             capacity=max(capacity, ROWS_NEEDED),
             context_length=bundle.manifest.generation.context_length,
             layers=layers,
@@ -70,7 +70,7 @@ class Machine:
             raise BundleError(
                 f"{opening.xml} does not fit its manifest: logits", got=loaded.vocab_size, allowed=model.vocab_size
             )
-        if is_draft and capacity > 2:  # the first forwards repack the weights: now, while the target is being compiled
+        if is_draft and capacity > 2:  # the first forwards repack the weights: do it while the target compiles
             loaded.forward([0, 0])
             loaded.forward([0])
             loaded.cache.reset()
@@ -80,31 +80,31 @@ class Machine:
         return loaded
 
     def backend(self, bundle: Bundle, device: str, numerics: Numerics | None, asked: str | None) -> Backend:
-        """The engine for a target: the one asked for, else EDGESPEC_BACKEND, else what is faster here on CPU."""
+        """The engine for a target: the one asked for, else EDGESPEC_BACKEND, else the faster one on this CPU."""
         return engine_choice.named(asked, device) or engine_choice.faster(
             self._path(bundle, bundle.manifest.target), numerics, lambda: self._compared(bundle, numerics)
         )
 
     def costs(self, model: PaddedModel) -> ForwardCost:
-        """Measured once, with nothing else running, and then remembered."""
-        # Only exact numerics say that padding changes nothing.
+        """Measured once, with nothing else running, and then stored."""
+        # Only exact numerics promises that padding changes nothing.
         return ForwardCost(forward_times(model, self._say), pins_width=model.numerics == "exact")
 
     def draft_costs(self, draft: PaddedModel, target: PaddedModel, target_s: ForwardCost) -> ForwardCost:
-        """In turns with its target, as it will run."""
+        """Measured in turns with the target, as the draft will run."""
 
         def forward() -> None:
             target.cache.reset()
             target.forward([0])  # padded to the narrowest width
 
         beside = Beside(forward, target_s.seconds(target.min_width, 0))
-        # A drawn draft depends on the draft's last digits, which must not depend on what was asked of it before.
+        # A drawn draft depends on the last digits of the draft's logits. They must not depend on its earlier forwards.
         costs = ForwardCost(forward_times(draft, self._say, beside=beside, target=target), pins_width=False)
         target.cache.reset()
         return costs
 
     def _compared(self, bundle: Bundle, numerics: Numerics | None) -> Comparison:
-        """Each engine with the target of a bundle, in turns."""
+        """Time each engine with the target of a bundle, in turns."""
         from edgespec.backends.onnx.weights import NoONNXForm
 
         if reason := engine_choice.broken():

@@ -1,4 +1,7 @@
-"""Where costs are measured: what a forward takes here, and at which widths it is exact. Once each, and remembered."""
+"""Where costs are measured: the time of forwards on this machine, and the widths at which they are exact.
+
+Each is measured once and stored. The stopwatch itself is ``adaptive.calibration.measure``.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +22,12 @@ if TYPE_CHECKING:
     from edgespec.backends.engine_model import PaddedModel
 
 _LOOK_S = 0.2
-"""how long to look whether other programs are still at work"""
+"""how long to look whether other programs are still running"""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """other_cores: cores that other programs took while the times were measured."""
+    """other_cores: cores that other programs used while the times were measured."""
 
     times: ForwardTimes
     other_cores: float
@@ -35,7 +38,7 @@ class Calibration:
 
 
 def exact_widths(model: PaddedModel, say: Callable[[str], None]) -> ExactWidths:
-    """At which widths a model's forwards are one function. It must run unpadded (see ``find_exact_widths``)."""
+    """The widths at which a model is exact. It must run unpadded (see ``find_exact_widths``)."""
     file = measurement_store.place(f"exact_widths-{cache.VERSIONS['exact_widths']}", model.fingerprint)
 
     def known() -> ExactWidths | None:
@@ -56,9 +59,9 @@ def forward_times(
     beside: Beside | None = None,
     target: PaddedModel | None = None,
 ) -> ForwardTimes:
-    """What forwards of a model take here. A draft is measured in turns with ``target``, by ``beside``.
+    """The measured times of a model's forwards. A draft is measured in turns with ``target``, by ``beside``.
 
-    What was measured while other programs kept cores busy is measured again as soon as they do not.
+    Times that other programs disturbed are measured again once those programs stop.
     """
     of_target = f"-{target.numerics}-{target.fingerprint}" if target else ""
     version = cache.VERSIONS["forward_times"]

@@ -1,7 +1,7 @@
-"""What was measured on this machine is kept: a JSON file for each thing, written once and read from then on.
+"""The store of what was measured on this machine: one JSON file for each measurement, written once and then read.
 
-What cannot be read, or makes no sense, is measured again: the types check themselves when they are made. Processes take
-turns: of those that want the same thing one measures, and the others read what it found.
+A file that cannot be read, or makes no sense, is measured again. The types check themselves on construction. Processes
+take turns: if several want the same measurement, one measures, and the others read its result.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 def place(kind: str, key: str) -> Path:
-    """key: a fingerprint of all that the measurement depends on."""
+    """The file of a measurement. key: a fingerprint of all that the measurement depends on."""
     return cache.cache_dir() / "measured" / f"{kind}-{key}.json"
 
 
@@ -33,8 +33,8 @@ def read(file: Path, kind: type[T]) -> T | None:
 
 
 def remembered(file: Path, known: Callable[[], T | None], find: Callable[[], T]) -> T:
-    """What is known, else what ``find`` finds, which is written to ``file``. A cache that cannot be written only means
-    that the next process measures again."""
+    """The known result, else the result of ``find``, which is written to ``file``. If the cache cannot be written, the
+    next process measures again."""
     found = known()
     if found is None:
         with _turn(file.parent):
@@ -47,9 +47,10 @@ def remembered(file: Path, known: Callable[[], T | None], find: Callable[[], T])
 
 
 class _Turn:
-    """To measure, with no other thread or process of ours that measures. A measurement may be part of another.
+    """The right to measure, which no other thread or process of ours has meanwhile. A measurement may be part of
+    another one.
 
-    The system frees the turn if we die.
+    The system frees the turn if the process dies.
     """
 
     def __init__(self) -> None:
@@ -60,7 +61,7 @@ class _Turn:
     def __call__(self, folder: Path) -> Iterator[None]:
         with self._threads, ExitStack() as stack:
             if self._depth == 0:
-                with suppress(OSError):  # a read-only cache: each for itself
+                with suppress(OSError):  # a read-only cache: each process measures by itself
                     self._wait(folder / ".lock", stack)
             self._depth += 1
             try:

@@ -1,4 +1,4 @@
-"""What other programs do to a measurement: it is noisy while they keep cores busy."""
+"""Whether other programs disturb a measurement: it is noisy while they keep cores busy."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from contextlib import suppress
 from time import perf_counter, sleep
 
 BUSY_CORES = 0.3
-"""cores taken by other programs: more than this makes a measurement noisy"""
+"""cores used by other programs. More than this makes a measurement noisy."""
 
 
 class Others:
-    """The cores that other programs keep busy from now on; 0 where the system does not tell."""
+    """The cores that other programs keep busy from now on; 0 if the system does not tell."""
 
     def __init__(self) -> None:
         self._began, self._began_s = _others_s(), perf_counter()
@@ -20,14 +20,14 @@ class Others:
 
 
 def busy(seconds: float) -> bool:
-    """Whether other programs are at work now; looks for so long."""
+    """Whether other programs are running now. Looks for ``seconds``."""
     others = Others()
     sleep(seconds)
     return others.cores() > BUSY_CORES
 
 
 def _others_s() -> float:
-    """Seconds of work of all cores since the system started, without this process's."""
+    """Seconds of work of all cores since the system started, without the work of this process."""
     import psutil
 
     with suppress(OSError, psutil.Error):
