@@ -1,1 +1,1 @@
-"""Between text and tokens: tokenizer, chat template, response format, vocabularies."""
+"""Between text and tokens: tokenizer, chat template, response format (constraints), vocabularies."""

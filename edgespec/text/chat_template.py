@@ -11,7 +11,7 @@ Message = Mapping[str, Any]
 
 
 class ChatTemplate:
-    """A compiled template. It comes from outside: it can compute text, not too much of it, and nothing else."""
+    """A compiled template. It is not trusted: it can compute a limited amount of text, and nothing else."""
 
     def __init__(self, source: str, *, bos_token: str | None = None, eos_token: str | None = None) -> None:
         from edgespec.text.template_sandbox import Sandbox
@@ -21,7 +21,8 @@ class ChatTemplate:
         self._tokens = {"bos_token": bos_token or "", "eos_token": eos_token or ""}
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **extra: Any) -> str:
-        """The text the model was trained to see for these messages. Raises SettingError if the template refuses."""
+        """The text that the model was trained to read for these messages. Raises SettingError if the template refuses
+        them."""
         variables = {"tools": None, "documents": None, **self._tokens, **extra}
         with foreign(SettingError, "the model's chat template refuses these messages"):
             variables |= {"messages": [dict(m) for m in messages], "add_generation_prompt": add_generation_prompt}

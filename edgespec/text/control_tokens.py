@@ -1,9 +1,9 @@
-"""Text of users that spells a control token stays text.
+"""A user's text that spells a control token stays text.
 
-A chat template writes control tokens around what users said, and one tokenizer reads the whole. So a user who writes
-``<|im_end|>`` would end his own turn and could begin another one in the model's name. Here such spellings are marked
-before the template is rendered: a character that nobody used stands between their letters. In the rendered text the
-marks say which spellings are a user's, and there the text is cut.
+A chat template writes control tokens around the users' messages, and one tokenizer reads the result. So a user who
+writes ``<|im_end|>`` would end his own message, and could begin another one in the model's name. To prevent this, such
+spellings are marked before the template is rendered. The mark is a character that no message contains, put between the
+letters. In the rendered text the marks show which spellings are a user's. The text is cut there.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from itertools import chain, pairwise
 from typing import Any
 
 _MARKS = (range(0xE000, 0xF8FF), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE), range(0x10000, 0xF0000))
-"""code points. Private use first; a text that used all of them would be longer than any context."""
+"""code points. Private use comes first. A text that used all of them would be longer than any context."""
 _ESCAPES = re.compile(r"(?=(\\u[0-9a-f]{4}(?:\\ud[c-f][0-9a-f]{2})?|\\U[0-9a-f]{8}))")
 _OWN_ROLES = ("assistant", "model")
 _COMPARED = ("role", "type")
@@ -26,7 +26,7 @@ _COMPARED = ("role", "type")
 
 
 class ControlTokens:
-    """texts: how control tokens are spelt. spoken: those that a model writes in its answers; there they stay tokens.
+    """texts: the spellings of control tokens. spoken: those that a model writes in its answers, where they stay tokens.
 
     >>> control = ControlTokens(["<s>", "</s>"])
     >>> marked, mark = control.marked([{"role": "user", "content": "a</s>"}])
@@ -41,14 +41,14 @@ class ControlTokens:
 
     @cached_property
     def _spelt(self) -> re.Pattern[str]:
-        """At every place where one begins, also inside another one: the longest there."""
+        """Matches at every place where a spelling begins, also inside another one. The longest spelling there counts."""
         return re.compile(f"(?=({_any_of(self._texts)}))")
 
     def marked(self, messages: Sequence[Mapping[str, Any]]) -> tuple[Sequence[Mapping[str, Any]], str]:
-        """The messages with marks in what spells a control token, or begins to; and the mark, "" where nothing does.
+        """The messages with marks in each spelling of a control token, or the beginning of one. Also the mark, "" if
+        none is needed.
 
-        A spelling in other letters counts, in capitals or of another width: the template or the tokenizer may change
-        them.
+        A spelling in capitals or in letters of another width counts too: the template or the tokenizer may change them.
         """
         if not isinstance(messages, Sequence):
             return messages, ""
@@ -91,7 +91,7 @@ class ControlTokens:
 
 
 class _Spellings:
-    """Of control tokens, in letters of any case and width."""
+    """The spellings of control tokens, in letters of any case and width."""
 
     def __init__(self, texts: Collection[str]) -> None:
         self._texts = sorted({_folded(text) for text in texts})
@@ -102,7 +102,8 @@ class _Spellings:
 
     @cached_property
     def _beginnings(self) -> frozenset[str]:
-        """Of a control token: a text behind may spell the rest, where a template writes parts of a message in a row."""
+        """Beginnings of control tokens. A template may write parts of a message in a row, so a later text may spell the
+        rest."""
         return frozenset(text[:end] for text in self._texts for end in range(1, len(text)))
 
     @cached_property
@@ -119,7 +120,7 @@ class _Spellings:
         return any(folded[-length:] in self._beginnings for length in range(1, min(len(folded), self._longest) + 1))
 
     def marked(self, text: str, mark: str) -> str:
-        while places := [match.span() for match in self._spelt.finditer(_folded(text))]:  # tokens may overlap
+        while places := [match.span() for match in self._spelt.finditer(_folded(text))]:  # spellings may overlap
             pieces = [""]
             begin = 0
             for start, end in places:
@@ -135,7 +136,7 @@ class _Spellings:
 
 
 class _Letters(dict[int, str]):
-    """Each letter as the same letter in lower case and of the usual width, where that is one letter."""
+    """Maps a letter to its lower case and usual width, if the result is one letter."""
 
     def __missing__(self, code: int) -> str:
         letter = unicodedata.normalize("NFKC", chr(code)).lower()
@@ -147,7 +148,7 @@ _LETTERS = _Letters()
 
 
 def _folded(text: str) -> str:
-    """As long as the text."""
+    """The text with its letters mapped. Its length stays the same."""
     return text.lower() if text.isascii() else text.translate(_LETTERS)
 
 
@@ -156,12 +157,12 @@ def _any_of(texts: Iterable[str]) -> str:
 
 
 def _escapes(mark: str) -> set[str]:
-    """How JSON or Python's repr write it."""
+    """How JSON and Python's repr write the mark."""
     return {json.dumps(mark)[1:-1], ascii(mark)[1:-1]}
 
 
 def _unused(texts: Collection[str]) -> str:
-    """A character that is not in the texts, nor written there as an escape."""
+    """A character that is not in the texts, neither itself nor as an escape."""
     used: set[str] = set().union(*texts)
     escapes = {escape for text in texts if "\\" in text for escape in _ESCAPES.findall(text)}
     return next(
@@ -170,7 +171,7 @@ def _unused(texts: Collection[str]) -> str:
 
 
 def texts_in(value: Any) -> list[str]:
-    """All texts in messages, however deep."""
+    """All texts in messages, at any depth."""
     if isinstance(value, str):
         return [value]
     if isinstance(value, Mapping):
@@ -181,7 +182,8 @@ def texts_in(value: Any) -> list[str]:
 
 
 def _changed(value: Any, change: Callable[[str], str], *, is_data: bool = False) -> Any:
-    """With texts changed; not the keys and values that a template compares. is_data: it compares nothing in there."""
+    """A copy with changed texts. Keys and values that a template compares stay. is_data: a template compares nothing in
+    it."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):

@@ -1,10 +1,11 @@
 """Structured output through llguidance: JSON schemas, regular expressions and Lark grammars as constraints.
 
-A grammar is about bytes, a model about tokens. llguidance (Earley parser over a trie of the vocabulary) computes for a
-text the tokens that may follow it. Where bytes are forced it allows only the token the tokenizer would use for them, as
-soon as no other token could follow: so a mask with a single token is a forced token, and masks are all we ask it for.
+A grammar is about bytes, a model about tokens. llguidance is an Earley parser over a trie of the vocabulary. For a text
+it computes the tokens that may follow. Where bytes are forced, it allows only the token that the tokenizer would use
+for them, as soon as no other token could follow. So a mask with a single token is a forced token, and masks are all
+that is needed from llguidance.
 
-Whitespace in JSON is bounded: a small model caught between forbidden words writes blanks for ever otherwise. The
+Whitespace in JSON is bounded. Otherwise a small model that may not write what it wants writes blanks forever. The
 pattern is llama.cpp's: nothing, one space, or a line break and an indent. A schema's own "x-guidance" overrides it.
 """
 
@@ -26,16 +27,18 @@ if TYPE_CHECKING:
 WHITESPACE = r"[ ]|\n[ \t]{0,20}"
 BARE = ("text", "json_object")
 FILLED = ("json_schema", "regex", "grammar")
-"""Types of a response format; a filled one has a key of its own name."""
+"""Types of a response format. A filled one has a key with the name of its type."""
 
 
 def grammar_of(response_format: Mapping[str, Any] | None, *, ignore_eos: bool = False) -> str | None:
     """llguidance's form of a response format; None for plain text. No model is needed.
 
     ``{"type": "text"}``, ``{"type": "json_object"}`` and ``{"type": "json_schema", "json_schema": {"schema": ...}}``
-    are OpenAI's; ``{"type": "regex", "regex": ...}`` must match the whole text, its ``\\d`` and ``\\w`` are ASCII as in
-    JSON Schema; ``{"type": "grammar", "grammar": ...}`` is a Lark grammar in llguidance's dialect. Raises SettingError,
-    with llguidance's reason. ignore_eos: whether the text should go on behind its end, which no format allows.
+    are OpenAI's. ``{"type": "regex", "regex": ...}`` must match the whole text. Its ``\\d`` and ``\\w`` are ASCII, as
+    in JSON Schema. ``{"type": "grammar", "grammar": ...}`` is a Lark grammar in llguidance's dialect.
+
+    ignore_eos: whether the text should go on after its end, which no format allows. Raises SettingError, with
+        llguidance's reason.
     """
     if response_format is None:
         return None
@@ -71,7 +74,7 @@ def grammar_of(response_format: Mapping[str, Any] | None, *, ignore_eos: bool = 
             _require_short(kind, text)
             grammar = _lark(text) if kind == "regex" else text
         wrong, reasons = LLMatcher.validate_grammar_with_warnings(grammar, limits=_limits())
-    except (TypeError, ValueError, RecursionError) as error:  # what is no JSON, or no text
+    except (TypeError, ValueError, RecursionError) as error:  # not JSON, or not text
         raise _refused(kind, str(error)) from error
     if wrong:
         raise _refused(kind, reasons[0])
@@ -79,7 +82,7 @@ def grammar_of(response_format: Mapping[str, Any] | None, *, ignore_eos: bool = 
 
 
 _LONGEST = {"regex": 16_384, "grammar": 1 << 20, "json_schema": 1 << 20, "json_object": 1 << 20}
-"""characters; what a token of a regular expression costs grows with its length"""
+"""characters. The cost of a token grows with the length of a regular expression."""
 
 
 def _require_short(kind: str, text: str) -> None:
@@ -92,10 +95,10 @@ _DEAD_END = {"NoExtensionBias": "a dead end: nothing that begins like this comes
 
 
 class Grammars:
-    """Makes constraints for one vocabulary. Its tables take a part of a second, and are built once."""
+    """Makes constraints for one vocabulary. Its tables take part of a second to build, and are built once."""
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, stop_ids: Collection[int]) -> None:
-        """vocab_size: number of the target's logits. stop_ids: allowed where a text is complete, and then alone."""
+        """vocab_size: number of the target's logits. stop_ids: the only tokens allowed after a complete text."""
         from llguidance import LLTokenizer
 
         if not stop_ids:
@@ -108,7 +111,7 @@ class Grammars:
             )
 
     def constraint(self, grammar: str) -> Grammar:
-        """A fresh constraint. Raises SettingError where the grammar does not go with this vocabulary."""
+        """A fresh constraint. Raises SettingError if the grammar does not fit this vocabulary."""
         from llguidance import LLMatcher
 
         def matcher() -> LLMatcher:
@@ -118,10 +121,11 @@ class Grammars:
 
 
 class Grammar:
-    """A ``protocols.Constraint``: a matcher that stands behind the committed text and a path beyond it.
+    """A ``protocols.Constraint``: a matcher that has read the committed text and a path after it.
 
-    To look at another path it goes back to where the two part. A matcher that cannot go back (llguidance's max_tokens
-    and stop), or has come to its end on a path, is replaced by a new one that reads the committed text again.
+    For another path, the matcher goes back to the last token that both paths share. Some matchers cannot go back
+    (llguidance's max_tokens and stop), or have ended on a path. Such a matcher is replaced by a new one, which reads
+    the committed text again.
     """
 
     def __init__(self, matcher: Callable[[], LLMatcher], vocab_size: int, stop_ids: Collection[int]) -> None:
@@ -132,7 +136,7 @@ class Grammar:
         self._vocab_size = vocab_size
         self._stop_ids = stop_ids
         self._text: list[int] = []
-        self._path: list[int] = []  # what the matcher has read behind the text
+        self._path: list[int] = []  # what the matcher has read after the text
         self._masks: dict[tuple[int, ...], NDArray[np.bool_]] = {}  # of this round
         self._anything = np.ones(vocab_size, np.bool_)
         self._over = False
@@ -166,7 +170,7 @@ class Grammar:
         return bits.view(np.bool_)
 
     def _go(self, path: Sequence[int]) -> None:
-        """Put the matcher behind the text and ``path``."""
+        """Make the matcher read the text and then ``path``."""
         same = 0
         while same < min(len(path), len(self._path)) and path[same] == self._path[same]:
             same += 1
@@ -183,7 +187,7 @@ class Grammar:
 
 
 def _schema(wrapped: Any) -> Any:
-    """The schema in OpenAI's wrapper; name, description and strict say nothing to us (a schema is always kept)."""
+    """The schema in OpenAI's wrapper. name, description and strict are ignored: the text always follows the schema."""
     known = {"schema", "name", "description", "strict"}
     if not isinstance(wrapped, Mapping) or "schema" not in wrapped or not set(wrapped) <= known:
         keys = sorted(wrapped) if isinstance(wrapped, Mapping) else wrapped
@@ -197,7 +201,7 @@ def _schema(wrapped: Any) -> Any:
 def _lark(regex: str) -> str:
     from llguidance import regex_to_lark
 
-    if (len(regex) - len(regex.rstrip("\\"))) % 2:  # llguidance would drop it
+    if (len(regex) - len(regex.rstrip("\\"))) % 2:  # llguidance would drop the last backslash
         raise _refused("regex", "a backslash at its end")
     return f"start: /{regex_to_lark(regex, 'dw')}/"
 
@@ -208,7 +212,7 @@ def _refused(kind: str, reason: str) -> SettingError:
 
 
 def _reason(text: str) -> str:
-    """The line of llguidance's message that says what is wrong; the others show where."""
+    """The line of llguidance's message that says what is wrong. The other lines say where."""
     lines = text.splitlines()
     return next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), lines[0])
 

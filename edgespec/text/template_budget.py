@@ -1,7 +1,7 @@
-"""What one rendering of a chat template may cost. A template is a program of a stranger's: it may loop, or double text.
+"""A limit on the cost of rendering a chat template. A template is an untrusted program: it may loop, or double a text.
 
-A step is about as much work as one node of a template's syntax, some 0.1 microseconds. Whatever works on a value pays
-for its size first. So time and memory stay in proportion to the steps.
+A step is about as much work as one node of a template's syntax, some 0.1 microseconds. Each operation pays for the size
+of its values before it runs. So time and memory grow in proportion to the steps.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from edgespec.errors import SettingError
 STEPS = 20_000_000
 """a few seconds, and 40 million characters. The largest templates of known models take about 3,000 a message."""
 READS_OF_INPUT = 64
-"""as often a template may read its messages on top: some look through all of them for each"""
+"""times that a template may read its messages beside these steps. Some look through all messages for each message."""
 LONGEST_OUTPUT = 4_000_000
 """characters: a million tokens or so"""
 COPIES_OF_INPUT = 8
-"""as often it may write its messages on top"""
+"""times that it may write its messages beside these characters"""
 _CHARACTERS_PER_STEP = 2
 _STEPS_PER_ITEM = 10
-"""of a list or dictionary: an object, and a reference to it"""
+"""per item of a list or dictionary: an object, and a reference to it"""
 _STEPS_PER_CALL = 25
 _DEEPEST = 100
-"""lists in lists. Some functions of Python's, hash for one, overflow the stack at 100,000."""
+"""lists in lists. Some functions of Python, such as hash, overflow the stack at 100,000."""
 _LONGEST_NUMBER_BITS = 1 << 16
 _LONG_NUMBER_BITS = 64
-"""beyond it, a number's bits are paid for, one like a character"""
+"""A longer number pays for its bits, for each bit as for a character."""
 _BIT_PRODUCTS_PER_STEP = 1 << 17
-"""of a product or a division of two long numbers: 2e9 of them take 1.5 ms"""
+"""in a product or a division of two long numbers. 2e9 of them take 1.5 ms."""
 _LONGEST_OPTION = 256
-"""of a format, an indent, or the name of an attribute"""
+"""characters of a format, an indent, or the name of an attribute"""
 _LONGEST_FORMAT = 10_000
-"""characters; the time to look through one grows with their square"""
+"""characters. The time to look through a format grows with their square."""
 _WIDTH_IS_ARGUMENT = "has a format whose width is an argument"
 _CONTAINERS = (list, tuple, set, frozenset, KeysView, ValuesView, ItemsView)
 _SLOW_SEARCHES = ("strip", "lstrip", "rstrip", "rfind", "rindex", "rpartition", "rsplit")
-"""that look at all of their argument at each character"""
+"""methods that look at all of their argument at each character"""
 _TEXT_METHODS = (
     "capitalize casefold center count endswith find format format_map index isalnum isalpha isascii isdecimal isdigit"
     " islower isnumeric isprintable isspace istitle isupper join ljust lower lstrip partition removeprefix removesuffix"
@@ -53,11 +53,12 @@ _METHODS: dict[type, frozenset[str]] = {
     tuple: frozenset(("count", "index")),
     **dict.fromkeys((int, float, bytes, set, frozenset), frozenset()),
 }
-"""that a template may call. Others make much of little (translate, to_bytes), and no known template does."""
+"""methods that a template may call. Others turn little into much (translate, to_bytes), and no known template uses
+them."""
 
 
 class OverBudget(SettingError):
-    """A template that computes more than it may."""
+    """A template takes more than its budget."""
 
     def __init__(self, what: str) -> None:
         super().__init__(
@@ -66,7 +67,7 @@ class OverBudget(SettingError):
 
 
 class Budget:
-    """Steps left for one rendering, and characters it may still write."""
+    """Steps that one rendering may still take, and characters that it may still write."""
 
     __slots__ = ("left", "output_left")
 
@@ -94,13 +95,13 @@ class Budget:
         self.spend(count * _STEPS_PER_ITEM + 1)
 
     def number(self, value: Any) -> Any:
-        """Refuse a number that is too long; returns the value, which may be something else."""
+        """Refuse a number that is too long. Returns the value, which may be of any type."""
         if isinstance(value, int) and value.bit_length() > _LONGEST_NUMBER_BITS:
             raise OverBudget("computes a number that is too long")
         return value
 
     def copy(self, value: Any, times: int = 1) -> None:
-        """Pay for a text or list that is written so many times; what hangs in a list is shared."""
+        """Pay for writing a text or list so many times. The items of a list are shared."""
         if isinstance(value, str):
             self.characters(len(value) * max(0, times))
         elif isinstance(value, (list, tuple, dict, range)):
@@ -109,7 +110,7 @@ class Budget:
             self.read(value)
 
     def read(self, value: Any) -> Any:
-        """Pay for looking at all of a value, what hangs in it included; returns it."""
+        """Pay for reading all of a value, with everything in it. Returns the value."""
         if isinstance(value, str):
             self.characters(len(value))
             return value
@@ -140,10 +141,10 @@ class Budget:
 
 
 class Lazy(Iterator[Any]):
-    """Items that are paid for when they are asked for; ``reads``: for all that hangs in them, too.
+    """Items that are paid for when they are asked for. ``reads``: pay for everything in them too.
 
-    Generators of generators may nest 100,000 deep. Between them, objects of this class keep Python from taking them all
-    down on the stack at once.
+    Generators may nest 100,000 deep, and Python would take them all down on the stack at once. Objects of this class
+    between the generators prevent that.
     """
 
     def __init__(self, budget: Budget, items: Iterable[Any], steps: int, *, reads: bool = False) -> None:
@@ -157,14 +158,15 @@ class Lazy(Iterator[Any]):
 
 
 def short(value: Any) -> Any:
-    """An option that is short in every sound template, such as the name of an attribute; returns it."""
+    """Returns an option, such as the name of an attribute. Raises OverBudget if it is longer than in any sound
+    template."""
     if isinstance(value, str) and len(value) > _LONGEST_OPTION:
         raise OverBudget(f"has an option of {len(value)} characters where {_LONGEST_OPTION} are enough")
     return value
 
 
 def operate(budget: Budget, operator: str, left: Any, right: Any, function: Callable[[Any, Any], Any]) -> Any:
-    """``left operator right``, which is what ``function`` computes."""
+    """``left operator right``, computed by ``function``."""
     budget.spend(_STEPS_PER_CALL)
     for value in (left, right):
         budget.copy(value) if operator in "+*" else budget.read(value)
@@ -184,21 +186,21 @@ def operate(budget: Budget, operator: str, left: Any, right: Any, function: Call
 
 
 def pay_percent(budget: Budget, form: str, values: Any) -> None:
-    """Of ``"%500d" % values``."""
+    """Pay for ``"%500d" % values``."""
     _pay_format(budget, form, values, form.count("%"))
     if re.search(r"%[^a-zA-Z%]*\*", form):
         raise OverBudget(_WIDTH_IS_ARGUMENT)
 
 
 def _pay_fields(budget: Budget, form: str, values: Any) -> None:
-    """Of ``"{:500}".format(*values)``."""
+    """Pay for ``"{:500}".format(*values)``."""
     _pay_format(budget, form, values, form.count("{"))
     if any("{" in (spec or "") for _, _, spec, _ in Formatter().parse(form)):
         raise OverBudget(_WIDTH_IS_ARGUMENT)
 
 
 def _pay_format(budget: Budget, form: str, values: Any, fields: int) -> None:
-    """Each field may hold all values, or be padded."""
+    """Pay for a format. Each field may hold all values, or be padded."""
     if len(form) > _LONGEST_FORMAT:
         raise OverBudget(f"has a format of {len(form)} characters where {_LONGEST_FORMAT} are enough")
     before = budget.left
@@ -208,7 +210,7 @@ def _pay_format(budget: Budget, form: str, values: Any, fields: int) -> None:
 
 
 def pay_join(budget: Budget, separator: str, values: Any) -> list[Any]:
-    """The values as a list, which may then be joined."""
+    """Pay for a join of the values. Returns them as a list."""
     found = list(values)
     budget.read(found)
     budget.characters(len(separator) * len(found))
@@ -220,7 +222,7 @@ def pay_replace(budget: Budget, text: str, old: str, new: str) -> None:
 
 
 def is_method_allowed(owner: Any, name: str) -> bool:
-    """Whether a template may call this method. Objects that are no plain values have rules elsewhere."""
+    """Whether a template may call this method. Decides for plain values only; other objects have rules elsewhere."""
     return next((name in names for kind, names in _METHODS.items() if isinstance(owner, kind)), True)
 
 
@@ -261,7 +263,7 @@ def to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """The filter ``tojson`` as transformers has it: no HTML escapes, and non-ASCII text kept."""
+    """The filter ``tojson`` as in transformers: no HTML escapes, and non-ASCII text kept."""
     for text in (indent, *(separators or ())):
         short(text)
     if isinstance(indent, int):

@@ -1,7 +1,7 @@
-"""The filters of chat templates: Jinja's, but for those that no known template uses, within a budget.
+"""The filters of chat templates, within a budget: Jinja's filters without those that no known template uses.
 
-Those whose result may be much larger than what they read are replaced by careful ones. Three more pay for what the
-rewritten syntax tree does (``template_tree``).
+Filters whose result may be much larger than their input are replaced by safe ones. Three more filters pay for the
+operations in the rewritten syntax tree (``template_tree``).
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from jinja2.runtime import Context
 from edgespec.text.template_budget import Budget, Lazy, OverBudget, pay_join, pay_percent, pay_replace, short, to_json
 
 SPEND, READ, COPY, READ_MEMBERS = "spend steps", "read all", "copy it", "read members"
-"""of the rewritten tree: no template can spell these names as filters"""
+"""filters of the rewritten tree. A template cannot spell these names."""
 _PLAIN = (
     "abs attr capitalize count d default dictsort e escape first float int last length lower safe string truncate upper"
 )
 """filters that are Jinja's own"""
 _STEPS_PER_GENERATOR = 200
-"""what making one takes, and keeping track of it"""
+"""cost of making a generator and keeping track of it"""
 
 
 class BudgetContext(Context):
-    """A rendering, with what it may still cost."""
+    """The context of a rendering, with its budget."""
 
     budget: Budget
 
@@ -102,7 +102,7 @@ def _format(context: BudgetContext, value: Any, *args: Any, **options: Any) -> A
 
 @pass_context
 def _title(context: BudgetContext, s: Any) -> str:
-    context.budget.characters(10 * len(str(s)))  # a function of Python's for every word
+    context.budget.characters(10 * len(str(s)))  # a Python function runs for every word
     return cast(str, JINJAS["title"](s))
 
 
@@ -138,7 +138,7 @@ def _tojson(context: BudgetContext, value: Any, *args: Any, **options: Any) -> s
 
 
 def _for_each(name: str, *, needs_context: bool) -> Callable[..., Any]:
-    """A filter that does something for each item, and pays for it then; those without a context compare the items."""
+    """A filter that pays for each item when it works on it. Filters without a context compare the items."""
     function = JINJAS[name]
 
     @pass_context

@@ -1,8 +1,8 @@
-"""Jinja for chat templates: the environment that transformers has, in a sandbox where every operation has a price.
+"""Jinja for chat templates: the environment of transformers, in a sandbox where every operation has a price.
 
-The syntax tree is rewritten before it is compiled (``template_tree``): loops and macros pay for each turn, and an
-operation pays for what it reads. Operations that make much of little are replaced, or left out where no known template
-uses them (``template_filters``, ``template_budget``). Nothing is computed when a template is compiled.
+The syntax tree is rewritten before it is compiled (``template_tree``). Loops and macros pay for each turn, and an
+operation pays for what it reads. Operations that turn little into much are replaced, or left out if no known template
+uses them (``template_filters``, ``template_budget``). Compiling a template computes nothing.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from edgespec.text.template_tree import Priced
 _LONGEST_SOURCE = 1 << 18
 """characters. Templates of known models have at most 30,000."""
 _MOST_WORDS = 20_000
-"""of a template: compiling takes some 4 kB for each. Templates of known models have at most 3,000."""
+"""words of a template. Compiling takes some 4 kB for each. Templates of known models have at most 3,000."""
 
 
 class Sandbox:
-    """A compiled template. Raises jinja's errors, OverBudget, and whatever else a broken template leads to."""
+    """A compiled template. Raises jinja's errors, OverBudget, and any other error of a broken template."""
 
     def __init__(self, source: str) -> None:
         if len(source) > _LONGEST_SOURCE:
@@ -53,7 +53,7 @@ class Sandbox:
 
 
 class _Namespace(Namespace):
-    def __repr__(self) -> str:  # not its values: they may hold each other many times
+    def __repr__(self) -> str:  # without its values: they may contain each other many times
         return "<Namespace>"
 
 
@@ -66,7 +66,8 @@ def _now(form: str) -> str:
 
 
 class _Tags(Extension):
-    """``{% generation %}``, which marks what a model is trained on; and a limit of words, before they are parsed."""
+    """Supports ``{% generation %}``, which marks the text that a model is trained on. Limits the words before they are
+    parsed."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -116,10 +117,10 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def call(self, context: Context, obj: Any, /, *args: Any, **options: Any) -> Any:
         budget = cast(BudgetContext, context).budget
-        if isinstance(obj, Macro):  # which pays for what it does
+        if isinstance(obj, Macro):  # a macro pays for its own operations
             budget.items(len(args) + len(options))
         else:
-            method = getattr(obj, "__wrapped__", obj)  # by the sandbox's own str.format
+            method = getattr(obj, "__wrapped__", obj)  # set by the sandbox's own str.format
             owner = method.__self__ if isinstance(method, (types.MethodType, types.BuiltinMethodType)) else None
             given = {name: value for name, value in options.items() if not name.startswith("_")}
             args = pay_call(budget, owner, getattr(obj, "__name__", ""), args, given)

@@ -1,4 +1,4 @@
-"""The syntax tree of a chat template, rewritten so that it pays for what it does before it does it."""
+"""The syntax tree of a chat template, rewritten so that each operation is paid for before it runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jinja2.visitor import NodeTransformer
 from edgespec.text.template_filters import COPY, READ, READ_MEMBERS, SPEND
 
 _LOOK = "attr count d default first items last length list map reject rejectattr select selectattr"
-"""filters that do not read what hangs in a value"""
+"""filters that do not read the items of a value"""
 _TESTS_OF_TYPE = (
     "boolean callable defined escaped even false filter float integer iterable mapping none number odd sameas sequence"
     " string test true undefined"
@@ -20,12 +20,12 @@ _TESTS_OF_TYPE = (
 
 def _paid(name: str, value: nodes.Expr) -> nodes.Expr:
     if isinstance(value, (nodes.Const, nodes.TemplateData)):
-        return value  # paid for with the body it stands in
+        return value  # paid for with the body around it
     return nodes.Filter(value, name, [], [], None, None, lineno=value.lineno)
 
 
 def _price(body: Iterable[nodes.Node]) -> nodes.Expr:
-    """An expression that pays for one turn through a body, and is true."""
+    """An expression that pays for one run of a body, and is true."""
     steps, open_nodes = 5, list(body)
     while open_nodes:
         node = open_nodes.pop()
@@ -40,7 +40,7 @@ _DO_NOT_READ = {nodes.Filter: frozenset(_LOOK.split()), nodes.Test: frozenset(_T
 
 
 class Priced(NodeTransformer):
-    """Adds to a syntax tree what pays for it."""
+    """Adds the payments to a syntax tree."""
 
     def generic_visit(self, node: nodes.Node, *args: Any, **options: Any) -> nodes.Node:
         if not isinstance(node, _HAVE_A_BODY):
@@ -71,7 +71,7 @@ class Priced(NodeTransformer):
             case nodes.Concat():
                 node.nodes = [_paid(READ, value) for value in node.nodes]
             case nodes.List() | nodes.Tuple():
-                if getattr(node, "ctx", "load") == "load":  # and not the target of an assignment
+                if getattr(node, "ctx", "load") == "load":  # not the target of an assignment
                     node.items = [_paid(READ, value) for value in node.items]
             case nodes.Pair():
                 node.key, node.value = _paid(READ, node.key), _paid(READ, node.value)

@@ -1,4 +1,4 @@
-"""Text to token ids and back; streaming text that never splits a character, and stop strings in it."""
+"""Text to token ids and back. Also streams text in whole characters, and finds stop strings in it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SLICE = 1 << 16
 
 
 class Tokenizer:
-    """A ``tokenizers`` tokenizer with the two things a prompt needs: no truncation, and an optional BOS."""
+    """A ``tokenizers`` tokenizer as a prompt needs it: without truncation, and with an optional BOS."""
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class Tokenizer:
         template: str = "",
         end_ids: Collection[int] = (),
     ) -> None:
-        """template: the source of the chat template. end_ids: the tokens that end a turn or a text."""
+        """template: the source of the chat template. end_ids: the tokens that end a message or a text."""
         import tokenizers
 
         with foreign(BundleError, f"{path} is not a tokenizer", hint="export or pull the model again"):
@@ -51,7 +51,7 @@ class Tokenizer:
         return int(self.engine.get_vocab_size(with_added_tokens=True))
 
     def encode(self, text: str, *, raw: bool = False) -> list[int]:
-        """Token ids. ``raw``: put BOS in front if the model wants one; a chat template has written its own."""
+        """Token ids. ``raw``: put BOS in front if the model needs it. A chat template writes its own BOS."""
         ids = self._ids(self.engine, text)
         if raw and self._bos_id is not None and ids[:1] != [self._bos_id]:
             return [self._bos_id, *ids]
@@ -59,10 +59,10 @@ class Tokenizer:
 
     @cached_property
     def control_texts(self) -> list[str]:
-        """How the tokens are spelt that no text of a user may become: special ones, ends, and those of the template.
+        """Spellings of the tokens that a user's text must not become: special tokens, ends, and those of the template.
 
-        Some models have role tokens that are not special. Added tokens also stand for words, tags and spaces of a text:
-        those stay tokens unless the template spells them, and words and spaces even then.
+        Some models have role tokens that are not special. Added tokens also stand for words, tags and spaces of a text.
+        A tag counts as a control token only if the template spells it. Words and spaces never do.
         """
         return [
             token.content
@@ -72,8 +72,8 @@ class Tokenizer:
 
     @cached_property
     def spoken_texts(self) -> list[str]:
-        """Of the control tokens: those of pairs like ``<think>`` and ``</think>``, which a model writes in its answers.
-        They begin no turn."""
+        """The control tokens that a model writes in its answers: pairs like ``<think>`` and ``</think>``. They begin no
+        message."""
         plain = {token.content for token in self._added.values() if not token.special}
         pairs = [(text, f"</{text[1:]}") for text in plain if text[:1] == "<" and f"</{text[1:]}" in plain]
         return [text for pair in pairs for text in pair if text in self.control_texts]
@@ -83,9 +83,9 @@ class Tokenizer:
         return dict(self.engine.get_added_tokens_decoder())
 
     def encode_parts(self, parts: Sequence[str]) -> list[int]:
-        """Token ids of a text in parts: no token reaches from one into the next, else it is read in one.
+        """Token ids of a text in parts. No token spans two parts; apart from that, the text is read as one.
 
-        Raises SettingError where more control tokens come out than the parts spell: a normalizer made them.
+        Raises SettingError if there are more control tokens than the parts spell, since a normalizer made them.
         """
         if len(parts) < 2:
             ids = self._ids(self.engine, "".join(parts))
@@ -105,7 +105,7 @@ class Tokenizer:
 
     @cached_property
     def _cut_engine(self) -> tuple[Any, str, int]:
-        """One that also knows a token to cut texts with; nobody can guess how it is spelt."""
+        """A tokenizer with one more token, which separates parts. Nobody can guess its spelling."""
         import tokenizers
 
         engine = tokenizers.Tokenizer.from_str(self.engine.to_str())
@@ -115,7 +115,7 @@ class Tokenizer:
 
     @cached_property
     def _control_ids(self) -> dict[str, int]:
-        """By spelling: those that can be cut, but not what stands for letters that the model does not know."""
+        """Ids by spelling, of the tokens that can be cut. The token for unknown letters is left out."""
         model = self.engine.model
         unknown = self.engine.token_to_id(token) if (token := getattr(model, "unk_token", None)) else None
         if unknown is None and type(model).__name__ == "Unigram":
@@ -128,7 +128,7 @@ class Tokenizer:
         return re.compile("|".join(map(re.escape, sorted(self._control_ids, key=len, reverse=True))) or "(?!)")
 
     def require_fit(self, text: str, capacity: int) -> None:
-        """Raises ContextFull for a text that cannot be ``capacity`` tokens or fewer, before anything is made of it."""
+        """Raises ContextFull for a text that needs more than ``capacity`` tokens, before it is encoded."""
         if len(text) <= capacity:
             return
         size, most = len(text.encode("utf-8", "surrogatepass")), capacity * self._longest_bytes
@@ -142,7 +142,7 @@ class Tokenizer:
         counted = 0
         for begin in range(0, len(text) if size > _LONG_BYTES else 0, _SLICE):
             counted += len(self._ids(self.engine, text[begin : begin + _SLICE]))
-            if counted > 2 * capacity:  # a slice begins and ends with a few tokens too many
+            if counted > 2 * capacity:  # cutting a text into slices adds a few tokens to each
                 raise ContextFull(
                     "prompt is longer than the context",
                     got=f"over {counted} tokens",
@@ -151,8 +151,8 @@ class Tokenizer:
                 )
 
     def stop_tokens(self, stops: Sequence[str]) -> dict[int, str]:
-        """Of the stop strings in which a control token is spelt: the id of the first one, which ends the text there.
-        A control token has no text, so its spelling is never found in one."""
+        """For each stop string that spells a control token: the id of its first one, which ends the text there. A
+        control token has no text, so its spelling is never found in a text."""
         spelt = {token.content: number for number, token in self._added.items() if token.special}
         found: dict[int, str] = {}
         for stop in stops:
@@ -163,12 +163,12 @@ class Tokenizer:
 
     @cached_property
     def _longest_bytes(self) -> int:
-        """No token stands for more of a text."""
+        """Most bytes of a text that one token stands for."""
         return max((len(token.encode("utf-8", "surrogatepass")) for token in self.engine.get_vocab()), default=1)
 
     @staticmethod
     def _ids(engine: Any, text: str) -> list[int]:
-        """Of a text without special tokens added. Raises SettingError, BundleError."""
+        """Token ids of a text, without added special tokens. Raises SettingError, BundleError."""
         try:
             with foreign(BundleError, "this model's tokenizer cannot read the prompt"):
                 return list(engine.encode(text, add_special_tokens=False).ids)
@@ -183,14 +183,14 @@ class Tokenizer:
 
 
 def _is_tag(text: str) -> bool:
-    """No word, and no space or sign alone."""
+    """Whether the text is neither a word nor just spaces and signs."""
     return any(map(str.isalnum, text)) and not all(letter.isalnum() or letter.isspace() for letter in text)
 
 
 class Detokenizer:
-    """Text of a growing list of tokens, piece by piece: each piece is whole characters.
+    """Text of a growing list of tokens, in pieces of whole characters.
 
-    Only the tokens since the last safe cut are decoded again, so a piece costs the same at any length of text.
+    Only the tokens since the last safe cut are decoded again. So a piece costs the same at any length of text.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -206,7 +206,7 @@ class Detokenizer:
         try:
             with foreign(BundleError, "cannot decode tokens"):
                 piece = self._stream.step(self._engine, token)
-        except BundleError:  # the stream lost its place on bytes that are no text: begin again after them
+        except BundleError:  # bytes that are not text broke the stream: begin again after them
             text = self.flush()
             self._stream = self._stream_type(skip_special_tokens=True)
             return text
@@ -216,7 +216,7 @@ class Detokenizer:
         return str(piece)
 
     def flush(self) -> str:
-        """What was held back: an unfinished character comes out as U+FFFD."""
+        """The text that was held back. An unfinished character becomes U+FFFD."""
         with foreign(BundleError, "cannot decode tokens"):
             text = str(self._engine.decode(self._unsaid, skip_special_tokens=True)) if self._unsaid else ""
         self._unsaid.clear()
@@ -224,7 +224,7 @@ class Detokenizer:
 
 
 class StopStrings:
-    """Finds stop strings in streamed text; holds back only text that may become one.
+    """Finds stop strings in streamed text. Holds back only text that may become one.
 
     >>> scan = StopStrings(["END"])
     >>> scan.push("a E"), scan.push("N"), scan.push("T E"), scan.push("ND b")
@@ -234,7 +234,7 @@ class StopStrings:
     """
 
     def __init__(self, stops: Sequence[str], tokens: Mapping[int, str] | None = None) -> None:
-        """tokens: those that end the text themselves, and the string found then (see ``Tokenizer.stop_tokens``)."""
+        """tokens: ids that end the text themselves, and the stop string of each (see ``Tokenizer.stop_tokens``)."""
         if any(not stop for stop in stops):
             raise SettingError("stop string is empty", hint="leave it out")
         self._stops = stops
@@ -243,12 +243,12 @@ class StopStrings:
         self.found: str | None = None
 
     def ends_at(self, token: int) -> bool:
-        """Whether this token ends the text; what it is called is found then."""
+        """Whether this token ends the text. If so, ``found`` is its stop string."""
         self.found = self.found or self._tokens.get(token)
         return self.found is not None
 
     def push(self, text: str) -> str:
-        """Text that is safe to show; after a stop string was found, what came before it, then nothing."""
+        """Text that is safe to show. When a stop string is found, the text before it; after that, nothing."""
         if self.found is not None or not self._stops:
             return text if self.found is None else ""
         self._held += text

@@ -1,4 +1,4 @@
-"""Refuse a ``tokenizer.json`` that makes much of little: a stranger's normalizer may double a text forty times."""
+"""Refuse an untrusted ``tokenizer.json`` that makes texts much longer. A normalizer may double a text forty times."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from edgespec import files
 from edgespec.errors import BundleError
 
 _LONGEST_PREFIX = 64
-"""characters that a step may put in front of a text; known ones put one"""
+"""characters that a step may put in front of a text. Known steps put one."""
 _MOST_GROWTH = 64
-"""of a text, by the replacements of a tokenizer one after the other. Those of known models put one mark for a space."""
+"""times that all replacements of a tokenizer together may lengthen a text. Known models put one mark for a space."""
 _MOST_STEPS = 64
-"""of a normalizer or a decoder; known ones have at most 10"""
+"""steps of a normalizer or a decoder. Known ones have at most 10."""
 _FIXED_MAPS = ("Precompiled", "NFKC", "NFKD", "NFC", "NFD", "ByteLevel", "Lowercase", "BertNormalizer")
 _MOST_MAPS = 8
-"""of those with a table of their own, which may turn a character into 18"""
+"""maps with a table of their own, which may turn a character into 18"""
 _ONCE = ("Precompiled", "ByteLevel")
-"""maps that make a text longer again when they run again; the first one's table is the tokenizer's own"""
+"""maps that lengthen a text again when they run again. The table of the first is the tokenizer's own."""
 
 
 def require_file(path: Path) -> None:
-    """Raises BundleError: not a file of a size that a tokenizer has."""
+    """Raises BundleError if the path is not a file, or is larger than a tokenizer can be."""
     if not path.is_file():
         raise BundleError(f"{path} is not a file", hint="export or pull the model again")
     if (size := path.stat().st_size) > files.MOST_TOKENIZER_BYTES:
@@ -61,7 +61,7 @@ def _steps(part: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _growth(step: dict[str, Any]) -> int:
-    """How many times as long a replacement makes a text at most.
+    """How many times as long a replacement makes a text, at most.
 
     >>> _growth({"type": "Replace", "pattern": {"String": "ab"}, "content": "abcde"})
     3

@@ -1,10 +1,10 @@
-"""Do a draft and its target mean the same token by the same id?
+"""Checks that a draft and its target mean the same token by the same id.
 
-Vocabularies are compared id by id. Equal sizes prove nothing (Llama 2 and Mistral both have 32000 and share few ids),
-and different sizes are normal: rows are padded to a multiple, and one side may have more added tokens.
+Vocabularies are compared id by id. Equal sizes prove nothing: Llama 2 and Mistral both have 32000 and share few ids.
+Different sizes are normal: rows are padded to a multiple, and one side may have more added tokens.
 
-Ordinary tokens that both have must be equal. Ids that only one side has, padding rows, and added tokens that were
-renamed are no obstacle as long as the draft never proposes them: ``Pairing.blocked``.
+Ordinary tokens that both have must be equal. Three kinds of ids may differ: ids that only one side has, padding rows,
+and added tokens with another name. The draft must never propose them: ``Pairing.blocked``.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Pairing:
-    """A draft that fits.
+    """The result for a draft that fits.
 
     shared: how many ids name the same token in both.
     blocked: ids the draft has a logit for and must not propose.
