@@ -1,1 +1,1 @@
-"""The command line: one file a command, each with a ``command``. ``cli.COMMANDS`` lists their names."""
+"""The command line: one file for each command, with a function ``command``. ``cli.COMMANDS`` lists their names."""

@@ -1,4 +1,5 @@
-"""``edgespec chat``: a conversation in the terminal. The KV cache is kept: a turn computes only what is new."""
+"""``edgespec chat``: a conversation in the terminal. The KV cache is kept, so a new message computes only its own
+tokens."""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ Enter sends; Alt-Enter (or Esc, then Enter) begins a new line; Ctrl-C stops an a
 
 
 class Conversation:
-    """Messages and the last answer. A stopped answer stays in the conversation as far as it went."""
+    """The messages and the last answer. If an answer is stopped, its text so far stays in the conversation."""
 
     def __init__(self, pipeline: Pipeline, system: str | None, **options: Any) -> None:
         self.pipeline = pipeline
@@ -50,12 +51,12 @@ class Conversation:
         self.messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
 
     def ask(self, text: str) -> Iterator[str]:
-        """Stream the answer to the next user turn."""
+        """Stream the answer to the user's next message."""
         self.messages.append({"role": "user", "content": text})
         try:
             stream = self.pipeline.stream_chat(self.messages, **self.options)
         except EdgespecError:
-            self.messages.pop()  # a turn that cannot be asked was not asked
+            self.messages.pop()  # a refused question does not count as asked
             raise
         self.last = stream.result
         try:
@@ -166,7 +167,7 @@ def _stats(last: Generation | None) -> None:
 
 
 def _lines(history: bool) -> Iterator[str]:
-    """User turns: from an editor on a terminal, else line by line."""
+    """The user's messages: from an editor on a terminal, else line by line."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         for raw in sys.stdin.buffer:
             yield raw.decode("utf-8", errors="replace").lstrip("\ufeff").rstrip("\r\n")
@@ -182,7 +183,7 @@ def _lines(history: bool) -> Iterator[str]:
 
 
 def _editor(history: bool) -> Callable[[], str]:
-    """A line editor with multi-line input, and with history that outlives the session."""
+    """A line editor with multi-line input. Its history outlives the session."""
     from prompt_toolkit import PromptSession
     from prompt_toolkit.history import InMemoryHistory
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent

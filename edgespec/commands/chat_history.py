@@ -1,4 +1,4 @@
-"""What a user wrote in ``edgespec chat``, from one session to the next: a file that only the user can read."""
+"""The user's input to ``edgespec chat``, kept for the next session in a file that only the user can read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgespec.own_files import make_private, private_opener
 
 
 class PrivateHistory(FileHistory):
-    """In memory alone where the file cannot be read or written: a full disk ends no conversation."""
+    """Stays in memory if the file cannot be read or written. A full disk does not end a conversation."""
 
     def __init__(self, file: Path) -> None:
         self._file, self._told = file, False
@@ -31,7 +31,7 @@ class PrivateHistory(FileHistory):
 
     def store_string(self, string: str) -> None:
         try:
-            with open(self._file, "ab", opener=private_opener):  # so that it is private before it holds anything
+            with open(self._file, "ab", opener=private_opener):  # the file is private before anything is in it
                 pass
             super().store_string(string)
         except OSError as error:

@@ -1,4 +1,4 @@
-"""``edgespec doctor``: devices, drivers, versions, memory; what will run where, and why."""
+"""``edgespec doctor``: devices, drivers, versions, memory, which engine will run on which device, and why."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edgespec.commands import screen
 
 RUNTIME = ("edgespec", "openvino", "openvino-genai", "onnx", "tokenizers", "numpy", "huggingface_hub")
 EXPORT = ("torch", "optimum-intel", "nncf", "transformers")
-"""packages of the extra ``export``"""
+"""packages that the extra ``export`` installs"""
 
 
 @click.command(name="doctor")
@@ -82,7 +82,7 @@ def _plan(ref: str) -> dict[str, Any]:
     from edgespec.hub.resolve import resolve
     from edgespec.loading import drafter_name
 
-    if model := catalog.find(ref):  # it would have to be fetched to know more
+    if model := catalog.find(ref):  # to know more, it would have to be fetched
         return {
             "name": ref,
             "repository": model.repo,

@@ -1,4 +1,4 @@
-"""``edgespec run --explain``: in words, why a generation was fast or slow."""
+"""``edgespec run --explain``: says in words why a generation was fast or slow."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _FEW = 32
 
 
 def explain(stats: Stats, plain_s: float | None) -> list[str]:
-    """Lines of text. plain_s: what a token is expected to take without drafting, if that is known."""
+    """Lines of text. plain_s: expected seconds of a token without drafts, if known."""
     return list(_lines(stats, plain_s))
 
 

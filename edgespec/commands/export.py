@@ -1,4 +1,4 @@
-"""``edgespec export``: a target and its draft into a bundle. The work is in the edgespec_export package."""
+"""``edgespec export``: writes a target and its draft into a bundle. The work is in the edgespec_export package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``edgespec models``: what is on this machine, and what has a name."""
+"""``edgespec models``: the models on this machine, and the models with a name."""
 
 from __future__ import annotations
 

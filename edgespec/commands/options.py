@@ -1,4 +1,4 @@
-"""Options that run, chat and bench share; bench drafts from nothing it has seen before."""
+"""Options that run, chat and bench share. bench has none that draft from other texts."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ _FORMAT = [
 
 
 def worded(error: EdgespecError, command: click.Command) -> str:
-    """The message of an error for someone who typed options: it begins with the option that is at fault.
+    """The message of an error for a user who typed options. It begins with the wrong option.
 
     >>> @click.command()
     ... @click.option("-n", "--max-new-tokens")
@@ -160,7 +160,7 @@ def format_options(function: F) -> F:
 
 
 def format_from(options: dict[str, Any], *, ignore_eos: bool = False) -> dict[str, Any] | None:
-    """Take the response format out of the options; checked here, before any model is loaded."""
+    """Take the response format out of the options. It is checked here, before any model is loaded."""
     given = {name: value for name in ("json_schema", "regex", "grammar") if (value := options.pop(name)) is not None}
     if not given:
         return None

@@ -1,4 +1,4 @@
-"""``edgespec pull``: have a model on this machine, ready to run without a network."""
+"""``edgespec pull``: brings a model onto this machine, ready to run without a network."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def command(ref: str, yes: bool, mirror: str | None, accept_licence: bool) -> No
 
 
 def _pull(ref: str, draft: str | None, accept_licence: bool) -> Path:
-    """Fetch and check one model, say on stderr what it is; returns its folder."""
+    """Fetch and check one model, and describe it on stderr. Returns its folder."""
     pair = resolve(ref, accept_licence=accept_licence, progress=True)
     models = pair.manifest.models
     paths = [model_path(pair, model, accept_licence=accept_licence, progress=True) for model in models]

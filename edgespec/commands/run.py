@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from edgespec.generation import Generation
 
 _LARGEST = 64 << 20
-"""bytes of a prompt from standard input; the model's own context is asked for once it is loaded"""
+"""bytes of a prompt from standard input. Once the model is loaded, its own context limits the prompt."""
 ENGINES = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
 
 
@@ -95,7 +95,7 @@ def command(
 
 
 def summary(result: Generation) -> str:
-    """One line: how much, how fast, with what."""
+    """One line: how many tokens, how fast, and with what."""
     stats = result.stats
     parts = [f"{len(result.token_ids)} tokens"]
     if result.decode_tok_per_s:

@@ -1,4 +1,4 @@
-"""``edgespec train``: make a draft for a target, and see what it is worth. The work is in edgespec_train."""
+"""``edgespec train``: trains a draft for a target, and measures what it gains. The work is in edgespec_train."""
 
 from __future__ import annotations
 
