@@ -37,7 +37,7 @@ from edgespec.types import Distribution, Draft, Logits, Verdict
 
 
 def check_draft(draft: Draft, drafter: str, target: Model) -> None:
-    """Raises SettingError for a draft that ``target`` cannot verify. It names ``drafter``, which made the mistake."""
+    """Raises SettingError for a draft that ``target`` cannot verify. The message names the drafter."""
     wrong = None
     if draft.tree is not None and not target.capabilities.tree:
         wrong = "a tree", "a chain: this target verifies no trees"
