@@ -1,7 +1,7 @@
 """The bundle: a folder that holds a target, its drafters and their tokenizer. Format: docs/bundle.md.
 
-A folder written by another tool (``openvino_model.xml``, ``tokenizer.json``, ``config.json``) is read as a bundle
-with no drafter, so ready OpenVINO repositories need no conversion.
+A folder of another tool (``openvino_model.xml``, ``tokenizer.json``, ``config.json``) is read as a bundle without
+drafters. So OpenVINO repositories need no conversion.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ class Bundle:
         return self.manifest.name
 
     def path(self, relative: str) -> Path:
-        """Path of a file of this bundle; raises BundleError if it is missing or named outside the folder.
+        """Path of a file of this bundle. Raises BundleError if the file is missing or its name leads out of the folder.
 
-        Links may lead elsewhere: the hub's cache is made of them.
+        Links may lead elsewhere: the hub's cache consists of links.
         """
         if not RELATIVE_FILE.accepts(relative):
             raise BundleError(f"{self.root / MANIFEST} names a file outside the bundle", got=relative)
@@ -93,7 +93,7 @@ class Bundle:
             return files.read_bytes(path).decode()
 
     def model_path(self, model: ModelFile) -> Path:
-        """Path of a model's .xml after checking graph and weights against what is recorded of them."""
+        """Path of a model's .xml, after its graph and weights are checked against the recorded sizes and hashes."""
         if model.file is None:
             raise BundleError(f"model of {self.name} is not in the bundle", hint=f"run: edgespec pull {self.name}")
         xml = self.path(model.file)
@@ -121,7 +121,7 @@ class Bundle:
         return path
 
     def check(self) -> None:
-        """Raises BundleError or IntegrityError unless all the files that the manifest names are there and whole."""
+        """Raises BundleError or IntegrityError unless all files that the manifest names exist and are intact."""
         for model in self.manifest.models:
             if model.file is not None:
                 self.model_path(model)
@@ -160,7 +160,7 @@ def write(folder: Path, manifest: Manifest) -> Bundle:
 
 
 def model_file(folder: Path, file: str, *, precision: str, vocab_size: int) -> ModelFile:
-    """The entry for an IR that lies at ``folder / file``, with size and hashes, so that it can be checked."""
+    """The entry for the IR at ``folder / file``, with its size and hashes, so that it can be checked."""
     xml = folder / file
     weights = xml.with_suffix(".bin")
     return ModelFile(

@@ -1,11 +1,11 @@
-"""The cache on disk: where it is, one writer at a time, and folders that appear whole or not at all.
+"""The cache on disk: its location, its lock, and folders that appear complete or not at all.
 
 <cache>/ir/KEY/          a converted model: a bundle folder
 <cache>/onnx/KEY/        a model for ONNX Runtime, made from its IR
-<cache>/downloads/KEY    a package that is on its way, kept to go on from; gone once it is converted
+<cache>/downloads/KEY    a package in download, kept so that the download can go on; removed once it is converted
 <cache>/gguf/KEY/        a GGUF file from a mirror
-<cache>/hub/KEY.json     where a hub repository lies in the cache of huggingface_hub, and the hashes of its files
-<cache>/hashes.json      of large files, so that they are not read again
+<cache>/hub/KEY.json     path of a hub repository in the cache of huggingface_hub, and the hashes of its files
+<cache>/hashes.json      hashes of large files, so that they are not read again
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ VERSIONS = {
     "exact_widths": 4,
     "forward_times": 6,
 }
-"""Part of the keys of what is kept. Raise one when a change of ours makes what was kept untrue: the same file gives
-another IR, the same IR another graph or refusal, or the same machine other widths or times"""
+"""Part of the keys of cached results. Raise a version when a change of ours makes its cached results wrong: the same
+file gives another IR, the same IR another graph or refusal, or the same machine other widths or times"""
 
 
 def cache_dir() -> Path:
@@ -48,7 +48,7 @@ def cache_dir() -> Path:
 
 @contextmanager
 def locked() -> Iterator[Path]:
-    """The cache folder, for this process alone to write. Readers need no lock. The system frees it if we die."""
+    """The cache folder, which only this process may write. Readers need no lock. The system frees it if we die."""
     from huggingface_hub.utils import WeakFileLock
 
     root = cache_dir()
@@ -69,9 +69,9 @@ def locked() -> Iterator[Path]:
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
-    """A folder that becomes ``folder`` when the block ends well and vanishes when it does not. Needs ``locked``.
+    """A temporary folder. It becomes ``folder`` if the block succeeds. Otherwise it is removed. Needs ``locked``.
 
-    Because of the lock, any other half-made folder belongs to a process that was killed, and is removed.
+    Because of the lock, any other unfinished folder belongs to a process that was killed. It is removed.
     """
     for leftover in folder.parent.glob(f"*{_PARTIAL}"):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -91,7 +91,10 @@ def staged(folder: Path) -> Iterator[Path]:
 
 
 def require_space(needed_bytes: int, folder: Path | None = None, setting: str = "EDGESPEC_CACHE") -> None:
-    """Raises ConversionError if the disk of a folder, by default the cache's, has less free; ``setting`` names it."""
+    """Raises ConversionError if the disk of a folder, by default the cache's, has less free space.
+
+    setting: the variable that moves the folder, for the hint.
+    """
     folder = folder or cache_dir()
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(there).free
@@ -105,7 +108,7 @@ def require_space(needed_bytes: int, folder: Path | None = None, setting: str = 
 
 
 def size_on_disk(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder; links count as what they lead to, and what is gone as nothing."""
+    """Bytes of a file, or of all files in a folder. A link counts as its target, a missing file as nothing."""
     found = 0
     for file in [path] if path.is_file() else path.rglob("*"):
         with suppress(OSError):
@@ -114,7 +117,7 @@ def size_on_disk(path: Path) -> int:
 
 
 def _rename(old: Path, new: Path) -> None:
-    """On Windows a virus scanner may hold a fresh file for a moment."""
+    """Rename, with retries: on Windows a virus scanner may hold a new file for a moment."""
     for pause_s in (0.1, 0.3, 1.0, 3.0):
         try:
             old.replace(new)

@@ -1,19 +1,19 @@
-"""Everything edgespec raises on purpose.
+"""All errors that edgespec raises on purpose.
 
     EdgespecError
     ├── SettingError       an argument out of its range
     ├── SourceError        a model reference that cannot be found or fetched
-    │   ├── NoSuchModel        a name that means nothing here
-    │   ├── IntegrityError     bytes that are not the bytes asked for (hash, size)
+    │   ├── NoSuchModel        an unknown name
+    │   ├── IntegrityError     a file with a wrong hash or size
     │   └── LicenceError       a model whose licence has to be accepted first
     ├── ConversionError    a source that cannot be turned into a bundle
     ├── BundleError        a bundle or IR folder that is missing parts or malformed
     ├── IncompatiblePair   a draft that does not fit its target
-    ├── DeviceError        a device that is not there or cannot run this
+    ├── DeviceError        a device that does not exist or cannot run this
     ├── BackendError       the engine failed; its own exception is the cause
     └── ContextFull        more tokens than the context holds
 
-A message says what is wrong, what was given, what is allowed and what to do next, in one line.
+A message says in one line what is wrong, what was given, what is allowed and what to do next.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from contextlib import contextmanager
 
 
 class EdgespecError(Exception):
-    """Base of all errors a user can cause or cure. The command line prints it on one line and exits with 2."""
+    """Base of all errors that a user can cause or fix. The command line prints it on one line and exits with 2."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class EdgespecError(Exception):
         hint: str | None = None,
         setting: str | None = None,
     ) -> None:
-        """setting: the argument that is at fault, by its name in the library. A command names its option for it."""
+        """setting: the library's name of the wrong argument. A command shows its own option instead."""
         self.setting = setting
         parts = [what.rstrip(".")]
         if got is not None:
@@ -56,11 +56,11 @@ class SourceError(EdgespecError):
 
 
 class NoSuchModel(SourceError):
-    """A name that means nothing here."""
+    """An unknown name."""
 
 
 class IntegrityError(SourceError):
-    """Bytes that are not the bytes asked for."""
+    """A file with a wrong hash or size."""
 
 
 class LicenceError(SourceError):
@@ -80,7 +80,7 @@ class IncompatiblePair(EdgespecError):
 
 
 class DeviceError(EdgespecError):
-    """A device that is not there or cannot run this model."""
+    """A device that does not exist or cannot run this model."""
 
 
 class BackendError(EdgespecError):
@@ -93,23 +93,23 @@ class ContextFull(EdgespecError):
 
 @contextmanager
 def wrap_errors(to: type[EdgespecError], what: str, *, hint: str | None = None) -> Iterator[None]:
-    """Turn an engine's exception into one of ours at the boundary, cause kept, first line of its text shown."""
+    """Turn an engine's exception into one of ours, with its cause. The message shows one line of the engine's text."""
     try:
         yield
     except EdgespecError:
         raise
     except Exception as error:
         known = isinstance(error, (RuntimeError, ValueError, OSError, MemoryError))
-        if not known and not type(error).__module__.startswith("onnxruntime"):  # whose errors share no base
+        if not known and not type(error).__module__.startswith("onnxruntime"):  # its errors share no base
             raise
         raise to(f"{what}: {_reason(error)}", hint=hint) from error
 
 
 @contextmanager
 def foreign(to: type[EdgespecError], what: str, *, hint: str | None = None) -> Iterator[None]:
-    """The boundary for a stranger's file: whatever a reader of it raises becomes ``to``, cause kept.
+    """For code that reads an untrusted file: whatever it raises becomes ``to``, with its cause.
 
-    Recursion and memory errors are included, and the panics of libraries in Rust, which are no ``Exception``.
+    This includes recursion errors, memory errors, and the panics of Rust libraries, which are not an ``Exception``.
     """
     try:
         yield
@@ -122,7 +122,7 @@ def foreign(to: type[EdgespecError], what: str, *, hint: str | None = None) -> I
 
 
 def printable(text: str) -> str:
-    """Text of a stranger for a terminal: control characters are spelt out.
+    """Untrusted text for a terminal: control characters are spelt out.
 
     >>> printable("name\\x1b]0;title\\x07")
     'name\\\\x1b]0;title\\\\x07'
@@ -133,7 +133,7 @@ def printable(text: str) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """The line of an engine's message that says something (OpenVINO starts with source positions)."""
+    """The informative line of an engine's message (OpenVINO starts with source positions)."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
     return _short((telling or lines or [type(error).__name__])[0])

@@ -1,4 +1,4 @@
-"""Files that strangers made: read up to a limit, and hashed once for as long as the system says they are the same."""
+"""Untrusted files: read up to a limit, and hashed again only if they have changed."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from edgespec.errors import BundleError, IntegrityError, foreign
 from edgespec.own_files import replacing
 
 MOST_TEXT_BYTES = 16 << 20
-"""of a file that is read whole as text: the largest configurations of known models are a few megabytes"""
+"""of a file that is read whole as text. The largest configuration files of known models have a few megabytes."""
 MOST_TOKENIZER_BYTES = 256 << 20
-"""of a tokenizer.json; the largest known one has 35 MB"""
+"""of a tokenizer.json. The largest known one has 35 MB."""
 _SMALL_BYTES = 4 << 20
-"""a smaller file is hashed each time: that takes no longer than to look it up"""
+"""A smaller file is hashed each time, which takes no longer than a look-up."""
 _MOST_REMEMBERED = 500
-"""files: the list is read and written whole"""
+"""files. The list is read and written whole."""
 _SETTLED_NS = 100_000_000
-"""A file that was written to within its file system's tick, up to 16 ms, can change again without a trace."""
+"""A file may change again, with the same timestamps, within its file system's tick. A tick is up to 16 ms."""
 
 _BLOCK_BYTES = 1 << 20
 
 Stamp = tuple[int, int, int, int]
-"""size, time of the last change of the content, of anything (on Windows: of creation), inode"""
+"""size, time of the last change of the content, time of the last change of anything (on Windows: of creation), inode"""
 _Remembered = dict[str, tuple[int, int, int, int, str]]
 
 _read_again: ContextVar[_Remembered | None] = ContextVar("read_again", default=None)
-"""inside ``reading_everything``: what was hashed there"""
+"""what was hashed inside ``reading_everything``"""
 _writing = Lock()
 
 
 def read_bytes(path: Path, most: int = MOST_TEXT_BYTES) -> bytes:
-    """Content of a file that is no larger than ``most`` bytes. ValueError if it is."""
+    """Content of a file. Raises ValueError if it is larger than ``most`` bytes."""
     data = bytearray()
     with _opened(path) as file:
-        while block := file.read(_BLOCK_BYTES):  # a read of ``most`` takes that much memory, however short the file
+        while block := file.read(_BLOCK_BYTES):  # one read of ``most`` would allocate as much for a short file
             data += block
             if len(data) > most:
                 raise ValueError(f"larger than {most >> 20} MiB")
@@ -52,14 +52,14 @@ def read_bytes(path: Path, most: int = MOST_TEXT_BYTES) -> bytes:
 
 
 def _opened(path: Path) -> BinaryIO:
-    """A pipe would never end. ValueError for one."""
+    """A file, opened. Raises ValueError for a pipe, which might never end."""
     if path.exists() and not path.is_file():
         raise ValueError("not a file")
     return path.open("rb")
 
 
 def sha256_of(path: Path) -> str:
-    """Reads the whole file."""
+    """SHA-256 of a file. Reads the whole file."""
     digest = hashlib.sha256()
     with _opened(path) as file:
         while block := file.read(_BLOCK_BYTES):
@@ -68,7 +68,7 @@ def sha256_of(path: Path) -> str:
 
 
 def sha256(path: Path) -> str:
-    """As ``sha256_of``, but a large file is read only if it was not read before or has changed since."""
+    """Like ``sha256_of``, but a large file is read only if it is new or has changed."""
     stamp = stamp_of(path)
     if stamp[0] < _SMALL_BYTES:
         return sha256_of(path)
@@ -78,7 +78,7 @@ def sha256(path: Path) -> str:
         return known[4]
     is_settled = max(stamp[1:3]) < time.time_ns() - _SETTLED_NS
     digest = sha256_of(path)
-    if is_settled and stamp_of(path) == stamp:  # else it was written to meanwhile
+    if is_settled and stamp_of(path) == stamp:  # else the file was written to meanwhile
         _remember(name, (*stamp, digest))
         if again is not None:
             again[name] = (*stamp, digest)
@@ -86,7 +86,8 @@ def sha256(path: Path) -> str:
 
 
 def check(path: Path, expected: str, *, made_with: str, hint: str) -> None:
-    """Raises IntegrityError for a file with another SHA-256. made_with: whose file it should be, for the message."""
+    """Raises IntegrityError for a file with another SHA-256. made_with: whose file was expected, in words for the
+    message."""
     with foreign(BundleError, f"cannot read {path}", hint=hint):
         actual = sha256(path)
     if actual != expected:
@@ -97,7 +98,7 @@ def check(path: Path, expected: str, *, made_with: str, hint: str) -> None:
 
 @contextmanager
 def reading_everything() -> Iterator[None]:
-    """What was remembered does not count inside: a disk may have lost bytes and left size and times alone."""
+    """Inside this block remembered hashes do not count. A disk may lose bytes while size and times stay the same."""
     token = _read_again.set({})
     try:
         yield
@@ -106,7 +107,7 @@ def reading_everything() -> Iterator[None]:
 
 
 def stamp_of(path: Path) -> Stamp:
-    """What changes when a file is written to or replaced."""
+    """Size, times and inode. They change when a file is written to or replaced."""
     status = path.stat()
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
@@ -116,7 +117,7 @@ def _place() -> Path:
 
 
 def _remembered() -> _Remembered:
-    """Nothing if the list is not there or makes no sense."""
+    """The list of hashes; empty if the file is missing or makes no sense."""
     try:
         return msgspec.json.decode(read_bytes(_place()), type=_Remembered)
     except (OSError, ValueError, RecursionError):

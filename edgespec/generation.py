@@ -1,4 +1,4 @@
-"""What a pipeline hands back: a finished generation, or a stream of its text."""
+"""What a pipeline returns: a finished generation, or a stream of its text."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Generation:
     token_ids: generated tokens, the stop token included, cut where a stop string was completed.
     finish_reason: "stop" (stop token or stop string), "length" (budget or context), None while running or abandoned.
     verification: of a sampled run; None for a greedy one. compute_precision: the type of the target's activations.
-    ttft_s: from the call to the first committed tokens, the wait for other texts included.
-    decode_tok_per_s: of the rounds that read no prompt.
-    stats count whole rounds: the last one may have committed tokens behind a stop string.
+    ttft_s: from the call to the first committed tokens. The wait for other texts is included.
+    decode_tok_per_s: tokens per second, over the rounds that read no prompt.
+    stats: count whole rounds. So the last round may have committed tokens after a stop string.
     """
 
     model: str
@@ -75,9 +75,9 @@ class Generation:
 
 
 class Stream(Iterator[str]):
-    """Pieces of text as they are decided; ``result`` grows along.
+    """Pieces of text as they are generated. ``result`` is updated with each piece.
 
-    Walking away early is fine. Other threads wait until a stream is read to its end, closed, or forgotten.
+    A stream may be abandoned early. Other threads wait until it is read to its end, closed, or garbage-collected.
     """
 
     def __init__(self, pieces: Generator[str, None, None], result: Generation) -> None:
@@ -100,7 +100,7 @@ class Stream(Iterator[str]):
             raise
 
     def _require_one_reader(self, error: ValueError) -> None:
-        if getattr(self._pieces, "gi_running", False):  # of every generator; its type does not say so
+        if getattr(self._pieces, "gi_running", False):  # every generator has it; the type does not say so
             raise SettingError(
                 "this stream is being read already, by another thread or around this callback"
             ) from error

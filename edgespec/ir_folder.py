@@ -1,6 +1,6 @@
 """A folder in the layout that optimum-intel writes, described as a bundle without drafters.
 
-What begins a prompt and ends a text stands in four JSON files, and any of them may be silent. They are read as
+Four JSON files say what begins a prompt and what ends a text. Each of them may leave it out. They are read as
 transformers reads them.
 """
 
@@ -20,7 +20,7 @@ IR_FILE = "openvino_model.xml"
 
 _AGAIN = "export or pull the model again"
 _MOST_PROCESSOR_BYTES = 1 << 20
-"""of a post-processor: known ones have a few kilobytes, and read it is twenty times as large"""
+"""of a post-processor. Known ones have a few kilobytes. Once read, it takes twenty times as much memory."""
 
 
 class _AddedToken(msgspec.Struct):
@@ -29,14 +29,14 @@ class _AddedToken(msgspec.Struct):
 
 
 class _TokenizerFile(msgspec.Struct):
-    """What is needed of ``tokenizer.json``; the rest is skipped, which takes milliseconds."""
+    """The needed parts of ``tokenizer.json``. The rest is skipped, which takes milliseconds."""
 
     post_processor: msgspec.Raw = msgspec.Raw(b"null")
     added_tokens: Annotated[list[_AddedToken], msgspec.Meta(max_length=1 << 20)] = []
 
 
 def describe(folder: Path) -> tuple[Manifest, str | None]:
-    """The manifest, and the chat template if it stands in a JSON file. Raises BundleError."""
+    """The manifest, and the chat template if a JSON file holds it. Raises BundleError."""
     for needed in (IR_FILE.replace(".xml", ".bin"), "tokenizer.json"):
         if not (folder / needed).is_file():
             raise BundleError(f"{folder} has {IR_FILE} but no {needed}", hint=_AGAIN)
@@ -62,7 +62,7 @@ def _generation(folder: Path, config: dict[str, Any], tokenizer_config: dict[str
     bos, eos = (_text(tokenizer_config.get(name)) for name in ("bos_token", "eos_token"))
     ends = next(
         (ids for source in (generation_config, config) if (ids := _ids(source.get("eos_token_id")))), None
-    )  # null, an empty list and -1 say nothing
+    )  # null, an empty list and -1 mean that none is given
     add_bos = tokenizer_config.get("add_bos_token")
     if ends is None or not isinstance(add_bos, bool):
         path = folder / "tokenizer.json"
@@ -90,7 +90,7 @@ def _ids(said: Any) -> list[Any]:
 
 
 def _first_special(processor: Any) -> str | None:
-    """The token that the tokenizer itself puts in front of a text, as transformers lets it.
+    """The token that the tokenizer's post-processor puts in front of a text. transformers uses it too.
 
     >>> _first_special({"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>"}}, {"Sequence": {}}]})
     '<s>'
@@ -106,7 +106,7 @@ def _first_special(processor: Any) -> str | None:
 
 
 def _inline_template(folder: Path, tokenizer_config: dict[str, Any]) -> str | None:
-    """Of tokenizer_config.json or chat_template.json: a text, or a list of named ones of which ``default`` counts."""
+    """The template in tokenizer_config.json or chat_template.json. In a list of named templates, ``default`` counts."""
     said = tokenizer_config.get("chat_template")
     if said is None:
         said = _object(folder / "chat_template.json", optional=True).get("chat_template")
@@ -136,13 +136,13 @@ def _precision(folder: Path, config: dict[str, Any]) -> str:
 
 
 def _text(token: Any) -> str | None:
-    """Of a special token, which is a text or an object with one."""
+    """The text of a special token, which is a string or an object with one."""
     content = token.get("content") if isinstance(token, dict) else token
     return content if isinstance(content, str) else None
 
 
 def _part(of: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
-    """An object inside another; nothing if it is null or not there."""
+    """An object inside another; empty if it is null or missing."""
     value = of.get(key)
     if value is not None and not isinstance(value, dict):
         raise BundleError(f"{path}: {key} is not an object", hint=_AGAIN)

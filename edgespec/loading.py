@@ -1,4 +1,4 @@
-"""From a reference to a loaded pair: fetch, check, compile. The only file that knows every drafter."""
+"""From a reference to a loaded pair: fetch, check, compile. New drafters are added here; only this file knows all."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from edgespec.text.vocabulary import Vocabulary, check_pair
 from edgespec.types import Backend, Needs, Numerics
 
 _BRANCHES = 4
-"""successors that recycling keeps of a token where the target verifies trees"""
+"""successors per token that recycling keeps if the target verifies trees"""
 
 if TYPE_CHECKING:
     from edgespec.backends.engine_model import PaddedModel
@@ -62,22 +62,22 @@ def load(
     """Load a pair: fetch it if needed, compile its models, wire them.
 
     ref: a known name, a bundle or IR folder, a .gguf file, or a hub id (see docs/bundle.md).
-    draft: None or "auto" takes the lookups and all that the bundle or the pair has, and decides every round between
-        them; a reference to a draft model adds that one to the lookups instead. "none", "ngram", "recycling" or the
-        name of one of the bundle's drafters is that alone.
-    draft_from: a folder of the user's own texts to look things up in too (see drafters.retrieval_folder).
-    remember: with draft "recycling", keep what it learns in the cache for the next process.
-    device, draft_device: OpenVINO device names; by default the draft runs beside the target.
-    backend: "openvino", "onnxruntime", or None: EDGESPEC_BACKEND if set, else, on CPU, the one that is faster on this
-        machine (measured once), else OpenVINO. Each has numerics of its own, so a text may differ between them.
-        Trees, and devices other than CPU, are OpenVINO's.
+    draft: None or "auto" uses the lookups and all drafters of the bundle or pair, and decides between them every round.
+        A reference to a draft model uses that model and the lookups. "none", "ngram", "recycling" or the name of one of
+        the bundle's drafters uses that one alone.
+    draft_from: a folder of the user's own texts, to copy drafts from too (see drafters.retrieval_folder).
+    remember: with draft "recycling", keep its table in the cache for the next process.
+    device, draft_device: OpenVINO device names; by default the draft runs on the target's device.
+    backend: "openvino", "onnxruntime", or None. None takes EDGESPEC_BACKEND if it is set. Else, on CPU, it takes the
+        engine that is faster on this machine (measured once), and otherwise OpenVINO. The two round differently, so a
+        text may differ between them. Only OpenVINO runs trees, and devices other than CPU.
     numerics: "exact", "fast", or None: exact where it is known to hold.
-    num_draft_tokens: k of every round; None takes the bundle's own, else measured costs decide. With a number they are
-        not measured, so the pipeline keeps to numbers.
-    context_length: rows of KV cache at most; None takes the model's own.
-    needs: what a drafter of your own needs of the target, beyond those of the bundle.
-    accept_licence: consent to a licence that allows research only, for the models that are under one.
-    progress: say on stderr what takes long; on a terminal, with bars for downloads.
+    num_draft_tokens: k of every round. None takes the bundle's own k. Without one, measured costs decide. With a number
+        the costs of drafting are not measured, so this pipeline always drafts a fixed number.
+    context_length: most rows of KV cache; None takes the model's own.
+    needs: what a drafter of your own needs from the target, beyond the needs of the bundle.
+    accept_licence: consent to a licence that allows research only, for models that have one.
+    progress: report slow steps on stderr; on a terminal, with bars for downloads.
     """
     options = LoadOptions(
         draft=str(draft) if isinstance(draft, Path) else draft,
@@ -95,14 +95,14 @@ def load(
     )
     if draft_from is not None:
         require_folder(draft_from)
-    for named in filter(None, (str(ref), options.draft)):  # of both, before the first of them is fetched
+    for named in filter(None, (str(ref), options.draft)):  # ask for both before either is fetched
         catalog.require_consent(named, accepted=accept_licence)
     pair = resolve(str(ref), accept_licence=accept_licence, progress=progress)
     return _wired(pair, options, options.draft or catalog.default_draft(str(ref)))
 
 
 def _wired(pair: Bundle, options: LoadOptions, draft: str | None) -> Pipeline:
-    """A fetched pair, loaded. draft: what to draft with, or None for all that the pair has."""
+    """The pipeline of a fetched pair. draft: what to draft with, or None for all that the pair has."""
     longest = pair.manifest.generation.context_length
     options.require_context(longest, pair.name)
     entries = [entry for entry in pair.manifest.drafters if draft in (None, entry.name)]
@@ -136,9 +136,9 @@ def _wired(pair: Bundle, options: LoadOptions, draft: str | None) -> Pipeline:
 def _models(
     machine: Machine, pair: Bundle, options: LoadOptions, draft: str | None
 ) -> tuple[PaddedModel, list[Drafter], SmallModel | None]:
-    """The target, the lookups that need none, and the draft model."""
+    """The target, the lookups that do not need the target, and the draft model."""
     other = _other(machine, pair, draft)
-    # Other outputs are another graph, whose logits may differ in the last digits: so it does not depend on ``draft``.
+    # Other outputs mean another graph, and its logits may differ in the last digits. So ``draft`` does not change it.
     listed = (Needs(entry.needs.layers, entry.needs.extra) for entry in pair.manifest.drafters)
     layers = reduce(or_, listed, options.needs).layers
     if layers and options.backend == "onnxruntime":
@@ -146,7 +146,7 @@ def _models(
     device, draft_device = options.device, options.draft_device or options.device
     engine = machine.backend(pair, device, options.numerics, "openvino" if layers else options.backend)
     draft_engine: Backend = engine if draft_device == "CPU" else "openvino"
-    with ThreadPoolExecutor(1) as beside:  # compiling is mostly one thread's work, and there are two models to compile
+    with ThreadPoolExecutor(1) as beside:  # two models compile, each mostly on one thread
         drafting = beside.submit(_drafters, machine, pair, draft, other, draft_device, draft_engine)
         target = machine.model(
             pair, pair.manifest.target, device, backend=engine, numerics=options.numerics, layers=layers
@@ -155,9 +155,9 @@ def _models(
 
 
 def drafter_name(ref: str) -> str:
-    """The name that a pipeline's drafter will have with draft "auto". Loads no model; a listed name is not fetched."""
+    """The name of a pipeline's drafter with draft "auto". Loads no model, and does not fetch a listed one."""
     model = catalog.default_draft(ref)
-    if model is None and not catalog.find(ref):  # one of the list has no drafter of its own
+    if model is None and not catalog.find(ref):  # a listed model has no drafter of its own
         _, own = _planned(resolve(ref, progress=False), None)
         model = own.name if own else None
     return "+".join([*(lookup.name for lookup in _lookups()), *([model] if model else [])])
@@ -166,8 +166,8 @@ def drafter_name(ref: str) -> str:
 def _costs(
     machine: Machine, target: PaddedModel, model: SmallModel | None, k: int | None
 ) -> tuple[ForwardCost | None, ForwardCost | None]:
-    """Of target and draft, measured where something depends on them: lengths do, unless k is fixed; and with exact
-    numerics the width that rounds of fewer tokens are padded to, unless nothing is drafted."""
+    """Costs of target and draft, each measured only if something depends on it. Draft lengths do, unless k is fixed.
+    With exact numerics the pinned width does too, unless nothing is drafted."""
     padded = k != 0 and target.capabilities.numerics == "exact"
     if k is not None and not padded:
         return None, None
@@ -178,7 +178,7 @@ def _costs(
 
 
 def _without_model(pair: Bundle) -> set[str]:
-    """Names of drafters that need none."""
+    """Names of drafters that need no draft model."""
     return {
         "none",
         NGram.name,
@@ -188,7 +188,7 @@ def _without_model(pair: Bundle) -> set[str]:
 
 
 def _other(machine: Machine, pair: Bundle, draft: str | None) -> Bundle | None:
-    """The draft model's own bundle, fetched, if it is not one of the pair's."""
+    """The fetched bundle of a draft model that is not one of the pair's own."""
     own = [entry.name for entry in pair.manifest.drafters]
     if draft is None or draft in own or draft in _without_model(pair):
         return None
@@ -204,7 +204,7 @@ def _other(machine: Machine, pair: Bundle, draft: str | None) -> Bundle | None:
 def _drafters(
     machine: Machine, pair: Bundle, draft: str | None, other: Bundle | None, device: str, backend: Backend
 ) -> tuple[list[Drafter], SmallModel | None]:
-    """The drafters asked for: those that cost nothing and need no target, and the model."""
+    """The drafters asked for: the lookups that do not need the target, and the draft model."""
     if draft in ("none", "recycling"):
         return [], None
     vocab_size = pair.manifest.target.vocab_size
@@ -222,7 +222,7 @@ def _drafters(
 
 
 def _planned(pair: Bundle, draft: str | None) -> tuple[list[Drafter], DrafterEntry | None]:
-    """Of a bundle's own drafters: those that need no model, made, and the one that does, as the manifest has it."""
+    """The bundle's own drafters: those without a model, constructed, and the entry of the one with a model."""
     own = [entry for entry in pair.manifest.drafters if draft in (None, entry.name)]
     small = next((entry for entry in own if entry.model is not None), None)
     if draft is None:
@@ -231,7 +231,7 @@ def _planned(pair: Bundle, draft: str | None) -> tuple[list[Drafter], DrafterEnt
 
 
 def _lookups() -> list[Drafter]:
-    """What every pair drafts with, whatever it has besides: they need no model, and cost next to nothing."""
+    """The lookups of every pair. They need no model, and cost next to nothing."""
     return [NGram(), Pool()]
 
 
@@ -254,7 +254,7 @@ def _retrieval(pair: Bundle, folder: str | Path, progress: bool) -> Retrieval:
 def _small_model(
     machine: Machine, pair: Bundle, own: DrafterEntry, vocab_size: int, device: str, backend: Backend
 ) -> SmallModel:
-    """A draft model of the bundle's own."""
+    """A draft model from the bundle itself."""
     assert own.model is not None
     id_map = _id_map(pair, own, vocab_size)
     model = machine.model(pair, own.model, device, backend=backend, is_draft=True, context_length=own.context_length)

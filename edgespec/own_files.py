@@ -1,6 +1,6 @@
-"""Small files of ours: whole or not at all, and some of them for the user's eyes only.
+"""Small files that edgespec writes: complete or not at all, and some of them private to the user.
 
-On Windows a file in the user's folder is the user's alone, and modes mean nothing.
+On Windows only the user can read files in the user's folder, and file modes mean nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 @contextmanager
 def replacing(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
-    """A file that takes the place of ``path`` when the block ends well, and is gone when it does not."""
+    """A temporary file. It replaces ``path`` if the block succeeds, and is removed if it fails."""
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "xb", opener=private_opener if private else None) as file:
@@ -26,12 +26,12 @@ def replacing(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
 
 
 def private_opener(path: str, flags: int) -> int:
-    """For ``open``: a file that it makes is the user's alone from the first moment on."""
+    """An opener for ``open``: a new file is private to the user from the start."""
     return os.open(path, flags, mode=0o600)
 
 
 def make_private(folder: Path, file: Path) -> None:
-    """Have a folder that only the user can look into, and mend the mode of a file in it that is there already."""
+    """Make a folder that only the user can read, and make an existing file in it private too."""
     folder.mkdir(parents=True, exist_ok=True)
     if os.name == "posix":
         folder.chmod(0o700)

@@ -27,13 +27,13 @@ from edgespec.turn import Turn
 
 
 class Pipeline:
-    """A loaded pair. It writes one text at a time, and the next text reuses what this one leaves in the caches.
+    """A loaded pair. It writes one text at a time, and the next text reuses the rows that are still in the caches.
 
-    Any thread may call it. Others wait for their turn (see ``turn.Turn``).
+    Any thread may call it. Other threads wait for their turn (see ``turn.Turn``).
 
-    drafter: all that it has as one, for rounds of a fixed number of tokens. None: plain decoding.
-    arbiter: decides between the same drafters where no number is fixed; without one a rule of thumb does.
-    target_s: what a forward of the target costs, if that was measured.
+    drafter: all drafters of the pair as one, for a fixed number of tokens per round. None: plain decoding.
+    arbiter: decides between the same drafters if no number is fixed. Without an arbiter, a rule of thumb decides.
+    target_s: the cost of a forward of the target, if it was measured.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Pipeline:
         )
 
     def generate(self, prompt: str | Sequence[int], **options: Any) -> Generation:
-        """All of ``stream`` at once."""
+        """Like ``stream``, but returns the whole generation."""
         stream = self.stream(prompt, **options)
         for _ in stream:
             pass
@@ -87,10 +87,10 @@ class Pipeline:
         allow_special: bool = False,
         **options: Any,
     ) -> Stream:
-        """Answer a prompt: as a user's turn, or continue it as plain text (``raw``, or no chat template).
+        """Answer a prompt as a user's message. With ``raw``, or without a chat template, continue it as plain text.
 
-        A sequence of token ids is taken as it is, and so are control tokens that a raw text spells. allow_special: as
-        of ``stream_chat``. Other options: see ``stream_tokens``.
+        A sequence of token ids is used as it is. Control tokens that a raw text spells become tokens. allow_special:
+        see ``stream_chat``. Other options: see ``stream_tokens``.
         """
         if isinstance(prompt, bytes | bytearray) or not isinstance(prompt, Iterable):
             raise SettingError("prompt", got=type(prompt).__name__, allowed="a text, or token ids")
@@ -117,9 +117,10 @@ class Pipeline:
         return stream.result
 
     def stream_chat(self, messages: Sequence[Message], *, allow_special: bool = False, **options: Any) -> Stream:
-        """As ``chat``, piece by piece. Raises SettingError for a model without a chat template.
+        """Like ``chat``, but streams the answer. Raises SettingError for a model without a chat template.
 
-        allow_special: content that spells a control token, like ``<|im_end|>``, becomes one. Else it stays text.
+        allow_special: content that spells a control token, like ``<|im_end|>``, becomes that token. Otherwise it stays
+            text.
         """
         if self.template is None:
             raise SettingError(f"{self.bundle.name} has no chat template", hint="use a plain prompt (--raw)")
@@ -151,14 +152,14 @@ class Pipeline:
     ) -> Stream:
         """Continue a prompt of token ids.
 
-        stop: a string that ends the text, or several. One that spells a control token ends it at that token.
+        stop: a string that ends the text, or several. One that spells a control token ends the text at that token.
         ignore_eos: go on after the model's own end.
         response_format: what the text must be: a JSON object, JSON of a schema, a match of a regular expression, a
-            sentence of a grammar (see ``text.response_format.grammar_of``). It is, if finish_reason is "stop" and no
-            stop string was found; "length" means that max_new_tokens or the context ended it early.
-        num_draft_tokens: k for every round; None follows the pipeline's setting, else what is expected to pay.
-        drafter: instead of the pipeline's own. policy: instead of both. progress: called during the prefill.
-        wait: for the text of another thread; else SettingError (when the first piece is asked for).
+            sentence of a grammar (see ``text.response_format.grammar_of``). The text is complete if finish_reason is
+            "stop" and no stop string was found. "length" means that max_new_tokens or the context ended it early.
+        num_draft_tokens: k for every round. None takes the pipeline's own k. Without one, measured costs decide.
+        drafter: used instead of the pipeline's own. policy: used instead of both. progress: called during the prefill.
+        wait: wait for the text of another thread. If False, SettingError is raised when the first piece is asked for.
         """
         if not (is_whole(max_new_tokens) and max_new_tokens >= 1):
             raise SettingError("max_new_tokens", got=max_new_tokens, allowed="1 or more", setting="max_new_tokens")
@@ -218,11 +219,11 @@ class Pipeline:
         return Stream(self._turn.run(pieces, wait=wait), result)
 
     def fixed_length(self, k: int) -> FixedLength:
-        """k tokens every round, by all that this pipeline has."""
+        """A policy that drafts k tokens every round, with all drafters of this pipeline."""
         return FixedLength(self.drafter, k, self._target_s)
 
     def _policy(self, drafter: Drafter | None, k: int | None) -> Policy:
-        """Who decides: about the given drafter, or about all that this pipeline has."""
+        """The policy for the given drafter, or for all drafters of this pipeline."""
         given, needed = self.target.capabilities.hidden, (drafter or self.drafter).needs.layers
         if missing := sorted(set(needed) - set(given)):
             name, layers = (drafter or self.drafter).name, ", ".join(map(str, missing))
@@ -240,11 +241,11 @@ class Pipeline:
 
     @property
     def draft_model(self) -> Model | None:
-        """The model that drafts, if one does."""
+        """The draft model, if there is one."""
         return self.drafter.model
 
     def expected_plain_s(self, stats: Stats) -> float | None:
-        """What a token would take without drafts at the end of such a run; None where nobody measured it."""
+        """Expected seconds per token without drafts, at the end of such a run. None if costs were not measured."""
         if self._target_s is None or not stats.rounds:
             return None
         length = stats.prompt_tokens + stats.committed
@@ -262,8 +263,8 @@ class Pipeline:
     def _texts(
         self, lists: Iterator[list[int]], stops: StopStrings, result: Generation, ignore_eos: bool, began: float
     ) -> Generator[str, None, None]:
-        """Turn lists of tokens into text, and fill ``result``. Tokens are taken one by one, so that a stop string
-        ends a speculative run at the token where it ends a plain one."""
+        """Turn lists of tokens into text, and fill ``result``. Tokens are taken one by one. So a stop string ends a
+        speculative run at the same token as a plain one."""
         detokenizer = Detokenizer(self.tokenizer)
         for tokens in lists:
             if result.ttft_s is None:
@@ -289,7 +290,7 @@ class Pipeline:
 
 
 def _strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
-    """One string is one, not its letters. Raises SettingError."""
+    """The stop strings. A single string counts as one, not as its letters. Raises SettingError."""
     stops = () if stop is None else (stop,) if isinstance(stop, str) else stop
     if isinstance(stops, bytes | bytearray) or not all(isinstance(each, str) for each in stops):
         raise SettingError("stop", got=stop, allowed="a text, or several", setting="stop")

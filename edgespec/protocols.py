@@ -1,4 +1,4 @@
-"""The contracts between the loop, models, drafters and constraints: what each changes, and who may call when."""
+"""The contracts of models, drafters, policies and constraints: what each call changes, and when it may come."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from edgespec.sampling_params import SamplingParams
 from edgespec.types import Allowed, Draft, Hidden, Needs, Numerics, Round, Step, Tree, Verdict
 
 Progress = Callable[[int, int], None]
-"""Called with (tokens done, tokens in all) after each chunk of a prefill; an exception from it stops the prefill."""
+"""Called with (tokens done, all tokens) after each chunk of a prefill. An exception from it stops the prefill."""
 
 Observe = Callable[[int, Sequence[int], Hidden], None]
-"""Called with (position of the first, tokens, their hidden states) of rows that a model has computed and keeps."""
+"""Called with (position of the first row, tokens, hidden states) for rows that a model has computed and keeps."""
 
 
 class KVCache(Protocol):
-    """Rows of keys and values of one text. Only the owning model appends."""
+    """The keys and values of one text, one row per token. Only the owning model appends rows."""
 
     @property
     def tokens(self) -> Sequence[int]:
@@ -40,13 +40,14 @@ class KVCache(Protocol):
         """Bytes allocated now."""
 
     def crop(self, length: int) -> None:
-        """Forget all rows from ``length`` on. Absolute, idempotent, and its cost does not grow with the context."""
+        """Forget all rows from ``length`` on. ``length`` is absolute, and calling twice changes nothing more. The cost
+        does not grow with the context."""
 
     def keep(self, path: Sequence[int]) -> None:
-        """Of the last forward keep these rows, a path from its row 0 (see ``Verdict.path``), and forget the others."""
+        """Keep these rows of the last forward, and forget its others. ``path`` begins at row 0 (see ``Verdict``)."""
 
     def reset(self) -> None:
-        """Forget everything; memory is kept for the next text."""
+        """Forget all rows. The memory is kept for the next text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ class Capabilities:
 
 
 class Model(Protocol):
-    """A model on a device. Used by one thread. ``forward`` is ``start`` + ``wait``."""
+    """A model on a device. One thread uses it. ``forward`` is ``start`` + ``wait``."""
 
     @property
     def cache(self) -> KVCache: ...
@@ -82,7 +83,7 @@ class Model(Protocol):
 
     @property
     def free_width(self) -> int:
-        """Most tokens of the next forward. The end of a prompt that it runs in front is none of them."""
+        """Most tokens of the next forward. The deferred end of a prompt is not counted."""
 
     def prefill(
         self,
@@ -92,80 +93,85 @@ class Model(Protocol):
         progress: Progress | None = None,
         observe: Observe | None = None,
     ) -> int:
-        """Make the cache hold exactly ``tokens``, computing only what follows the longest prefix it already holds.
+        """Make the cache hold exactly ``tokens``. Only what follows the longest prefix already held is computed.
 
-        reserve: the next forward will have up to so many tokens. If there is room beside them, the end of the prompt
-            is deferred: that forward runs it in front of its own tokens, which costs no forward more. None: defer none.
-        observe: told of the hidden states of what is computed, if the model returns them; of what is deferred by the
-            next forward's ``Step``.
-        Returns the number of rows reused. Raises ContextFull if they do not fit. A prefill that is stopped by
-        ``progress`` leaves the cache with the rows done so far.
+        reserve: the next forward will have up to this many tokens. If there is room beside them, the end of the prompt
+            is deferred. That forward then runs it in front of its own tokens, which saves a forward. None: defer
+            nothing.
+        observe: called with the hidden states of the tokens computed here, if the model returns them. The ``Step`` of
+            the next forward has those of the deferred tokens.
+        Returns the number of rows reused. Raises ContextFull if the tokens do not fit. If ``progress`` stops a prefill,
+        the cache keeps the rows computed so far.
         """
 
     def forward(
         self, tokens: Sequence[int], tree: Tree | None = None, *, num_logits: int | None = None, width: int = 1
     ) -> Step:
-        """Append what was deferred and ``tokens``; return logits for the last ``num_logits`` of these (all by default).
+        """Append the deferred tokens and ``tokens``. Returns logits for the last ``num_logits`` of ``tokens``, by
+        default for all.
 
-        width: run at least so many rows; the rest is padding, and leaves no trace.
+        width: run at least this many rows. The rest is padding, which leaves no trace.
 
-        With ``tree`` (parents of rows 1.., see ``types.Tree``) a row sees the cache and its own ancestors only; then
-        ``cache.keep`` must follow before the next forward. Rows of ``tree`` and of ``keep`` are those of ``tokens``.
+        With ``tree`` (parents of rows 1.., see ``types.Tree``), a row sees only the cache and its own ancestors. Then
+        ``cache.keep`` must come before the next forward. The rows of ``tree`` and ``keep`` are counted within
+        ``tokens``.
         """
 
     def start(
         self, tokens: Sequence[int], tree: Tree | None = None, *, num_logits: int | None = None, width: int = 1
     ) -> None:
-        """Begin a forward and return at once. One that is not waited for before the next call is dropped."""
+        """Begin a forward and return at once. The forward is dropped if another call comes before ``wait``."""
 
     def ready(self) -> bool:
         """Whether ``wait`` would return at once."""
 
     def wait(self) -> Step:
-        """Result of the forward begun by ``start``."""
+        """The result of the forward that ``start`` began."""
 
 
 class Drafter(Protocol):
-    """Proposes tokens to follow the context. Owns its own state and catches it up itself; used by one thread.
+    """Proposes tokens to follow the context. It owns its state and catches up by itself. One thread uses it.
 
-    A call order: ``begin``, then rounds of ``propose`` and ``commit``. A generation may end after any of them. A class
-    that derives from this one writes ``name`` and ``propose``, and of the others those that it has a use for.
+    The order of calls is ``begin``, then rounds of ``propose`` and ``commit``. A generation may end after any of them.
+    A subclass must define ``name`` and ``propose``. It may override the other methods.
     """
 
     name: str
     uses_history: bool = False
-    """what it proposes depends on the texts of earlier generations"""
+    """whether its proposals depend on the texts of earlier generations"""
     needs: Needs = Needs()
-    """of the target"""
+    """what it needs from the target"""
     model: Model | None = None
-    """whose forwards its proposals take"""
+    """the model whose forwards make its proposals"""
 
     def begin(self, context: Sequence[int], params: SamplingParams) -> None:
-        """A new generation starts from ``context``; what an earlier one left may be reused."""
+        """A new generation starts from ``context``. State of an earlier generation may be reused."""
         return
 
     @abstractmethod
     def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
-        """At most k tokens to follow ``context``; fewer, or none, if it has nothing better. Never a made-up token.
+        """At most k tokens to follow ``context``: fewer or none if there are no better ones. Never made-up tokens.
 
-        context: the committed tokens, and under a constraint the forced ones behind them.
+        context: the committed tokens, and under a constraint the forced tokens after them.
         allowed: what the constraint allows after ``context`` and some drafted tokens. A drafter that chooses among
-            tokens must choose among these; from others the forbidden ones are cut.
+            tokens must choose among the allowed ones. Forbidden tokens are cut from the proposals of other drafters.
         """
 
     def commit(self, context: Sequence[int], draft: Draft, verdict: Verdict, step: Step) -> None:
         """The round is over: ``context`` now ends with ``verdict.tokens``.
 
-        draft: what the target verified; another drafter's where several take turns. ``step.logits`` row 0 follows the
-        token that stood before ``verdict.tokens``, row 1 + i follows ``draft.rows[i]``.
+        draft: what the target verified. Where several drafters take turns, it may be another drafter's. Row 0 of
+            ``step.logits`` follows the token before ``verdict.tokens``, and row 1 + i follows ``draft.rows[i]``.
         """
         return
 
     def observe(self, start: int, tokens: Sequence[int], hidden: Hidden) -> None:
-        """The target has read ``tokens``, and they stay: hidden states of the layers it ``needs``, or more.
+        """The target has read ``tokens`` and keeps them. ``hidden`` has at least the layers that this drafter
+        ``needs``.
 
-        start: position of the first. Called for the parts of a prompt before ``begin``, and for each round after
-        ``commit``; never for a prefix that the target knew already, so keep what you have. Copy what you keep.
+        start: position of the first token. Called for the parts of a prompt before ``begin``, and for each round after
+            ``commit``. There is no call for a prefix that the target already held, so keep the states you have. Copy
+            what you keep.
         """
         return
 
@@ -175,15 +181,15 @@ class Drafter(Protocol):
 
 
 class StepwiseDrafter(Drafter, Protocol):
-    """A drafter for which every token costs time, and which can be stopped after any."""
+    """A drafter that spends time on every token, and that can be stopped after any token."""
 
     model: Model
 
     def begin(self, context: Sequence[int], params: SamplingParams, *, read: bool = True) -> None:
-        """As of any drafter. read: now, and not only when it is asked to propose."""
+        """Like ``Drafter.begin``. read: read the context now, and not only when a proposal is asked for."""
 
     def read(self, context: Sequence[int]) -> None:
-        """All but the last token, which a proposal begins with."""
+        """Read the context except its last token. A proposal begins with that one."""
 
     def propose_while(
         self,
@@ -192,22 +198,22 @@ class StepwiseDrafter(Drafter, Protocol):
         go_on: Callable[[Sequence[float]], bool],
         allowed: Allowed | None = None,
     ) -> Draft:
-        """As ``propose``; before each further step ``go_on`` is asked with the scores so far whether to take it. A step
-        gives one token, and those that a constraint makes certain behind it."""
+        """Like ``propose``, but ``go_on`` decides before each further step whether to take it. It gets the scores so
+        far. A step drafts one token, and the tokens that a constraint forces after it."""
 
     def unread_tokens(self, length: int) -> int:
-        """Tokens of a context of this length that it has not read yet, one at least; 0 where that has no room for a
-        step."""
+        """How many tokens of a context of this length it has not read yet, at least 1. 0 if the context leaves no room
+        for a step."""
 
 
 class Constraint(Protocol):
-    """What may be written, for one generation. It begins with no text; the prompt is not its concern."""
+    """Which tokens may be written in one generation. It starts with an empty text, and ignores the prompt."""
 
     def allowed(self, ahead: Sequence[int]) -> NDArray[np.bool_]:
-        """``(vocab,)`` The tokens that may follow the committed text and then ``ahead``; a pure function of both.
+        """``(vocab,)`` The tokens that may follow the committed text and then ``ahead``: a pure function of both.
 
-        ahead: tokens that may stand where they stand. Behind a stop token everything is allowed: nobody reads it.
-        Nothing is allowed in a dead end; where the committed text has come to one, SettingError is raised.
+        ahead: tokens that are allowed, each at its place. After a stop token everything is allowed, since nobody reads
+            it. In a dead end nothing is allowed. Raises SettingError if the committed text is itself a dead end.
         """
 
     def commit(self, tokens: Sequence[int]) -> None:
@@ -227,53 +233,54 @@ def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
 
 
 class Policy(Protocol):
-    """Who drafts, how far, and at which width the target runs: the one whom the loop asks. Used by one thread.
+    """Decides each round who drafts, how far, and at which width the target runs. The loop asks nobody else. One thread
+    uses it.
 
-    A call order: ``begin``, then rounds of ``draft``, ``width``, ``commit``, ``observe``, ``update``. A generation may
-    end after any of them.
+    The order of calls is ``begin``, then rounds of ``draft``, ``width``, ``commit``, ``observe``, ``update``. A
+    generation may end after any of them.
     """
 
     @property
     def name(self) -> str:
-        """Of its drafters; the drafter of a round whose draft names none."""
+        """The name of its drafters. A round gets this name if its draft names no drafter."""
 
     @property
     def longest(self) -> int:
-        """Rows of a draft, at most. So much of the first forward is kept free of the prompt."""
+        """Most rows of a draft. The first forward keeps this many rows free of the prompt."""
 
     def begin(self, context: Sequence[int], params: SamplingParams) -> None:
         """A new generation starts from ``context``."""
 
     def draft(self, context: Sequence[int], limit: int, forced: int = 0, allowed: Allowed | None = None) -> Draft:
-        """At most ``limit`` rows to follow ``context``; what budget and context leave room for.
+        """At most ``limit`` rows to follow ``context``. ``limit`` is the room that budget and context leave.
 
-        forced: the last tokens of ``context`` that are not committed yet. A constraint allows no others, so they are
-            accepted for certain; they are verified in front of the draft.
-        allowed: as of ``Drafter.propose``.
+        forced: how many tokens at the end of ``context`` are not committed yet. A constraint allows no others, so they
+            are certain to be accepted. They are verified in front of the draft.
+        allowed: see ``Drafter.propose``.
         """
 
     def width(self, tokens: int, context_length: int) -> int:
-        """How many rows to run the target's forward of ``tokens`` tokens with; as many at least, the rest is padding.
-        Changes nothing: ``Round.width`` says what ran."""
+        """The width of the target's forward over ``tokens`` tokens. It is at least ``tokens``; the rest is padding. The
+        call changes no state: ``Round.width`` says which width ran."""
 
     def commit(self, context: Sequence[int], draft: Draft, verdict: Verdict, step: Step) -> None:
         """The tokens of a round were added to ``context``: see ``Drafter.commit``."""
 
     def observe(self, start: int, tokens: Sequence[int], hidden: Hidden) -> None:
-        """The target has read ``tokens``, and they stay: see ``Drafter.observe``. During the prefill, too."""
+        """The target has read ``tokens`` and keeps them: see ``Drafter.observe``. Also called during the prefill."""
 
     def update(self, round_: Round) -> None:
-        """The books of the same round: its counts and times."""
+        """The same round's counts and times."""
 
 
 class WidthPolicy(Protocol):
-    """At which width forwards run, where a change of width costs time (see ``adaptive.forward_cost``)."""
+    """Decides the width of forwards, where a change of width costs time (see ``adaptive.forward_cost``)."""
 
     def begin(self) -> None:
-        """Another text."""
+        """A new text begins."""
 
     def width(self, tokens: int, context_length: int) -> int:
-        """As of ``Policy``."""
+        """See ``Policy.width``."""
 
     def update(self, tokens: int, context_length: int, width: int, seconds: float | None) -> None:
-        """A forward of ``tokens`` tokens ran at ``width``. seconds: what it took; None if it did other work too."""
+        """A forward of ``tokens`` tokens ran at ``width``. seconds: how long it took; None if it did other work too."""

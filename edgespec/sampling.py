@@ -1,16 +1,16 @@
 """From logits to a token: penalties, truncation, and a draw whose noise is a function of (seed, position, token id).
 
-A draw is Gumbel-max: the token with the largest ``logit / temperature + noise`` is distributed as the softmax
-(Gumbel 1954; Maddison et al. 2014, arXiv 1411.0030). Because the noise is keyed and not taken from a stream, a
-position draws the same token however it was reached: alone, in a verification of many tokens, or after a rejected
-draft. A drafter that uses the same noise agrees with the target whenever their distributions are close (Gumbel
+A draw is Gumbel-max: the token with the largest ``logit / temperature + noise`` is distributed as the softmax (Gumbel
+1954; Maddison et al. 2014, arXiv 1411.0030). The noise is keyed and not taken from a stream. So a position draws the
+same token however it is reached: alone, in a verification of many tokens, or after a rejected draft. That makes sampled
+text exact. A drafter that uses the same noise agrees with the target whenever their distributions are close (Gumbel
 coupling).
 
-Rejection sampling draws otherwise: ``pick`` turns one keyed uniform number into a token of a ``Distribution``. Draft,
-acceptance and correction use numbers that share nothing (see ``uniform``).
+Rejection sampling draws in another way: ``pick`` turns one keyed uniform number into a token of a ``Distribution``.
+Draft, acceptance and correction never use the same number (see ``uniform``).
 
-Order of the rules: repetition penalty, bias, temperature, top-k, top-p, min-p; each top-p and min-p on the
-distribution the rules before it left.
+The rules apply in this order: repetition penalty, bias, temperature, top-k, top-p, min-p. Top-p and min-p each apply to
+the distribution that the rules before them left.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ def choose(logits: Logits, context: Sequence[int], params: SamplingParams, posit
 
 
 def draw(logits: Logits, params: SamplingParams, position: int, ids: NDArray[np.integer] | None = None) -> int:
-    """Keyed draw from adjusted logits. ids: the token of each logit, where it is not its index."""
+    """Keyed draw from adjusted logits. ids: the token id of each logit, if it is not the index."""
     kept, scaled = truncate(logits, params)
     tokens: NDArray[np.integer] = kept if ids is None else ids[kept]
     assert params.seed is not None
-    # No token this far below the leader's total can win, whatever its noise: skip computing it.
+    # A token this far below the leader's total cannot win, whatever its noise. So its noise is not computed.
     top = int(scaled.argmax())
     leader = scaled[top] + gumbel(params.seed, position, tokens[top : top + 1])[0]
     near = np.flatnonzero(scaled >= leader - _GUMBEL_MAX)
@@ -60,7 +60,7 @@ def draw(logits: Logits, params: SamplingParams, position: int, ids: NDArray[np.
 
 
 def adjust(logits: Logits, context: Sequence[int], params: SamplingParams) -> Logits:
-    """Logits after repetition penalty and bias; the input itself if neither is set."""
+    """Logits after repetition penalty and bias. The input itself if neither is set."""
     if params.repetition_penalty == 1.0 and not params.logit_bias:
         return logits
     row: Logits = logits.copy()
@@ -76,8 +76,8 @@ def adjust(logits: Logits, context: Sequence[int], params: SamplingParams) -> Lo
 
 
 def truncate(logits: Logits, params: SamplingParams) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """Token ids that survive top-k, top-p and min-p, in ascending order, with their logits over
-    temperature, the largest at 0 (float64).
+    """Token ids that survive top-k, top-p and min-p, in ascending order, and their logits (float64). The logits are
+    divided by temperature, and shifted so that the largest is 0.
 
     >>> truncate(np.log(np.array([.1, .6, .3], np.float32)), SamplingParams(temperature=1, top_p=.7))[0].tolist()
     [1, 2]
@@ -103,9 +103,9 @@ def truncate(logits: Logits, params: SamplingParams) -> tuple[NDArray[np.intp], 
 
 
 def distribution(logits: Logits, params: SamplingParams, ids: NDArray[np.integer] | None = None) -> Distribution:
-    """The distribution ``draw`` draws from. ids: the token of each logit, where it is not its index.
+    """The distribution ``draw`` draws from. ids: the token id of each logit, if it is not the index.
 
-    Ids ascend if those given do. No tokens at all if every logit is ``-inf``.
+    Its ids are in ascending order if the given ids are. It is empty if every logit is ``-inf``.
 
     >>> distribution(np.log(np.array([.1, .6, .3], np.float32)), SamplingParams(temperature=1, top_k=2)).probs.round(3)
     array([0.667, 0.333])
@@ -121,7 +121,7 @@ def distribution(logits: Logits, params: SamplingParams, ids: NDArray[np.integer
 
 
 def probabilities(logits: Logits, params: SamplingParams) -> NDArray[np.float64]:
-    """What the next token is drawn from, ``(vocab,)``; one-hot for greedy."""
+    """The probabilities of the next token, ``(vocab,)``; one-hot for greedy."""
     out = np.zeros(len(logits))
     if params.greedy:
         out[int(logits.argmax())] = 1.0
@@ -132,7 +132,7 @@ def probabilities(logits: Logits, params: SamplingParams) -> NDArray[np.float64]
 
 
 def pick(source: Distribution, number: float) -> int:
-    """The token at ``number`` (between 0 and 1) of the cumulated probabilities; never one without any.
+    """The token at which the cumulative probability passes ``number`` (between 0 and 1). Never one with probability 0.
 
     >>> pick(Distribution(np.array([4, 5, 6]), np.array([.5, 0., .5])), .6)
     6
@@ -142,14 +142,14 @@ def pick(source: Distribution, number: float) -> int:
 
 
 def uniform(seed: int, purpose: int, *key: int) -> float:
-    """A number between 0 and 1, neither included, that is a hash of its arguments.
+    """A hash of the arguments, as a number between 0 and 1, neither included.
 
-    What makes rejection sampling exact is that no number is used twice:
+    Rejection sampling is exact because no number is used twice:
 
-    * ACCEPT is keyed by (position, sibling), CORRECT by position. A position is decided once in a generation: what a
-      walk decides is committed, or the generation ends there, and the next round begins behind it.
-    * DRAFT is keyed by (committed length, position). A position may be drafted in many rounds, with another context
-      each time, and a drafter may have looked at what it drew before; each round has a committed length of its own.
+    * ACCEPT is keyed by (position, sibling), CORRECT by position. A position is decided once in a generation. The
+      decided tokens are committed, or the generation ends there. The next round begins after them.
+    * DRAFT is keyed by (committed length, position). A position may be drafted in many rounds, each time with another
+      context. A drafter may also have looked at an earlier draw. But each round has its own committed length.
     """
     state = _mix_one(seed)
     for word in (purpose, *key):
@@ -160,7 +160,8 @@ def uniform(seed: int, purpose: int, *key: int) -> float:
 def gumbel(seed: int, position: int, tokens: NDArray[np.integer]) -> NDArray[np.float64]:
     """Standard Gumbel noise for each token id: a hash of (seed, position, id), so any subset can be computed alone.
 
-    The hash is SplitMix64's finaliser (Steele, Lea, Flood 2014), once over (seed, position), once over the id.
+    The hash is SplitMix64's finaliser (Steele, Lea, Flood 2014). It is applied once to (seed, position), and once to
+    the id.
     """
     key = _mix(_mix(np.array([seed], dtype=_U64)) + np.array([position], dtype=_U64) * _U64(0xD1342543DE82EF95))
     bits = _mix(key + (tokens.astype(_U64) + _U64(1)) * _U64(0x9E3779B97F4A7C15))
@@ -170,7 +171,7 @@ def gumbel(seed: int, position: int, tokens: NDArray[np.integer]) -> NDArray[np.
 
 
 def nothing_left() -> SettingError:
-    """What to raise where every token is forbidden."""
+    """The error to raise if every token is forbidden."""
     return SettingError(
         "no token is left to choose", hint="logit_bias or a dead end of the response format forbids the rest"
     )
@@ -184,7 +185,7 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def _mix_one(x: int) -> int:
-    """``_mix`` of one number, modulo 2**64, without the price of an array."""
+    """``_mix`` of one number, modulo 2**64, without the cost of an array."""
     x &= _MASK
     x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & _MASK
     x = (x ^ x >> 27) * 0x94D049BB133111EB & _MASK
@@ -192,7 +193,7 @@ def _mix_one(x: int) -> int:
 
 
 def _nucleus(scaled: NDArray[np.float64], top_p: float) -> NDArray[np.intp]:
-    """Indices (ascending) of the smallest set of largest entries with mass >= top_p; sorts only as much as it needs."""
+    """Indices (ascending) of the smallest set of largest entries with mass >= top_p. Sorts no more than it needs."""
     weights = np.exp(scaled - scaled.max())
     wanted = top_p * weights.sum()
     size = min(64, len(weights))

@@ -1,4 +1,4 @@
-"""How to choose a token: the settings of one generation, checked when they are made."""
+"""How to choose a token: the settings of one generation, checked on construction."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgespec.errors import SettingError
 from edgespec.types import Verification
 
 _MOST_BIAS, _MOST_PENALTY = 1e30, 1e3
-"""Beyond these a logit could leave the range of its type, and infinities have no softmax."""
+"""Larger values could overflow the type of a logit, and infinities have no softmax."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +24,13 @@ class SamplingParams:
     top_k: keep the k most likely tokens; 0 keeps all.
     top_p: keep the smallest set of most likely tokens with at least this probability; 1 keeps all.
     min_p: drop tokens less likely than min_p times the most likely one.
-    repetition_penalty: divide (positive) or multiply (negative) the logits of tokens already in the context
-        (Keskar et al. 2019, CTRL); 1 is off.
+    repetition_penalty: divide (positive) or multiply (negative) the logits of tokens already in the context (Keskar et
+        al. 2019, CTRL); 1 is off.
     logit_bias: token id -> number added to its logit.
     verification: how sampled drafts are verified. coupled: the tokens are a function of (seed, prompt, settings),
-        whatever the drafter. rejection: they have the same distribution, more drafts stand, and which tokens come
-        depends on the drafter and k too. Greedy has one rule.
-    seed: a coupled run can be repeated with it, and one by rejection if k is fixed. None: the pipeline picks one and
-        reports it.
+        whatever the drafter. rejection: the tokens have the same distribution, and more drafts are accepted. But which
+        tokens come also depends on the drafter and k. Greedy has one rule.
+    seed: repeats a coupled run, and a run by rejection if k is fixed. None: the pipeline picks a seed and reports it.
     """
 
     temperature: float = 0.0
@@ -79,7 +78,7 @@ class SamplingParams:
 
     @property
     def rejects(self) -> bool:
-        """Drafts that were drawn are verified by rejection. (Greedy has one rule.)"""
+        """Whether drafts that were drawn are verified by rejection. (Greedy has one rule.)"""
         return self.verification == "rejection" and not self.greedy
 
     def seeded(self, seed: int) -> SamplingParams:
@@ -88,7 +87,7 @@ class SamplingParams:
 
 
 def is_number(value: object) -> bool:
-    """A real one; True and False are none."""
+    """Whether ``value`` is a real number. True and False are not."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 

@@ -14,11 +14,11 @@ Clock = Callable[[], float]
 
 @dataclass(slots=True)
 class Stats:
-    """The books of one generation, written by the loop.
+    """The counts and times of one generation, written by the loop.
 
     prompt_tokens, reused_tokens: prompt length, and how much of it the cache still held.
-    prefill_s: time until the prompt was in the cache, but its last token, or an end that the first forward reads.
-    rounds: one entry a target forward.
+    prefill_s: time until the prompt was in the cache. Its last token, or a deferred end, is left to the first forward.
+    rounds: one entry per target forward.
     """
 
     prompt_tokens: int = 0
@@ -60,7 +60,7 @@ class Stats:
 
     @property
     def by_drafter(self) -> dict[str, list[Round]]:
-        """The rounds that had a draft, by who made it."""
+        """The rounds that had a draft, by drafter."""
         found: dict[str, list[Round]] = {}
         for r in self.rounds:
             if r.proposed:
@@ -69,7 +69,7 @@ class Stats:
 
     @property
     def decoding(self) -> list[Round]:
-        """The rounds whose time is of decoding alone: all but a first one that read the end of the prompt too."""
+        """The rounds that only decode: all but a first round that also read the end of the prompt."""
         return [r for r in self.rounds if not r.read]
 
     @property
@@ -84,8 +84,8 @@ class Stats:
 
 
 def accepted_by_place(rounds: Sequence[Round]) -> list[float]:
-    """For each place in the draft: of the rounds that drafted so far and accepted all before it, the share that
-    accepted it too."""
+    """The acceptance rate at each position of the draft. Counts the rounds that drafted so far and accepted all before
+    it."""
     shares: list[float] = []
     while reached := [r for r in rounds if r.proposed > len(shares) and r.accepted >= len(shares)]:
         shares.append(sum(r.accepted > len(shares) for r in reached) / len(reached))
@@ -93,10 +93,10 @@ def accepted_by_place(rounds: Sequence[Round]) -> list[float]:
 
 
 def check_identities(rounds: Sequence[Round]) -> None:
-    """Raise AssertionError if the books of a finished generation contradict each other (used by the tests)."""
+    """Raise AssertionError if the counts of a finished generation contradict each other (used by the tests)."""
     for r in rounds:
         assert 0 <= r.accepted <= r.evaluated <= r.proposed, r
-        # The last round may be cut by a stop token or the budget; a cut can only end on an accepted token.
+        # A stop token or the budget may cut the last round. A cut can only end on an accepted token.
         assert r.committed in (r.forced + r.accepted, r.forced + r.accepted + 1) and r.committed >= 1, r
     for r in rounds[:-1]:
         assert r.committed == r.forced + r.accepted + 1, r

@@ -1,4 +1,4 @@
-"""One text at a time: whose turn it is to use a pipeline's models, from any thread."""
+"""One text at a time: a turn is the right to use a pipeline's models. Any thread may ask for it."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ from edgespec.errors import SettingError
 T = TypeVar("T")
 
 _RECHECK_S = 1.0
-"""A waiting thread looks again after this: a finalizer may free the turn inside this very lock, unseen."""
+"""seconds. A waiting thread checks again after this time: a finalizer may free the turn inside this lock, unnoticed."""
 
 
 class _Hold:
-    """What one text knows of its turn."""
+    """The state of one text's turn."""
 
     def __init__(self) -> None:
-        self.thread: threading.Thread | None = None  # that took its last step
+        self.thread: threading.Thread | None = None  # the thread that took the text's last step
         self.stepping = False
 
 
 class Turn:
     """Held by one text, from its first step to its end.
 
-    - Another thread waits. Who asked first comes first.
-    - The thread that read a text half may begin another one. The first text is over then, and says so when it is read.
-    - A text that is read to its end, closed, or forgotten by everybody frees the turn.
-    - Within a step, in a callback, no text can begin.
+    - Another thread waits. Threads get the turn in the order in which they asked.
+    - A thread that has read part of a text may begin another one. The first text is over then. Reading on raises an
+      error.
+    - A text frees the turn when it is read to its end, closed, or garbage-collected.
+    - Within a step, for example in a callback, no text can begin.
     """
 
     def __init__(self) -> None:
@@ -38,7 +39,7 @@ class Turn:
         self._waiting: deque[_Hold] = deque()
 
     def run(self, steps: Generator[T, None, None], *, wait: bool = True) -> Generator[T, None, None]:
-        """``steps``, each taken while nobody else takes one. Raises SettingError if it may not begin or go on."""
+        """Yield from ``steps``, while nobody else takes a step. Raises SettingError if it may not begin or go on."""
         hold = _Hold()
         try:
             self._take(hold, wait)
@@ -75,7 +76,7 @@ class Turn:
                 self._holder = hold
             finally:
                 self._waiting.remove(hold)
-                self._changed.notify_all()  # the next in line may be the first now
+                self._changed.notify_all()  # another text may be first in the queue now
 
     def _pause(self, hold: _Hold) -> None:
         with self._changed:

@@ -1,4 +1,4 @@
-"""The nouns of one speculative round: Draft -> Step -> Verdict -> Round. Frozen dataclasses over numpy."""
+"""The data types of one speculative round: Draft -> Step -> Verdict -> Round. Frozen dataclasses over numpy."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ Numerics = Literal["exact", "fast"]
 """exact: a token's logits do not depend on how many tokens shared its forward. fast: the engine's own choice."""
 
 Verification = Literal["coupled", "rejection"]
-"""How sampled tokens are verified. coupled: the target draws its own, with noise the drafter shares. rejection: the
-draft's draw stands with probability min(1, target / draft)."""
+"""How sampled tokens are verified. coupled: the target draws its own token, with noise that the drafter shares.
+rejection: a token that the draft drew is accepted with probability min(1, target / draft)."""
 
 DraftKind = Literal["deterministic", "sampled"]
-"""deterministic: tokens follow from the context (and perhaps from noise the target will draw with itself); the target
-draws for itself and compares, which is right for any draft. sampled: drawn from known distributions with noise of their
-own."""
+"""deterministic: the tokens are a function of the context, and perhaps of the noise that the target will draw with. The
+target draws its own token and compares, which is right for any draft. sampled: the tokens are drawn from known
+distributions, with noise of their own."""
 
 Tree = tuple[int, ...]
 """Parents of the rows of one forward: row 0 is the root, ``tree[i - 1]`` is the parent row of row i.
 
-A chain of three is ``(0, 1, 2)``: row 1 hangs on row 0, row 2 on row 1, row 3 on row 2.
+A chain of three is ``(0, 1, 2)``: the parent of row 1 is row 0, of row 2 row 1, of row 3 row 2.
 """
 
 
 Allowed = Callable[[Sequence[int]], NDArray[np.bool_]]
-"""Some drafted tokens -> the tokens that may follow them, ``(vocab,)``; what a constraint tells a drafter."""
+"""Drafted tokens -> the tokens that may follow them, ``(vocab,)``. A constraint gives this function to a drafter."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Distribution:
-    """Probabilities of the tokens that have any; all others have none.
+    """Probabilities of some tokens. All other tokens have probability 0.
 
-    ids: ``(m,)`` token ids, none twice. probs: ``(m,)`` float64, none negative, sum 1.
+    ids: ``(m,)`` token ids, no id twice. probs: ``(m,)`` float64, none negative, sum 1.
 
     >>> Distribution(np.array([3, 7]), np.array([0.25, 0.75])).of(7)
     0.75
@@ -58,22 +58,23 @@ class Distribution:
 
 
 Hidden = Mapping[int, NDArray[np.float32]]
-"""Hidden states of some rows, ``(rows, d)`` for each layer. Layers count as transformers counts ``hidden_states``: 0 is
-the embeddings, i what the i-th decoder layer gives, and the last one stands behind the final norm."""
+"""Hidden states of some rows, ``(rows, d)`` for each layer. Layers have the numbers of ``hidden_states`` in
+transformers: 0 is the embeddings, i is the output of the i-th decoder layer. The last one is taken after the final
+norm."""
 
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What a drafter needs of the target, known before weights are loaded: the target is compiled for it.
+    """What a drafter needs from the target. It is known before weights are loaded, and the target is compiled for it.
 
-    layers: whose hidden states (see ``Hidden``). extra: most rows of ``Draft.extra``.
+    layers: the layers whose hidden states it reads (see ``Hidden``). extra: most rows of ``Draft.extra``.
     """
 
     layers: tuple[int, ...] = ()
     extra: int = 0
 
     def __or__(self, other: Needs) -> Needs:
-        """What two drafters need.
+        """What two drafters need together.
 
         >>> Needs((2, 9)) | Needs((2, 4), extra=3)
         Needs(layers=(2, 4, 9), extra=3)
@@ -83,12 +84,13 @@ class Needs:
 
 @dataclass(frozen=True, slots=True)
 class DraftNote:
-    """About a draft, for the books.
+    """Facts about a draft, for the statistics.
 
-    by: who made it, where several drafters share the rounds. expected: tokens that were expected to be accepted.
-    reason: why it is empty.
-    forced: how many of the first tokens are the constraint's and no drafter's (see ``decode.forced_tokens``).
-    cut: how many tokens the drafter proposed that the constraint forbids; they are not in the draft.
+    by: the drafter, where several drafters share the rounds. expected: number of tokens that were expected to be
+        accepted.
+    reason: why the draft is empty.
+    forced: how many of the first tokens a constraint forced. No drafter proposed them (see ``decode.forced_tokens``).
+    cut: how many proposed tokens the constraint forbids. They are not in the draft.
     """
 
     by: str = ""
@@ -100,20 +102,20 @@ class DraftNote:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """What a drafter proposes to follow the last committed token.
+    """The tokens that a drafter proposes after the last committed token.
 
     tokens: n token ids, parents before children.
     tree: None for a chain, else the parent row of each token (see ``Tree``).
-    kind: see ``DraftKind``. It alone says how a draft may be verified.
-    probs: of a sampled draft, for each token the drafter's distribution after its parent, penalties and truncation
-        applied, the same one for all siblings. Siblings are drawn from it in their order and without replacement: each
-        from what is left of it without the earlier ones. Whether a token is proposed must not depend on which one was
-        drawn. Empty for a deterministic draft.
-    scores: how sure the drafter is of each token, 0..1 in its own terms; () if it does not say.
-    alternatives: for each token of a chain the runner-up and its score, where a tree could hold both; () if not asked
+    kind: see ``DraftKind``. It alone decides how a draft may be verified.
+    probs: for each token of a sampled draft, the drafter's distribution after the token's parent. Penalties and
+        truncation are applied. All siblings have the same one. They are drawn from it in their order, without
+        replacement: each from what the earlier siblings leave. Whether a token is proposed must not depend on which
+        token was drawn. Empty for a deterministic draft.
+    scores: how sure the drafter is of each token, 0..1 on a scale of its own; () if it gives no scores.
+    alternatives: for each token of a chain, the runner-up and its score, where a tree could hold both; () if not asked
         for.
-    extra: inputs that run as a chain behind the last token, such as adaptive tokens (SDSAT, arXiv 2403.18647). They are
-        never verified and never kept; their logits come back in ``Drafter.commit``, behind the tokens'.
+    extra: inputs that run as a chain after the last token, such as adaptive tokens (SDSAT, arXiv 2403.18647). They are
+        never verified and never kept. ``Drafter.commit`` gets their logits, after those of the tokens.
     """
 
     tokens: tuple[int, ...] = ()
@@ -142,12 +144,12 @@ class Draft:
 
     @property
     def rows(self) -> tuple[int, ...]:
-        """The tokens of its rows in the target's forward, behind row 0."""
+        """The tokens of the draft's rows in the target's forward, after row 0."""
         return self.tokens + self.extra
 
     @property
     def tree_of_rows(self) -> Tree | None:
-        """As ``tree``, for all ``rows``.
+        """Like ``tree``, but for all ``rows``.
 
         >>> Draft((4, 5, 6), tree=(0, 0, 1), extra=(9, 9)).tree_of_rows
         (0, 0, 1, 3, 4)
@@ -157,7 +159,7 @@ class Draft:
         return (*self.tree, *range(len(self), len(self) + len(self.extra)))
 
     def within(self, allowed: Allowed | None) -> Draft:
-        """A chain up to the first token that is not allowed; a tree as it is.
+        """Cuts a chain before its first token that is not allowed. A tree stays as it is.
 
         >>> Draft((4, 5, 6)).within(lambda drafted: np.arange(9) < 6).tokens
         (4, 5)
@@ -174,10 +176,11 @@ class Draft:
 class Step:
     """Result of one forward over n tokens.
 
-    logits: ``(n, vocab)`` float32, row i predicts the token after input i. A view of the engine's buffer, valid
-        until the model's next forward.
-    hidden: of the ``prompt_rows`` and the n tokens, if the model was built to return it; a view likewise.
-    width: rows of the forward, padding included. prompt_rows: those of the end of a prompt, in front of the n tokens.
+    logits: ``(n, vocab)`` float32, row i predicts the token after input i. A view of the engine's buffer, valid until
+        the model's next forward.
+    hidden: states of the ``prompt_rows`` and the n tokens, if the model was compiled to return them. Also a view.
+    width: rows of the forward, padding included.
+    prompt_rows: rows at the end of a prompt that this forward ran in front of the n tokens.
     """
 
     logits: Logits
@@ -186,9 +189,9 @@ class Step:
     prompt_rows: int = 0
 
     def kept(self, context: Sequence[int], verdict: Verdict) -> tuple[int, Sequence[int], Hidden]:
-        """Of the rows that stay: the position of the first, their tokens, their hidden states.
+        """The position of the first row that is kept; then the tokens and the hidden states of all kept rows.
 
-        context: with the tokens of the verdict.
+        context: the committed tokens, those of the verdict included.
         """
         rows = [*range(self.prompt_rows), *(self.prompt_rows + row for row in verdict.path)]
         start = len(context) - len(verdict.tokens) - 1 - self.prompt_rows
@@ -197,9 +200,9 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the target made of a draft.
+    """The outcome of verifying a draft.
 
-    accepted: how many draft tokens stand.
+    accepted: how many draft tokens are accepted.
     tokens: the committed tokens: the accepted ones, then the correction or the bonus token.
     path: rows of the forward to keep: row 0 (the last committed token), then the accepted draft rows.
 
@@ -225,13 +228,14 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One round, for the books: counts in tokens, times in seconds.
+    """The record of one round: counts in tokens, times in seconds.
 
-    proposed tokens came from the drafter, evaluated ones were in the target's forward, accepted ones it agreed with;
-    forced tokens were in the forward too, and came from a constraint; committed = what the round added to the
-    context. read: tokens of the prompt that were in the forward, so that its time is not of decoding alone.
-    width: rows of the forward, padding included. extra: those of ``Draft.extra``.
-    expected: accepted tokens that were expected, None if nobody did.
+    proposed: tokens from the drafter. evaluated: those of them that were in the target's forward.
+    accepted: those of them that the target agreed with.
+    forced: tokens in the forward that came from a constraint. committed: tokens that the round added to the context.
+    read: tokens of the prompt that were in the forward. If there are any, the round's time is not of decoding alone.
+    width: rows of the forward, padding included. extra: rows of ``Draft.extra``.
+    expected: number of tokens that were expected to be accepted; None if nothing was predicted.
     reason: why nothing was drafted.
     """
 
@@ -262,7 +266,7 @@ class Round:
         forwarded: float,
         ended: float,
     ) -> Round:
-        """From the round's draft and verdict and four readings of one clock."""
+        """The record of a round, from its draft, verdict and step, and from four readings of one clock."""
         note = draft.note
         return cls(
             drafter=note.by or drafter,
@@ -283,7 +287,7 @@ class Round:
 
     @property
     def tokens(self) -> int:
-        """Tokens in the forward, but for those of the prompt."""
+        """Tokens in the forward, without those of the prompt."""
         return 1 + self.forced + self.evaluated + self.extra
 
 
