@@ -41,7 +41,7 @@ class ControlTokens:
 
     @cached_property
     def _spelt(self) -> re.Pattern[str]:
-        """Matches at every place where a spelling begins, also inside another one. The longest spelling there counts."""
+        """Matches at every place where a spelling begins, also inside another one. The longest one there counts."""
         return re.compile(f"(?=({_any_of(self._texts)}))")
 
     def marked(self, messages: Sequence[Mapping[str, Any]]) -> tuple[Sequence[Mapping[str, Any]], str]:
