@@ -112,7 +112,7 @@ class Recycling(Drafter):
         self._successors.fill(-1)
 
     def remember(self, file: Path, about: str) -> None:
-        """Load the table from ``file``. Write it there when this drafter is collected or the process ends.
+        """Load the table from ``file``. Write it there when this drafter is garbage-collected or the process ends.
 
         about: what the table is about. A file about something else, or of another shape, is ignored and later
             overwritten. A damaged file is removed. The file holds triples of tokens from the texts: see

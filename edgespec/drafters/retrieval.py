@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from edgespec.protocols import Drafter, common_prefix
 from edgespec.types import Allowed, Draft
 
-_END = -1  # stands between texts; no token
+_END = -1  # separates texts; not a token
 _VOTERS = 64
 
 
