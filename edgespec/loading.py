@@ -113,10 +113,11 @@ def _wired(pair: Bundle, options: LoadOptions, draft: str | None) -> Pipeline:
     lookups: list[Drafter] = []
     if options.draft_from is not None:
         lookups.append(_retrieval(pair, options.draft_from, options.progress))
-    target, free, model = _models(machine, pair, options, draft)
-    lookups += free
-    if draft == "recycling":
-        lookups.append(_recycling(pair, target, options.remember))
+    target, own_lookups, model = _models(machine, pair, options, draft)
+    lookups += own_lookups
+    table = _recycling(pair, target, options.remember) if draft in (None, "recycling") or other_model else None
+    if table and draft == "recycling":
+        lookups.append(table)
     k = options.num_draft_tokens
     drafter, arbiter, target_s = None, None, None
     if lookups or model:
@@ -126,7 +127,9 @@ def _wired(pair: Bundle, options: LoadOptions, draft: str | None) -> Pipeline:
         drafter = FirstMatch(lookups, model)
         target_s, draft_s = _costs(machine, target, model, k)
         if target_s is not None and k is None:
-            arbiter = Arbiter(lookups, model, target_s=target_s, draft_s=draft_s, trees=trees)
+            # Not with a fixed k: a table always has something to say, and would leave nothing to the model.
+            free = [*lookups, table] if table and table not in lookups else lookups
+            arbiter = Arbiter(free, model, target_s=target_s, draft_s=draft_s, trees=trees)
     if k is None:
         k = next((entry.num_draft_tokens for entry in entries if entry.num_draft_tokens is not None), None)
     devices = {"target": options.device} | ({"draft": options.draft_device or options.device} if model else {})
@@ -156,11 +159,12 @@ def _models(
 
 def drafter_name(ref: str) -> str:
     """The name of a pipeline's drafter with draft "auto". Loads no model, and does not fetch a listed one."""
-    model = catalog.default_draft(ref)
+    model, fixed = catalog.default_draft(ref), False
     if model is None and not catalog.find(ref):  # a listed model has no drafter of its own
         _, own = _planned(resolve(ref, progress=False), None)
-        model = own.name if own else None
-    return "+".join([*(lookup.name for lookup in _lookups()), *([model] if model else [])])
+        model, fixed = (own.name, own.num_draft_tokens is not None) if own else (None, False)
+    names = [*(lookup.name for lookup in _lookups()), *([] if fixed else [Recycling.name]), *([model] if model else [])]
+    return "+".join(names)
 
 
 def _costs(

@@ -326,9 +326,9 @@ def test_doctor_reports_and_plans() -> None:
 def test_doctor_names_the_drafters_as_a_run_does(pipeline: Pipeline, tiny_ir: Path) -> None:
     for ref, model in (("default", pipeline), (str(tiny_ir.parent), loading.load(tiny_ir.parent))):
         planned = loading.drafter_name(ref)
-        assert planned == model.drafter.name
+        assert model.arbiter is not None and planned == model.arbiter.name
         assert json.loads(edgespec("doctor", "--json", "-m", ref).stdout)["model"]["drafter"].startswith(f"{planned};")
-    assert loading.drafter_name("qwen3-8b") == f"ngram+pool+{catalog.default_draft('qwen3-8b')}"
+    assert loading.drafter_name("qwen3-8b") == f"ngram+pool+recycling+{catalog.default_draft('qwen3-8b')}"
 
 
 def test_a_first_run_without_a_terminal_says_what_takes_long(tiny_ir: Path, tmp_path: Path) -> None:

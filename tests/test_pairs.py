@@ -236,7 +236,7 @@ def test_a_name_runs_target_and_draft(edgespec, server: Server, ir: Path) -> Non
     ran = edgespec(*command, "-k", "4")
     assert ran.returncode == 0, ran.stderr
     told = json.loads(ran.stdout)
-    assert (told["model"], told["drafter"]) == ("OpenVINO/Qwen3-8B-int4-ov", "ngram+pool+qwen3-0.6b"), "as doctor says"
+    assert (told["model"], told["drafter"]) == ("OpenVINO/Qwen3-8B-int4-ov", "ngram+pool+qwen3-0.6b")
     assert told["devices"] == {"target": "CPU", "draft": "CPU"}
     assert told["proposed"] > 0
     plain = json.loads(edgespec(*command, "--draft", "none").stdout)
@@ -257,7 +257,7 @@ def test_a_gguf_file_of_a_repository_is_a_draft_too(edgespec, server: Server, ir
 
     server.down, server.requests = True, []
     ran = edgespec("run", "--model", "qwen2.5-7b", "--numerics", "fast", "-n", "4", "--ignore-eos", "--json", "Hello")
-    assert json.loads(ran.stdout)["drafter"] == "ngram+pool+qwen2.5-0.5b", ran.stderr
+    assert json.loads(ran.stdout)["drafter"] == "ngram+pool+recycling+qwen2.5-0.5b", ran.stderr
     assert server.requests == [], "what was pulled needs no network"
 
 
@@ -268,7 +268,7 @@ def test_models_and_doctor_tell_without_a_network(edgespec, server: Server) -> N
     assert listed["llama-3.1-8b"]["licence"] == "Llama 3.1 Community License"
     assert (listed["qwen3-8b"]["use"], listed["qwen3-8b"]["draft"]) == ("any", "qwen3-0.6b")
     plan = json.loads(edgespec("doctor", "--model", "gemma-7b", "--json").stdout)["model"]
-    assert plan["drafter"] == "ngram+pool+gemma-2b"
+    assert plan["drafter"] == "ngram+pool+recycling+gemma-2b"
     assert server.requests == []
 
 

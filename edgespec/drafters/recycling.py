@@ -32,7 +32,7 @@ _FROM_PROMPT = 0.7
 """score of a successor that comes from the prompt and not from the target"""
 _ELSEWHERE = 0.25
 """factor of a score if the token before differs from the one in the table"""
-_BLOCK = 128
+_GROUP = 128
 """logits per block in ``likeliest``"""
 
 
@@ -126,8 +126,9 @@ class Recycling(Drafter):
 def likeliest(logits: Logits, count: int) -> NDArray[np.intp]:
     """Ids of the largest logits of each row, largest first: ``(rows, vocab)`` to ``(rows, count)``.
 
-    Each of them is in one of the ``count`` blocks with the largest maxima. So one pass over the row finds these blocks,
-    and only they are searched. For 4 of 49,152 logits: one pass, then 384 maxima and 512 logits to choose from.
+    Each of them is in one of the ``count`` groups with the largest maxima. So one pass over the row finds these groups,
+    and only they are searched. For 4 of 49,152 logits: one pass, then 384 maxima and 512 logits to choose from. A group
+    is every 384th logit there: maxima of whole stretches of memory take a fifth of the time of maxima within them.
 
     >>> likeliest(np.array([[1, 9, 3, 7]], np.float32), 2).tolist()
     [[1, 3]]
@@ -135,13 +136,15 @@ def likeliest(logits: Logits, count: int) -> NDArray[np.intp]:
     if count == 1:
         return np.asarray(logits.argmax(axis=1))[:, None]
     rows, vocab = logits.shape
-    blocks = vocab // _BLOCK
-    ids = np.broadcast_to(np.arange(vocab), logits.shape)
-    if blocks > count:
-        maxima = logits[:, : blocks * _BLOCK].reshape(rows, blocks, _BLOCK).max(axis=2)
+    groups = vocab // _GROUP
+    if groups > count:
+        maxima = logits[:, : groups * _GROUP].reshape(rows, _GROUP, groups).max(axis=1)
         best = np.argpartition(maxima, -count, axis=1)[:, -count:, None]  # (rows, count, 1)
-        inside = (best * _BLOCK + np.arange(_BLOCK)).reshape(rows, -1)
-        ids = np.concatenate([inside, ids[:, blocks * _BLOCK :]], axis=1)
+        inside = (best + groups * np.arange(_GROUP)).reshape(rows, -1)
+        rest = np.broadcast_to(np.arange(groups * _GROUP, vocab), (rows, vocab - groups * _GROUP))
+        ids = np.concatenate([inside, rest], axis=1)
+    else:
+        ids = np.broadcast_to(np.arange(vocab), logits.shape)
     values = np.take_along_axis(logits, ids, axis=1)
     top = np.argpartition(values, -count, axis=1)[:, -count:]
     order = np.argsort(-np.take_along_axis(values, top, axis=1), axis=1)
