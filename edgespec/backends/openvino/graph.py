@@ -47,9 +47,9 @@ def paged_graph(core: ov.Core, xml: Path, layers: Sequence[int] = ()) -> ov.Mode
         if xml.with_suffix(".bin").stat().st_size <= _SMALL:
             merge_products(model)
         paged_attention_transformation(model, allow_qq_bias=True)
-        head = _output_head(model)
-        _add_hidden_outputs(model, head.input_value(0), layers)
-        _gather_before_head(model, head)
+        last = _output_head(model).input_value(0)
+        _gather_rows(model, last)
+        _add_hidden_outputs(model, last, layers)
         model.validate_nodes_and_infer_types()
     return model
 
@@ -72,12 +72,15 @@ def _is_whole(xml: Path) -> bool:
         return b"<net" in head and file.read().rstrip().endswith(b"</net>")
 
 
-def _gather_before_head(model: ov.Model, head: Any) -> None:
+def _gather_rows(model: ov.Model, last: Any) -> None:
+    """last: what goes into the output head, which may be several products of it."""
     rows = ops.parameter([-1], np.int64, name=LOGITS_ROWS)
     rows.output(0).get_tensor().set_names({LOGITS_ROWS})
+    readers = last.get_target_inputs()
     # The transformation moved tokens to the first axis: activations are (tokens, 1, d).
-    gathered = ops.gather(head.input_value(0), rows, ops.constant(0, np.int64))
-    head.input(0).replace_source_output(gathered.output(0))
+    gathered = ops.gather(last, rows, ops.constant(0, np.int64))
+    for reader in readers:
+        reader.replace_source_output(gathered.output(0))
     model.add_parameters([rows])
 
 
