@@ -25,7 +25,7 @@ _PARTIAL = ".partial"
 VERSIONS = {
     "ir": 4,
     "paged_graph": 2,
-    "onnx_form": 8,
+    "onnx_form": 9,
     "exact_widths": 4,
     "forward_times": 6,
 }

@@ -11,7 +11,6 @@ Operators: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperat
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,13 @@ from numpy.typing import NDArray
 from edgespec.backends.onnx.builder import OnnxBuilder
 from edgespec.backends.onnx.rotary import LAYOUT, Rotary, behind
 from edgespec.backends.onnx.tables import write_tables
-from edgespec.backends.onnx.weights import Compressed, nibbles, number, origin, unsupported, weights_of
+from edgespec.backends.onnx.weights import Compressed, constant_below, nibbles, number, origin, unsupported, weights_of
 from edgespec.errors import ConversionError, wrap_errors
 
 MODEL_FILE = "model.onnx"
 WEIGHTS_FILE = "model.onnx.data"
 _ALIBI, _SINKS = 11, 20  # inputs of PagedAttentionExtension
+_FLOAT = 1  # TensorProto.FLOAT
 _INT8 = 4  # accuracy_level: activations in 8 bits too, a step for each block of them
 
 
@@ -134,17 +134,31 @@ class _Reader:
         if not isinstance(weights, Compressed):
             self._add("Gather", [self.onnx.constant(origin(table), weights), ids], node, weights.shape[1], axis=0)
             return
-        codes, zeros, steps = self._compressed(table, weights)
-        width = weights.codes.shape[1] * weights.codes.shape[2]
-        if weights.bits != 8:
-            raise unsupported("an embedding in 4 bits")
-        parts = [self.onnx.make("Gather", [name, ids], axis=0) for name in (codes, zeros, steps)]
-        floats = [self.onnx.make("Cast", [part], to=1) for part in parts[:2]]
+        codes, steps, *zeros = (
+            self.onnx.make("Gather", [name, ids], axis=0) for name in self._compressed(table, weights)
+        )
+        _, blocks, size = weights.codes.shape
+        if weights.bits == 4:
+            if zeros:
+                raise unsupported("an embedding in 4 bits with zero points of its own")
+            codes = self._unpacked(codes, blocks, size)
         last = self.onnx.integers(-1)
-        zero, step = (self.onnx.make("Unsqueeze", [part, last]) for part in (floats[1], parts[2]))
-        values = self.onnx.make("Mul", [self.onnx.make("Sub", [floats[0], zero]), step])
-        shape = self.onnx.integers(0, 0, width)
-        self._add("Reshape", [values, shape], node, width)
+        if zeros:
+            zero = self.onnx.make("Unsqueeze", [self.onnx.make("Cast", zeros, to=_FLOAT), last])
+        else:
+            zero = self.onnx.constant(f"zero.{weights.bits}", np.array(weights.middle, np.float32))
+        shifted = self.onnx.make("Sub", [self.onnx.make("Cast", [codes], to=_FLOAT), zero])
+        values = self.onnx.make("Mul", [shifted, self.onnx.make("Unsqueeze", [steps, last])])
+        self._add("Reshape", [values, self.onnx.integers(0, 0, blocks * size)], node, blocks * size)
+
+    def _unpacked(self, packed: str, blocks: int, size: int) -> str:
+        """Two 4-bit codes of each byte, ``(1, n, blocks, size)``."""
+        four, low_half = (self.onnx.constant(f"byte.{n}", np.array(n, np.uint8)) for n in (4, 15))
+        low = self.onnx.make("BitwiseAnd", [packed, low_half])
+        high = self.onnx.make("BitShift", [packed, four], direction="RIGHT")
+        pairs = [self.onnx.make("Unsqueeze", [part, self.onnx.integers(-1)]) for part in (low, high)]
+        shape = self.onnx.integers(0, 0, blocks, size)
+        return self.onnx.make("Reshape", [self.onnx.make("Concat", pairs, axis=-1), shape])
 
     def _product(self, node: Any) -> None:
         source = self._of(node.input_value(0))
@@ -158,7 +172,7 @@ class _Reader:
             name = self.onnx.constant(f"{origin(node.input_value(1).get_node())}.T", weights.T.copy())
             self._add("MatMul", [source, name], node, len(weights))
             return
-        inputs = [source, *self._compressed(node.input_value(1).get_node(), weights, order=(0, 2, 1))]
+        inputs = [source, *self._compressed(node.input_value(1).get_node(), weights)]
         rows, blocks, size = weights.codes.shape
         self._add(
             *("MatMulNBits", inputs, node, rows),
@@ -219,6 +233,29 @@ class _Reader:
                     return
                 name = self.onnx.constant(origin(value.get_node()), constant.reshape(-1).astype(np.float32))
                 self._add(kind, [source, name], node, self._widths[source])
+
+    def _block_sums(self, node: Any) -> None:
+        """Sums over each block of columns."""
+        source, shape = self._of(node.input_value(0)), node.get_input_partial_shape(0)
+        if source is None or _length(shape.rank) != 4 or number(node.input_value(1)) not in (-1, 3):
+            return
+        blocks, size = _length(shape[2]), _length(shape[3])
+        if blocks * size == self._widths[source]:
+            in_blocks = self.onnx.make("Reshape", [source, self.onnx.integers(0, 0, blocks, size)])
+            self._add("ReduceSum", [in_blocks, self.onnx.integers(-1)], node, blocks, keepdims=0)
+
+    def _repeated(self, node: Any) -> None:
+        """Each column ``times`` times."""
+        source, shape = self._of(node.input_value(0)), node.get_input_partial_shape(0)
+        times = constant_below(node.input_value(1).get_node())
+        if source is None or times is None or _length(shape.rank) != 4 or _length(shape[3]) != 1:
+            return
+        *others, last = (int(value) for value in times.get_data())
+        if others == [1, 1, 1] and _length(shape[2]) == self._widths[source]:
+            single = self.onnx.make("Unsqueeze", [source, self.onnx.integers(-1)])
+            tiled = self.onnx.make("Tile", [single, self.onnx.integers(1, 1, 1, last)])
+            width = last * self._widths[source]
+            self._add("Reshape", [tiled, self.onnx.integers(0, 0, width)], node, width)
 
     def _norm(self, node: Any, values: list[Any], names: list[str | None]) -> bool:
         """RMSNorm is two products: ``x * (1 / rms(x))``, and that with a constant, unless it is all ones. Whether
@@ -330,16 +367,14 @@ class _Reader:
         self.onnx.add(kind, inputs, [node.get_name()], **options)
         self._name(node.output(0), node.get_name(), width)
 
-    def _compressed(self, node: Any, weights: Compressed, order: Iterable[int] = (0, 1, 2)) -> list[str]:
-        """Constants: codes, zero points and steps, in the order asked for."""
+    def _compressed(self, node: Any, weights: Compressed) -> list[str]:
+        """Constants: codes, steps, and zero points if they are not in the middle."""
         name = origin(node)
-        parts = (weights.codes, weights.zeros, weights.steps)
-        if weights.bits == 4:
-            parts = (nibbles(weights.codes), nibbles(weights.zeros), weights.steps)
-        names = [
-            self.onnx.constant(f"{name}.{part}", array) for part, array in zip(("q", "z", "s"), parts, strict=True)
-        ]
-        return [names[index] for index in order]
+        packed = nibbles if weights.bits == 4 else np.asarray
+        parts = {"q": packed(weights.codes), "s": weights.steps}
+        if (weights.zeros != weights.middle).any():
+            parts["z"] = packed(weights.zeros)
+        return [self.onnx.constant(f"{name}.{part}", array) for part, array in parts.items()]
 
 
 _READERS = {
@@ -350,6 +385,8 @@ _READERS = {
     "Split": _Reader._split,
     "Slice": _Reader._slice,
     "Swish": _Reader._swish,
+    "ReduceSum": _Reader._block_sums,
+    "Tile": _Reader._repeated,
     "Add": _Reader._sum_or_product,
     "Multiply": _Reader._sum_or_product,
 } | dict.fromkeys(LAYOUT, _Reader._pass)

@@ -34,6 +34,11 @@ class Compressed:
     """(rows, blocks) f32"""
     bits: int
 
+    @property
+    def middle(self) -> int:
+        """Zero point where none is named."""
+        return 1 << (self.bits - 1)
+
 
 def weights_of(node: Any) -> Compressed | NDArray[Any] | None:
     """The numbers of a constant or of a subgraph of constants that decompresses one; None if it is neither."""
@@ -48,7 +53,7 @@ def weights_of(node: Any) -> Compressed | NDArray[Any] | None:
     if kind == "Constant":
         if node.get_element_type().get_type_name() not in ("f32", "f16", "bf16"):
             return None
-        return np.array(node.get_data(), dtype=np.float32)
+        return np.array(node.get_data(dtype=np.float32))  # bfloat16 is float16 to numpy, unless told
     if kind != "Multiply":
         return None
     shifted, steps = (node.input_value(i).get_node() for i in (0, 1))
