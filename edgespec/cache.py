@@ -23,7 +23,7 @@ from edgespec.errors import ConversionError, SourceError
 _ELSEWHERE = "free some space, or set {} to a folder on another disk"
 _PARTIAL = ".partial"
 VERSIONS = {
-    "ir": 4,
+    "ir": 5,
     "paged_graph": 2,
     "onnx_form": 9,
     "exact_widths": 4,

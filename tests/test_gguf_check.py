@@ -157,8 +157,8 @@ def test_what_the_converter_cannot_read_is_refused(tmp_path: Path, options: dict
 
 def test_a_quantization_that_is_not_read_is_named(tmp_path: Path) -> None:
     """Whatever the file calls itself: one named Q4_K_M may hold others."""
-    caught = refused(tmp_path / "tiny.gguf", quantize="Q5_0", extra={"general.file_type": 15})
-    assert "got Q5_0 in 15 of 15 matrices, e.g. token_embd.weight; allowed: F32, F16, Q4_0" in str(caught.value)
+    caught = refused(tmp_path / "tiny.gguf", quantize="Q8_K", hidden=256, extra={"general.file_type": 15})
+    assert "got Q8_K in 15 of 15 matrices, e.g. token_embd.weight; allowed: F32, F16, BF16, Q4_0" in str(caught.value)
     assert "Q4_K_M" not in str(caught.value) and "disk" not in str(caught.value)
 
 

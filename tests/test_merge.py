@@ -86,9 +86,9 @@ def test_only_what_is_alike_is_merged() -> None:
 
 
 def test_the_default_target_was_converted_that_way(pipeline: Pipeline) -> None:
-    """Four products a layer, the head, and the angles of the positions."""
+    """Four products a layer, and the head."""
     xml = model_path(pipeline.bundle, pipeline.bundle.manifest.target)
-    assert products(ov.Core().read_model(xml)) == 30 * 4 + 2
+    assert products(ov.Core().read_model(xml)) == 30 * 4 + 1
 
 
 def test_drafts_are_merged_when_they_are_loaded() -> None:

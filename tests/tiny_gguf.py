@@ -21,6 +21,12 @@ TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 CONTROL, USER_DEFINED, NORMAL = 3, 4, 1
+HALVES = {
+    "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "IQ4_NL": (0,), "IQ4_XS": (0,),
+    "IQ1_S": (0,), "IQ2_XXS": (0,), "IQ2_XS": (0,), "IQ2_S": (0,), "IQ3_XXS": (0,), "IQ3_S": (0,),
+    "IQ1_M": (), "Q8_K": (),
+}  # fmt: skip
+"""types that the package only reads: where a block holds a float16 that its numbers are multiplied with"""
 
 
 def vocabulary(size: int = 512) -> tuple[list[str], list[str]]:
@@ -52,6 +58,7 @@ def write(
     layers: int = 2,
     hidden: int = 64,
     quantize: str = "F16",
+    kinds: Mapping[str, str] | None = None,
     tied: bool = True,
     extra: Mapping[str, Any] | None = None,
     tensors: Mapping[str, NDArray[np.float32]] | None = None,
@@ -59,6 +66,7 @@ def write(
 ) -> Path:
     """Write a random model. ``quantize`` is a ggml type name; norms stay in F32.
 
+    kinds: of matrices whose names contain a text, another type.
     extra: metadata that is added or put in another's place (whole numbers become uint32); None leaves a key out.
     tensors: more of them. change: what a matrix or norm holds instead, by its name.
     """
@@ -78,7 +86,8 @@ def write(
     writer.add_rope_freq_base(10000.0)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(len(tokens))
-    writer.add_file_type({"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q4_K": 15}[quantize])
+    file_types = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q4_K": 15}
+    writer.add_file_type(file_types.get(quantize, 1024))
     writer.add_tokenizer_model(tokenizer_model)
     if pre is not None:
         writer.add_tokenizer_pre(pre)
@@ -99,13 +108,12 @@ def write(
             writer.add_key_value(key, value, gguf.GGUFValueType.get_type(value))
 
     random = np.random.default_rng(0)
-    quantized = gguf.GGMLQuantizationType[quantize]
 
     def weight(name: str, rows: int, columns: int) -> None:
-        if quantize == "Q4_K":  # the package only reads it: any bytes, behind a scale of scales and one of minimums
-            data = random.integers(0, 256, (rows, columns // 256, 144), np.uint8)
-            data[..., :4] = np.full(2, 1e-3, np.float16).view(np.uint8)
-            data = data.reshape(rows, -1)
+        kind = next((kind for part, kind in (kinds or {}).items() if part in name), quantize)
+        quantized = gguf.GGMLQuantizationType[kind]
+        if kind in HALVES:
+            data = random_blocks(kind, rows, columns, random)
         else:
             values = random.normal(0, 0.3, (rows, columns)).astype(np.float32)  # (out, in)
             data = gguf.quants.quantize(change(f"{name}.weight", values), quantized)
@@ -140,3 +148,16 @@ def write(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def random_blocks(kind: str, rows: int, columns: int, random: np.random.Generator) -> NDArray[np.uint8]:
+    """Any bytes are numbers of these types; what they are multiplied with keeps them small."""
+    import gguf
+
+    size, nbytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+    blocks = random.integers(0, 256, (rows * columns // size, nbytes), np.uint8)
+    if kind == "IQ1_M":  # its float16 lies in the high halves of four bytes
+        blocks[:, 49:56:2] = blocks[:, 49:56:2] & 15 | np.array([9, 1, 4, 1], np.uint8) << 4
+    for at in HALVES[kind]:
+        blocks[:, at : at + 2] = random.normal(0, 1e-3, (len(blocks), 1)).astype(np.float16).view(np.uint8)
+    return blocks.reshape(rows, -1)

@@ -122,7 +122,9 @@ def export_ir(folder: Path, out: Path, kind: str = "f32", **weights: Any) -> Pat
 
 
 def write_gguf(folder: Path, path: Path, more: Mapping[str, Any] | None = None) -> Path:
-    """The float32 GGUF file of a Llama built here, as llama.cpp's converter writes it. more: tensors beside its own."""
+    """The float32 GGUF file of a Llama, Qwen2 or Qwen3 built here, as llama.cpp's converter writes it.
+
+    more: tensors beside its own."""
     from gguf import GGUFWriter
     from safetensors.numpy import load_file
     from tokenizers import Tokenizer
@@ -131,7 +133,7 @@ def write_gguf(folder: Path, path: Path, more: Mapping[str, Any] | None = None) 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     merges = json.loads(tokenizer.to_str())["model"]["merges"]
     heads, kv_heads, rows = config["num_attention_heads"], config["num_key_value_heads"], config["vocab_size"]
-    writer = GGUFWriter(path, "llama")
+    writer = GGUFWriter(path, config["model_type"])
     writer.add_license("mit")
     writer.add_file_type(0)
     writer.add_context_length(config["max_position_embeddings"])
@@ -141,7 +143,9 @@ def write_gguf(folder: Path, path: Path, more: Mapping[str, Any] | None = None) 
     writer.add_head_count(heads)
     writer.add_head_count_kv(kv_heads)
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_dimension_count(config["hidden_size"] // heads)
+    head = config.get("head_dim") or config["hidden_size"] // heads
+    writer.add_key_length(head)
+    writer.add_rope_dimension_count(head)
     writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
     writer.add_vocab_size(rows)
     writer.add_tokenizer_model("gpt2")
@@ -155,6 +159,7 @@ def write_gguf(folder: Path, path: Path, more: Mapping[str, Any] | None = None) 
     writer.add_chat_template(TEMPLATE)
     names = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v"}
     names |= {"self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up"}
+    names |= {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
     names |= {"mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
     names |= {
         "model.embed_tokens": "token_embd",
@@ -164,7 +169,7 @@ def write_gguf(folder: Path, path: Path, more: Mapping[str, Any] | None = None) 
     }
     for name, tensor in load_file(folder / "model.safetensors").items():
         for split in {"q_proj": heads, "k_proj": kv_heads}.items():
-            if split[0] in name:  # rotary halves become pairs
+            if split[0] in name and config["model_type"] == "llama":  # rotary halves become pairs
                 shape = (split[1], 2, tensor.shape[0] // split[1] // 2, tensor.shape[1])
                 tensor = tensor.reshape(shape).swapaxes(1, 2).reshape(tensor.shape)
         for theirs, ours in names.items():

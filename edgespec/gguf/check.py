@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 from edgespec.errors import ConversionError
 from edgespec.gguf import keys
 from edgespec.gguf.dimensions import DAMAGED, Dimensions, incomplete
+from edgespec.gguf.forms import QUANTIZATIONS
 from edgespec.gguf.header import ELSE, Header
 from edgespec.gguf.tokenizer import PRE_TOKENIZERS
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
-QUANTIZATIONS = ("F32", "F16", "Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q6_K")
-VECTORS = ("F32", "F16")  # of norms and biases
+VECTORS = ("F32", "F16", "BF16")  # of norms and biases
 
 _LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,4})\.")
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "eot_token_id", "eom_token_id", "eos_token_ids")

@@ -1,24 +1,27 @@
 """GGUF file -> OpenVINO IR folder, without torch.
 
-OpenVINO GenAI writes the graph; the tokenizer, the chat template and the token ids that end a turn come from the
-file's own metadata. GenAI reads few architectures and quantizations, and says nothing of what it leaves out, so a file
-is checked key by key before it is converted.
+The graph is built here (``gguf.graph``); the tokenizer, the chat template and the token ids that end a turn come from
+the file's own metadata. Nothing of it is left out: a file is checked key by key before it is converted.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+
+import numpy as np
 
 from edgespec import bundle
 from edgespec.errors import ConversionError, foreign
-from edgespec.gguf import check
+from edgespec.gguf import check, tensors
 from edgespec.gguf import header as gguf_header
-from edgespec.gguf.genai import write_ir
+from edgespec.gguf.dimensions import Dimensions
+from edgespec.gguf.forms import Losses, Weights, form_of
 from edgespec.gguf.header import Header
 from edgespec.gguf.tokenizer import CONTROL, tokenizer_json
-from edgespec.gguf.weights import requantize
 
 INPUT = "model.gguf"
 """Name of a file that was put into the folder to be converted there; it is removed."""
@@ -68,19 +71,18 @@ def convert(
     name: str,
     source: str,
     revision: str | None = None,
-    weights: Literal["int8", "faithful"] = "faithful",
-    merge: bool = True,
+    weights: Weights = "faithful",
+    say: Callable[[str], object] = lambda line: None,
 ) -> bundle.Bundle:
-    """Fill an empty folder: IR, texts, the JSON files other OpenVINO tools look for, and last of all bundle.json.
+    """Fill an empty folder: texts, the JSON files other OpenVINO tools look for, IR, and last of all bundle.json.
 
     revision: SHA-256 of the file, for the record.
-    weights: "faithful" keeps the file's own precision, "int8" compresses its weights again (see ``gguf.weights``).
-    merge: matrix products that read the same activations become one (see ``backends.openvino.merge_matmuls``).
+    weights: "faithful" keeps the file's own numbers, "int8" compresses them again (see ``gguf.forms``).
+    say: is told which form the weights of each type got, and what that rounds.
     """
     tokenizer, template, generation = texts(header)
     with foreign(ConversionError, f"cannot convert {header.path.name}"):
-        precision = requantize(write_ir(header, folder), header, weights, merge=merge)
-        (folder / INPUT).unlink(missing_ok=True)
+        precision = "int8" if weights == "int8" else header.precision
         config = {
             "model_type": header.architecture,
             "vocab_size": header.vocab_size,
@@ -98,6 +100,10 @@ def convert(
             ("tokenizer_config.json", tokenizer_config),
         ):
             (folder / file).write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        losses = Losses()
+        _write_ir(header, folder / bundle.IR_FILE, weights, losses)
+        say(", ".join(losses.lines()))
+        (folder / INPUT).unlink(missing_ok=True)
         return bundle.write(
             folder,
             bundle.Manifest(
@@ -112,6 +118,25 @@ def convert(
                 ),
             ),
         )
+
+
+def ir_bytes(header: Header, weights: Weights = "faithful") -> int:
+    """About as many as the IR of a file that was checked will take."""
+    sizes = ((tensor.kind, tensor.shape) for tensor in header.tensors.values() if len(tensor.shape) > 1)
+    bits = sum(math.prod(shape) * form_of(kind, shape[0], weights).bits_per_weight for kind, shape in sizes)
+    return int(bits / 8) + (1 << 20)
+
+
+def _write_ir(header: Header, xml: Path, weights: Weights, losses: Losses) -> None:
+    from edgespec.backends.openvino.runtime import ov
+    from edgespec.gguf.graph import decoder
+
+    with np.errstate(all="ignore"):  # what is not finite is refused where it is read
+        model = decoder(Dimensions.of(header), tensors.read(header), weights, losses)
+    free = shutil.disk_usage(xml.parent).free >> 20
+    with foreign(ConversionError, f"cannot write {xml}", hint=f"free disk space: {free} MiB"):
+        ov.serialize(model, xml)
+        ov.Core().read_model(xml)  # it says nothing of a disk that was full
 
 
 def _write(path: Path, text: str) -> bundle.HashedFile:

@@ -1,23 +1,21 @@
-"""Tensors of a GGUF file, mapped from it and dequantized a few rows at a time."""
+"""Tensors of a GGUF file, read from it a few rows at a time."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from edgespec.errors import ConversionError
-from edgespec.gguf.header import Header
+from edgespec.gguf.header import Header, Tensor
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+Floats = NDArray[np.float32]
 
-    Floats = NDArray[np.float32]
-
-_PART = 1 << 24  # numbers dequantized at a time: 64 MiB
+_PART = 1 << 22
+"""numbers that are taken apart at a time: 16 MiB as float32, and most work stays in a CPU's cache"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,63 +25,57 @@ class Stored:
     name: str
     kind: str
     shape: tuple[int, int]
-    data: NDArray[np.uint8]
-    """``(out, bytes of a row)``, mapped from the file"""
-    order: NDArray[np.intp]
-    vector: bool
+    path: Path
+    place: Tensor
+    order: NDArray[np.intp] | None
+    """where the graph's rows are in the file, if they are moved"""
 
-    def rows(self, which: Any) -> Floats:
+    @property
+    def vector(self) -> bool:
+        return len(self.place.shape) == 1
+
+    def bytes(self, which: slice) -> NDArray[np.uint8]:
+        """``(rows, bytes of a row)``. Mapped anew each time: what was read of a file does not stay in memory."""
+        rows = self.shape[0]
+        data = np.memmap(self.path, np.uint8, "r", self.place.offset, (rows, self.place.nbytes // rows))
+        return np.array(data[which] if self.order is None else data[self.order[which]])
+
+    def rows(self, which: slice) -> Floats:
         """Raises ConversionError: numbers that are not finite."""
         import gguf
-        import numpy as np
 
-        data = self.data[self.order[which]]
-        with np.errstate(all="ignore"):  # what is not finite is refused below
-            values: Floats = gguf.quants.dequantize(data, gguf.GGMLQuantizationType[self.kind])
+        return self.finite(gguf.quants.dequantize(self.bytes(which), gguf.GGMLQuantizationType[self.kind]))
+
+    def vector_values(self) -> Floats:
+        return self.rows(slice(None)).reshape(-1)
+
+    def finite(self, values: Floats) -> Floats:
+        """``values``, which came of this tensor. Raises ConversionError if one is not finite."""
         if not np.isfinite(values).all():
             raise ConversionError(f"{self.name} holds numbers that are not finite", hint="download the file again")
         return values
 
-    @cached_property
-    def sampled(self) -> Floats:
-        return sample(self.shape, self.rows)
-
     def parts(self) -> Iterator[slice]:
         step = max(1, _PART // self.shape[1])
-        return (slice(begin, begin + step) for begin in range(0, self.shape[0], step))
+        rows = self.shape[0]
+        return (slice(begin, min(begin + step, rows)) for begin in range(0, rows, step))
 
 
-def read(header: Header) -> list[Stored]:
-    """All tensors of a file that was checked."""
-    import numpy as np
-
-    stored = []
+def read(header: Header) -> dict[str, Stored]:
+    """All tensors of a file that was checked, by their names."""
+    stored = {}
     for name, tensor in header.tensors.items():
-        vector = len(tensor.shape) == 1
-        columns, rows = (1, *tensor.shape) if vector else tensor.shape
-        data = np.memmap(header.path, np.uint8, "r", tensor.offset, (rows, tensor.nbytes // rows))
-        stored.append(Stored(name, tensor.kind, (rows, columns), data, _order(header, name, rows), vector))
+        columns, rows = (1, *tensor.shape) if len(tensor.shape) == 1 else tensor.shape
+        order = _order(header, name, rows)
+        stored[name] = Stored(name, tensor.kind, (rows, columns), header.path, tensor, order)
     return stored
 
 
-def _order(header: Header, name: str, rows: int) -> NDArray[np.intp]:
+def _order(header: Header, name: str, rows: int) -> NDArray[np.intp] | None:
     """llama.cpp stores queries and keys of a llama as 0, n/2, 1, n/2 + 1, ... within a head of n rows."""
-    import numpy as np
-
-    order = np.arange(rows)
     q_heads = header.get("{arch}.attention.head_count")
     heads = {"attn_q": q_heads, "attn_k": header.get("{arch}.attention.head_count_kv", q_heads)}
     found = heads.get(name.split(".")[-2]) if header.architecture == "llama" else None
     if isinstance(found, list):  # the same in all layers
         found = found[0]
-    return order.reshape(found, -1, 2).swapaxes(1, 2).reshape(-1) if found else order
-
-
-def sample(shape: tuple[int, ...], values: Callable[[NDArray[np.intp]], Floats]) -> Floats:
-    """A few rows, the mean of each group of weights taken away: zero points make no difference."""
-    import numpy as np
-
-    rows = np.linspace(0, shape[0] - 1, 16).astype(np.intp)
-    grouped = values(rows).reshape(len(rows), -1, math.gcd(16, shape[1]))
-    centred: Floats = grouped - grouped.mean(-1, keepdims=True)
-    return centred
+    return np.arange(rows).reshape(found, -1, 2).swapaxes(1, 2).reshape(-1) if found else None

