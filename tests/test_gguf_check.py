@@ -119,6 +119,25 @@ def test_keys_of_ordinary_files_are_accepted(tmp_path: Path, arch: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        ({"granite.rope.scaling.finetuned": False}, "positions are not rotated; got bool False; allowed: True"),
+        ({"granite.logit_scale": "8"}, "granite.logit_scale of tiny.gguf; got string '8'; allowed: a number"),
+        ({"granite.logit_scale": 0.0}, "granite.logit_scale of tiny.gguf; got 0.0"),
+        ({"granite.attention.clamp_kqv": 1.0}, "queries, keys and values are clamped"),
+    ],
+)
+def test_factors_are_granites_alone(tmp_path: Path, extra: dict[str, Any], said: str) -> None:
+    """Of others they are refused, above."""
+    scales = {
+        f"granite.{name}": 0.5 for name in ("embedding_scale", "residual_scale", "logit_scale", "attention.scale")
+    }
+    path = tmp_path / "tiny.gguf"
+    read_header(tiny_gguf.write(path, arch="granite", extra=scales | {"granite.rope.scaling.finetuned": True}))
+    refused(path, arch="granite", extra=scales | extra).match(said)
+
+
+@pytest.mark.parametrize(
     ("tensor", "numbers", "said"),
     [
         ("output.bias", 512, "a bias of the logits"),
@@ -145,7 +164,7 @@ def test_a_tensor_of_another_shape_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"arch": "gemma2"}, "got gemma2; allowed: llama, qwen2, qwen3"),
+        ({"arch": "gemma2"}, "got gemma2; allowed: llama, qwen2, qwen3, granite"),
         ({"pre": None}, "got none; allowed: smollm, gpt-2"),
         ({"pre": "tekken"}, "got tekken; allowed: smollm, gpt-2, llama-bpe, qwen2, default"),
         ({"tokenizer_model": "llama"}, "got llama; allowed: gpt2"),

@@ -23,6 +23,8 @@ IDS = np.arange(40, 56)
 K_TYPES = {"attn_v": "Q6_K", "ffn_down": "Q6_K", "token_embd": "Q4_K"}
 """as in a Q4_K_M file"""
 
+GRANITE = {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "logits_scaling": 0.5, "attention_multiplier": 0.3}
+
 
 def converted(source: Path) -> Path:
     folder = source.with_suffix("")
@@ -63,6 +65,7 @@ def paged(xml: Path, capacity: int = 64) -> OpenVINOPagedModel:
         ("llama", {"kv_heads": 4}),
         ("qwen2", {"tie_word_embeddings": True}),
         ("qwen3", {"head_dim": 32}),
+        ("granite", GRANITE),
     ],
 )
 def test_the_function_is_the_originals(tmp_path: Path, arch: str, options: dict[str, Any]) -> None:

@@ -122,7 +122,7 @@ def export_ir(folder: Path, out: Path, kind: str = "f32", **weights: Any) -> Pat
 
 
 def write_gguf(folder: Path, path: Path, more: Mapping[str, Any] | None = None) -> Path:
-    """The float32 GGUF file of a Llama, Qwen2 or Qwen3 built here, as llama.cpp's converter writes it.
+    """The float32 GGUF file of a Llama, Qwen2, Qwen3 or Granite built here, as llama.cpp's converter writes it.
 
     more: tensors beside its own."""
     from gguf import GGUFWriter
@@ -148,6 +148,11 @@ def write_gguf(folder: Path, path: Path, more: Mapping[str, Any] | None = None) 
     writer.add_rope_dimension_count(head)
     writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
     writer.add_vocab_size(rows)
+    if config["model_type"] == "granite":
+        writer.add_embedding_scale(config["embedding_multiplier"])
+        writer.add_residual_scale(config["residual_multiplier"])
+        writer.add_logit_scale(config["logits_scaling"])
+        writer.add_attention_scale(config["attention_multiplier"])
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     size = tokenizer.get_vocab_size()
@@ -169,7 +174,7 @@ def write_gguf(folder: Path, path: Path, more: Mapping[str, Any] | None = None) 
     }
     for name, tensor in load_file(folder / "model.safetensors").items():
         for split in {"q_proj": heads, "k_proj": kv_heads}.items():
-            if split[0] in name and config["model_type"] == "llama":  # rotary halves become pairs
+            if split[0] in name and config["model_type"] in ("llama", "granite"):  # rotary halves become pairs
                 shape = (split[1], 2, tensor.shape[0] // split[1] // 2, tensor.shape[1])
                 tensor = tensor.reshape(shape).swapaxes(1, 2).reshape(tensor.shape)
         for theirs, ours in names.items():

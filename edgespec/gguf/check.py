@@ -15,7 +15,7 @@ from edgespec.gguf.forms import QUANTIZATIONS
 from edgespec.gguf.header import ELSE, Header
 from edgespec.gguf.tokenizer import PRE_TOKENIZERS
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3")
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "granite")
 VECTORS = ("F32", "F16", "BF16")  # of norms and biases
 
 _LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,4})\.")
@@ -49,7 +49,7 @@ def check(header: Header) -> None:
 
 def _check_types(header: Header) -> None:
     """Every key that is used holds what it should."""
-    for pattern, words in keys.USED.items():
+    for pattern, words in _used(header.architecture).items():
         key = pattern.format(arch=header.architecture)
         kind = re.sub("^array of [0-9]+", "array of", header.kinds.get(key, ""))
         if kind and kind not in keys.HOLDS[words]:
@@ -72,9 +72,9 @@ def _check_kind(header: Header) -> None:
 
 def _check_key(header: Header, key: str, sizes: Dimensions) -> None:
     architecture, name = header.architecture, header.path.name
-    if _rule(key, architecture, keys.USED) or not key.startswith((f"{architecture}.", *keys.OTHERS)):
+    if _rule(key, architecture, _used(architecture)) or not key.startswith((f"{architecture}.", *keys.OTHERS)):
         return
-    refused = _rule(key, architecture, keys.REFUSED)
+    refused = _rule(key, architecture, keys.REFUSED_OF.get(architecture, {}) | keys.REFUSED)
     if refused is None:
         if _rule(key, architecture, keys.HARMLESS) is None:
             what = f"{key} of {name} is unknown here and may change what the model computes"
@@ -158,6 +158,10 @@ def _check_vocabulary(header: Header, sizes: Dimensions) -> None:
             if not 0 <= token_id < len(tokens):
                 got = f"tokenizer.ggml.{key}: {token_id}"
                 raise ConversionError(damaged, got=got, allowed=f"0 to {len(tokens) - 1}", hint=DAMAGED)
+
+
+def _used(architecture: str) -> dict[str, str]:
+    return keys.USED | keys.USED_OF.get(architecture, {})
 
 
 def _rule(key: str, architecture: str, rules: Mapping[str, Rule]) -> Rule | None:

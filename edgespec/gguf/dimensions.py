@@ -8,13 +8,17 @@ from dataclasses import dataclass
 from edgespec.errors import ConversionError
 from edgespec.gguf.header import ELSE, Header
 
-LARGEST = 2**31 - 1  # what the converter reads
+LARGEST = 2**31 - 1  # no model comes near
 DAMAGED = "download it again"
 
 
 @dataclass(frozen=True)
 class Dimensions:
-    """Sizes of a model. embedding: of a hidden state. head: of one head's queries, keys and values."""
+    """Sizes of a model, and what it multiplies with.
+
+    embedding: of a hidden state. head: of one head's queries, keys and values. Granite multiplies embeddings, and what
+    a layer adds to the hidden states, and divides logits.
+    """
 
     layers: int
     embedding: int
@@ -26,23 +30,35 @@ class Dimensions:
     context: int
     norm_epsilon: float
     rope_base: float
+    attention_scale: float
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
 
     @classmethod
     def of(cls, header: Header) -> Dimensions:
         """Raises ConversionError: a size is missing, of the wrong type, or fits no other."""
         embedding = _size(header, "{arch}.embedding_length")
         heads = _size(header, "{arch}.attention.head_count")
+        head = _size(header, "{arch}.attention.key_length", max(1, embedding // heads))
+        scales = {}
+        if header.architecture == "granite":
+            names = ("embedding_scale", "residual_scale", "logit_scale")
+            scales = {name: _number(header, f"{{arch}}.{name}", 1.0) for name in names}
+        usual = 1 / math.sqrt(head)
         found = cls(
             layers=_size(header, "{arch}.block_count"),
             embedding=embedding,
             feed_forward=_size(header, "{arch}.feed_forward_length"),
             heads=heads,
             kv_heads=_size(header, "{arch}.attention.head_count_kv", heads),
-            head=_size(header, "{arch}.attention.key_length", max(1, embedding // heads)),
+            head=head,
             vocabulary=header.tensors["token_embd.weight"].shape[-1],
             context=_size(header, "{arch}.context_length"),
             norm_epsilon=_number(header, "{arch}.attention.layer_norm_rms_epsilon", None),
             rope_base=_number(header, "{arch}.rope.freq_base", 10000.0),
+            attention_scale=_number(header, "{arch}.attention.scale", usual) if scales else usual,
+            **scales,
         )
         if found.head % 2 or heads % found.kv_heads or found.layers > len(header.tensors):
             got = f"{found.layers} layers, {heads} heads of {found.head}, {found.kv_heads} of keys"
@@ -62,7 +78,7 @@ class Dimensions:
         return self.head // 2
 
     @property
-    def attention_scale(self) -> float:
+    def usual_attention_scale(self) -> float:
         return 1 / math.sqrt(self.head)
 
 

@@ -3,9 +3,9 @@
 It takes and gives what the IRs of other exporters do: input_ids, attention_mask, position_ids and beam_idx, and logits;
 keys and values are states. So it runs wherever they run.
 
-Llama, Qwen2 (biases of queries, keys and values) and Qwen3 (norms of queries and keys) are one graph: which of these
-a file has is told by its tensors. Products that read the same activations are written as one (see
-``backends.openvino.merge_matmuls``).
+Llama, Qwen2 (biases of queries, keys and values), Qwen3 (norms of queries and keys) and Granite (factors) are one
+graph: which of these a file has is told by its tensors and sizes. Products that read the same activations are written
+as one (see ``backends.openvino.merge_matmuls``).
 """
 
 from __future__ import annotations
@@ -50,16 +50,17 @@ class _Decoder:
         table = self._matrix(["token_embd.weight"])
         self._attended = self._attention_mask()
         self._turn = self._rotary_tables()
-        hidden = table.lookup(self._ids)
+        hidden = _scaled(table.lookup(self._ids), sizes.embedding_scale)
         for layer in range(sizes.layers):
             block = f"blk.{layer}"
             normed = self._norm(hidden, f"{block}.attn_norm", sizes.embedding)
-            hidden = ops.add(hidden, self._attention(normed, layer))
+            hidden = ops.add(hidden, _scaled(self._attention(normed, layer), sizes.residual_scale))
             normed = self._norm(hidden, f"{block}.ffn_norm", sizes.embedding)
-            hidden = ops.add(hidden, self._feed_forward(normed, block))
+            hidden = ops.add(hidden, _scaled(self._feed_forward(normed, block), sizes.residual_scale))
         last = self._norm(hidden, "output_norm", sizes.embedding)
         head = self._matrix(["output.weight"]) if "output.weight" in self._tensors else table
-        result = ops.result(head.product(last, self._sums_of(last, head)))
+        logits = _scaled(head.product(last, self._sums_of(last, head)), 1 / sizes.logit_scale)
+        result = ops.result(logits)
         result.output(0).get_tensor().set_names({"logits"})
         inputs = [self._ids, self._mask, self._positions, self._beam]
         return ov.Model([result], self._states, inputs, "decoder")
@@ -72,7 +73,7 @@ class _Decoder:
         key = self._remembered(key, f"past_key_values.{layer}.key")
         value = self._remembered(self._heads(value, sizes.kv_heads), f"past_key_values.{layer}.value")
         of_all = [self._repeated(key), self._repeated(value)]
-        found = ops.scaled_dot_product_attention(query, *of_all, self._attended)
+        found = ops.scaled_dot_product_attention(query, *of_all, self._attended, np.float32(sizes.attention_scale))
         rows = ops.reshape(ops.transpose(found, _integers(0, 2, 1, 3)), _integers(0, 0, sizes.queries), True)
         [out] = self._products(rows, [f"{block}.attn_output"])
         return out
@@ -202,6 +203,10 @@ def _input(name: str, shape: list[int], kind: Any) -> Any:
     parameter = ops.parameter(shape, kind, name=name)
     parameter.output(0).get_tensor().set_names({name})
     return parameter
+
+
+def _scaled(x: Any, factor: float) -> Any:
+    return x if factor == 1 else ops.multiply(x, np.float32(factor))
 
 
 def _size(x: Any, axis: int) -> Any:

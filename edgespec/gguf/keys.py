@@ -50,6 +50,15 @@ USED = {
     "tokenizer.ggml.add_bos_token": "true or false",
 }
 
+USED_OF = {  # an architecture alone
+    "granite": {
+        "{arch}.embedding_scale": "a number",
+        "{arch}.residual_scale": "a number",
+        "{arch}.logit_scale": "a number",
+        "{arch}.attention.scale": "a number",
+    },
+}
+
 LONGEST = {  # items of the arrays that are read
     "{arch}.feed_forward_length": 4096,
     "{arch}.attention.head_count": 4096,
@@ -134,7 +143,7 @@ REFUSED = {
     "{arch}.expert_used_count": _EXPERTS,
     "{arch}.expert_shared_count": _EXPERTS,
     "{arch}.attention.causal": Refused("attention that sees the future", unless=(True,)),
-    "{arch}.attention.scale": Refused("another scale of attention", unless=("attention_scale",)),
+    "{arch}.attention.scale": Refused("another scale of attention", unless=("usual_attention_scale",)),
     "{arch}.attention.output_scale": Refused("attention's output is scaled", unless=(1,)),
     "{arch}.attention.value_scale": Refused("attention's values are scaled", unless=(1,)),
     "{arch}.attention.temperature_length": Refused("attention's temperature depends on the position"),
@@ -162,6 +171,10 @@ REFUSED = {
     "tokenizer.ggml.precompiled_charsmap": Refused("another normalization of text"),
     "tokenizer.ggml.normalizer.lowercase": _NORMALIZED,
     "tokenizer.ggml.normalizer.strip_accents": _NORMALIZED,
+}
+
+REFUSED_OF = {  # an architecture alone
+    "granite": {"{arch}.rope.scaling.finetuned": Refused("positions are not rotated", unless=(True,))},
 }
 
 TENSORS = {  # used: the shape, innermost first, in attributes of ``Dimensions``

@@ -18,6 +18,10 @@ _PART = 1 << 22
 """numbers that are taken apart at a time: 16 MiB as float32, and most work stays in a CPU's cache"""
 
 
+_IN_PAIRS = ("llama", "granite")
+"""architectures whose queries and keys are stored with what is rotated together side by side"""
+
+
 @dataclass(frozen=True, eq=False)
 class Stored:
     """A tensor of the file as ``(out, in)``, its rows in the order that the graph wants. A vector: ``(out, 1)``."""
@@ -72,10 +76,10 @@ def read(header: Header) -> dict[str, Stored]:
 
 
 def _order(header: Header, name: str, rows: int) -> NDArray[np.intp] | None:
-    """llama.cpp stores queries and keys of a llama as 0, n/2, 1, n/2 + 1, ... within a head of n rows."""
+    """llama.cpp stores queries and keys of these as 0, n/2, 1, n/2 + 1, ... within a head of n rows."""
     q_heads = header.get("{arch}.attention.head_count")
     heads = {"attn_q": q_heads, "attn_k": header.get("{arch}.attention.head_count_kv", q_heads)}
-    found = heads.get(name.split(".")[-2]) if header.architecture == "llama" else None
+    found = heads.get(name.split(".")[-2]) if header.architecture in _IN_PAIRS else None
     if isinstance(found, list):  # the same in all layers
         found = found[0]
     return np.arange(rows).reshape(found, -1, 2).swapaxes(1, 2).reshape(-1) if found else None

@@ -27,6 +27,7 @@ _SPLITS = {  # applied one after the other; the expression of GPT-2 is a part of
         r"\p{N}+",
         r"[0-9][0-9][0-9]",
     ),
+    "refact": ("digits", "gpt-2"),  # Granite 3, too
 }
 PRE_TOKENIZERS = tuple(_SPLITS)
 
