@@ -51,7 +51,8 @@ def stateful(xml: Path) -> Any:
 
 
 def logits(xml: Path) -> NDArray[np.float32]:
-    return stateful(xml)(IDS[None], np.ones((1, len(IDS)), np.int64))[0]
+    found: NDArray[np.float32] = stateful(xml)(IDS[None], np.ones((1, len(IDS)), np.int64))[0]
+    return found
 
 
 def paged(xml: Path, capacity: int = 64) -> OpenVINOPagedModel:
@@ -174,7 +175,7 @@ def test_logits_of_some_rows_are_those_of_all(tmp_path: Path) -> None:
 def test_biases_of_a_llama_go_with_their_rows(tmp_path: Path) -> None:
     """llama.cpp stores a head of 16 rows of a Llama as 0, 8, 1, 9, ...; a Qwen2 has them as they are."""
 
-    def in_graph_order(name: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    def in_graph_order(name: str, values: NDArray[Any]) -> NDArray[Any]:
         if "attn_q" not in name and "attn_k" not in name:
             return values
         return np.concatenate([half for h in np.split(values, len(values) // 16) for half in (h[::2], h[1::2])])
@@ -195,7 +196,7 @@ def test_norms_biases_and_frequencies_keep_their_precision(tmp_path: Path) -> No
     bias = random.normal(0, 1, 32)
     xml = made(
         tmp_path / "tiny",
-        change=lambda name, values: norms.get(name, values).astype(np.float32),
+        change=lambda name, values: norms[name].astype(np.float32) if name in norms else values,
         tensors={"blk.0.attn_v.bias": bias},
     )
     found = [
