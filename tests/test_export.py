@@ -20,7 +20,7 @@ pytest.importorskip("optimum.intel", reason="needs edgespec[export]")
 
 from edgespec_export import Request, Weights, export, split_weights, texts
 from edgespec_export.sources import resolve
-from tests import tiny_models
+from tests import tiny_gguf, tiny_models
 
 INSTALLED = ("llama", "phi3", "qwen2", "qwen3")
 
@@ -254,6 +254,16 @@ def test_a_gguf_file_gives_the_same_model(models: dict[str, Path], tmp_path: Pat
     original = export(Request(target=str(models["llama"]), out=tmp_path / "o", weights=Weights("f32")))
     parity = [bundle.read(b).manifest.measured["parity"]["target"]["nll_ir"] for b in (made.root, original)]
     assert parity[0] == pytest.approx(parity[1], abs=1e-4)
+
+
+def test_a_gguf_file_that_transformers_does_not_read_is_refused(tmp_path: Path) -> None:
+    """Of an architecture that is converted without it."""
+    file = tiny_gguf.write(tmp_path / "granite.gguf", arch="granite", extra={"granite.logit_scale": 2.0})
+    said = (
+        r"does not read granite\.gguf; got architecture granite; allowed: llama, qwen2, qwen3\. Use the file as it is"
+    )
+    with pytest.raises(ConversionError, match=said):
+        resolve(str(file), tmp_path)
 
 
 def test_a_gguf_file_that_transformers_reads_in_part_is_refused(models: dict[str, Path], tmp_path: Path) -> None:

@@ -124,6 +124,7 @@ def test_keys_of_ordinary_files_are_accepted(tmp_path: Path, arch: str) -> None:
         ({"granite.rope.scaling.finetuned": False}, "positions are not rotated; got bool False; allowed: True"),
         ({"granite.logit_scale": "8"}, "granite.logit_scale of tiny.gguf; got string '8'; allowed: a number"),
         ({"granite.logit_scale": 0.0}, "granite.logit_scale of tiny.gguf; got 0.0"),
+        ({"granite.logit_scale": None}, "not a whole language model; got no granite.logit_scale"),
         ({"granite.attention.clamp_kqv": 1.0}, "queries, keys and values are clamped"),
     ],
 )

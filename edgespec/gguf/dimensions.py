@@ -43,8 +43,8 @@ class Dimensions:
         head = _size(header, "{arch}.attention.key_length", max(1, embedding // heads))
         scales = {}
         if header.architecture == "granite":
-            names = ("embedding_scale", "residual_scale", "logit_scale")
-            scales = {name: _number(header, f"{{arch}}.{name}", 1.0) for name in names}
+            usually = {"embedding_scale": 1.0, "residual_scale": 1.0, "logit_scale": None}
+            scales = {name: _number(header, f"{{arch}}.{name}", number) for name, number in usually.items()}
         usual = 1 / math.sqrt(head)
         found = cls(
             layers=_size(header, "{arch}.block_count"),

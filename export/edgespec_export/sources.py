@@ -95,9 +95,13 @@ def _packed(scratch: Path) -> Source:
 
 def _gguf(path: Path) -> Source:
     header = read_header(path)
+    hint = f"use the file as it is (edgespec pull {path.name}), or export the original model"
+    if header.architecture not in _LEFT_OUT:
+        known = ", ".join(_LEFT_OUT)
+        what = f"transformers does not read {path.name}"
+        raise ConversionError(what, got=f"architecture {header.architecture}", allowed=known, hint=hint)
     left_out = next(filter(_LEFT_OUT[header.architecture].search, header.tensors), None)
     if left_out is not None:
-        hint = f"use the file as it is (edgespec pull {path.name}), or export the original model"
         raise ConversionError(f"transformers leaves out {left_out} of {path.name}", hint=hint)
     return Source(
         reference=path.name,
