@@ -253,7 +253,7 @@ def test_run_fetches_what_it_was_allowed_to(edgespec: Edgespec, server: Server) 
     command = ("run", "-m", "one", "--numerics", "fast", "-n", "2", "--ignore-eos", "--json", "Hello")
     ran = edgespec(*command, "--draft", "two", "--yes", "--mirror", "index", HF_ENDPOINT=NOBODY)
     assert ran.returncode == 0, ran.stderr
-    assert json.loads(ran.stdout)["drafter"] == "two"
+    assert "two" in json.loads(ran.stdout)["drafter"].split("+")
     server.requests = []
     assert edgespec(*command, HF_ENDPOINT=NOBODY).returncode == 0
     assert server.requests == []
