@@ -11,6 +11,7 @@ kernel. There even widths agree.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -33,8 +34,10 @@ _LARGEST_PAD = 16
 """rows"""
 _PAST = 70
 """rows before the windows: more than two KV blocks, and not a whole number of them"""
-_WINDOWS, _NARROW, _NARROW_WINDOWS = 2, 4, 12
-"""compared windows of each width, and 12 for widths up to 4 rows: kernels that differ still agree on many a row"""
+_WINDOWS = {4: 12, WIDEST_DRAFT + 3: 2, 256: 1}
+"""up to that width so many windows are compared: kernels that differ still agree on many a row"""
+_FIRST = (*(width for width in _WIDTHS if width <= WIDEST_DRAFT + 3), 32, 64, 128)
+"""widths tried with nothing before them: attention may run another kernel there, and one window shows it"""
 ROWS_NEEDED = _PAST + max(_WIDEST)
 
 
@@ -59,9 +62,9 @@ def find_exact_widths(model: Model) -> ExactWidths:
     The model must run unpadded (min_width 1). Leaves its cache empty. Raises BackendError if no widths agree.
     """
     for most in (most for most in _WIDEST if most <= model.capabilities.max_width):
-        differs = [_differing(model, past, most) for past in (_PAST, 0)]
+        differs = _differing(model, _PAST, most, _WIDTHS) | _differing(model, 0, most, _FIRST)
         model.cache.reset()
-        found = [(_least(most, step, differs[0] | differs[1]), step) for step in _STEPS]
+        found = [(_least(most, step, differs), step) for step in _STEPS]
         least, step = min(found)
         if least <= min(_LARGEST_PAD, most // 2):
             return ExactWidths(least, most, step)
@@ -80,20 +83,20 @@ def _least(most: int, step: int, differs: set[int]) -> int:
     return round_up(1 + max((width for width in differs if width < most and width % step == 0), default=0), step)
 
 
-def _differing(model: Model, past: int, most: int) -> set[int]:
-    """The widths whose logits differ from those of width ``most``, after ``past`` rows read in chunks of ``most``."""
+def _differing(model: Model, past: int, most: int, widths: Sequence[int]) -> set[int]:
+    """The widths whose logits differ from those of ``most``, after ``past`` rows read in chunks of ``most``."""
     text = [(31 * i + i * i) % 200 + 10 for i in range(past + most)]
     model.cache.reset()
     for end in (*range(most, past, most), past):
         model.prefill(text[:end])
     expected = model.forward(text[past:]).logits.copy()
-    return {width for width in _WIDTHS if width < most and not _agrees(model, past, text[past:], width, expected)}
+    return {width for width in widths if width < most and not _agrees(model, past, text[past:], width, expected)}
 
 
 def _agrees(model: Model, past: int, text: list[int], width: int, expected: Logits) -> bool:
     """Whether windows of this width give the same logits, bit by bit. Stops at the first difference."""
     model.cache.crop(past)
-    windows = _NARROW_WINDOWS if width <= _NARROW else _WINDOWS
+    windows = next(count for widest, count in _WINDOWS.items() if width <= widest) if past else 1
     starts = range(0, len(text) - width + 1, width)[:windows]
     return all(
         np.array_equal(model.forward(text[start : start + width]).logits, expected[start : start + width])

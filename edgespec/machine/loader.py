@@ -49,17 +49,9 @@ class Machine:
     ) -> PaddedModel:
         """layers: those whose hidden states the model is compiled to return; on OpenVINO."""
         capacity = min(self.capacity, context_length or self.capacity)
-        opening = Opening(
-            xml=self._path(bundle, model),
-            device=require_device(device),
-            numerics=numerics,
-            # The search for exact widths needs this room, even if the context is limited to less afterwards.
-            capacity=max(capacity, ROWS_NEEDED),
-            context_length=bundle.manifest.generation.context_length,
-            layers=layers,
-            is_draft=is_draft,
-            say=self._say,
-        )
+        # The search for exact widths needs this room, even if the context is limited to less afterwards.
+        rows = max(capacity, ROWS_NEEDED)
+        opening = self._opening(bundle, model, device, numerics, rows, layers=layers, is_draft=is_draft)
         try:
             loaded = open_model(backend, opening)
         except engine_choice.REFUSALS:
@@ -111,19 +103,45 @@ class Machine:
             raise BackendError(reason)
         self._say("finding out which engine is faster on this CPU (one-time)")
 
-        def load(backend: Backend) -> PaddedModel:
-            model = self.model(bundle, bundle.manifest.target, "CPU", backend=backend, numerics=numerics)
-            model.cache.capacity = engine_comparison.ROWS_NEEDED
-            return model
-
         name, kind = bundle.manifest.name, numerics or "exact"
+        rows = max(ROWS_NEEDED, engine_comparison.ROWS_NEEDED)
+        opening = self._opening(bundle, bundle.manifest.target, "CPU", numerics, rows)
         try:
-            models = {backend: load(backend) for backend in reversed(get_args(Backend))}
+            # Unpadded: which widths are exact is found for the faster one only.
+            models = {backend: open_model(backend, opening) for backend in reversed(get_args(Backend))}
         except NoONNXForm:
             return Comparison(name, kind, {"openvino": 0.0})
         found = engine_comparison.compare(name, kind, models)
         self._say(str(found))
+        if found.faster == "onnxruntime" and kind == "exact":
+            try:
+                exact_widths(models["onnxruntime"], self._say)
+            except BackendError:
+                return Comparison(name, kind, {"openvino": 0.0})
         return found
+
+    def _opening(
+        self,
+        bundle: Bundle,
+        model: ModelFile,
+        device: str,
+        numerics: Numerics | None,
+        rows: int,
+        *,
+        layers: tuple[int, ...] = (),
+        is_draft: bool = False,
+    ) -> Opening:
+        """rows: of KV cache."""
+        return Opening(
+            xml=self._path(bundle, model),
+            device=require_device(device),
+            numerics=numerics,
+            capacity=rows,
+            context_length=bundle.manifest.generation.context_length,
+            layers=layers,
+            is_draft=is_draft,
+            say=self._say,
+        )
 
     def _path(self, bundle: Bundle, model: ModelFile) -> Path:
         return model_path(bundle, model, accept_licence=self.accept_licence, progress=self.progress)
