@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edgespec.backends.onnx.check import TOKENS, check
-from edgespec.backends.onnx.graph import MODEL_FILE, write_onnx
+from edgespec.backends.onnx.graph import MODEL_FILE, WEIGHTS_FILE, write_onnx
 from edgespec.backends.onnx.session import OnnxRuntimeModel
 from edgespec.backends.openvino.paged import OpenVINOPagedModel
 from edgespec.backends.openvino.runtime import ov
@@ -152,6 +152,9 @@ def test_every_form_runs_on_both_engines(
     found = [node for node in model.graph.node if node.op_type == "MatMulNBits"]
     assert len(found) == products
     assert all(len(node.input) == 3 for node in found), "the zero point in the middle is named nowhere"
+    places = [{part.key: part.value for part in one.external_data} for one in model.graph.initializer]
+    beside = [int(place["length"]) for place in places if place]
+    assert 0 <= (tmp_path / WEIGHTS_FILE).stat().st_size - sum(beside) < 8192, "nothing lies there twice"
 
 
 def test_tied_weights_stay_one(tmp_path: Path) -> None:

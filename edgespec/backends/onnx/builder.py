@@ -3,16 +3,26 @@ into it."""
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+_BESIDE_BYTES = 1024
+"""constants of as many bytes lie in the file of weights"""
+_ALIGNMENT = 64
+
 
 class OnnxBuilder:
-    """Nodes are added in the order they run in. A value is known by its name."""
+    """Nodes are added in the order they run in. A value is known by its name.
 
-    def __init__(self) -> None:
+    weights: an open file beside the model's, which large constants are written to at once: a model is never in memory
+    as a whole.
+    """
+
+    def __init__(self, weights: BinaryIO) -> None:
+        self._weights = weights
         self._nodes: list[Any] = []
         self._constants: dict[str, Any] = {}
         self._inputs: list[Any] = []
@@ -30,8 +40,21 @@ class OnnxBuilder:
         from onnx import numpy_helper
 
         if name not in self._constants:
-            self._constants[name] = numpy_helper.from_array(array, name)
+            large = array.nbytes >= _BESIDE_BYTES
+            self._constants[name] = self._beside(name, array) if large else numpy_helper.from_array(array, name)
         return name
+
+    def _beside(self, name: str, array: NDArray[Any]) -> Any:
+        from onnx import TensorProto, helper
+
+        self._weights.write(bytes(-self._weights.tell() % _ALIGNMENT))
+        place = {"location": Path(self._weights.name).name, "offset": self._weights.tell(), "length": array.nbytes}
+        self._weights.write(np.ascontiguousarray(array).data)
+        kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+        tensor = TensorProto(name=name, dims=array.shape, data_type=kind, data_location=TensorProto.EXTERNAL)
+        for key, value in place.items():
+            tensor.external_data.add(key=key, value=str(value))
+        return tensor
 
     def integers(self, *values: int) -> str:
         return self.constant("integers." + ".".join(map(str, values)), np.array(values, np.int64))

@@ -56,29 +56,25 @@ def write_onnx(xml: Path, folder: Path, *, longest: int) -> None:
     from edgespec.backends.openvino.runtime import ov
 
     model = paged_graph(ov.Core(), xml)
-    reader = _Reader()
-    with wrap_errors(ConversionError, f"cannot write {xml} as ONNX"):
+    folder.mkdir(exist_ok=True)
+    with (
+        wrap_errors(ConversionError, f"cannot write {xml} as ONNX to {folder}", hint="is the disk full?"),
+        (folder / WEIGHTS_FILE).open("wb") as weights,
+    ):
+        reader = _Reader(OnnxBuilder(weights))
         try:
             reader.read(model)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # not such a graph
             raise unsupported(f"{type(error).__name__}: {error}") from error
         write_tables(reader.rotaries, model, folder, longest)
-        made = reader.onnx.model()
-    with wrap_errors(ConversionError, f"cannot write the ONNX model to {folder}", hint="is the disk full?"):
-        onnx.save_model(
-            made,
-            str(folder / MODEL_FILE),
-            save_as_external_data=True,
-            location=WEIGHTS_FILE,
-            size_threshold=1024,
-        )
+        onnx.save_model(reader.onnx.model(), str(folder / MODEL_FILE))
 
 
 class _Reader:
     """Reads a paged graph in topological order, and adds to the ONNX graph what it finds."""
 
-    def __init__(self) -> None:
-        self.onnx = OnnxBuilder()
+    def __init__(self, onnx: OnnxBuilder) -> None:
+        self.onnx = onnx
         self.rotaries: dict[tuple[str, str], tuple[Rotary, int]] = {}  # by the names of its tables; size of a head
         self._names: dict[tuple[str, int], str] = {}  # of values that have a counterpart, by the IR's node and port
         self._widths: dict[str, int] = {}  # columns of each of them
