@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import ceil
 from time import perf_counter
 
 from edgespec.types import Round
@@ -81,6 +82,36 @@ class Stats:
     def decoded(self) -> int:
         """Tokens of the rounds that only decode."""
         return sum(r.committed for r in self.decoding)
+
+    @property
+    def gaps_s(self) -> list[float]:
+        """Seconds between successive tokens. A round's tokens come together: the first waits for it, the others 0."""
+        gaps: list[float] = []
+        for r in self.rounds:
+            gaps += [r.draft_s + r.target_s + r.host_s, *[0.0] * (r.committed - 1)]
+        return gaps[1:]
+
+    @property
+    def tpot_p50_s(self) -> float | None:
+        """Median time between successive tokens; None with fewer than two tokens."""
+        return percentile(self.gaps_s, 0.5)
+
+    @property
+    def tpot_p95_s(self) -> float | None:
+        return percentile(self.gaps_s, 0.95)
+
+    @property
+    def longest_gap_s(self) -> float | None:
+        return max(self.gaps_s, default=None)
+
+
+def percentile(values: Sequence[float], share: float) -> float | None:
+    """The least value that is not below ``share`` of all values (nearest rank); None without values.
+
+    >>> percentile([0.4, 0.1, 0.3, 0.2], 0.5)
+    0.2
+    """
+    return sorted(values)[max(ceil(share * len(values)) - 1, 0)] if values else None
 
 
 def accepted_by_place(rounds: Sequence[Round]) -> list[float]:

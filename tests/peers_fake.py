@@ -32,8 +32,8 @@ class Peer:
                 os._exit(3)
             if self._what == "raises":
                 raise ValueError("what a peer\nmay say")
-            return Run([1] * (new_tokens - 1), 0.1, 0.2)
-        return Run([prompt[0] + i for i in range(new_tokens)], 0.25, 0.25 + 0.125 * (new_tokens - 1), 1, 4, 3, 2)
+            return Run([1] * (new_tokens - 1), [0.1] * (new_tokens - 1))
+        return Run([prompt[0] + i for i in range(new_tokens)], [0.25 + 0.125 * i for i in range(new_tokens)], 4, 3, 2)
 
     def versions(self) -> dict[str, str]:
         return {"fake": "1.0"}

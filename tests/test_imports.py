@@ -168,7 +168,7 @@ def test_the_runtime_never_imports_torch_export_or_training() -> None:
         }, path
 
 
-PEERS = {"llama_cpp", "onnxruntime_genai", "optimum", "torch", "transformers", "matplotlib"}
+PEERS = {"xllamacpp", "onnxruntime_genai", "optimum", "torch", "transformers", "matplotlib"}
 ONNX = {"onnx", "onnxruntime"}
 
 

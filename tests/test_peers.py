@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from edgespec_bench.peers.goals import goals
 from edgespec_bench.peers.measure import CHAT_TURN, NO_REUSE, Measured, Record, Results, Task, schedule
 from edgespec_bench.peers.process import Process, RuntimeFailed, missing, start
 from edgespec_bench.peers.summary import ALL, Line, lines
-from edgespec_bench.peers.weights import prepare
+from edgespec_bench.peers.weights import Sources, prepare
 
 WEIGHT_FORMATS = WeightFormats("default")
 
@@ -47,7 +48,7 @@ def fake() -> Iterator[Process]:
 def test_garbage_on_standard_output_is_no_answer(fake: Process) -> None:
     loaded = fake.load(WEIGHT_FORMATS, "well", 2, None)
     assert loaded["versions"] == {"fake": "1.0"} and loaded["settings"] == "none"
-    assert fake.generate([7], 3) == Run([7, 8, 9], 0.25, 0.5, 1, 4, 3, 2)
+    assert fake.generate([7], 3) == Run([7, 8, 9], [0.25, 0.375, 0.5], 4, 3, 2)
     assert fake.peak_bytes() > 1e7
 
 
@@ -92,12 +93,12 @@ def test_the_comparison_continues_without_runtimes_that_fail() -> None:
     runtimes = [
         _runtime(OWN_PLAIN, "well"),
         _runtime(BASELINE, "well"),
-        _runtime("dies", "dies 3"),
+        _runtime("dies", "dies 3"),  # the first answer is to the warm-up
         _runtime("unloadable", "does not load"),
         _runtime("no format", "well", ("onnx",)),
         _runtime("stranger", "well", package="no-such-package"),
     ]
-    task = Task([("chat", [5]), ("code", [9])], list(range(9000)), [[[1], [1, 2]]], 4, 1, 2)
+    task = Task([("chat", [5]), ("chat", [9]), ("code", [7])], list(range(9000)), [[1], [1, 2]], 4, 1, 2)
     run = measure.run(
         runtimes,
         WeightFormats("default", missing={"onnx": "no onnx here"}),
@@ -108,20 +109,61 @@ def test_the_comparison_continues_without_runtimes_that_fail() -> None:
     assert reasons[OWN_PLAIN] == reasons[BASELINE] == ""
     assert "code 3" in reasons["dies"] and reasons["unloadable"] == "no such model"
     assert reasons["no format"] == "no onnx here" and reasons["stranger"] == "no-such-package is not installed"
-    # The answer to the warm-up is not counted; "dies" answered one prompt, and of the second nothing came.
-    assert [r.prompt for r in run.records if r.name == "dies"] == [0]
-    assert {r.prompt for r in run.records if r.name == OWN_PLAIN} == {0, 1}
+    # "dies" answered one prompt of the first round, and is not visited in the second.
+    assert [(r.prompt, r.round) for r in run.records if r.name == "dies"] == [(0, 0)]
+    assert [(r.prompt, r.round) for r in run.records if r.name == OWN_PLAIN] == [(0, 0), (2, 0), (1, 1)]
     whole = run.measured[BASELINE]
-    assert set(whole.ttft_s) == {"64", "512", "2000", CHAT_TURN, NO_REUSE}
+    assert set(whole.ttft_s) == {"64", "2000", CHAT_TURN, NO_REUSE}
+    assert set(run.measured[OWN_PLAIN].ttft_s) == {"64", "2000", CHAT_TURN}
     assert whole.load_cold_s and whole.load_warm_s and whole.peak_mb and whole.peak_mb > 10
-    assert measure.decode_speed(Run([1, 2, 3], 0.25, 0.5)) == 8.0
+
+
+def test_one_runtime_is_in_memory_at_a_time() -> None:
+    running: list[Process] = []
+
+    class Watched(Process):
+        def __init__(self) -> None:
+            assert not running
+            running.append(self)
+            super().__init__("tests.peers_fake")
+
+        def close(self) -> None:
+            super().close()
+            running.remove(self)
+
+    runtimes = [_runtime(OWN_PLAIN, "well"), _runtime(BASELINE, "well"), _runtime("raises", "raises 2")]
+    task = Task([("chat", [5])], list(range(9000)), [], 4, 1, 2)
+    run = measure.run(runtimes, WeightFormats("default"), task, start=lambda c: Watched())
+    assert not running and {r.name for r in run.records} == {OWN_PLAIN, BASELINE}
+
+
+def test_the_rounds_share_the_prompts_of_every_category() -> None:
+    prompts = [(category, [1]) for category in ("chat", "code") for _ in range(3)]
+    task = Task(prompts, [], [], 4, 1, 2)
+    assert measure.rounds(task) == [[0, 2, 3, 5], [1, 4]]
+    assert measure.rounds(replace(task, pairs=2)) == measure.rounds(task) * 2
+    assert measure.rounds(replace(task, prompts=prompts[:1])) == [[0]]
+
+
+def test_tokens_that_come_together_have_no_gap() -> None:
+    run = Run([1, 2, 3, 4, 5], [0.25, 0.25, 0.5, 0.5, 1.0])
+    assert (run.ttft_s, run.total_s, run.first) == (0.25, 1.0, 2)
+    assert run.gaps_s == [0, 0.25, 0, 0.5]
+    assert measure.decode_speed(run) == 4.0
+
+
+def test_nothing_behind_an_end_token_counts() -> None:
+    run = Run(list(range(20)), [float(second) for second in range(20)], proposed=7)
+    assert run.until({12}) == Run(list(range(13)), run.at_s[:13], proposed=7)
+    assert run.until({3}) == run, "too little would be left"
+    assert run.until({99}) == run
 
 
 def test_the_engine_that_edgespec_chooses_does_not_run_twice() -> None:
     """The fake adapter reports the same settings for all, so the later entries are duplicates of the first two."""
     names = {OWN_PLAIN: "plain", BASELINE: "auto", "edgespec e plain": "plain", "edgespec e auto": "auto"}
     runtimes = [Runtime(name, "edgespec", mode, "edgespec", (), "") for name, mode in names.items()]
-    task = Task([("chat", [5])], list(range(9000)), [[[1], [1, 2]]], 4, 1, 2)
+    task = Task([("chat", [5])], list(range(9000)), [[1], [1, 2]], 4, 1, 2)
     run = measure.run(runtimes, WeightFormats("default"), task, start=lambda c: Process("tests.peers_fake"))
     assert [m.duplicate_of for m in run.measured.values()] == [None, None, OWN_PLAIN, BASELINE]
     assert {record.name for record in run.records} == {OWN_PLAIN, BASELINE}
@@ -162,23 +204,22 @@ def test_missing_packages_are_listed_before_the_measurements() -> None:
     assert second.startswith("2 more cannot run: no-such-package is not installed; pip install")
 
 
-def test_every_turn_is_next_to_one_of_the_baseline() -> None:
-    for count in range(8):
+@pytest.mark.parametrize("group", [2, 8])
+def test_every_turn_is_near_one_of_the_baseline(group: int) -> None:
+    for count in range(20):
         for turn in range(count + 2):
-            names = ["Y", *"abcdefg"[:count]]
-            turns = schedule(names, turn, "Y")
-            assert {name for name, _ in turns} == set(names)
-            assert len(turns) == len(set(range(len(turns))))
+            others = "abcdefghijklmnopqrst"[:count]
+            turns = schedule(["Y", *others], turn, "Y", group)
+            assert sorted(name for name, _ in turns if name != "Y") == list(others)
             for index, (_, baseline_turn) in enumerate(turns):
-                assert turns[baseline_turn][0] == "Y" and abs(index - baseline_turn) <= 1
-            assert sorted(name for name, _ in turns if name != "Y") == names[1:]
-    assert schedule(["Y", "a", "b"], 1, "Y")[1][0] == "b"
+                assert turns[baseline_turn][0] == "Y" and abs(index - baseline_turn) <= group / 2
+    assert schedule(["Y", "a", "b"], 1, "Y", group)[1][0] == "b"
 
 
 def _record(
     name: str, prompt: int, tok_per_s: float, baseline_tok_per_s: float, tokens: list[int], category: str = "chat"
 ) -> Record:
-    return Record(name, prompt, category, 0, tok_per_s, baseline_tok_per_s, tokens, 1, 10, 6, 2)
+    return Record(name, prompt, category, 0, tok_per_s, baseline_tok_per_s, tokens, 2, 10, 6, 2)
 
 
 RESULTS = Results(
@@ -225,6 +266,19 @@ def test_goals_are_of_runtimes_that_ran() -> None:
     ]
 
 
+def test_gaps_are_of_all_answers_of_a_category() -> None:
+    records = [
+        replace(_record(BASELINE, prompt, 5, 5, [1, 2], category), gaps_s=gaps)
+        for prompt, category, gaps in ((0, "chat", [0.3, 0.0]), (1, "code", [0.1] * 38))
+    ]
+    found = {line.category: line for line in lines(Results({BASELINE: Measured()}, records))}
+    assert (found["chat"].tpot_p50_s, found["chat"].longest_gap_s) == (0.0, 0.3)
+    assert (found[ALL].tpot_p50_s, found[ALL].tpot_p95_s, found[ALL].longest_gap_s) == (0.1, 0.1, 0.3)
+    facts = report.Facts("edgespec bench peers", "m", {}, 2, 3, 1, {"chat": 1}, "2026-01-02")
+    page = report.markdown(Results({BASELINE: Measured()}, records), facts, [])
+    assert "| edgespec auto | 100 | 100 | 300 |" in page and "| edgespec auto | 5.0 | 5.0 | 5.0 |" in page
+
+
 def test_same_text_is_the_same_tokens_as_its_own_plain_decoding() -> None:
     name = "openvino-genai draft_model"
     drafted = Results(
@@ -242,8 +296,8 @@ def test_the_page_holds_what_was_measured(tmp_path: Path) -> None:
     facts = report.Facts("edgespec bench peers", "m", machine, 2, 3, 1, {"chat": 1, "code": 1}, "2026-01-02")
     page = report.markdown(RESULTS, facts, ["b/decoding.svg"])
     assert "| openvino-genai plain | 11.5 | 0.75 | 1.25 | 60% | 1.00 | 2 of 2 |" in page
-    assert "| openvino-genai plain | 50 | - | - | 20 | - |" in page
-    assert "| edgespec plain | 200 | - | - | - | - |" in page
+    assert "| openvino-genai plain | 50 | - | 20 | - |" in page
+    assert "| edgespec plain | 200 | - | - | - |" in page
     assert "| openvino-genai plain | 1.50 | - | 512 |" in page
     assert "| openvino-genai draft_model | RuntimeError: no / pipe |" in page
     assert "![b/decoding.svg](b/decoding.svg)" in page and "CPU X" in page and "2 threads" in page
@@ -252,7 +306,12 @@ def test_the_page_holds_what_was_measured(tmp_path: Path) -> None:
     assert "draft_model |" not in page.partition("## Goals")[2], "it did not run"
     if find_spec("matplotlib"):
         drawn = plots.draw(RESULTS, tmp_path / "b")
-        assert [path.name for path in drawn] == ["decoding.svg", "first-token.svg"]
+        assert [path.name for path in drawn] == [
+            "decoding.svg",
+            "decoding-chat.svg",
+            "decoding-code.svg",
+            "first-token.svg",
+        ]
         assert all(path.stat().st_size > 1000 for path in drawn)
 
 
@@ -272,6 +331,28 @@ def test_runtimes_are_chosen_by_the_beginning_of_their_names() -> None:
         choose("vllm")
     assert missing(_runtime("x", "plain", package="edgespec no-such-package")) == "no-such-package is not installed"
     assert all(any(c.plain == other.name for other in RUNTIMES) for c in RUNTIMES)
+
+
+def test_the_named_sources_are_used_as_they_are(tmp_path: Path) -> None:
+    files = {"gguf": tmp_path / "m.gguf", "gguf_draft": tmp_path / "d.gguf"}
+    with pytest.raises(SettingError, match="--gguf"):
+        Sources(**files)
+    for file in files.values():
+        file.write_bytes(b"GGUF")
+    with pytest.raises(SettingError, match="--hf-draft"):
+        Sources(**files, hf_draft=tmp_path)
+    found = prepare("default", None, ["gguf_draft"], Sources(**files), rows=512, tell=print)
+    assert found.gguf_draft == str(files["gguf_draft"]) and found.onnx is None
+    assert "--gguf-draft FILE" in prepare("default", None, ["gguf_draft"], rows=512, tell=print).missing["gguf_draft"]
+
+
+def test_other_weights_in_a_named_folder_are_converted_anew(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"1")
+    first = Sources(hf=tmp_path).identity
+    weights.write_bytes(b"22")
+    assert Sources().identity != first != Sources(hf=tmp_path).identity
 
 
 def test_a_draft_with_its_own_vocabulary_gets_the_targets(tmp_path: Path) -> None:
@@ -311,7 +392,6 @@ def test_a_short_comparison_with_the_real_edgespec(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(measure, "TTFT_TOKENS", (8,))
     monkeypatch.setattr(measure, "MEMORY_PROMPT", 16)
     monkeypatch.setattr(bench, "CHAT", (("Hi", "Ho"), ("And?", "")))
-    monkeypatch.setattr(measure, "_load_times", lambda *args: None)
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"kind": "code", "text": "def add(a, b):\\n    return a + b\\n\\ndef sub(a, b):\\n"}\n')
     arguments = ["bench", "peers", "--only", "edgespec auto", "--prompts", str(prompts), "--new-tokens", "8"]

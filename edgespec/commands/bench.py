@@ -12,6 +12,8 @@ from edgespec.commands.options import model_options, sampling_from, sampling_opt
 from edgespec.errors import SettingError
 from edgespec.types import Backend
 
+_PATH = click.Path(path_type=Path)
+
 
 @click.group(name="bench", invoke_without_command=True)
 @model_options
@@ -140,6 +142,10 @@ def verify(pairs: int, new_tokens: int, **options: Any) -> None:
 @command.command()
 @click.option("--model", "-m", metavar="REF", default="default", show_default=True)
 @click.option("--draft", metavar="REF", help="Draft model, for all that take one; default: the pair's own.")
+@click.option("--gguf", type=_PATH, metavar="FILE", help="For llama.cpp and edgespec; default: the pair's own source.")
+@click.option("--gguf-draft", type=_PATH, metavar="FILE", help="Draft model for llama.cpp.")
+@click.option("--hf", type=_PATH, metavar="FOLDER", help="Weights for onnxruntime-genai's builder; default: the GGUF.")
+@click.option("--hf-draft", type=_PATH, metavar="FOLDER", help="Its draft model.")
 @click.option("--only", metavar="NAME,...", help="Runtimes whose names start so; edgespec plain and auto always run.")
 @click.option("--prompts", type=click.Path(path_type=Path), metavar="FILE", help="Lines of JSON (kind, text).")
 @click.option("--per-category", type=click.IntRange(1), default=2, show_default=True, help="Prompts of each category.")
@@ -153,9 +159,11 @@ def peers(model: str, report: Path | None, prompts: Path | None, per_category: i
 
     from edgespec.bench.prompts import read
     from edgespec_bench.peers.run import bench_peers
+    from edgespec_bench.peers.weights import Sources
 
     typed = " ".join(["edgespec", *sys.argv[1:]])
-    bench_peers(model, read(prompts, per_category), page=report, command=typed, **options)
+    sources = Sources(**{name: options.pop(name) for name in ("gguf", "gguf_draft", "hf", "hf_draft")})
+    bench_peers(model, read(prompts, per_category), page=report, command=typed, sources=sources, **options)
 
 
 @command.command()

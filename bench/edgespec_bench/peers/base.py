@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +21,8 @@ class WeightFormats:
     ref, draft: what ``edgespec.load`` takes; draft None: the pair's own.
     ir, draft_ir: folders of stateful OpenVINO IRs with OpenVINO tokenizers and a config.json. The draft has the
         target's vocabulary.
-    gguf: the file that the IR was converted from.
+    gguf, gguf_draft: files for llama.cpp, and for edgespec on the same file. Without another file given, the first is
+        the one that the IR was converted from.
     onnx, onnx_draft: folders of onnxruntime-genai models. The second holds target and draft.
     rows: capacity that a runtime needs, in tokens of prompt and text.
     precision: of the weights, by field name.
@@ -32,6 +34,7 @@ class WeightFormats:
     ir: str | None = None
     draft_ir: str | None = None
     gguf: str | None = None
+    gguf_draft: str | None = None
     onnx: str | None = None
     onnx_draft: str | None = None
     precision: dict[str, str] = field(default_factory=dict)
@@ -48,25 +51,54 @@ class WeightFormats:
         return json.dumps(asdict(self))
 
 
+LEAST_TOKENS = 8
+"""an end token among the first ones does not cut an answer, since too little would be left to time"""
+
+
 @dataclass
 class Run:
     """One answer.
 
-    tokens: new tokens, the first included. ttft_s: from the call to the first token. total_s: to the last one.
-    first: number of tokens that came with the first one.
+    tokens: new tokens. at_s: when each came, in seconds after the call. Tokens that came together have one time.
     proposed, accepted: drafted tokens, if the runtime counts them.
-    forwards: of the target, for the tokens after ``first``.
+    forwards: of the target, for the tokens after the first ones.
     reused: prompt tokens from the prefix cache, if the runtime reports them.
     """
 
     tokens: list[int]
-    ttft_s: float
-    total_s: float
-    first: int = 1
+    at_s: list[float]
     proposed: int | None = None
     accepted: int | None = None
     forwards: int | None = None
     reused: int | None = None
+
+    @property
+    def ttft_s(self) -> float:
+        return self.at_s[0]
+
+    @property
+    def total_s(self) -> float:
+        return self.at_s[-1]
+
+    @property
+    def first(self) -> int:
+        """Number of tokens that came with the first one."""
+        return self.at_s.count(self.at_s[0])
+
+    @property
+    def gaps_s(self) -> list[float]:
+        """Seconds between successive tokens: 0 within a burst."""
+        return [after - before for before, after in pairwise(self.at_s)]
+
+    def until(self, ends: Collection[int]) -> Run:
+        """The answer up to its first end token.
+
+        >>> Run([5, 6, 7] * 4, list(range(12))).until({7}).tokens
+        [5, 6, 7, 5, 6, 7, 5, 6, 7]
+        """
+        places = range(LEAST_TOKENS, len(self.tokens))
+        length = next((place + 1 for place in places if self.tokens[place] in ends), len(self.tokens))
+        return replace(self, tokens=self.tokens[:length], at_s=self.at_s[:length])
 
 
 class Peer(Protocol):

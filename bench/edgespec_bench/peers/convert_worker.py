@@ -160,29 +160,15 @@ def torch_draft(xml: Path, target: Path, folder: Path) -> None:
     model.save_pretrained(str(folder))
 
 
-def onnx_model(torch_folder: Path, tokenizer: Path, bits: str, folder: Path) -> None:
+def onnx_model(torch_folder: Path, bits: str, folder: Path) -> None:
     """Run onnxruntime-genai's model builder by its command line, since no function takes all its options."""
     import runpy
     import shutil
 
-    shutil.copyfile(tokenizer, torch_folder / "tokenizer.json")
-    words = {"tokenizer_class": "PreTrainedTokenizerFast"}
-    (torch_folder / "tokenizer_config.json").write_text(json.dumps(words), encoding="utf-8")
-    sys.argv = [
-        "builder",
-        "-i",
-        str(torch_folder),
-        "-o",
-        str(folder),
-        "-p",
-        bits,
-        "-e",
-        "cpu",
-        "-c",
-        str(folder / "cache"),
-    ]
+    cache = folder / "cache"
+    sys.argv = ["builder", "-i", str(torch_folder), "-o", str(folder), "-p", bits, "-e", "cpu", "-c", str(cache)]
     runpy.run_module("onnxruntime_genai.models.builder", run_name="__main__")
-    shutil.rmtree(folder / "cache", ignore_errors=True)
+    shutil.rmtree(cache, ignore_errors=True)
 
 
 def onnx_pair(target: Path, draft: Path, reads: NDArray[np.int64], columns: NDArray[np.int64], folder: Path) -> None:
@@ -242,7 +228,7 @@ def main(step: str, *arguments: str) -> None:
         "whole_vocabulary": lambda: whole_vocabulary(paths[0], *_load_maps(paths[1]), paths[2]),
         "torch_model": lambda: torch_model(paths[0], paths[1]),
         "torch_draft": lambda: torch_draft(paths[0], paths[1], paths[2]),
-        "onnx_model": lambda: onnx_model(paths[0], paths[1], arguments[2], paths[3]),
+        "onnx_model": lambda: onnx_model(paths[0], arguments[1], paths[2]),
         "onnx_pair": lambda: onnx_pair(paths[0], paths[1], *_load_maps(paths[2]), paths[3]),
     }
     steps[step]()

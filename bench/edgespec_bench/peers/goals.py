@@ -17,8 +17,8 @@ _SPEED: Sequence[tuple[str, str, float]] = (
     ("optimum-intel assistant_model", ALL, 1.5),
     ("onnxruntime-genai draft", ALL, 1.5),
     ("onnxruntime-genai ngram", ALL, 1.5),
-    ("llama-cpp-python plain", ALL, 1.5),
-    ("llama-cpp-python prompt_lookup", ALL, 1.5),
+    ("llama.cpp plain", ALL, 1.5),
+    ("llama.cpp ngram-mod", ALL, 1.5),
 )
 """least ratio of edgespec auto to this runtime on these prompts"""
 _FIRST_TOKEN, _REUSED = 1.05, 0.5

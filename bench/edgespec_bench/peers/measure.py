@@ -1,16 +1,17 @@
-"""The measurements: every runtime answers every prompt in turns, each run next to one of the baseline.
+"""The measurements: one runtime after the other within each round, each in a process of its own.
 
-A machine changes its speed within seconds, so a ratio compares two neighbouring runs. The baseline, edgespec auto, has
-every third turn. Each other run is compared with the baseline's run just before or just after it. The order rotates
-with each prompt.
+A visit starts a runtime's process, loads the model, warms up, asks the prompts of the round and ends the process. So
+one model is in memory at a time, as large models need it. A machine changes its speed within minutes, so a ratio
+compares two near visits: the baseline, edgespec auto, is visited at the beginning of every round and again after
+``GROUP`` others. The order rotates with the round.
 """
 
 from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import sleep
@@ -21,11 +22,14 @@ from edgespec_bench.peers.entries import BASELINE, Runtime
 from edgespec_bench.peers.process import Process, RuntimeFailed, missing, start
 
 SETTLE_S = 0.1
-"""pause between turns: the threads of some engines spin on for a while after their last token"""
-TTFT_TOKENS = (64, 512, 2000)
+"""pause between answers: the threads of some engines spin on for a while after their last token"""
+ROUNDS = 2
+"""they share the prompts: more of them compare nearer neighbours, and load every model once more"""
+GROUP = 8
+TTFT_TOKENS = (64, 2000)
 TTFT_REPEATS = 2
 WARM_UP_TOKENS = 24
-MEMORY_PROMPT, MEMORY_TOKENS = 2000, 16
+MEMORY_PROMPT = 2000
 CHAT_TURN, NO_REUSE = "turn 5", "turn 5 without reuse"
 """keys of ``Measured.ttft_s``: the last turn of a chat, and its prompt with another beginning"""
 Start = Callable[[Runtime], Process]
@@ -37,15 +41,21 @@ class Task:
     """The input of all measurements.
 
     prompts: category and token ids. filler: a long text that is cut into prompts of a given length.
-    chats: for each conversation the prompts of its turns; the answers in between are given.
+    chat: the prompts of its turns; the answers in between are given. Empty: no chat.
+    ends: tokens that end a text. What a runtime writes behind one does not count.
     """
 
     prompts: Sequence[tuple[str, list[int]]]
     filler: Sequence[int]
-    chats: Sequence[Sequence[list[int]]]
+    chat: Sequence[list[int]]
     new_tokens: int
     pairs: int
     threads: int
+    ends: frozenset[int] = frozenset()
+
+    @property
+    def warm_up(self) -> Sequence[int]:
+        return self.filler[-64:]
 
 
 @dataclass
@@ -70,19 +80,23 @@ class Measured:
 
 @dataclass(frozen=True)
 class Record:
-    """One answer. baseline_tok_per_s: of the baseline's run next to it."""
+    """One answer, up to its end token. baseline_tok_per_s: of the baseline's near run.
+
+    proposed, accepted, forwards are of the whole answer, and so is decoded, the tokens after the first ones.
+    """
 
     name: str
     prompt: int
     category: str
-    pair: int
+    round: int
     tok_per_s: float
     baseline_tok_per_s: float
     tokens: list[int]
-    first: int
+    decoded: int
     proposed: int | None
     accepted: int | None
     forwards: int | None
+    gaps_s: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -94,23 +108,36 @@ class Results:
         return asdict(self)
 
 
-def schedule(names: Sequence[str], turn: int, baseline: str = BASELINE) -> list[tuple[str, int]]:
-    """The runtimes in the order of their turns, and for each turn the index of the baseline's turn next to it.
+def rounds(task: Task) -> list[list[int]]:
+    """The indexes of each round's prompts: the nth of every category go to round n, modulo their number."""
+    seen: Counter[str] = Counter()
+    number_of = []
+    for category, _ in task.prompts:
+        number_of.append(seen[category])
+        seen[category] += 1
+    count = min(ROUNDS, max(number_of) + 1)
+    once = [[index for index, nth in enumerate(number_of) if nth % count == turn] for turn in range(count)]
+    return once * task.pairs
 
-    >>> schedule(["Y", "a", "b", "c"], 0, "Y")
+
+def schedule(names: Sequence[str], turn: int, baseline: str = BASELINE, group: int = GROUP) -> list[tuple[str, int]]:
+    """The runtimes in the order of their turns, and for each turn the index of the baseline's nearest turn.
+
+    >>> schedule(["Y", "a", "b", "c"], 0, "Y", 2)
     [('Y', 0), ('a', 0), ('b', 3), ('Y', 3), ('c', 3)]
-    >>> [name for name, _ in schedule(["Y", "a", "b", "c"], 1, "Y")]
+    >>> [name for name, _ in schedule(["Y", "a", "b", "c"], 1, "Y", 2)]
     ['Y', 'b', 'c', 'Y', 'a']
     """
     others = [name for name in names if name != baseline]
     turn = turn % len(others) if others else 0
     others = others[turn:] + others[:turn]
     turns: list[tuple[str, int]] = [(baseline, 0)]
-    for index, name in enumerate(others):
-        if index % 2:  # the second one after a baseline's turn comes just before the next
-            turns += [(name, len(turns) + 1), (baseline, len(turns) + 1)]
-        else:
-            turns.append((name, len(turns) - 1))
+    for begin in range(0, len(others), group):
+        part = others[begin : begin + group]
+        before, after = len(turns) - 1, len(turns) + len(part)
+        turns += [(name, before if index < group / 2 else after) for index, name in enumerate(part)]
+        if len(part) > group / 2:
+            turns.append((baseline, after))
     return turns
 
 
@@ -119,57 +146,80 @@ def decode_speed(run: Run) -> float:
     return (len(run.tokens) - run.first) / max(run.total_s - run.ttft_s, 1e-9)
 
 
-class Processes:
-    """The running runtimes. One that fails is closed and its reason recorded; the others continue."""
+class Visit:
+    """A runtime in a process of its own, for one visit. Once it fails, ``measured`` has the reason and all is None."""
 
-    def __init__(self, measured: dict[str, Measured]) -> None:
-        self.measured = measured
-        self.running: dict[str, Process] = {}
+    def __init__(self, runtime: Runtime, measured: Measured, start: Start) -> None:
+        self._runtime = runtime
+        self._measured = measured
+        self._process = start(runtime)
 
-    def load(
-        self, name: str, weight_formats: WeightFormats, mode: str, threads: int, cache: Path | None
-    ) -> dict[str, Any] | None:
-        return self._attempt(name, lambda process: process.load(weight_formats, mode, threads, cache))
+    def __enter__(self) -> Visit:
+        return self
 
-    def answer(self, name: str, prompt: Sequence[int], new_tokens: int) -> Run | None:
+    def __exit__(self, *exception: object) -> None:
+        self._process.close()
+
+    def load(self, weight_formats: WeightFormats, threads: int, cache: Path | None) -> float | None:
+        """Seconds of loading, imports included."""
+        loaded = self._attempt(lambda process: process.load(weight_formats, self._runtime.mode, threads, cache))
+        if loaded is None:
+            return None
+        self._measured.versions, self._measured.settings = loaded["versions"], loaded["settings"]
+        return float(loaded["load_s"])
+
+    def answer(self, prompt: Sequence[int], new_tokens: int) -> Run | None:
         sleep(SETTLE_S)
-        return self._attempt(name, lambda process: process.generate(prompt, new_tokens))
+        return self._attempt(lambda process: process.generate(prompt, new_tokens))
 
-    def peak_bytes(self, name: str) -> int | None:
-        return self._attempt(name, Process.peak_bytes)
+    def first_token(self, what: str, prompt: Sequence[int]) -> None:
+        if answer := self.answer(prompt, 1):
+            self._measured.ttft_s.setdefault(what, []).append(answer.ttft_s)
 
-    def _attempt(self, name: str, what: Callable[[Process], T]) -> T | None:
-        """The result of ``what``, or None if the runtime does not run or fails."""
-        if name not in self.running:
+    def peak_bytes(self) -> int | None:
+        return self._attempt(Process.peak_bytes)
+
+    def _attempt(self, what: Callable[[Process], T]) -> T | None:
+        if self._measured.failed is not None:
             return None
         try:
-            return what(self.running[name])
+            return what(self._process)
         except RuntimeFailed as error:
-            self.measured[name].failed = str(error)
-            self.running.pop(name).close()
+            self._measured.failed = str(error)
             return None
-
-    def close(self) -> None:
-        for process in self.running.values():
-            process.close()
-        self.running.clear()
 
 
 def run(runtimes: Sequence[Runtime], weight_formats: WeightFormats, task: Task, *, start: Start = start) -> Results:
-    """All measurements in order: decoding, first tokens, chats; then load times and memory in new processes."""
+    """All measurements. A runtime that fails is not visited again; the others continue."""
     results = Results({runtime.name: Measured() for runtime in runtimes})
     present = [runtime for runtime in runtimes if _can_run(runtime, weight_formats, results.measured[runtime.name])]
-    with _loaded(present, weight_formats, task, results, start) as processes:
-        _decode(processes, task, results)
-        _first_tokens(processes, task)
-        _chat(processes, task)
-    present = [runtime for runtime in present if not results.measured[runtime.name].duplicate_of]
-    for number, runtime in enumerate(present):
-        if results.measured[runtime.name].failed is None:
-            _tell(f"load times: {number + 1} of {len(present)}")
-            _load_times(runtime, weight_formats, task, results.measured[runtime.name], start)
-    print(file=sys.stderr)
+    _prepare(present, weight_formats, task, results, start)
+    visits = _Visits(weight_formats, task, results, start)
+    all_rounds = rounds(task)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as caches:
+        for number, prompts in enumerate(all_rounds):
+            here = [runtime for runtime in present if _goes_on(results.measured[runtime.name])]
+            turns = schedule([r.name for r in here], number * -(-len(here) // len(all_rounds)))
+            by_name = {runtime.name: runtime for runtime in here}
+            if BASELINE not in by_name:
+                break  # without the baseline there are no ratios; the report gives the reason
+            found: list[dict[int, Run]] = []
+            for turn, (name, _) in enumerate(turns):
+                _tell(f"round {number + 1} of {len(all_rounds)}, turn {turn + 1} of {len(turns)}: {name}")
+                again = any(before == name for before, _ in turns[:turn])
+                found.append(visits.visit(by_name[name], prompts, number, Path(caches) / name, again=again))
+            for (name, baseline_turn), answers in zip(turns, found, strict=True):
+                for prompt in answers.keys() & found[baseline_turn].keys():
+                    results.records.append(
+                        _record(name, prompt, task, number, answers[prompt], found[baseline_turn][prompt])
+                    )
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
     return results
+
+
+def _goes_on(measured: Measured) -> bool:
+    return measured.failed is None and measured.duplicate_of is None
 
 
 def _can_run(runtime: Runtime, weight_formats: WeightFormats, measured: Measured) -> bool:
@@ -183,138 +233,106 @@ def _can_run(runtime: Runtime, weight_formats: WeightFormats, measured: Measured
     return measured.failed is None
 
 
-@contextmanager
-def _loaded(
+def _prepare(
     runtimes: Sequence[Runtime], weight_formats: WeightFormats, task: Task, results: Results, start: Start
-) -> Iterator[Processes]:
-    processes = Processes(results.measured)
-    try:
-        for runtime in runtimes:
-            _tell(f"loading {runtime.name}")
-            processes.running[runtime.name] = start(runtime)
-            loaded = processes.load(runtime.name, weight_formats, runtime.mode, task.threads, None)
-            if loaded:
-                measured = results.measured[runtime.name]
-                measured.versions, measured.settings = loaded["versions"], loaded["settings"]
-                running = [other for other in runtimes if other.name in processes.running]
-                measured.duplicate_of = duplicate_of(runtime, running, results)
-                if measured.duplicate_of:
-                    processes.running.pop(runtime.name).close()
-                    continue
-                processes.answer(runtime.name, task.prompts[0][1], WARM_UP_TOKENS)
-        yield processes
-    finally:
-        processes.close()
+) -> None:
+    """Let edgespec do its one-time work (conversions, exact widths, measured costs), and find duplicate entries."""
+    loaded: list[Runtime] = []
+    for runtime in runtimes:
+        if runtime.module != "edgespec":
+            continue
+        _tell(f"preparing {runtime.name}")
+        measured = results.measured[runtime.name]
+        with Visit(runtime, measured, start) as visit:
+            visit.load(weight_formats, task.threads, None)
+            measured.duplicate_of = duplicate_of(runtime, loaded, results)
+            if _goes_on(measured):
+                visit.answer(task.warm_up, WARM_UP_TOKENS)
+                loaded.append(runtime)
 
 
-def duplicate_of(runtime: Runtime, running: Sequence[Runtime], results: Results) -> str | None:
-    """The running entry of edgespec with the same engine and drafts, if the requested engine is its own choice."""
+def duplicate_of(runtime: Runtime, loaded: Sequence[Runtime], results: Results) -> str | None:
+    """The entry of edgespec before it with the same engine and drafts, if the requested engine is its own choice."""
 
     def kind(entry: Runtime) -> tuple[str, str, str]:
         return entry.module, entry.mode.rpartition(" ")[2], results.measured[entry.name].settings
 
-    same = (other.name for other in running if other is not runtime and kind(other) == kind(runtime))
+    same = (other.name for other in loaded if other is not runtime and kind(other) == kind(runtime))
     return next(same, None) if runtime.module == "edgespec" else None
 
 
-def _decode(processes: Processes, task: Task, results: Results) -> None:
-    total = len(task.prompts) * task.pairs
-    for number in range(total):
-        prompt, pair = number // task.pairs, number % task.pairs
-        category, ids = task.prompts[prompt]
-        turns = schedule(list(processes.running), number)
-        runs: list[Run | None] = []
-        _tell(f"decoding: prompt {number + 1} of {total}")
-        for turn, (name, _) in enumerate(turns):
-            _tell(f"decoding: prompt {number + 1} of {total}", f", turn {turn + 1} of {len(turns)}")
-            runs.append(processes.answer(name, ids, task.new_tokens))
-        for (name, baseline_turn), answer in zip(turns, runs, strict=True):
-            baseline = runs[baseline_turn]
-            if answer and baseline:
-                results.records.append(_record(name, prompt, category, pair, answer, baseline))
-        if BASELINE not in processes.running:
-            return  # without the baseline there are no ratios; the report gives the reason
+@dataclass(frozen=True)
+class _Visits:
+    weight_formats: WeightFormats
+    task: Task
+    results: Results
+    start: Start
+
+    def visit(
+        self, runtime: Runtime, prompts: Sequence[int], number: int, cache: Path, *, again: bool
+    ) -> dict[int, Run]:
+        """The answers to these prompts. In its first rounds a runtime also gets the prompts of ``_first_tokens``.
+
+        again: another visit of the baseline in this round, which asks the prompts only.
+        """
+        measured, task = self.results.measured[runtime.name], self.task
+        if measured.failed is not None:
+            return {}
+        with Visit(runtime, measured, self.start) as visit:
+            cache.mkdir(parents=True, exist_ok=True)
+            load_s = visit.load(self.weight_formats, task.threads, cache)
+            if measured.load_cold_s is None:
+                measured.load_cold_s = load_s
+            elif measured.load_warm_s is None:
+                measured.load_warm_s = load_s
+            visit.answer(task.warm_up, WARM_UP_TOKENS)
+            answers = {index: visit.answer(task.prompts[index][1], task.new_tokens) for index in prompts}
+            if not again:
+                self._first_tokens(runtime, visit, measured, number)
+        return {index: answer.until(task.ends) for index, answer in answers.items() if answer}
+
+    def _first_tokens(self, runtime: Runtime, visit: Visit, measured: Measured, number: int) -> None:
+        """Each prompt is another part of the text, so no runtime can reuse a prefix.
+
+        Round 0 has the long prompt, after which the process has its peak memory. The last round has the chat.
+        """
+        filler, chat = self.task.filler, self.task.chat
+        if number == 0:
+            begin = 0
+            for length in TTFT_TOKENS:
+                for _ in range(1 if length == MEMORY_PROMPT else TTFT_REPEATS):
+                    visit.first_token(str(length), filler[begin : begin + length])
+                    begin += length
+            peak = visit.peak_bytes()
+            measured.peak_mb = peak and peak / 1e6
+        if number == len(rounds(self.task)) - 1 and chat:
+            for prompt in chat[:-1]:
+                visit.answer(prompt, 1)
+            visit.first_token(CHAT_TURN, chat[-1])
+            if runtime.name == BASELINE:
+                visit.first_token(NO_REUSE, [filler[1], *chat[-1][1:]])
 
 
-def _first_tokens(processes: Processes, task: Task) -> None:
-    """Each prompt is another part of the text, so no runtime can reuse a prefix.
-
-    The prompt length of the memory measurement gets its last repeat there.
-    """
-    offset = 0
-    for length in TTFT_TOKENS:
-        repeats = TTFT_REPEATS - (length == MEMORY_PROMPT)
-        for repeat in range(repeats):
-            ids = list(task.filler[offset : offset + length])
-            offset += length
-            names = list(processes.running)
-            _tell(f"first token of {length}, {repeat + 1} of {repeats}")
-            for name in names[repeat::2] + names[1 - repeat :: 2]:
-                _tell(f"first token of {length}, {repeat + 1} of {repeats}", f": {name}")
-                answer = processes.answer(name, ids, 1)
-                if answer:
-                    processes.measured[name].ttft_s.setdefault(str(length), []).append(answer.ttft_s)
-
-
-def _chat(processes: Processes, task: Task) -> None:
-    for number, chat in enumerate(task.chats):
-        _tell(f"chat {number + 1} of {len(task.chats)}")
-        for name in list(processes.running):
-            _tell(f"chat {number + 1} of {len(task.chats)}", f": {name}")
-            answer = None
-            for turn in chat:
-                answer = processes.answer(name, turn, 1)
-            without_reuse = processes.answer(name, [task.filler[number + 1], *chat[-1][1:]], 1)
-            if answer and without_reuse:
-                times = processes.measured[name].ttft_s
-                times.setdefault(CHAT_TURN, []).append(answer.ttft_s)
-                times.setdefault(NO_REUSE, []).append(without_reuse.ttft_s)
-
-
-def _record(name: str, prompt: int, category: str, pair: int, answer: Run, baseline: Run) -> Record:
+def _record(name: str, prompt: int, task: Task, number: int, answer: Run, baseline: Run) -> Record:
     return Record(
         name,
         prompt,
-        category,
-        pair,
+        task.prompts[prompt][0],
+        number,
         decode_speed(answer),
         decode_speed(baseline),
         answer.tokens,
-        answer.first,
+        task.new_tokens - answer.first,
         answer.proposed,
         answer.accepted,
         answer.forwards,
+        answer.gaps_s,
     )
 
 
-def _load_times(runtime: Runtime, weight_formats: WeightFormats, task: Task, measured: Measured, start: Start) -> None:
-    """Load in a process with an empty cache for compiled models, and again in a second process.
-
-    The second process also gives the peak memory and one more first token of a long prompt.
-    """
-    name = runtime.name
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
-        processes = Processes({name: measured})
-        seconds = []
-        try:
-            for _ in range(2):
-                processes.close()
-                processes.running[name] = start(runtime)
-                loaded = processes.load(name, weight_formats, runtime.mode, task.threads, Path(cache))
-                seconds.append(float(loaded["load_s"]) if loaded else None)
-            measured.load_cold_s, measured.load_warm_s = seconds
-            processes.answer(name, task.prompts[0][1], WARM_UP_TOKENS)
-            if answer := processes.answer(name, task.filler[:MEMORY_PROMPT], MEMORY_TOKENS):
-                measured.ttft_s.setdefault(str(MEMORY_PROMPT), []).append(answer.ttft_s)
-                peak = processes.peak_bytes(name)
-                measured.peak_mb = peak and peak / 1e6
-        finally:
-            processes.close()
-
-
-def _tell(what: str, detail: str = "") -> None:
-    """Progress: on a terminal one line that changes; elsewhere one line a stage, without ``detail``."""
+def _tell(what: str) -> None:
+    """Progress: on a terminal one line that changes; elsewhere one line each."""
     if sys.stderr.isatty():
-        print(f"\r\x1b[K{what}{detail}", end="", file=sys.stderr, flush=True)
-    elif not detail:
+        print(f"\r\x1b[K{what}", end="", file=sys.stderr, flush=True)
+    else:
         print(what, file=sys.stderr, flush=True)

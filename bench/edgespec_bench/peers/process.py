@@ -117,11 +117,14 @@ def start(runtime: Runtime) -> Process:
 
 def missing(runtime: Runtime) -> str | None:
     """The reason why it cannot run: the first package that is not installed; else None."""
+    return next((f"{name} is not installed" for name in runtime.distributions if not installed(name)), None)
+
+
+def installed(package: str) -> bool:
     from importlib.metadata import PackageNotFoundError, version
 
-    for name in runtime.distributions:
-        try:
-            version(name)
-        except PackageNotFoundError:
-            return f"{name} is not installed"
-    return None
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -54,7 +54,16 @@ SPEED = (
     "same as own plain",
 )
 TTFT = ("runtime", *(f"{n} tokens, ms" for n in TTFT_TOKENS), "turn 5 of a chat, ms", "turn 5 without reuse, ms")
+GAPS = ("runtime", "p50, ms", "p95, ms", "longest, ms")
 COST = ("runtime", "load, cold, s", "load, again, s", "peak memory, MB", "weights")
+
+
+def gap_rows(results: Results) -> list[tuple[str, ...]]:
+    return [
+        (line.name, _ms(line.tpot_p50_s), _ms(line.tpot_p95_s), _ms(line.longest_gap_s))
+        for line in lines(results)
+        if line.category == ALL and line.longest_gap_s is not None
+    ]
 
 
 def ttft_rows(results: Results) -> list[tuple[str, ...]]:
@@ -80,14 +89,14 @@ def cost_rows(results: Results) -> list[tuple[str, ...]]:
     ]
 
 
-def category_rows(found: Sequence[Line]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Head and rows: the speed of each runtime over edgespec plain by category."""
+def category_rows(found: Sequence[Line], value: Callable[[Line], str]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Head and rows: a value of each runtime by category."""
     categories = list(dict.fromkeys(line.category for line in found))
     by = {(line.name, line.category): line for line in found}
     rows = []
     for name in dict.fromkeys(line.name for line in found):
         cells = (by.get((name, category)) for category in categories)
-        rows.append((name, *(NONE if line is None else _number(line.to_plain) for line in cells)))
+        rows.append((name, *(NONE if line is None else value(line) for line in cells)))
     return ("runtime", *categories), rows
 
 
@@ -108,28 +117,29 @@ def markdown(results: Results, facts: Facts, plots: Sequence[str]) -> str:
     parts = [
         "# edgespec and other runtimes",
         f"Written by `{facts.command}` on {facts.date}; do not edit.",
-        f"{facts.model}. {machine}. {facts.threads} threads each. Prompts: {prompts}. Greedy; {facts.new_tokens} new "
-        f"tokens each, end tokens ignored; {facts.pairs} answer{'s' * (facts.pairs > 1)} a prompt.",
+        f"{facts.model}. {machine}. {facts.threads} threads each. Prompts: {prompts}. Greedy; up to {facts.new_tokens} "
+        f"new tokens each; {facts.pairs} answer{'s' * (facts.pairs > 1)} a prompt.",
         "## Decoding",
         _table(SPEED, speed_rows(results)),
-        "tok/s: median over answers, without the first token. The two ratios: medians over prompts of neighbouring "
+        "tok/s: median over answers, without the first token. The two ratios: medians over prompts of near "
         "runs. Compare these, since a machine changes its speed. accepted: share of the drafted tokens, if the runtime "
         "reports it. same as own plain: prompts with exactly the tokens of the same runtime without drafts.",
         "## By category",
         "Speed over edgespec plain.",
-        _table(*category_rows(found)),
+        _table(*category_rows(found, lambda line: _number(line.to_plain))),
+        *_gaps(results, found),
         *(f"![{path}]({path})" for path in plots),
         "## First token",
         _table(TTFT, ttft_rows(results)),
         "From the call with token ids to the first new token. Every prompt of a length is another text, so no prefix "
-        "is reused. Turn 5 comes after turns 1 to 4 of the same conversation, whose answers are given. Without reuse: "
-        "the same prompt with another first token.",
+        "is reused. Turn 5 comes after turns 1 to 4 of the same conversation, whose answers are given. Without reuse, "
+        "of edgespec auto alone: the same prompt with another first token.",
         "## Loading and memory",
         _table(COST, cost_rows(results)),
         "Cold: a new process and an empty folder for compiled models. One-time work was done before: conversions, and "
         "edgespec's search for exact widths and its measured costs (some ten seconds). Again: another process with "
         "that folder. Both include the import of the runtime; files are in the system's cache. Memory: peak of a "
-        "process that loaded, warmed up and answered one prompt of 2,000 tokens, interpreter and imports included.",
+        "process that answered the prompts of a round and one of 2,000 tokens, interpreter and imports included.",
         "## Versions and settings",
         _table(
             ("runtime", "versions", "settings"),
@@ -148,20 +158,22 @@ def markdown(results: Results, facts: Facts, plots: Sequence[str]) -> str:
 
 _METHOD = """## Method
 
-Each runtime is a process of its own and sleeps while another works. All are loaded and warmed up first. They answer
-each prompt in turns. edgespec auto has every third turn, and every other run is compared with the run of edgespec auto
-next to it. The order rotates with every prompt. The input is token ids, so tokenizers play no part. The engine that
-edgespec chooses by itself does not run again under its own name.
+Each runtime is a process of its own, and one model is in memory at a time. In each round every runtime is visited once:
+its process starts, loads, warms up, answers the prompts of the round and ends. edgespec auto is visited more often, and
+every other run is compared with its nearest run of edgespec auto on the same prompt. The order rotates with the round.
+The input is token ids, so tokenizers play no part. What follows an end token does not count. The engine that edgespec
+chooses by itself does not run again under its own name.
 
-edgespec, openvino-genai and optimum-intel run the weights of one IR. llama.cpp runs the GGUF file that the IR was
-converted from. onnxruntime-genai runs weights that its own builder made from that file. The draft is the same
-everywhere. If its vocabulary is a part of the target's, the peers get it with one gather before the graph and one after
-it. The two gathers map all ids at next to no cost.
+edgespec, openvino-genai and optimum-intel run the weights of one IR. llama.cpp and the rows "edgespec gguf" run one
+GGUF file. onnxruntime-genai runs weights that its own builder made, of the precision under "Loading and memory". The
+draft model is the same everywhere. If its vocabulary is a part of the target's, the peers get it with one gather before
+the graph and one after it. The two gathers map all ids at next to no cost.
 
 edgespec chooses the draft length round by round. The peers draft the fixed length under "Versions and settings".
 
-Times of openvino-genai are its own metrics, without a streamer. The others are timed at each token. edgespec's lookups
-forget every answer before the next one. Its arbiter keeps what it learned of times and acceptance."""
+Times of openvino-genai are its own metrics, without a streamer. llama.cpp is its server, in its process, and is timed
+at each event of the stream. The others are timed at each token. edgespec's lookups forget every answer before the next
+one. Its arbiter keeps what it learned of times and acceptance within a visit."""
 
 
 _WHY = """The project's docs/log/peers.md says why goals were missed on the machine of the published page."""
@@ -175,6 +187,18 @@ def _goals(results: Results, found: Sequence[Line]) -> list[str]:
     rows = [goal.row for goal in goals(results, found)]
     why = [_WHY] if any(row[-1] == "no" for row in rows) else []
     return ["## Goals", _table(("ratio", "measured", "goal", "reached"), rows), *why] if rows else []
+
+
+def _gaps(results: Results, found: Sequence[Line]) -> list[str]:
+    if not (rows := gap_rows(results)):
+        return []
+    return [
+        "Tokens a second, median over answers.",
+        _table(*category_rows(found, lambda line: f"{line.tok_per_s:.1f}")),
+        "## Time between tokens",
+        _table(GAPS, rows),
+        "Over all answers. Drafts bring tokens in bursts: within one the time is 0.",
+    ]
 
 
 def _absent(results: Results) -> list[str]:

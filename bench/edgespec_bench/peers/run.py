@@ -20,10 +20,10 @@ from edgespec.text.chat_template import ChatTemplate
 from edgespec.text.tokenizer import Tokenizer
 from edgespec_bench.peers import plots, report
 from edgespec_bench.peers.entries import Runtime, choose
-from edgespec_bench.peers.measure import MEMORY_PROMPT, MEMORY_TOKENS, TTFT_TOKENS, Measured, Results, Task, run
-from edgespec_bench.peers.process import missing
+from edgespec_bench.peers.measure import MEMORY_PROMPT, TTFT_TOKENS, Measured, Results, Task, run
+from edgespec_bench.peers.process import installed, missing
 from edgespec_bench.peers.summary import lines, seconds
-from edgespec_bench.peers.weights import prepare
+from edgespec_bench.peers.weights import Sources, prepare
 
 CHAT = (
     ("What is a good plan for a rainy Sunday?", "Stay in, cook something slow and read."),
@@ -39,6 +39,7 @@ def bench_peers(
     prompts: Sequence[Prompt],
     *,
     draft: str | None,
+    sources: Sources,
     only: str | None,
     new_tokens: int,
     pairs: int,
@@ -56,12 +57,12 @@ def bench_peers(
     task = make_task(resolve(ref), prompts, new_tokens=new_tokens, pairs=pairs, threads=threads)
     rows = max(
         max(TTFT_TOKENS) + 2,
-        MEMORY_PROMPT + MEMORY_TOKENS,
+        MEMORY_PROMPT + 2,
         *(len(ids) + new_tokens for _, ids in task.prompts),
-        *(len(chat[-1]) + 1 for chat in task.chats),
+        *(len(turn) + 1 for turn in task.chat[-1:]),
     )
     wanted = {name for runtime in runtimes for name in runtime.weight_formats}
-    weight_formats = prepare(ref, draft, wanted, rows=-(-(rows + 64) // 256) * 256, tell=_tell)
+    weight_formats = prepare(ref, draft, wanted, sources, rows=-(-(rows + 64) // 256) * 256, tell=_tell)
     results = run(runtimes, weight_formats, task)
     facts = report.Facts(
         command,
@@ -100,25 +101,25 @@ def write(results: Results, facts: report.Facts, page: Path) -> None:
 
 def list_missing(runtimes: Sequence[Runtime]) -> list[str]:
     """The number of runtimes that can run, and the packages that the others miss."""
-    lacking = [why for why in map(missing, runtimes) if why]
+    lacking = [(why, runtime.distributions) for runtime in runtimes if (why := missing(runtime))]
     here = len(runtimes) - len(lacking)
-    found = [f"{here} runtimes; all of them take a quarter of an hour or more, and longer the first time"]
+    found = [f"{here} runtimes; all of them take half an hour, and longer the first time"]
     if lacking:
-        reasons = ", ".join(dict.fromkeys(lacking))
-        hint = "pip install 'edgespec[bench]' ('.[bench]' in a clone)"
-        found.append(f"{len(lacking)} more cannot run: {reasons}; {hint}")
+        reasons = dict.fromkeys(why for why, _ in lacking)
+        packages = dict.fromkeys(name for _, names in lacking for name in names if not installed(name))
+        found.append(f"{len(lacking)} more cannot run: {', '.join(reasons)}; pip install {' '.join(packages)}")
     return found
 
 
 def show(results: Results, facts: report.Facts) -> None:
     """The table on stdout, and one line of JSON last."""
-    head = (*report.SPEED, *report.TTFT[1:-1], *report.COST[1:4])
-    first = {row[0]: row[1:-1] for row in report.ttft_rows(results)}
-    cost = {row[0]: row[1:4] for row in report.cost_rows(results)}
-    nothing = [report.NONE] * 8
-    rows = [
-        (*row, *first.get(row[0], nothing[:4]), *cost.get(row[0], nothing[:3])) for row in report.speed_rows(results)
-    ]
+    columns = (report.GAPS, report.TTFT, report.COST[:4])
+    head = (*report.SPEED, *(cell for each in columns for cell in each[1:]))
+    cells: list[dict[str, tuple[str, ...]]] = []
+    for rows_of, each in zip((report.gap_rows, report.ttft_rows, report.cost_rows), columns, strict=True):
+        nothing = dict.fromkeys(results.measured, (report.NONE,) * (len(each) - 1))
+        cells.append(nothing | {row[0]: row[1 : len(each)] for row in rows_of(results)})
+    rows = [(*row, *(cell for by in cells for cell in by[row[0]])) for row in report.speed_rows(results)]
     for name, why in report.absent(results):
         print(f"{name}: {why}")
     summary = {
@@ -145,19 +146,20 @@ def make_task(bundle: Bundle, prompts: Sequence[Prompt], *, new_tokens: int, pai
     return Task(
         [(prompt.category, encode(prompt)) for prompt in prompts],
         filler,
-        [_chat(tokenizer, template, opening) for opening in ("", "Good morning. ")] if template else [],
+        _chat(tokenizer, template) if template else [],
         new_tokens,
         pairs,
         threads,
+        frozenset(generation.eos_token_ids),
     )
 
 
-def _chat(tokenizer: Tokenizer, template: ChatTemplate, opening: str) -> list[list[int]]:
+def _chat(tokenizer: Tokenizer, template: ChatTemplate) -> list[list[int]]:
     """The prompts of five turns. Each given answer is repeated, so that the prefix is long enough to reuse."""
     messages: list[dict[str, str]] = []
     turns = []
     for question, answer in CHAT:
-        messages.append({"role": "user", "content": opening + question})
+        messages.append({"role": "user", "content": question})
         turns.append(tokenizer.encode(template.render(messages)))
         messages.append({"role": "assistant", "content": " ".join([answer] * 6)})
     return turns

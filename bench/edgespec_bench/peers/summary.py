@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from edgespec.stats import percentile
 from edgespec_bench.peers.entries import OWN_PLAIN, RUNTIMES
 from edgespec_bench.peers.measure import Measured, Record, Results
 
@@ -18,6 +19,7 @@ class Line:
     """A runtime on the prompts of one category.
 
     to_auto, to_plain: its speed over that of edgespec auto and edgespec plain, medians over prompts.
+    tpot_p50_s, tpot_p95_s, longest_gap_s: between successive tokens of all its answers; None without gaps.
     same, of: number of prompts with the tokens of its own plain decoding, and of all prompts. same is None if its plain
         decoding did not run.
     """
@@ -31,6 +33,9 @@ class Line:
     tokens_per_forward: float | None
     same: int | None
     of: int
+    tpot_p50_s: float | None = None
+    tpot_p95_s: float | None = None
+    longest_gap_s: float | None = None
 
 
 def lines(results: Results) -> list[Line]:
@@ -54,6 +59,7 @@ def _line(name: str, category: str, records: Sequence[Record], results: Results)
     to_plain = [ratio / plain_to_auto[prompt] for prompt, ratio in to_auto.items() if prompt in plain_to_auto]
     counted = [r for r in records if r.proposed]
     forwards = [r for r in records if r.forwards]
+    gaps_s = [gap for record in records for gap in record.gaps_s]
     same = _same(records, [r for r in results.records if r.name == plain])
     return Line(
         name,
@@ -62,9 +68,12 @@ def _line(name: str, category: str, records: Sequence[Record], results: Results)
         median(to_auto.values()),
         median(to_plain) if to_plain else None,
         sum(r.accepted or 0 for r in counted) / sum(r.proposed or 0 for r in counted) if counted else None,
-        sum(len(r.tokens) - r.first for r in forwards) / sum(r.forwards or 0 for r in forwards) if forwards else None,
+        sum(r.decoded for r in forwards) / sum(r.forwards or 0 for r in forwards) if forwards else None,
         same,
         len(to_auto),
+        percentile(gaps_s, 0.5),
+        percentile(gaps_s, 0.95),
+        max(gaps_s, default=None),
     )
 
 

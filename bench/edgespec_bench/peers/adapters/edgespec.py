@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
 from time import perf_counter
-from typing import Any, cast
+from typing import Any, get_args
 
 from edgespec.types import Backend
 from edgespec_bench.peers.base import Run, WeightFormats, package_versions
 
 
 class Peer:
-    """Modes: "plain" and "auto", each also after the name of an engine."""
+    """Modes: "plain" and "auto", each also after "gguf", the name of an engine, "fast", in this order."""
 
     settings = ""
 
@@ -21,26 +22,29 @@ class Peer:
         from edgespec import loading
 
         _set_threads(threads)
-        engine, _, drafts = mode.rpartition(" ")
-        backend = cast("Backend", engine) if engine else None
-        draft = weight_formats.draft if drafts == "auto" else "none"
-        self._pipeline = loading.load(weight_formats.ref, draft=draft, backend=backend)
+        *words, drafts = mode.split()
+        ref = str(weight_formats.need("gguf")) if "gguf" in words else weight_formats.ref
+        self._pipeline = loading.load(
+            ref,
+            draft=weight_formats.draft if drafts == "auto" else "none",
+            backend=next((engine for engine in get_args(Backend) if engine in words), None),
+            numerics="fast" if "fast" in words else None,
+        )
         can = self._pipeline.target.capabilities
-        self.settings = f"numerics {can.numerics} in {can.compute_precision}, engine {can.backend}"
+        file = ", the GGUF file" if "gguf" in words else ""
+        self.settings = f"numerics {can.numerics} in {can.compute_precision}, engine {can.backend}{file}"
 
     def generate(self, prompt: Sequence[int], new_tokens: int) -> Run:
         pipeline = self._pipeline
         pipeline.drafter.reset()  # drafters must not copy the answer of an earlier turn
         began = perf_counter()
         result = pipeline.generate(prompt, max_new_tokens=new_tokens, ignore_eos=True)
-        total_s = perf_counter() - began
+        wall_s = perf_counter() - began
         assert result.ttft_s is not None
         stats = result.stats
         return Run(
             result.token_ids,
-            result.ttft_s,
-            total_s,
-            stats.rounds[0].committed,
+            _times(result.ttft_s, wall_s, stats.gaps_s),
             stats.proposed,
             stats.accepted,
             forwards=len(stats.rounds) - 1,
@@ -49,6 +53,12 @@ class Peer:
 
     def versions(self) -> dict[str, str]:
         return package_versions("edgespec", self._pipeline.target.capabilities.backend)
+
+
+def _times(ttft_s: float, wall_s: float, gaps_s: Sequence[float]) -> list[float]:
+    """When each token came. The time between rounds (text, stop strings) is spread over the gaps, so none is lost."""
+    stretch = (wall_s - ttft_s) / (sum(gaps_s) or 1.0)
+    return list(accumulate((gap * stretch for gap in gaps_s), initial=ttft_s))
 
 
 def _set_threads(threads: int) -> None:

@@ -1,63 +1,97 @@
-"""llama-cpp-python: ``Llama.generate`` on the GGUF file, alone or with its ``LlamaPromptLookupDecoding``."""
+"""llama.cpp's own server, in this process, on the GGUF file: alone, with an n-gram mode, or with a draft model.
+
+The wheel ``xllamacpp`` holds it, so nothing is compiled. Its wheels for Linux and Windows use AVX2, not AVX-512. The
+server's native route is asked over the loopback, since only it returns token ids.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import islice, pairwise
+import json
+from collections.abc import Iterator, Sequence
+from http.client import HTTPConnection
 from pathlib import Path
 from time import perf_counter
 from typing import Any
+from urllib.parse import urlsplit
 
 from edgespec_bench.peers.base import Run, WeightFormats, package_versions
 
-LOOKUP_TOKENS = 2
-"""its documentation says that 2 performs better on machines with a CPU only"""
-
 
 class Peer:
-    settings = "its own prefix match"
+    """Modes: "plain", "draft", and llama.cpp's names: "ngram-mod", "ngram-simple" and so on."""
+
+    settings = "one slot, its own prefix match"
 
     def load(self, weight_formats: WeightFormats, mode: str, threads: int, cache: Path | None) -> None:
-        import llama_cpp
+        import xllamacpp
 
-        options: dict[str, Any] = {}
-        self._lookup: Any = None
-        if mode == "prompt_lookup":
-            from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
-
-            self._lookup = LlamaPromptLookupDecoding(num_pred_tokens=LOOKUP_TOKENS)
-            options = {"draft_model": self._count, "logits_all": True}
-            self.settings += f", num_pred_tokens {LOOKUP_TOKENS}"
-        self._drafts: list[tuple[int, int]] = []
-        self._llama = llama_cpp.Llama(
-            str(weight_formats.need("gguf")),
-            n_ctx=weight_formats.rows,
-            n_threads=threads,
-            n_threads_batch=threads,
-            verbose=False,
-            **options,
-        )
+        params = xllamacpp.CommonParams()
+        params.model.path = str(weight_formats.need("gguf"))
+        params.n_ctx = weight_formats.rows
+        params.n_parallel = 1
+        params.cache_ram_mib = 0  # one slot holds one conversation; copies of old ones would count as memory
+        params.port = 0  # a free one
+        params.verbosity = -1
+        speculative = params.speculative
+        for cpu in (params.cpuparams, params.cpuparams_batch, speculative.draft.cpuparams):
+            cpu.n_threads = threads
+        speculative.draft.cpuparams_batch.n_threads = threads
+        if mode != "plain":
+            kind = "draft-simple" if mode == "draft" else mode
+            name = f"COMMON_SPECULATIVE_TYPE_{kind.upper().replace('-', '_')}"
+            speculative.types = [getattr(xllamacpp.common_speculative_type, name)]
+            self.settings += f", its defaults for {kind}"
+        if mode == "draft":
+            speculative.draft.mparams.path = str(weight_formats.need("gguf_draft"))
+        self._speculative = mode != "plain"
+        self._server = xllamacpp.Server(params)
+        self._address = urlsplit(self._server.listening_address).netloc
 
     def generate(self, prompt: Sequence[int], new_tokens: int) -> Run:
-        self._drafts.clear()
         began = perf_counter()
-        first_s = 0.0
-        tokens = []
-        for token in islice(self._llama.generate(list(prompt), temp=0.0, repeat_penalty=1.0), new_tokens):
-            first_s = first_s or perf_counter() - began
-            tokens.append(int(token))
-        total_s = perf_counter() - began
-        if self._lookup is None:
-            return Run(tokens, first_s, total_s, forwards=new_tokens - 1)
-        lengths = [length for length, _ in self._drafts]
-        accepted = sum(after - before - 1 for before, after in pairwise(lengths))
-        proposed = sum(drafted for _, drafted in self._drafts[:-1])
-        return Run(tokens, first_s, total_s, proposed=proposed, accepted=accepted, forwards=len(lengths) - 1)
+        tokens: list[int] = []
+        at_s: list[float] = []
+        last: dict[str, Any] = {}
+        for event in self._events(prompt, new_tokens):
+            now_s = perf_counter() - began
+            if "error" in event:
+                raise RuntimeError(event["error"].get("message", event["error"]))
+            tokens += event["tokens"]
+            at_s += [now_s] * len(event["tokens"])
+            last = event
+        timings = last["timings"]
+        counted: dict[str, Any] = {"forwards": new_tokens - 1, "reused": timings["cache_n"]}
+        if self._speculative:
+            accepted = timings.get("draft_n_accepted", 0)
+            counted |= {
+                "proposed": timings.get("draft_n", 0),
+                "accepted": accepted,
+                "forwards": new_tokens - 1 - accepted,
+            }
+        return Run(tokens, at_s, **counted)
 
     def versions(self) -> dict[str, str]:
-        return package_versions("llama-cpp-python")
+        return package_versions("xllamacpp")
 
-    def _count(self, input_ids: Any, /, **options: Any) -> Any:
-        drafted = self._lookup(input_ids, **options)
-        self._drafts.append((len(input_ids), len(drafted)))
-        return drafted
+    def _events(self, prompt: Sequence[int], new_tokens: int) -> Iterator[dict[str, Any]]:
+        """The objects of a streamed answer, each as it comes."""
+        body = {
+            "prompt": list(prompt),
+            "n_predict": new_tokens,
+            "samplers": ["top_k"],
+            "top_k": 1,
+            "ignore_eos": True,
+            "stream": True,
+            "return_tokens": True,
+            "cache_prompt": True,
+        }
+        connection = HTTPConnection(self._address)
+        try:
+            connection.request("POST", "/completion", json.dumps(body), {"Content-Type": "application/json"})
+            for line in connection.getresponse():
+                if line.startswith(b"data: {"):
+                    yield json.loads(line.removeprefix(b"data: "))
+                elif line.startswith(b"{"):  # a refusal is no stream
+                    yield json.loads(line)
+        finally:
+            connection.close()

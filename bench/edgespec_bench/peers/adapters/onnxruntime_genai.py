@@ -55,13 +55,12 @@ class Peer:
         generator = self._generator
         generator.append_tokens(np.array(prompt[held:], np.int32))
         before = self._counts()
-        tokens = []
-        first_s = 0.0
+        tokens: list[int] = []
+        at_s: list[float] = []
         for _ in range(new_tokens):
             generator.generate_next_token()
             tokens.append(int(generator.get_next_tokens()[0]))
-            first_s = first_s or perf_counter() - began
-        total_s = perf_counter() - began
+            at_s.append(perf_counter() - began)
         if self._end in tokens[:-1]:
             raise RuntimeError(f"the text holds token {self._end}, which it takes for the end")
         self._tokens = [*prompt, *tokens[:-1]]
@@ -70,7 +69,7 @@ class Peer:
             names = ("draft_tokens_proposed", "draft_tokens_accepted")
             proposed, accepted = (int(self._counts()[name] - before.get(name, 0)) for name in names)
             counted |= {"proposed": proposed, "accepted": accepted, "forwards": new_tokens - 1 - accepted}
-        return Run(tokens, first_s, total_s, **counted)
+        return Run(tokens, at_s, **counted)
 
     def versions(self) -> dict[str, str]:
         return package_versions("onnxruntime-genai", "onnxruntime")

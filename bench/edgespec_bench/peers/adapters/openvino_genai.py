@@ -58,13 +58,14 @@ class Peer:
         wall_s = perf_counter() - began
         metrics = result.perf_metrics
         ttft_s = metrics.get_ttft().mean / 1e3
-        times = metrics.raw_metrics.m_new_token_times  # milliseconds, one entry a step
-        total_s = min(wall_s, ttft_s + (times[-1] - times[0]) / 1e3)
+        raw = metrics.raw_metrics
+        times = raw.m_new_token_times  # milliseconds, one entry a step
+        steps = zip(times, raw.m_batch_sizes, strict=True)
+        at_s = [min(wall_s, ttft_s + (at - times[0]) / 1e3) for at, count in steps for _ in range(count)]
         counts = result.extended_perf_metrics
         return Run(
             [int(token) for token in result.tokens[0]],
-            min(ttft_s, wall_s),
-            total_s,
+            at_s,
             proposed=counts and int(counts.get_num_draft_tokens()),
             accepted=counts and int(counts.get_num_accepted_tokens()),
             forwards=len(times) - 1,

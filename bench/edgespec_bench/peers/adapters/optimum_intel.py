@@ -59,10 +59,11 @@ class Peer:
             **extra,
         )
         tokens = output[0, len(prompt) :].tolist()
-        counted: dict[str, Any] = {"first": puts[1][1], "forwards": self._forwards - 1}
+        counted: dict[str, Any] = {"forwards": self._forwards - 1}
         if self._draft is not None:
             counted |= {"proposed": self._drafted, "accepted": len(tokens) - self._forwards}
-        return Run(tokens, puts[1][0] - began, puts[-1][0] - began, **counted)
+        at_s = [at - began for at, count in puts[1:] for _ in range(count)]
+        return Run(tokens, at_s, **counted)
 
     def versions(self) -> dict[str, str]:
         return package_versions("optimum-intel", "transformers", "torch", "openvino")
