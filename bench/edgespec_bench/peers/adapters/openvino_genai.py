@@ -7,6 +7,7 @@ Scheduler: its own latency-oriented default, a prompt in one forward and prefix 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -60,11 +61,12 @@ class Peer:
         ttft_s = metrics.get_ttft().mean / 1e3
         raw = metrics.raw_metrics
         times = raw.m_new_token_times  # milliseconds, one entry a step
-        steps = zip(times, raw.m_batch_sizes, strict=True)
-        at_s = [min(wall_s, ttft_s + (at - times[0]) / 1e3) for at, count in steps for _ in range(count)]
+        tokens = [int(token) for token in result.tokens[0]]
+        at_ms = spread(len(tokens), times, raw.m_batch_sizes)
+        at_s = [min(wall_s, ttft_s + (at - times[0]) / 1e3) for at in at_ms]
         counts = result.extended_perf_metrics
         return Run(
-            [int(token) for token in result.tokens[0]],
+            tokens,
             at_s,
             proposed=counts and int(counts.get_num_draft_tokens()),
             accepted=counts and int(counts.get_num_accepted_tokens()),
@@ -73,3 +75,19 @@ class Peer:
 
     def versions(self) -> dict[str, str]:
         return package_versions("openvino-genai", "openvino")
+
+
+def spread(tokens: int, times: Sequence[float], counts: Sequence[int]) -> list[float]:
+    """The time of each token, from those of the steps and what each step wrote.
+
+    With drafts it counts tokens that it then drops, so counts are shares: each step has its share of the tokens.
+
+    >>> spread(4, [10.0, 20.0, 30.0], [1, 2, 1])
+    [10.0, 20.0, 20.0, 30.0]
+    >>> spread(3, [10.0, 20.0], [2, 4])
+    [10.0, 20.0, 20.0]
+    """
+    steps = list(zip(times, accumulate(counts), strict=False))
+    total = steps[-1][1]
+    later = (next(at for at, so_far in steps if so_far * tokens >= place * total) for place in range(2, tokens + 1))
+    return [times[0], *later]
