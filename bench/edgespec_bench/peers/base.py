@@ -54,12 +54,15 @@ class WeightFormats:
 LEAST_TOKENS = 8
 """an end token among the first ones does not cut an answer, since too little would be left to time"""
 
+BURST_S = 1e-3
+"""tokens that came nearer to each other are of one forward; the host took the time between them"""
+
 
 @dataclass
 class Run:
     """One answer.
 
-    tokens: new tokens. at_s: when each came, in seconds after the call. Tokens that came together have one time.
+    tokens: new tokens. at_s: when each came, in seconds after the call.
     proposed, accepted: drafted tokens, if the runtime counts them.
     forwards: of the target, for the tokens after the first ones.
     reused: prompt tokens from the prefix cache, if the runtime reports them.
@@ -83,12 +86,13 @@ class Run:
     @property
     def first(self) -> int:
         """Number of tokens that came with the first one."""
-        return self.at_s.count(self.at_s[0])
+        return sum(at_s - self.at_s[0] < BURST_S for at_s in self.at_s)
 
     @property
     def gaps_s(self) -> list[float]:
         """Seconds between successive tokens: 0 within a burst."""
-        return [after - before for before, after in pairwise(self.at_s)]
+        gaps_s = (after - before for before, after in pairwise(self.at_s))
+        return [gap_s if gap_s >= BURST_S else 0.0 for gap_s in gaps_s]
 
     def until(self, ends: Collection[int]) -> Run:
         """The answer up to its first end token.
