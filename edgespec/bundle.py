@@ -1,7 +1,7 @@
 """The bundle: a folder that holds a target, its drafters and their tokenizer. Format: docs/bundle.md.
 
 A folder of another tool (``openvino_model.xml``, ``tokenizer.json``, ``config.json``) is read as a bundle without
-drafters. So OpenVINO repositories need no conversion.
+drafters, and so is a folder with a ready ONNX model. So such repositories need no conversion.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from edgespec import files, ir_folder, manifest
+from edgespec import files, ir_folder, manifest, onnx_folder
 from edgespec.errors import BundleError, IntegrityError, foreign
 from edgespec.files import sha256_of
 from edgespec.ir_folder import IR_FILE
@@ -93,23 +93,32 @@ class Bundle:
             return files.read_bytes(path).decode()
 
     def model_path(self, model: ModelFile) -> Path:
-        """Path of a model's .xml, after its graph and weights are checked against the recorded sizes and hashes."""
+        """Path of a model's .xml or .onnx, after its graph and weights are checked against the recorded sizes and hashes."""
         if model.file is None:
             raise BundleError(f"model of {self.name} is not in the bundle", hint=f"run: edgespec pull {self.name}")
-        xml = self.path(model.file)
-        weights = self.path(str(Path(model.file).with_suffix(".bin").as_posix()))
-        size = weights.stat().st_size
+        graph = self.path(model.file)
+        weights = self._weights(model)
+        size = weights.stat().st_size if weights else 0
         if model.weights_bytes not in (None, size):
             raise IntegrityError(
-                f"{weights} has the wrong size",
+                f"{weights or graph} has the wrong size",
                 got=f"{size} bytes",
                 allowed=f"{model.weights_bytes} bytes",
                 hint=f"it was cut short: {_AGAIN}",
             )
-        for path, sha256 in ((xml, model.graph_sha256), (weights, model.sha256)):
-            if sha256 is not None:
+        for path, sha256 in ((graph, model.graph_sha256), (weights, model.sha256)):
+            if sha256 is not None and path is not None:
                 self._check(path, sha256)
-        return xml
+        return graph
+
+    def _weights(self, model: ModelFile) -> Path | None:
+        """The file with the weights. None: they are in the graph, as they may be in ONNX."""
+        assert model.file is not None
+        names = [path.as_posix() for path in manifest.data_files(Path(model.file))]
+        there = [name for name in names if os.path.isfile(self.root / name)]  # noqa: PTH113 - as in ``path``
+        if not there and model.sha256 is None and model.file.endswith(".onnx"):
+            return None
+        return self.path((there or names)[0])
 
     def id_map_path(self, drafter: Drafter) -> Path | None:
         """Path of a drafter's id map, checked, or None if it has none."""
@@ -135,9 +144,9 @@ class Bundle:
 
 
 def read(folder: Path) -> Bundle:
-    """Read and validate a bundle folder, or an OpenVINO IR folder as a bundle without drafters.
+    """Read and validate a bundle folder, or a folder with an OpenVINO IR or an ONNX model as a bundle without drafters.
 
-    Raises BundleError: no such folder, no manifest or IR, malformed manifest, missing files.
+    Raises BundleError: no such folder, no manifest or model, malformed manifest, missing files.
     """
     if not folder.is_dir():
         raise BundleError("no such bundle folder", got=str(folder))
@@ -145,10 +154,12 @@ def read(folder: Path) -> Bundle:
         return Bundle(folder, manifest.read(folder / MANIFEST))
     if (folder / IR_FILE).is_file():
         return Bundle(folder, *ir_folder.describe(folder))
+    if onnx_folder.is_one(folder):
+        return Bundle(folder, *onnx_folder.describe(folder))
     hint = "make one with: edgespec export SOURCE -o DIR"
     if (folder / "config.json").is_file():
         hint = f"this is a model for transformers; convert it first: edgespec export {folder} -o DIR"
-    raise BundleError(f"neither {MANIFEST} nor {IR_FILE} in {folder}", hint=hint)
+    raise BundleError(f"neither {MANIFEST} nor {IR_FILE} nor {onnx_folder.MODEL_FILES[0]} in {folder}", hint=hint)
 
 
 def write(folder: Path, manifest: Manifest) -> Bundle:
@@ -160,14 +171,14 @@ def write(folder: Path, manifest: Manifest) -> Bundle:
 
 
 def model_file(folder: Path, file: str, *, precision: str, vocab_size: int) -> ModelFile:
-    """The entry for the IR at ``folder / file``, with its size and hashes, so that it can be checked."""
-    xml = folder / file
-    weights = xml.with_suffix(".bin")
+    """The entry for the model at ``folder / file``, with its size and hashes, so that it can be checked."""
+    graph = folder / file
+    weights = next((path for path in manifest.data_files(graph) if path.is_file()), None)
     return ModelFile(
         precision=line(precision),
         vocab_size=vocab_size,
         file=file,
-        weights_bytes=weights.stat().st_size,
-        sha256=sha256_of(weights),
-        graph_sha256=sha256_of(xml),
+        weights_bytes=weights.stat().st_size if weights else None,
+        sha256=sha256_of(weights) if weights else None,
+        graph_sha256=sha256_of(graph),
     )

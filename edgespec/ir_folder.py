@@ -37,28 +37,48 @@ class _TokenizerFile(msgspec.Struct):
 
 def describe(folder: Path) -> tuple[Manifest, str | None]:
     """The manifest, and the chat template if a JSON file holds it. Raises BundleError."""
-    for needed in (IR_FILE.replace(".xml", ".bin"), "tokenizer.json"):
-        if not (folder / needed).is_file():
-            raise BundleError(f"{folder} has {IR_FILE} but no {needed}", hint=_AGAIN)
-    config = _object(folder / "config.json")
-    config = {**config, **_part(config, "text_config", folder / "config.json")}
-    with foreign(BundleError, f"{folder / 'config.json'} does not describe a model", hint="export it again"):
-        vocab_size = msgspec.convert(config.get("vocab_size"), VocabSize)
-    tokenizer_config = _object(folder / "tokenizer_config.json", optional=True)
+    require(folder, IR_FILE, IR_FILE.replace(".xml", ".bin"))
+    source = folder / "config.json"
+    config = transformers_config(source)
+    return described(folder, IR_FILE, source, config, _precision(folder, config))
+
+
+def require(folder: Path, model: str, *needed: str) -> None:
+    """Raises BundleError: a file that a folder with this model needs, besides a tokenizer, is not there."""
+    for name in (*needed, "tokenizer.json"):
+        if not (folder / name).is_file():
+            raise BundleError(f"{folder} has {model} but no {name}", hint=_AGAIN)
+
+
+def transformers_config(path: Path) -> dict[str, Any]:
+    """``config.json``; of a model with parts, what it says of the one for text."""
+    config = json_object(path)
+    return {**config, **part(config, "text_config", path)}
+
+
+def described(
+    folder: Path, model: str, source: Path, config: dict[str, Any], precision: str
+) -> tuple[Manifest, str | None]:
+    """A folder with the texts of transformers beside the file ``model``. config: keys of a transformers config, which
+    stand in the file ``source``."""
+    tokenizer_config = json_object(folder / "tokenizer_config.json", optional=True)
     template = folder / "chat_template.jinja"
+    with foreign(BundleError, f"{source} does not describe a model", hint="export it again"):
+        vocab_size = msgspec.convert(config.get("vocab_size"), VocabSize)
+        target = ModelFile(precision=line(precision), vocab_size=vocab_size, file=model)
     manifest = Manifest(
         format=FORMAT,
         name=line(folder.name),
-        target=ModelFile(precision=line(_precision(folder, config)), vocab_size=vocab_size, file=IR_FILE),
+        target=target,
         tokenizer=_hashed(folder / "tokenizer.json"),
         chat_template=_hashed(template) if template.is_file() else None,
-        generation=_generation(folder, config, tokenizer_config),
+        generation=_generation(folder, source, config, tokenizer_config),
     )
     return manifest, _inline_template(folder, tokenizer_config)
 
 
-def _generation(folder: Path, config: dict[str, Any], tokenizer_config: dict[str, Any]) -> Generation:
-    generation_config = _object(folder / "generation_config.json", optional=True)
+def _generation(folder: Path, source: Path, config: dict[str, Any], tokenizer_config: dict[str, Any]) -> Generation:
+    generation_config = json_object(folder / "generation_config.json", optional=True)
     bos, eos = (_text(tokenizer_config.get(name)) for name in ("bos_token", "eos_token"))
     ends = next(
         (ids for source in (generation_config, config) if (ids := _ids(source.get("eos_token_id")))), None
@@ -80,7 +100,7 @@ def _generation(folder: Path, config: dict[str, Any], tokenizer_config: dict[str
         "eos_token": eos,
         "add_bos": add_bos,
     }
-    with foreign(BundleError, f"{folder / 'config.json'} does not describe a model", hint="export it again"):
+    with foreign(BundleError, f"{source} does not describe a model", hint="export it again"):
         return msgspec.convert(found, Generation)
 
 
@@ -109,7 +129,7 @@ def _inline_template(folder: Path, tokenizer_config: dict[str, Any]) -> str | No
     """The template in tokenizer_config.json or chat_template.json. In a list of named templates, ``default`` counts."""
     said = tokenizer_config.get("chat_template")
     if said is None:
-        said = _object(folder / "chat_template.json", optional=True).get("chat_template")
+        said = json_object(folder / "chat_template.json", optional=True).get("chat_template")
     if isinstance(said, list):
         named = [entry for entry in said if isinstance(entry, dict) and entry.get("name") == "default"]
         said = named[0].get("template") if named else None
@@ -130,7 +150,7 @@ def _processor(path: Path, tokenizer: _TokenizerFile) -> Any:
 
 def _precision(folder: Path, config: dict[str, Any]) -> str:
     path = folder / "openvino_config.json"
-    quantization = _part(_object(path, optional=True), "quantization_config", path)
+    quantization = part(json_object(path, optional=True), "quantization_config", path)
     bits = quantization.get("bits")
     return f"int{bits}" if bits else str(config.get("edgespec_precision", "unknown"))
 
@@ -141,7 +161,7 @@ def _text(token: Any) -> str | None:
     return content if isinstance(content, str) else None
 
 
-def _part(of: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
+def part(of: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
     """An object inside another; empty if it is null or missing."""
     value = of.get(key)
     if value is not None and not isinstance(value, dict):
@@ -149,7 +169,8 @@ def _part(of: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
     return value or {}
 
 
-def _object(path: Path, optional: bool = False) -> dict[str, Any]:
+def json_object(path: Path, optional: bool = False) -> dict[str, Any]:
+    """A file that holds one. Raises BundleError."""
     if optional and not path.is_file():
         return {}
     with foreign(BundleError, f"cannot read {path}", hint=_AGAIN):

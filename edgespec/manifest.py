@@ -136,9 +136,9 @@ class ModelFile(Strict, frozen=True, kw_only=True):
     file: RelativeFile | None = None
     source: WheelSource | HubSource | None = None
     weights_bytes: int | None = None
-    """size of the .bin beside ``file``, a cheap check that finds a truncated copy"""
+    """size of the weights beside ``file``, a cheap check that finds a truncated copy"""
     sha256: Sha256 | None = None
-    """of the .bin beside ``file``"""
+    """of the weights beside ``file``"""
     graph_sha256: Sha256 | None = None
     """of ``file``"""
 
@@ -230,6 +230,17 @@ def read(path: Path) -> Manifest:
         if any((d.model is None) != (d.kind == "ngram") for d in manifest.drafters):
             raise ValueError("a small_model drafter needs a model, an ngram drafter has none")
     return manifest
+
+
+def data_files(model: Path) -> tuple[Path, ...]:
+    """Where the weights of a model may lie: beside the .xml of an IR; beside an ONNX graph, unless they are in it.
+
+    >>> [file.name for file in data_files(Path("model.onnx"))], [file.name for file in data_files(Path("a.xml"))]
+    (['model.onnx.data', 'model.onnx_data'], ['a.bin'])
+    """
+    if model.suffix != ".onnx":
+        return (model.with_suffix(".bin"),)
+    return tuple(model.with_name(f"{model.name}{ending}") for ending in (".data", "_data"))
 
 
 def line(value: object, otherwise: str = "unnamed") -> str:

@@ -15,20 +15,25 @@ import pytest
 from edgespec.backends import input_buffers
 from edgespec.backends.exact_widths import ExactWidths, find_exact_widths
 from edgespec.backends.fake import FakeModel, random_table
-from edgespec.backends.onnx.session import OnnxRuntimeModel
+from edgespec.backends.onnx.ready import ReadyModel
+from edgespec.backends.onnx.session import OnnxRuntimeModel, SessionModel
 from edgespec.backends.openvino.paged import OpenVINOPagedModel
 from edgespec.errors import BackendError, ContextFull
 from edgespec.protocols import Model
-from edgespec.types import Hidden, Logits, Step, Verdict
+from edgespec.types import Hidden, Logits, Numerics, Step, Verdict
 from tests.conftest import load_ir, load_onnx
 from tests.tiny_models import build, export_ir
+from tests.tiny_onnx import write
 
 CAPACITY = 700
 Make = Callable[[], Model]
 
 
 @pytest.fixture(
-    params=["fake", "paged-exact", "paged-exact-5-to-32", "paged-fast", "onnx-exact", "onnx-fast", "onnx-int4-exact"]
+    params=[
+        *("fake", "paged-exact", "paged-exact-5-to-32", "paged-fast", "onnx-exact", "onnx-fast", "onnx-int4-exact"),
+        *("ready-genai-exact", "ready-optimum-fast"),
+    ]
 )
 def make(request: pytest.FixtureRequest) -> Make:
     if request.param == "fake":
@@ -43,6 +48,9 @@ def make(request: pytest.FixtureRequest) -> Make:
     if request.param.startswith("onnx"):
         int8_ir: Path = request.getfixturevalue("tiny_fast_ir")
         return lambda: load_onnx(int8_ir, request.param.removeprefix("onnx-"), capacity=CAPACITY)
+    if request.param.startswith("ready"):
+        _, kind, numerics = request.param.split("-")
+        return lambda: ready(request.getfixturevalue(f"tiny_{kind}"), numerics)
     ir: Path = request.getfixturevalue("tiny_ir")
     if request.param == "paged-exact-5-to-32":
         return lambda: narrowed(load_ir(ir, capacity=CAPACITY))
@@ -52,6 +60,26 @@ def make(request: pytest.FixtureRequest) -> Make:
 def by_channel(model: OpenVINOPagedModel) -> OpenVINOPagedModel:
     """The 8-bit keys of fast numerics: their rows share scales and cannot move."""
     assert not model.cache.rows_can_move and not model.capabilities.tree
+    return model
+
+
+@pytest.fixture(scope="module")
+def tiny_genai(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny_genai")
+    return write(build("llama", folder / "torch", context_length=1024), folder / "onnx", "genai") / "model.onnx"
+
+
+@pytest.fixture(scope="module")
+def tiny_optimum(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny_optimum")
+    return write(build("llama", folder / "torch", context_length=1024), folder / "onnx", "optimum") / "model.onnx"
+
+
+def ready(path: Path, numerics: Numerics) -> ReadyModel:
+    """A ready ONNX model, as another tool exported it."""
+    model = ReadyModel(path, numerics, capacity=CAPACITY)
+    if numerics == "exact":
+        model.set_exact_widths(find_exact_widths(model))
     return model
 
 
@@ -109,7 +137,7 @@ def takes_trees(model: Model) -> bool:
 
 
 def skip_without_masks(model: Model) -> None:
-    if isinstance(model, OnnxRuntimeModel):
+    if isinstance(model, SessionModel):
         pytest.skip("attention on ONNX Runtime is given chains only")
 
 

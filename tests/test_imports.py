@@ -38,6 +38,7 @@ GROUND = {
     "ir_folder",
     "load_options",
     "manifest",
+    "onnx_folder",
     "own_files",
     "protocols",
     "sampling",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgespec import cache
+from edgespec.errors import BackendError
 from edgespec.types import Backend, Numerics
 
 if TYPE_CHECKING:
@@ -16,14 +17,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Opening:
-    """A model to open: an IR, and how it will be used.
+    """A model to open, and how it will be used.
 
-    device: OpenVINO's name of a device that exists. numerics: None is exact where that is known to hold.
-    capacity: rows of KV cache. context_length: rows that the model was made for.
-    layers: whose hidden states it returns; on OpenVINO. say: reports slow steps.
+    graph: the .xml of an IR, or an .onnx file. device: OpenVINO's name of a device that exists.
+    numerics: None is exact where that is known to hold. capacity: rows of KV cache.
+    context_length: rows that the model was made for. layers: whose hidden states it returns; on OpenVINO.
+    say: reports slow steps.
     """
 
-    xml: Path
+    graph: Path
     device: str
     numerics: Numerics | None
     capacity: int
@@ -31,6 +33,11 @@ class Opening:
     layers: tuple[int, ...]
     is_draft: bool
     say: Callable[[str], None]
+
+
+def is_ready(graph: Path) -> bool:
+    """Whether it is a model that another tool exported for ONNX Runtime."""
+    return graph.suffix == ".onnx"
 
 
 def open_model(name: Backend, opening: Opening) -> PaddedModel:
@@ -44,12 +51,14 @@ def _openvino(opening: Opening) -> PaddedModel:
     from edgespec.backends.openvino.settings import Settings
 
     device = opening.device
+    if is_ready(opening.graph):
+        raise BackendError(f"{opening.graph} runs on ONNX Runtime only", hint="use --backend onnxruntime")
     settings = Settings.of_draft(device) if opening.is_draft else Settings.make(device, opening.numerics)
     # On CPU the engine's model cache saves nothing (docs/log/engines.md); on GPU it keeps compiled kernels.
     kernels = None if device.startswith("CPU") else cache.cache_dir() / "compiled"
     return OpenVINOPagedModel(
         core(),
-        opening.xml,
+        opening.graph,
         device,
         settings,
         capacity=opening.capacity,
@@ -60,11 +69,15 @@ def _openvino(opening: Opening) -> PaddedModel:
 
 def _onnxruntime(opening: Opening) -> PaddedModel:
     from edgespec.backends.onnx.form import open_form
+    from edgespec.backends.onnx.ready import ReadyModel
+    from edgespec.backends.openvino.runtime import cpu_name
 
-    numerics: Numerics = "fast" if opening.is_draft else opening.numerics or "exact"
+    numerics: Numerics | None = "fast" if opening.is_draft else opening.numerics
+    if is_ready(opening.graph):
+        return ReadyModel(opening.graph, numerics, capacity=opening.capacity, cpu=cpu_name())
     return open_form(
-        opening.xml,
-        numerics,
+        opening.graph,
+        numerics or "exact",
         capacity=opening.capacity,
         context_length=opening.context_length,
         say=opening.say,

@@ -12,6 +12,7 @@ from edgespec.commands.options import accept_licence as accept_licence_option
 from edgespec.commands.options import fetch_options
 from edgespec.hub import catalog
 from edgespec.hub.resolve import model_path, resolve
+from edgespec.manifest import data_files
 
 
 @click.command(name="pull")
@@ -47,7 +48,7 @@ def _pull(ref: str, draft: str | None, accept_licence: bool) -> Path:
     paths = [model_path(pair, model, accept_licence=accept_licence, progress=True) for model in models]
     pair.check()
     pair.chat_template()
-    size = sum(cache.size_on_disk(file) for path in paths for file in (path, path.with_suffix(".bin")))
+    size = sum(cache.size_on_disk(file) for path in paths for file in (path, *data_files(path)) if file.is_file())
     drafters = draft or ", ".join(drafter.name for drafter in pair.manifest.drafters) or "ngram"
     summary = f"{pair.manifest.target.precision}, {size / 1e6:.0f} MB, drafts: {drafters}"
     click.echo(f"[{pair.name} is ready: {summary}]", err=True)

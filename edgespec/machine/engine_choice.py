@@ -45,6 +45,15 @@ def named(asked: str | None, device: str) -> Backend | None:
     return "openvino" if given == "openvino" or device != "CPU" or missing() else None
 
 
+def of_ready(graph: Path, asked: str | None, device: str) -> Backend:
+    """The only engine of a ready ONNX model. Raises SettingError if another one is asked for."""
+    if asked == "openvino" or device != "CPU":
+        got = f"device {device}" if device != "CPU" else f"backend {asked}"
+        raise SettingError(f"{graph} runs on ONNX Runtime only", got=got, allowed="backend onnxruntime, device CPU")
+    named("onnxruntime", device)  # it is here
+    return "onnxruntime"
+
+
 def faster(xml: Path, numerics: Numerics | None, compare: Callable[[], Comparison]) -> Backend:
     """The result of ``compare`` on this machine, found once for these weights, engines and numerics. OpenVINO if in
     doubt."""

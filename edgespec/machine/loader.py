@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, get_args
 from edgespec.adaptive.calibration import Beside
 from edgespec.adaptive.forward_cost import ForwardCost
 from edgespec.backends.exact_widths import ROWS_NEEDED
-from edgespec.backends.open import Opening, open_model
+from edgespec.backends.open import Opening, is_ready, open_model
 from edgespec.bundle import Bundle, ModelFile
 from edgespec.errors import BackendError, BundleError, printable
 from edgespec.hub.resolve import model_path
@@ -49,18 +49,22 @@ class Machine:
     ) -> PaddedModel:
         """layers: those whose hidden states the model is compiled to return; on OpenVINO."""
         capacity = min(self.capacity, context_length or self.capacity)
+        graph = self._path(bundle, model)
+        if is_draft and is_ready(graph):  # whatever its target runs on
+            backend = engine_choice.of_ready(graph, None, device)
         # The search for exact widths needs this room, even if the context is limited to less afterwards.
         rows = max(capacity, ROWS_NEEDED)
-        opening = self._opening(bundle, model, device, numerics, rows, layers=layers, is_draft=is_draft)
+        opening = self._opening(bundle, graph, device, numerics, rows, layers=layers, is_draft=is_draft)
         try:
             loaded = open_model(backend, opening)
         except engine_choice.REFUSALS:
-            if not is_draft or backend == "openvino":  # a draft may run on another engine than its target
+            if not is_draft or backend == "openvino" or is_ready(graph):
                 raise
+            # A draft may run on another engine than its target.
             loaded = open_model("openvino", opening)
         if loaded.vocab_size != model.vocab_size:
             raise BundleError(
-                f"{opening.xml} does not fit its manifest: logits", got=loaded.vocab_size, allowed=model.vocab_size
+                f"{graph} does not fit its manifest: logits", got=loaded.vocab_size, allowed=model.vocab_size
             )
         if is_draft and capacity > 2:  # the first forwards repack the weights: do it while the target compiles
             loaded.forward([0, 0])
@@ -68,13 +72,17 @@ class Machine:
             loaded.cache.reset()
         if loaded.numerics == "exact":
             loaded.set_exact_widths(exact_widths(loaded, self._say))
-        loaded.cache.capacity = capacity
+        loaded.cache.capacity = min(capacity, loaded.cache.capacity)
         return loaded
 
     def backend(self, bundle: Bundle, device: str, numerics: Numerics | None, asked: str | None) -> Backend:
-        """The engine for a target: the one asked for, else EDGESPEC_BACKEND, else the faster one on this CPU."""
+        """The engine for a target: the one asked for, else EDGESPEC_BACKEND, else the faster one on this CPU. A ready
+        ONNX model runs on one engine only."""
+        graph = self._path(bundle, bundle.manifest.target)
+        if is_ready(graph):
+            return engine_choice.of_ready(graph, asked, device)
         return engine_choice.named(asked, device) or engine_choice.faster(
-            self._path(bundle, bundle.manifest.target), numerics, lambda: self._compared(bundle, numerics)
+            graph, numerics, lambda: self._compared(bundle, numerics)
         )
 
     def costs(self, model: PaddedModel) -> ForwardCost:
@@ -105,7 +113,7 @@ class Machine:
 
         name, kind = bundle.manifest.name, numerics or "exact"
         rows = max(ROWS_NEEDED, engine_comparison.ROWS_NEEDED)
-        opening = self._opening(bundle, bundle.manifest.target, "CPU", numerics, rows)
+        opening = self._opening(bundle, self._path(bundle, bundle.manifest.target), "CPU", numerics, rows)
         try:
             # Unpadded: which widths are exact is found for the faster one only.
             models = {backend: open_model(backend, opening) for backend in reversed(get_args(Backend))}
@@ -123,7 +131,7 @@ class Machine:
     def _opening(
         self,
         bundle: Bundle,
-        model: ModelFile,
+        graph: Path,
         device: str,
         numerics: Numerics | None,
         rows: int,
@@ -133,7 +141,7 @@ class Machine:
     ) -> Opening:
         """rows: of KV cache."""
         return Opening(
-            xml=self._path(bundle, model),
+            graph=graph,
             device=require_device(device),
             numerics=numerics,
             capacity=rows,

@@ -37,13 +37,22 @@ SPARE_ROWS = 1
 
 
 class BoundCache(GrowingCache):
-    """A tensor ``(1, heads, rows, size)`` for the keys and one for the values of each layer."""
+    """A tensor ``(1, heads, rows, size)`` for the keys and one for the values of each layer.
 
-    def __init__(self, session: onnxruntime.InferenceSession, binding: Any, capacity: int) -> None:
+    shapes: heads and size of a head by the name of the input, if the session does not know them.
+    """
+
+    def __init__(
+        self,
+        session: onnxruntime.InferenceSession,
+        binding: Any,
+        capacity: int,
+        shapes: dict[str, tuple[int, int]] | None = None,
+    ) -> None:
         super().__init__(capacity)
         self._binding = binding
         inputs = {port.name: port.shape for port in session.get_inputs() if port.name.startswith("past_key_values.")}
-        self._shapes = {name: (shape[1], shape[3]) for name, shape in inputs.items()}
+        self._shapes = shapes or {name: (shape[1], shape[3]) for name, shape in inputs.items()}
         self._tensors: dict[str, NDArray[np.float32]] = {}
         self.rows = 0
 
@@ -86,42 +95,27 @@ class BoundCache(GrowingCache):
             tensor[:, :, target] = tensor[:, :, source]
 
 
-class OnnxRuntimeModel(PaddedModel):
-    """See ``protocols.Model``. Not thread-safe; one text at a time.
+class SessionModel(PaddedModel):
+    """What models on ONNX Runtime do alike: a session on the CPU, a thread to run it beside, a place for the logits.
 
-    folder: what ``onnx_graph.write_onnx`` wrote. cpu: its name, for the fingerprint.
+    path: of a graph with an output ``logits``. hint: what to do if the engine does not take it.
     """
 
-    cache: BoundCache
-
-    def __init__(
-        self, folder: Path, numerics: Numerics, *, capacity: int, cpu: str = "", file: str = MODEL_FILE
-    ) -> None:
-        super().__init__(numerics, 256 if numerics == "exact" else 512)
-        self.folder, path = folder, folder / file
+    def __init__(self, path: Path, numerics: Numerics, prefill_chunk: int, *, hint: str) -> None:
+        super().__init__(numerics, prefill_chunk)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what fails is raised, too
         # Threads that wait for work keep a core busy. Between two forwards it is the other model's turn.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        options.intra_op_num_threads = options.intra_op_num_threads or _cores()
-        with foreign(BackendError, f"cannot load {path}", hint="delete that folder; it is made again"):
+        options.intra_op_num_threads = self.threads = options.intra_op_num_threads or _cores()
+        with foreign(BackendError, f"cannot load {path}", hint=hint):
             self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
             self._binding = self.session.io_binding()
-            self._rotary = RotaryTables(folder, self.session, self._binding)
         logits = next(port for port in self.session.get_outputs() if port.name == "logits")
         self.vocab_size = int(logits.shape[-1])
-        weights = (folder / WEIGHTS_FILE).stat()
-        self.weights_bytes = weights.st_size
-        identity = (cache.VERSIONS["onnx_form"], onnxruntime.__version__, weights.st_size, weights.st_mtime_ns, cpu)
-        self.fingerprint = fingerprint([*identity, options.intra_op_num_threads])
-        self.cache = BoundCache(self.session, self._binding, capacity)
-        self._inputs = inputs_of(self.session, self._binding)
-        self._width_given = -1  # that ``attention_rows`` and ``own_rows`` hold
         self._logits: NDArray[np.float32] = np.empty((16, self.vocab_size), np.float32)
         self._logits_of: dict[int, OrtValue] = {}  # its first so many rows, as the engine calls them
         self._logit_rows = -1  # that the engine writes
-        self.least_attended = 1 + SPARE_ROWS if numerics == "exact" else 1
-        """rows that the attention is given at least"""
         self._thread: ThreadPoolExecutor | None = None
         self._running: Future[None] | None = None
 
@@ -157,6 +151,43 @@ class OnnxRuntimeModel(PaddedModel):
         if running is not None:
             running.result()
 
+    def _write_logits(self, rows: int) -> None:
+        self._logit_rows = -1
+        if len(self._logits) < rows:
+            self._logits_of.clear()
+            self._logits = np.empty((rows, self.vocab_size), np.float32)
+        if rows not in self._logits_of:
+            self._logits_of[rows] = OrtValue.ortvalue_from_numpy(self._logits[None, :rows])
+        self._binding.bind_ortvalue_output("logits", self._logits_of[rows])
+        self._logit_rows = rows
+
+
+class OnnxRuntimeModel(SessionModel):
+    """See ``protocols.Model``. Not thread-safe; one text at a time.
+
+    folder: what ``onnx_graph.write_onnx`` wrote. cpu: its name, for the fingerprint.
+    """
+
+    cache: BoundCache
+
+    def __init__(
+        self, folder: Path, numerics: Numerics, *, capacity: int, cpu: str = "", file: str = MODEL_FILE
+    ) -> None:
+        path, hint = folder / file, "delete that folder; it is made again"
+        super().__init__(path, numerics, 256 if numerics == "exact" else 512, hint=hint)
+        self.folder = folder
+        with foreign(BackendError, f"cannot load {path}", hint=hint):
+            self._rotary = RotaryTables(folder, self.session, self._binding)
+        weights = (folder / WEIGHTS_FILE).stat()
+        self.weights_bytes = weights.st_size
+        identity = (cache.VERSIONS["onnx_form"], onnxruntime.__version__, weights.st_size, weights.st_mtime_ns, cpu)
+        self.fingerprint = fingerprint([*identity, self.threads])
+        self.cache = BoundCache(self.session, self._binding, capacity)
+        self._inputs = inputs_of(self.session, self._binding)
+        self._width_given = -1  # that ``attention_rows`` and ``own_rows`` hold
+        self.least_attended = 1 + SPARE_ROWS if numerics == "exact" else 1
+        """rows that the attention is given at least"""
+
     def _set_inputs(self, tokens: Sequence[int], past: int, rows: Sequence[int], tree: Tree | None) -> None:
         assert tree is None, "this model takes no trees"
         n = len(tokens)
@@ -175,16 +206,6 @@ class OnnxRuntimeModel(PaddedModel):
             self._width_given = n
         if self._logit_rows != len(rows):
             self._write_logits(len(rows))
-
-    def _write_logits(self, rows: int) -> None:
-        self._logit_rows = -1
-        if len(self._logits) < rows:
-            self._logits_of.clear()
-            self._logits = np.empty((rows, self.vocab_size), np.float32)
-        if rows not in self._logits_of:
-            self._logits_of[rows] = OrtValue.ortvalue_from_numpy(self._logits[None, :rows])
-        self._binding.bind_ortvalue_output("logits", self._logits_of[rows])
-        self._logit_rows = rows
 
     def _step(self, forward: Forward) -> Step:
         return Step(self._logits[: forward.num_logits], width=forward.width, prompt_rows=forward.prompt_rows)

@@ -1,0 +1,151 @@
+"""A ready ONNX model on ONNX Runtime, as another tool exported it: the graph is not changed.
+
+There are two kinds. Those of onnxruntime-genai's model builder have an attention that writes new keys and values into
+the tensor of the earlier ones; how many there are it takes from the length of the mask, so rolling back is a shorter
+mask. Those of optimum return earlier and new rows together in another tensor; rolling back copies the rows that are
+left. Both return logits of every row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from edgespec.backends.engine_model import LONGEST_PAD, Forward, GrowingCache, fingerprint
+from edgespec.backends.exact_widths import ROWS_NEEDED
+from edgespec.backends.onnx import ready_graph
+from edgespec.backends.onnx.ready_graph import AGAIN, present_of
+from edgespec.backends.onnx.session import BoundCache, SessionModel, inputs_of
+from edgespec.errors import BackendError, wrap_errors
+from edgespec.types import Numerics, Step, Tree
+
+_MOST_LOGITS_BYTES = 64 << 20
+"""of a forward: with a vocabulary of 150,000 tokens that is 64 rows"""
+_CHUNKS = (256, 64, 32, 16)
+_FIRST_ROWS, _GROWTH = 256, 1.25
+
+_Tensors = dict[str, NDArray[np.float32]]
+
+
+class JoinedCache(GrowingCache):
+    """Two pieces of memory for each tensor: a forward reads one and writes earlier and new rows to the other.
+
+    shapes: heads and size of a head, by the name of the input.
+    """
+
+    def __init__(self, shapes: dict[str, tuple[int, int]], binding: Any, capacity: int) -> None:
+        super().__init__(capacity)
+        self._shapes = shapes
+        self._binding = binding
+        self._room = 0  # rows
+        self._state: tuple[_Tensors, _Tensors, int] = ({}, {}, 0)  # held, spare, rows that are held
+        self._written = 0  # rows, by the last forward
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensors in self._state[:2] for tensor in tensors.values())
+
+    def reserve(self, rows: int) -> None:
+        most = self.capacity + LONGEST_PAD
+        assert rows <= most, "a forward past the context"
+        if rows <= self._room:
+            return
+        room = min(most, max(rows, _FIRST_ROWS, int(self._room * _GROWTH)))
+        held, _, count = self._state
+        with wrap_errors(BackendError, "no memory for the KV cache", hint="use a smaller --context-length"):
+            new, spare = (
+                {name: np.empty(heads * room * size, np.float32) for name, (heads, size) in self._shapes.items()}
+                for _ in range(2)
+            )
+        for name in held:
+            self._rows(new, name, count)[...] = self._rows(held, name, count)
+        self._state, self._room = (new, spare, count), room
+
+    def bind(self, past: int, n: int) -> None:
+        """For a forward of n rows behind ``past``: where it reads, and where it writes."""
+        held, spare, count = self._state
+        if count != past:  # the rows that are left have to lie one behind the other
+            for name in self._shapes:
+                self._rows(spare, name, past)[...] = self._rows(held, name, count)[:, :, :past]
+            self._state = held, spare, count = spare, held, past
+        for name in self._shapes:
+            for bind, port, tensors, rows in (
+                (self._binding.bind_input, name, held, past),
+                (self._binding.bind_output, present_of(name), spare, past + n),
+            ):
+                view = self._rows(tensors, name, rows)
+                bind(port, "cpu", 0, np.float32, view.shape, tensors[name].ctypes.data)
+        self._written = past + n
+
+    def append(self, tokens: Sequence[int], *, branched: bool = False) -> None:
+        held, spare, _ = self._state
+        self._state = spare, held, self._written  # before the books: what they name is in both
+        super().append(tokens, branched=branched)
+
+    def _rows(self, tensors: _Tensors, name: str, rows: int) -> NDArray[np.float32]:
+        heads, size = self._shapes[name]
+        return tensors[name][: heads * rows * size].reshape(1, heads, rows, size)
+
+    def _move(self, source: int, target: int) -> None:
+        held, _, count = self._state
+        for name in held:
+            rows = self._rows(held, name, count)
+            rows[:, :, target] = rows[:, :, source]
+
+
+class ReadyModel(SessionModel):
+    """See ``protocols.Model``. Not thread-safe; one text at a time.
+
+    path: a stranger's .onnx file, which is checked first. numerics: None is exact where attention keeps its place in
+    memory; elsewhere its kernels see another length in every forward. cpu: its name, for the fingerprint.
+    """
+
+    cache: BoundCache | JoinedCache
+
+    def __init__(self, path: Path, numerics: Numerics | None, *, capacity: int, cpu: str = "") -> None:
+        graph = ready_graph.read(path)
+        rows = _MOST_LOGITS_BYTES // (4 * graph.vocab_size)
+        chunk = next((chunk for chunk in _CHUNKS if chunk <= rows), _CHUNKS[-1])
+        super().__init__(path, numerics or ("exact" if graph.shared else "fast"), chunk, hint=AGAIN)
+        if graph.positions is not None:
+            longest = graph.positions - LONGEST_PAD  # pads have positions, too
+            capacity = min(capacity, longest)
+            if longest < ROWS_NEEDED:
+                allowed = f"{ROWS_NEEDED + LONGEST_PAD} or more"
+                raise BackendError(f"positions in the tables of {path}", got=graph.positions, allowed=allowed)
+        if graph.shared:
+            self.cache = BoundCache(self.session, self._binding, capacity, graph.shapes)
+        else:
+            self.cache = JoinedCache(graph.shapes, self._binding, capacity)
+        stats = [file.stat() for file in (path, graph.data) if file is not None]
+        self.weights_bytes = sum(stat.st_size for stat in stats)
+        identity = [(stat.st_size, stat.st_mtime_ns) for stat in stats]
+        self.fingerprint = fingerprint(["ready", onnxruntime.__version__, *identity, cpu, self.threads])
+        self._inputs = inputs_of(self.session, self._binding)
+        numbers = np.arange(capacity + LONGEST_PAD)
+        self._counted = {"attention_mask": np.ones_like(numbers), "position_ids": numbers}
+        self._counted = {name: numbers for name, numbers in self._counted.items() if name in graph.inputs}
+        self._first = 0  # of the last forward's rows, the first that was to get logits
+
+    def _set_inputs(self, tokens: Sequence[int], past: int, rows: Sequence[int], tree: Tree | None) -> None:
+        assert tree is None, "this model takes no trees"
+        n = len(tokens)
+        self.cache.reserve(past + n)
+        self._inputs.set("input_ids", (1, n), tokens)
+        for name, numbers in self._counted.items():
+            part = numbers[: past + n] if name == "attention_mask" else numbers[past : past + n]
+            self._binding.bind_input(name, "cpu", 0, np.int64, (1, len(part)), part.ctypes.data)
+        if isinstance(self.cache, JoinedCache):
+            self.cache.bind(past, n)
+        if self._logit_rows != n:
+            self._write_logits(n)
+        self._first = rows[0] if rows else 0
+
+    def _step(self, forward: Forward) -> Step:
+        logits = self._logits[self._first : self._first + forward.num_logits]
+        return Step(logits, width=forward.width, prompt_rows=forward.prompt_rows)
