@@ -28,7 +28,7 @@ _MODEL = [
         metavar="REF",
         default="default",
         show_default=True,
-        help="A known name, a bundle folder, an OpenVINO IR folder, a .gguf file, or a hub id.",
+        help="A known name, a bundle, OpenVINO IR or ONNX folder, a .gguf file, or a hub id.",
     ),
     click.option(
         "--draft",

