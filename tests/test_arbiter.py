@@ -131,7 +131,7 @@ def test_a_draft_whose_context_is_full_takes_no_time_and_teaches_nothing_about_i
     _, stats = world.run(arbiter)
     assert stats.rounds[0].draft_s and not any(r.draft_s for r in stats.rounds[40:])
     assert world.small.unread_tokens(40) > 0 == world.small.unread_tokens(41)
-    assert arbiter._draft_s is not None and arbiter._draft_s.seconds(1, 0) == pytest.approx(0.1)
+    assert arbiter.draft_s is not None and arbiter.draft_s.seconds(1, 0) == pytest.approx(0.1)
 
 
 def test_contenders_share_no_costs() -> None:

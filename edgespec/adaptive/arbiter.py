@@ -90,7 +90,7 @@ class Arbiter:
         self.model = model
         self._trees = trees
         self.target_s = target_s
-        self._draft_s = draft_s
+        self.draft_s = draft_s
         self._host_s = 0.0
         self._rounds_s: dict[int, float] = {}  # what ``_round_s`` found this round
         self._paces = {False: _Pace(), True: _Pace()}  # of rounds without and with something to copy
@@ -117,8 +117,8 @@ class Arbiter:
         repeats = self._model is not None and params.rejects
         self._asked = [candidate for candidate in self._free if not (repeats and candidate.drafter.uses_history)]
         self.target_s.begin()
-        if self._draft_s is not None:
-            self._draft_s.begin()
+        if self.draft_s is not None:
+            self.draft_s.begin()
         if self._length:
             self._usual += _FOLLOW * (self._written - self._usual)
         self._length = self._prompt = len(context)
@@ -195,13 +195,13 @@ class Arbiter:
         target_s = min(round_.target_s, 2 * expected_s)  # the first forward sets things up
         self._host_s = 0.9 * self._host_s + 0.1 * round_.host_s if self._host_s else round_.host_s
         drafted_s = read_s = 0.0
-        if self._steps and self._draft_s is not None:
+        if self._steps and self.draft_s is not None:
             drafted_s = round_.draft_s
-            a_step_s = self._draft_s.seconds(1, context)
-            catch_up_s = self._draft_s.read_s(self._unread_tokens - 1, context)
-            draft_expected_s = self._draft_s.cache_refill_s + catch_up_s + self._steps * a_step_s
-            read_s = drafted_s * self._draft_s.read_s(max(0, self._unread_tokens - 2), context) / draft_expected_s
-            self._draft_s.scale(drafted_s / draft_expected_s)
+            a_step_s = self.draft_s.seconds(1, context)
+            catch_up_s = self.draft_s.read_s(self._unread_tokens - 1, context)
+            draft_expected_s = self.draft_s.cache_refill_s + catch_up_s + self._steps * a_step_s
+            read_s = drafted_s * self.draft_s.read_s(max(0, self._unread_tokens - 2), context) / draft_expected_s
+            self.draft_s.scale(drafted_s / draft_expected_s)
         seconds = target_s + drafted_s + round_.host_s
         usual_s = seconds - read_s  # more than one token is not read every round
         self._paces[self._copying].add(round_.committed, usual_s)
@@ -218,7 +218,7 @@ class Arbiter:
         free = [candidate.drafter for candidate in self._free if candidate.drafter.name in names]
         model = self.model if self.model is not None and self.model.name in names else None
         assert free or model, names
-        draft_s = self._draft_s.fresh() if model and self._draft_s else None
+        draft_s = self.draft_s.fresh() if model and self.draft_s else None
         return Arbiter(free, model, target_s=self.target_s.fresh(), draft_s=draft_s, trees=self._trees)
 
     @property
@@ -298,11 +298,11 @@ class Arbiter:
         """
         if self._model is None:
             return
-        assert self._draft_s
+        assert self.draft_s
         tokens, chance = 0.0, 1.0
-        a_step_s = self._draft_s.seconds(1, self._length)
-        another_s = self._draft_s.read_s(1, self._length)  # of the last token, next time, if all are accepted
-        seconds = self._draft_s.cache_refill_s + a_step_s
+        a_step_s = self.draft_s.seconds(1, self._length)
+        another_s = self.draft_s.read_s(1, self._length)  # of the last token, next time, if all are accepted
+        seconds = self.draft_s.cache_refill_s + a_step_s
         for place in range(k):
             chance *= self._model.by_position.chance(place)
             tokens += chance
@@ -328,8 +328,8 @@ class Arbiter:
 
     def _catch_up_s(self) -> float:
         """What it takes the model to read what it has not, beyond the step that a draft begins with anyway."""
-        assert self.model and self._draft_s
-        return self._draft_s.read_s(max(0, self.model.unread_tokens(self._length) - 1), self._length)
+        assert self.model and self.draft_s
+        return self.draft_s.read_s(max(0, self.model.unread_tokens(self._length) - 1), self._length)
 
     def _worth_catching_up(self, gain_s: float, k: int) -> bool:
         """Whether the text will go on for long enough: as long as texts do, or as long again as it has, if there is
@@ -354,9 +354,9 @@ class Arbiter:
 
     def _drafted(self, context: Sequence[int], k: int, allowed: Allowed | None) -> Draft:
         """By the model, as far as it pays."""
-        assert self._model and self.model and self._draft_s
+        assert self._model and self.model and self.draft_s
         model, rate = self._model, self.rate
-        a_step_s = self._draft_s.seconds(1, self._length)
+        a_step_s = self.draft_s.seconds(1, self._length)
 
         steps = 1
 

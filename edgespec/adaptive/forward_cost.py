@@ -59,7 +59,7 @@ class ForwardCost:
     """
 
     def __init__(self, times: ForwardTimes, *, pinned_width: int | None = None, pins_width: bool = True) -> None:
-        self._times = times
+        self.times = times
         self.switch_is_expensive = times.width_switch_s > _EXPENSIVE_SWITCH * times.at_short_s[0]
         """and worth avoiding"""
         self.pins_width = pins_width and self.switch_is_expensive
@@ -88,13 +88,13 @@ class ForwardCost:
         while len(self._known) <= width:
             self._known.append(self._of_width(len(self._known)))
         at_short, a_row, nearest = self._known[width]
-        behind = context - self._times.short
+        behind = context - self.times.short
         at_context = at_short + a_row * behind if behind > 0 else at_short
         return at_context * self._machine_factor * self._width_factors[nearest]
 
     def fresh(self) -> ForwardCost:
         """What was measured, without what was learned since."""
-        return ForwardCost(self._times, pins_width=self.pins_width)
+        return ForwardCost(self.times, pins_width=self.pins_width)
 
     def begin(self) -> None:
         """Another text: there were forwards that this does not know of. Its first one switches the width anyway, so
@@ -171,17 +171,17 @@ class ForwardCost:
         widest, one_s = self.widths[-1], self.seconds(1, context)
         if 1 + n <= widest:
             return max(0.0, self.seconds(1 + n, context) - one_s)
-        if self._times.prefill_s_per_token:
-            return n * self._times.prefill_s_per_token * self._machine_factor
+        if self.times.prefill_s_per_token:
+            return n * self.times.prefill_s_per_token * self._machine_factor
         return max(0.0, n * (self.seconds(widest, context) - one_s) / max(1, widest - 1))
 
     @property
     def cache_refill_s(self) -> float:
-        return self._times.cache_refill_s * self._machine_factor
+        return self.times.cache_refill_s * self._machine_factor
 
     @property
     def _width_switch_s(self) -> float:
-        return self._times.width_switch_s * self._machine_factor
+        return self.times.width_switch_s * self._machine_factor
 
     def _choices(self, n: int) -> list[int]:
         """Widths that a forward of n tokens may run at: the nearest measured one, the pinned and the last one."""
@@ -198,7 +198,7 @@ class ForwardCost:
         return self.seconds(width, context) + changes * self._width_switch_s
 
     def _of_width(self, width: int) -> tuple[float, float, int]:
-        times = self._times
+        times = self.times
         width = -(-max(width, times.widths[0]) // times.width_step) * times.width_step
         at_short = line(times.widths, times.at_short_s, width)
         rows = max(1, times.long - times.short)

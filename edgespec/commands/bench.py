@@ -168,6 +168,43 @@ def peers(model: str, report: Path | None, prompts: Path | None, per_category: i
 
 @command.command()
 @model_options
+@click.option("-o", "--output", metavar="FILE", required=True, type=click.Path(path_type=Path), help="File to write.")
+@click.option("--prompts", type=click.Path(path_type=Path), metavar="FILE", help="Lines of JSON (kind, text).")
+@click.option("--per-category", type=click.IntRange(1), metavar="N", help="Take the first N prompts of each category.")
+@click.option("--new-tokens", type=click.IntRange(1), default=96, show_default=True)
+def record(output: Path, prompts: Path | None, per_category: int | None, new_tokens: int, **options: Any) -> None:
+    """Write texts, what the draft model says at every place of them, and costs, for bench replay."""
+    from edgespec.bench.prompts import read
+    from edgespec_bench import recording
+
+    chosen = read(prompts, per_category)
+    recording.save(recording.record(_load(options), chosen, new_tokens=new_tokens), output)
+    click.echo(output)
+
+
+@command.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--noise", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Of each forward, as 0.05.")
+@click.option("--wrong", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Error of the calibration.")
+@click.option("--slow", is_flag=True, help="The machine is half as fast in every other stretch of a text.")
+@click.option(
+    "--seeds", type=click.IntRange(1), default=1, show_default=True, help="Repetitions: another order, other noise."
+)
+def replay(file: Path, noise: float, wrong: float, slow: bool, seeds: int) -> None:
+    """Run the policies against a recording, in virtual time: what the arbiter is worth beside each drafter alone.
+
+    \b
+    edgespec bench record -o texts.gz
+    edgespec bench replay texts.gz --noise 0.2 --wrong 0.15 --slow --seeds 3
+    """
+    from edgespec_bench.recording import read
+    from edgespec_bench.replay import Trouble, bench_replay
+
+    bench_replay(read(file), Trouble(noise, wrong, slow), seeds=seeds)
+
+
+@command.command()
+@model_options
 def crop(**options: Any) -> None:
     """Cost of rolling back at contexts of 256 to 4096 tokens."""
     from edgespec_bench.crop import bench_crop

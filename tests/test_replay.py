@@ -1,0 +1,124 @@
+"""Recordings, and what policies are worth against them: on made-up texts whose figures can be worked out by hand."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from edgespec.adaptive.calibration import ForwardTimes
+from edgespec.cli import cli
+from edgespec.decode.policy import FixedLength, Plain
+from edgespec.drafters.ngram import NGram
+from edgespec.errors import SettingError
+from edgespec_bench.recording import LONGEST_DRAFT, Chain, Recorded, Recording, read, save
+from edgespec_bench.replay import AUTO, PLAIN, Player, Trouble, compare, gain
+
+TARGET = ForwardTimes((1, 2, 4, 8, 17), 64, 512, (1.0, 1.1, 1.3, 1.7, 2.6), (1.0, 1.1, 1.3, 1.7, 2.6))
+DRAFT = ForwardTimes((1, 4), 64, 512, (0.1, 0.2), (0.1, 0.2))
+TOKENS = 120
+
+
+def text(number: int, *, right: bool, category: str = "code") -> Recorded:
+    """No token comes twice, so lookups find nothing. right: the draft model knows how it goes on."""
+    begin = 10 + 1000 * number
+    written = tuple(range(begin, begin + TOKENS))
+    drafts = tuple(
+        Chain(tuple(token + i if right else 1 + i % 3 for i in range(LONGEST_DRAFT)), (0.9,) * LONGEST_DRAFT)
+        for token in written
+    )
+    return Recorded(category, (4, 5, 6, 7 + number), written, drafts)
+
+
+def recording(*, right: bool = True, texts: int = 3, draft: ForwardTimes = DRAFT) -> Recording:
+    return Recording("made up", {}, True, TARGET, draft, 0.0, tuple(text(n, right=right) for n in range(texts)))
+
+
+def test_a_recording_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+    save(recording(), tmp_path / "texts.gz")
+    assert read(tmp_path / "texts.gz") == recording()
+
+
+@pytest.mark.parametrize("damage", ["no file", "no gzip", "no json", "no drafts", "score", "no texts", "times"])
+def test_a_file_that_is_no_recording_is_refused_in_a_line(damage: str, tmp_path: Path) -> None:
+    file = tmp_path / "texts.gz"
+    save(recording(texts=1), file)
+    fields = json.loads(gzip.decompress(file.read_bytes()))
+    match damage:
+        case "no drafts":
+            fields["texts"][0]["drafts"] = []
+        case "score":
+            fields["texts"][0]["drafts"][0]["scores"][0] = 1.5
+        case "no texts":
+            fields["texts"] = []
+        case "times":
+            fields["target"]["at_short_s"][0] = -1.0
+    file.write_bytes(gzip.compress(b"[" if damage == "no json" else json.dumps(fields).encode()))
+    if damage == "no gzip":
+        file.write_bytes(b"texts")
+    if damage == "no file":
+        file.unlink()
+    with pytest.raises(SettingError, match="cannot read the recording") as caught:
+        read(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_forwards_take_what_was_measured() -> None:
+    player = Player(recording())
+    assert player.play(Plain())["code"] == pytest.approx(1.0)
+    # 3 drafted tokens stand each round: a forward of 4, steps of 0.1, and the first reads one more: 2 / 3 of the way
+    # from 0.1 to 0.2 is at 3 tokens.
+    assert player.draft is not None
+    a_round_s = 1.3 + 2 * 0.1 + 0.1 + 0.1 / 3
+    assert player.play(FixedLength(player.draft, 3))["code"] == pytest.approx(4 / a_round_s, rel=0.02)
+    assert player.play(FixedLength(NGram(), 3))["code"] == pytest.approx(1.0)
+
+
+def test_a_replay_is_the_same_every_time_and_trouble_is_the_seeds() -> None:
+    once, again = compare(recording(texts=2)), compare(recording(texts=2))
+    assert once == again
+    trouble = Trouble(noise=0.2, wrong=0.2, slow=True)
+    noisy = compare(recording(texts=2), trouble)
+    assert noisy == compare(recording(texts=2), trouble) != once
+    assert compare(recording(texts=2), trouble, seeds=2) != noisy
+
+
+def test_a_slow_stretch_lies_at_the_same_places_whoever_drafts() -> None:
+    """40 tokens of each 80 take twice as long, so all of a text of 120 take 4/3."""
+    for name in (PLAIN, "model"):
+        quiet = Player(recording()).play(Player(recording()).contender(PLAIN)[0])["code"]
+        slow = Player(recording(), Trouble(slow=True)).play(Plain())["code"]
+        assert slow == pytest.approx(quiet * 3 / 4, rel=0.01), name
+
+
+def test_a_misread_calibration_still_rises() -> None:
+    for seed in range(20):
+        believed = Player(recording(), Trouble(wrong=0.3), seed)._believed
+        assert believed != TARGET and list(believed.at_short_s) == sorted(believed.at_short_s)
+
+
+def test_auto_is_held_against_the_best_of_the_others() -> None:
+    assert gain({PLAIN: 1.0, "ngram": 2.0, AUTO: 1.5}) == 0.75
+    speeds = compare(recording())
+    assert set(speeds) == {"code", "first text"}
+    assert set(speeds["code"]) == {PLAIN, AUTO, "ngram", "pool", "model"}
+    assert speeds["code"]["model"] > 2 and gain(speeds["code"]) > 0.95
+
+
+def test_a_pair_is_recorded_and_replayed_by_two_commands(tmp_path: Path) -> None:
+    prompts, file = tmp_path / "prompts.jsonl", tmp_path / "texts.gz"
+    prompts.write_text(json.dumps({"kind": "code", "text": "def add(a, b):\n    return a + b\n\n"}) + "\n")
+    wrote = CliRunner().invoke(
+        cli, ["bench", "record", "--prompts", str(prompts), "--new-tokens", "12", "-o", str(file)]
+    )
+    assert wrote.exit_code == 0 and wrote.stdout == f"{file}\n", wrote.output
+    found = read(file)
+    assert len(found.texts) == 1 and len(found.texts[0].drafts) == len(found.texts[0].written) <= 12
+    assert found.draft is not None and found.exact
+    result = CliRunner().invoke(cli, ["bench", "replay", str(file)])
+    assert result.exit_code == 0, result.output
+    figures = json.loads(result.stdout.splitlines()[-1])
+    assert figures["categories"]["code"][PLAIN] == 1.0 and figures["categories"]["code"]["auto / best"] > 0
