@@ -27,7 +27,10 @@ def text(number: int, *, right: bool, category: str = "code") -> Recorded:
     begin = 10 + 1000 * number
     written = tuple(range(begin, begin + TOKENS))
     drafts = tuple(
-        Chain(tuple(token + i if right else 1 + i % 3 for i in range(LONGEST_DRAFT)), (0.9,) * LONGEST_DRAFT)
+        Chain(
+            tuple(token + i if right else 1 + i % 3 for i in range(LONGEST_DRAFT)),
+            (0.9 if right else 0.4,) * LONGEST_DRAFT,
+        )
         for token in written
     )
     return Recorded(category, (4, 5, 6, 7 + number), written, drafts)
@@ -106,6 +109,22 @@ def test_auto_is_held_against_the_best_of_the_others() -> None:
     assert set(speeds) == {"code", "first text"}
     assert set(speeds["code"]) == {PLAIN, AUTO, "ngram", "pool", "model"}
     assert speeds["code"]["model"] > 2 and gain(speeds["code"]) > 0.95
+
+
+@pytest.mark.parametrize("step", [0.05, 0.35])
+def test_a_useless_draft_is_soon_left_out_and_stays_out(step: float) -> None:
+    texts = 6
+    useless = recording(right=False, texts=texts, draft=ForwardTimes((1, 4), 64, 512, (step, step), (step, step)))
+    player = Player(useless)
+    arbiter = player.contender(AUTO)[0]
+    lost = []
+    for number, each in enumerate(useless.texts):
+        stats = player._run(arbiter, each)
+        lost.append(stats.decode_s / stats.decoded - 1.0)
+        drafted = [at for at, round_ in enumerate(stats.rounds) if round_.draft_s]
+        assert sum(at < 10 for at in drafted) <= (8 if number == 0 else 3)
+        assert sum(at >= 10 for at in drafted) <= 5
+    assert lost[0] < 0.02 and sum(lost[1:]) / (texts - 1) < 0.01, lost
 
 
 def test_a_pair_is_recorded_and_replayed_by_two_commands(tmp_path: Path) -> None:

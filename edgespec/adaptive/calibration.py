@@ -15,12 +15,20 @@ from statistics import median
 
 from edgespec.protocols import Model
 
+# Tokens of the forwards that are timed: all narrow ones, whose cost decides whether to draft at all, up to the longest
+# draft and one more. Between them costs are near a line.
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 17)
-_SHORT, _LONG = 64, 512
-_LEAST_TURNS, _MOST_TURNS, _LONG_ENOUGH_S = 3, 15, 2.5
-_NARROW = 4
-"""Forwards of up to so many rows are timed in every turn: their cost decides whether to draft at all."""
-ROWS_NEEDED = _LONG + WIDTHS[-1]
+
+# Behind so many tokens a forward's time hardly depends on them.
+_SHORT_TOKENS = 64
+
+# Behind so many it does. A longer context would take seconds to read.
+_LONG_TOKENS = 512
+
+# Each width is timed so often. With 3 a width is twice as far off, with 9 no nearer, and a large model takes a minute.
+_TURNS = 5
+
+ROWS_NEEDED = _LONG_TOKENS + WIDTHS[-1]
 """of cache, to measure"""
 
 
@@ -92,20 +100,18 @@ def measure(
     padded = {-(-max(width, least) // step) * step for width in WIDTHS}
     widths = sorted(width for width in padded if width <= model.capabilities.max_width)
     run = _Stopwatch(model, clock)
-    model.prefill([0] * _LONG)
-    run.context = _LONG
+    model.prefill([0] * _LONG_TOKENS)
+    run.context = _LONG_TOKENS
     for width in widths:
         run(width)  # the first forward of a kind sets things up
     timed = widths[:: max(1, len(widths) // 3)]
     at_long, changes = _against_narrowest(run, timed)
-    long_s = min(run(widths[0]) for _ in range(5))
-    run.context = _SHORT
-    short_s = min(run(widths[0]) for _ in range(5))
+    long_s = min(run(widths[0]) for _ in range(_TURNS))
+    run.context = _SHORT_TOKENS
+    short_s = min(run(widths[0]) for _ in range(_TURNS))
     at_short, more_changes = _against_narrowest(run, widths)
     farther = max(1.0, long_s / (short_s or 1.0))
-    narrowest_s, cache_refill_s = (
-        _in_turns(run, widths[0], clock, beside, 3 * _LEAST_TURNS) if beside else (short_s, 0.0)
-    )
+    narrowest_s, cache_refill_s = _in_turns(run, widths[0], clock, beside, 2 * _TURNS) if beside else (short_s, 0.0)
     prefill_s_per_token = _reading(run, widths[0]) * narrowest_s if beside else 0.0
     model.cache.reset()
     short = [narrowest_s * ratio for ratio in _rising(widths, at_short, widths)]
@@ -114,8 +120,8 @@ def measure(
     behind = accumulate((after - before for before, after in zip(short, long, strict=True)), max)
     return ForwardTimes(
         tuple(widths),
-        _SHORT,
-        _LONG,
+        _SHORT_TOKENS,
+        _LONG_TOKENS,
         tuple(short),
         tuple(before + more for before, more in zip(short, behind, strict=True)),
         max(0.0, narrowest_s * median(changes + more_changes)),
@@ -128,17 +134,12 @@ def measure(
 def _against_narrowest(run: _Stopwatch, widths: Sequence[int]) -> tuple[list[float], list[float]]:
     """Of each width its ratio to the narrowest one; and what changes of width took, in forwards of the narrowest.
 
-    A ratio of two forwards may be a fifth off; the median of many is not. A large model gets fewer turns, and needs
-    fewer: its forwards are longer. So do wide forwards.
+    A ratio of two forwards may be a fifth off; the median of some is not.
     """
     ratios: list[list[float]] = [[] for _ in widths]
     changes: list[float] = []
-    began, turns = run.clock(), 0
-    while turns < _LEAST_TURNS or (turns < _MOST_TURNS and run.clock() - began < _LONG_ENOUGH_S):
-        turns += 1
+    for _ in range(_TURNS):
         for width, found in zip(widths, ratios, strict=True):
-            if turns > _LEAST_TURNS and width > max(_NARROW, widths[0]):
-                continue
             back_s, narrowest_s = run(widths[0]), run(widths[0])
             if not narrowest_s or width == widths[0]:
                 found.append(1.0)
@@ -167,12 +168,12 @@ def _in_turns(
 def _reading(run: _Stopwatch, width: int) -> float:
     """A token of a prefill, in forwards of this width."""
     found = []
-    for _ in range(_LEAST_TURNS):
+    for _ in range(_TURNS):
         run.model.cache.reset()
         began = run.clock()
-        run.model.prefill([0] * _LONG)
+        run.model.prefill([0] * _LONG_TOKENS)
         read_s = run.clock() - began
-        found.append(read_s / _LONG / (run(width) or 1.0))
+        found.append(read_s / _LONG_TOKENS / (run(width) or 1.0))
     return median(found)
 
 
