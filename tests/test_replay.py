@@ -5,10 +5,12 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from statistics import geometric_mean
 
 import pytest
 from click.testing import CliRunner
 
+import edgespec_bench
 from edgespec.adaptive.calibration import ForwardTimes
 from edgespec.cli import cli
 from edgespec.decode.policy import FixedLength, Plain
@@ -125,6 +127,19 @@ def test_a_useless_draft_is_soon_left_out_and_stays_out(step: float) -> None:
         assert sum(at < 10 for at in drafted) <= (8 if number == 0 else 3)
         assert sum(at >= 10 for at in drafted) <= 5
     assert lost[0] < 0.02 and sum(lost[1:]) / (texts - 1) < 0.01, lost
+
+
+RECORDINGS = sorted((Path(edgespec_bench.__file__).parents[1] / "recordings").glob("*.gz"))
+
+
+@pytest.mark.parametrize("file", RECORDINGS, ids=lambda file: file.stem)
+def test_on_what_real_models_wrote_auto_is_never_slower_than_plain_and_as_good_as_each_drafter(file: Path) -> None:
+    """Which drafter and which of seven lengths is best for a category is known only afterwards: so in the mean."""
+    found = compare(read(file), seeds=2)
+    assert set(found) == {"chat", "code", "edit", "first text"}
+    assert all(speeds[AUTO] > speeds[PLAIN] for speeds in found.values()), found
+    gains = [gain(speeds) for category, speeds in found.items() if category != "first text"]
+    assert geometric_mean(gains) > 0.97 and min(gains) > 0.88, gains
 
 
 def test_a_pair_is_recorded_and_replayed_by_two_commands(tmp_path: Path) -> None:

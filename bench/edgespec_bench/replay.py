@@ -26,8 +26,8 @@ from edgespec.bench.report import show
 from edgespec.decode.policy import FixedLength, Plain
 from edgespec.decode.speculative import speculative
 from edgespec.drafters.ngram import NGram
-from edgespec.drafters.pool import Pool
 from edgespec.drafters.small_model import SmallModel
+from edgespec.drafters.text_pool import Pool
 from edgespec.protocols import Drafter, Policy, common_prefix
 from edgespec.sampling_params import SamplingParams
 from edgespec.stats import Stats
