@@ -135,7 +135,7 @@ RECORDINGS = sorted((Path(edgespec_bench.__file__).parents[1] / "recordings").gl
 @pytest.mark.parametrize("file", RECORDINGS, ids=lambda file: file.stem)
 def test_on_what_real_models_wrote_auto_is_never_slower_than_plain_and_as_good_as_each_drafter(file: Path) -> None:
     """Which drafter and which of seven lengths is best for a category is known only afterwards: so in the mean."""
-    found = compare(read(file), seeds=2)
+    found = compare(read(file))
     assert set(found) == {"chat", "code", "edit", "first text"}
     assert all(speeds[AUTO] > speeds[PLAIN] for speeds in found.values()), found
     gains = [gain(speeds) for category, speeds in found.items() if category != "first text"]
