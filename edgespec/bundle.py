@@ -93,7 +93,7 @@ class Bundle:
             return files.read_bytes(path).decode()
 
     def model_path(self, model: ModelFile) -> Path:
-        """Path of a model's .xml or .onnx, after graph and weights are checked against the recorded sizes and hashes."""
+        """Path of a model's .xml or .onnx, after graph and weights are checked against recorded sizes and hashes."""
         if model.file is None:
             raise BundleError(f"model of {self.name} is not in the bundle", hint=f"run: edgespec pull {self.name}")
         graph = self.path(model.file)
