@@ -107,7 +107,9 @@ class Arbiter:
             worth.begin(len(context), forced)
             return Draft(note=DraftNote(reason="no room"))
         offers = self._offers(context, k, allowed)
-        worth.begin(len(context), forced, copying=bool(offers))
+        # A table always has something to say. To copy is to be more likely right than wrong.
+        copying = any(branch.chances[0] > 0.5 for _, branches in offers for branch in branches)
+        worth.begin(len(context), forced, copying=copying)
         if self.target_s.pins_width:
             self.target_s.vote_width(worth.by_width(offers, model, k))
         best, best_worth = worth.choose(offers, k, "not worth its time" if offers else "nothing to copy")
