@@ -14,7 +14,7 @@ import click
 from edgespec import console
 from edgespec.commands import screen
 
-RUNTIME = ("edgespec", "openvino", "openvino-genai", "onnx", "tokenizers", "numpy", "huggingface_hub")
+RUNTIME = ("edgespec", "openvino", "onnx", "tokenizers", "numpy", "huggingface_hub")
 EXPORT = ("torch", "optimum-intel", "nncf", "transformers")
 """packages that the extra ``export`` installs"""
 
