@@ -31,10 +31,11 @@ from edgespec.protocols import Drafter, StepwiseDrafter
 from edgespec.sampling_params import SamplingParams
 from edgespec.types import Allowed, Draft, DraftNote, Hidden, Round, Step, Verdict
 
-# Rows of a draft, at most. Engines keep so many free beside the end of a prompt, and calibrate one width more.
+# Rows of a draft, at most. A copy of more is rare, and the calibration times no wider forward than one more.
 _LONGEST_DRAFT_TOKENS = 16
 
-# Tokens that a text is thought to have, until it has more: for a shorter one a draft model reads no long prompt.
+# Tokens that a text is thought to have, until it has more. With none a draft model reads a prompt too late, and 2 % are
+# lost. With any number it would read a long prompt for a short answer.
 _TEXT_TOKENS = 128
 
 
