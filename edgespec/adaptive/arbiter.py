@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import inf
 
+from edgespec.adaptive.calibration import WIDTHS
 from edgespec.adaptive.candidate import Candidate
 from edgespec.adaptive.draft_tree import Branch
 from edgespec.adaptive.exploration import Exploration
@@ -30,9 +31,6 @@ from edgespec.adaptive.stop_rule import StopRule
 from edgespec.protocols import Drafter, StepwiseDrafter
 from edgespec.sampling_params import SamplingParams
 from edgespec.types import Allowed, Draft, DraftNote, Hidden, Round, Step, Verdict
-
-# Rows of a draft, at most. A copy of more is rare, and the calibration times no wider forward than one more.
-_LONGEST_DRAFT_TOKENS = 16
 
 # Tokens that a text is thought to have, until it has more. With none a draft model reads a prompt too late, and 2 % are
 # lost. With any number it would read a long prompt for a short answer.
@@ -46,7 +44,8 @@ class Arbiter:
     their forwards. trees: the target verifies trees, so several may draft the same round.
     """
 
-    longest = _LONGEST_DRAFT_TOKENS
+    longest = WIDTHS[-1] - 1
+    """as far as the cost of a forward was measured"""
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from edgespec.adaptive.recent import LATELY_ROUNDS
 
-# Of all time, what trials may lose: a useless draft costs so much for ever. Twice as much loses nearly one percent more.
+# Of all time, what trials may lose: a useless draft costs so much for ever. Twice as much loses one percent more.
 PROBE_SHARE = 0.01
 
 # Rounds with drafts before one without, where drafts seem to gain nothing. The more they gain, the more a look costs
