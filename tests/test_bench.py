@@ -31,7 +31,7 @@ def test_bench_drafters_compares_everyone_on_the_same_text(tmp_path: Path) -> No
     assert result.exit_code == 0, result.output
     figures = json.loads(result.stdout.splitlines()[-1])
     contenders = figures["categories"]["code"]
-    assert set(contenders) == {"none", "fastdraft", "ngram", "auto", "k = 2"}
+    assert set(contenders) == {"none", "fastdraft", "ngram", "recycling", "auto", "k = 2"}
     assert set(figures["same_tokens"].values()) == {"1 of 1"}
     assert contenders["none"]["block_efficiency"] == 1.0 and contenders["none"]["ratio_to_plain"] == 1.0
     assert contenders["k = 2"]["acceptance_rate"] > 0

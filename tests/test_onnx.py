@@ -25,11 +25,9 @@ from edgespec.backends.onnx.graph import MODEL_FILE, WEIGHTS_FILE, write_onnx
 from edgespec.backends.onnx.session import SPARE_ROWS, OnnxRuntimeModel
 from edgespec.backends.onnx.weights import NoONNXForm
 from edgespec.backends.openvino.runtime import ops, ov
-from edgespec.bundle import Bundle
 from edgespec.cli import cli
 from edgespec.errors import BackendError, ConversionError, SettingError
 from edgespec.machine import engine_choice, engine_comparison, other_programs
-from edgespec.machine.loader import Machine
 from edgespec.pipeline import Pipeline
 from edgespec.types import Logits
 from tests.conftest import load_ir, load_onnx
@@ -504,10 +502,9 @@ def test_an_engine_that_is_not_used_is_not_imported(
 
 
 def test_it_runs_on_cpu_only() -> None:
-    bundle: Bundle = None  # type: ignore[assignment]
     with pytest.raises(SettingError, match="runs on CPU only"):
-        Machine(16, False).backend(bundle, "GPU", None, "onnxruntime")
-    assert Machine(16, False).backend(bundle, "GPU", None, "openvino") == "openvino"
+        engine_choice.named("onnxruntime", "GPU")
+    assert engine_choice.named("openvino", "GPU") == engine_choice.named(None, "GPU") == "openvino"
 
 
 def test_a_damaged_form_is_made_again(engines: dict[str, float], tiny_fast_ir: Path, tmp_path: Path) -> None:
