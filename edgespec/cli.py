@@ -46,7 +46,7 @@ class Dispatcher(click.Group):
         if args and args[0] not in COMMANDS and args[0] not in own:
             if meant := _command_meant(args):
                 hint = f"to send it as a prompt: edgespec run {shlex.join(args)}"
-                raise SettingError(f'no command "{args[0]}"; did you mean "{meant}"?', hint=hint)
+                raise SettingError(f'no command "{args[0]}"; did you mean "{meant}"', hint=hint)
             args = [DEFAULT, *args]
         return super().parse_args(ctx, args)
 

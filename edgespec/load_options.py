@@ -39,6 +39,10 @@ class LoadOptions:
         self._require("num_draft_tokens", holds, "number of draft tokens", allowed="0 or more")
         rows = self.context_length
         self._require("context_length", rows is None or is_whole(rows), allowed="a whole number of tokens")
+        holds = self.draft_from is None or isinstance(self.draft_from, str | Path)
+        self._require("draft_from", holds, allowed="a path")
+        if rows is not None:
+            object.__setattr__(self, "context_length", int(rows))
         for setting in ("draft", "device", "draft_device"):
             value = getattr(self, setting)
             holds = (isinstance(value, str) and value.strip() != "") or (value is None and setting != "device")

@@ -107,7 +107,8 @@ def _wired(pair: Bundle, options: LoadOptions, draft: str | None) -> Pipeline:
     options.require_context(longest, pair.name)
     entries = [entry for entry in pair.manifest.drafters if draft in (None, entry.name)]
     own_model = any(entry.model is not None for entry in entries)
-    other_model = draft is not None and draft not in _without_model(pair)
+    own = {entry.name for entry in pair.manifest.drafters}
+    other_model = draft is not None and draft not in _without_model(pair) | own
     options.require_own_model(own_model or other_model, draft or NGram.name)
     machine = Machine(options.context_length or longest, options.progress, options.accept_licence)
     lookups: list[Drafter] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
@@ -71,6 +72,14 @@ class SamplingParams:
         if self.seed is not None and not (is_whole(self.seed) and 0 <= self.seed < 2**64):
             allowed = "a whole number from 0 to 2**64 - 1"
             raise SettingError("seed", got=self.seed, allowed=allowed, setting="seed")
+        for name in (
+            "temperature",
+            "top_p",
+            "min_p",
+            "repetition_penalty",
+        ):  # fractions and numpy's numbers become floats
+            object.__setattr__(self, name, float(getattr(self, name)))
+        object.__setattr__(self, "top_k", int(self.top_k))
 
     @property
     def greedy(self) -> bool:
@@ -96,8 +105,8 @@ def is_whole(value: object) -> bool:
 
 
 def _check(name: str, value: float, low: float, high: float, allowed: str, open_low: bool = False) -> None:
-    if not is_number(value):
-        raise SettingError(name, got=repr(value), allowed=allowed, setting=name)
+    if not is_number(value) or abs(value) > sys.float_info.max:
+        raise SettingError(name, got=repr(value)[:40], allowed=allowed, setting=name)
     inside = (low < value if open_low else low <= value) and value <= high and not math.isinf(value)
     if math.isnan(value) or not inside:
         raise SettingError(name, got=value, allowed=allowed, setting=name)

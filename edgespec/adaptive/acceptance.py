@@ -56,7 +56,7 @@ class ByPosition:
 
 
 def _bin(score: float) -> int:
-    score = min(max(score, 1e-6), 1 - 1e-6)
+    score = min(score, 1 - 1e-6) if score > 1e-6 else 1e-6  # of an overflow too, which is no number
     return min(max(math.floor(math.log(score / (1 - score))) + _SCORE_BINS // 2, 0), _SCORE_BINS - 1)
 
 

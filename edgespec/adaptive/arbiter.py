@@ -80,7 +80,7 @@ class Arbiter:
         for candidate in self._all:
             for known in (candidate.by_score, candidate.of_alternatives, candidate.by_position):
                 known.begin()
-        # By rejection the text depends on what the model was asked to draft, and that must not depend on earlier texts.
+        # By rejection the text depends on what the model was asked to draft: no drafter may remember other texts then.
         repeats = self._model is not None and params.rejects
         self._asked = [candidate for candidate in self._free if not (repeats and candidate.drafter.uses_history)]
         self.target_s.begin()

@@ -14,7 +14,7 @@ from typing import Any
 
 from edgespec.backends.exact_widths import ExactWidths
 from edgespec.backends.kv_rows import KVRows, may_defer
-from edgespec.backends.widths import few_widths, width_of
+from edgespec.backends.widths import WIDEST_DRAFT, few_widths, width_of
 from edgespec.errors import BackendError, ContextFull, wrap_errors
 from edgespec.protocols import Capabilities, Observe, Progress, common_prefix
 from edgespec.types import Numerics, Step, Tree, behind
@@ -183,7 +183,8 @@ class PaddedModel(ABC):
         past, real = self.cache.length, len(tokens)
         assert past + real <= self.cache.capacity, "a forward past the context"
         first = 0 if num_logits is None else real - num_logits
-        n = max(real, self.min_width, width)
+        # A policy may ask for a pad, up to what a draft makes wide: other widths may not be exact.
+        n = max(real, self.min_width, min(width, WIDEST_DRAFT))
         # The output head is a matrix product too: it gets as many rows as the rest, so that its width changes only
         # where that of the rest does, or none.
         wanted = width_of(max(n - first, self.min_width), False, self._few, self.width_step) if first < real else 0

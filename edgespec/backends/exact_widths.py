@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 _STEPS = (1, 2, 4)
 """between widths that may agree: all, or each second or fourth. Kernels take rows in blocks of such sizes."""
-_WIDTHS = tuple(sorted({5, 7, 9, 10, 14, 15, *range(16, WIDEST_DRAFT + 4), *few_widths(1, 256)}))
-"""the widths that forwards run at. Only some narrow drafts have a width between two of these."""
+_WIDTHS = tuple(sorted({*range(1, WIDEST_DRAFT + 4), *few_widths(1, 256)}))
+"""all widths that forwards run at"""
 _WIDEST = (256, 64, 32, 16)
 """prompts are read in chunks of this many rows. 256 are as fast as more."""
 _LARGEST_PAD = 16

@@ -79,10 +79,11 @@ def _plan(ref: str) -> dict[str, Any]:
     """Where the model is, and what it would need."""
     from edgespec.backends.openvino.settings import compute_precision
     from edgespec.hub import catalog
-    from edgespec.hub.resolve import resolve
+    from edgespec.hub.resolve import is_here, on_hub, resolve
     from edgespec.loading import drafter_name
 
-    if model := catalog.find(ref):  # to know more, it would have to be fetched
+    wanted = on_hub(ref)
+    if (model := catalog.find(ref)) and not (wanted and is_here(wanted)):  # it has to be fetched to know more
         return {
             "name": ref,
             "repository": model.repo,

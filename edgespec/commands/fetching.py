@@ -94,6 +94,8 @@ def _ask(wanted: Wanted, mirror: str | None) -> None:
     described = _described(wanted, mirror)
     if not _is_terminal():
         hint = f"repeat with --yes, or fetch it first: edgespec pull {wanted.name}"
+        if wanted.mirror and not mirror:
+            hint += " (--mirror index where the hub cannot be reached)"
         raise SourceError(f"not on this machine: {described}", hint=hint)
     if not click.confirm(f"fetch {described}?", default=True, err=True):
         raise SourceError(f"{wanted.name} is not on this machine, and was not fetched")

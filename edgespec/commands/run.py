@@ -60,6 +60,8 @@ def command(
     """
     response_format = format_from(options, ignore_eos=ignore_eos)
     text = _read_prompt(prompt)
+    if not text.strip() and not (raw and text):  # before a model is loaded for nothing
+        raise SettingError("prompt is empty", hint='give a text: edgespec "What is the capital of France?"')
     sampling, max_new_tokens, load_options = sampling_from(options)
 
     from edgespec.commands.fetching import fetch_first

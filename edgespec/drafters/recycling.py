@@ -103,6 +103,8 @@ class Recycling(Drafter):
         width = self._successors.shape[1]
         best = likeliest(step.logits, width + 1)[rows]
         values = step.logits[np.array(rows)[:, None], best]
+        known = np.isfinite(values).all(axis=1)  # an overflow says nothing of what follows
+        lines, rows, best, values = np.array(lines)[known], np.array(rows)[known], best[known], values[known]
         shares = np.exp(values - values[:, :1])
         self._successors[lines] = best[:, :width]
         self._scores[lines] = (shares / shares.sum(axis=1, keepdims=True))[:, :width]

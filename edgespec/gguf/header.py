@@ -122,7 +122,7 @@ def _check_begin(path: Path, data: bytes) -> None:
             hint="get the usual file of the model, or convert it with llama.cpp: gguf_convert_endian.py FILE little",
         )
     if len(data) >= 8 and version not in (2, 3):
-        hint = "get a newer file of the model" if version < 2 else "upgrade edgespec"
+        hint = "get a newer file of the model" if version < 2 else "download it again: it is damaged, or too new"
         raise ConversionError(f"GGUF version of {path}", got=version, allowed="2, 3", hint=hint)
 
 

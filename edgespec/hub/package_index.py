@@ -82,10 +82,11 @@ class PackageIndex:
         for index in self._addresses:
             try:
                 address, page = _page(f"{index.rstrip('/')}/{source.package}/")
-            except (httpx.HTTPError, httpx.InvalidURL):
+                links = [urljoin(address, html.unescape(link)) for link in re.findall(r'href="([^"]+)"', page)]
+            except (httpx.HTTPError, httpx.InvalidURL, SourceError, ValueError):  # another one may have it
                 continue
-            for link in re.findall(r'href="([^"]+)"', page):
-                url = urljoin(address, html.unescape(link)).partition("#")[0]
+            for link in links:
+                url = link.partition("#")[0]
                 if url.rpartition("/")[2].startswith(wanted) and url.endswith(".whl"):
                     return url
         return None

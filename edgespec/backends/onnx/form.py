@@ -36,7 +36,8 @@ def open_form(
     try:
         return OnnxRuntimeModel(folder, numerics, capacity=capacity, cpu=cpu_name())
     except BackendError:
-        shutil.rmtree(folder, ignore_errors=True)
+        with _WRITING, cache.locked():
+            shutil.rmtree(folder, ignore_errors=True)
         return OnnxRuntimeModel(_folder_of(xml, context_length, say), numerics, capacity=capacity, cpu=cpu_name())
 
 

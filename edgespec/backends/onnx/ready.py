@@ -17,7 +17,6 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from edgespec.backends.engine_model import LONGEST_PAD, Forward, GrowingCache, fingerprint
-from edgespec.backends.exact_widths import ROWS_NEEDED
 from edgespec.backends.onnx import ready_graph
 from edgespec.backends.onnx.ready_graph import AGAIN, present_of
 from edgespec.backends.onnx.session import BoundCache, SessionModel, inputs_of
@@ -27,6 +26,10 @@ from edgespec.types import Numerics, Step, Tree
 _MOST_LOGITS_BYTES = 64 << 20
 """of a forward: with a vocabulary of 150,000 tokens that is 64 rows"""
 _CHUNKS = (256, 64, 32, 16)
+_LEAST_ROWS = 576
+"""of rotary tables, without those of pads: exact widths and costs are measured behind up to 529 rows"""
+_MORE_ROWS = 256
+"""by which mask and positions grow beyond what is asked for"""
 _FIRST_ROWS, _GROWTH = 256, 1.25
 
 _Tensors = dict[str, NDArray[np.float32]]
@@ -115,8 +118,8 @@ class ReadyModel(SessionModel):
         if graph.positions is not None:
             longest = graph.positions - LONGEST_PAD  # pads have positions, too
             capacity = min(capacity, longest)
-            if longest < ROWS_NEEDED:
-                allowed = f"{ROWS_NEEDED + LONGEST_PAD} or more"
+            if longest < _LEAST_ROWS:
+                allowed = f"{_LEAST_ROWS + LONGEST_PAD} or more"
                 raise BackendError(f"positions in the tables of {path}", got=graph.positions, allowed=allowed)
         if graph.shared:
             self.cache = BoundCache(self.session, self._binding, capacity, graph.shapes)
@@ -127,9 +130,10 @@ class ReadyModel(SessionModel):
         identity = [(stat.st_size, stat.st_mtime_ns) for stat in stats]
         self.fingerprint = fingerprint(["ready", onnxruntime.__version__, *identity, cpu, self.threads])
         self._inputs = inputs_of(self.session, self._binding)
-        numbers = np.arange(capacity + LONGEST_PAD)
-        self._counted = {"attention_mask": np.ones_like(numbers), "position_ids": numbers}
-        self._counted = {name: numbers for name, numbers in self._counted.items() if name in graph.inputs}
+        self._last_position = capacity - 1
+        self._counted = {
+            name: np.empty(0, np.int64) for name in ("attention_mask", "position_ids") if name in graph.inputs
+        }
         self._first = 0  # of the last forward's rows, the first that was to get logits
 
     def _set_inputs(self, tokens: Sequence[int], past: int, rows: Sequence[int], tree: Tree | None) -> None:
@@ -137,6 +141,7 @@ class ReadyModel(SessionModel):
         n = len(tokens)
         self.cache.reserve(past + n)
         self._inputs.set("input_ids", (1, n), tokens)
+        self._count_to(past + n)
         for name, numbers in self._counted.items():
             part = numbers[: past + n] if name == "attention_mask" else numbers[past : past + n]
             self._binding.bind_input(name, "cpu", 0, np.int64, (1, len(part)), part.ctypes.data)
@@ -145,6 +150,15 @@ class ReadyModel(SessionModel):
         if self._logit_rows != n:
             self._write_logits(n)
         self._first = rows[0] if rows else 0
+
+    def _count_to(self, rows: int) -> None:
+        """Have a mask and positions of so many rows. Pads behind the context share its last position."""
+        for name, numbers in self._counted.items():
+            if len(numbers) < rows:
+                with wrap_errors(BackendError, "no memory for the context", hint="use a smaller --context-length"):
+                    more = np.arange(rows + _MORE_ROWS)
+                    is_mask = name == "attention_mask"
+                    self._counted[name] = np.ones_like(more) if is_mask else np.minimum(more, self._last_position)
 
     def _step(self, forward: Forward) -> Step:
         logits = self._logits[self._first : self._first + forward.num_logits]

@@ -77,6 +77,10 @@ def _refuse_programs(model: Any) -> None:
                 raise ValueError(f"weights of operator {node.op_type} outside the file")
 
 
+_PLACE = {"location", "offset", "length", "checksum"}
+"""what a tensor may say of its place in another file"""
+
+
 def _data_file(path: Path, graph: Any) -> Path | None:
     """The file beside the graph that holds weights. Each tensor that lies there has to fit in."""
     import onnx
@@ -87,6 +91,9 @@ def _data_file(path: Path, graph: Any) -> Path | None:
         if not tensor.external_data and not tensor.data_location:
             continue
         said = {entry.key: entry.value for entry in tensor.external_data}
+        # Another key may name bytes that the engine takes for weights it has packed itself, unchecked.
+        if len(said) != len(tensor.external_data) or not said.keys() <= _PLACE:
+            raise ValueError(f"weights {tensor.name[:100]} say more than where they lie")
         allowed = {file.name: file for file in data_files(path)}
         location = said.get("location", "")
         if location not in allowed or (found and found.name != location):

@@ -15,13 +15,21 @@ from typing import Any
 _MOST_BYTES = 8 << 20
 """of a file without its weights: a model of 80 layers has two megabytes"""
 _MOST_FIELDS = 1 << 18
-"""operators and tensors, and what each tensor says of itself"""
+"""operators, their attributes, tensors and sizes, and what each says of itself"""
 _SMALL_BYTES = 1 << 10
 """of a tensor that is kept: axes, shapes and other numbers that an operator reads"""
 _WEIGHTS: dict[int, Any] = {}
 """the content of a tensor, by any of the fields that may hold it"""
 _TENSOR = dict.fromkeys((4, 5, 7, 9, 10, 11), _WEIGHTS)
-_MODEL = {7: {5: _TENSOR}}  # graph, initializer
+_GRAPH: dict[int, Any] = {}
+_ATTRIBUTE = {5: _TENSOR, 6: _GRAPH, 10: _TENSOR, 11: _GRAPH}  # t, g, tensors, graphs
+_NODE = {5: _ATTRIBUTE}
+_VALUE: dict[int, Any] = {2: {1: {2: {1: {}}}}}  # type, tensor_type, shape, dim
+_GRAPH |= {1: _NODE, 5: _TENSOR, 11: _VALUE, 12: _VALUE, 13: _VALUE, 14: {2: {}}, 15: {1: _TENSOR, 2: _TENSOR}}
+"""node, initializer, input, output, value_info, quantization_annotation, sparse_initializer"""
+_MODEL = {7: _GRAPH, 20: {1: _GRAPH, 2: _GRAPH}, 25: {7: _NODE, 11: _ATTRIBUTE}}  # graph, training_info, functions
+_DEEPEST = 32
+"""messages within messages"""
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
@@ -30,7 +38,7 @@ def without_weights(path: Path) -> bytes:
     if path.stat().st_size == 0:
         raise ValueError("an empty file")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        return _Copy(data).of(0, len(data), _MODEL)
+        return _Copy(data).of(0, len(data), _MODEL, _DEEPEST)
 
 
 class _Copy:
@@ -39,8 +47,11 @@ class _Copy:
         self._bytes_left = _MOST_BYTES
         self._fields_left = _MOST_FIELDS
 
-    def of(self, begin: int, end: int, inner: dict[int, Any]) -> bytes:
-        """One message. inner: its fields that are messages to look into, and those that are weights."""
+    def of(self, begin: int, end: int, inner: dict[int, Any], deeper: int) -> bytes:
+        """One message. inner: its fields that are messages to look into, and those that are weights. deeper: how many
+        messages may lie within one another in it."""
+        if deeper == 0:
+            raise ValueError("graphs within graphs")
         parts, at = [], begin
         while at < end:
             start = at
@@ -62,8 +73,8 @@ class _Copy:
             known = inner.get(field) if kind == _BYTES else None
             if known is _WEIGHTS and at - inside > _SMALL_BYTES:
                 continue
-            if known:
-                body = self.of(inside, at, known)
+            if known is not None and known is not _WEIGHTS:
+                body = self.of(inside, at, known, deeper - 1)
                 parts.append(_varint(tag) + _varint(len(body)) + body)
             else:
                 parts.append(self._data[start:at] if at - start <= self._bytes_left else b"")
