@@ -582,6 +582,9 @@ def test_the_exact_range_is_found_by_trying(tiny_ir: Path, monkeypatch: pytest.M
     assert find_exact_widths(Moody(table, 50)) == ExactWidths(2, 64)
     monkeypatch.setattr(Moody, "same", range(2, 300, 2))
     assert find_exact_widths(Moody(table, 50)) == ExactWidths(2, 64, 2), "an odd row runs another kernel"
+    for odd in (11, 13):
+        monkeypatch.setattr(Moody, "same", [width for width in range(1, 300) if width != odd])
+        assert find_exact_widths(Moody(table, 50)) == ExactWidths(2, 64, 2), "no width stands for another"
     monkeypatch.setattr(Moody, "same", [4, *range(8, 300, 4)])
     assert find_exact_widths(Moody(table, 50)) == ExactWidths(4, 64, 4)
     monkeypatch.setattr(Moody, "same", range(20, 41))

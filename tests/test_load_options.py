@@ -23,6 +23,7 @@ from edgespec.load_options import LoadOptions
         ({"device": " "}, "device"),
         ({"draft_device": 1}, "draft_device"),
         ({"draft": 5}, "draft"),
+        ({"draft_from": 5}, "draft_from"),
         ({"num_draft_tokens": 2, "draft": "none"}, "num_draft_tokens"),
         ({"draft_from": ".", "draft": "none"}, "draft_from"),
         ({"remember": True}, "remember"),

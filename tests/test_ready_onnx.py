@@ -20,7 +20,7 @@ import edgespec
 from edgespec import bundle
 from edgespec.backends.onnx.ready import ReadyModel
 from edgespec.backends.onnx.ready_graph import read
-from edgespec.backends.onnx.skeleton import without_weights
+from edgespec.backends.onnx.skeleton import _varint, without_weights
 from edgespec.cli import cli
 from edgespec.errors import BackendError, BundleError, EdgespecError, IntegrityError, SettingError
 from edgespec.types import Logits
@@ -33,7 +33,7 @@ TEXT = [(7 * i + i * i) % 200 + 5 for i in range(40)]
 @pytest.fixture(scope="module")
 def torch_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(
-        "llama", tmp_path_factory.mktemp("ready") / "torch", hidden=128, heads=4, kv_heads=2, context_length=512
+        "llama", tmp_path_factory.mktemp("ready") / "torch", hidden=128, heads=4, kv_heads=2, context_length=1024
     )
 
 
@@ -121,10 +121,10 @@ def test_a_folder_is_a_target_and_a_draft(genai: Path, optimum: Path) -> None:
 
 
 def test_a_context_leaves_room_for_pads(genai: Path) -> None:
-    """The rotary tables have 512 rows."""
+    """The rotary tables have 1,024 rows."""
     model = ReadyModel(genai / "model.onnx", "fast", capacity=4096)
-    assert model.cache.capacity == 512 - 64
-    model.prefill([5] * 447)
+    assert model.cache.capacity == 1024 - 64
+    model.prefill([5] * 959)
     model.forward([6])
 
 
@@ -146,7 +146,7 @@ def test_a_folder_is_described_by_its_config(genai: Path, optimum: Path, tmp_pat
     for folder in (genai, optimum):
         manifest = bundle.read(folder).manifest
         assert (manifest.target.file, manifest.target.vocab_size) == ("model.onnx", 512)
-        assert manifest.generation.context_length == 512 and manifest.generation.eos_token_ids == (1,)
+        assert manifest.generation.context_length == 1024 and manifest.generation.eos_token_ids == (1,)
         assert manifest.generation.eos_token == "<|eos|>"
     inside = Path(shutil.copytree(optimum, tmp_path / "inside"))
     (inside / "onnx").mkdir()
@@ -254,6 +254,12 @@ def longer_past(model: Any) -> None:
     model.graph.node.insert(place, onnx.helper.make_node("Add", [total, total], ["twice"]))
 
 
+def packed(model: Any) -> None:
+    """Bytes that the engine would take for weights that it packed itself, without a look at them."""
+    entry = weights(model).external_data.add()
+    entry.key, entry.value = "prepacked_0", "MatMul+0|0;64;0"
+
+
 CHANGES: dict[str, tuple[Callable[[Any], object], str]] = {
     "upwards": (lambda model: place(model, location="../model.onnx.data"), "weights in the file"),
     "absolute": (lambda model: place(model, location="/etc/passwd"), "weights in the file"),
@@ -262,6 +268,8 @@ CHANGES: dict[str, tuple[Callable[[Any], object], str]] = {
     "past the end": (lambda model: place(model, offset="900000000"), "cut short"),
     "negative": (lambda model: place(model, offset="-4"), "a place of weights"),
     "longer": (lambda model: place(model, length="64"), "not of the size"),
+    "packed": (packed, "say more than where they lie"),
+    "twice": (lambda model: weights(model).external_data.append(weights(model).external_data[0]), "say more than"),
     "larger": (lambda model: weights(model).dims.append(1 << 40), "cut short"),
     "a branch": (branch, "a program: operator Sigmoid"),
     "a loop": (lambda model: setattr(node(model, "Sigmoid"), "op_type", "Loop"), "a program: operator Loop"),
@@ -316,6 +324,32 @@ def test_a_file_of_empty_operators_is_not_parsed(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"\x3a\x80\x80\x80\x02" + b"\x0a\x00" * (2 << 20))
     with pytest.raises(BackendError, match="more operators than any known model has"):
         read(tmp_path / "model.onnx")
+
+
+def test_an_operator_of_empty_attributes_is_not_parsed(tmp_path: Path) -> None:
+    node = b"\x2a\x00" * (1 << 20)
+    graph = b"\x0a" + _varint(len(node)) + node
+    (tmp_path / "model.onnx").write_bytes(b"\x3a" + _varint(len(graph)) + graph)
+    with pytest.raises(BackendError, match="more operators than any known model has"):
+        read(tmp_path / "model.onnx")
+
+
+def test_graphs_within_graphs_are_not_parsed(tmp_path: Path) -> None:
+    graph = b""
+    for _ in range(40):  # a node, whose attribute is a graph
+        attribute = b"\x32" + _varint(len(graph)) + graph
+        node = b"\x2a" + _varint(len(attribute)) + attribute
+        graph = b"\x0a" + _varint(len(node)) + node
+    (tmp_path / "model.onnx").write_bytes(b"\x3a" + _varint(len(graph)) + graph)
+    with pytest.raises(BackendError, match="graphs within graphs"):
+        read(tmp_path / "model.onnx")
+
+
+def test_costs_are_measured_whatever_the_context(optimum: Path, genai: Path) -> None:
+    """They need more rows than this text may have, and the pads of its last rows have no positions of their own."""
+    for folder in (optimum, genai):
+        model = edgespec.load(folder, context_length=100, draft="ngram", numerics="fast")
+        assert len(model.generate([5] * 90, max_new_tokens=8, ignore_eos=True).token_ids) == 8
 
 
 def test_weights_inside_a_graph_are_not_parsed(optimum: Path) -> None:

@@ -357,3 +357,15 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path, capfd: pytes
     assert taught(tmp_path / "folder.npz")
     assert not list(tmp_path.glob("*.tmp"))
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_an_overflow_teaches_nothing(wrong: float) -> None:
+    table = Recycling(VOCAB)
+    table.commit([1, 2], Draft((3,)), Verdict(0, (2,), (0,)), says(5, 6))
+    logits = np.array(says(7, 8).logits)
+    logits[0, 9] = wrong
+    table.commit([1, 2], Draft((3,)), Verdict(0, (2,), (0,)), Step(logits))
+    assert table.propose([0, 1], 1).tokens == (5,), "of its row the earlier line stands"
+    assert table.propose([1, 3], 1).tokens == (8,), "the other row is as good as ever"
+    assert all(np.isfinite(table.propose([1, token], 4).scores).all() for token in range(VOCAB))

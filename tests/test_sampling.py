@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -201,7 +202,8 @@ def test_a_bias_of_minus_infinity_forbids_a_token() -> None:
         {"logit_bias": {1: float("nan")}},
         {"logit_bias": {1: float("inf")}}, {"logit_bias": {1: 1e39}}, {"logit_bias": {1: -1e39}},
         {"repetition_penalty": 1e-40}, {"repetition_penalty": 1e40}, {"verification": "typical"},
-        {"temperature": "0.8"}, {"temperature": None}, {"top_p": True}, {"logit_bias": {"5": 1.0}},
+        {"temperature": "0.8"}, {"temperature": 10**400}, {"temperature": None}, {"top_p": True},
+        {"logit_bias": {"5": 1.0}},
         {"logit_bias": {1.5: 1.0}}, {"logit_bias": {5: "1"}}, {"logit_bias": [5]}, {"top_k": True}, {"seed": True},
         {"top_k": 2.5}, {"seed": 1.5}, {"seed": -1}, {"seed": 2**64},
     ],
@@ -209,3 +211,9 @@ def test_a_bias_of_minus_infinity_forbids_a_token() -> None:
 def test_settings_out_of_range_are_refused(bad: dict[str, object]) -> None:
     with pytest.raises(SettingError, match=f"{next(iter(bad))}; got .*; allowed: "):
         SamplingParams(**bad)  # type: ignore[arg-type]
+
+
+def test_numbers_of_other_types_are_taken_as_floats() -> None:
+    params = SamplingParams(temperature=Fraction(4, 5), min_p=Fraction(1, 10), top_k=np.int64(3), seed=1)  # type: ignore[arg-type]
+    assert params == SamplingParams(temperature=0.8, min_p=0.1, top_k=3, seed=1)
+    assert type(params.min_p) is float and type(params.top_k) is int
