@@ -161,7 +161,9 @@ def peers(model: str, report: Path | None, prompts: Path | None, per_category: i
     from edgespec_bench.peers.run import bench_peers
     from edgespec_bench.peers.weights import Sources
 
-    typed = " ".join(["edgespec", *sys.argv[1:]])
+    # Of a whole path its name: the page is for others.
+    names = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    typed = " ".join(["edgespec", *names])
     sources = Sources(**{name: options.pop(name) for name in ("gguf", "gguf_draft", "hf", "hf_draft")})
     bench_peers(model, read(prompts, per_category), page=report, command=typed, sources=sources, **options)
 
