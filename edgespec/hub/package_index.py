@@ -83,7 +83,7 @@ class PackageIndex:
             try:
                 address, page = _page(f"{index.rstrip('/')}/{source.package}/")
                 links = [urljoin(address, html.unescape(link)) for link in re.findall(r'href="([^"]+)"', page)]
-            except (httpx.HTTPError, httpx.InvalidURL, SourceError, ValueError):  # another one may have it
+            except (httpx.HTTPError, httpx.InvalidURL, ValueError):  # another one may have it
                 continue
             for link in links:
                 url = link.partition("#")[0]
