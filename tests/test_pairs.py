@@ -16,8 +16,8 @@ from edgespec.bundle import HubSource
 from edgespec.errors import BundleError, LicenceError
 from edgespec.hub import catalog
 from edgespec.hub.resolve import SourceError, model_path, resolve
-from tests import test_hub as hub_tests
-from tests.test_hub import Server, bundle_with, ir_files, publish
+from tests import hub_server
+from tests.hub_server import Server, bundle_with, ir_files, publish
 
 ROOT = Path(__file__).parents[1]
 RESEARCH = ("qwen3-0.6b-pruned", "phi-3-mini-fastdraft", "llama-3.1-8b-fastdraft")
@@ -38,7 +38,7 @@ repo = "org/small"
 licence = "open"
 """
 
-home, server, tiny, ir = hub_tests.home, hub_tests.server, hub_tests.tiny, hub_tests.ir
+home, server, tiny, ir = hub_server.home, hub_server.server, hub_server.tiny, hub_server.ir
 
 
 @pytest.fixture
