@@ -100,6 +100,26 @@ def tiny_int4_ir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_genai(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama as a ready ONNX file, with the graph of onnxruntime-genai's model builder."""
+    return ready_onnx("genai", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def tiny_optimum(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama as a ready ONNX file, with the graph of optimum."""
+    return ready_onnx("optimum", tmp_path_factory)
+
+
+def ready_onnx(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.tiny_models import build
+    from tests.tiny_onnx import write
+
+    folder = tmp_path_factory.mktemp(f"tiny_{kind}")
+    return write(build("llama", folder / "torch", context_length=1024), folder / "onnx", kind) / "model.onnx"
+
+
+@pytest.fixture(scope="session")
 def random_draft_ir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random 2-layer Llama with the default pair's vocabulary size: it agrees with nothing."""
     from tests.tiny_models import build, export_ir

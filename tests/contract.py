@@ -1,0 +1,90 @@
+"""Every backend on a tiny model, and what a fresh forward of a text gives: for the tests of the contract."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgespec.backends.exact_widths import ExactWidths, find_exact_widths
+from edgespec.backends.fake import FakeModel, random_table
+from edgespec.backends.onnx.ready import ReadyModel
+from edgespec.backends.onnx.session import SessionModel
+from edgespec.backends.openvino.paged import OpenVINOPagedModel
+from edgespec.protocols import Model
+from edgespec.types import Logits, Numerics
+from tests.conftest import load_ir, load_onnx
+
+CAPACITY = 700
+Make = Callable[[], Model]
+
+
+@pytest.fixture(
+    params=[
+        *("fake", "paged-exact", "paged-exact-5-to-32", "paged-fast", "onnx-exact", "onnx-fast", "onnx-int4-exact"),
+        *("ready-genai-exact", "ready-optimum-fast"),
+    ]
+)
+def make(request: pytest.FixtureRequest) -> Make:
+    if request.param == "fake":
+        table = random_table(50, seed=1, order=1000)  # sensitive to the whole text
+        return lambda: FakeModel(table, 50, capacity=CAPACITY)
+    if request.param == "paged-fast":
+        fast_ir: Path = request.getfixturevalue("tiny_fast_ir")
+        return lambda: by_channel(load_ir(fast_ir, "fast", capacity=CAPACITY))
+    if request.param == "onnx-int4-exact":
+        int4_ir: Path = request.getfixturevalue("tiny_int4_ir")
+        return lambda: load_onnx(int4_ir, capacity=CAPACITY)
+    if request.param.startswith("onnx"):
+        int8_ir: Path = request.getfixturevalue("tiny_fast_ir")
+        return lambda: load_onnx(int8_ir, request.param.removeprefix("onnx-"), capacity=CAPACITY)
+    if request.param.startswith("ready"):
+        _, kind, numerics = request.param.split("-")
+        return lambda: ready(request.getfixturevalue(f"tiny_{kind}"), numerics)
+    ir: Path = request.getfixturevalue("tiny_ir")
+    if request.param == "paged-exact-5-to-32":
+        return lambda: narrowed(load_ir(ir, capacity=CAPACITY))
+    return lambda: load_ir(ir, capacity=CAPACITY)
+
+
+def by_channel(model: OpenVINOPagedModel) -> OpenVINOPagedModel:
+    """The 8-bit keys of fast numerics: their rows share scales and cannot move."""
+    assert not model.cache.rows_can_move and not model.capabilities.tree
+    return model
+
+
+def ready(path: Path, numerics: Numerics) -> ReadyModel:
+    """A ready ONNX model, as another tool exported it."""
+    model = ReadyModel(path, numerics, capacity=CAPACITY)
+    if numerics == "exact":
+        model.set_exact_widths(find_exact_widths(model))
+    return model
+
+
+def narrowed(model: OpenVINOPagedModel) -> OpenVINOPagedModel:
+    """As on a machine where one function begins at five rows and ends at 32."""
+    model.set_exact_widths(ExactWidths(5, 32))
+    return model
+
+
+def fresh_logits(model: Model, text: list[int]) -> Logits:
+    model.cache.reset()
+    model.prefill(text[:-1])
+    return model.forward(text[-1:]).logits[0].copy()
+
+
+def close(model: Model, left: Logits, right: Logits) -> bool:
+    if model.capabilities.numerics == "exact":
+        return bool(np.array_equal(left, right))
+    return bool(np.abs(left - right).max() < 0.1 * np.abs(right).max() if left.size else True)
+
+
+def takes_trees(model: Model) -> bool:
+    return isinstance(model, FakeModel) or (isinstance(model, OpenVINOPagedModel) and model.cache.rows_can_move)
+
+
+def skip_without_masks(model: Model) -> None:
+    if isinstance(model, SessionModel):
+        pytest.skip("attention on ONNX Runtime is given chains only")
