@@ -274,7 +274,7 @@ CHANGES: dict[str, tuple[Callable[[Any], object], str]] = {
     "a branch": (branch, "a program: operator Sigmoid"),
     "a loop": (lambda model: setattr(node(model, "Sigmoid"), "op_type", "Loop"), "a program: operator Loop"),
     "a domain": (lambda model: setattr(node(model, "Sigmoid"), "domain", "evil"), "the domain evil"),
-    "an operator": (lambda model: setattr(node(model, "Sigmoid"), "op_type", "Sigmund"), "cannot load"),
+    "an operator": (lambda model: setattr(node(model, "Sigmoid"), "op_type", "Sigmund"), "operator Sigmund"),
     "a function": (lambda model: model.functions.add(), "it has functions"),
     "weights of an operator": (hidden_weights, "outside the file"),
     "an input": (lambda model: setattr(model.graph.input[0], "name", "pixels"), "its inputs are pixels"),

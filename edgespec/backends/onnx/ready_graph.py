@@ -1,8 +1,9 @@
 """Is an ONNX file of a stranger's the graph of a causal language model, and which one?
 
-It is read without its weights, and refused unless every part of it is of a known kind: operators of ONNX and of ONNX
-Runtime's own set, no program inside, weights that lie beside it in one file, and keys and values that are handed on by
-attention. ONNX Runtime writes to memory by what some numbers in the graph say: those are held against each other here.
+It is read without its weights, and refused unless every part of it is of a known kind: operators that language models
+are exported with (``operators``), weights that lie beside it in one file (``graph_weights``), and keys and values that
+are handed on by attention. ONNX Runtime writes to memory by what some numbers in the graph say: those are held against
+each other here.
 """
 
 from __future__ import annotations
@@ -14,13 +15,19 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from edgespec.backends.onnx.graph_weights import (
+    check_products,
+    files_with_weights,
+    inputs_of,
+    port_sizes,
+    whole_numbers,
+)
+from edgespec.backends.onnx.operators import refuse_others
 from edgespec.backends.onnx.skeleton import without_weights
 from edgespec.errors import BackendError, foreign
 from edgespec.manifest import data_files
 
 AGAIN = "export it again, with onnxruntime-genai's model builder (-p int4 -e cpu) or optimum-cli"
-_DOMAINS = ("", "ai.onnx", "com.microsoft")
-_PROGRAMS = ("If", "Loop", "Scan", "SequenceMap")
 _PAST = re.compile(r"past_key_values\.(0|[1-9][0-9]{0,3})\.(key|value)\Z")
 _TOKENS = ("input_ids", "attention_mask", "position_ids")
 _MOST_COLUMNS = 1 << 16
@@ -50,81 +57,15 @@ def read(path: Path) -> ReadyGraph:
     with foreign(BackendError, f"{path} is not an ONNX model", hint=AGAIN):
         model = onnx.ModelProto.FromString(without_weights(path))
     with foreign(BackendError, f"{path} is not the graph of a known language model", hint=AGAIN):
-        _refuse_programs(model)
-        data = _data_file(path, model.graph)
-        return _Reader(model.graph).read(data)
+        refuse_others(model)
+        data = files_with_weights(path, model.graph, data_files(path))
+        if len(data) > 1:
+            raise ValueError(f"weights in {' and in '.join(file.name for file in data)}; allowed: one file")
+        return _Reader(model.graph).read(data[0] if data else None)
 
 
 def present_of(past: str) -> str:
     return past.replace("past_key_values", "present")
-
-
-def _refuse_programs(model: Any) -> None:
-    """What another library computes, what runs itself again, and what has its weights elsewhere."""
-    if model.functions or model.training_info or model.graph.sparse_initializer:
-        raise ValueError("it has functions, training steps or sparse weights")
-    for domain in (*(entry.domain for entry in model.opset_import), *(node.domain for node in model.graph.node)):
-        if domain not in _DOMAINS:
-            raise ValueError(f"it has operators of the domain {domain}; allowed: those of ONNX and com.microsoft")
-    for node in model.graph.node:
-        held = [option for option in node.attribute if option.HasField("g") or option.graphs]
-        if held or node.op_type in _PROGRAMS:
-            raise ValueError(f"it is a program: operator {node.op_type}")
-        for option in node.attribute:
-            if option.HasField("sparse_tensor") or option.sparse_tensors:
-                raise ValueError(f"sparse weights of operator {node.op_type}")
-            if any(tensor.external_data or tensor.data_location for tensor in (option.t, *option.tensors)):
-                raise ValueError(f"weights of operator {node.op_type} outside the file")
-
-
-_PLACE = {"location", "offset", "length", "checksum"}
-"""what a tensor may say of its place in another file"""
-
-
-def _data_file(path: Path, graph: Any) -> Path | None:
-    """The file beside the graph that holds weights. Each tensor that lies there has to fit in."""
-    import onnx
-
-    bits = {onnx.TensorProto.DataType.Value(name): size for name, size in _BITS.items()}
-    found = None
-    for tensor in graph.initializer:
-        if not tensor.external_data and not tensor.data_location:
-            continue
-        said = {entry.key: entry.value for entry in tensor.external_data}
-        # Another key may name bytes that the engine takes for weights it has packed itself, unchecked.
-        if len(said) != len(tensor.external_data) or not said.keys() <= _PLACE:
-            raise ValueError(f"weights {tensor.name[:100]} say more than where they lie")
-        allowed = {file.name: file for file in data_files(path)}
-        location = said.get("location", "")
-        if location not in allowed or (found and found.name != location):
-            raise ValueError(f"weights in the file {location[:100]!r}; allowed: one of {' and '.join(allowed)}")
-        found = allowed[location]
-        if found.resolve().parent != path.parent.resolve():
-            raise ValueError(f"{location} is a link to a file outside the folder")
-        if not found.is_file():
-            raise ValueError(f"{location} is missing")
-        if tensor.data_type not in bits or min(tensor.dims, default=0) < 0:
-            raise ValueError(f"weights {tensor.name[:100]} of an unknown type")
-        size = -(-prod(tensor.dims) * bits[tensor.data_type] // 8)
-        offset, length = (_count(said.get(key, other)) for key, other in (("offset", "0"), ("length", str(size))))
-        if length != size or offset + size > found.stat().st_size:
-            raise ValueError(f"{location} was cut short, or weights {tensor.name[:100]} are not of the size they say")
-    return found
-
-
-_BITS = (
-    dict.fromkeys(("INT4", "UINT4"), 4)
-    | dict.fromkeys(("BOOL", "INT8", "UINT8"), 8)
-    | dict.fromkeys(("FLOAT16", "BFLOAT16", "INT16", "UINT16"), 16)
-    | dict.fromkeys(("FLOAT", "INT32", "UINT32"), 32)
-    | dict.fromkeys(("DOUBLE", "INT64", "UINT64"), 64)
-)
-
-
-def _count(text: str) -> int:
-    if not re.fullmatch("[0-9]{1,18}", text, re.ASCII):
-        raise ValueError(f"a place of weights is {text[:40]!r}")
-    return int(text)
 
 
 class _Reader:
@@ -158,8 +99,8 @@ class _Reader:
         if missing:
             raise ValueError(f"it has no {min(missing)}")
         for name in self._inputs.keys() & set(_TOKENS):
-            self._port(self._inputs[name], "INT64", 2)
-        vocab_size = self._port(self._outputs["logits"], "FLOAT", 3)[2]
+            port_sizes(self._inputs[name], "INT64", 2)
+        vocab_size = port_sizes(self._outputs["logits"], "FLOAT", 3)[2]
         if not isinstance(vocab_size, int) or not 0 < vocab_size <= 1 << 24:
             raise ValueError("it does not say how many logits it returns")
         kinds = {self._attention(name).op_type for name in pasts}
@@ -167,19 +108,8 @@ class _Reader:
             raise ValueError("its layers hand on keys and values in different ways")
         shared = kinds == {"GroupQueryAttention"}
         shapes = {name: (self._shared if shared else self._joined)(name) for name in pasts}
-        self._check_products()
+        check_products(self._graph, self._constants)
         return ReadyGraph(frozenset(self._inputs), shapes, vocab_size, shared, self._positions(), data)
-
-    def _port(self, port: Any, kind: str, rank: int) -> list[int | None]:
-        """Its sizes, None for one that varies."""
-        import onnx
-
-        tensor = port.type.tensor_type
-        sizes = [dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim]
-        given = onnx.TensorProto.DataType.Name(tensor.elem_type)
-        if (given, len(sizes)) != (kind, rank):
-            raise ValueError(f"{port.name} is {given} in {len(sizes)} dimensions; allowed: {kind} in {rank}")
-        return sizes
 
     def _attention(self, past: str) -> Any:
         """The operator that reads it. Others may ask for its shape."""
@@ -191,23 +121,23 @@ class _Reader:
     def _joined(self, past: str) -> tuple[int, int]:
         """The new rows are put behind it, and that is handed on."""
         node = self._attention(past)
-        axis = _options(node).get("axis")
+        axis = whole_numbers(node).get("axis")
         if axis not in (2, -2) or list(node.output) != [present_of(past)] or list(node.input)[:1] != [past]:
             raise ValueError(f"{past} is not handed on as it was, with new rows behind it")
-        _, heads, _, size = self._port(self._inputs[past], "FLOAT", 4)
+        _, heads, _, size = port_sizes(self._inputs[past], "FLOAT", 4)
         return self._shape(past, heads, size)
 
     def _shared(self, past: str) -> tuple[int, int]:
         """Attention writes the new rows into it, where the length of the mask says."""
         node = self._attention(past)
-        options = _options(node)
+        options = whole_numbers(node)
         key, value = (f"{past.rpartition('.')[0]}.{part}" for part in ("key", "value"))
-        names = _inputs(node, 10)
+        names = inputs_of(node, 10)
         if names[3:5] != [key, value] or list(node.output)[1:3] != [present_of(key), present_of(value)]:
             raise ValueError(f"{past} is not handed on by the attention that reads it")
         if not self._counts_mask(names[5], names[6]) or names[9] not in ("", "position_ids"):
             raise ValueError(f"the attention that reads {past} does not go by the length of attention_mask")
-        _, heads, _, size = self._port(self._inputs[past], "FLOAT", 4)
+        _, heads, _, size = port_sizes(self._inputs[past], "FLOAT", 4)
         if heads != options.get("kv_num_heads"):
             raise ValueError(f"{past} has another number of heads than the attention that reads it")
         return self._shape(past, heads, size or self._columns(node.output[0]) // max(1, options.get("num_heads", 1)))
@@ -222,7 +152,7 @@ class _Reader:
         for _ in range(8):
             for node in self._readers[name]:
                 if node.op_type == "MatMulNBits":
-                    return int(_options(node).get("K", 0))
+                    return int(whole_numbers(node).get("K", 0))
                 if node.op_type == "MatMul" and node.input[1] in self._constants:
                     return int(self._constants[node.input[1]].dims[0])
             onward = [node for node in self._readers[name] if node.op_type in _PASSING]
@@ -249,7 +179,7 @@ class _Reader:
     def _through(self, name: str, kind: str, number: int) -> str | None:
         """The first input of an operator with this number as its second, as 32-bit integers perhaps."""
         if cast := self._maker(name, "Cast"):
-            if _options(cast).get("to") not in (6, 7):
+            if whole_numbers(cast).get("to") not in (6, 7):
                 return None
             name = cast.input[0]
         node = self._maker(name, kind)
@@ -272,10 +202,10 @@ class _Reader:
         rows = []
         for node in self._graph.node:
             tables: list[str] = []
-            if node.op_type == "GroupQueryAttention" and _options(node).get("do_rotary"):
-                tables = _inputs(node, 9)[7:]
+            if node.op_type == "GroupQueryAttention" and whole_numbers(node).get("do_rotary"):
+                tables = inputs_of(node, 9)[7:]
             elif node.op_type == "RotaryEmbedding":
-                tables = _inputs(node, 4)[2:]
+                tables = inputs_of(node, 4)[2:]
                 if node.domain != "com.microsoft" or node.input[1] != "position_ids":
                     raise ValueError("rotary embedding that does not go by position_ids")
             for name in tables:
@@ -284,39 +214,3 @@ class _Reader:
                     raise ValueError("rotary tables that are not constants")
                 rows.append(int(table.dims[0]))
         return min(rows, default=None)
-
-    def _check_products(self) -> None:
-        """Products with compressed weights: as many codes and steps as they say."""
-        for node in self._graph.node:
-            if node.op_type != "MatMulNBits":
-                continue
-            options = _options(node)
-            columns, rows, bits, block = (int(options.get(key, 0)) for key in ("K", "N", "bits", "block_size"))
-            if not (0 < columns < 1 << 31 and 0 < rows < 1 << 31 and bits in (2, 4, 8) and 16 <= block <= 1 << 16):
-                raise ValueError(f"a product in {bits} bits with blocks of {block}")
-            blocks = -(-columns // block)
-            _, codes, steps, zeros, order, bias = _inputs(node, 6)
-            held = [self._size(name) for name in (codes, steps, zeros, bias)]
-            possible: tuple[set[int | None], ...] = (
-                {rows * blocks * (block * bits // 8)},
-                {rows * blocks},
-                {None, rows * blocks, rows * -(-blocks * bits // 8)},
-                {None, rows},
-            )
-            if order or any(size not in sizes for size, sizes in zip(held, possible, strict=True)):
-                raise ValueError("a product with compressed weights of another size than it says")
-
-    def _size(self, name: str) -> int | None:
-        """Numbers of a constant; None if there is none."""
-        tensor = self._constants.get(name)
-        return None if not name else -1 if tensor is None else prod(tensor.dims)
-
-
-def _inputs(node: Any, count: int) -> list[str]:
-    """The names of its first ones; "" for those that are left out."""
-    return [*node.input, *[""] * count][:count]
-
-
-def _options(node: Any) -> dict[str, int]:
-    """The whole numbers among the attributes of an operator."""
-    return {option.name: int(option.i) for option in node.attribute}
