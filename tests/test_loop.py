@@ -5,88 +5,22 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 
-from edgespec.adaptive.arbiter import Arbiter
-from edgespec.adaptive.calibration import ForwardTimes
-from edgespec.adaptive.forward_cost import ForwardCost
-from edgespec.backends.fake import FakeModel, VirtualClock, random_table
+from edgespec.backends.fake import FakeModel, VirtualClock
 from edgespec.decode.autoregressive import autoregressive
 from edgespec.decode.policy import FixedLength, Heuristic, Plain
 from edgespec.decode.speculative import speculative
-from edgespec.drafters.ngram import NGram
 from edgespec.drafters.none import NoDrafter
-from edgespec.drafters.recycling import Recycling
-from edgespec.drafters.retrieval import Retrieval
 from edgespec.drafters.small_model import SmallModel
-from edgespec.drafters.text_pool import Pool
-from edgespec.errors import IncompatiblePair, SettingError
-from edgespec.protocols import Drafter
+from edgespec.errors import SettingError
 from edgespec.sampling_params import SamplingParams
 from edgespec.stats import Stats, check_identities
-from edgespec.types import Allowed, Draft, Logits, Step, Verdict
-from tests.policies import fixed, own_length
-
-VOCAB = 24
-TABLE = random_table(VOCAB, seed=3)
-PROMPT = [1, 2, 3, 1, 2]
-
-MODES = {
-    "greedy": SamplingParams(),
-    "penalty": SamplingParams(repetition_penalty=1.3, logit_bias={4: 2.0, 5: -50.0}),
-    "sampled": SamplingParams(temperature=0.8, seed=7),
-    "truncated": SamplingParams(temperature=1.2, top_k=9, top_p=0.9, min_p=0.02, seed=11),
-    "sampled-penalty": SamplingParams(temperature=1.0, repetition_penalty=1.5, seed=2),
-}
-
-
-class Junk(NoDrafter):
-    """Proposes nonsense, sometimes less than asked."""
-
-    name = "junk"
-
-    def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
-        return Draft(tuple((len(context) * 7 + i) % VOCAB for i in range(min(k, len(context) % 5))))
-
-
-class Trees(NoDrafter):
-    """A comb with side branches; the true continuation often hides in a side branch."""
-
-    name = "trees"
-
-    def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
-        if k < 3:
-            return Draft()
-        best = int(TABLE(tuple(context)).argmax())
-        after = int(TABLE((*context, best)).argmax())
-        return Draft(((best + 1) % VOCAB, best, after), tree=(0, 0, 2))
-
-
-def close_to(table_seed: int) -> FakeModel:
-    noise = random_table(VOCAB, seed=table_seed)
-    return FakeModel(lambda text: (TABLE(text) + 0.3 * noise(text)).astype(np.float32), VOCAB)
-
-
-def trimmed() -> SmallModel:
-    ids = np.array([0, 3, 4, 7, 9, 11, 20, 23], np.int32)
-    return SmallModel(FakeModel(lambda text: TABLE(text)[ids], len(ids)), VOCAB, id_map=ids, name="trimmed")
-
-
-def trimmed_on_both_sides() -> SmallModel:
-    """Reads by its own ids too; its last row stands for every token it has no id for."""
-    ids = np.array([0, 3, 4, 7, 9, 11, 20, -1], np.int32)
-    reads = np.full(VOCAB, 7)
-    reads[ids[:7]] = np.arange(7)
-    model = FakeModel(lambda text: TABLE(tuple(int(ids[token]) for token in text))[ids], len(ids))
-    return SmallModel(model, VOCAB, id_map=ids, reads=reads, name="trimmed on both sides")
-
-
-def padded() -> SmallModel:
-    wide = FakeModel(lambda text: np.concatenate([TABLE(text), np.full(8, 99.0, np.float32)]), VOCAB + 8)
-    return SmallModel(wide, VOCAB, blocked=(3,), name="padded")
+from edgespec.types import Allowed, Draft, Step, Verdict
+from tests.loop_cases import DRAFTERS, MODES, PROMPT, TABLE, VOCAB, Junk, arbiter, close_to, oracle, run, softmax
+from tests.policies import fixed
 
 
 class Wrong(NoDrafter):
@@ -114,71 +48,6 @@ def test_what_a_drafter_gets_wrong_is_an_error_of_its_name(draft: Draft, said: s
     policy = FixedLength(Wrong(draft), 4)
     with pytest.raises(SettingError, match=f"drafter none proposes what cannot be verified; {said}"):
         list(speculative(target, policy, [1, 2], SamplingParams(), stop=(), budget=8, stats=Stats()))
-
-
-DRAFTERS = {
-    "none": NoDrafter,
-    "junk": Junk,
-    "trees": Trees,
-    "ngram": NGram,
-    "equal": lambda: SmallModel(FakeModel(TABLE, VOCAB), VOCAB),
-    "close": lambda: SmallModel(close_to(5), VOCAB),
-    "opposite": lambda: SmallModel(FakeModel(lambda text: -TABLE(text), VOCAB), VOCAB),
-    "short-context": lambda: SmallModel(FakeModel(TABLE, VOCAB, capacity=20), VOCAB),
-    "trimmed": trimmed,
-    "trimmed on both sides": trimmed_on_both_sides,
-    "padded": padded,
-    "pool": lambda: Pool(32, shortest=2),
-    "recycling": lambda: Recycling(VOCAB),
-    "recycling tree": lambda: Recycling(VOCAB, width=3),
-    "retrieval": lambda: retrieval(),
-    "arbiter": lambda: arbiter(close_to(5)),
-    "arbiter with trees": lambda: arbiter(close_to(5), trees=True),
-    "arbiter with a useless model": lambda: arbiter(FakeModel(lambda text: -TABLE(text), VOCAB)),
-    "arbiter with look-ups": lambda: arbiter(
-        close_to(5), [retrieval(), NGram(), Pool(32, shortest=2), Recycling(VOCAB)]
-    ),
-    "arbiter with a table alone": lambda: arbiter(None, [Recycling(VOCAB, width=3)], trees=True),
-}
-
-
-def retrieval() -> Retrieval:
-    return Retrieval([oracle(MODES["greedy"]), oracle(MODES["sampled"])])
-
-
-def arbiter(model: FakeModel | None, free: Sequence[Drafter] | None = None, *, trees: bool = False) -> Arbiter:
-    times = ForwardTimes((1, 8), 0, 0, (1.0, 1.5), (1.0, 1.5))
-    free = [NGram(), Junk()] if free is None else free
-    if model is None:
-        return Arbiter(free, None, target_s=ForwardCost(times), trees=trees)
-    draft_s = ForwardCost(ForwardTimes((1,), 0, 0, (0.1,), (0.1,)))
-    small = SmallModel(model, VOCAB)
-    small.alternatives = trees
-    return Arbiter(free, small, target_s=ForwardCost(times), draft_s=draft_s, trees=trees)
-
-
-def oracle(params: SamplingParams, budget: int = 40, stop: Sequence[int] = ()) -> list[int]:
-    context = list(PROMPT)
-    for _ in autoregressive(FakeModel(TABLE, VOCAB), context, params, stop=stop, budget=budget):
-        pass
-    return context
-
-
-def run(
-    drafter: Drafter | Arbiter,
-    params: SamplingParams,
-    k: int | None,
-    *,
-    target: FakeModel | None = None,
-    budget: int = 40,
-    stop: Sequence[int] = (),
-) -> tuple[list[int], Stats, FakeModel]:
-    target = target or FakeModel(TABLE, VOCAB)
-    policy = own_length(drafter) if k is None else fixed(drafter, k)
-    context, stats = list(PROMPT), Stats(clock=target.clock)
-    for _ in speculative(target, policy, context, params, stop=stop, budget=budget, stats=stats):
-        pass
-    return context, stats, target
 
 
 @pytest.mark.parametrize("k", [0, 1, 2, 4, 8, None])
@@ -237,103 +106,12 @@ def test_the_progress_of_a_prefill_comes_to_its_end() -> None:
     assert seen == [(4, 4)]
 
 
-def test_by_rejection_a_fixed_length_does_not_depend_on_what_is_in_the_cache() -> None:
-    """A long one has its room in the first forward, too."""
-    drafter, params = DRAFTERS["equal"](), REJECTION["sampled"]
-    target = FakeModel(TABLE, VOCAB, leaves=64)
-    first, stats, _ = run(drafter, params, 62, target=target, budget=150)
-    again, _, _ = run(drafter, params, 62, target=target, budget=150)
-    assert first == again and stats.rounds[0].proposed == 62
-
-
 def test_a_perfect_draft_is_always_accepted_greedy_and_sampled() -> None:
     for mode in ("greedy", "sampled", "truncated", "sampled-penalty"):
         _, stats, target = run(DRAFTERS["equal"](), MODES[mode], 4)
         assert stats.acceptance_rate == 1.0
         assert stats.block_efficiency == 5.0
         assert target.widths[1:] == [5] * 8
-
-
-REJECTION = {
-    "sampled": SamplingParams(temperature=0.8, verification="rejection", seed=7),
-    "penalty": SamplingParams(temperature=1.1, top_p=0.9, repetition_penalty=1.5, verification="rejection", seed=2),
-}
-
-
-@pytest.mark.parametrize("mode", REJECTION)
-@pytest.mark.parametrize("name", DRAFTERS)
-def test_rejection_repeats_and_keeps_books_and_caches(name: str, mode: str) -> None:
-    """Which tokens come depends on the draft; a run with the same one is the same run."""
-    drafter, params = DRAFTERS[name](), REJECTION[mode]
-    for k in (0, 1, 4):
-        context, stats, target = run(drafter, params, k)
-        check_identities(stats.rounds)
-        assert stats.committed == len(context) - len(PROMPT)
-        assert list(target.cache.tokens) == context[:-1]
-        again, *_ = run(drafter, params, k, target=target)
-        assert again == context
-        if k == 0 or name in ("none", "junk", "trees", "ngram"):  # nothing was drawn, so nothing is rejected
-            assert context == oracle(params)
-
-
-class Remembering(Junk):
-    """Has something to say from its second text on."""
-
-    name = "remembering"
-    uses_history = True
-    texts = 0
-
-    def begin(self, context: Sequence[int], params: SamplingParams) -> None:
-        self.texts += 1
-
-    def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
-        return super().propose(context, k, allowed) if self.texts > 1 else Draft()
-
-
-def test_beside_a_model_rejection_does_not_depend_on_earlier_texts() -> None:
-    """Where it drafts, the model does not, and by rejection that would be another text."""
-    both = arbiter(close_to(5), [Remembering()])
-    first, second = (run(both, REJECTION["sampled"], 4) for _ in range(2))
-    assert first[0] == second[0]
-    assert set(second[1].by_drafter) == {"small_model"}
-    _, coupled, _ = run(both, MODES["sampled"], 4)
-    assert set(coupled.by_drafter) == {"remembering", "small_model"}
-    alone = arbiter(None, [Remembering()])
-    assert [set(run(alone, REJECTION["sampled"], 4)[1].by_drafter) for _ in range(2)] == [set(), {"remembering"}]
-
-
-def test_rejection_depends_on_the_draft_and_leaves_greedy_alone() -> None:
-    texts = {tuple(run(DRAFTERS[name](), REJECTION["sampled"], 4)[0]) for name in ("equal", "close", "trimmed")}
-    assert len(texts) == 3
-    greedy = SamplingParams(repetition_penalty=1.3, verification="rejection")
-    assert run(DRAFTERS["close"](), greedy, 4)[0] == oracle(greedy)
-
-
-def test_rejection_accepts_a_perfect_draft_always() -> None:
-    for params in REJECTION.values():
-        _, stats, _ = run(DRAFTERS["equal"](), params, 4)
-        assert stats.acceptance_rate == 1.0
-
-
-def test_a_draft_for_rejection_says_what_it_was_drawn_from() -> None:
-    """Target ids and the softmax over them; in a trimmed vocabulary, after a penalty, and nothing where all is
-    forbidden."""
-    drafter = trimmed_on_both_sides()
-    known = np.array([0, 3, 4, 7, 9, 11, 20])
-    logits = drafter.model.table((7, 7, 7, 7))[:7]  # type: ignore[attr-defined]
-    for bias in ({}, {3: 1.5, 6: 4.0}):
-        drafter.begin([1, 2, 1, 2], SamplingParams(temperature=0.5, verification="rejection", seed=1, logit_bias=bias))
-        draft = drafter.propose([1, 2, 1, 2], 1)
-        assert draft.kind == "sampled" and draft.tokens[0] in known
-        given = dict(zip(draft.probs[0].ids.tolist(), draft.probs[0].probs.tolist(), strict=True))
-        biased = logits + np.array([bias.get(int(token), 0.0) for token in known])
-        assert given == pytest.approx(dict(zip(known.tolist(), _softmax(biased / 0.5).tolist(), strict=True)))
-    forbidden = {int(token): -np.inf for token in known}
-    drafter.begin([1, 2, 1], SamplingParams(temperature=1, verification="rejection", seed=1, logit_bias=forbidden))
-    assert len(drafter.propose([1, 2, 1], 3)) == 0
-    drafter.begin([1, 2, 1], SamplingParams(temperature=1, seed=1))
-    coupled = drafter.propose([1, 2, 1], 3)
-    assert (len(coupled), coupled.kind, coupled.probs) == (3, "deterministic", ())
 
 
 def test_noise_is_shared_so_a_close_draft_agrees_more_often_than_chance_would_have_it() -> None:
@@ -345,36 +123,12 @@ def test_noise_is_shared_so_a_close_draft_agrees_more_often_than_chance_would_ha
     target, draft = FakeModel(TABLE, VOCAB), close_to(5)
     context, *_ = run(NoDrafter(), params, 0, target=target, budget=300)
     for end in range(len(PROMPT), len(context)):
-        p, q = (_softmax(m.table(tuple(context[:end]))) for m in (target, draft))
+        p, q = (softmax(m.table(tuple(context[:end]))) for m in (target, draft))
         agree.append(float((p * q).sum()))
         overlap.append(float(np.minimum(p, q).sum()))
     assert stats.acceptance_rate is not None
     assert stats.acceptance_rate > float(np.mean(agree)) + 0.1
     assert stats.acceptance_rate > float(np.mean(overlap)) - 0.1
-
-
-def test_a_runner_up_is_the_best_token_left_by_penalties_bias_and_constraint() -> None:
-    drafter, context = SmallModel(FakeModel(TABLE, VOCAB), VOCAB), [1, 2, 3]
-    drafter.alternatives = True
-    order = np.argsort(-TABLE(tuple(context))).tolist()
-    best, second, third = order[:3]
-    assert TABLE(tuple(context))[second] > 0
-
-    def runner_up(allowed: Allowed | None = None, text: Sequence[int] = context, **options: Any) -> int:
-        drafter.begin(text, SamplingParams(**options))
-        return drafter.propose(text, 1, allowed).alternatives[0][0]
-
-    assert runner_up() == second
-    assert runner_up(logit_bias={second: -np.inf}) == third
-    assert runner_up(logit_bias={best: -np.inf}) == third
-    assert runner_up(lambda drafted: np.arange(VOCAB) != second) == third
-    seen = [second, *context[1:]]  # the table reads the last two tokens only
-    assert runner_up(text=seen) == second != runner_up(text=seen, repetition_penalty=1000.0)
-
-
-def _softmax(logits: Logits) -> np.ndarray:
-    weights = np.exp(logits - logits.max())
-    return weights / weights.sum()
 
 
 def test_stop_token_and_budget_cut_before_anything_is_committed() -> None:
@@ -420,17 +174,6 @@ def test_the_text_goes_on_to_the_last_row_of_the_context() -> None:
 def test_drafting_never_reaches_past_what_budget_leaves() -> None:
     _, _, target = run(DRAFTERS["equal"](), MODES["greedy"], 8, budget=4)
     assert target.widths[1:] == [4]
-
-
-def test_a_drafter_catches_up_by_one_after_a_miss_and_by_two_after_a_full_accept() -> None:
-    for name, width in {"equal": 2, "opposite": 1}.items():
-        drafter = DRAFTERS[name]()
-        assert isinstance(drafter, SmallModel)
-        draft_model = drafter.model
-        assert isinstance(draft_model, FakeModel)
-        run(drafter, MODES["greedy"], 3, budget=20)
-        later = draft_model.widths[4:]  # after prefill and the first round
-        assert later[0::3] == [width] * len(later[0::3])
 
 
 def test_every_drafter_is_told_which_token_each_row_of_logits_follows() -> None:
@@ -483,27 +226,3 @@ def test_heuristic_follows_transformers_rule() -> None:
     assert [after(4, 4), after(6, 2), after(5, 5), after(0, 0)] == [6, 5, 7, 7]
     assert [after(7, 0) for _ in range(9)][-1] == 1
     assert len(policy.draft(PROMPT, 0)) == 0
-
-
-def test_a_draft_trimmed_on_both_sides_reads_its_own_ids_and_proposes_the_targets() -> None:
-    ids = np.array([5, 9, -1], np.int32)
-    reads = np.full(VOCAB, 2)
-    reads[[5, 9]] = 0, 1
-    model = FakeModel(lambda text: np.array([0, 1, 9] if text[-1] == 0 else [1, 0, 9], np.float32), 3)
-    drafter = SmallModel(model, VOCAB, id_map=ids, reads=reads)
-    for params in (SamplingParams(), SamplingParams(repetition_penalty=1.01), SamplingParams(temperature=0.01, seed=1)):
-        drafter.begin([7, 5, 9, 5], params)
-        assert drafter.propose([7, 5, 9, 5], 3).tokens == (9, 5, 9)
-    assert model.cache.tokens[:4] == [2, 0, 1, 0]
-
-
-def test_a_trimmed_draft_honours_blocked_ids_and_needs_one_to_propose() -> None:
-    ids = np.arange(16, 24, dtype=np.int32)
-    model = FakeModel(lambda text: np.arange(8, dtype=np.float32), 8)
-    drafter = SmallModel(model, VOCAB, id_map=ids, blocked=[23])
-    drafter.begin(PROMPT, SamplingParams())
-    assert drafter.propose(PROMPT, 3).tokens == (22, 22, 22)
-    with pytest.raises(IncompatiblePair, match="no token that it may propose"):
-        SmallModel(model, VOCAB, id_map=ids, blocked=ids.tolist())
-    with pytest.raises(IncompatiblePair, match="two logits for one token"):
-        SmallModel(model, VOCAB, id_map=np.array([1, 2, 1, -1, -1, 3, 4, 5], np.int32))
