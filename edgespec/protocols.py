@@ -58,6 +58,8 @@ class Capabilities:
     """branched drafts keep what ``numerics`` promises"""
     hidden: tuple[int, ...]
     """layers whose states a forward returns (see ``types.Hidden``)"""
+    min_width: int
+    """a forward of fewer tokens is padded to this many"""
     max_width: int
     """most tokens in one forward"""
     asynchronous: bool

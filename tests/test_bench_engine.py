@@ -109,7 +109,7 @@ def test_every_forward_of_a_run_is_seen(pipeline: Pipeline) -> None:
     assert len(calls) == seen
     with watched(models, lambda: False) as calls:
         pipeline.generate("Hello", max_new_tokens=2, num_draft_tokens=0)
-    least = pipeline.target.min_width  # type: ignore[attr-defined]
+    least = pipeline.target.capabilities.min_width
     assert [(c.model, c.width, c.wanted, c.trial) for c in calls] == [("target", least, least, False)] * 2  # padded
 
 
@@ -121,7 +121,7 @@ def test_bench_engine_prints_times_and_losses(loaded: Pipeline, monkeypatch: pyt
     figures = json.loads(result.stdout.splitlines()[-1])
     assert list(figures["forwards"]) == ["64"]
     at_64 = figures["forwards"]["64"]
-    assert at_64[str(loaded.target.min_width)]["ratio"] == 1.0  # type: ignore[attr-defined]
+    assert at_64[str(loaded.target.capabilities.min_width)]["ratio"] == 1.0
     assert {"32", "draft 1"} < at_64.keys() and all(found["ratio"] > 0 for found in at_64.values())
     rounds = figures["rounds"]
     assert set(rounds["lost"]) == {"host", "width_switch", "cache_refill", "other"} and 0 < rounds["lost"]["host"] < 1

@@ -47,7 +47,7 @@ def test_it_is_as_large_as_asked_for_and_the_same_function(
     if weights == "int8":  # no weight is stored for another one: all have to be read
         assert xml.with_suffix(".bin").stat().st_size > _parameters(xml)
     big = load_ir(xml, capacity=2048)
-    assert big.min_width == pipeline.target.min_width  # type: ignore[attr-defined]
+    assert big.min_width == pipeline.target.capabilities.min_width
     text = encode(pipeline, read()[0])[:64] * 2
     expected, logits = (_logits(model, text) for model in (pipeline.target, big))
     assert np.isfinite(logits).all() and np.array_equal(logits, expected)

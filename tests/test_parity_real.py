@@ -281,7 +281,7 @@ def test_a_plain_run_is_not_padded_to_the_width_of_drafted_ones(
     for k in (0, 1):
         rounds = pipeline.generate("Hello", max_new_tokens=8, num_draft_tokens=k, ignore_eos=True).stats.rounds
         widths[k] = {round_.width for round_ in rounds[1:]}  # the first one reads the prompt
-    assert widths == {0: {pipeline.target.min_width}, 1: {8}}  # type: ignore[attr-defined]
+    assert widths == {0: {pipeline.target.capabilities.min_width}, 1: {8}}
 
 
 def test_a_stream_that_was_overtaken_says_so(pipeline: Pipeline) -> None:

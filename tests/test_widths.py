@@ -63,7 +63,7 @@ def test_prompts_of_all_lengths_come_in_few_widths(
         pipeline.generate(prompt, max_new_tokens=2, ignore_eos=True)
     assert len(lengths) > 90
     assert len({rows for rows, _ in seen}) <= 28
-    assert {wanted for _, wanted in seen} <= {0, 1, pipeline.target.min_width}
+    assert {wanted for _, wanted in seen} <= {0, 1, pipeline.target.capabilities.min_width}
 
 
 PROMPTS, LATER = 50, 200

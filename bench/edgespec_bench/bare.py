@@ -6,23 +6,26 @@ The least Python that drives the graph: write the inputs, infer, argmax.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgespec.backends.engine_model import PaddedModel
 from edgespec.backends.openvino.graph import LOGITS_ROWS
 from edgespec.backends.openvino.paged import OpenVINOPagedModel, inputs_of
 from edgespec.backends.openvino.runtime import ov
+from edgespec.protocols import Model
+
+if TYPE_CHECKING:
+    from edgespec.backends.onnx.session import OnnxRuntimeModel
 
 BARE_ROWS = 1024
 
 
-def bare_loop(model: PaddedModel, width: int = 1, rows: int = BARE_ROWS, *, alone: bool = False) -> BareLoop:
+def bare_loop(model: Model, width: int = 1, rows: int = BARE_ROWS, *, alone: bool = False) -> BareLoop:
     """See ``BareLoop``; for this model's engine. alone: the attention gets no second row, whatever the numerics."""
-    if isinstance(model, OpenVINOPagedModel):
-        return _OnOpenVINO(model, width, rows)
-    return _OnONNXRuntime(model, width, rows, alone=alone)
+    return _ON_ENGINE[model.capabilities.backend](model, width, rows, alone=alone)
 
 
 class BareLoop(ABC):
@@ -52,7 +55,7 @@ class BareLoop(ABC):
 
 
 class _OnOpenVINO(BareLoop):
-    def __init__(self, model: OpenVINOPagedModel, width: int, rows: int) -> None:
+    def __init__(self, model: OpenVINOPagedModel, width: int, rows: int, *, alone: bool) -> None:
         super().__init__(width, rows)
         self._request = model.compiled.create_infer_request()
         per_block = model.cache.rows_per_block
@@ -87,12 +90,11 @@ class _OnOpenVINO(BareLoop):
 
 
 class _OnONNXRuntime(BareLoop):
-    def __init__(self, model: PaddedModel, width: int, rows: int, *, alone: bool) -> None:
-        from edgespec.backends.onnx.session import SPARE_ROWS, OnnxRuntimeModel
+    def __init__(self, model: OnnxRuntimeModel, width: int, rows: int, *, alone: bool) -> None:
+        from edgespec.backends.onnx.session import SPARE_ROWS
         from edgespec.backends.onnx.session import inputs_of as of_onnx_runtime
         from edgespec.backends.onnx.tables import RotaryTables
 
-        assert isinstance(model, OnnxRuntimeModel)
         super().__init__(width, rows)
         self._session, self._vocab_size = model.session, model.vocab_size
         self._least_attended = 1 if alone else model.least_attended
@@ -128,3 +130,7 @@ class _OnONNXRuntime(BareLoop):
         self._session.run_with_iobinding(self._binding)
         self.infer_s += perf_counter() - began
         return self._logits
+
+
+_ON_ENGINE: dict[str, Callable[..., BareLoop]] = {"openvino": _OnOpenVINO, "onnxruntime": _OnONNXRuntime}
+"""by ``Capabilities.backend``"""

@@ -13,14 +13,14 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-from edgespec.backends.engine_model import LONGEST_PAD, PaddedModel
+from edgespec.backends.engine_model import LONGEST_PAD
 from edgespec.bench.prompts import Prompt, encode, read, read_before
 from edgespec.bench.report import show, show_table
 from edgespec.decode.policy import Heuristic, Plain
 from edgespec.drafters.ngram import NGram
 from edgespec.errors import SettingError
 from edgespec.pipeline import Pipeline
-from edgespec.protocols import Policy
+from edgespec.protocols import Model, Policy
 from edgespec.stats import Stats
 from edgespec.types import Round
 from edgespec_bench.bare import BareLoop, bare_loop
@@ -33,7 +33,6 @@ CONTEXTS = (64, 512, 2048, 4096)
 def bench_engine(pipeline: Pipeline, *, new_tokens: int = 96, pairs: int = 3, per_category: int | None = None) -> None:
     """Print both tables. pairs: repetitions of each measurement. per_category: take that many prompts of each."""
     target = pipeline.target
-    assert isinstance(target, PaddedModel)
     prompts = read(per_category=per_category)
     room = target.cache.capacity - max(WIDTHS)
     contexts = [context for context in CONTEXTS if context <= room]
@@ -42,16 +41,15 @@ def bench_engine(pipeline: Pipeline, *, new_tokens: int = 96, pairs: int = 3, pe
         raise SettingError(
             "context too short to measure", got=target.cache.capacity, allowed=max(CONTEXTS[0], needed) + max(WIDTHS)
         )
-    models = {"target": target}
+    models: dict[str, Model] = {"target": target}
     if pipeline.draft_model is not None:
-        assert isinstance(pipeline.draft_model, PaddedModel)
         models["draft"] = pipeline.draft_model
     rows = max([*contexts, needed]) + max(*WIDTHS, LONGEST_PAD)
     bare = {
         name: bare_loop(model, rows=min(rows, model.cache.capacity + LONGEST_PAD)) for name, model in models.items()
     }
     forwards = _forwards(target, bare, contexts, pairs)
-    crops = {str(context): _crop_us(target, context) for context in contexts}
+    crops = {str(context): _crop_us(target.cache, context) for context in contexts}
     rounds = _Loss(pipeline, models, bare).run(prompts, new_tokens, pairs)
     show(
         f"engine, {pipeline.drafter.name} drafts",
@@ -72,10 +70,10 @@ def bench_engine(pipeline: Pipeline, *, new_tokens: int = 96, pairs: int = 3, pe
 
 
 def _forwards(
-    target: PaddedModel, bare: dict[str, BareLoop], contexts: Sequence[int], turns: int
+    target: Model, bare: dict[str, BareLoop], contexts: Sequence[int], turns: int
 ) -> dict[str, dict[str, dict[str, float]]]:
     """By context and what was run: milliseconds, and the ratio to a forward of the target's narrowest width."""
-    least = target.min_width
+    least = target.capabilities.min_width
     kinds = [("target", width) for width in WIDTHS] + [("draft", 1)] * ("draft" in bare)
     found: dict[str, dict[str, dict[str, float]]] = {}
     rows = []
@@ -110,24 +108,24 @@ def _steady_s(loop: BareLoop, width: int, context: int) -> float:
     return loop.infer_s - before
 
 
-def _crop_us(target: PaddedModel, context: int) -> float:
-    """Of books only: nothing was computed for these rows, so they are forgotten afterwards."""
+def _crop_us(cache: Any, context: int) -> float:
+    """Of books only: no forward computed these rows, so they are forgotten afterwards. cache: of an engine."""
     crops = []
-    target.cache.reset()
-    target.cache.append([0] * context)
+    cache.reset()
+    cache.append([0] * context)
     for _ in range(200):
-        target.cache.append([0] * 4)
+        cache.append([0] * 4)
         began = perf_counter()
-        target.cache.crop(context)
+        cache.crop(context)
         crops.append(1e6 * (perf_counter() - began))
-    target.cache.reset()
+    cache.reset()
     return median(crops)
 
 
 class _Loss:
     """Plain and speculative runs in turns, and the forwards of both again."""
 
-    def __init__(self, pipeline: Pipeline, models: dict[str, PaddedModel], bare: dict[str, BareLoop]) -> None:
+    def __init__(self, pipeline: Pipeline, models: dict[str, Model], bare: dict[str, BareLoop]) -> None:
         self._pipeline = pipeline
         self._models, self._bare = models, bare
         self._policy: Policy | None = Heuristic(NGram()) if pipeline.drafter.name == "none" else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from statistics import median
 
-from edgespec.backends.engine_model import PaddedModel
 from edgespec.bench.prompts import read_before
 from edgespec.bench.report import paired_ratio, show
 from edgespec.decode.policy import Heuristic, Plain
@@ -21,11 +20,10 @@ PROMPT = "Write a Python function that merges two sorted lists, then explain eve
 def bench_loop(pipeline: Pipeline, *, new_tokens: int = 128, pairs: int = 7) -> None:
     """Interleaved: bare loop of the same width, ours, bare loop of one row alone, each ``pairs`` times."""
     target = pipeline.target
-    assert isinstance(target, PaddedModel)
     template = pipeline.template
     text = template.render([{"role": "user", "content": PROMPT}]) if template else PROMPT
     prompt = pipeline.tokenizer.encode(text)
-    width = target.min_width
+    width = target.capabilities.min_width
     longest = min(BARE_ROWS, target.cache.capacity) - len(prompt)
     if new_tokens > longest:
         raise SettingError(

@@ -20,7 +20,7 @@ PROMPT_TOKENS, SCORED = 300, 64
 def bench_exactness(pipeline: Pipeline) -> None:
     """Largest difference of any logit to the run in windows of 8: by width, by prefill chunk, after rejected junk."""
     target = pipeline.target
-    least, widest = getattr(target, "min_width", 1), min(target.capabilities.max_width, 64)
+    least, widest = target.capabilities.min_width, min(target.capabilities.max_width, 64)
     text = pipeline.tokenizer.encode(_TEXT, raw=True)
     while len(text) < PROMPT_TOKENS + SCORED:
         text += text

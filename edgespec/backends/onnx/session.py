@@ -124,6 +124,7 @@ class SessionModel(PaddedModel):
         return Capabilities(
             tree=False,
             hidden=(),
+            min_width=self.min_width,
             max_width=self.max_width,
             asynchronous=True,
             numerics=self.numerics,

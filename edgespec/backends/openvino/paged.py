@@ -69,6 +69,7 @@ class OpenVINOPagedModel(PaddedModel):
             # A row with gaps before it in its window sums in another order: 1e-3 off, so not exact.
             tree=self.cache.rows_can_move and self.numerics != "exact",
             hidden=self._layers,
+            min_width=self.min_width,
             max_width=self.max_width,
             asynchronous=True,
             numerics=self.numerics,
