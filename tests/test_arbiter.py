@@ -60,7 +60,7 @@ def test_a_draft_whose_context_is_full_takes_no_time_and_teaches_nothing_about_i
     assert arbiter.draft_s is not None and arbiter.draft_s.seconds(1, 0) == pytest.approx(0.1)
 
 
-def test_contenders_share_no_costs() -> None:
+def test_drafters_alone_share_no_costs() -> None:
     """What one of them learns while the machine is slow is not known to the next."""
     world = World(mixed_with_noise(0.3), 0.1)
     whole = world.arbiter()

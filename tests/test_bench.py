@@ -30,12 +30,12 @@ def test_bench_drafters_compares_everyone_on_the_same_text(tmp_path: Path) -> No
     )
     assert result.exit_code == 0, result.output
     figures = json.loads(result.stdout.splitlines()[-1])
-    contenders = figures["categories"]["code"]
-    assert set(contenders) == {"none", "fastdraft", "ngram", "recycling", "auto", "k = 2"}
+    policies = figures["categories"]["code"]
+    assert set(policies) == {"none", "fastdraft", "ngram", "recycling", "auto", "k = 2"}
     assert set(figures["same_tokens"].values()) == {"1 of 1"}
-    assert contenders["none"]["block_efficiency"] == 1.0 and contenders["none"]["ratio_to_plain"] == 1.0
-    assert contenders["k = 2"]["acceptance_rate"] > 0
-    assert figures["categories"]["all"]["auto"] == contenders["auto"]
+    assert policies["none"]["block_efficiency"] == 1.0 and policies["none"]["ratio_to_plain"] == 1.0
+    assert policies["k = 2"]["acceptance_rate"] > 0
+    assert figures["categories"]["all"]["auto"] == policies["auto"]
 
 
 def test_a_fixed_length_beside_the_lengths_to_compare_is_refused() -> None:

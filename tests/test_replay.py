@@ -94,7 +94,7 @@ def test_a_replay_is_the_same_every_time_and_trouble_is_the_seeds() -> None:
 def test_a_slow_stretch_lies_at_the_same_places_whoever_drafts() -> None:
     """40 tokens of each 80 take twice as long, so all of a text of 120 take 4/3."""
     for name in (PLAIN, "model"):
-        quiet = Player(recording()).play(Player(recording()).contender(PLAIN)[0])["code"]
+        quiet = Player(recording()).play(Player(recording()).policies(PLAIN)[0])["code"]
         slow = Player(recording(), Trouble(slow=True)).play(Plain())["code"]
         assert slow == pytest.approx(quiet * 3 / 4, rel=0.01), name
 
@@ -118,7 +118,7 @@ def test_a_useless_draft_is_soon_left_out_and_stays_out(step: float) -> None:
     texts = 6
     useless = recording(right=False, texts=texts, draft=ForwardTimes((1, 4), 64, 512, (step, step), (step, step)))
     player = Player(useless)
-    arbiter = player.contender(AUTO)[0]
+    arbiter = player.policies(AUTO)[0]
     lost = []
     for number, each in enumerate(useless.texts):
         stats = player._run(arbiter, each)

@@ -23,7 +23,7 @@ PLAIN, AUTO = "none", "auto"
 
 @dataclass
 class _Runs:
-    """What one contender did on the prompts of one category."""
+    """What one policy did on the prompts of one category."""
 
     rounds: list[Round] = field(default_factory=list)
     seconds: float = 0.0
@@ -55,26 +55,26 @@ def bench_drafters(
     alone: bool,
     sampling: SamplingParams,
 ) -> None:
-    """Print a line for each category and contender.
+    """Print a line for each category and policy.
 
     context: tokens to put before each prompt. lengths: fixed k. alone: each drafter alone, too.
     """
     if not sampling.greedy:
-        sampling = sampling.seeded(0)  # one seed for all contenders, or their texts could not be compared
+        sampling = sampling.seeded(0)  # one seed for all policies, or their texts could not be compared
     auto = pipeline.arbiter
     if auto is None:
         raise SettingError("nothing to compare: no drafter", hint="leave --draft out, or name one")
-    contenders: dict[str, Policy] = {PLAIN: Plain()}
+    policies: dict[str, Policy] = {PLAIN: Plain()}
     if alone and len(auto.drafters) > 1:
         names = [name for name in auto.drafters if name != Pool.name]  # which is empty in each turn
-        contenders |= {name: auto.only(name) for name in names}
-    contenders |= {AUTO: auto} | {f"k = {k}": pipeline.fixed_length(k) for k in lengths}
-    found: dict[str, dict[str, _Runs]] = defaultdict(lambda: {name: _Runs() for name in contenders})
+        policies |= {name: auto.only(name) for name in names}
+    policies |= {AUTO: auto} | {f"k = {k}": pipeline.fixed_length(k) for k in lengths}
+    found: dict[str, dict[str, _Runs]] = defaultdict(lambda: {name: _Runs() for name in policies})
     for number, prompt in enumerate(prompts):
         ids = behind(pipeline, prompt, context)
-        each_s: dict[str, list[float]] = {name: [] for name in contenders}
+        each_s: dict[str, list[float]] = {name: [] for name in policies}
         for pair in range(pairs):
-            order = list(contenders)
+            order = list(policies)
             turn = (number + pair) % len(order)
             texts = {}
             for name in order[turn:] + order[:turn]:
@@ -82,28 +82,28 @@ def bench_drafters(
                     read_before(pipeline, ids),
                     max_new_tokens=new_tokens,
                     sampling=sampling,
-                    policy=contenders[name],
+                    policy=policies[name],
                 )
                 texts[name] = run.token_ids
                 each_s[name].append(run.stats.decode_s / run.stats.decoded)
                 runs = found[prompt.category][name]
                 runs.rounds += run.stats.rounds
                 runs.seconds += run.stats.decode_s
-            for name in contenders:
+            for name in policies:
                 found[prompt.category][name].same += texts[name] == texts[PLAIN]
-        for name in contenders:
+        for name in policies:
             ratios = [plain / own for plain, own in zip(each_s[PLAIN], each_s[name], strict=True)]
             found[prompt.category][name].ratios.append(median(ratios))
         print(f"\r{number + 1} of {len(prompts)} prompts", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
-    found["all"] = {name: _merged([runs[name] for runs in found.values()]) for name in contenders}
+    found["all"] = {name: _merged([runs[name] for runs in found.values()]) for name in policies}
     rows = [
         (category, name, *runs[name].figures.values(), _shares(runs[name].rounds))
         for category, runs in found.items()
-        for name in contenders
+        for name in policies
     ]
     total = len(prompts) * pairs
-    same = {name: f"{found['all'][name].same} of {total}" for name in contenders}
+    same = {name: f"{found['all'][name].same} of {total}" for name in policies}
     columns = [
         "prompts",
         "drafter",

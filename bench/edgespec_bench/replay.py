@@ -98,7 +98,7 @@ class Player:
             fresh[draft.name] = lambda: draft
         return {name: [FixedLength(make(), k, self._target_s()) for k in _LENGTHS] for name, make in fresh.items()}
 
-    def contender(self, name: str) -> list[Policy]:
+    def policies(self, name: str) -> list[Policy]:
         """What goes by this name."""
         if name == AUTO:
             return [self.arbiter([NGram(), Pool()])]
@@ -193,17 +193,17 @@ def _misread(times: ForwardTimes, wrong: float, random_: random.Random) -> Forwa
 
 
 Speeds = dict[str, dict[str, float]]
-"""category -> contender -> tokens a second"""
+"""category -> policy -> tokens a second"""
 
 
 def compare(recording: Recording, trouble: Trouble = QUIET, *, seeds: int = 1) -> Speeds:
-    """All contenders, in the mean of some seeds; of fixed lengths the best one of each category."""
+    """All policies, in the mean of some seeds; of fixed lengths the best one of each category."""
     found: Speeds = defaultdict(lambda: defaultdict(float))
     for seed in range(seeds):
         for name in [PLAIN, AUTO, *Player(recording).alone()]:
             player = Player(recording, trouble, seed)
             best: dict[str, float] = defaultdict(float)
-            for policy in player.contender(name):
+            for policy in player.policies(name):
                 for category, speed in player.play(policy).items():
                     best[category] = max(best[category], speed)
             for category, speed in best.items():
@@ -217,7 +217,7 @@ def gain(speeds: Mapping[str, float]) -> float:
 
 
 def bench_replay(recording: Recording, trouble: Trouble, *, seeds: int) -> None:
-    """Print a line for each category: speed-ups by contender, and auto by the best of the others."""
+    """Print a line for each category: speed-ups by policy, and auto by the best of the others."""
     found = compare(recording, trouble, seeds=seeds)
     names = list(found[FIRST])
     ratios = {
