@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from edgespec.pipeline import Pipeline
     from edgespec.sampling_params import SamplingParams
 
-_HOMES = {
+_MODULES = {  # of each public name
     "EdgespecError": "edgespec.errors",
     "Generation": "edgespec.generation",
     "Pipeline": "edgespec.pipeline",
@@ -33,8 +33,8 @@ if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
         """Import a public name on first use, so that ``import edgespec`` costs nothing (PEP 562)."""
-        if name not in _HOMES:
+        if name not in _MODULES:
             raise AttributeError(f"module 'edgespec' has no attribute {name!r}")
         from importlib import import_module
 
-        return getattr(import_module(_HOMES[name]), name)
+        return getattr(import_module(_MODULES[name]), name)

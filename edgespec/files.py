@@ -112,14 +112,14 @@ def stamp_of(path: Path) -> Stamp:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
-def _place() -> Path:
+def _hashes_file() -> Path:
     return cache.cache_dir() / "hashes.json"
 
 
 def _remembered() -> _Remembered:
     """The list of hashes; empty if the file is missing or makes no sense."""
     try:
-        return msgspec.json.decode(read_bytes(_place()), type=_Remembered)
+        return msgspec.json.decode(read_bytes(_hashes_file()), type=_Remembered)
     except (OSError, ValueError, RecursionError):
         return {}
 
@@ -128,7 +128,7 @@ def _remember(name: str, entry: tuple[int, int, int, int, str]) -> None:
     with _writing, suppress(OSError):  # a read-only cache only means that the file is read again
         others = {key: value for key, value in _remembered().items() if key != name and os.path.exists(key)}  # noqa: PTH110
         kept = [*others.items(), (name, entry)][-_MOST_REMEMBERED:]
-        place = _place()
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(place) as out:
+        file = _hashes_file()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(file) as out:
             out.write(msgspec.json.encode(dict(kept)))

@@ -1,4 +1,8 @@
-"""Several drafters as one, without measured costs: lookups in order of trust, then a draft model."""
+"""Several drafters as one: the first that finds a draft drafts. For a fixed k, where no costs are measured.
+
+Lookups are asked first, in order of trust, since they cost no forward. The draft model is asked last. With measured
+costs, the arbiter decides instead (``adaptive.arbiter``).
+"""
 
 from __future__ import annotations
 

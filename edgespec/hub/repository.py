@@ -52,7 +52,7 @@ class Fetched(Strict, frozen=True, kw_only=True):
 
 
 def recorded(source: HubSource, file: str | None) -> Fetched | None:
-    return _read(_place(source, file))
+    return _read(_record_file(source, file))
 
 
 def all_recorded() -> Iterator[Fetched]:
@@ -63,7 +63,7 @@ def all_recorded() -> Iterator[Fetched]:
 
 def record(fetched: Fetched) -> None:
     with cache.locked():
-        _place(fetched.source, fetched.file).write_bytes(msgspec.json.encode(fetched))
+        _record_file(fetched.source, fetched.file).write_bytes(msgspec.json.encode(fetched))
 
 
 def download(
@@ -245,7 +245,7 @@ def _explained(source: HubSource, error: Exception) -> SourceError:
     return SourceError(f"{what}: {reason}", hint="check the network and free disk space, then run the command again")
 
 
-def _place(source: HubSource, file: str | None) -> Path:
+def _record_file(source: HubSource, file: str | None) -> Path:
     key = hashlib.sha256("\n".join((source.repo, source.revision, file or "")).encode()).hexdigest()
     return cache.cache_dir() / "hub" / f"{key[:32]}.json"
 

@@ -1,4 +1,8 @@
-"""The devices of this machine. The user chooses one (``--device``, CPU by default); ``require_device`` checks it."""
+"""What OpenVINO finds on this machine: its devices, with advice for each (``edgespec doctor`` prints them).
+
+The user chooses a device with ``--device`` (CPU by default), and ``require_device`` checks that it is here. Nothing is
+chosen by itself. ``machine`` describes the whole machine, for reports of measurements.
+"""
 
 from __future__ import annotations
 
@@ -71,6 +75,7 @@ def _text(value: Any) -> str | None:
 
 
 def machine() -> dict[str, Any]:
+    """CPU, cores, system and versions, as they stand in a report."""
     import os
     import platform
 

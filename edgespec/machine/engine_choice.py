@@ -57,7 +57,7 @@ def of_ready(graph: Path, asked: str | None, device: str) -> Backend:
 def faster(xml: Path, numerics: Numerics | None, compare: Callable[[], Comparison]) -> Backend:
     """The result of ``compare`` on this machine, found once for these weights, engines and numerics. OpenVINO if in
     doubt."""
-    file = engine_comparison.place(_key(xml, numerics))
+    file = engine_comparison.file_of(_key(xml, numerics))
     if xml.with_suffix(".bin").stat().st_size > _LARGEST_BYTES:
         return "openvino"
     try:

@@ -67,9 +67,9 @@ class Comparison:
         return f"{times} expected for {_PROMPT} tokens of prompt and {_ANSWER} of answer{beside}"
 
 
-def place(key: str) -> Path:
+def file_of(key: str) -> Path:
     """The file that stores a result. key: of weights, engines and numerics."""
-    return measurement_store.place("engines", key)
+    return measurement_store.file_of("engines", key)
 
 
 def remembered(file: Path) -> Comparison | None:
@@ -83,7 +83,7 @@ def remembered(file: Path) -> Comparison | None:
 def last(model: str, numerics: Numerics) -> Comparison | None:
     """The newest stored result for a model of this name, with any versions of the engines."""
     found: list[tuple[float, Comparison]] = []
-    for file in place("*").parent.glob(place("*").name):
+    for file in file_of("*").parent.glob(file_of("*").name):
         record = measurement_store.read(file, Comparison)
         if record is not None and (record.model, record.numerics) == (model, numerics):
             found.append((file.stat().st_mtime, record))

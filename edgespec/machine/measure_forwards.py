@@ -1,6 +1,8 @@
-"""Where costs are measured: the time of forwards on this machine, and the widths at which they are exact.
+"""Costs of forwards on this machine: measured at the first load of a model, read from the store at any later one.
 
-Each is measured once and stored. The stopwatch itself is ``adaptive.calibration.measure``.
+There are two measurements of a model: what its forwards cost (``forward_times``), and the widths at which they are
+exact (``exact_widths``). This module decides whether a stored one still holds. ``adaptive.calibration.measure`` has the
+stopwatch, and ``measurement_store`` has the files.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ class Calibration:
 
 def exact_widths(model: PaddedModel, say: Callable[[str], None]) -> ExactWidths:
     """The widths at which a model is exact. It must run unpadded (see ``find_exact_widths``)."""
-    file = measurement_store.place(f"exact_widths-{cache.VERSIONS['exact_widths']}", model.fingerprint)
+    file = measurement_store.file_of(f"exact_widths-{cache.VERSIONS['exact_widths']}", model.fingerprint)
 
     def known() -> ExactWidths | None:
         found = measurement_store.read(file, ExactWidths)
@@ -66,7 +68,7 @@ def forward_times(
     of_target = f"-{target.numerics}-{target.fingerprint}" if target else ""
     version = cache.VERSIONS["forward_times"]
     kind = f"forward_times-{version}-{model.numerics}-{model.min_width}-{model.max_width}{of_target}"
-    file = measurement_store.place(kind, model.fingerprint)
+    file = measurement_store.file_of(kind, model.fingerprint)
 
     def known() -> Calibration | None:
         found = measurement_store.read(file, Calibration)

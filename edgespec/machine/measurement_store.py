@@ -21,7 +21,7 @@ from edgespec.own_files import replacing
 T = TypeVar("T")
 
 
-def place(kind: str, key: str) -> Path:
+def file_of(kind: str, key: str) -> Path:
     """The file of a measurement. key: a fingerprint of all that the measurement depends on."""
     return cache.cache_dir() / "measured" / f"{kind}-{key}.json"
 
