@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from edgespec.errors import SettingError
@@ -64,6 +64,7 @@ class Generation:
             "forced": stats.forced,
             "acceptance_rate": stats.acceptance_rate,
             "block_efficiency": stats.block_efficiency,
+            "idle_row": asdict(stats.idle_row) if stats.idle_row else None,
             "rounds_by_drafter": {name: len(rounds) for name, rounds in stats.by_drafter.items()},
             "undrafted": dict(stats.reasons),
             "verification": self.verification,

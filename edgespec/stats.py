@@ -13,19 +13,35 @@ from edgespec.types import Round
 Clock = Callable[[], float]
 
 
+@dataclass(frozen=True, slots=True)
+class IdleRow:
+    """What the rows earned that a plain step is padded with: to verify a guess in them costs no time.
+
+    forwards: those that decode only, drafted, and were no wider than a plain step. accepted: tokens of their drafts
+        that the target agreed with. share: of all forwards that decode only, those in which it agreed. tok_per_s: what
+        these drafts add to the speed of decoding, the time to draft them taken off.
+    """
+
+    forwards: int
+    accepted: int
+    share: float
+    tok_per_s: float
+
+
 @dataclass(slots=True)
 class Stats:
     """The counts and times of one generation, written by the loop.
 
     prompt_tokens, reused_tokens: prompt length, and how much of it the cache still held.
     prefill_s: time until the prompt was in the cache. Its last token, or a deferred end, is left to the first forward.
-    rounds: one entry per target forward.
+    rounds: one entry per target forward. plain_width: rows of a forward of one token, padding included.
     """
 
     prompt_tokens: int = 0
     reused_tokens: int = 0
     prefill_s: float = 0.0
     rounds: list[Round] = field(default_factory=list)
+    plain_width: int = 1
     clock: Clock = perf_counter
 
     @property
@@ -82,6 +98,25 @@ class Stats:
     def decoded(self) -> int:
         """Tokens of the rounds that only decode."""
         return sum(r.committed for r in self.decoding)
+
+    @property
+    def idle_row(self) -> IdleRow | None:
+        """None if a plain step has no row to spare, or nothing was decoded.
+
+        >>> wide = Round("ngram", 3, 3, 3, 4, 0.0, 1.0, 0.0, width=4)
+        >>> hit, miss = (Round("table", 1, 1, n, 1 + n, 0.0, 1.0, 0.0, width=2) for n in (1, 0))
+        >>> Stats(rounds=[hit, miss, wide, hit], plain_width=2).idle_row
+        IdleRow(forwards=3, accepted=2, share=0.5, tok_per_s=0.5)
+        """
+        rounds = self.decoding
+        if self.plain_width < 2 or not rounds:
+            return None
+        drafted = [r for r in rounds if r.evaluated and r.width <= self.plain_width]
+        accepted = sum(r.accepted for r in drafted)
+        share = sum(r.accepted > 0 for r in drafted) / len(rounds)
+        without_s = self.decode_s - sum(r.draft_s for r in drafted)
+        gain = self.decoded / self.decode_s - (self.decoded - accepted) / without_s if without_s > 0 else 0.0
+        return IdleRow(len(drafted), accepted, share, gain)
 
     @property
     def gaps_s(self) -> list[float]:

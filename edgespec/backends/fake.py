@@ -60,6 +60,7 @@ class FakeModel:
         *,
         capacity: int = 512,
         tree: bool = True,
+        min_width: int = 1,
         max_width: int = 64,
         forward_s: Callable[[int], float] = lambda width: 1.0,
         clock: VirtualClock | None = None,
@@ -79,6 +80,7 @@ class FakeModel:
             compute_precision="f32",
             device="fake",
             backend="fake",
+            min_width=min_width,
         )
         self.clock = clock or VirtualClock()
         self.leaves = leaves
@@ -144,7 +146,7 @@ class FakeModel:
             seen.append((*above, token))
         rows = seen[len(seen) - (len(seen) if num_logits is None else num_logits) :]
         logits = np.array([self.table(text) for text in rows], np.float32).reshape(len(rows), self.vocab_size)
-        width = max(width, len(tokens))
+        width = max(width, len(tokens), self.capabilities.min_width)
         assert width <= len(tokens) + _LONGEST_PAD
         self.cache.physical[begin + len(tokens) : begin + width] = [-1] * (width - len(tokens))
         self.widths.append(width)

@@ -34,6 +34,12 @@ def _lines(stats: Stats, plain_s: float | None) -> Iterator[str]:
         yield f"Without drafting a token is expected to take {_ms(plain_s)}: this was {verdict}{little}."
     for name, rounds in sorted(stats.by_drafter.items(), key=lambda item: -len(item[1])):
         yield _drafter(name, rounds, len(stats.rounds))
+    if (idle := stats.idle_row) is not None:
+        yield (
+            f"A plain step has {_count(stats.plain_width, 'row')} here. What is idle of them carried a guess in "
+            f"{_count(idle.forwards, 'forward')}: {_count(idle.accepted, 'token')} accepted, in {idle.share:.0%} of "
+            f"all forwards, which adds {idle.tok_per_s:.1f} tokens a second."
+        )
     if stats.reasons:
         reasons = ", ".join(f"{reason} ({times})" for reason, times in stats.reasons.most_common())
         yield f"{_count(stats.reasons.total(), 'round')} without a draft: {reasons}."

@@ -38,7 +38,7 @@ def speculative(
     constraint: says which tokens may be written. Each generation needs a new one.
     """
     clock, began = stats.clock, stats.clock()
-    stats.prompt_tokens = len(context)
+    stats.prompt_tokens, stats.plain_width = len(context), target.capabilities.min_width
     reserve = 1 + policy.longest
     stats.reused_tokens = target.prefill(context[:-1], reserve=reserve, progress=progress, observe=policy.observe)
     policy.begin(context, params)
