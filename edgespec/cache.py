@@ -28,9 +28,10 @@ VERSIONS = {
     "onnx_form": 9,
     "exact_widths": 5,
     "forward_times": 6,
+    "engines": 2,
 }
 """Part of the keys of cached results. Raise a version when a change of ours makes its cached results wrong: the same
-file gives another IR, the same IR another graph or refusal, or the same machine other widths or times"""
+file gives another IR, the same IR another graph or refusal, or the same machine other widths, times or engine"""
 
 
 def cache_dir() -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from functools import reduce
+from functools import partial, reduce
 from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -25,6 +25,8 @@ from edgespec.drafters.retrieval_folder import read_folder, require_folder
 from edgespec.drafters.small_model import SmallModel
 from edgespec.drafters.text_pool import Pool
 from edgespec.drafters.vocabulary_map import input_map, read_id_map
+from edgespec.engine_trial import PROMPT, Trial
+from edgespec.engine_trial import ROWS_NEEDED as TRIAL_ROWS
 from edgespec.errors import NoSuchModel, SettingError
 from edgespec.hub import catalog
 from edgespec.hub.resolve import FORMS, model_path, resolve
@@ -148,7 +150,9 @@ def _models(
     if layers and options.backend == "onnxruntime":
         raise SettingError("hidden states come from OpenVINO only: backend", got=options.backend, allowed="openvino")
     device, draft_device = options.device, options.draft_device or options.device
-    engine = machine.backend(pair, device, options.numerics, "openvino" if layers else options.backend)
+    auto = _auto(pair, draft, other, options)
+    asked = "openvino" if layers else options.backend
+    engine = machine.backend(pair, device, options.numerics, asked, partial(_trial, machine, pair, *auto))
     draft_engine: Backend = engine if draft_device == "CPU" else "openvino"
     with ThreadPoolExecutor(1) as beside:  # two models compile, each mostly on one thread
         drafting = beside.submit(_drafters, machine, pair, draft, other, draft_device, draft_engine)
@@ -156,6 +160,30 @@ def _models(
             pair, pair.manifest.target, device, backend=engine, numerics=options.numerics, layers=layers
         )
         return target, *drafting.result()
+
+
+def _auto(
+    pair: Bundle, draft: str | None, other: Bundle | None, options: LoadOptions
+) -> tuple[str | None, Bundle | None]:
+    """What ``auto`` drafts with, whatever this load does: a target has one engine, so that its texts do not depend on
+    the draft. A model that would have to be fetched for this only is left out."""
+    if options.draft is None:
+        return draft, other
+    fetched = any(entry.model is not None and entry.model.source is not None for entry in pair.manifest.drafters)
+    return (NGram.name if fetched else None), None
+
+
+def _trial(
+    machine: Machine, pair: Bundle, draft: str | None, other: Bundle | None, target: PaddedModel, engine: Backend
+) -> Trial:
+    """A target with the drafters of ``auto``, to compare engines by."""
+    machine = Machine(TRIAL_ROWS, machine.progress, machine.accept_licence)
+    lookups, model = _drafters(machine, pair, draft, other, "CPU", engine)
+    if model:
+        model.alternatives = target.capabilities.tree
+    lookups.append(_recycling(pair, target, remember=False))
+    prompt = _tokenizer(pair).encode(PROMPT, raw=True)
+    return Trial(target, lookups, model, prompt, least=target.min_width, step=target.width_step)
 
 
 def drafter_name(ref: str) -> str:

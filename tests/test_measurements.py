@@ -31,7 +31,13 @@ TIMES: dict[str, Any] = {
     "cache_refill_s": 0.0,
     "prefill_s_per_token": 0.0004,
 }
-ENGINES: dict[str, Any] = {"model": "tiny", "numerics": "exact", "seconds": {"openvino": 3.0, "onnxruntime": 2.0}}
+PACE = {"read_s": 0.01, "write_s": 0.03, "load_s": 1.0}
+ENGINES: dict[str, Any] = {
+    "model": "tiny",
+    "numerics": "exact",
+    "paces": {"openvino": PACE, "onnxruntime": PACE | {"write_s": 0.02}},
+    "noise": 0.01,
+}
 NONSENSE: list[tuple[type, dict[str, Any]]] = [
     (ExactWidths, {"least": -5}), (ExactWidths, {"least": 10**6}), (ExactWidths, {"most": 0}),
     (ExactWidths, {"step": 3}), (ExactWidths, {"step": 2}), (ExactWidths, {"step": 0}),
@@ -42,9 +48,9 @@ NONSENSE: list[tuple[type, dict[str, Any]]] = [
     (ForwardTimes, {"width_switch_s": -0.1}), (ForwardTimes, {"prefill_s_per_token": 1e999}),
     (ForwardTimes, {"at_short_s": "soon"}), (ForwardTimes, {"width_step": 2}), (ForwardTimes, {"width_step": 0}),
     (Calibration, {"other_cores": -1.0}), (Calibration, {"times": {}}), (Calibration, {"other_cores": 1e999}),
-    (Comparison, {"seconds": {}}), (Comparison, {"seconds": {"onnxruntime": 2.0}}),
-    (Comparison, {"seconds": {"openvino": 0.0, "onnxruntime": 2.0}}), (Comparison, {"others": -1.0}),
-    (Comparison, {"seconds": {"openvino": 3.0, "torch": 2.0}}), (Comparison, {"seconds": {"openvino": -3.0}}),
+    (Comparison, {"paces": {"onnxruntime": PACE}}), (Comparison, {"paces": {"openvino": PACE, "torch": PACE}}),
+    (Comparison, {"paces": {"openvino": PACE, "onnxruntime": PACE | {"write_s": 0.0}}}), (Comparison, {"others": -1.0}),
+    (Comparison, {"paces": {"openvino": PACE, "onnxruntime": PACE | {"load_s": 1e999}}}), (Comparison, {"noise": -0.1}),
 ]  # fmt: skip
 SENSE: dict[type, dict[str, Any]] = {
     ExactWidths: WIDTHS,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -81,6 +80,7 @@ def _plan(ref: str) -> dict[str, Any]:
     from edgespec.hub import catalog
     from edgespec.hub.resolve import is_here, on_hub, resolve
     from edgespec.loading import drafter_name
+    from edgespec.machine import engine_choice
 
     wanted = on_hub(ref)
     if (model := catalog.find(ref)) and not (wanted and is_here(wanted)):  # it has to be fetched to know more
@@ -97,25 +97,10 @@ def _plan(ref: str) -> dict[str, Any]:
         "context_length": manifest.generation.context_length,
         "target": "CPU: exact numerics are the default, and they are established on CPU only",
         "compute_precision": f"{compute_precision('CPU')} on CPU, {compute_precision('GPU')} elsewhere",
-        "engine": _engine(manifest.name),
+        "engine": engine_choice.why(manifest.name, "exact"),
         "drafter": f"{drafter_name(ref)}; a draft model runs beside the target unless --draft-device says otherwise",
         "licence": manifest.provenance.licence,
     }
-
-
-def _engine(model: str) -> str:
-    from edgespec.machine import engine_choice, engine_comparison
-
-    if asked := os.environ.get("EDGESPEC_BACKEND"):
-        return f"{asked}, as EDGESPEC_BACKEND says"
-    if reason := engine_choice.missing():
-        return f"OpenVINO: {reason}"
-    if (found := engine_comparison.last(model, "exact")) is None:
-        return "OpenVINO or ONNX Runtime, whichever is faster on this CPU: measured when the model is first loaded"
-    if len(found.seconds) == 1:
-        return "openvino: this model has no ONNX form"
-    again = "; measured again after a day, if the machine is idle then" if found.noisy else ""
-    return f"{found.faster}, as last measured: {found}{again}"
 
 
 def _print(report: dict[str, Any]) -> None:

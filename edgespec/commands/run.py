@@ -92,7 +92,7 @@ def command(
         from edgespec.commands.explain import explain as in_words
 
         stats = stream.result.stats
-        words = in_words(stats, pipeline.expected_plain_s(stats))
+        words = [*in_words(stats, pipeline.expected_plain_s(stats)), _engine(stream.result, load_options["backend"])]
         click.echo("\n".join(map(printable, words)), err=True)
 
 
@@ -119,6 +119,15 @@ def summary(result: Generation) -> str:
     if result.seed is not None:
         parts.append(f"seed {result.seed}")
     return printable(f"[{result.model}: {' · '.join(parts)}]")
+
+
+def _engine(result: Generation, asked: str | None) -> str:
+    """Which engine ran, and why."""
+    from edgespec.machine.engine_choice import why
+
+    reason = why(result.model, result.numerics, asked)
+    known = reason.startswith(result.backend)
+    return f"Engine: {reason if known else f'{result.backend}, the only one for this model or device'}."
 
 
 def versions(backend: str) -> dict[str, str]:

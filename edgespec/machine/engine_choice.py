@@ -55,8 +55,8 @@ def of_ready(graph: Path, asked: str | None, device: str) -> Backend:
 
 
 def faster(xml: Path, numerics: Numerics | None, compare: Callable[[], Comparison]) -> Backend:
-    """The result of ``compare`` on this machine, found once for these weights, engines and numerics. OpenVINO if in
-    doubt."""
+    """The result of ``compare`` on this machine, found once for these weights, engines and numerics. OpenVINO where
+    nothing can be compared."""
     file = engine_comparison.file_of(_key(xml, numerics))
     if xml.with_suffix(".bin").stat().st_size > _LARGEST_BYTES:
         return "openvino"
@@ -65,6 +65,22 @@ def faster(xml: Path, numerics: Numerics | None, compare: Callable[[], Compariso
     except REFUSALS:  # nothing is stored: next time there may be room on the disk
         return "openvino"
     return "openvino" if found == "openvino" or broken() else found
+
+
+def why(model: str, numerics: Numerics, asked: str | None = None) -> str:
+    """Which engine runs a model, and by which figures if nobody asks for one."""
+    if asked:
+        return f"{asked}, as asked for"
+    if asked := os.environ.get("EDGESPEC_BACKEND"):
+        return f"{asked}, as EDGESPEC_BACKEND says"
+    if reason := missing():
+        return f"openvino: {reason}"
+    if (found := engine_comparison.last(model, numerics)) is None:
+        return "OpenVINO or ONNX Runtime, whichever is faster on this CPU: measured when the model is first loaded"
+    if not found.paces:
+        return "openvino: this model has no ONNX form, or no exact widths there"
+    again = "; measured again after a day, if the machine is idle then" if found.noisy else ""
+    return f"{found.faster}, as last measured: {found}{again}"
 
 
 def _key(xml: Path, numerics: Numerics | None) -> str:

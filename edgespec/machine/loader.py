@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from time import perf_counter
 from typing import TYPE_CHECKING, get_args
 
 from edgespec.adaptive.calibration import Beside
 from edgespec.adaptive.forward_cost import ForwardCost
-from edgespec.backends.exact_widths import ROWS_NEEDED
+from edgespec.backends.exact_widths import ROWS_NEEDED, guess_exact_widths
 from edgespec.backends.open import Opening, is_ready, open_model
 from edgespec.bundle import Bundle, ModelFile
 from edgespec.errors import BackendError, BundleError, printable
 from edgespec.hub.resolve import model_path
 from edgespec.machine import engine_choice, engine_comparison
 from edgespec.machine.devices import require_device
-from edgespec.machine.engine_comparison import Comparison
+from edgespec.machine.engine_comparison import Comparison, Engine
 from edgespec.machine.measure_forwards import exact_widths, forward_times
 from edgespec.types import Backend, Numerics
 
@@ -75,14 +77,24 @@ class Machine:
         loaded.cache.capacity = min(capacity, loaded.cache.capacity)
         return loaded
 
-    def backend(self, bundle: Bundle, device: str, numerics: Numerics | None, asked: str | None) -> Backend:
+    def backend(
+        self,
+        bundle: Bundle,
+        device: str,
+        numerics: Numerics | None,
+        asked: str | None,
+        trial: Callable[[PaddedModel, Backend], Engine],
+    ) -> Backend:
         """The engine for a target: the one asked for, else EDGESPEC_BACKEND, else the faster one on this CPU. A ready
-        ONNX model runs on one engine only."""
+        ONNX model runs on one engine only.
+
+        trial: gives a target on an engine the drafters that it would run with there.
+        """
         graph = self._path(bundle, bundle.manifest.target)
         if is_ready(graph):
             return engine_choice.of_ready(graph, asked, device)
         return engine_choice.named(asked, device) or engine_choice.faster(
-            graph, numerics, lambda: self._compared(bundle, numerics)
+            graph, numerics, lambda: self._compared(bundle, numerics, trial)
         )
 
     def costs(self, model: PaddedModel) -> ForwardCost:
@@ -103,30 +115,46 @@ class Machine:
         target.cache.reset()
         return costs
 
-    def _compared(self, bundle: Bundle, numerics: Numerics | None) -> Comparison:
+    def _compared(
+        self, bundle: Bundle, numerics: Numerics | None, trial: Callable[[PaddedModel, Backend], Engine]
+    ) -> Comparison:
         """Time each engine with the target of a bundle, in turns."""
-        from edgespec.backends.onnx.weights import NoONNXForm
-
         if reason := engine_choice.broken():
             raise BackendError(reason)
-        self._say("finding out which engine is faster on this CPU (one-time)")
+        from edgespec.backends.onnx.form import make_form
+        from edgespec.backends.onnx.weights import NoONNXForm
 
+        self._say("finding out which engine is faster on this CPU (one-time)")
         name, kind = bundle.manifest.name, numerics or "exact"
-        rows = max(ROWS_NEEDED, engine_comparison.ROWS_NEEDED)
-        opening = self._opening(bundle, self._path(bundle, bundle.manifest.target), "CPU", numerics, rows)
+        graph = self._path(bundle, bundle.manifest.target)
+        opening = self._opening(bundle, graph, "CPU", numerics, ROWS_NEEDED)
         try:
-            # Unpadded: which widths are exact is found for the faster one only.
-            models = {backend: open_model(backend, opening) for backend in reversed(get_args(Backend))}
+            make_form(graph, opening.context_length, self._say)  # not part of the time to load
         except NoONNXForm:
-            return Comparison(name, kind, {"openvino": 0.0})
-        found = engine_comparison.compare(name, kind, models)
+            return Comparison(name, kind, {})
+        found = self._timed(name, kind, opening, trial)
         self._say(str(found))
         if found.faster == "onnxruntime" and kind == "exact":
             try:
-                exact_widths(models["onnxruntime"], self._say)
+                exact_widths(open_model("onnxruntime", opening), self._say)
             except BackendError:
-                return Comparison(name, kind, {"openvino": 0.0})
+                return Comparison(name, kind, {})
         return found
+
+    def _timed(
+        self, name: str, numerics: Numerics, opening: Opening, trial: Callable[[PaddedModel, Backend], Engine]
+    ) -> Comparison:
+        engines: dict[str, Engine] = {}
+        load_s: dict[str, float] = {}
+        for backend in reversed(get_args(Backend)):
+            began = perf_counter()
+            model = open_model(backend, opening)
+            load_s[backend] = perf_counter() - began
+            # To find out which widths are exact takes longer than all of this. It is found for the chosen engine only.
+            if numerics == "exact" and (widths := guess_exact_widths(model)):
+                model.set_exact_widths(widths)
+            engines[backend] = trial(model, backend)
+        return engine_comparison.compare(name, numerics, engines, load_s)
 
     def _opening(
         self,

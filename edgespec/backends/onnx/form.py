@@ -31,14 +31,19 @@ def open_form(
 
     Raises NoONNXForm: it has none. Other ConversionErrors, and BackendErrors, say nothing of the model.
     """
-    with wrap_errors(ConversionError, f"cannot keep an ONNX form in {cache.cache_dir()}"):
-        folder = _folder_of(xml, context_length, say)
+    folder = make_form(xml, context_length, say)
     try:
         return OnnxRuntimeModel(folder, numerics, capacity=capacity, cpu=cpu_name())
     except BackendError:
         with _WRITING, cache.locked():
             shutil.rmtree(folder, ignore_errors=True)
         return OnnxRuntimeModel(_folder_of(xml, context_length, say), numerics, capacity=capacity, cpu=cpu_name())
+
+
+def make_form(xml: Path, context_length: int, say: Callable[[str], None]) -> Path:
+    """The folder of an IR's form, which is written if it is not there. Raises what ``open_form`` does."""
+    with wrap_errors(ConversionError, f"cannot keep an ONNX form in {cache.cache_dir()}"):
+        return _folder_of(xml, context_length, say)
 
 
 def _folder_of(xml: Path, context_length: int, say: Callable[[str], None]) -> Path:

@@ -1,0 +1,180 @@
+"""A short answer with drafts, written as ``auto`` writes it: engines are compared by it.
+
+It takes the loop, the arbiter and the drafters that a run takes. Only the costs are measured shortly, since an engine
+that is not chosen should not cost a whole calibration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import accumulate
+from statistics import median
+from time import perf_counter
+from typing import Any, cast
+
+import numpy as np
+
+from edgespec.adaptive.arbiter import Arbiter
+from edgespec.adaptive.calibration import ForwardTimes
+from edgespec.adaptive.forward_cost import ForwardCost
+from edgespec.decode.speculative import speculative
+from edgespec.drafters.small_model import SmallModel
+from edgespec.protocols import Drafter, Model
+from edgespec.sampling_params import SamplingParams
+from edgespec.stats import Stats
+from edgespec.types import Step, Tree
+
+PROMPT = '''# Python: total price
+
+```python
+def total(items):
+    """Sum of the prices of all items."""
+    result = 0
+    for item in items:
+        result += item.price * item.count
+    return result
+```
+
+The same with `total` renamed to `amount`, then a test, then how it works in one sentence:
+
+```python
+'''
+"""asks for a copy, for new code and for prose: whatever a drafter is good at, it is in the answer"""
+_LONGEST_PROMPT = 128
+"""tokens: a vocabulary may spell code letter by letter"""
+_WIDTHS = (1, 2, 4, 8, 17)
+"""whose times are measured; those between lie near a line"""
+_DRAFT_WIDTHS = (1, 2, 4)
+_ONCE_MORE = 2
+ROWS_NEEDED = 2 * _LONGEST_PROMPT
+
+
+class Trial:
+    """A target and its drafters on one engine (see ``engine_comparison.Engine``).
+
+    least, step: exact numerics runs the target at multiples of ``step`` from ``least`` on.
+    """
+
+    def __init__(
+        self,
+        target: Model,
+        lookups: Sequence[Drafter],
+        draft: SmallModel | None,
+        prompt: Sequence[int],
+        *,
+        least: int = 1,
+        step: int = 1,
+        clock: Callable[[], float] = perf_counter,
+    ) -> None:
+        self.prompt = list(prompt[:_LONGEST_PROMPT])
+        self._target, self._clock = target, clock
+        target.prefill(self.prompt[:-1])
+        exact = sorted({-(-max(width, least) // step) * step for width in _WIDTHS})
+        target_s = self._costs(target, exact, step=step)
+        self._arbiter = Arbiter(
+            lookups,
+            draft,
+            target_s=ForwardCost(target_s, pins_width=target.capabilities.numerics == "exact"),
+            draft_s=self._draft_costs(draft.model, exact[0]) if draft else None,
+            trees=target.capabilities.tree,
+        )
+
+    def read_s(self, tokens: int) -> float:
+        """Seconds to read a prompt of so many tokens."""
+        self._target.cache.reset()
+        began = self._clock()
+        self._target.prefill([0] * tokens)
+        seconds = self._clock() - began
+        self._target.cache.reset()
+        return seconds
+
+    def write(self, text: Sequence[int], tokens: int, most_s: float) -> tuple[list[int], float]:
+        """An answer of so many tokens, or as many as ``most_s`` allow, and the seconds of a token. It begins with
+        ``text``, whatever this engine rounds to: then all engines get the same drafts right."""
+        self._arbiter.reset()
+        arbiter = self._arbiter.only(*self._arbiter.drafters)
+        self._target.prefill(self.prompt[:-1])  # not part of the answer's time
+        context, stats = list(self.prompt), Stats(clock=self._clock)
+        target = cast("Model", _Following(self._target, [*self.prompt, *text]))
+        ends_s = self._clock() + most_s
+        for _ in speculative(target, arbiter, context, SamplingParams(), stop=(), budget=tokens, stats=stats):
+            if self._clock() > ends_s:
+                break
+        return context[len(self.prompt) :], stats.decode_s / stats.decoded
+
+    def _costs(self, model: Model, widths: Sequence[int], *, step: int = 1, read_s: float = 0.0) -> ForwardTimes:
+        """Of forwards behind the rows that the cache holds. The first forward of a width sets things up."""
+        for width in widths:
+            self._forward_s(model, width)
+        firsts, seconds = [], []
+        for width in widths:
+            firsts.append(self._forward_s(model, width))
+            seconds.append(min(self._forward_s(model, width) for _ in range(_ONCE_MORE)))
+        switch_s = max(0.0, median(first - after for first, after in zip(firsts, seconds, strict=True)))
+        rising = tuple(accumulate(seconds, max))
+        length = model.cache.length
+        return ForwardTimes(
+            tuple(widths), length, length, rising, rising, switch_s, prefill_s_per_token=read_s, width_step=step
+        )
+
+    def _draft_costs(self, draft: Model, least: int) -> ForwardCost:
+        """In turns with the target, whose weights drive the draft's out of the CPU's caches."""
+        length = min(len(self.prompt), draft.cache.capacity - _DRAFT_WIDTHS[-1])
+        draft.prefill([0] * length)
+        draft.cache.reset()
+        began = self._clock()
+        draft.prefill([0] * length)
+        read_s = (self._clock() - began) / length
+        times = self._costs(draft, _DRAFT_WIDTHS, read_s=read_s)
+        beside = []
+        for _ in range(1 + _ONCE_MORE):
+            self._forward_s(self._target, least)
+            beside.append(self._forward_s(draft, 1))
+        draft.cache.reset()
+        more_s = max(0.0, min(beside) - times.at_short_s[0])
+        moved = tuple(seconds + more_s for seconds in times.at_short_s)
+        return ForwardCost(replace(times, at_short_s=moved, at_long_s=moved), pins_width=False)
+
+    def _forward_s(self, model: Model, width: int) -> float:
+        length = model.cache.length
+        began = self._clock()
+        model.forward([0] * width)
+        seconds = self._clock() - began
+        model.cache.crop(length)
+        return seconds
+
+
+class _Following:
+    """A model that goes on with a given text as long as there is one.
+
+    The engine computes all that it would compute. Only where another token is likelier than the text's, the text's gets
+    a logit just above it.
+    """
+
+    def __init__(self, model: Model, text: list[int]) -> None:
+        self._model, self._text = model, text
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def forward(
+        self, tokens: Sequence[int], tree: Tree | None = None, *, num_logits: int | None = None, width: int = 1
+    ) -> Step:
+        step = self._model.forward(tokens, tree, num_logits=num_logits, width=width)
+        logits = step.logits
+        parents = range(len(tokens) - 1) if tree is None else tree
+        places: list[int | None] = [self._model.cache.length - len(tokens)]  # of each row in the text; None: not in it
+        for token, parent in zip(tokens[1:], parents, strict=True):
+            above = places[parent]
+            follows = above is not None and self._text[above + 1 : above + 2] == [token]
+            places.append(above + 1 if above is not None and follows else None)
+        for row, place in enumerate(places[len(tokens) - len(logits) :]):
+            if place is None or place + 1 >= len(self._text):
+                continue
+            best, token = int(logits[row].argmax()), self._text[place + 1]
+            if best != token:
+                if logits is step.logits:
+                    logits = logits.copy()  # it is the engine's
+                logits[row, token] = np.nextafter(logits[row, best], np.float32(np.inf))
+        return replace(step, logits=logits)

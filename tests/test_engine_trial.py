@@ -1,0 +1,156 @@
+"""Which engine is chosen: fake engines of known costs write an answer with the real loop, arbiter and drafters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import inf
+from pathlib import Path
+
+import pytest
+
+from edgespec.backends.fake import FakeModel, Table, VirtualClock, random_table
+from edgespec.drafters.ngram import NGram
+from edgespec.drafters.small_model import SmallModel
+from edgespec.engine_trial import Trial
+from edgespec.machine import engine_comparison
+from edgespec.machine.engine_comparison import Comparison, Engine, Pace
+from edgespec.types import Backend
+
+VOCAB = 64
+TABLE = random_table(VOCAB, seed=0)
+PROMPT = [5, 6, 7, 8, 9]
+FLAT: Callable[[int], float] = lambda width: 0.05  # noqa: E731
+LOAD_S = {"onnxruntime": 1.0, "openvino": 3.0}
+
+
+def engine(
+    forward_s: Callable[[int], float] = FLAT,
+    draft_s: float | None = None,
+    *,
+    table: Table = TABLE,
+    draft_table: Table = TABLE,
+    least: int = 1,
+    step: int = 1,
+) -> Trial:
+    """Whose draft, if it has one, is always right."""
+    clock = VirtualClock()
+
+    def model(table: Table, seconds: Callable[[int], float]) -> FakeModel:
+        return FakeModel(table, VOCAB, forward_s=seconds, clock=clock, tree=False)
+
+    draft = None if draft_s is None else SmallModel(model(draft_table, lambda width: draft_s), VOCAB)
+    target = model(table, forward_s)
+    return Trial(target, [NGram()], draft, PROMPT, least=least, step=step, clock=clock)
+
+
+def compared(onnxruntime: Engine, openvino: Engine) -> Comparison:
+    return engine_comparison.compare("m", "exact", {"onnxruntime": onnxruntime, "openvino": openvino}, LOAD_S)
+
+
+@pytest.mark.parametrize(("dear", "chosen"), [("onnxruntime", "openvino"), ("openvino", "onnxruntime")])
+def test_equal_plain_decoding_and_a_dearer_draft(dear: Backend, chosen: Backend) -> None:
+    """0.3 and 0.6 of a step of the target."""
+    draft_s = {"onnxruntime": 0.015, "openvino": 0.015, dear: 0.03}
+    found = compared(*(engine(draft_s=draft_s[name]) for name in ("onnxruntime", "openvino")))
+    assert found.faster == chosen and not found.tie
+    assert found.paces[dear].write_s > 1.15 * found.paces[chosen].write_s
+
+
+def test_equal_plain_decoding_and_dearer_rows() -> None:
+    found = compared(engine(lambda width: 0.05 * width, 0.005), engine(FLAT, 0.005))
+    assert found.faster == "openvino" and not found.tie
+    assert found.paces["onnxruntime"].write_s == pytest.approx(0.05, rel=0.15), "it hardly drafts"
+
+
+def test_a_dear_draft_costs_an_engine_little() -> None:
+    """The arbiter leaves it out, as in a run."""
+    found = engine(FLAT, 0.02, draft_table=random_table(VOCAB, seed=1)).write([], 64, inf)[1]
+    assert found == pytest.approx(0.05, rel=0.1)
+
+
+def test_widths_are_those_of_exact_numerics() -> None:
+    """A forward of two rows that is never run may be as fast as it likes."""
+    seconds = lambda width: 0.01 if width % 4 else 0.05  # noqa: E731
+    trial = engine(seconds, 0.005, least=4, step=4)
+    assert trial._arbiter.target_s.seconds(2, 10) == pytest.approx(0.05)
+
+
+def test_reading_counts_half_as_many_tokens_as_writing() -> None:
+    slow = engine(lambda width: 0.05 if width < 32 else 3.0)
+    fast = engine(lambda width: 0.05 if width < 32 else 0.6)
+    found = compared(slow, fast)
+    assert found.paces["onnxruntime"].read_s == pytest.approx(5 * found.paces["openvino"].read_s)
+    seconds = {name: pace.answer_s for name, pace in found.paces.items()}
+    assert seconds["onnxruntime"] - seconds["openvino"] == pytest.approx(2 * (3.0 - 0.6)), "128 tokens, 64 at a time"
+    assert found.faster == "openvino"
+
+
+def test_both_write_the_text_of_the_first() -> None:
+    text, _ = engine(table=random_table(VOCAB, seed=3)).write([], 40, inf)
+    other = engine(draft_s=0.01)
+    assert other.write([], 40, inf)[0] != text
+    assert other.write(text, 40, inf)[0] == text
+    assert other.write(text[:20], 40, inf)[0][:20] == text[:20]
+
+
+def test_a_text_that_is_followed_leaves_the_logits_of_the_engine_alone() -> None:
+    """They are memory of the engine. Here they are shared by all forwards."""
+    text, _ = engine(table=random_table(VOCAB, seed=3)).write([], 40, inf)
+    trial = engine()
+    own = trial.write([], 20, inf)[0]
+    trial.write(text, 40, inf)
+    assert trial.write([], 20, inf)[0] == own
+
+
+def test_turns_do_not_remember_each_other() -> None:
+    trial = engine(draft_s=0.01)
+    text, seconds = trial.write([], 64, inf)
+    assert trial.write(text, 64, inf) == (text, pytest.approx(seconds))
+
+
+def test_the_time_is_bounded() -> None:
+    written, _ = engine(lambda width: 0.5).write([], 64, 2.5)
+    assert len(written) == 6
+
+
+class Scripted:
+    """An engine that takes as long as it is told to, turn by turn."""
+
+    def __init__(self, *write_s: float) -> None:
+        self.write_s = list(write_s)
+
+    def read_s(self, tokens: int) -> float:
+        return 1e-6
+
+    def write(self, text: Sequence[int], tokens: int, most_s: float) -> tuple[list[int], float]:
+        return [1] * tokens, self.write_s.pop(0)
+
+
+@pytest.mark.parametrize(
+    ("onnxruntime", "openvino", "chosen", "tie"),
+    [
+        ((1.0, 1.0), (1.01, 1.01), "onnxruntime", True),  # steady, and within the least noise
+        ((1.03, 1.03), (1.0, 1.0), "openvino", False),  # steady, and beyond it
+        ((1.03, 1.23), (1.0, 1.0), "onnxruntime", True),  # by 3 %, and turns differ by 9
+        ((1.33, 1.53), (1.0, 1.0), "openvino", False),  # by a third
+        ((1.0, 2.0), (1.03, 2.06), "onnxruntime", False),  # both were slow in the same turn: that is no noise
+    ],
+)
+def test_a_tie_is_what_was_measured_to_be_noise(
+    onnxruntime: tuple[float, ...], openvino: tuple[float, ...], chosen: Backend, tie: bool
+) -> None:
+    found = compared(Scripted(*onnxruntime), Scripted(*openvino))
+    assert (found.faster, found.tie) == (chosen, tie)
+    assert ("loads faster" in str(found)) == tie
+
+
+def test_a_tie_goes_to_the_engine_that_loads_faster() -> None:
+    for load_s, chosen in (((1.0, 3.0), "onnxruntime"), ((3.0, 1.0), "openvino")):
+        paces = {name: Pace(0.01, 0.03, seconds) for name, seconds in zip(LOAD_S, load_s, strict=True)}
+        assert Comparison("m", "exact", paces).faster == chosen
+    assert Comparison("m", "exact", {}).faster == "openvino"
+
+
+def test_results_of_another_way_to_measure_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGESPEC_CACHE", str(tmp_path))
+    assert engine_comparison.file_of("key").name == "engines-2-key.json"
