@@ -68,8 +68,6 @@ class Capabilities:
     """type of the activations, by its short name: f32, f16, bf16"""
     device: str
     backend: str = "openvino"
-    min_width: int = 1
-    """rows of the narrowest forward: fewer tokens are padded to it"""
 
 
 class Model(Protocol):

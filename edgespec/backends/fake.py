@@ -73,7 +73,6 @@ class FakeModel:
         self.capabilities = Capabilities(
             tree=tree,
             hidden=layers,
-            min_width=1,
             max_width=max_width,
             asynchronous=True,
             numerics="exact",

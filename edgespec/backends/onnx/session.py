@@ -131,7 +131,6 @@ class SessionModel(PaddedModel):
             compute_precision="f32",
             device="CPU",
             backend="onnxruntime",
-            min_width=self.min_width,
         )
 
     def ready(self) -> bool:

@@ -75,7 +75,6 @@ class OpenVINOPagedModel(PaddedModel):
             numerics=self.numerics,
             compute_precision=self._compute_precision,
             device=self._device,
-            min_width=self.min_width,
         )
 
     def __del__(self) -> None:
