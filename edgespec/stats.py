@@ -156,13 +156,3 @@ def accepted_by_place(rounds: Sequence[Round]) -> list[float]:
     while reached := [r for r in rounds if r.proposed > len(shares) and r.accepted >= len(shares)]:
         shares.append(sum(r.accepted > len(shares) for r in reached) / len(reached))
     return shares
-
-
-def check_identities(rounds: Sequence[Round]) -> None:
-    """Raise AssertionError if the counts of a finished generation contradict each other (used by the tests)."""
-    for r in rounds:
-        assert 0 <= r.accepted <= r.evaluated <= r.proposed, r
-        # A stop token or the budget may cut the last round. A cut can only end on an accepted token.
-        assert r.committed in (r.forced + r.accepted, r.forced + r.accepted + 1) and r.committed >= 1, r
-    for r in rounds[:-1]:
-        assert r.committed == r.forced + r.accepted + 1, r

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,7 +20,6 @@ from tests.compiles import watched
 os.environ["EDGESPEC_BACKEND"] = "openvino"
 """the tests say which engine they mean, and do not measure which is faster"""
 
-LoadTiny = Callable[..., OpenVINOPagedModel]
 REAL = {"pipeline", "fast_pipeline"}
 """fixtures that load the default pair: they give the marker ``real`` to every test that uses one"""
 

@@ -31,8 +31,9 @@ from edgespec.manifest import DrafterNeeds
 from edgespec.pipeline import Pipeline
 from edgespec.protocols import Drafter, Model, common_prefix
 from edgespec.sampling_params import SamplingParams
-from edgespec.stats import Stats, check_identities
+from edgespec.stats import Stats
 from edgespec.types import Allowed, Draft, Hidden, Needs, Step, Verdict
+from tests.books import check_identities
 from tests.conftest import load_ir
 
 MODES = {"greedy": SamplingParams(), "sampled": SamplingParams(temperature=0.8, top_p=0.95, seed=7)}

@@ -17,8 +17,9 @@ from edgespec.drafters.none import NoDrafter
 from edgespec.drafters.small_model import SmallModel
 from edgespec.errors import SettingError
 from edgespec.sampling_params import SamplingParams
-from edgespec.stats import Stats, check_identities
+from edgespec.stats import Stats
 from edgespec.types import Allowed, Draft, Step, Verdict
+from tests.books import check_identities
 from tests.loop_cases import DRAFTERS, MODES, PROMPT, TABLE, VOCAB, Junk, arbiter, close_to, oracle, run, softmax
 from tests.policies import fixed
 

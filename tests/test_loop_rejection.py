@@ -8,8 +8,8 @@ import pytest
 
 from edgespec.backends.fake import FakeModel
 from edgespec.sampling_params import SamplingParams
-from edgespec.stats import check_identities
 from edgespec.types import Allowed, Draft
+from tests.books import check_identities
 from tests.loop_cases import DRAFTERS, MODES, PROMPT, REJECTION, TABLE, VOCAB, Junk, arbiter, close_to, oracle, run
 
 

@@ -30,7 +30,8 @@ from edgespec.errors import SettingError
 from edgespec.pipeline import Pipeline
 from edgespec.protocols import Drafter
 from edgespec.sampling_params import SamplingParams
-from edgespec.stats import Stats, check_identities
+from edgespec.stats import Stats
+from tests.books import check_identities
 from tests.conftest import load_ir
 
 PROMPTS = (

@@ -17,8 +17,8 @@ from edgespec.decode.autoregressive import autoregressive
 from edgespec.errors import SettingError
 from edgespec.pipeline import Pipeline
 from edgespec.sampling_params import SamplingParams
-from edgespec.stats import check_identities
 from edgespec.text.response_format import Grammars, grammar_of
+from tests.books import check_identities
 from tests.formats import Fake, says, schema_format, small_tokenizer
 
 

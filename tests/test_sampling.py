@@ -33,7 +33,6 @@ from edgespec.types import Distribution
 VOCAB = 8
 DRAWS = 3000
 TARGET = np.log(np.array([0.30, 0.22, 0.16, 0.12, 0.09, 0.06, 0.04, 0.01])).astype(np.float32)
-AFTER = np.roll(TARGET, 3)
 PARAMS = [
     {"temperature": 1.0},
     {"temperature": 0.6},

@@ -21,10 +21,11 @@ from edgespec.drafters.none import NoDrafter
 from edgespec.drafters.small_model import SmallModel
 from edgespec.errors import SettingError
 from edgespec.sampling_params import SamplingParams
-from edgespec.stats import Stats, check_identities
+from edgespec.stats import Stats
 from edgespec.text.response_format import Grammars, grammar_of
 from edgespec.text.tokenizer import Tokenizer
 from edgespec.types import Allowed, Draft, DraftNote, Logits, Verification
+from tests.books import check_identities
 from tests.formats import END, FORMATS, MODES, OWN, REJECTION, Fake, says, small_tokenizer
 from tests.policies import fixed
 

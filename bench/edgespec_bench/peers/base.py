@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 
 class Unavailable(Exception):
@@ -132,6 +132,3 @@ def describe(error: BaseException) -> str:
     if isinstance(error, Unavailable):
         return str(error)
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
-
-
-Json = dict[str, Any]
