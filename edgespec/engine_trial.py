@@ -25,28 +25,24 @@ from edgespec.sampling_params import SamplingParams
 from edgespec.stats import Stats
 from edgespec.types import Step, Tree
 
-PROMPT = '''# Python: total price
+PROMPT = """# Python: total price
 
 ```python
 def total(items):
-    """Sum of the prices of all items."""
     result = 0
     for item in items:
         result += item.price * item.count
     return result
 ```
 
-The same with `total` renamed to `amount`, then a test, then how it works in one sentence:
-
-```python
-'''
-"""asks for a copy, for new code and for prose: whatever a drafter is good at, it is in the answer"""
-_LONGEST_PROMPT = 128
+Question: What does it do? And how does it look with `total` renamed to `amount`?
+Answer: """
+"""asks for prose, code and a copy: whatever a drafter is good at"""
+_LONGEST_PROMPT = 96
 """tokens: a vocabulary may spell code letter by letter"""
-_WIDTHS = (1, 2, 4, 8, 17)
+_WIDTHS = (1, 2, 4, 12)
 """whose times are measured; those between lie near a line"""
 _DRAFT_WIDTHS = (1, 2, 4)
-_ONCE_MORE = 2
 ROWS_NEEDED = 2 * _LONGEST_PROMPT
 
 
@@ -63,13 +59,15 @@ class Trial:
         draft: SmallModel | None,
         prompt: Sequence[int],
         *,
+        load_s: float,
         least: int = 1,
         step: int = 1,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
         self.prompt = list(prompt[:_LONGEST_PROMPT])
         self._target, self._clock = target, clock
-        target.prefill(self.prompt[:-1])
+        self.load_s = load_s
+        self.read_s = self._read_s(target)
         exact = sorted({-(-max(width, least) // step) * step for width in _WIDTHS})
         target_s = self._costs(target, exact, step=step)
         self._arbiter = Arbiter(
@@ -79,15 +77,6 @@ class Trial:
             draft_s=self._draft_costs(draft.model, exact[0]) if draft else None,
             trees=target.capabilities.tree,
         )
-
-    def read_s(self, tokens: int) -> float:
-        """Seconds to read a prompt of so many tokens."""
-        self._target.cache.reset()
-        began = self._clock()
-        self._target.prefill([0] * tokens)
-        seconds = self._clock() - began
-        self._target.cache.reset()
-        return seconds
 
     def write(self, text: Sequence[int], tokens: int, most_s: float) -> tuple[list[int], float]:
         """An answer of so many tokens, or as many as ``most_s`` allow, and the seconds of a token. It begins with
@@ -110,7 +99,7 @@ class Trial:
         firsts, seconds = [], []
         for width in widths:
             firsts.append(self._forward_s(model, width))
-            seconds.append(min(self._forward_s(model, width) for _ in range(_ONCE_MORE)))
+            seconds.append(self._forward_s(model, width))
         switch_s = max(0.0, median(first - after for first, after in zip(firsts, seconds, strict=True)))
         rising = tuple(accumulate(seconds, max))
         length = model.cache.length
@@ -120,21 +109,25 @@ class Trial:
 
     def _draft_costs(self, draft: Model, least: int) -> ForwardCost:
         """In turns with the target, whose weights drive the draft's out of the CPU's caches."""
-        length = min(len(self.prompt), draft.cache.capacity - _DRAFT_WIDTHS[-1])
-        draft.prefill([0] * length)
-        draft.cache.reset()
-        began = self._clock()
-        draft.prefill([0] * length)
-        read_s = (self._clock() - began) / length
-        times = self._costs(draft, _DRAFT_WIDTHS, read_s=read_s)
+        times = self._costs(draft, _DRAFT_WIDTHS, read_s=self._read_s(draft))
         beside = []
-        for _ in range(1 + _ONCE_MORE):
+        for _ in range(3):
             self._forward_s(self._target, least)
             beside.append(self._forward_s(draft, 1))
         draft.cache.reset()
         more_s = max(0.0, min(beside) - times.at_short_s[0])
         moved = tuple(seconds + more_s for seconds in times.at_short_s)
         return ForwardCost(replace(times, at_short_s=moved, at_long_s=moved), pins_width=False)
+
+    def _read_s(self, model: Model) -> float:
+        """Of a token of the prompt, which is in the cache then. The first forward of a width sets things up."""
+        tokens = self.prompt[: model.cache.capacity - _DRAFT_WIDTHS[-1]][:-1]
+        for _ in range(2):
+            model.cache.reset()
+            began = self._clock()
+            model.prefill(tokens)
+            seconds = self._clock() - began
+        return seconds / len(tokens)
 
     def _forward_s(self, model: Model, width: int) -> float:
         length = model.cache.length

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial, reduce
+from functools import cached_property, reduce
 from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -151,8 +151,9 @@ def _models(
         raise SettingError("hidden states come from OpenVINO only: backend", got=options.backend, allowed="openvino")
     device, draft_device = options.device, options.draft_device or options.device
     auto = _auto(pair, draft, other, options)
+    trial = _Trials(machine, pair, options.numerics, *auto)
     asked = "openvino" if layers else options.backend
-    engine = machine.backend(pair, device, options.numerics, asked, partial(_trial, machine, pair, *auto))
+    engine = machine.backend(pair, device, options.numerics, asked, trial)
     draft_engine: Backend = engine if draft_device == "CPU" else "openvino"
     with ThreadPoolExecutor(1) as beside:  # two models compile, each mostly on one thread
         drafting = beside.submit(_drafters, machine, pair, draft, other, draft_device, draft_engine)
@@ -173,17 +174,30 @@ def _auto(
     return (NGram.name if fetched else None), None
 
 
-def _trial(
-    machine: Machine, pair: Bundle, draft: str | None, other: Bundle | None, target: PaddedModel, engine: Backend
-) -> Trial:
-    """A target with the drafters of ``auto``, to compare engines by."""
-    machine = Machine(TRIAL_ROWS, machine.progress, machine.accept_licence)
-    lookups, model = _drafters(machine, pair, draft, other, "CPU", engine)
-    if model:
-        model.alternatives = target.capabilities.tree
-    lookups.append(_recycling(pair, target, remember=False))
-    prompt = _tokenizer(pair).encode(PROMPT, raw=True)
-    return Trial(target, lookups, model, prompt, least=target.min_width, step=target.width_step)
+class _Trials:
+    """A target with the drafters of ``auto`` on any engine, to compare engines by."""
+
+    def __init__(
+        self, machine: Machine, pair: Bundle, numerics: Numerics | None, draft: str | None, other: Bundle | None
+    ) -> None:
+        self._machine, self._pair, self._numerics, self._draft, self._other = machine, pair, numerics, draft, other
+
+    @cached_property
+    def _prompt(self) -> list[int]:
+        return _tokenizer(self._pair).encode(PROMPT, raw=True)
+
+    def __call__(self, engine: Backend) -> Trial:
+        machine = Machine(TRIAL_ROWS, self._machine.progress, self._machine.accept_licence)
+        with ThreadPoolExecutor(1) as beside:  # as they are loaded to run
+            drafting = beside.submit(_drafters, machine, self._pair, self._draft, self._other, "CPU", engine)
+            target, load_s = machine.for_trial(self._pair, self._numerics, engine)
+            lookups, model = drafting.result()
+        if model:
+            model.alternatives = target.capabilities.tree
+        lookups.append(_recycling(self._pair, target, remember=False))
+        return Trial(
+            target, lookups, model, self._prompt, load_s=load_s, least=target.min_width, step=target.width_step
+        )
 
 
 def drafter_name(ref: str) -> str:

@@ -33,10 +33,7 @@ def engines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_fast_ir: Path)
 
     class MadeUp:
         def __init__(self, target: PaddedModel, *_: Any, **__: Any) -> None:
-            self.engine = target.capabilities.backend
-
-        def read_s(self, tokens: int) -> float:
-            return 1e-5 * tokens
+            self.engine, self.read_s, self.load_s = target.capabilities.backend, 1e-5, 1.0
 
         def write(self, text: Sequence[int], tokens: int, most_s: float) -> tuple[list[int], float]:
             seconds["measured"] = seconds.get("measured", 0) + 1

@@ -25,7 +25,7 @@ from edgespec.types import Backend, Numerics
 
 _PROMPT, _ANSWER = 128, 256
 """tokens that are read and written in what engines are compared by"""
-_WRITTEN, _MOST_S = 64, 2.5
+_WRITTEN, _MOST_S = 40, 2.0
 """tokens of the answer that is timed, and seconds after which it is cut"""
 _TURNS = 2
 _LEAST_NOISE = 0.02
@@ -35,10 +35,13 @@ _LOOK_S, _AGAIN_S = 0.2, 24 * 3600
 
 
 class Engine(Protocol):
-    """A model and its drafters on an engine."""
+    """A model and its drafters on an engine.
 
-    def read_s(self, tokens: int) -> float:
-        """Seconds to read a prompt."""
+    load_s: seconds that it took to load the model. read_s: seconds of a token of a prompt.
+    """
+
+    load_s: float
+    read_s: float
 
     def write(self, text: Sequence[int], tokens: int, most_s: float) -> tuple[list[int], float]:
         """An answer that begins with ``text`` and has so many tokens, fewer after ``most_s``; and the seconds of each
@@ -139,10 +142,9 @@ def last(model: str, numerics: Numerics) -> Comparison | None:
     return max(found, key=lambda pair: pair[0])[1] if found else None
 
 
-def compare(model: str, numerics: Numerics, engines: Mapping[str, Engine], load_s: Mapping[str, float]) -> Comparison:
-    """Time each engine. All write what the first one wrote. load_s: what each took to load the target."""
+def compare(model: str, numerics: Numerics, engines: Mapping[str, Engine]) -> Comparison:
+    """Time each engine. All write what the first one wrote."""
     others = Others()
-    read_s = {name: engine.read_s(_PROMPT) / _PROMPT for name, engine in engines.items()}
     text: list[int] = []
     turns: list[dict[str, float]] = []
     for _ in range(_TURNS):
@@ -153,5 +155,7 @@ def compare(model: str, numerics: Numerics, engines: Mapping[str, Engine], load_
         turns.append(write_s)
     ratios = [turn["onnxruntime"] / turn["openvino"] for turn in turns]
     noise = max(abs(ratio / mean(ratios) - 1) for ratio in ratios)
-    paces = {name: Pace(read_s[name], min(turn[name] for turn in turns), load_s[name]) for name in engines}
+    paces = {
+        name: Pace(engine.read_s, min(turn[name] for turn in turns), engine.load_s) for name, engine in engines.items()
+    }
     return Comparison(model, numerics, paces, noise, others.cores())

@@ -83,12 +83,12 @@ class Machine:
         device: str,
         numerics: Numerics | None,
         asked: str | None,
-        trial: Callable[[PaddedModel, Backend], Engine],
+        trial: Callable[[Backend], Engine],
     ) -> Backend:
         """The engine for a target: the one asked for, else EDGESPEC_BACKEND, else the faster one on this CPU. A ready
         ONNX model runs on one engine only.
 
-        trial: gives a target on an engine the drafters that it would run with there.
+        trial: loads the target and its drafters on an engine, to be timed (see ``for_trial``).
         """
         graph = self._path(bundle, bundle.manifest.target)
         if is_ready(graph):
@@ -115,9 +115,18 @@ class Machine:
         target.cache.reset()
         return costs
 
-    def _compared(
-        self, bundle: Bundle, numerics: Numerics | None, trial: Callable[[PaddedModel, Backend], Engine]
-    ) -> Comparison:
+    def for_trial(self, bundle: Bundle, numerics: Numerics | None, backend: Backend) -> tuple[PaddedModel, float]:
+        """A target to be timed, and the seconds to load it. Finding out which widths are exact takes longer than all of
+        a comparison. So here it is a guess, and found for the chosen engine only."""
+        opening = self._trial_opening(bundle, numerics)
+        began = perf_counter()
+        model = open_model(backend, opening)
+        load_s = perf_counter() - began
+        if model.numerics == "exact" and (widths := guess_exact_widths(model)):
+            model.set_exact_widths(widths)
+        return model, load_s
+
+    def _compared(self, bundle: Bundle, numerics: Numerics | None, trial: Callable[[Backend], Engine]) -> Comparison:
         """Time each engine with the target of a bundle, in turns."""
         if reason := engine_choice.broken():
             raise BackendError(reason)
@@ -126,13 +135,14 @@ class Machine:
 
         self._say("finding out which engine is faster on this CPU (one-time)")
         name, kind = bundle.manifest.name, numerics or "exact"
-        graph = self._path(bundle, bundle.manifest.target)
-        opening = self._opening(bundle, graph, "CPU", numerics, ROWS_NEEDED)
+        opening = self._trial_opening(bundle, numerics)
         try:
-            make_form(graph, opening.context_length, self._say)  # not part of the time to load
+            make_form(opening.graph, opening.context_length, self._say)  # not part of the time to load
         except NoONNXForm:
             return Comparison(name, kind, {})
-        found = self._timed(name, kind, opening, trial)
+        engines = {backend: trial(backend) for backend in reversed(get_args(Backend))}
+        found = engine_comparison.compare(name, kind, engines)
+        engines.clear()  # their memory
         self._say(str(found))
         if found.faster == "onnxruntime" and kind == "exact":
             try:
@@ -141,20 +151,8 @@ class Machine:
                 return Comparison(name, kind, {})
         return found
 
-    def _timed(
-        self, name: str, numerics: Numerics, opening: Opening, trial: Callable[[PaddedModel, Backend], Engine]
-    ) -> Comparison:
-        engines: dict[str, Engine] = {}
-        load_s: dict[str, float] = {}
-        for backend in reversed(get_args(Backend)):
-            began = perf_counter()
-            model = open_model(backend, opening)
-            load_s[backend] = perf_counter() - began
-            # To find out which widths are exact takes longer than all of this. It is found for the chosen engine only.
-            if numerics == "exact" and (widths := guess_exact_widths(model)):
-                model.set_exact_widths(widths)
-            engines[backend] = trial(model, backend)
-        return engine_comparison.compare(name, numerics, engines, load_s)
+    def _trial_opening(self, bundle: Bundle, numerics: Numerics | None) -> Opening:
+        return self._opening(bundle, self._path(bundle, bundle.manifest.target), "CPU", numerics, ROWS_NEEDED)
 
     def _opening(
         self,
