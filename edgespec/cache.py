@@ -25,7 +25,7 @@ _PARTIAL = ".partial"
 VERSIONS = {
     "ir": 5,
     "paged_graph": 2,
-    "onnx_form": 9,
+    "onnx_form": 10,
     "exact_widths": 5,
     "forward_times": 6,
     "engines": 2,

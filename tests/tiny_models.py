@@ -121,11 +121,13 @@ def export_ir(folder: Path, out: Path, kind: str = "f32", **weights: Any) -> Pat
     return out / raw.name
 
 
-def write_gguf(folder: Path, path: Path, more: Mapping[str, Any] | None = None) -> Path:
-    """The float32 GGUF file of a Llama, Qwen2, Qwen3 or Granite built here, as llama.cpp's converter writes it.
+def write_gguf(
+    folder: Path, path: Path, more: Mapping[str, Any] | None = None, keys: Mapping[str, Any] | None = None
+) -> Path:
+    """The float32 GGUF file of a model built here, as llama.cpp's converter writes it.
 
-    more: tensors beside its own."""
-    from gguf import GGUFWriter
+    more: tensors beside its own. keys: metadata beside its own; ``{arch}`` is its architecture."""
+    from gguf import GGUFValueType, GGUFWriter
     from safetensors.numpy import load_file
     from tokenizers import Tokenizer
 
@@ -133,7 +135,8 @@ def write_gguf(folder: Path, path: Path, more: Mapping[str, Any] | None = None) 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     merges = json.loads(tokenizer.to_str())["model"]["merges"]
     heads, kv_heads, rows = config["num_attention_heads"], config["num_key_value_heads"], config["vocab_size"]
-    writer = GGUFWriter(path, config["model_type"])
+    arch = config["model_type"].removesuffix("_text").replace("mistral", "llama")
+    writer = GGUFWriter(path, arch)
     writer.add_license("mit")
     writer.add_file_type(0)
     writer.add_context_length(config["max_position_embeddings"])
@@ -145,14 +148,23 @@ def write_gguf(folder: Path, path: Path, more: Mapping[str, Any] | None = None) 
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     head = config.get("head_dim") or config["hidden_size"] // heads
     writer.add_key_length(head)
-    writer.add_rope_dimension_count(head)
-    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
+    rope = config["rope_parameters"]
+    rope = rope.get("full_attention", rope)
+    writer.add_rope_dimension_count(int(head * rope.get("partial_rotary_factor", 1)))
+    writer.add_rope_freq_base(rope["rope_theta"])
+    if arch in ("phi3", "gemma2", "gemma3"):
+        writer.add_sliding_window(config["sliding_window"])
+    if arch == "gemma2":
+        writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
+        writer.add_final_logit_softcapping(config["final_logit_softcapping"])
     writer.add_vocab_size(rows)
-    if config["model_type"] == "granite":
+    if arch == "granite":
         writer.add_embedding_scale(config["embedding_multiplier"])
         writer.add_residual_scale(config["residual_multiplier"])
         writer.add_logit_scale(config["logits_scaling"])
         writer.add_attention_scale(config["attention_multiplier"])
+    for key, value in (keys or {}).items():
+        writer.add_key_value(key.format(arch=writer.arch), value, GGUFValueType.get_type(value))
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     size = tokenizer.get_vocab_size()
@@ -165,7 +177,15 @@ def write_gguf(folder: Path, path: Path, more: Mapping[str, Any] | None = None) 
     names = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v"}
     names |= {"self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up"}
     names |= {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
-    names |= {"mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
+    names |= {"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"}
+    if arch.startswith("gemma"):
+        names |= {"post_attention_layernorm": "post_attention_norm", "pre_feedforward_layernorm": "ffn_norm"}
+        names |= {"post_feedforward_layernorm": "post_ffw_norm"}
+    names = {
+        "mlp.down_proj": "ffn_down",
+        "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "ffn_norm",
+    } | names
     names |= {
         "model.embed_tokens": "token_embd",
         "model.norm": "output_norm",
@@ -174,9 +194,11 @@ def write_gguf(folder: Path, path: Path, more: Mapping[str, Any] | None = None) 
     }
     for name, tensor in load_file(folder / "model.safetensors").items():
         for split in {"q_proj": heads, "k_proj": kv_heads}.items():
-            if split[0] in name and config["model_type"] in ("llama", "granite"):  # rotary halves become pairs
+            if split[0] in name and arch in ("llama", "granite", "smollm3"):  # rotary halves become pairs
                 shape = (split[1], 2, tensor.shape[0] // split[1] // 2, tensor.shape[1])
                 tensor = tensor.reshape(shape).swapaxes(1, 2).reshape(tensor.shape)
+        if arch.startswith("gemma") and name.endswith("norm.weight"):
+            tensor = tensor + 1
         for theirs, ours in names.items():
             name = name.replace(theirs, ours)
         writer.add_tensor(name, tensor.copy())

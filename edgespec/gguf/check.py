@@ -10,12 +10,13 @@ from typing import Any, TypeVar
 
 from edgespec.errors import ConversionError
 from edgespec.gguf import keys
-from edgespec.gguf.dimensions import DAMAGED, Dimensions, incomplete
+from edgespec.gguf.architectures import ARCHITECTURES
+from edgespec.gguf.dimensions import Dimensions
 from edgespec.gguf.forms import QUANTIZATIONS
 from edgespec.gguf.header import ELSE, Header
 from edgespec.gguf.tokenizer import PRE_TOKENIZERS
+from edgespec.gguf.values import DAMAGED, incomplete
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3", "granite")
 VECTORS = ("F32", "F16", "BF16")  # of norms and biases
 
 _LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,4})\.")
@@ -96,7 +97,7 @@ def _check_key(header: Header, key: str, sizes: Dimensions) -> None:
 def _check_tensors(header: Header, sizes: Dimensions) -> None:
     """All that a model of these sizes has, in their shapes, and nothing else."""
     name = header.path.name
-    needed = {**keys.TENSORS, **(keys.QWEN3_TENSORS if header.architecture == "qwen3" else {})}
+    needed = keys.needed_tensors(ARCHITECTURES[header.architecture])
     shapes = {**needed, **keys.OPTIONAL_TENSORS}
     for tensor, place in header.tensors.items():
         layer = _LAYER.match(tensor)

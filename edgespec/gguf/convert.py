@@ -18,6 +18,7 @@ from edgespec import bundle
 from edgespec.errors import ConversionError, foreign
 from edgespec.gguf import check, tensors
 from edgespec.gguf import header as gguf_header
+from edgespec.gguf.architectures import ARCHITECTURES
 from edgespec.gguf.dimensions import Dimensions
 from edgespec.gguf.forms import Losses, Weights, form_of
 from edgespec.gguf.header import Header
@@ -56,7 +57,7 @@ def texts(header: Header) -> tuple[str, str | None, bundle.Generation]:
         template,
         bundle.Generation(
             eos_token_ids=tuple(dict.fromkeys(end for end in ends if end is not None)),
-            context_length=header.get("{arch}.context_length"),
+            context_length=Dimensions.of(header).context,
             bos_token=header.token("bos_token_id"),
             eos_token=header.token("eos_token_id"),
             add_bos=header.get("tokenizer.ggml.add_bos_token", pre == "llama-bpe"),
@@ -132,7 +133,9 @@ def _write_ir(header: Header, xml: Path, weights: Weights, losses: Losses) -> No
     from edgespec.gguf.graph import decoder
 
     with np.errstate(all="ignore"):  # what is not finite is refused where it is read
-        model = decoder(Dimensions.of(header), tensors.read(header), weights, losses)
+        model = decoder(
+            ARCHITECTURES[header.architecture], Dimensions.of(header), tensors.read(header), weights, losses
+        )
     free = shutil.disk_usage(xml.parent).free >> 20
     with foreign(ConversionError, f"cannot write {xml}", hint=f"free disk space: {free} MiB"):
         ov.serialize(model, xml)

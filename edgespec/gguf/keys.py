@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edgespec.gguf.architectures import Architecture
+
 WHOLE = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
 HOLDS = {  # what a used key holds, in words -> the types of it
     "a text of up to 1 MiB": ("string",),
@@ -36,6 +38,13 @@ USED = {
     "{arch}.attention.key_length": "a whole number",
     "{arch}.attention.layer_norm_rms_epsilon": "a number",
     "{arch}.rope.freq_base": "a number",
+    "{arch}.rope.scale_linear": "a number",
+    "{arch}.rope.scaling.type": "a text of up to 1 MiB",
+    "{arch}.rope.scaling.factor": "a number",
+    "{arch}.rope.scaling.attn_factor": "a number",
+    "{arch}.rope.scaling.original_context_length": "a whole number",
+    "{arch}.rope.scaling.yarn_beta_fast": "a number",
+    "{arch}.rope.scaling.yarn_beta_slow": "a number",
     "tokenizer.chat_template": "a text of up to 1 MiB",
     "tokenizer.ggml.model": "a text of up to 1 MiB",
     "tokenizer.ggml.pre": "a text of up to 1 MiB",
@@ -50,7 +59,21 @@ USED = {
     "tokenizer.ggml.add_bos_token": "true or false",
 }
 
+_WINDOW_OF = {"{arch}.attention.sliding_window": "a whole number"}
 USED_OF = {  # an architecture alone
+    "llama": _WINDOW_OF,
+    "phi3": {**_WINDOW_OF, "{arch}.rope.dimension_count": "a whole number"},
+    "gemma2": {
+        **_WINDOW_OF,
+        "{arch}.attn_logit_softcapping": "a number",
+        "{arch}.final_logit_softcapping": "a number",
+    },
+    "gemma3": {
+        **_WINDOW_OF,
+        "{arch}.attention.sliding_window_pattern": "a whole number",
+        "{arch}.rope.freq_base_swa": "a number",
+        "{arch}.final_logit_softcapping": "a number",
+    },
     "granite": {
         "{arch}.embedding_scale": "a number",
         "{arch}.residual_scale": "a number",
@@ -75,12 +98,9 @@ HARMLESS = {
     "quantize.*": "how the weights were quantized",
     "split.no": "read where there are several parts, and those are refused",
     "split.tensors.count": "read where there are several parts, and those are refused",
+    "{arch}.rope.scaling.finetuned": "whether the model was trained with it",
     "{arch}.vocab_size": "the shape of the embedding says it",
     "{arch}.attention.layer_norm_epsilon": "these architectures norm by root mean square, which has its own key",
-    "{arch}.rope.scaling.original_context_length": "read where positions are scaled, and that is refused",
-    "{arch}.rope.scaling.finetuned": "read where positions are scaled, and that is refused",
-    "{arch}.rope.scaling.yarn_beta_fast": "read where positions are scaled, and that is refused",
-    "{arch}.rope.scaling.yarn_beta_slow": "read where positions are scaled, and that is refused",
     "tokenizer.chat_templates": "names of the templates for other purposes",
     "tokenizer.chat_template.*": "templates for other purposes than chat, e.g. tools",
     "tokenizer.huggingface.json": "the same tokenizer, spelt otherwise",
@@ -156,11 +176,7 @@ REFUSED = {
     "{arch}.rope.dimension_count": Refused("only a part of each head is rotated", unless=("head",)),
     "{arch}.rope.dimension_sections": Refused("positions of several dimensions"),
     "{arch}.rope.freq_base_swa": _WINDOW,
-    "{arch}.rope.scale_linear": _SCALED,
-    "{arch}.rope.scaling.type": Refused(_SCALED.reason, unless=("none", "linear")),
-    "{arch}.rope.scaling.factor": _SCALED,
     "{arch}.rope.scaling.alpha": _SCALED,
-    "{arch}.rope.scaling.attn_factor": _SCALED,
     "{arch}.rope.scaling.yarn_attn_factor": _SCALED,
     "{arch}.rope.scaling.yarn_ext_factor": Refused(_SCALED.reason, unless=(0,)),
     "{arch}.rope.scaling.yarn_log_multiplier": Refused(_SCALED.reason, unless=(0,)),
@@ -193,6 +209,8 @@ TENSORS = {  # used: the shape, innermost first, in attributes of ``Dimensions``
 OPTIONAL_TENSORS = {
     "output.weight": ("embedding", "vocabulary"),
     "rope_freqs.weight": ("frequencies",),
+    "rope_factors_short.weight": ("frequencies",),
+    "rope_factors_long.weight": ("frequencies",),
     "blk.{i}.attn_q.bias": ("queries",),
     "blk.{i}.attn_k.bias": ("keys",),
     "blk.{i}.attn_v.bias": ("keys",),
@@ -201,7 +219,24 @@ OPTIONAL_TENSORS = {
     "blk.{i}.ffn_up.bias": ("feed_forward",),
     "blk.{i}.ffn_down.bias": ("embedding",),
 }
-QWEN3_TENSORS = {"blk.{i}.attn_q_norm.weight": ("head",), "blk.{i}.attn_k_norm.weight": ("head",)}
+POST_NORMS = {
+    "blk.{i}.post_attention_norm.weight": ("embedding",),
+    "blk.{i}.post_ffw_norm.weight": ("embedding",),
+}
+FUSED = {  # queries, keys and values, or gate and up, one below the other
+    "blk.{i}.attn_qkv.weight": ("embedding", "fused_rows"),
+    "blk.{i}.ffn_up.weight": ("embedding", "gate_and_up"),
+}
+IN_FUSED = tuple(f"blk.{{i}}.{part}.weight" for part in ("attn_q", "attn_k", "attn_v", "ffn_gate", "ffn_up"))
+HEAD_NORMS = {"blk.{i}.attn_q_norm.weight": ("head",), "blk.{i}.attn_k_norm.weight": ("head",)}
+
+
+def needed_tensors(architecture: Architecture) -> dict[str, tuple[str, ...]]:
+    needed = TENSORS | (HEAD_NORMS if architecture.head_norms else {}) | (POST_NORMS if architecture.post_norms else {})
+    if architecture.fused:
+        needed = {name: shape for name, shape in needed.items() if name not in IN_FUSED} | FUSED
+    return needed
+
 
 REFUSED_TENSORS = {  # the first that matches gives the reason
     "output.bias": "a bias of the logits",
@@ -209,7 +244,6 @@ REFUSED_TENSORS = {  # the first that matches gives the reason
     "*.lora_b": _ADAPTER.reason,
     "*.scale": "weights with a scale of their own",
     "*.input_scale": "weights with a scale of their own",
-    "rope_factors_*": "rotary positions are scaled",
     "position_embd.*": "learned positions",
     "token_types.*": "a model like BERT",
     "cls*": "a classifier",
@@ -217,9 +251,11 @@ REFUSED_TENSORS = {  # the first that matches gives the reason
     "blk.*.post_*norm*": "another norm",
     "blk.*_sub_norm.*": "another norm",
     "blk.*_norm_2.*": "another norm",
-    "blk.*.attn_[qk]_norm.*": "norms of queries and keys, as qwen3 has them",
+    "blk.*.attn_[qk]_norm.*": "norms of queries and keys, as qwen3 and gemma3 have them",
     "*_norm.*": "another norm",
-    "blk.*.attn_qkv.*": "queries, keys and values in one",
+    "blk.*.attn_qkv.*": "queries, keys and values in one, as phi3 has them",
+    "blk.*.attn_[qkv].weight": "queries, keys and values are one tensor in phi3",
+    "blk.*.ffn_gate.weight": "gate and up are one tensor in phi3",
     "blk.*.attn_sinks.*": "attention sinks",
     "blk.*exp*": "a mixture of experts",
     "blk.*.ffn_gate_inp*": "a mixture of experts",

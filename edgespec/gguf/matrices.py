@@ -41,12 +41,12 @@ class Matrix:
 
     def lookup(self, ids: Any) -> Any:
         """The rows of ids."""
-        found = ops.gather(self._weights, ids, _integers(0))
+        found = ops.gather(self._weights, ids, integers(0))
         if self._offsets is None:
             return found
-        offsets = ops.unsqueeze(ops.gather(self._offsets, ids, _integers(0)), _integers(3))
-        repeated = ops.tile(offsets, _integers(1, 1, 1, self.form.block))  # each for every number of its block
-        return ops.add(found, ops.reshape(repeated, _integers(0, 0, self.columns), True))
+        offsets = ops.unsqueeze(ops.gather(self._offsets, ids, integers(0)), integers(3))
+        repeated = ops.tile(offsets, integers(1, 1, 1, self.form.block))  # each for every number of its block
+        return ops.add(found, ops.reshape(repeated, integers(0, 0, self.columns), True))
 
     def _as_they_are(self, tensors: Sequence[Stored]) -> Any:
         """Numbers in the file's own type."""
@@ -91,7 +91,7 @@ class Matrix:
         if form.bits == 4:
             values = ops.subtract(values, ops.convert(ops.constant(_ZERO, ov.Type.u4), "f32"))
         scaled = ops.multiply(values, ops.constant(steps[:, :, None], shared_memory=True))
-        return ops.reshape(scaled, _integers(self.rows, self.columns), False)
+        return ops.reshape(scaled, integers(self.rows, self.columns), False)
 
     def _constant(self, tensor: Any) -> Any:
         constant = ops.constant(tensor, shared_memory=True)
@@ -101,12 +101,13 @@ class Matrix:
 
 def block_sums(x: Any, columns: int, block: int) -> Any:
     """Of ``(batch, length, columns)``, over each block of columns."""
-    blocks = ops.reshape(x, _integers(0, 0, columns // block, block), True)
-    return ops.reduce_sum(blocks, _integers(-1), False)
+    blocks = ops.reshape(x, integers(0, 0, columns // block, block), True)
+    return ops.reduce_sum(blocks, integers(-1), False)
 
 
-def _integers(*values: int) -> Any:
-    return ops.constant(np.array(values if len(values) > 1 else values[0], np.int64))
+def integers(*values: Any) -> Any:
+    """A constant: of one whole number a scalar, of several or of a list a row."""
+    return ops.constant(np.array(values[0] if len(values) == 1 else values, np.int64))
 
 
 def _bytes_of(tensor: Any) -> NDArray[Any]:

@@ -10,16 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgespec.errors import ConversionError
+from edgespec.gguf.architectures import ARCHITECTURES
+from edgespec.gguf.dimensions import Dimensions
 from edgespec.gguf.header import Header, Tensor
 
 Floats = NDArray[np.float32]
 
 _PART = 1 << 22
 """numbers that are taken apart at a time: 16 MiB as float32, and most work stays in a CPU's cache"""
-
-
-_IN_PAIRS = ("llama", "granite")
-"""architectures whose queries and keys are stored with what is rotated together side by side"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +38,7 @@ class Stored:
 
     def bytes(self, which: slice) -> NDArray[np.uint8]:
         """``(rows, bytes of a row)``. Mapped anew each time: what was read of a file does not stay in memory."""
-        rows = self.shape[0]
+        rows = self.place.shape[-1]
         data = np.memmap(self.path, np.uint8, "r", self.place.offset, (rows, self.place.nbytes // rows))
         return np.array(data[which] if self.order is None else data[self.order[which]])
 
@@ -66,20 +64,48 @@ class Stored:
 
 
 def read(header: Header) -> dict[str, Stored]:
-    """All tensors of a file that was checked, by their names."""
-    stored = {}
+    """All tensors of a file that was checked, by their names; those that are one in the file by the usual ones."""
+    sizes, stored = Dimensions.of(header), {}
     for name, tensor in header.tensors.items():
         columns, rows = (1, *tensor.shape) if len(tensor.shape) == 1 else tensor.shape
-        order = _order(header, name, rows)
-        stored[name] = Stored(name, tensor.kind, (rows, columns), header.path, tensor, order)
+        for part, begin, end in _parts(name, sizes, rows):
+            order = _order(header.architecture, sizes, part)
+            if order is None and (begin, end) != (0, rows):
+                order = np.arange(end - begin)
+            moved = None if order is None else order + begin
+            stored[part] = Stored(part, tensor.kind, (end - begin, columns), header.path, tensor, moved)
     return stored
 
 
-def _order(header: Header, name: str, rows: int) -> NDArray[np.intp] | None:
-    """llama.cpp stores queries and keys of these as 0, n/2, 1, n/2 + 1, ... within a head of n rows."""
-    q_heads = header.get("{arch}.attention.head_count")
-    heads = {"attn_q": q_heads, "attn_k": header.get("{arch}.attention.head_count_kv", q_heads)}
-    found = heads.get(name.split(".")[-2]) if header.architecture in _IN_PAIRS else None
-    if isinstance(found, list):  # the same in all layers
-        found = found[0]
-    return np.arange(rows).reshape(found, -1, 2).swapaxes(1, 2).reshape(-1) if found else None
+def _parts(name: str, sizes: Dimensions, rows: int) -> list[tuple[str, int, int]]:
+    """Names of what a tensor holds, and from which row to which."""
+    block, _, of = name.rpartition(".attn_qkv")
+    if block:
+        q, k = sizes.queries, sizes.queries + sizes.keys
+        return [(f"{block}.attn_{part}{of}", *rows) for part, *rows in (("q", 0, q), ("k", q, k), ("v", k, rows))]
+    block, _, of = name.rpartition(".ffn_up")
+    if block and rows == sizes.gate_and_up:
+        half = sizes.feed_forward
+        return [(f"{block}.ffn_gate{of}", 0, half), (name, half, rows)]
+    return [(name, 0, rows)]
+
+
+def _order(architecture: str, sizes: Dimensions, name: str) -> NDArray[np.intp] | None:
+    """The rows of queries and keys, so that what is rotated together is half a head apart.
+
+    llama.cpp stores those of some architectures as 0, n/2, 1, n/2 + 1, ... within a head of n rows. Where the first
+    ``r`` rows alone are rotated, the others go to both halves: they are "rotated" by nothing. A product of queries and
+    keys does not ask for the order.
+    """
+    heads = {"attn_q": sizes.heads, "attn_k": sizes.kv_heads}.get(name.split(".")[-2])
+    if heads is None:
+        return None
+    head, turned = sizes.head, sizes.rope.rotated
+    if ARCHITECTURES[architecture].in_pairs:
+        of_head = np.arange(head).reshape(-1, 2).T.reshape(-1)
+    elif turned != head:
+        pairs, others = np.arange(turned).reshape(2, -1), np.arange(turned, head).reshape(2, -1)
+        of_head = np.concatenate([pairs, others], 1).reshape(-1)
+    else:
+        return None
+    return (np.arange(heads)[:, None] * head + of_head).reshape(-1)

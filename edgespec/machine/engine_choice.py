@@ -56,7 +56,11 @@ def of_ready(graph: Path, asked: str | None, device: str) -> Backend:
 
 def faster(xml: Path, numerics: Numerics | None, compare: Callable[[], Comparison]) -> Backend:
     """The result of ``compare`` on this machine, found once for these weights, engines and numerics. OpenVINO where
-    nothing can be compared."""
+    nothing can be compared, unless it cannot run the model."""
+    from edgespec.backends.openvino.soft_caps import spelt_out
+
+    if spelt_out(xml) and not broken():
+        return "onnxruntime"
     file = engine_comparison.file_of(_key(xml, numerics))
     if xml.with_suffix(".bin").stat().st_size > _LARGEST_BYTES:
         return "openvino"

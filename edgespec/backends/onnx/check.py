@@ -14,6 +14,7 @@ import numpy as np
 from edgespec.backends.onnx.graph import MODEL_FILE
 from edgespec.backends.onnx.session import OnnxRuntimeModel
 from edgespec.backends.onnx.weights import NoONNXForm
+from edgespec.backends.openvino.stateful import StatefulModel
 from edgespec.protocols import Model
 
 TOKENS, _CHUNK = 96, 32
@@ -21,7 +22,7 @@ _ALIKE, _ALL_ALIKE = 0.999, 0.995
 """correlation of the logits of a row: of half of the rows, and of nine in ten"""
 
 
-def check(folder: Path, of: Model) -> None:
+def check(folder: Path, of: Model | StatefulModel) -> None:
     """Feed the form in ``folder`` and the IR's model a text in chunks. Raises NoONNXForm if they say different things.
 
     of: with room for TOKENS rows and chunks of 32; its cache is empty afterwards.

@@ -12,9 +12,11 @@ from edgespec.backends.engine_model import fingerprint
 from edgespec.backends.onnx import check, graph
 from edgespec.backends.onnx.session import OnnxRuntimeModel
 from edgespec.backends.onnx.weights import NoONNXForm
+from edgespec.backends.openvino.graph import NoPagedForm
 from edgespec.backends.openvino.paged import OpenVINOPagedModel
 from edgespec.backends.openvino.runtime import core, cpu_name
 from edgespec.backends.openvino.settings import FULL_PRECISION, Settings
+from edgespec.backends.openvino.stateful import StatefulModel
 from edgespec.errors import BackendError, ConversionError, wrap_errors
 from edgespec.types import Numerics
 
@@ -68,12 +70,18 @@ def _folder_of(xml: Path, context_length: int, say: Callable[[str], None]) -> Pa
         try:
             with cache.staged(folder) as partial:
                 graph.write_onnx(xml, partial, longest=context_length)
-                precise = Settings.in_full_precision()
-                check.check(partial, OpenVINOPagedModel(core(), xml, "CPU", precise, capacity=check.TOKENS))
+                check.check(partial, _reference(xml))
         except NoONNXForm as reason:
             refusal.write_text(str(reason), encoding="utf-8")
             raise
     return folder
+
+
+def _reference(xml: Path) -> OpenVINOPagedModel | StatefulModel:
+    try:
+        return OpenVINOPagedModel(core(), xml, "CPU", Settings.in_full_precision(), capacity=check.TOKENS)
+    except NoPagedForm:
+        return StatefulModel(xml)
 
 
 def _remove_older(parent: Path, place: str) -> None:

@@ -11,6 +11,7 @@ Operators: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperat
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from edgespec.backends.onnx.builder import OnnxBuilder
 from edgespec.backends.onnx.rotary import LAYOUT, Rotary, behind
 from edgespec.backends.onnx.tables import write_tables
 from edgespec.backends.onnx.weights import Compressed, constant_below, nibbles, number, origin, unsupported, weights_of
+from edgespec.backends.openvino import windows
 from edgespec.errors import ConversionError, wrap_errors
 
 MODEL_FILE = "model.onnx"
@@ -52,16 +54,16 @@ def write_onnx(xml: Path, folder: Path, *, longest: int) -> None:
     """
     import onnx
 
-    from edgespec.backends.openvino.graph import paged_graph
+    from edgespec.backends.openvino.graph import uncapped_graph
     from edgespec.backends.openvino.runtime import ov
 
-    model = paged_graph(ov.Core(), xml)
+    model, caps = uncapped_graph(ov.Core(), xml)
     folder.mkdir(exist_ok=True)
     with (
         wrap_errors(ConversionError, f"cannot write {xml} as ONNX to {folder}", hint="is the disk full?"),
         (folder / WEIGHTS_FILE).open("wb") as weights,
     ):
-        reader = _Reader(OnnxBuilder(weights))
+        reader = _Reader(OnnxBuilder(weights), caps)
         try:
             reader.read(model)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # not such a graph
@@ -73,8 +75,10 @@ def write_onnx(xml: Path, folder: Path, *, longest: int) -> None:
 class _Reader:
     """Reads a paged graph in topological order, and adds to the ONNX graph what it finds."""
 
-    def __init__(self, onnx: OnnxBuilder) -> None:
+    def __init__(self, onnx: OnnxBuilder, caps: Sequence[float] = ()) -> None:
+        """caps: of the attention's scores, of each layer, or none."""
         self.onnx = onnx
+        self._caps = caps
         self.rotaries: dict[tuple[str, str], tuple[Rotary, int]] = {}  # by the names of its tables; size of a head
         self._names: dict[tuple[str, int], str] = {}  # of values that have a counterpart, by the IR's node and port
         self._widths: dict[str, int] = {}  # columns of each of them
@@ -212,6 +216,16 @@ class _Reader:
         if source is not None and slope is not None:
             self._add("QuickGelu", [source], node, self._widths[source], domain="com.microsoft", alpha=slope)
 
+    def _gelu(self, node: Any) -> None:
+        source = self._of(node.input_value(0))
+        if source is not None:
+            kind = "tanh" if node.get_attributes()["approximation_mode"].lower() == "tanh" else "none"
+            self._add("Gelu", [source], node, self._widths[source], approximate=kind)
+
+    def _tanh(self, node: Any) -> None:
+        if (source := self._of(node.input_value(0))) is not None:
+            self._add("Tanh", [source], node, self._widths[source])
+
     def _sum_or_product(self, node: Any) -> None:
         kind = {"Add": "Add", "Multiply": "Mul"}[node.get_type_name()]
         values = [node.input_value(0), node.input_value(1)]
@@ -296,9 +310,13 @@ class _Reader:
         size = _head_size(inputs[0])
         if {_head_size(value) for value in inputs[1:3]} != {size} or self._widths[key] != self._widths[value]:
             raise unsupported("attention with heads of different sizes")
-        scale, window = number(inputs[9]), number(inputs[10])
-        if scale is None or window != 0 or any(_has_rows(inputs[at]) for at in (_ALIBI, _SINKS) if at < len(inputs)):
-            raise unsupported("attention with a sliding window, ALiBi or sinks")
+        scale, window = number(inputs[9]), windows.of(node)
+        others = any(_has_rows(inputs[at]) for at in (_ALIBI, _SINKS) if at < len(inputs))
+        if scale is None or window is None or others:
+            raise unsupported("attention with a varying window, ALiBi or sinks")
+        options: dict[str, Any] = {"local_window_size": window} if window else {}
+        if self._caps:
+            options["softcap"] = float(self._caps[layer])
         kv_heads = self._widths[key] // size
         names = [f"past_key_values.{layer}.{part}" for part in ("key", "value")]
         presents = [f"present.{layer}.{part}" for part in ("key", "value")]
@@ -322,6 +340,7 @@ class _Reader:
             scale=scale,
             do_rotary=int(turned is not None),
             rotary_interleaved=0,
+            **options,
         )
         self.onnx.add("Gather", [padded, "own_rows"], [out], axis=1)
         self._name(node.output(0), out, self._widths[query])
@@ -381,6 +400,8 @@ _READERS = {
     "Split": _Reader._split,
     "Slice": _Reader._slice,
     "Swish": _Reader._swish,
+    "Gelu": _Reader._gelu,
+    "Tanh": _Reader._tanh,
     "ReduceSum": _Reader._block_sums,
     "Tile": _Reader._repeated,
     "Add": _Reader._sum_or_product,

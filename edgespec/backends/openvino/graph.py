@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from edgespec.backends.openvino import soft_caps, windows
 from edgespec.backends.openvino.merge_matmuls import merge_products
 from edgespec.backends.openvino.runtime import ops, ov, paged_attention_transformation
 from edgespec.errors import BackendError, wrap_errors
@@ -27,16 +28,34 @@ _PROGRAMS = {"If", "Loop", "TensorIterator"}
 """Operations that make a graph a program: one may run for ever, and an inference cannot be stopped from outside."""
 
 
+class NoPagedForm(BackendError):
+    """A model that this engine cannot run, whatever the machine; another may."""
+
+
 def hidden_name(layer: int) -> str:
     """Output of the changed graph, on request: the hidden states of a layer, ``(tokens, 1, d)``."""
     return f"hidden.{layer}"
 
 
 def paged_graph(core: ov.Core, xml: Path, layers: Sequence[int] = ()) -> ov.Model:
-    """Read an IR and make it paged. Raises BackendError if it is damaged or not a causal language model.
+    """Read an IR and make it paged. Raises BackendError if it is damaged or not a causal language model, or if
+    attention's scores are soft-capped.
 
     layers: whose hidden states it returns too (see ``types.Hidden``).
     """
+    model, caps = uncapped_graph(core, xml, layers)
+    if caps:
+        raise NoPagedForm(
+            f"OpenVINO's paged attention cannot cap the scores of {xml.parent.name}",
+            got=f"a soft cap of {caps[0]:g} in {len(caps)} layers, as Gemma 2 has it",
+            hint="run it on ONNX Runtime: --backend onnxruntime, device CPU",
+        )
+    return model
+
+
+def uncapped_graph(core: ov.Core, xml: Path, layers: Sequence[int] = ()) -> tuple[ov.Model, list[float]]:
+    """The paged graph without the soft caps of attention's scores, and these, in the order of the layers. There is one
+    for each layer or none."""
     damaged = "the files are damaged: export or pull the model again"
     if not _is_whole(xml):
         raise BackendError(f"cannot read {xml}: not a complete IR", hint=damaged)
@@ -46,12 +65,15 @@ def paged_graph(core: ov.Core, xml: Path, layers: Sequence[int] = ()) -> ov.Mode
     with wrap_errors(BackendError, f"{xml} cannot be made a paged graph", hint="is it a decoder exported with past?"):
         if xml.with_suffix(".bin").stat().st_size <= _SMALL:
             merge_products(model)
+        caps = soft_caps.fold(model)
+        expected = windows.named(model)
         paged_attention_transformation(model, allow_qq_bias=True)
         last = _output_head(model).input_value(0)
         _gather_rows(model, last)
         _add_hidden_outputs(model, last, layers)
         model.validate_nodes_and_infer_types()
-    return model
+    windows.require(model, expected)
+    return model, caps
 
 
 def _refuse_programs(model: ov.Model, xml: Path) -> None:
