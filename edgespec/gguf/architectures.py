@@ -32,8 +32,9 @@ class Architecture:
 
 
 ARCHITECTURES = {
-    "llama": Architecture(in_pairs=True),
+    "llama": Architecture(in_pairs=True, windows=True),
     "qwen2": Architecture(),
     "qwen3": Architecture(head_norms=True),
     "granite": Architecture(in_pairs=True),
 }
+"""llama is Mistral, too, whose layers all have a window where the file says so"""

@@ -1,0 +1,79 @@
+"""Each family of models that a GGUF file may hold is the function of the original, on each engine that takes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from edgespec.backends.onnx.graph import write_onnx
+from edgespec.backends.onnx.session import OnnxRuntimeModel
+from edgespec.backends.openvino.paged import OpenVINOPagedModel
+from edgespec.backends.openvino.runtime import ops, ov
+from edgespec.backends.openvino.settings import Settings
+from edgespec.errors import BackendError
+from edgespec.protocols import Model
+from tests import tiny_models
+from tests.test_gguf_graph import converted, made, paged, stateful
+from tests.test_gguf_rotary import expected_of, ids_of
+
+LENGTH, WINDOW = 100, 24
+CHUNKS = ((0, 40), (40, 41), (41, 44), (44, LENGTH))
+
+
+def assert_is(model: Model, ids: NDArray[np.int64], expected: NDArray[np.float32]) -> None:
+    """Read in parts of all sizes, and again behind a crop."""
+    rows = [model.forward(ids[a:b].tolist()).logits.copy() for a, b in CHUNKS]
+    np.testing.assert_allclose(np.concatenate(rows), expected, atol=3e-3)
+    model.cache.crop(70)
+    np.testing.assert_allclose(model.forward(ids[70:].tolist()).logits, expected[70:], atol=3e-3)
+
+
+@pytest.mark.parametrize(
+    ("arch", "keys", "options"),
+    [
+        ("mistral", {"llama.attention.sliding_window": WINDOW}, {"sliding_window": WINDOW}),
+    ],
+)  # fmt: skip
+def test_the_function_is_the_originals(
+    tmp_path: Path, arch: str, keys: dict[str, Any], options: dict[str, Any]
+) -> None:
+    pytest.importorskip("optimum.intel")
+    built = tiny_models.build(arch, tmp_path / "hf", **options)
+    ids = ids_of(LENGTH)
+    expected = expected_of(built, ids)
+    assert np.abs(expected).max() > 1
+    xml = converted(tiny_models.write_gguf(built, tmp_path / "x.gguf", keys=keys))
+    every = np.ones((1, LENGTH), np.int64)
+    run = stateful(xml)
+    steps = [run(ids[None, a:b], every[:, :b]) for a, b in CHUNKS]
+    np.testing.assert_allclose(np.concatenate(steps, 1)[0], expected, atol=3e-3)
+    if arch != "gemma2":
+        assert_is(paged(xml, 256), ids, expected)
+    write_onnx(xml, tmp_path, longest=256)
+    for numerics in ("fast", "exact"):
+        assert_is(OnnxRuntimeModel(tmp_path, numerics, capacity=256), ids, expected)
+
+
+def test_an_engine_that_does_not_know_a_window_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another release of OpenVINO may know windows by another form of the mask. It must not be wrong in silence."""
+    monkeypatch.setattr(ops, "bitwise_and", ops.logical_and)
+    xml = made(tmp_path / "tiny", extra={"llama.attention.sliding_window": 16})
+    with pytest.raises(BackendError, match="does not know the windows .*got 0 of 2 windows"):
+        paged(xml)
+
+
+@pytest.mark.parametrize(("window", "trees"), [(16, False), (256, True)])
+def test_no_trees_in_a_window(tmp_path: Path, window: int, trees: bool) -> None:
+    """The engine counts the rows of other branches, and ancestors fall out of the window: not seen, not refused."""
+    xml = made(tmp_path / "tiny", extra={"llama.attention.sliding_window": window})
+    model = OpenVINOPagedModel(ov.Core(), xml, "CPU", Settings.of_draft("CPU"), capacity=64)
+    assert model.capabilities.tree is trees
+
+
+def test_a_window_as_long_as_the_context_is_none(tmp_path: Path) -> None:
+    xml = made(tmp_path / "tiny", extra={"llama.attention.sliding_window": 256})
+    assert "BitwiseAnd" not in {node.get_type_name() for node in ov.Core().read_model(xml).get_ordered_ops()}
