@@ -36,6 +36,7 @@ def assert_is(model: Model, ids: NDArray[np.int64], expected: NDArray[np.float32
     ("arch", "keys", "options"),
     [
         ("mistral", {"llama.attention.sliding_window": WINDOW}, {"sliding_window": WINDOW}),
+        ("smollm3", {}, {"layers": 5, "no_rope_layer_interval": 4}),
     ],
 )  # fmt: skip
 def test_the_function_is_the_originals(

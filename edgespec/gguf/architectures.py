@@ -36,5 +36,6 @@ ARCHITECTURES = {
     "qwen2": Architecture(),
     "qwen3": Architecture(head_norms=True),
     "granite": Architecture(in_pairs=True),
+    "smollm3": Architecture(in_pairs=True, unrotated=4),
 }
 """llama is Mistral, too, whose layers all have a window where the file says so"""
