@@ -37,6 +37,8 @@ def assert_is(model: Model, ids: NDArray[np.int64], expected: NDArray[np.float32
     [
         ("mistral", {"llama.attention.sliding_window": WINDOW}, {"sliding_window": WINDOW}),
         ("smollm3", {}, {"layers": 5, "no_rope_layer_interval": 4}),
+        ("phi3", {}, {"sliding_window": WINDOW, "pad_token_id": 0}),
+        ("phi3", {}, {"sliding_window": WINDOW, "pad_token_id": 0, "partial_rotary_factor": 0.5}),
     ],
 )  # fmt: skip
 def test_the_function_is_the_originals(

@@ -37,5 +37,6 @@ ARCHITECTURES = {
     "qwen3": Architecture(head_norms=True),
     "granite": Architecture(in_pairs=True),
     "smollm3": Architecture(in_pairs=True, unrotated=4),
+    "phi3": Architecture(fused=True, partial=True, windows=True),
 }
 """llama is Mistral, too, whose layers all have a window where the file says so"""
