@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from edgespec.backends.onnx.form import open_form
 from edgespec.backends.onnx.graph import write_onnx
 from edgespec.backends.onnx.session import OnnxRuntimeModel
 from edgespec.backends.openvino.paged import OpenVINOPagedModel
 from edgespec.backends.openvino.runtime import ops, ov
 from edgespec.backends.openvino.settings import Settings
 from edgespec.errors import BackendError
+from edgespec.machine import engine_choice
+from edgespec.machine.engine_comparison import Comparison
 from edgespec.protocols import Model
 from tests import tiny_models
 from tests.test_gguf_graph import converted, made, paged, stateful
@@ -39,6 +42,7 @@ def assert_is(model: Model, ids: NDArray[np.int64], expected: NDArray[np.float32
         ("smollm3", {}, {"layers": 5, "no_rope_layer_interval": 4}),
         ("phi3", {}, {"sliding_window": WINDOW, "pad_token_id": 0}),
         ("phi3", {}, {"sliding_window": WINDOW, "pad_token_id": 0, "partial_rotary_factor": 0.5}),
+        ("gemma2", {}, {"sliding_window": WINDOW, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 6.0}),
     ],
 )  # fmt: skip
 def test_the_function_is_the_originals(
@@ -59,6 +63,24 @@ def test_the_function_is_the_originals(
     write_onnx(xml, tmp_path, longest=256)
     for numerics in ("fast", "exact"):
         assert_is(OnnxRuntimeModel(tmp_path, numerics, capacity=256), ids, expected)
+
+
+def test_capped_scores_run_on_the_engine_that_knows_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gemma 2: OpenVINO refuses it, and without being asked the other engine is taken."""
+    pytest.importorskip("optimum.intel")
+    monkeypatch.setenv("EDGESPEC_CACHE", str(tmp_path / "cache"))
+    built = tiny_models.build("gemma2", tmp_path / "hf")
+    xml = converted(tiny_models.write_gguf(built, tmp_path / "x.gguf"))
+    with pytest.raises(BackendError, match="a soft cap of 50 in 2 layers.* --backend onnxruntime"):
+        paged(xml)
+
+    def compare() -> Comparison:
+        raise AssertionError("nothing is to be compared")
+
+    assert engine_choice.faster(xml, None, compare) == "onnxruntime"
+    model = open_form(xml, "fast", capacity=64, context_length=512, say=lambda line: None)
+    ids = ids_of(40)
+    np.testing.assert_allclose(model.forward(ids.tolist()).logits, expected_of(built, ids), atol=3e-3)
 
 
 def test_an_engine_that_does_not_know_a_window_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
