@@ -15,11 +15,12 @@ from edgespec.backends.onnx.session import OnnxRuntimeModel
 from edgespec.backends.openvino.paged import OpenVINOPagedModel
 from edgespec.backends.openvino.runtime import ops, ov
 from edgespec.backends.openvino.settings import Settings
-from edgespec.errors import BackendError
+from edgespec.errors import BackendError, ConversionError
+from edgespec.gguf.convert import read_header
 from edgespec.machine import engine_choice
 from edgespec.machine.engine_comparison import Comparison
 from edgespec.protocols import Model
-from tests import tiny_models
+from tests import tiny_gguf, tiny_models
 from tests.test_gguf_graph import converted, made, paged, stateful
 from tests.test_gguf_rotary import expected_of, ids_of
 
@@ -43,6 +44,7 @@ def assert_is(model: Model, ids: NDArray[np.int64], expected: NDArray[np.float32
         ("phi3", {}, {"sliding_window": WINDOW, "pad_token_id": 0}),
         ("phi3", {}, {"sliding_window": WINDOW, "pad_token_id": 0, "partial_rotary_factor": 0.5}),
         ("gemma2", {}, {"sliding_window": WINDOW, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 6.0}),
+        ("gemma3_text", {}, {"sliding_window": WINDOW, "layers": 7}),
     ],
 )  # fmt: skip
 def test_the_function_is_the_originals(
@@ -102,3 +104,37 @@ def test_no_trees_in_a_window(tmp_path: Path, window: int, trees: bool) -> None:
 def test_a_window_as_long_as_the_context_is_none(tmp_path: Path) -> None:
     xml = made(tmp_path / "tiny", extra={"llama.attention.sliding_window": 256})
     assert "BitwiseAnd" not in {node.get_type_name() for node in ov.Core().read_model(xml).get_ordered_ops()}
+
+
+@pytest.mark.parametrize(
+    ("arch", "extra", "said"),
+    [
+        (
+            "qwen2",
+            {"attention.sliding_window": 16},
+            "sliding_window .* window; got uint32 16; allowed: 0, 256 and more",
+        ),
+        ("gemma2", {"attention.sliding_window_pattern": 2}, "sliding_window_pattern of tiny.gguf is not computed here"),
+        ("gemma3", {}, "got no gemma3.attention.sliding_window"),
+        ("gemma3", {"attention.sliding_window": 2**31}, "sliding_window of tiny.gguf; got 2147483648; allowed: 0 to"),
+        (
+            "gemma3",
+            {"attention.sliding_window": 16, "final_logit_softcapping": -1.0},
+            "softcapping of tiny.gguf; got -1",
+        ),
+        ("gemma3", {"attention.sliding_window": 16, "attn_logit_softcapping": 9.0}, "attention scores are capped"),
+        ("phi3", {"rope.dimension_count": 7}, "do not fit each other"),
+        ("phi3", {"rope.dimension_count": 32}, "do not fit each other"),
+        (
+            "phi3",
+            {},
+            "attn_q.weight of tiny.gguf is not computed here: queries, keys and values are one tensor in phi3",
+        ),
+        ("phi2", {}, "got phi2; allowed: llama, qwen2, qwen3, granite, smollm3, phi3, gemma2, gemma3"),
+    ],
+)
+def test_what_is_not_computed_is_refused(tmp_path: Path, arch: str, extra: dict[str, Any], said: str) -> None:
+    given = {f"{arch}.{key}": value for key, value in extra.items()}
+    path = tiny_gguf.write(tmp_path / "tiny.gguf", arch=arch, extra=given)
+    with pytest.raises(ConversionError, match=said):
+        read_header(path)

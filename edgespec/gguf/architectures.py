@@ -39,5 +39,8 @@ ARCHITECTURES = {
     "smollm3": Architecture(in_pairs=True, unrotated=4),
     "phi3": Architecture(fused=True, partial=True, windows=True),
     "gemma2": Architecture(post_norms=True, gelu=True, root_scale=True, windows=True, usual_window=4096, period=2),
+    "gemma3": Architecture(
+        head_norms=True, post_norms=True, gelu=True, root_scale=True, windows=True, usual_window=None, period=6
+    ),
 }
 """llama is Mistral, too, whose layers all have a window where the file says so"""
