@@ -23,7 +23,7 @@ from edgespec.errors import ConversionError, SourceError
 _ELSEWHERE = "free some space, or set {} to a folder on another disk"
 _PARTIAL = ".partial"
 VERSIONS = {
-    "ir": 5,
+    "ir": 6,
     "paged_graph": 2,
     "onnx_form": 10,
     "exact_widths": 5,

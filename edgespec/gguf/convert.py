@@ -7,7 +7,6 @@ the file's own metadata. Nothing of it is left out: a file is checked key by key
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,7 @@ from edgespec.gguf import check, tensors
 from edgespec.gguf import header as gguf_header
 from edgespec.gguf.architectures import ARCHITECTURES
 from edgespec.gguf.dimensions import Dimensions
-from edgespec.gguf.forms import Losses, Weights, form_of
+from edgespec.gguf.forms import TABLES, Losses, Weights, form_of
 from edgespec.gguf.header import Header
 from edgespec.gguf.tokenizer import CONTROL, tokenizer_json
 
@@ -78,12 +77,12 @@ def convert(
     """Fill an empty folder: texts, the JSON files other OpenVINO tools look for, IR, and last of all bundle.json.
 
     revision: SHA-256 of the file, for the record.
-    weights: "faithful" keeps the file's own numbers, "int8" compresses them again (see ``gguf.forms``).
+    weights: "faithful" keeps the file's own numbers, "int8" and "int4" compress them again (see ``gguf.forms``).
     say: is told which form the weights of each type got, and what that rounds.
     """
     tokenizer, template, generation = texts(header)
     with foreign(ConversionError, f"cannot convert {header.path.name}"):
-        precision = "int8" if weights == "int8" else header.precision
+        precision = header.precision if weights == "faithful" else weights
         config = {
             "model_type": header.architecture,
             "vocab_size": header.vocab_size,
@@ -123,9 +122,12 @@ def convert(
 
 def ir_bytes(header: Header, weights: Weights = "faithful") -> int:
     """About as many as the IR of a file that was checked will take."""
-    sizes = ((tensor.kind, tensor.shape) for tensor in header.tensors.values() if len(tensor.shape) > 1)
-    bits = sum(math.prod(shape) * form_of(kind, shape[0], weights).bits_per_weight for kind, shape in sizes)
-    return int(bits / 8) + (1 << 20)
+    found = 1 << 20
+    for name, tensor in header.tensors.items():
+        if len(tensor.shape) > 1:
+            columns, rows = tensor.shape
+            found += form_of(tensor.kind, columns, weights, table=name in TABLES).nbytes(rows, columns)
+    return found
 
 
 def _write_ir(header: Header, xml: Path, weights: Weights, losses: Losses) -> None:

@@ -18,8 +18,8 @@ import numpy as np
 from edgespec.backends.openvino.runtime import ops, ov
 from edgespec.gguf.architectures import Architecture
 from edgespec.gguf.dimensions import Dimensions
-from edgespec.gguf.forms import Losses, Weights, form_of
-from edgespec.gguf.matrices import Matrix, block_sums, integers
+from edgespec.gguf.forms import TABLES, Form, Losses, Weights, form_of
+from edgespec.gguf.matrices import Matrix, given, integers
 from edgespec.gguf.positions import attention_mask, length_of, rotary_tables, rotated
 from edgespec.gguf.tensors import Stored
 
@@ -45,7 +45,7 @@ class _Decoder:
         self._positions = _input("position_ids", [-1, -1], np.int64)
         self._beam = _input("beam_idx", [-1], np.int32)
         self._states: list[Any] = []
-        self._sums: dict[tuple[str, int], Any] = {}
+        self._given: dict[tuple[str, Form], tuple[Any, Any]] = {}
         self._masks: dict[int, Any] = {}
         self._turns: dict[bool, tuple[Any, Any]] = {}
 
@@ -63,7 +63,7 @@ class _Decoder:
             hidden = ops.add(hidden, _scaled(found, sizes.residual_scale))
         last = self._norm(hidden, "output_norm", sizes.embedding)
         head = self._matrix(["output.weight"]) if "output.weight" in self._tensors else table
-        logits = _scaled(head.product(last, self._sums_of(last, head)), 1 / sizes.logit_scale)
+        logits = _scaled(head.product(*self._given_to(head, last)), 1 / sizes.logit_scale)
         result = ops.result(_capped(logits, sizes.logit_cap))
         result.output(0).get_tensor().set_names({"logits"})
         inputs = [self._ids, self._mask, self._positions, self._beam]
@@ -151,7 +151,7 @@ class _Decoder:
         for group in groups.values():
             matrix = self._matrix([f"{name}.weight" for name in group])
             sizes = [self._tensors[f"{name}.weight"].shape[0] for name in group]
-            product = matrix.product(x, self._sums_of(x, matrix), self._bias(group, sizes))
+            product = matrix.product(*self._given_to(matrix, x), self._bias(group, sizes))
             parts = ops.variadic_split(product, integers(-1), integers(sizes)).outputs() if sizes[1:] else [product]
             found |= dict(zip(group, parts, strict=True))
         return [found[name] for name in names]
@@ -169,19 +169,17 @@ class _Decoder:
 
     def _form(self, name: str) -> Any:
         tensor = self._tensors[name]
-        return form_of(tensor.kind, tensor.shape[1], self._weights)
+        return form_of(tensor.kind, tensor.shape[1], self._weights, table=name in TABLES)
 
     def _matrix(self, names: Sequence[str]) -> Matrix:
         return Matrix([self._tensors[name] for name in names], self._form(names[0]), self._losses)
 
-    def _sums_of(self, x: Any, matrix: Matrix) -> Any:
-        """What the second product multiplies, made once for all that read x."""
-        if not matrix.form.offsets:
-            return None
-        key = x.get_name(), matrix.form.block
-        if key not in self._sums:
-            self._sums[key] = block_sums(x, matrix.columns, matrix.form.block)
-        return self._sums[key]
+    def _given_to(self, matrix: Matrix, x: Any) -> tuple[Any, Any]:
+        """What its product takes, made once for all matrices of its form that read x."""
+        key = x.get_name(), matrix.form
+        if key not in self._given:
+            self._given[key] = given(x, matrix.columns, matrix.form)
+        return self._given[key]
 
     def _normed_if(self, x: Any, name: str) -> Any:
         return self._norm(x, name, self._sizes.embedding) if f"{name}.weight" in self._tensors else x

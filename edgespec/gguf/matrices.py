@@ -22,6 +22,7 @@ class Matrix:
         self.form = form
         self.rows = sum(tensor.shape[0] for tensor in tensors)
         self.columns = tensors[0].shape[1]
+        self._wide = self.columns + form.further(self.columns)
         self._name = "+".join(tensor.name for tensor in tensors)
         self._offsets: Any = None
         for tensor in tensors:
@@ -29,7 +30,7 @@ class Matrix:
         self._weights = self._as_they_are(tensors) if form.kind else self._compressed(tensors, losses)
 
     def product(self, x: Any, sums: Any, bias: Any = None) -> Any:
-        """``x @ weights.T + bias``. sums: of x over each block, where the form has offsets.
+        """``x @ weights.T + bias``. x, sums: from ``given``.
 
         The bias goes to the last product, where the engine adds it while it multiplies.
         """
@@ -62,13 +63,13 @@ class Matrix:
         return constant if self.form.kind == "F32" else ops.convert(constant, "f32")
 
     def _compressed(self, tensors: Sequence[Stored], losses: Losses) -> Any:
-        form, blocks = self.form, self.columns // self.form.block
+        form, blocks = self.form, self._wide // self.form.block
         kind = ov.Type.u4 if form.bits == 4 else ov.Type.u8 if form.zeros else ov.Type.i8
-        shape = [self.rows, self.columns] if form.zeros else [self.rows, blocks, form.block]
+        shape = [self.rows, self._wide] if form.zeros else [self.rows, blocks, form.block]
         tensor = ov.Tensor(kind, ov.Shape(shape))
         codes = _bytes_of(tensor).reshape(self.rows, -1)
         steps = np.empty((self.rows, blocks), np.float16 if form.zeros else np.float32)
-        offsets = np.empty((self.rows, blocks), np.float32) if form.offsets else None
+        offsets = np.empty((self.rows, blocks), np.float32) if form.offsets == "apart" else None
         zeros = np.empty((self.rows, 1), np.uint8) if form.zeros else None
         at = 0
         for stored in tensors:
@@ -91,7 +92,7 @@ class Matrix:
         if form.bits == 4:
             values = ops.subtract(values, ops.convert(ops.constant(_ZERO, ov.Type.u4), "f32"))
         scaled = ops.multiply(values, ops.constant(steps[:, :, None], shared_memory=True))
-        return ops.reshape(scaled, integers(self.rows, self.columns), False)
+        return ops.reshape(scaled, integers(self.rows, self._wide), False)
 
     def _constant(self, tensor: Any) -> Any:
         constant = ops.constant(tensor, shared_memory=True)
@@ -99,10 +100,25 @@ class Matrix:
         return constant
 
 
-def block_sums(x: Any, columns: int, block: int) -> Any:
-    """Of ``(batch, length, columns)``, over each block of columns."""
-    blocks = ops.reshape(x, integers(0, 0, columns // block, block), True)
-    return ops.reduce_sum(blocks, integers(-1), False)
+def given(x: Any, columns: int, form: Form) -> tuple[Any, Any]:
+    """What a product with matrices of this form takes: ``x`` of ``(batch, length, columns)``, which is wider if they
+    have digits; and sums over each block of it, if their offsets are apart.
+
+    Behind x are its sums, and once more for each lower digit, as much smaller as that one counts less; zeros fill the
+    last block. (Chosen by index and multiplied with constants, since an engine spends time on every operation.)
+    """
+    if form.offsets == "none":
+        return x, None
+    count = columns // form.block
+    blocks = ops.reshape(x, integers(0, 0, count, form.block), True)
+    sums = ops.reduce_sum(blocks, integers(-1), False)
+    if form.offsets == "apart":
+        return x, sums
+    column = np.arange(form.further(columns))
+    place = column // count
+    weight = np.where(place < form.digits, np.float32(form.radix) ** -place, 0).astype(np.float32)
+    repeated = ops.gather(sums, ops.constant(column % count), integers(2))
+    return ops.concat([x, ops.multiply(repeated, ops.constant(weight.reshape(1, 1, -1)))], -1), None
 
 
 def integers(*values: Any) -> Any:

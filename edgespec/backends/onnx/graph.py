@@ -124,11 +124,21 @@ class _Reader:
         table, indices = node.input_value(0), node.input_value(1)
         ids = self._of(indices)
         if ids is None:
-            return
-        if (rows := self._of(table)) is not None:
+            self._columns(node)
+        elif (rows := self._of(table)) is not None:
             self._add("Gather", [rows, ids], node, self._widths[rows], axis=1)
         elif (weights := weights_of(table.get_node())) is not None:
             self._embedding(node, table.get_node(), weights, ids)
+
+    def _columns(self, node: Any) -> None:
+        """Columns by constant indices."""
+        source, indices = self._of(node.input_value(0)), constant_below(node.input_value(1).get_node())
+        if source is None or indices is None or not _is_flat(node) or number(node.input_value(2)) not in (-1, 2):
+            return
+        chosen = np.array(indices.get_data(), np.int64)
+        if chosen.ndim != 1:
+            return
+        self._add("Gather", [source, self.onnx.constant(origin(indices), chosen)], node, len(chosen), axis=-1)
 
     def _embedding(self, node: Any, table: Any, weights: Compressed | NDArray[Any], ids: str) -> None:
         if not isinstance(weights, Compressed):
@@ -209,6 +219,13 @@ class _Reader:
         begin, end, *_ = slice(int(numbers[0] or 0), int(numbers[1] or 0)).indices(width)
         bounds = [self.onnx.integers(value) for value in (begin, end, 2)]
         self._add("Slice", [source, *bounds], node, end - begin)
+
+    def _joined(self, node: Any) -> None:
+        """Columns beside each other."""
+        names = [self._of(value) for value in node.input_values()]
+        known = [name for name in names if name is not None]
+        if len(known) == len(names) and _is_flat(node) and node.get_attributes()["axis"] in (-1, 2):
+            self._add("Concat", known, node, sum(self._widths[name] for name in known), axis=-1)
 
     def _swish(self, node: Any) -> None:
         source = self._of(node.input_value(0))
@@ -399,6 +416,7 @@ _READERS = {
     "VariadicSplit": _Reader._split,
     "Split": _Reader._split,
     "Slice": _Reader._slice,
+    "Concat": _Reader._joined,
     "Swish": _Reader._swish,
     "Gelu": _Reader._gelu,
     "Tanh": _Reader._tanh,
