@@ -7,6 +7,7 @@ drafters, and so is a folder with a ready ONNX model. So such repositories need 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -55,12 +56,23 @@ _AGAIN = "export or pull the model again"
 
 
 class Bundle:
-    """A validated bundle on disk. ``root`` is its folder; paths in ``manifest`` are relative to it."""
+    """A validated bundle on disk. ``root`` is its folder; paths in ``manifest`` are relative to it.
 
-    def __init__(self, root: Path, manifest: Manifest, inline_template: str | None = None) -> None:
+    attached: other folders that belong to it, each by the first part of its paths (see draft_folder).
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        manifest: Manifest,
+        inline_template: str | None = None,
+        *,
+        attached: Mapping[str, Path] | None = None,
+    ) -> None:
         self.root = root
         self.manifest = manifest
         self.inline_template = inline_template
+        self.attached = dict(attached or {})
 
     @property
     def name(self) -> str:
@@ -73,10 +85,14 @@ class Bundle:
         """
         if not RELATIVE_FILE.accepts(relative):
             raise BundleError(f"{self.root / MANIFEST} names a file outside the bundle", got=relative)
-        path = self.root / relative
+        path = self._place(relative)
         if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises for a name that is too long
             raise BundleError("bundle is missing a file", got=str(path), hint=_AGAIN)
         return path
+
+    def _place(self, relative: str) -> Path:
+        first, _, rest = relative.partition("/")
+        return self.attached[first] / rest if first in self.attached else self.root / relative
 
     def hashed(self, entry: HashedFile) -> Path:
         """Path of a file after checking its SHA-256."""
@@ -115,7 +131,7 @@ class Bundle:
         """The file with the weights. None: they are in the graph, as they may be in ONNX."""
         assert model.file is not None
         names = [path.as_posix() for path in manifest.data_files(Path(model.file))]
-        there = [name for name in names if os.path.isfile(self.root / name)]  # noqa: PTH113 - as in ``path``
+        there = [name for name in names if os.path.isfile(self._place(name))]  # noqa: PTH113 - as in ``path``
         if not there and model.sha256 is None and model.file.endswith(".onnx"):
             return None
         return self.path((there or names)[0])

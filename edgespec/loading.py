@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from edgespec import cache
+from edgespec import cache, draft_folder
 from edgespec.adaptive.arbiter import Arbiter
 from edgespec.adaptive.forward_cost import ForwardCost
 from edgespec.bundle import Bundle
 from edgespec.bundle import Drafter as DrafterEntry
+from edgespec.draft_folder import DraftFolder
 from edgespec.drafters.first_match import FirstMatch
 from edgespec.drafters.ngram import NGram
 from edgespec.drafters.recycling import Recycling
@@ -100,7 +101,19 @@ def load(
     for named in filter(None, (str(ref), options.draft)):  # ask for both before either is fetched
         catalog.require_consent(named, accepted=accept_licence)
     pair = resolve(str(ref), accept_licence=accept_licence, progress=progress)
-    return _wired(pair, options, options.draft or catalog.default_draft(str(ref)))
+    chosen = options.draft or catalog.default_draft(str(ref))
+    if folder := draft_without_target(chosen):
+        draft_folder.require_fit(pair, folder)
+        pair, chosen = draft_folder.attach(pair, folder, first=True), None
+    return _wired(pair, options, chosen)
+
+
+def draft_without_target(draft: str | None) -> DraftFolder | None:
+    """The draft that ships with edgespec under this name, or that lies in a folder with a ``draft.json``."""
+    if draft is None or catalog.find(draft):
+        return None
+    named = catalog.trained_draft_named(draft)
+    return draft_folder.read(Path(draft)) if named is None and draft_folder.is_one(Path(draft)) else named
 
 
 def _wired(pair: Bundle, options: LoadOptions, draft: str | None) -> Pipeline:
@@ -203,7 +216,9 @@ class _Trials:
 def drafter_name(ref: str) -> str:
     """The name of a pipeline's drafter with draft "auto". Loads no model, and does not fetch a listed one."""
     model, fixed = catalog.default_draft(ref), False
-    if model is None and not catalog.find(ref):  # a listed model has no drafter of its own
+    if model is None and (trained := catalog.trained_drafts().get(ref)):
+        model, fixed = trained.manifest.drafter.name, trained.manifest.drafter.num_draft_tokens is not None
+    elif model is None and not catalog.find(ref):  # a listed model has no drafter of its own
         _, own = _planned(resolve(ref, progress=False), None)
         model, fixed = (own.name, own.num_draft_tokens is not None) if own else (None, False)
     names = [*(lookup.name for lookup in _lookups()), *([] if fixed else [Recycling.name]), *([model] if model else [])]

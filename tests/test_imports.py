@@ -32,6 +32,7 @@ GROUND = {
     "bundle",
     "cache",
     "console",
+    "draft_folder",
     "errors",
     "files",
     "generation",

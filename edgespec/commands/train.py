@@ -62,9 +62,11 @@ def corpus(target: str, output: Path, **plan: Any) -> None:
     "--layers", type=click.IntRange(1), default=2, show_default=True, help="Take the target's first N layers."
 )
 @click.option("--from-layers", metavar="I,J,...", help="Take these layers of the target instead.")
+@click.option("--layers-from", metavar="SOURCE", help="Take layers of another model with the target's vocabulary.")
 @click.option("--from-scratch", is_flag=True, help="Initialise from random weights instead of the target's.")
 @click.option("--from-draft", type=_PATH, metavar="DIR", help="Go on from DIR, the draft folder of an earlier run.")
 @click.option("--hidden", type=click.IntRange(1), metavar="N", help="Width of a draft from scratch.")
+@click.option("--heads", type=click.IntRange(1), metavar="N", help="Heads that it divides its width into.")
 @click.option("--intermediate", type=click.IntRange(1), metavar="N", help="Width of its MLP.")
 @click.option("--vocabulary", type=click.IntRange(16), default=8192, show_default=True, help="Tokens it can propose.")
 @click.option("--weights", type=click.Choice(["int8", "int4", "f16", "f32"]), default="int8", show_default=True)
@@ -77,12 +79,15 @@ def corpus(target: str, output: Path, **plan: Any) -> None:
 def fastdraft(context: click.Context, /, target: str, output: Path, **options: Any) -> None:
     """Train a small draft for TARGET (FastDraft, arXiv 2411.11055); prints the folder of the bundle with both.
 
-    TARGET is a transformers folder, a .gguf file, OWNER/NAME[@REVISION] on the Hugging Face hub, or a known name.
+    TARGET is any model that edgespec runs or exports: a name, a bundle, a .gguf file, a transformers folder, or
+    OWNER/NAME[@REVISION] on the Hugging Face hub. The draft begins with its layers, or with those of a smaller model of
+    the same vocabulary (--layers-from). torch reads layers from a transformers folder, a .gguf file, or a name of one.
     All work is in DIR; after an interruption the same command goes on. On several devices:
     accelerate launch -m edgespec train fastdraft ...
 
     \b
     edgespec train fastdraft default -o work --corpus-tokens 1000000 --steps 2000
+    edgespec train fastdraft qwen2.5-coder-1.5b --layers-from qwen2.5-coder-0.5b --weights int4 -o work
     """
     from edgespec_train import train_fastdraft
 
@@ -101,12 +106,48 @@ def fastdraft(context: click.Context, /, target: str, output: Path, **options: A
 
 
 @command.command()
+@click.argument("draft", type=_PATH)
+@click.argument("target")
+@click.option("-o", "--output", metavar="DIR", required=True, type=_PATH, help="The folder to write.")
+@click.option("--weights", type=click.Choice(["int8", "int4", "f16", "f32"]), default="int4", show_default=True)
+@click.option("--group-size", type=int, metavar="N", help="Weights that share a step in int4.  [default: 128]")
+@click.option("--called", "target_names", multiple=True, metavar="NAME", help="What other files of TARGET begin with.")
+@click.option("--licence", metavar="ID", help="Of the draft.  [default: the target's]")
+@click.option(
+    "--corpus", type=_PATH, metavar="DIR", help="The shards it was trained on, to check it and for the record."
+)
+@click.option("--notes", metavar="TEXT", help="For the record.")
+def pack(**packing: Any) -> None:
+    """Pack DRAFT, the draft folder of a training run for TARGET, into a small folder without the target.
+
+    Use it with --draft DIR, on any model of the target's vocabulary.
+
+    \b
+    edgespec train pack work/draft qwen2.5-coder-1.5b -o small
+    edgespec run -m qwen2.5-coder-1.5b --draft small "Hello"
+    """
+    from edgespec_train import pack_draft
+
+    click.echo(pack_draft(packing, _say))
+
+
+@command.command()
 @model_options
 @click.option("--prompts", type=_PATH, metavar="FILE", help="Lines of JSON (kind, text).  [default: 12 of our own]")
 @click.option("--new-tokens", type=click.IntRange(2), default=128, show_default=True)
 @click.option("--temperature", "-t", type=float, default=0.0, show_default=True, help="0 is greedy.")
+@click.option("--per-category", type=click.IntRange(1), metavar="N", help="Take N prompts of each category.")
+@click.option("--texts", "recorded", type=_PATH, metavar="FILE", help="Keep what the target writes, for other drafts.")
 @click.option("--timed", type=click.IntRange(0), default=2, show_default=True, help="Texts to time in each category.")
-def evaluate(prompts: Path | None, new_tokens: int, temperature: float, timed: int, **options: Any) -> None:
+def evaluate(
+    prompts: Path | None,
+    new_tokens: int,
+    temperature: float,
+    timed: int,
+    per_category: int | None,
+    recorded: Path | None,
+    **options: Any,
+) -> None:
     """Acceptance by category and position, block efficiency, and measured speed-up of a pair's drafter."""
     from edgespec.loading import load
     from edgespec_train.evaluate import LENGTHS
@@ -118,7 +159,15 @@ def evaluate(prompts: Path | None, new_tokens: int, temperature: float, timed: i
         allowed = f"{LENGTHS[0]} to {LENGTHS[-1]}"
         raise SettingError("number of draft tokens", got=k, allowed=allowed, setting="num_draft_tokens")
     pipeline = load(**options, progress=True)
-    evaluate_pair(pipeline, prompts, new_tokens=new_tokens, temperature=temperature, timed=timed, k=k)
+    evaluate_pair(
+        *(pipeline, prompts),
+        new_tokens=new_tokens,
+        temperature=temperature,
+        timed=timed,
+        k=k,
+        per_category=per_category,
+        recorded=recorded,
+    )
 
 
 @command.command()

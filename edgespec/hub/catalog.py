@@ -13,8 +13,9 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from edgespec import bundle
-from edgespec.bundle import HubSource, WheelSource
+from edgespec import bundle, draft_folder
+from edgespec.bundle import Bundle, HubSource, WheelSource
+from edgespec.draft_folder import DraftFolder
 from edgespec.errors import BundleError, LicenceError, foreign
 from edgespec.manifest import RelativeFile, Repo, Revision, Sha256, Strict
 
@@ -105,6 +106,8 @@ class Model(Strict, frozen=True, kw_only=True):
     """name of the draft it runs with by default; None: prompt lookup"""
     other_drafts: tuple[str, ...] = ()
     """drafts made for it that have to be asked for"""
+    trained_draft: RelativeFile | None = None
+    """folder of a draft that ships with edgespec (``draft_folder``), beside this list; it drafts by default"""
 
     @property
     def pinned(self) -> bool:
@@ -157,6 +160,8 @@ def _problem(pairs: Pairs) -> str | None:
             return f"{name} cannot be a name"
         if (model.sha256 is None) != (model.bytes is None) or (model.sha256 and not model.file):
             return f"{name}: sha256 and bytes are of a file, and come together"
+        if model.trained_draft and model.draft:
+            return f"{name}: it has two drafts by default"
         if model.licence not in pairs.licences:
             return f"{name}: no licence {model.licence}"
         if unknown := [draft for draft in drafts if draft not in pairs.models and draft not in taken]:
@@ -190,6 +195,36 @@ def default_draft(name: str) -> str | None:
     """Name of the draft that a short name brings along."""
     model = find(name)
     return model.draft if model else None
+
+
+def trained_drafts() -> dict[str, DraftFolder]:
+    """The drafts that ship with edgespec, by the short name of the target of each."""
+    folders = {name: model.trained_draft for name, model in load().models.items() if model.trained_draft}
+    return {name: _trained_draft(shipped_file(f"{folder}/{draft_folder.MANIFEST}")) for name, folder in folders.items()}
+
+
+def trained_draft_named(name: str) -> DraftFolder | None:
+    """The draft that ships with edgespec under a name of its own: TARGET-DRAFTER."""
+    return next((draft for draft in trained_drafts().values() if draft.name == name), None)
+
+
+def with_trained_draft(target: Bundle) -> Bundle:
+    """A target, and the draft that ships for it as one more drafter, if there is one.
+
+    A target is known by the SHA-256 of the listed file that it was converted from, and any other by what it is called.
+    It must have the draft's vocabulary too.
+    """
+    made_from = (target.manifest.provenance.revision or "").removeprefix("sha256:")
+    for name, draft in trained_drafts().items():
+        known = load().models[name].sha256 == made_from or draft.is_called_like(target)
+        if known and draft_folder.fits(target, draft):
+            return draft_folder.attach(target, draft)
+    return target
+
+
+@cache
+def _trained_draft(file: Path) -> DraftFolder:
+    return draft_folder.read(file.parent)
 
 
 def require_consent(ref: str, *, accepted: bool) -> None:

@@ -59,13 +59,13 @@ def resolve(ref: str, *, accept_licence: bool = False, progress: bool = True) ->
     if ref in catalog.shipped_names():
         return bundle.read(catalog.default_folder())
     if wanted := on_hub(ref):
-        return _told(_hub(wanted, accept_licence, progress))
+        return _found(_hub(wanted, accept_licence, progress))
     path = _path(ref)
     kind = _kind(path) if ref else None
     if kind == "folder":
-        return _told(bundle.read(path))
+        return _found(bundle.read(path))
     if kind == "file" and path.suffix.lower() == ".gguf":
-        return _told(_gguf(path, progress))
+        return _found(_gguf(path, progress))
     if kind == "file" and path.suffix == ".whl":
         return _wheel(path, progress)
     if kind is not None:
@@ -167,10 +167,11 @@ def _kind(path: Path) -> Literal["folder", "file", "other"] | None:
     return "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "other"
 
 
-def _told(found: Bundle) -> Bundle:
+def _found(found: Bundle) -> Bundle:
+    """With the draft that ships for it; and what is odd about it is told."""
     if not found.manifest.generation.eos_token_ids:
         sys.stderr.write(f"{found.name} names no token that ends a text: it goes on to its limit\n")
-    return found
+    return catalog.with_trained_draft(found)
 
 
 def _target(of: Bundle) -> Path:

@@ -9,7 +9,8 @@
     draft_model  the draft: shape, trimmed vocabulary, weights of the target
     initialise   the output head fitted to the layers that were copied
     trainer      training with checkpoints, evaluated by acceptance; losses
-    pack         OpenVINO IR and bundle
+    pack         OpenVINO IR and bundle; narrow, its embeddings in 4 bits
+    ship         a draft as a folder of its own
     stages       runs all of the above in order, in one folder
     evaluate     acceptance, block efficiency and speed-up by category (needs no torch)
     latency      time of a step on this machine, by shape
@@ -60,9 +61,19 @@ def train_fastdraft(target: str, folder: Path, say: Say, plan: dict[str, Any], o
         stages.check(settings)
         with PartialState().main_process_first():  # the other processes find target and corpus
             pair = stages.target_bundle(target, folder, say)
+            stages.check_donor(settings, pair)
             if settings.corpus == folder / "corpus":
                 stages.corpus_of(pair, settings.corpus, plan.pop("corpus_tokens"), say, **plan)
         return stages.make_draft(settings, pair, say)
+
+
+def pack_draft(packing: dict[str, Any], say: Say) -> Path:
+    """Pack a trained draft as a folder of its own. packing: arguments of ``ship.Packing``."""
+    _check_installed(*_EXPORT)
+    with quiet.libraries(verbose=False):
+        from edgespec_train import ship
+
+        return ship.pack(ship.Packing(out=packing.pop("output"), **packing), say)
 
 
 def sweep(target: str, rounds: int) -> Iterator[Timed]:

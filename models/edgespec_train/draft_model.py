@@ -82,6 +82,9 @@ def build(config: PretrainedConfig, shape: Shape, vocab_size: int, *, seed: int)
             )
         changes |= {"hidden_size": hidden, "num_attention_heads": heads, "head_dim": hidden // heads}
         changes["num_key_value_heads"] = max(1, heads // share)
+        if heads % changes["num_key_value_heads"]:
+            what = f"{heads} heads cannot share {changes['num_key_value_heads']} heads of keys and values evenly"
+            raise SettingError(what, hint=f"a multiple of {share} heads")
     if shape.intermediate:
         changes["intermediate_size"] = shape.intermediate
     if kinds := getattr(config, "layer_types", None):
@@ -95,9 +98,13 @@ def build(config: PretrainedConfig, shape: Shape, vocab_size: int, *, seed: int)
 
 
 def initialise_from(draft: Any, target: Any, shape: Shape, id_map: NDArray[np.int32]) -> None:
-    """Initialise a draft of the target's width: copy embeddings, the layers of ``shape``, last norm and output head."""
-    ids = torch.from_numpy(np.where(id_map == UNKNOWN, 0, id_map).astype(np.int64))
-    unknown = torch.from_numpy(id_map == UNKNOWN)
+    """Initialise a draft of the target's width: copy embeddings, the layers of ``shape``, last norm and output head.
+
+    target: the target itself, or another model of its vocabulary. It may have fewer rows than the target.
+    """
+    lacking = (id_map == UNKNOWN) | (id_map >= target.config.vocab_size)
+    ids = torch.from_numpy(np.where(lacking, 0, id_map).astype(np.int64))
+    unknown = torch.from_numpy(lacking)
     with torch.no_grad():
         for draft_part, target_part in (
             (draft.get_input_embeddings(), target.get_input_embeddings()),

@@ -84,7 +84,9 @@ def fit_head(
     for some in texts.batches(seed, 3072):
         batch = texts.batch(some).to(device)
         x = hidden_states(draft, batch.tokens)[batch.rows].double()
-        y = hidden_states(target, torch.from_numpy(texts.padded(some)).to(device))[batch.rows].double()
+        ids = texts.padded(some)
+        ids[ids >= target.config.vocab_size] = 0  # a model of the target's vocabulary may have fewer rows
+        y = hidden_states(target, torch.from_numpy(ids).to(device))[batch.rows].double()
         xx += x.T @ x
         xy += x.T @ y
         yy += float((y * y).sum())

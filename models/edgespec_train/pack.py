@@ -19,6 +19,7 @@ from edgespec.errors import SettingError
 from edgespec_export import convert, parity, staging
 from edgespec_export.settings import Kind, Weights
 from edgespec_train.draft_model import UNKNOWN
+from edgespec_train.narrow import with_narrow_embedding
 
 DRAFT, ID_MAP = "draft", "id_map.npy"
 
@@ -40,21 +41,25 @@ def convert_draft(
     kind: Kind,
     *,
     name: str,
+    group_size: int | None = None,
     text: NDArray[np.int64] | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Drafter:
     """Write the draft's IR and id map into ``folder/draft``; returns its entry for the manifest.
 
+    kind: int4 is for layers and embeddings; the output head is in 8 bits then. group_size: see ``Weights``.
     text: ``(n,)`` draft ids on which the IR is held against the torch model. Raises ConversionError if it is another
     function.
     """
     folder.mkdir(parents=True, exist_ok=True)
     xml = folder / DRAFT / IR_FILE
-    weights = Weights(kind)
+    weights = Weights(kind, group_size if kind == "int4" else None)
     draft = draft.to("cpu").eval()
     expected = None if text is None else parity.logits_on(draft, text)  # before the export, which patches the model
     with staging.scratch(folder) as temporary:
         raw = convert.export_ir(draft, temporary, weights)
+        if kind == "int4":
+            raw = with_narrow_embedding(raw, temporary / "narrow" / IR_FILE)
         weights, note = convert.compress(raw, xml, weights)
         gc.collect()  # Windows will not delete a file that a model maps
     if note:

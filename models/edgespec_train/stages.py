@@ -1,6 +1,6 @@
 """``edgespec train fastdraft TARGET``: all stages in one folder. An interrupted stage resumes.
 
-target/       the target as a bundle, unless it is a known one
+target/       the target as a bundle, if it had to be exported
 corpus/       shards of text by the target, and manifest.json
 checkpoint/   the draft in training
 draft/        the trained draft as a transformers folder, with id_map.npy
@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import atexit
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -27,22 +28,26 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from edgespec import bundle
 from edgespec.bundle import Bundle
-from edgespec.errors import SettingError
+from edgespec.errors import EdgespecError, SettingError
 from edgespec.hub import catalog
 from edgespec.hub.resolve import resolve
 from edgespec.machine.devices import machine
+from edgespec.text.tokenizer import Tokenizer
+from edgespec.text.vocabulary import Vocabulary, check_pair
 from edgespec_export import Request, Weights, convert, export
 from edgespec_export import sources as models
 from edgespec_export.settings import Kind
+from edgespec_export.texts import read as texts_of
 from edgespec_train.corpus import shards
 from edgespec_train.corpus.batches import Texts
 from edgespec_train.corpus.build import Plan, make_corpus, read_manifest, write_json
 from edgespec_train.draft_model import Shape, build, choose_vocabulary, initialise_from, invert
 from edgespec_train.initialise import check_earlier, fit_head, take_over
+from edgespec_train.losses import Loss
 from edgespec_train.pack import convert_draft, save_draft, write_bundle
 from edgespec_train.plot import plot
 from edgespec_train.progress import progress_bar
-from edgespec_train.trainer import Point, Recipe, has_checkpoint, train
+from edgespec_train.trainer import Diverged, Point, Recipe, has_checkpoint, train
 
 Say = Callable[[str], None]
 _HELD_OUT, _HELD_OUT_TEXTS = 0.04, 20
@@ -50,9 +55,10 @@ _HELD_OUT, _HELD_OUT_TEXTS = 0.04, 20
 
 
 def target_bundle(reference: str, folder: Path, say: Say) -> Bundle:
-    """The target as a bundle: a known name as it is, anything else exported to ``folder/target``."""
+    """The target as a bundle: what edgespec runs as it is, and a checkpoint for transformers exported to
+    ``folder/target``."""
     folder.mkdir(parents=True, exist_ok=True)
-    if reference in catalog.shipped_names():
+    if not _is_checkpoint(reference):
         return resolve(reference)
     out = folder / "target"
     if not (out / bundle.MANIFEST).is_file():
@@ -65,12 +71,23 @@ def target_bundle(reference: str, folder: Path, say: Say) -> Bundle:
     return found
 
 
+def _is_checkpoint(reference: str) -> bool:
+    """Whether a reference is a transformers folder, or may be one on the hub. edgespec runs anything else as it is."""
+    if reference in (*catalog.shipped_names(), *catalog.listed_names()):
+        return False
+    path = Path(reference).expanduser()
+    if path.is_dir():
+        return not any((path / name).is_file() for name in (bundle.MANIFEST, bundle.IR_FILE, "genai_config.json"))
+    return not path.is_file()
+
+
 @dataclass(frozen=True)
 class StageSettings:
     """The settings of all stages.
 
-    corpus: folder of existing shards, else ``folder/corpus``. from_draft: the ``draft`` folder of an earlier run, whose
-    draft is trained further.
+    layers_from: the model whose layers, embeddings and head the draft begins with; None: the target. corpus: folder of
+    existing shards, else ``folder/corpus``. from_draft: the ``draft`` folder of an earlier run, whose draft is trained
+    further.
     """
 
     target: str
@@ -83,6 +100,11 @@ class StageSettings:
     weights: Kind
     corpus: Path
     precision: str
+    layers_from: str | None = None
+
+    @property
+    def donor(self) -> str:
+        return self.layers_from or self.target
 
     @classmethod
     def of(cls, target: str, folder: Path, options: dict[str, Any]) -> StageSettings:
@@ -93,8 +115,8 @@ class StageSettings:
             layers = tuple(range(count)) if chosen is None else tuple(int(n) for n in chosen.split(","))
         except ValueError as error:
             raise SettingError("layers of the target", got=chosen, allowed="numbers with commas, as 0,1") from error
-        shape = Shape(layers, take("hidden"), take("intermediate"))
-        if not scratch and (shape.hidden or shape.intermediate):
+        shape = Shape(layers, take("hidden"), take("intermediate"), take("heads"))
+        if not scratch and (shape.hidden or shape.intermediate or shape.heads):
             raise SettingError("a draft initialised from the target has its widths", hint="or use --from-scratch")
         earlier = take("from_draft")
         if scratch and earlier:
@@ -105,7 +127,11 @@ class StageSettings:
             raise SettingError("no trained draft there", got=str(earlier), allowed="the draft folder of an earlier run")
         corpus = take("corpus_folder") or folder / "corpus"
         vocabulary, weights, precision = take("vocabulary"), take("weights"), take("precision")
-        return cls(target, folder, Recipe(**options), shape, vocabulary, scratch, earlier, weights, corpus, precision)
+        layers_from = take("layers_from")
+        return cls(
+            *(target, folder, Recipe(**options), shape, vocabulary, scratch, earlier, weights, corpus, precision),
+            layers_from,
+        )
 
 
 def corpus_of(target: Bundle, folder: Path, tokens: int, say: Say, *, ray: bool = False, **plan: Any) -> Path:
@@ -127,12 +153,13 @@ def make_draft(settings: StageSettings, target: Bundle, say: Say) -> Path:
     provenance = {
         "recipe": asdict(settings.recipe)
         | asdict(settings.shape)
-        | {"from_scratch": settings.from_scratch, "from_draft": settings.from_draft is not None},
+        | {"from_scratch": settings.from_scratch, "from_draft": settings.from_draft is not None}
+        | ({"layers_from": _source(settings.donor).name} if settings.layers_from else {}),
         "corpus": {key: value for key, value in read_manifest(settings.corpus).items() if key != "shards"},
         "training": asdict(curve[-1]) if curve else {},
         "machine": machine(),
     }
-    own_name = target.name if settings.target in catalog.shipped_names() else Path(settings.target).stem
+    own_name = Path(settings.target).name if _is_checkpoint(settings.target) else target.name
     return write_bundle(target, work, out, entry, own_name, provenance)
 
 
@@ -148,9 +175,10 @@ def train_draft(
     if made_for != _identity(target):
         raise SettingError("the corpus is another target's", got=made_for, allowed=_identity(target))
     vocab_size = target.manifest.target.vocab_size
-    id_map = choose_vocabulary(
-        shards.token_counts(paths, vocab_size), settings.vocabulary, always=target.manifest.generation.eos_token_ids
-    )
+    ends = target.manifest.generation.eos_token_ids
+    if ends and not shards.count_ending_in(paths, ends):
+        say("no text of the corpus ends as the target ends its texts: is it another model's corpus?")
+    id_map = choose_vocabulary(shards.token_counts(paths, vocab_size), settings.vocabulary, always=ends)
     inverse, readable = invert(id_map, vocab_size), np.isin(np.arange(vocab_size), id_map)
     texts = Texts(paths, inverse, readable)
     texts, held_out = texts.split(max(_HELD_OUT, min(0.5, _HELD_OUT_TEXTS / len(texts.texts))))
@@ -161,7 +189,7 @@ def train_draft(
     millions = sum(parameter.numel() for parameter in draft.parameters()) / 1e6
     say(f"draft: {len(settings.shape.layers)} layers, {len(id_map)} ids, {millions:.1f} M parameters")
     say(f"training on {texts.answer_tokens} tokens by the target, {held_out.answer_tokens} held out")
-    with progress_bar(settings.recipe.steps) as advance:
+    with progress_bar(settings.recipe.steps) as advance, _keeping(draft, id_map, settings.folder, accelerator):
         curve = train(
             draft,
             texts,
@@ -173,6 +201,7 @@ def train_draft(
             accelerator=accelerator,
             same={
                 "target": settings.target,
+                "layers_from": settings.layers_from,
                 "vocabulary": hashlib.sha256(id_map.tobytes()).hexdigest(),
                 "shape": asdict(settings.shape) | {"from_scratch": settings.from_scratch},
                 "from_draft": settings.from_draft and bundle.sha256_of(settings.from_draft / "id_map.npy"),
@@ -189,11 +218,24 @@ def train_draft(
     return draft, id_map, curve, text
 
 
+@contextmanager
+def _keeping(
+    draft: PreTrainedModel, id_map: NDArray[np.int32], folder: Path, accelerator: Accelerator
+) -> Iterator[None]:
+    """Saves the draft of the last good step if training ends in no number."""
+    try:
+        yield
+    except Diverged as error:
+        if accelerator.is_main_process and error.step:
+            save_draft(draft, id_map, folder / "draft")
+        raise
+
+
 def check(settings: StageSettings) -> None:
     """Raises SettingError or SourceError for an unusable target or shape, before hours go into a corpus."""
-    if settings.corpus != settings.folder / "corpus" and not shards.shard_paths(settings.corpus):
-        raise SettingError("no shards in the corpus", got=str(settings.corpus), hint="make them: edgespec train corpus")
-    config = convert.read_config(_source(settings.target))
+    if settings.corpus != settings.folder / "corpus":
+        _check_ready(settings.corpus, settings.recipe.loss)
+    config = convert.read_config(_source_of_layers(settings))
     with torch.device("meta"):
         draft = build(config, settings.shape, settings.vocabulary, seed=0)
     if not hasattr(draft, "model") or not all(hasattr(draft.model, part) for part in ("layers", "norm")):
@@ -202,9 +244,44 @@ def check(settings: StageSettings) -> None:
         check_earlier(settings.from_draft, draft.config)
 
 
+def check_donor(settings: StageSettings, target: Bundle) -> None:
+    """Raises IncompatiblePair unless the model that gives the layers has the target's vocabulary."""
+    if settings.layers_from is None:
+        return
+    source = _source(settings.donor)
+    rows = convert.read_config(source).vocab_size
+    tokenizer = Tokenizer(target.hashed(target.manifest.tokenizer))
+    own = Vocabulary.of(tokenizer.engine, target.name, target.manifest.target.vocab_size)
+    check_pair(own, Vocabulary.of(texts_of(source).tokenizer, source.name, rows))
+
+
+def _check_ready(corpus: Path, loss: Loss) -> None:
+    """Raises SettingError for a corpus that this loss cannot be trained on."""
+    paths = shards.shard_paths(corpus)
+    if not paths:
+        raise SettingError("no shards in the corpus", got=str(corpus), hint="make them: edgespec train corpus")
+    if loss != "ce" and not shards.has_top(paths):
+        raise SettingError(
+            "the corpus lacks the target's log-probabilities (top_ids, top_logprobs): --loss",
+            got=loss,
+            allowed="ce, which needs the chosen tokens only",
+            hint="or let the target write its own: edgespec train corpus",
+        )
+
+
+def _source_of_layers(settings: StageSettings) -> models.Source:
+    try:
+        return _source(settings.donor)
+    except EdgespecError as error:
+        if settings.layers_from is not None or _is_checkpoint(settings.target):
+            raise
+        hint = "name a model of the same vocabulary whose layers the draft begins with: --layers-from SOURCE"
+        raise SettingError(f"{settings.target} has no layers that torch can read: {error}", hint=hint) from error
+
+
 @cache
 def _source(reference: str) -> models.Source:
-    """The target's own checkpoint, fetched once; what had to be unpacked for it lives as long as this process."""
+    """A model's own checkpoint, fetched once; what had to be unpacked for it lives as long as this process."""
     scratch = TemporaryDirectory(prefix="edgespec-", ignore_cleanup_errors=True)
     atexit.register(scratch.cleanup)
     return models.resolve(reference, Path(scratch.name))
@@ -214,7 +291,7 @@ def _initialise(
     settings: StageSettings, id_map: NDArray[np.int32], texts: Texts, accelerator: Accelerator, say: Say
 ) -> PreTrainedModel:
     """The draft before training: with the target's layers and a fitted head, or random."""
-    source = _source(settings.target)
+    source = _source(settings.donor)
     config = convert.read_config(source)
     draft: Any = build(config, settings.shape, len(id_map), seed=settings.recipe.seed)
     if settings.from_scratch or has_checkpoint(settings.folder):
@@ -223,7 +300,7 @@ def _initialise(
     initialise_from(draft, target, settings.shape, id_map)
     draft.to(accelerator.device)
     share = fit_head(draft, target, texts, rows=min(20_000, texts.answer_tokens))
-    say(f"output head fitted to layer {settings.shape.layers[-1]} of the target: R squared {share:.2f}")
+    say(f"output head fitted to layer {settings.shape.layers[-1]} of {source.name}: R squared {share:.2f}")
     if settings.from_draft is not None:
         earlier = AutoModelForCausalLM.from_pretrained(settings.from_draft, dtype=torch.float32)
         taken = take_over(draft, id_map, earlier.to(accelerator.device), np.load(settings.from_draft / "id_map.npy"))

@@ -62,6 +62,19 @@ class Point:
     block_efficiency: float
 
 
+class Diverged(SettingError):
+    """The loss or its gradient is no number. The weights are those after ``step`` steps, which were good."""
+
+    def __init__(self, step: int, loss: float) -> None:
+        self.step = step
+        super().__init__(
+            f"training stopped at step {step + 1}: its loss or gradient is no finite number",
+            got=f"loss {loss:.3g}",
+            hint=f"the draft of step {step} is kept: go on from it with --from-draft WORK/draft -o ANOTHER and a lower "
+            "--learning-rate",
+        )
+
+
 class Rows(torch.nn.Module):
     """The draft's logits at some rows only: the head never sees the prompt. Padding is behind, so causal attention
     needs no mask."""
@@ -115,7 +128,11 @@ def train(
             group["lr"] = learning_rate(recipe, step)
         loss = loss_of(model(batch.tokens, batch.rows), batch, recipe.loss)
         accelerator.backward(loss)
-        accelerator.clip_grad_norm_(model.parameters(), 1.0)
+        norm = accelerator.clip_grad_norm_(
+            model.parameters(), 1.0
+        )  # not finite either if the loss is not, in any process
+        if norm is not None and not math.isfinite(norm):
+            raise Diverged(step, loss.item())
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         step += 1

@@ -29,7 +29,8 @@ class Batch:
 
     tokens: ``(b, n)`` draft ids. rows: ``(r,)`` index into the flattened ``(b, n)``. labels: ``(r,)`` draft id of the
     token the target chose. readable: ``(r,)`` False where the draft has no id for it.
-    top_ids, top_probs: ``(r, TOP)`` draft ids and probabilities, 0 where the draft has no id.
+    top_ids, top_probs: ``(r, TOP)`` draft ids and probabilities, 0 where the draft has no id; ``(r, 0)`` if not all
+    shards have them.
     """
 
     tokens: torch.Tensor
@@ -48,6 +49,7 @@ class Texts:
 
     def __init__(self, paths: Sequence[Path], inverse: NDArray[np.int64], readable: NDArray[np.bool_]) -> None:
         self._shards = shards.read_shards(paths, _WANTED)
+        self._has_top = all("top_ids" in shard and "top_logprobs" in shard for shard in self._shards)
         self._inverse = inverse
         self._readable = readable
         self.texts: list[TextId] = []
@@ -88,7 +90,9 @@ class Texts:
         return tokens
 
     def temperature(self, text: TextId) -> float:
-        return float(self._shards[text[0]]["temperature"][text[1]])
+        """0 for a text whose shard does not say."""
+        shard = self._shards[text[0]]
+        return float(shard["temperature"][text[1]]) if "temperature" in shard else 0.0
 
     def padded(self, texts: Sequence[TextId]) -> NDArray[np.int64]:
         """``(b, n)`` target ids, zeros behind each text."""
@@ -109,8 +113,12 @@ class Texts:
             rows.append(line * tokens.shape[1] + np.arange(answer - begin - 1, end - begin - 1))
             first, last = self.span((number, text))
             chosen.append(shard["tokens"][answer:end])
-            top_ids.append(shard["top_ids"][first:last])
-            top_logprobs.append(shard["top_logprobs"][first:last])
+            if self._has_top:
+                top_ids.append(shard["top_ids"][first:last])
+                top_logprobs.append(shard["top_logprobs"][first:last])
+            else:
+                top_ids.append(np.zeros((end - answer, 0), np.int64))
+                top_logprobs.append(np.zeros((end - answer, 0), np.float32))
         labels, best = np.concatenate(chosen), np.concatenate(top_ids)
         probs = np.exp(np.concatenate(top_logprobs).astype(np.float32)) * self._readable[best]
         return Batch(

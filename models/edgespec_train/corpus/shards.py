@@ -6,7 +6,8 @@ A shard is an .npz of flat arrays:
     answers         ``(texts,)`` where each answer begins in ``tokens``
     source, origin        ``(texts,)`` index into ``corpus.SOURCES``; name of the package or folder
     temperature           ``(texts,)`` 0 is greedy
-    top_ids, top_logprobs ``(answer tokens, TOP)`` the target's best tokens at each answer token
+    top_ids, top_logprobs ``(answer tokens, TOP)`` the target's best tokens at each answer token; a shard made elsewhere
+                          may lack both, and trains on the chosen tokens only
     seconds               the time to make the shard
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +27,8 @@ from numpy.typing import NDArray
 
 from edgespec.errors import SettingError
 from edgespec_train.corpus.generate import Generated
+
+_NEEDED = ("tokens", "begins", "answers")
 
 
 def write_shard(path: Path, texts: Sequence[tuple[int, str, Generated]], vocab_size: int, seconds: float) -> None:
@@ -61,11 +65,43 @@ def shard_paths(folder: Path) -> list[Path]:
 
 
 def read_shards(paths: Iterable[Path], names: Sequence[str]) -> list[dict[str, NDArray[Any]]]:
+    """The texts of each shard, and those of the arrays ``names`` that it has.
+
+    Raises SettingError for a shard that is cut or whose arrays disagree.
+    """
     found = []
     for path in paths:
         with _opened(path) as data:
-            found.append({name: data[name] for name in names if name in data})
+            shard = {name: data[name] for name in _NEEDED}
+            shard |= {name: data[name] for name in names if name in data and name not in shard}
+            _check(shard)
+            found.append(shard)
     return found
+
+
+def has_top(paths: Iterable[Path]) -> bool:
+    """Whether all shards have the target's log-probabilities."""
+    return all(_names(path) >= {"top_ids", "top_logprobs"} for path in paths)
+
+
+def _names(path: Path) -> set[str]:
+    with _opened(path) as data:
+        return set(data.files)
+
+
+def _check(shard: dict[str, NDArray[Any]]) -> None:
+    """Raises ValueError for arrays that do not belong together."""
+    tokens, begins, answers = (shard[name] for name in _NEEDED)
+    if any(array.ndim != 1 or array.dtype.kind not in "iu" for array in (tokens, begins, answers)):
+        raise ValueError("tokens, begins and answers are lists of whole numbers")
+    if len(begins) != len(answers) + 1 or begins[0] != 0 or begins[-1] != len(tokens):
+        raise ValueError(f"{len(answers)} texts do not fill {len(tokens)} tokens")
+    if (answers <= begins[:-1]).any() or (answers > begins[1:]).any():
+        raise ValueError("an answer begins outside its text")
+    rows = int((begins[1:] - answers).sum())
+    for name in ("top_ids", "top_logprobs"):
+        if name in shard and (shard[name].ndim != 2 or len(shard[name]) != rows):
+            raise ValueError(f"{name} has {len(shard[name])} rows for {rows} answer tokens")
 
 
 def counts(path: Path) -> dict[str, Any]:
@@ -88,14 +124,20 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         with np.load(path, allow_pickle=False) as data:
             yield data
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise SettingError(f"{path} is not a whole shard: {error}", hint="delete it; it is made again") from error
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        hint = "delete it: edgespec train corpus makes its own again"
+        raise SettingError(f"{path} is not a whole shard: {error}", hint=hint) from error
+
+
+def count_ending_in(paths: Iterable[Path], ends: Sequence[int]) -> int:
+    """How many texts end in one of these tokens."""
+    return sum(int(np.isin(s["tokens"][s["begins"][1:] - 1], list(ends)).sum()) for s in read_shards(paths, ()))
 
 
 def token_counts(paths: Iterable[Path], vocab_size: int) -> NDArray[np.int64]:
     """``(vocab_size,)`` how often the target wrote each token."""
     total = np.zeros(vocab_size, np.int64)
-    for shard in read_shards(paths, ("tokens", "begins", "answers")):
+    for shard in read_shards(paths, ()):
         for begin, end in zip(shard["answers"], shard["begins"][1:], strict=True):
             found = np.bincount(shard["tokens"][begin:end], minlength=vocab_size)
             if len(found) > vocab_size:

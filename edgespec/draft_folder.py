@@ -1,0 +1,130 @@
+"""A draft without its target: a folder with ``draft.json``, the draft's IR and its id map.
+
+A bundle holds the target too. This is the form of a draft that ships with edgespec: its target is fetched elsewhere.
+``attach`` gives a bundle the draft as one more drafter. Both must mean the same tokens by the ids that the draft knows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edgespec import files
+from edgespec.bundle import Bundle
+from edgespec.errors import BundleError, IncompatiblePair, foreign
+from edgespec.manifest import Count, Drafter, Line, Provenance, Sha256, Strict
+
+MANIFEST = "draft.json"
+FORMAT = 1
+
+
+class DraftManifest(Strict, frozen=True, kw_only=True):
+    """``draft.json``."""
+
+    format: int
+    target: Line
+    """short name of the model it was trained for"""
+    target_names: tuple[Line, ...] = ()
+    """how other files of that model are called, in lower case: what their names begin with"""
+    tokens: Count
+    """All ids of the target that the draft knows are below this."""
+    tokens_sha256: Sha256
+    """of the texts of the ids below it, see ``tokens_sha256``"""
+    drafter: Drafter
+    provenance: Provenance = Provenance()
+    measured: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DraftFolder:
+    """A validated ``draft.json`` and its folder."""
+
+    root: Path
+    manifest: DraftManifest
+
+    @property
+    def name(self) -> str:
+        return f"{self.manifest.target}-{self.manifest.drafter.name}"
+
+    def is_called_like(self, target: Bundle) -> bool:
+        """Whether a bundle says that it is of this draft's target: by its own name, or by that of what it was made
+        from."""
+        source = (target.manifest.provenance.source or "").partition("@")[0]
+        called = [Path(text).name.casefold() for text in (target.name, source)]
+        return any(text.startswith(self.manifest.target_names) for text in called if text)
+
+
+class _TokenizerModel(msgspec.Struct):
+    vocab: dict[str, int]
+
+
+class _AddedToken(msgspec.Struct):
+    id: int
+    content: str
+
+
+class _TokenizerFile(msgspec.Struct):
+    """The vocabulary of a ``tokenizer.json``."""
+
+    model: _TokenizerModel
+    added_tokens: list[_AddedToken] = []
+
+
+def is_one(folder: Path) -> bool:
+    return os.path.isfile(folder / MANIFEST)  # noqa: PTH113 - Path.is_file raises for a name that is too long
+
+
+def read(folder: Path) -> DraftFolder:
+    """Raises BundleError for a folder without a valid ``draft.json``."""
+    path = folder / MANIFEST
+    with foreign(BundleError, f"{path} is not a valid draft", hint="see docs/bundle.md"):
+        found = msgspec.json.decode(files.read_bytes(path), type=DraftManifest)
+        if found.format != FORMAT:
+            raise ValueError(f"format {found.format}; allowed: {FORMAT}")
+        if found.drafter.model is None or found.drafter.model.file is None or found.drafter.id_map is None:
+            raise ValueError("a draft has a model with a file, and an id map")
+    return DraftFolder(folder, found)
+
+
+def attach(target: Bundle, draft: DraftFolder, *, first: bool = False) -> Bundle:
+    """The bundle with the draft, which fits it, as one more drafter. first: in front of its own."""
+    place = f"{draft.name}.attached"
+    drafter = draft.manifest.drafter
+    assert drafter.model is not None
+    model = msgspec.structs.replace(drafter.model, file=f"{place}/{drafter.model.file}")
+    entry = msgspec.structs.replace(drafter, model=model, id_map=f"{place}/{drafter.id_map}")
+    own = (other for other in target.manifest.drafters if other.id_map != entry.id_map)
+    changed = msgspec.structs.replace(target.manifest, drafters=(entry, *own) if first else (*own, entry))
+    return Bundle(target.root, changed, target.inline_template, attached={**target.attached, place: draft.root})
+
+
+def require_fit(target: Bundle, draft: DraftFolder) -> None:
+    """Raises IncompatiblePair unless the draft fits the target."""
+    if not fits(target, draft):
+        raise IncompatiblePair(
+            f"draft {draft.name} was trained for another vocabulary than that of {target.name}",
+            allowed=f"the token ids of {draft.manifest.target}",
+            hint="use a draft made for the target's tokenizer",
+        )
+
+
+def fits(target: Bundle, draft: DraftFolder) -> bool:
+    """Whether the draft's ids are ids of the target, with the same texts."""
+    count = draft.manifest.tokens
+    return count <= target.manifest.target.vocab_size and tokens_sha256(target, count) == draft.manifest.tokens_sha256
+
+
+def tokens_sha256(target: Bundle, count: int) -> str:
+    """SHA-256 of the texts of a bundle's first ``count`` ids, as JSON; null for an id without one."""
+    path = target.hashed(target.manifest.tokenizer)
+    with foreign(BundleError, f"{path} is not a tokenizer", hint="export or pull the model again"):
+        content = files.read_bytes(path, files.MOST_TOKENIZER_BYTES)
+        found = msgspec.json.decode(content, type=_TokenizerFile)
+    texts = {number: text for text, number in found.model.vocab.items()}
+    texts |= {token.id: token.content for token in found.added_tokens}
+    return hashlib.sha256(msgspec.json.encode([texts.get(number) for number in range(count)])).hexdigest()

@@ -1,0 +1,77 @@
+"""Texts that the target generated, kept in a file: several drafts are judged on the same ones, without the target.
+
+The first line says what they are of, and each other line is one text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgespec import Pipeline
+from edgespec.bench.prompts import Prompt
+from edgespec.errors import SettingError, foreign
+from edgespec.sampling_params import SamplingParams
+from edgespec_train.evaluate import GeneratedText, generate_texts
+
+
+def texts_in(
+    file: Path, pipeline: Pipeline, prompts: Sequence[Prompt], sampling: SamplingParams, new_tokens: int
+) -> Iterator[GeneratedText]:
+    """The texts of the file, and those that it lacks, which are generated and added to it.
+
+    Raises SettingError for a file of another target, other prompts or other settings.
+    """
+    asked = json.dumps([(prompt.category, prompt.text, prompt.raw) for prompt in prompts])
+    target = pipeline.bundle.manifest.target
+    head = {
+        "target": target.sha256 or pipeline.bundle.name,
+        "prompts": hashlib.sha256(asked.encode()).hexdigest(),
+        "temperature": sampling.temperature,
+        "seed": sampling.seed,
+        "new_tokens": new_tokens,
+    }
+    done: set[int] = set()
+    for number, text in read(file, head):
+        done.add(number)
+        yield text
+    with file.open("a", encoding="utf-8") as lines:
+        if not done and lines.tell() == 0:
+            lines.write(f"{json.dumps(head)}\n")
+        for number, prompt in enumerate(prompts):
+            for text in generate_texts(pipeline, [] if number in done else [prompt], sampling, new_tokens):
+                whole = {"number": number, "category": text.category, "prompt": text.prompt, "tokens": text.tokens}
+                lines.write(f"{json.dumps(whole)}\n")
+                lines.flush()
+                yield text
+
+
+def read(file: Path, head: dict[str, Any] | None = None) -> list[tuple[int, GeneratedText]]:
+    """Number of the prompt and text of each line. A last line that was cut is left out.
+
+    head: what the texts have to be of.
+    """
+    if not file.is_file():
+        return []
+    hint = "name another file, or delete this one"
+    with foreign(SettingError, f"{file} does not hold recorded texts", hint=hint):
+        first, *lines = file.read_text(encoding="utf-8").splitlines(keepends=True) or ["{}"]
+        found = json.loads(first)
+        if any(not line.endswith("\n") for line in lines):
+            _drop_last(file)
+        texts = [json.loads(line) for line in lines if line.endswith("\n")]
+        made = [(t["number"], GeneratedText(t["category"], tuple(t["prompt"]), tuple(t["tokens"]))) for t in texts]
+    for name, value in (head or {}).items():
+        if found.get(name) != value:
+            what = f"the texts in {file} were generated with another {name}"
+            raise SettingError(what, got=value, allowed=found.get(name), hint=hint)
+    return made
+
+
+def _drop_last(file: Path) -> None:
+    """Cut off a line that a stopped run did not finish."""
+    content = file.read_bytes()
+    file.write_bytes(content[: content.rindex(b"\n") + 1])
