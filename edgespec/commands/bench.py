@@ -1,21 +1,37 @@
-"""``edgespec bench``: measure this machine. Every figure the README quotes comes from here."""
+"""``edgespec bench``: measure this machine. Every figure the README quotes comes from here.
+
+The benches that take a user about a minute are here. All others are in edgespec_bench, with their commands.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import click
 from click.core import ParameterSource
 
-from edgespec.commands.options import model_options, sampling_from, sampling_options
+from edgespec.commands.options import load_pair, model_options
 from edgespec.errors import SettingError
-from edgespec.types import Backend
-
-_PATH = click.Path(path_type=Path)
 
 
-@click.group(name="bench", invoke_without_command=True)
+class Benches(click.Group):
+    """Those below, and those of edgespec_bench, which is imported when a bench is named or all are listed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *_laboratory().list_commands(ctx)])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return super().get_command(ctx, cmd_name) or _laboratory().get_command(ctx, cmd_name)
+
+
+def _laboratory() -> click.Group:
+    from edgespec_bench.commands import command
+
+    return command
+
+
+@click.group(name="bench", cls=Benches, invoke_without_command=True)
 @model_options
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw it too: a .png, .svg or .pdf file.")
 @click.pass_context
@@ -46,33 +62,10 @@ def _quick(plot: Path | None, options: dict[str, Any]) -> None:
 
     if plot is not None:
         require_plot(plot)
-    pipeline = _load(options)
+    pipeline = load_pair(options)
     speeds = bench_speed(pipeline, new_tokens=64, pairs=2, per_category=1)
     if plot is not None:
         draw(f"{pipeline.bundle.name}, {pipeline.drafter.name} drafts", speeds, plot)
-
-
-@command.command()
-@model_options
-@click.option("--pairs", type=click.IntRange(1), default=3, show_default=True, help="Interleaved repetitions.")
-@click.option("--new-tokens", type=click.IntRange(1), default=96, show_default=True)
-@click.option("--per-category", type=click.IntRange(1), metavar="N", help="Take the first N prompts of each category.")
-def engine(pairs: int, new_tokens: int, per_category: int | None, **options: Any) -> None:
-    """Time of a forward by width and context, and what the loop loses against its own forwards at their best."""
-    from edgespec_bench.engine import bench_engine
-
-    bench_engine(_load(options), pairs=pairs, new_tokens=new_tokens, per_category=per_category)
-
-
-@command.command()
-@model_options
-@click.option("--pairs", type=click.IntRange(1), default=7, show_default=True, help="Interleaved repetitions.")
-@click.option("--new-tokens", type=click.IntRange(1), default=128, show_default=True)
-def loop(pairs: int, new_tokens: int, **options: Any) -> None:
-    """Host time of the loop, and plain decoding against a bare loop."""
-    from edgespec_bench.loop import bench_loop
-
-    bench_loop(_load(options), pairs=pairs, new_tokens=new_tokens)
 
 
 @command.command()
@@ -83,135 +76,7 @@ def speed(pairs: int, new_tokens: int, **options: Any) -> None:
     """Plain against speculative decoding: same tokens, how much less time?"""
     from edgespec.bench.speed import bench_speed
 
-    bench_speed(_load(options), pairs=pairs, new_tokens=new_tokens)
-
-
-@command.command()
-@model_options
-@sampling_options
-@click.option("--pairs", type=click.IntRange(1), default=3, show_default=True, help="Interleaved repetitions.")
-@click.option("--prompts", type=click.Path(path_type=Path), metavar="FILE", help="Lines of JSON (kind, text).")
-@click.option("--per-category", type=click.IntRange(1), metavar="N", help="Take the first N prompts of each category.")
-@click.option("--context", type=click.IntRange(0), default=0, help="Tokens of other text to put before each prompt.")
-@click.option("--lengths", default="", metavar="K,K,...", help="Fixed draft lengths to compare with.")
-@click.option("--alone/--no-alone", default=True, show_default=True, help="Each drafter alone, too.")
-def drafters(
-    pairs: int, prompts: Path | None, per_category: int | None, context: int, lengths: str, alone: bool, **options: Any
-) -> None:
-    """Every drafter alone and all under the arbiter, by category: what each gains, and how often it is chosen."""
-    from edgespec.bench.prompts import read
-    from edgespec.loading import load
-    from edgespec_bench.drafters import bench_drafters
-
-    chosen = read(prompts, per_category)
-    sampling, new_tokens, options = sampling_from(options)
-    if (k := options["num_draft_tokens"]) is not None:
-        raise SettingError("this compares lengths with each other: -k", got=k, hint=f"name them: --lengths {k}")
-    bench_drafters(
-        load(**options),
-        chosen,
-        new_tokens=new_tokens,
-        pairs=pairs,
-        context=context,
-        lengths=_numbers(lengths),
-        alone=alone,
-        sampling=sampling,
-    )
-
-
-def _numbers(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",") if part.strip()]
-    except ValueError as error:
-        raise SettingError(
-            "draft lengths", got=text, allowed="numbers with commas, as 1,2,4", setting="lengths"
-        ) from error
-
-
-@command.command()
-@model_options
-@click.option("--pairs", type=click.IntRange(1), default=1, show_default=True, help="Interleaved repetitions.")
-@click.option("--new-tokens", type=click.IntRange(1), default=96, show_default=True)
-def verify(pairs: int, new_tokens: int, **options: Any) -> None:
-    """Coupled against rejection sampling: drafts accepted, tokens per forward, speed."""
-    from edgespec_bench.verification import bench_verify
-
-    bench_verify(_load(options), pairs=pairs, new_tokens=new_tokens)
-
-
-@command.command()
-@click.option("--model", "-m", metavar="REF", default="default", show_default=True)
-@click.option("--draft", metavar="REF", help="Draft model, for all that take one; default: the pair's own.")
-@click.option("--gguf", type=_PATH, metavar="FILE", help="For llama.cpp and edgespec; default: the pair's own source.")
-@click.option("--gguf-draft", type=_PATH, metavar="FILE", help="Draft model for llama.cpp.")
-@click.option("--hf", type=_PATH, metavar="FOLDER", help="Weights for onnxruntime-genai's builder; default: the GGUF.")
-@click.option("--hf-draft", type=_PATH, metavar="FOLDER", help="Its draft model.")
-@click.option("--only", metavar="NAME,...", help="Runtimes whose names start so; edgespec plain and auto always run.")
-@click.option("--prompts", type=click.Path(path_type=Path), metavar="FILE", help="Lines of JSON (kind, text).")
-@click.option("--per-category", type=click.IntRange(1), default=2, show_default=True, help="Prompts of each category.")
-@click.option("--pairs", type=click.IntRange(1), default=1, show_default=True, help="Answers to each prompt.")
-@click.option("--new-tokens", type=click.IntRange(2), default=96, show_default=True)
-@click.option("--threads", type=click.IntRange(1), metavar="N", help="Of each runtime; default: physical cores.")
-@click.option("--report", type=click.Path(path_type=Path), metavar="FILE", help="Write a Markdown page, with pictures.")
-def peers(model: str, report: Path | None, prompts: Path | None, per_category: int, **options: Any) -> None:
-    """Other runtimes on the same weights: speed, first token, memory, exactness. First: pip install ".[bench]"."""
-    import sys
-
-    from edgespec.bench.prompts import read
-    from edgespec_bench.peers.run import bench_peers
-    from edgespec_bench.peers.weights import Sources
-
-    # Of a whole path its name: the page is for others.
-    names = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
-    typed = " ".join(["edgespec", *names])
-    sources = Sources(**{name: options.pop(name) for name in ("gguf", "gguf_draft", "hf", "hf_draft")})
-    bench_peers(model, read(prompts, per_category), page=report, command=typed, sources=sources, **options)
-
-
-@command.command()
-@model_options
-@click.option("-o", "--output", metavar="FILE", required=True, type=click.Path(path_type=Path), help="File to write.")
-@click.option("--prompts", type=click.Path(path_type=Path), metavar="FILE", help="Lines of JSON (kind, text).")
-@click.option("--per-category", type=click.IntRange(1), metavar="N", help="Take the first N prompts of each category.")
-@click.option("--new-tokens", type=click.IntRange(1), default=96, show_default=True)
-def record(output: Path, prompts: Path | None, per_category: int | None, new_tokens: int, **options: Any) -> None:
-    """Write texts, what the draft model says at every place of them, and costs, for bench replay."""
-    from edgespec.bench.prompts import read
-    from edgespec_bench import recording
-
-    chosen = read(prompts, per_category)
-    recording.save(recording.record(_load(options), chosen, new_tokens=new_tokens), output)
-    click.echo(output)
-
-
-@command.command()
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("--noise", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Of each forward, as 0.05.")
-@click.option("--wrong", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Error of the calibration.")
-@click.option("--slow", is_flag=True, help="The machine is half as fast in every other stretch of a text.")
-@click.option(
-    "--seeds", type=click.IntRange(1), default=1, show_default=True, help="Repetitions: another order, other noise."
-)
-def replay(file: Path, noise: float, wrong: float, slow: bool, seeds: int) -> None:
-    """Run the policies against a recording, in virtual time: what the arbiter is worth beside each drafter alone.
-
-    \b
-    edgespec bench record -o texts.gz
-    edgespec bench replay texts.gz --noise 0.2 --wrong 0.15 --slow --seeds 3
-    """
-    from edgespec_bench.recording import read
-    from edgespec_bench.replay import Trouble, bench_replay
-
-    bench_replay(read(file), Trouble(noise, wrong, slow), seeds=seeds)
-
-
-@command.command()
-@model_options
-def crop(**options: Any) -> None:
-    """Cost of rolling back at contexts of 256 to 4096 tokens."""
-    from edgespec_bench.crop import bench_crop
-
-    bench_crop(_load(options))
+    bench_speed(load_pair(options), pairs=pairs, new_tokens=new_tokens)
 
 
 @command.command()
@@ -220,56 +85,4 @@ def exactness(**options: Any) -> None:
     """Whether a token's logits depend on how it was fed: widths, prefill chunks, rejected neighbours."""
     from edgespec.bench.exactness import bench_exactness
 
-    bench_exactness(_load(options))
-
-
-@command.command()
-@click.option("--model", "-m", metavar="REF", default="default", show_default=True)
-@click.option("--backend", type=click.Choice(get_args(Backend)))
-@click.option("--numerics", type=click.Choice(["exact", "fast"]))
-def memory(model: str, backend: Backend | None, numerics: str | None) -> None:
-    """Peak memory of a prefill of 4,000 tokens."""
-    from edgespec_bench.memory import bench_memory
-
-    bench_memory({"ref": model, "backend": backend, "numerics": numerics})
-
-
-@command.command()
-@click.option("--model", "-m", metavar="REF", default="default", show_default=True)
-@click.option("--pairs", type=click.IntRange(1), default=5, show_default=True, help="Interleaved repetitions.")
-def startup(model: str, pairs: int) -> None:
-    """Time to the first token from the shell, and of import edgespec."""
-    from edgespec_bench.startup import bench_startup
-
-    bench_startup(model, pairs=pairs)
-
-
-@command.command()
-@click.option("-o", "--output", metavar="DIR", required=True, type=click.Path(path_type=Path), help="Folder to make.")
-@click.option("--parameters", type=float, metavar="N", default=1e9, show_default=True, help="Of the whole model.")
-@click.option(
-    "--weights", type=click.Choice(["int8", "int4"]), default="int8", show_default=True, help="Of what is added."
-)
-def inflate(output: Path, parameters: float, weights: Literal["int8", "int4"]) -> None:
-    """Make a target that costs like N parameters and answers like SmolLM2-135M.
-
-    Layers of the default target get a block of random weights whose last projection is zero: every weight is read in
-    every forward, and no logit changes. So what a draft gains beside a target bound by memory can be measured without a
-    download. Prints the bundle's path.
-
-    \b
-    edgespec bench inflate -o inflated --parameters 1e9
-    edgespec bench speed --model inflated
-    """
-    from edgespec_bench import inflate as bench
-
-    bundle = bench.inflate(output, parameters=parameters, weights=weights)
-    click.echo(f"[{bundle.name}: {bundle.manifest.provenance.notes}]", err=True)
-    click.echo(output)
-
-
-def _load(options: dict[str, Any]) -> Any:
-    from edgespec.loading import load
-
-    options["ref"] = options.pop("model")
-    return load(**options)
+    bench_exactness(load_pair(options))

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
 from edgespec.errors import EdgespecError, SettingError
 from edgespec.sampling_params import SamplingParams
 from edgespec.types import Backend, Verification
+
+if TYPE_CHECKING:
+    from edgespec.pipeline import Pipeline
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -211,3 +214,11 @@ def sampling_from(options: dict[str, Any]) -> tuple[SamplingParams, int, dict[st
     max_new_tokens = int(options.pop("max_new_tokens"))
     options["ref"] = options.pop("model")
     return sampling, max_new_tokens, options
+
+
+def load_pair(options: dict[str, Any]) -> Pipeline:
+    """The pair that the model options name, for a bench."""
+    from edgespec.loading import load
+
+    options["ref"] = options.pop("model")
+    return load(**options)
