@@ -123,7 +123,7 @@ def test_the_reason_for_not_drafting_is_in_the_books() -> None:
     assert all((r.expected is not None) == (r.proposed > 0) for r in stats.rounds)
 
 
-def test_it_does_not_draft_where_width_is_dear() -> None:
+def test_it_does_not_draft_where_width_is_expensive() -> None:
     world = World(TABLE, 0.1)
     world.target.forward_s = lambda width: float(width)  # no forward checks two tokens for less than two would cost
     arbiter = world.arbiter()
@@ -170,7 +170,7 @@ def second_best_is_right(text: tuple[int, ...]) -> Logits:
     return row
 
 
-def test_trees_are_drafted_where_rows_are_cheap_and_never_where_they_are_dear() -> None:
+def test_trees_are_drafted_where_rows_are_cheap_and_never_where_they_are_expensive() -> None:
     seconds, shares = [], []
     for a_row_s in (0.01, 0.8):
         for trees in (False, True):

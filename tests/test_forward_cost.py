@@ -1,4 +1,4 @@
-"""Costs of forwards, and the width at which they run where another width is dear."""
+"""Costs of forwards, and the width at which they run where a switch of width is expensive."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_noise_in_the_calibration_never_makes_a_wider_forward_cheaper() -> None:
             assert seconds == sorted(seconds)
 
 
-def test_widths_keep_still_where_changes_are_dear() -> None:
+def test_widths_keep_still_where_switches_are_expensive() -> None:
     """And it is as good as the best fixed length none the less. How far to draft depends on how sure the model is, so
     without regard to changes nearly every round has another width."""
     ratios = []
@@ -72,7 +72,7 @@ def ran(cost: ForwardCost, tokens: int) -> int:
     return width
 
 
-def test_home_follows_what_is_asked_for() -> None:
+def test_the_pinned_width_follows_what_is_asked_for() -> None:
     cost = ForwardCost(ForwardTimes((1, 2, 4, 8), 0, 100, (1.0, 1.1, 1.4, 2.0), (1.0, 1.1, 1.4, 2.0), 0.5))
     assert [ran(cost, 1) for _ in range(20)] == [1] * 20
     asked = [2, 1, 3, 1, 2, 4] * 20
@@ -83,7 +83,7 @@ def test_home_follows_what_is_asked_for() -> None:
     assert ran(cost, 30) == 30, "wider than any measured: as it is"
 
 
-def test_between_two_texts_home_moves_for_nothing() -> None:
+def test_between_two_texts_the_pinned_width_moves_for_nothing() -> None:
     """Inside a text a hundredth does not pay for a move; the next text's first forward changes the width anyway."""
     cost = ForwardCost(ForwardTimes((2, 3, 8), 0, 100, (1.0, 1.02, 1.2), (1.0, 1.02, 1.2), 0.5), pinned_width=3)
     earned = {2: 0.0, 3: -0.02, 8: -0.2}  # nothing is drafted
