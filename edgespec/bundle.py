@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from edgespec import files, ir_folder, manifest, onnx_folder
+from edgespec import cache, files, ir_folder, manifest, onnx_folder
 from edgespec.errors import BundleError, IntegrityError, foreign
 from edgespec.files import sha256_of
 from edgespec.ir_folder import IR_FILE
@@ -25,6 +25,7 @@ from edgespec.manifest import (
     HubSource,
     Manifest,
     ModelFile,
+    OnnxForm,
     Provenance,
     WheelSource,
     line,
@@ -41,6 +42,7 @@ __all__ = [
     "HubSource",
     "Manifest",
     "ModelFile",
+    "OnnxForm",
     "Provenance",
     "WheelSource",
     "line",
@@ -51,6 +53,8 @@ __all__ = [
 ]
 
 MANIFEST = "bundle.json"
+FORM_FILES = ("model.onnx", "model.onnx.data", "rotary.npz", "rotary.xml", "rotary.bin")
+"""of a model's form for ONNX Runtime; the first is its graph"""
 
 _AGAIN = "export or pull the model again"
 
@@ -110,6 +114,8 @@ class Bundle:
 
     def model_path(self, model: ModelFile) -> Path:
         """Path of a model's .xml or .onnx, after graph and weights are checked against recorded sizes and hashes."""
+        if model.file is None and model.onnx is not None:
+            return self.form_path(model.onnx)
         if model.file is None:
             raise BundleError(f"model of {self.name} is not in the bundle", hint=f"run: edgespec pull {self.name}")
         graph = self.path(model.file)
@@ -126,6 +132,12 @@ class Bundle:
             if sha256 is not None and path is not None:
                 self._check(path, sha256)
         return graph
+
+    def form_path(self, form: OnnxForm) -> Path:
+        """Path of the .onnx of a model's form for ONNX Runtime, after all of it is checked against recorded hashes."""
+        for entry in form.files:
+            self.hashed(entry)
+        return self.path(form.file)
 
     def _weights(self, model: ModelFile) -> Path | None:
         """The file with the weights. None: they are in the graph, as they may be in ONNX."""
@@ -150,6 +162,8 @@ class Bundle:
         for model in self.manifest.models:
             if model.file is not None:
                 self.model_path(model)
+            if model.onnx is not None:
+                self.form_path(model.onnx)
         for drafter in self.manifest.drafters:
             self.id_map_path(drafter)
         for entry in filter(None, (self.manifest.tokenizer, self.manifest.chat_template)):
@@ -184,6 +198,16 @@ def write(folder: Path, manifest: Manifest) -> Bundle:
     temporary.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
     temporary.replace(folder / MANIFEST)
     return read(folder)
+
+
+def onnx_form(folder: Path, file: str) -> OnnxForm:
+    """The entry for the form at ``folder / file``, with the hashes of its files. They are the files beside it that are
+    not the IR's."""
+    place = (folder / file).parent
+    names = [name for name in FORM_FILES if (place / name).is_file()]
+    found = [(place / name).relative_to(folder).as_posix() for name in names]
+    files = tuple(HashedFile(file=name, sha256=sha256_of(folder / name)) for name in found)
+    return OnnxForm(file=file, version=cache.VERSIONS["onnx_form"], files=files)
 
 
 def model_file(folder: Path, file: str, *, precision: str, vocab_size: int) -> ModelFile:

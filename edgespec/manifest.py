@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -25,6 +25,8 @@ _MOST_CHARACTERS = 200
 """of a line or a path. The longest file name of any system is 255 bytes."""
 _MOST_LAYERS = 16
 """layers whose hidden states one drafter reads. An EAGLE-3 head reads three."""
+_MOST_FORM_FILES = 16
+"""files of one model's ONNX form: graph, weights and rotary tables are five"""
 _MOST_EXTRA = 64
 """extra rows of a draft. A forward has a few hundred rows at most."""
 _RESERVED = re.compile(r"(?:CON|PRN|AUX|NUL|(?:COM|LPT)[0-9¹²³]|CONIN\$|CONOUT\$)\Z", re.IGNORECASE)
@@ -125,8 +127,25 @@ class HubSource(Strict, frozen=True, kw_only=True, tag="hub"):
     revision: Revision
 
 
+class HashedFile(Strict, frozen=True, kw_only=True):
+    file: RelativeFile
+    sha256: Sha256
+
+
+class OnnxForm(Strict, frozen=True, kw_only=True):
+    """A model as edgespec writes it for ONNX Runtime."""
+
+    file: RelativeFile
+    """the .onnx"""
+    version: Count
+    """of the form (``cache.VERSIONS``). Another edgespec may write another one."""
+    files: Annotated[tuple[HashedFile, ...], msgspec.Meta(max_length=_MOST_FORM_FILES)] = ()
+    """all that it is made of, but the weights that it shares with ``ModelFile.file``"""
+
+
 class ModelFile(Strict, frozen=True, kw_only=True):
-    """A model of the pair. Either ``file`` (relative to the bundle) or ``source`` (fetched on first use) is given."""
+    """A model of the pair. Either ``file`` (relative to the bundle) or ``source`` (fetched on first use) is given, or
+    ``onnx`` alone."""
 
     backend: Literal["openvino_paged"] = "openvino_paged"
     precision: Line
@@ -141,6 +160,8 @@ class ModelFile(Strict, frozen=True, kw_only=True):
     """of the weights beside ``file``"""
     graph_sha256: Sha256 | None = None
     """of ``file``"""
+    onnx: OnnxForm | None = None
+    """the same model for ONNX Runtime: beside ``file``, or alone"""
 
 
 class DrafterNeeds(Strict, frozen=True, kw_only=True):
@@ -171,11 +192,6 @@ class Drafter(Strict, frozen=True, kw_only=True):
     needs: DrafterNeeds = DrafterNeeds()
     """from the target. The target is compiled for it whichever drafter runs, so that its tokens are the same with any.
     """
-
-
-class HashedFile(Strict, frozen=True, kw_only=True):
-    file: RelativeFile
-    sha256: Sha256
 
 
 class Generation(Strict, frozen=True, kw_only=True):
@@ -225,11 +241,30 @@ def read(path: Path) -> Manifest:
         if isinstance(raw, dict) and raw.get("format") != FORMAT:
             raise BundleError(f"{path}: bundle format", got=raw.get("format"), allowed=FORMAT, hint="upgrade edgespec")
         manifest = msgspec.convert(raw, Manifest)
-        if any((m.file is None) == (m.source is None) for m in manifest.models):
-            raise ValueError("a model needs exactly one of file and source")
+        if any((m.file is None) == (m.source is None) and not _is_onnx_alone(m) for m in manifest.models):
+            raise ValueError("a model needs exactly one of file and source, or onnx alone")
+        for model in manifest.models:
+            _check_form(model)
         if any((d.model is None) != (d.kind == "ngram") for d in manifest.drafters):
             raise ValueError("a small_model drafter needs a model, an ngram drafter has none")
     return manifest
+
+
+def _is_onnx_alone(model: ModelFile) -> bool:
+    return model.onnx is not None and model.file is None and model.source is None
+
+
+def _check_form(model: ModelFile) -> None:
+    """Raises ValueError. The form lies beside ``file``, since it may read weights there and nowhere else."""
+    if model.onnx is None:
+        return
+    here = PurePosixPath(model.onnx.file)
+    if here.suffix != ".onnx":
+        raise ValueError(f"file of onnx is {model.onnx.file}; allowed: an .onnx file")
+    if model.source is not None or (model.file is not None and PurePosixPath(model.file).suffix != ".xml"):
+        raise ValueError("onnx goes with the .xml of an IR, or stands alone")
+    if model.file is not None and PurePosixPath(model.file).parent != here.parent:
+        raise ValueError(f"file and onnx lie in different folders: {model.file} and {model.onnx.file}")
 
 
 def data_files(model: Path) -> tuple[Path, ...]:

@@ -19,13 +19,15 @@ if TYPE_CHECKING:
 class Opening:
     """A model to open, and how it will be used.
 
-    graph: the .xml of an IR, or an .onnx file. device: OpenVINO's name of a device that exists.
+    graph: the .xml of an IR, or an .onnx file. form: the .onnx of edgespec's own form, if the bundle has one; it may be
+    ``graph`` itself. device: OpenVINO's name of a device that exists.
     numerics: None is exact where that is known to hold. capacity: rows of KV cache.
     context_length: rows that the model was made for. layers: whose hidden states it returns; on OpenVINO.
     say: reports slow steps.
     """
 
     graph: Path
+    form: Path | None
     device: str
     numerics: Numerics | None
     capacity: int
@@ -36,7 +38,7 @@ class Opening:
 
 
 def is_ready(graph: Path) -> bool:
-    """Whether it is a model that another tool exported for ONNX Runtime."""
+    """Whether it is a model for ONNX Runtime alone, which needs no conversion."""
     return graph.suffix == ".onnx"
 
 
@@ -68,11 +70,14 @@ def _openvino(opening: Opening) -> PaddedModel:
 
 
 def _onnxruntime(opening: Opening) -> PaddedModel:
-    from edgespec.backends.onnx.form import open_form
+    from edgespec.backends.onnx.form import open_bundled, open_form
     from edgespec.backends.onnx.ready import ReadyModel
     from edgespec.backends.openvino.runtime import cpu_name
 
     numerics: Numerics | None = "fast" if opening.is_draft else opening.numerics
+    if opening.form is not None:
+        ir = None if is_ready(opening.graph) else opening.graph
+        return open_bundled(opening.form, ir, numerics or "exact", capacity=opening.capacity)
     if is_ready(opening.graph):
         return ReadyModel(opening.graph, numerics, capacity=opening.capacity, cpu=cpu_name())
     return open_form(

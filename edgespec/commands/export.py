@@ -6,19 +6,29 @@ from pathlib import Path
 
 import click
 
+from edgespec.errors import SettingError
+
 WEIGHTS = ("int8", "int4", "f16", "f32")
+FORMATS = ("openvino", "onnx", "both")
 
 
 @click.command(name="export")
 @click.argument("source")
 @click.option("--draft", metavar="SOURCE", help="Model that proposes; must have the target's tokenizer.")
 @click.option("-o", "--output", metavar="DIR", required=True, type=click.Path(path_type=Path), help="Folder to make.")
-@click.option("--weights", type=click.Choice(WEIGHTS), default="int8", show_default=True, help="How weights are kept.")
+@click.option("--weights", type=click.Choice(WEIGHTS), help="How weights are kept.  [default: int8]")
 @click.option("--draft-weights", type=click.Choice(WEIGHTS), help="The same for the draft.  [default: as --weights]")
 @click.option("--group-size", type=int, metavar="N", help="int4: weights that share a scale; -1 is a whole channel.")
 @click.option("--sym", is_flag=True, help="int8, int4: no zero points. Faster on some devices, less exact.")
 @click.option("--ratio", type=float, metavar="R", help="int4: share of the weights in int4, the rest in int8.")
-@click.option("--format", "output_format", type=click.Choice(["openvino"]), default="openvino", show_default=True)
+@click.option(
+    "--format",
+    "output_format",
+    type=click.Choice(FORMATS),
+    default="openvino",
+    show_default=True,
+    help="For which engine. ONNX then runs with nothing to write first; both share most weights.",
+)
 @click.option("--trust-remote-code", is_flag=True, help="Run Python code that comes with SOURCE.")
 @click.option("--force", is_flag=True, help="Replace the bundle at DIR.")
 @click.option("--verbose", is_flag=True, help="Show what the conversion libraries print.")
@@ -26,7 +36,7 @@ def command(
     source: str,
     draft: str | None,
     output: Path,
-    weights: str,
+    weights: str | None,
     draft_weights: str | None,
     group_size: int | None,
     sym: bool,
@@ -41,13 +51,19 @@ def command(
     SOURCE is a transformers folder, a .gguf file, or OWNER/NAME[@REVISION] on the Hugging Face hub. Prints the
     bundle's path. The result is compared with the original on a page of text; the figures go into bundle.json.
 
+    With --format onnx or both, SOURCE may be a bundle: its models get the ONNX form, in a new bundle.
+
     \b
     edgespec export ./SmolLM2-1.7B-Instruct --draft ./SmolLM2-135M-Instruct -o pair --weights int4
+    edgespec export ./pair -o pair-for-both --format both
     """
-    from edgespec_export import Request, export, split_weights
+    from edgespec_export import Request, export, is_bundle, split_weights
 
+    if is_bundle(source) and (weights or draft_weights or group_size or sym or ratio is not None):
+        got = weights or draft_weights or "--group-size, --sym or --ratio"
+        raise SettingError("the models of a bundle keep their weights", got=got, hint="export the original model")
     own, draft_own = split_weights(
-        weights, draft_weights, has_draft=draft is not None, group_size=group_size, sym=sym, ratio=ratio
+        weights or "int8", draft_weights, has_draft=draft is not None, group_size=group_size, sym=sym, ratio=ratio
     )
     request = Request(
         target=source,
@@ -55,6 +71,7 @@ def command(
         out=output,
         weights=own,
         draft_weights=draft_own,
+        format=output_format,
         trust_remote_code=trust_remote_code,
         force=force,
         verbose=verbose,

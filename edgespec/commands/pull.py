@@ -52,4 +52,4 @@ def _pull(ref: str, draft: str | None, accept_licence: bool) -> Path:
     drafters = draft or ", ".join(drafter.name for drafter in pair.manifest.drafters) or "ngram"
     summary = f"{pair.manifest.target.precision}, {size / 1e6:.0f} MB, drafts: {drafters}"
     click.echo(f"[{pair.name} is ready: {summary}]", err=True)
-    return pair.root if pair.manifest.target.file else paths[0].parent
+    return paths[0].parent if pair.manifest.target.source else pair.root

@@ -45,24 +45,33 @@ def named(asked: str | None, device: str) -> Backend | None:
     return "openvino" if given == "openvino" or device != "CPU" or missing() else None
 
 
-def of_ready(graph: Path, asked: str | None, device: str) -> Backend:
-    """The only engine of a ready ONNX model. Raises SettingError if another one is asked for."""
+def of_ready(graph: Path, asked: str | None, device: str, hint: str | None = None) -> Backend:
+    """The only engine of a model that is there in ONNX alone. Raises SettingError if another one is asked for.
+
+    hint: what to do then.
+    """
     if asked == "openvino" or device != "CPU":
         got = f"device {device}" if device != "CPU" else f"backend {asked}"
-        raise SettingError(f"{graph} runs on ONNX Runtime only", got=got, allowed="backend onnxruntime, device CPU")
+        allowed = "backend onnxruntime, device CPU"
+        raise SettingError(f"{graph} runs on ONNX Runtime only", got=got, allowed=allowed, hint=hint)
     named("onnxruntime", device)  # it is here
     return "onnxruntime"
 
 
-def faster(xml: Path, numerics: Numerics | None, compare: Callable[[], Comparison]) -> Backend:
+def faster(
+    xml: Path, numerics: Numerics | None, compare: Callable[[], Comparison], *, has_form: bool = False
+) -> Backend:
     """The result of ``compare`` on this machine, found once for these weights, engines and numerics. OpenVINO where
-    nothing can be compared, unless it cannot run the model."""
+    nothing can be compared, unless it cannot run the model.
+
+    has_form: the other engine's form of the model is there.
+    """
     from edgespec.backends.openvino.soft_caps import spelt_out
 
     if spelt_out(xml) and not broken():
         return "onnxruntime"
     file = engine_comparison.file_of(_key(xml, numerics))
-    if xml.with_suffix(".bin").stat().st_size > _LARGEST_BYTES:
+    if not has_form and xml.with_suffix(".bin").stat().st_size > _LARGEST_BYTES:
         return "openvino"
     try:
         found = measurement_store.remembered(file, lambda: engine_comparison.remembered(file), compare).faster

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import TYPE_CHECKING, get_args
 
+from edgespec import cache
 from edgespec.adaptive.calibration import Beside
 from edgespec.adaptive.forward_cost import ForwardCost
 from edgespec.backends.exact_widths import ROWS_NEEDED, guess_exact_widths
 from edgespec.backends.open import Opening, is_ready, open_model
-from edgespec.bundle import Bundle, ModelFile
+from edgespec.bundle import Bundle, ModelFile, OnnxForm
 from edgespec.errors import BackendError, BundleError, printable
 from edgespec.hub.resolve import model_path
 from edgespec.machine import engine_choice, engine_comparison
@@ -53,10 +54,11 @@ class Machine:
         capacity = min(self.capacity, context_length or self.capacity)
         graph = self._path(bundle, model)
         if is_draft and is_ready(graph):  # whatever its target runs on
-            backend = engine_choice.of_ready(graph, None, device)
+            backend = engine_choice.of_ready(graph, None, device, _way_out(model))
+        form = self._form(bundle, model) if backend == "onnxruntime" else None
         # The search for exact widths needs this room, even if the context is limited to less afterwards.
         rows = max(capacity, ROWS_NEEDED)
-        opening = self._opening(bundle, graph, device, numerics, rows, layers=layers, is_draft=is_draft)
+        opening = self._opening(bundle, graph, form, device, numerics, rows, layers=layers, is_draft=is_draft)
         try:
             loaded = open_model(backend, opening)
         except engine_choice.REFUSALS:
@@ -90,11 +92,12 @@ class Machine:
 
         trial: loads the target and its drafters on an engine, to be timed (see ``for_trial``).
         """
-        graph = self._path(bundle, bundle.manifest.target)
+        target = bundle.manifest.target
+        graph = self._path(bundle, target)
         if is_ready(graph):
-            return engine_choice.of_ready(graph, asked, device)
+            return engine_choice.of_ready(graph, asked, device, _way_out(target))
         return engine_choice.named(asked, device) or engine_choice.faster(
-            graph, numerics, lambda: self._compared(bundle, numerics, trial)
+            graph, numerics, lambda: self._compared(bundle, numerics, trial), has_form=_is_current(target.onnx)
         )
 
     def costs(self, model: PaddedModel) -> ForwardCost:
@@ -137,7 +140,8 @@ class Machine:
         name, kind = bundle.manifest.name, numerics or "exact"
         opening = self._trial_opening(bundle, numerics)
         try:
-            make_form(opening.graph, opening.context_length, self._say)  # not part of the time to load
+            if opening.form is None:
+                make_form(opening.graph, opening.context_length, self._say)  # not part of the time to load
         except NoONNXForm:
             return Comparison(name, kind, {})
         engines = {backend: trial(backend) for backend in reversed(get_args(Backend))}
@@ -152,12 +156,15 @@ class Machine:
         return found
 
     def _trial_opening(self, bundle: Bundle, numerics: Numerics | None) -> Opening:
-        return self._opening(bundle, self._path(bundle, bundle.manifest.target), "CPU", numerics, ROWS_NEEDED)
+        target = bundle.manifest.target
+        path, form = self._path(bundle, target), self._form(bundle, target)
+        return self._opening(bundle, path, form, "CPU", numerics, ROWS_NEEDED)
 
     def _opening(
         self,
         bundle: Bundle,
         graph: Path,
+        form: Path | None,
         device: str,
         numerics: Numerics | None,
         rows: int,
@@ -168,6 +175,7 @@ class Machine:
         """rows: of KV cache."""
         return Opening(
             graph=graph,
+            form=form,
             device=require_device(device),
             numerics=numerics,
             capacity=rows,
@@ -180,6 +188,30 @@ class Machine:
     def _path(self, bundle: Bundle, model: ModelFile) -> Path:
         return model_path(bundle, model, accept_licence=self.accept_licence, progress=self.progress)
 
+    def _form(self, bundle: Bundle, model: ModelFile) -> Path | None:
+        """The ONNX form in a bundle, if it is of the version that this edgespec runs. Raises BundleError if it is not,
+        and there is nothing to make another one from."""
+        form, version = model.onnx, cache.VERSIONS["onnx_form"]
+        if form is None:
+            return None
+        if _is_current(form):
+            return bundle.form_path(form)
+        what = f"the ONNX form of {bundle.name} is for another edgespec: version"
+        if model.file is None:
+            newer = "upgrade edgespec" if form.version > version else "export the model again"
+            raise BundleError(what, got=form.version, allowed=version, hint=newer)
+        self._say(f"{what} {form.version}, not {version}. Another one is made in the cache")
+        return None
+
     def _say(self, what: str) -> None:
         if self.progress:
             print(f"edgespec: {printable(what)}", file=sys.stderr)
+
+
+def _is_current(form: OnnxForm | None) -> bool:
+    return form is not None and form.version == cache.VERSIONS["onnx_form"]
+
+
+def _way_out(model: ModelFile) -> str | None:
+    """What to do if a model that is there in ONNX alone is wanted on OpenVINO."""
+    return "export the model again with --format both" if model.onnx is not None else None

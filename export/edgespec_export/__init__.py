@@ -7,6 +7,7 @@ of the runtime but ``edgespec.bundle``, ``edgespec.text.vocabulary``, ``edgespec
     sources   reference -> Source (a local folder or GGUF file, its revision and licence)
     texts     Source -> tokenizer.json, chat template, what ends a generation
     convert   Source -> torch model -> OpenVINO IR -> compressed weights
+    forms     OpenVINO IR -> ONNX form, on request; of a finished bundle, too
     parity    the IR's logits against the torch model's on real text
     build     the above in order
     staging   a temporary folder, renamed to the bundle at the end
@@ -22,12 +23,13 @@ from tempfile import TemporaryDirectory
 
 from edgespec import telemetry
 from edgespec.errors import ConversionError
-from edgespec_export import quiet, sources, staging
+from edgespec_export import forms, quiet, sources, staging
+from edgespec_export.forms import is_bundle
 from edgespec_export.settings import Request, Weights, split_weights
 
 telemetry.hide_openvino_telemetry()  # before nncf and the converter are imported
 
-__all__ = ["Request", "Weights", "export", "split_weights"]
+__all__ = ["Request", "Weights", "export", "is_bundle", "split_weights"]
 
 
 def export(request: Request, say: Callable[[str], None] = lambda line: None) -> Path:
@@ -36,6 +38,9 @@ def export(request: Request, say: Callable[[str], None] = lambda line: None) -> 
     Whatever is raised (an EdgespecError for anything the user can cure), nothing is left behind and an existing
     bundle is untouched.
     """
+    if request.format != "openvino" and is_bundle(request.target):
+        staging.check_destination(request.out, force=request.force)
+        return forms.export_forms(request, Path(request.target).expanduser(), say)
     _check_installed()
     staging.check_destination(request.out, force=request.force)
     with TemporaryDirectory(prefix="edgespec-", ignore_cleanup_errors=True) as scratch:

@@ -13,7 +13,7 @@ from typing import Any
 
 from edgespec import bundle
 from edgespec.text.vocabulary import Vocabulary, check_pair
-from edgespec_export import convert, parity, staging, texts
+from edgespec_export import convert, forms, parity, staging, texts
 from edgespec_export.settings import Request, Weights
 from edgespec_export.sources import Source
 from edgespec_export.texts import Texts
@@ -55,7 +55,10 @@ def export_bundle(request: Request, found: list[Source], say: Say) -> Path:
     with staging.staged(request.out) as folder:
         files, reports = {}, {}
         for part in (target, *drafts):
-            files[part.role], reports[part.role], more = _convert(part, folder, say)
+            entry, reports[part.role], more = _convert(part, folder, say)
+            gc.collect()
+            length = target.texts.generation.context_length
+            files[part.role] = forms.add_form(folder, entry, part.role, request.format, length, say)
             notes += more
         provenance = bundle.Provenance(
             licence=target.source.licence,

@@ -11,6 +11,7 @@ from typing import Literal
 from edgespec.errors import SettingError
 
 Kind = Literal["int8", "int4", "f16", "f32"]
+Format = Literal["openvino", "onnx", "both"]
 GROUP_SIZES = (128, 64, 32)
 """Tried in this order when none was asked for: the largest that divides every channel of the model is taken."""
 
@@ -50,6 +51,7 @@ class Request:
     weights: Weights
     draft: str | None = None
     draft_weights: Weights | None = None
+    format: Format = "openvino"
     trust_remote_code: bool = False
     force: bool = False
     verbose: bool = False
@@ -66,6 +68,7 @@ class Request:
             words += ["--group-size", str(weights.group_size)] if weights.group_size is not None else []
             words += ["--ratio", str(weights.ratio)] if weights.ratio != 1.0 else []
         words += ["--sym"] if any(weights.sym for weights in settings) else []
+        words += ["--format", self.format] if self.format != "openvino" else []
         words += ["--trust-remote-code"] if self.trust_remote_code else []
         return shlex.join(words)
 

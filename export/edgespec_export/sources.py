@@ -115,7 +115,8 @@ def _gguf(path: Path) -> Source:
 
 def _check_folder(folder: Path) -> None:
     if (folder / MANIFEST).is_file() or (folder / IR_FILE).is_file():
-        raise SourceError("already an OpenVINO model", got=str(folder), hint="it needs no export")
+        hint = "it needs no export; --format both adds the ONNX form to a bundle"
+        raise SourceError("already an OpenVINO model", got=str(folder), hint=hint)
     if (folder / "adapter_config.json").is_file():
         raise SourceError("an adapter, not a model", got=str(folder), hint="merge it into its base model first")
     if not (folder / "config.json").is_file():

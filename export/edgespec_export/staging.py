@@ -109,7 +109,12 @@ def _unlock(lock: Path) -> None:
 
 def check_disk(folder: Path, weights_bytes: int, share: float) -> None:
     """Raises ConversionError unless uncompressed weights and a file of ``share`` their size fit side by side."""
-    needed = int(weights_bytes * (1 + share)) + _SPARE_BYTES
+    require_room(folder, int(weights_bytes * (1 + share)))
+
+
+def require_room(folder: Path, wanted_bytes: int) -> None:
+    """Raises ConversionError unless so much fits on the disk of a folder."""
+    needed = wanted_bytes + _SPARE_BYTES
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise ConversionError(

@@ -9,6 +9,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from edgespec.backends.onnx.shared_weights import SharedWeights
+
 _BESIDE_BYTES = 1024
 """constants of as many bytes lie in the file of weights"""
 _ALIGNMENT = 64
@@ -18,11 +20,12 @@ class OnnxBuilder:
     """Nodes are added in the order they run in. A value is known by its name.
 
     weights: an open file beside the model's, which large constants are written to at once: a model is never in memory
-    as a whole.
+    as a whole. shared: another file beside it, that holds some of them already.
     """
 
-    def __init__(self, weights: BinaryIO) -> None:
+    def __init__(self, weights: BinaryIO, shared: SharedWeights | None = None) -> None:
         self._weights = weights
+        self._shared = shared
         self._nodes: list[Any] = []
         self._constants: dict[str, Any] = {}
         self._inputs: list[Any] = []
@@ -47,9 +50,14 @@ class OnnxBuilder:
     def _beside(self, name: str, array: NDArray[Any]) -> Any:
         from onnx import TensorProto, helper
 
-        self._weights.write(bytes(-self._weights.tell() % _ALIGNMENT))
-        place = {"location": Path(self._weights.name).name, "offset": self._weights.tell(), "length": array.nbytes}
-        self._weights.write(np.ascontiguousarray(array).data)
+        file, offset = Path(self._weights.name), None
+        if self._shared is not None and (offset := self._shared.find(array)) is not None:
+            file = self._shared.file
+        if offset is None:
+            self._weights.write(bytes(-self._weights.tell() % _ALIGNMENT))
+            offset = self._weights.tell()
+            self._weights.write(np.ascontiguousarray(array).data)
+        place = {"location": file.name, "offset": offset, "length": array.nbytes}
         kind = helper.np_dtype_to_tensor_dtype(array.dtype)
         tensor = TensorProto(name=name, dims=array.shape, data_type=kind, data_location=TensorProto.EXTERNAL)
         for key, value in place.items():

@@ -1,4 +1,7 @@
-"""The ONNX form of a model: made from its IR once, checked, and kept in the cache until the model changes."""
+"""The ONNX form of a model: made from its IR once, and checked.
+
+It lies in a bundle that was exported with it, or else in the cache until the model changes.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from threading import Lock
 
 from edgespec import cache, files
 from edgespec.backends.engine_model import fingerprint
-from edgespec.backends.onnx import check, graph
+from edgespec.backends.onnx import check, form_graph, graph
 from edgespec.backends.onnx.session import OnnxRuntimeModel
 from edgespec.backends.onnx.weights import NoONNXForm
 from edgespec.backends.openvino.graph import NoPagedForm
@@ -18,12 +21,41 @@ from edgespec.backends.openvino.runtime import core, cpu_name
 from edgespec.backends.openvino.settings import FULL_PRECISION, Settings
 from edgespec.backends.openvino.stateful import StatefulModel
 from edgespec.errors import BackendError, ConversionError, wrap_errors
+from edgespec.manifest import data_files
 from edgespec.types import Numerics
 
 _SPACE_FACTOR = 3
 """bytes of disk that a form may take while it is written, in bytes of the IR's weights"""
 _WRITING = Lock()
 """target and draft are opened side by side"""
+
+
+def space_for(xml: Path) -> int:
+    """Bytes of disk that writing the form of an IR may take."""
+    return _SPACE_FACTOR * xml.with_suffix(".bin").stat().st_size
+
+
+def write_form(xml: Path, folder: Path, *, context_length: int, shares_weights: bool = False) -> None:
+    """Write the form of an IR into a folder, and compare the two. See ``graph.write_onnx``. Raises NoONNXForm."""
+    graph.write_onnx(xml, folder, longest=context_length, shares_weights=shares_weights)
+    check.check(folder, _reference(xml))
+
+
+def open_bundled(path: Path, ir: Path | None, numerics: Numerics, *, capacity: int) -> OnnxRuntimeModel:
+    """The model of the form in a bundle, which is checked first. ir: the .xml beside it, if there is one.
+
+    Raises BackendError: it is damaged, or is no form.
+    """
+    allowed = [*data_files(path), *(data_files(ir) if ir is not None else ())]
+    return OnnxRuntimeModel(
+        path.parent,
+        numerics,
+        capacity=capacity,
+        cpu=cpu_name(),
+        file=path.name,
+        data=form_graph.read_form(path, allowed),
+        hint=form_graph.AGAIN,
+    )
 
 
 def open_form(
@@ -50,7 +82,6 @@ def make_form(xml: Path, context_length: int, say: Callable[[str], None]) -> Pat
 
 def _folder_of(xml: Path, context_length: int, say: Callable[[str], None]) -> Path:
     """Where the form lies. A reason for which there is none is kept too; no memory and no room are no such reason."""
-    weights = xml.with_suffix(".bin").stat()
     place = fingerprint([str(xml.resolve())])
     # How it was checked, too: a form that was refused in another precision may be right.
     contents = files.sha256(xml), files.sha256(xml.with_suffix(".bin"))
@@ -66,11 +97,10 @@ def _folder_of(xml: Path, context_length: int, say: Callable[[str], None]) -> Pa
             raise NoONNXForm(refusal.read_text(encoding="utf-8"))
         _remove_older(folder.parent, place)
         say(f"writing {xml} as ONNX (one-time)")
-        cache.require_space(_SPACE_FACTOR * weights.st_size)
+        cache.require_space(space_for(xml))
         try:
             with cache.staged(folder) as partial:
-                graph.write_onnx(xml, partial, longest=context_length)
-                check.check(partial, _reference(xml))
+                write_form(xml, partial, context_length=context_length)
         except NoONNXForm as reason:
             refusal.write_text(str(reason), encoding="utf-8")
             raise

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from edgespec.backends.onnx.builder import OnnxBuilder
 from edgespec.backends.onnx.rotary import LAYOUT, Rotary, behind
+from edgespec.backends.onnx.shared_weights import SharedWeights
 from edgespec.backends.onnx.tables import write_tables
 from edgespec.backends.onnx.weights import Compressed, constant_below, nibbles, number, origin, unsupported, weights_of
 from edgespec.backends.openvino import windows
@@ -32,10 +33,11 @@ _FLOAT = 1  # TensorProto.FLOAT
 _INT8 = 4  # accuracy_level: activations in 8 bits too, a step for each block of them
 
 
-def write_onnx(xml: Path, folder: Path, *, longest: int) -> None:
-    """Write ``model.onnx``, its weights and the first rows of its rotary tables into an empty folder.
+def write_onnx(xml: Path, folder: Path, *, longest: int, shares_weights: bool = False) -> None:
+    """Write ``model.onnx``, its weights and the first rows of its rotary tables into a folder.
 
-    longest: context that the model was made for.
+    longest: context that the model was made for. shares_weights: ``folder`` is the IR's own, and what lies in its .bin
+    as it is wanted here is not written again.
 
     The graph takes
 
@@ -63,7 +65,7 @@ def write_onnx(xml: Path, folder: Path, *, longest: int) -> None:
         wrap_errors(ConversionError, f"cannot write {xml} as ONNX to {folder}", hint="is the disk full?"),
         (folder / WEIGHTS_FILE).open("wb") as weights,
     ):
-        reader = _Reader(OnnxBuilder(weights), caps)
+        reader = _Reader(OnnxBuilder(weights, SharedWeights(xml) if shares_weights else None), caps)
         try:
             reader.read(model)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # not such a graph

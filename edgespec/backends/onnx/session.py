@@ -166,22 +166,32 @@ class SessionModel(PaddedModel):
 class OnnxRuntimeModel(SessionModel):
     """See ``protocols.Model``. Not thread-safe; one text at a time.
 
-    folder: what ``onnx_graph.write_onnx`` wrote. cpu: its name, for the fingerprint.
+    folder: what ``onnx.graph.write_onnx`` wrote. cpu: its name, for the fingerprint. data: files with its weights.
+    hint: what to do if the engine does not take it.
     """
 
     cache: BoundCache
 
     def __init__(
-        self, folder: Path, numerics: Numerics, *, capacity: int, cpu: str = "", file: str = MODEL_FILE
+        self,
+        folder: Path,
+        numerics: Numerics,
+        *,
+        capacity: int,
+        cpu: str = "",
+        file: str = MODEL_FILE,
+        data: Sequence[Path] = (),
+        hint: str = "delete that folder; it is made again",
     ) -> None:
-        path, hint = folder / file, "delete that folder; it is made again"
+        path = folder / file
         super().__init__(path, numerics, 256 if numerics == "exact" else 512, hint=hint)
         self.folder = folder
         with foreign(BackendError, f"cannot load {path}", hint=hint):
             self._rotary = RotaryTables(folder, self.session, self._binding)
-        weights = (folder / WEIGHTS_FILE).stat()
-        self.weights_bytes = weights.st_size
-        identity = (cache.VERSIONS["onnx_form"], onnxruntime.__version__, weights.st_size, weights.st_mtime_ns, cpu)
+        weights = [held.stat() for held in data or (folder / WEIGHTS_FILE,)]
+        self.weights_bytes = sum(stat.st_size for stat in weights)
+        stamps = [number for stat in weights for number in (stat.st_size, stat.st_mtime_ns)]
+        identity = (cache.VERSIONS["onnx_form"], onnxruntime.__version__, *stamps, cpu)
         self.fingerprint = fingerprint([*identity, self.threads])
         self.cache = BoundCache(self.session, self._binding, capacity)
         self._inputs = inputs_of(self.session, self._binding)

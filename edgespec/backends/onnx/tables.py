@@ -7,6 +7,7 @@ part of the IR that gives them, which is kept too. A row is a function of its po
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,9 +67,9 @@ class RotaryTables:
         self._longest = 1
         names = [port.name for port in session.get_inputs() if port.name.startswith(_NAMES)]
         if names:  # a model may do without
-            with (folder / _ROWS_FILE).open("rb") as file, np.load(file, allow_pickle=False) as stored:
-                self._longest = int(stored[_LONGEST])
-                self._bind({name: stored[name] for name in names})
+            sizes = {port.name: port.shape[1] for port in session.get_inputs() if port.name in names}
+            self._longest, tables = _stored(folder / _ROWS_FILE, sizes)
+            self._bind(tables)
 
     @property
     def rows(self) -> int:
@@ -81,10 +82,13 @@ class RotaryTables:
                 self._grow(max(rows, min(most, 1 << (rows - 1).bit_length())))
 
     def _grow(self, rows: int) -> None:
+        from edgespec.backends.openvino.graph import refuse_programs
         from edgespec.backends.openvino.runtime import ov
 
         had = self.rows
-        compiled = _compiled(ov.Core().read_model(self._part))
+        part = ov.Core().read_model(self._part)
+        refuse_programs(part, self._part)
+        compiled = _compiled(part)
         grown = {name: np.empty((rows, table.shape[1]), np.float32) for name, table in self._tables.items()}
         for name, table in self._tables.items():
             grown[name][:had] = table[:had]
@@ -99,6 +103,25 @@ class RotaryTables:
         for name, table in tables.items():
             self._binding.bind_input(name, "cpu", 0, np.float32, table.shape, table.ctypes.data)
         self._tables = tables  # the session reads this memory
+
+
+def _stored(path: Path, sizes: Mapping[str, int]) -> tuple[int, dict[str, Table]]:
+    """The longest text, and the tables of these names with so many columns. The engine reads them by what their shapes
+    say, and a bundle's are a stranger's. Raises ValueError."""
+    most = _CHUNK * sum(4 * size for size in sizes.values()) + (1 << 16)
+    with path.open("rb") as file:
+        with zipfile.ZipFile(file) as archive:
+            if sum(member.file_size for member in archive.infolist()) > most:
+                raise ValueError(f"{path} is larger than {_CHUNK} rows")
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as stored:
+            longest = int(stored[_LONGEST])
+            tables = {name: np.ascontiguousarray(stored[name]) for name in sizes}
+    rows = {len(table) for table in tables.values() if table.ndim == 2}
+    as_said = all(table.dtype == np.float32 and table.shape[1:] == (sizes[name],) for name, table in tables.items())
+    if longest < 1 or rows != {min(longest, _CHUNK)} or not as_said:
+        raise ValueError(f"{path} holds other tables than its graph reads")
+    return longest, tables
 
 
 def _compiled(part: Any) -> Any:

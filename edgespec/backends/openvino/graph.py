@@ -61,7 +61,7 @@ def uncapped_graph(core: ov.Core, xml: Path, layers: Sequence[int] = ()) -> tupl
         raise BackendError(f"cannot read {xml}: not a complete IR", hint=damaged)
     with wrap_errors(BackendError, f"cannot read {xml}", hint=damaged):
         model = core.read_model(xml)
-    _refuse_programs(model, xml)
+    refuse_programs(model, xml)
     with wrap_errors(BackendError, f"{xml} cannot be made a paged graph", hint="is it a decoder exported with past?"):
         if xml.with_suffix(".bin").stat().st_size <= _SMALL:
             merge_products(model)
@@ -76,7 +76,7 @@ def uncapped_graph(core: ov.Core, xml: Path, layers: Sequence[int] = ()) -> tupl
     return model, caps
 
 
-def _refuse_programs(model: ov.Model, xml: Path) -> None:
+def refuse_programs(model: ov.Model, xml: Path) -> None:
     """Raises BackendError. What an operation holds inside need not be looked at: it is refused itself."""
     if found := sorted({node.get_type_name() for node in model.get_ops()} & _PROGRAMS):
         raise BackendError(
