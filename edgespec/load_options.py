@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from edgespec.errors import SettingError
 from edgespec.sampling_params import is_whole
-from edgespec.types import Backend, Needs, Numerics
+from edgespec.types import Backend, GGUFWeights, Needs, Numerics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,13 +27,15 @@ class LoadOptions:
     numerics: Numerics | None = None
     num_draft_tokens: int | None = None
     context_length: int | None = None
+    weights: GGUFWeights | None = None
     needs: Needs = field(default_factory=Needs)
     accept_licence: bool = False
     progress: bool = False
 
     def __post_init__(self) -> None:
         k = self.num_draft_tokens
-        for setting, kinds in (("numerics", get_args(Numerics)), ("backend", get_args(Backend))):
+        choices = {"numerics": Numerics, "backend": Backend, "weights": GGUFWeights}
+        for setting, kinds in ((setting, get_args(choice)) for setting, choice in choices.items()):
             self._require(setting, getattr(self, setting) in (None, *kinds), allowed=", ".join(kinds))
         holds = k is None or (is_whole(k) and k >= 0)
         self._require("num_draft_tokens", holds, "number of draft tokens", allowed="0 or more")

@@ -37,7 +37,7 @@ from edgespec.pipeline import Pipeline
 from edgespec.protocols import Drafter
 from edgespec.text.tokenizer import Tokenizer
 from edgespec.text.vocabulary import Vocabulary, check_pair
-from edgespec.types import Backend, Needs, Numerics
+from edgespec.types import Backend, GGUFWeights, Needs, Numerics
 
 _BRANCHES = 4
 """successors per token that recycling keeps if the target verifies trees"""
@@ -58,6 +58,7 @@ def load(
     numerics: Numerics | None = None,
     num_draft_tokens: int | None = None,
     context_length: int | None = None,
+    weights: GGUFWeights | None = None,
     needs: Needs | None = None,
     accept_licence: bool = False,
     progress: bool = False,
@@ -78,6 +79,8 @@ def load(
     num_draft_tokens: k of every round. None takes the bundle's own k. Without one, measured costs decide. With a number
         the costs of drafting are not measured, so this pipeline always drafts a fixed number.
     context_length: most rows of KV cache; None takes the model's own.
+    weights: of a GGUF file. "faithful", which None means, keeps the file's own numbers. "int4" codes them again in 4
+        bits, a step for 128 of them: faster, and another model.
     needs: what a drafter of your own needs from the target, beyond the needs of the bundle.
     accept_licence: consent to a licence that allows research only, for models that have one.
     progress: report slow steps on stderr; on a terminal, with bars for downloads.
@@ -92,6 +95,7 @@ def load(
         numerics=numerics,
         num_draft_tokens=num_draft_tokens,
         context_length=context_length,
+        weights=weights,
         needs=needs or Needs(),
         accept_licence=accept_licence,
         progress=progress,
@@ -100,7 +104,7 @@ def load(
         require_folder(draft_from)
     for named in filter(None, (str(ref), options.draft)):  # ask for both before either is fetched
         catalog.require_consent(named, accepted=accept_licence)
-    pair = resolve(str(ref), accept_licence=accept_licence, progress=progress)
+    pair = resolve(str(ref), weights=weights, accept_licence=accept_licence, progress=progress)
     chosen = options.draft or catalog.default_draft(str(ref))
     if folder := draft_without_target(chosen):
         draft_folder.require_fit(pair, folder)

@@ -16,6 +16,9 @@ Logits = NDArray[np.float32]
 Backend = Literal["openvino", "onnxruntime"]
 """The engine that runs a model."""
 
+GGUFWeights = Literal["faithful", "int4"]
+"""What a GGUF file is converted to: its own numbers, or 4 bits over 128 for speed."""
+
 Numerics = Literal["exact", "fast"]
 """exact: a token's logits do not depend on how many tokens shared its forward. fast: the engine's own choice."""
 

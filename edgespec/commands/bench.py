@@ -6,13 +6,14 @@ The benches that take a user about a minute are here. All others are in edgespec
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 from click.core import ParameterSource
 
-from edgespec.commands.options import load_pair, model_options
+from edgespec.commands.options import load_pair, model_options, weights_option
 from edgespec.errors import SettingError
+from edgespec.types import Backend
 
 
 class Benches(click.Group):
@@ -86,3 +87,20 @@ def exactness(**options: Any) -> None:
     from edgespec.bench.exactness import bench_exactness
 
     bench_exactness(load_pair(options))
+
+
+@command.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--tokens", type=int, default=256, show_default=True, help="Of text that both read.")
+@click.option("--backend", type=click.Choice(get_args(Backend)))
+@click.option("--numerics", type=click.Choice(["exact", "fast"]))
+@weights_option
+def weights(file: Path, tokens: int, **options: Any) -> None:
+    """A GGUF file's own numbers in full precision, against the model that runs: divergence, likeliest tokens.
+
+    The file is computed one layer at a time, which takes minutes.
+    """
+    from edgespec.bench.weights import bench_weights
+    from edgespec.loading import load
+
+    bench_weights(file, load(str(file), draft="none", context_length=max(tokens, 64), **options), tokens)

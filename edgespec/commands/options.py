@@ -11,7 +11,7 @@ import click
 
 from edgespec.errors import EdgespecError, SettingError
 from edgespec.sampling_params import SamplingParams
-from edgespec.types import Backend, Verification
+from edgespec.types import Backend, GGUFWeights, Verification
 
 if TYPE_CHECKING:
     from edgespec.pipeline import Pipeline
@@ -23,6 +23,11 @@ accept_licence = click.option(
 )
 allow_special_option = click.option(
     "--allow-special", is_flag=True, help="Let what you write spell control tokens of the model, like <|im_end|>."
+)
+weights_option = click.option(
+    "--weights",
+    type=click.Choice(get_args(GGUFWeights)),
+    help="Of a GGUF file. faithful: its own numbers (default). int4: 4 bits again, a step for 128; faster, less true.",
 )
 _MODEL = [
     click.option(
@@ -63,6 +68,7 @@ _MODEL = [
     click.option(
         "--context-length", type=int, metavar="N", help="Most tokens of prompt and text; default: the model's own."
     ),
+    weights_option,
     accept_licence,
 ]
 _FETCH = [

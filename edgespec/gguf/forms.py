@@ -24,12 +24,14 @@ from numpy.typing import NDArray
 from edgespec.gguf.blocks import TAKE_APART
 from edgespec.gguf.tensors import Stored
 
-Weights = Literal["int8", "int4", "faithful"]
+Weights = Literal["int8", "int4", "faithful", "given"]
 """int8: every matrix in 8 bits again, with a step and a zero point a row, as NNCF's INT8_ASYM has it. int4: in 4 bits
-over 128, embeddings and output head in 8 bits over 128"""
+over 128, embeddings and output head in 8 bits over 128. given: every matrix is an input of the graph, in float32 (see
+``gguf.reference``)"""
 Offsets = Literal["none", "digits", "apart"]
 """apart: as floats, a second product; their rows can be looked up"""
 
+GIVEN = "given"
 FLOATING = {"F32": 32, "F16": 16, "BF16": 16}
 RECODED = (
     "Q6_K", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "TQ1_0", "TQ2_0", "MXFP4",
@@ -101,6 +103,8 @@ _IN_WORDS: dict[Offsets, str] = {"none": "", "digits": " with minima in digits",
 
 def form_of(kind: str, columns: int, weights: Weights, *, table: bool = False) -> Form:
     """table: of ``TABLES``."""
+    if weights == "given":
+        return Form(32, kind=GIVEN)
     if weights == "int8":
         return Form(8, columns, zeros=True)
     if weights == "int4":

@@ -31,6 +31,11 @@ def decoder(
     return _Decoder(architecture.gelu, sizes, tensors, weights, losses).model()
 
 
+def boundary(layer: int) -> str:
+    """Name of the node that gives what a layer begins from; of one more, what the output head does."""
+    return f"hidden.{layer}"
+
+
 class _Decoder:
     def __init__(
         self, gelu: bool, sizes: Dimensions, tensors: Mapping[str, Stored], weights: Weights, losses: Losses
@@ -45,6 +50,7 @@ class _Decoder:
         self._positions = _input("position_ids", [-1, -1], np.int64)
         self._beam = _input("beam_idx", [-1], np.int32)
         self._states: list[Any] = []
+        self._matrices: list[Any] = []  # those that are inputs
         self._given: dict[tuple[str, Form], tuple[Any, Any]] = {}
         self._masks: dict[int, Any] = {}
         self._turns: dict[bool, tuple[Any, Any]] = {}
@@ -55,18 +61,20 @@ class _Decoder:
         hidden = _scaled(table.lookup(self._ids), sizes.embedding_scale)
         for layer in range(sizes.layers):
             block = f"blk.{layer}"
+            hidden.set_friendly_name(boundary(layer))
             normed = self._norm(hidden, f"{block}.attn_norm", sizes.embedding)
             found = self._normed_if(self._attention(normed, layer), f"{block}.post_attention_norm")
             hidden = ops.add(hidden, _scaled(found, sizes.residual_scale))
             normed = self._norm(hidden, f"{block}.ffn_norm", sizes.embedding)
             found = self._normed_if(self._feed_forward(normed, block), f"{block}.post_ffw_norm")
             hidden = ops.add(hidden, _scaled(found, sizes.residual_scale))
+        hidden.set_friendly_name(boundary(sizes.layers))
         last = self._norm(hidden, "output_norm", sizes.embedding)
         head = self._matrix(["output.weight"]) if "output.weight" in self._tensors else table
         logits = _scaled(head.product(*self._given_to(head, last)), 1 / sizes.logit_scale)
         result = ops.result(_capped(logits, sizes.logit_cap))
         result.output(0).get_tensor().set_names({"logits"})
-        inputs = [self._ids, self._mask, self._positions, self._beam]
+        inputs = [self._ids, self._mask, self._positions, self._beam, *self._matrices]
         return ov.Model([result], self._states, inputs, "decoder")
 
     def _attention(self, x: Any, layer: int) -> Any:
@@ -172,7 +180,10 @@ class _Decoder:
         return form_of(tensor.kind, tensor.shape[1], self._weights, table=name in TABLES)
 
     def _matrix(self, names: Sequence[str]) -> Matrix:
-        return Matrix([self._tensors[name] for name in names], self._form(names[0]), self._losses)
+        matrix = Matrix([self._tensors[name] for name in names], self._form(names[0]), self._losses)
+        if matrix.parameter is not None:
+            self._matrices.append(matrix.parameter)
+        return matrix
 
     def _given_to(self, matrix: Matrix, x: Any) -> tuple[Any, Any]:
         """What its product takes, made once for all matrices of its form that read x."""

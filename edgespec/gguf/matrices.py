@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgespec.backends.openvino.runtime import ops, ov
-from edgespec.gguf.forms import Form, Losses, encoded
+from edgespec.gguf.forms import GIVEN, TABLES, Form, Losses, encoded
 from edgespec.gguf.tensors import Stored
 
 _ZERO = 8  # of 4-bit codes: unsigned ones are what all kernels know
@@ -25,6 +25,12 @@ class Matrix:
         self._wide = self.columns + form.further(self.columns)
         self._name = "+".join(tensor.name for tensor in tensors)
         self._offsets: Any = None
+        self.parameter: Any = None
+        """what takes the weights, if they are given"""
+        if form.kind == GIVEN:
+            rows = -1 if self._name in TABLES else self.rows  # of a table, only those that are used
+            self._weights = self.parameter = ops.parameter([rows, self.columns], np.float32, name=self._name)
+            return
         for tensor in tensors:
             losses.count(tensor.kind, form)
         self._weights = self._as_they_are(tensors) if form.kind else self._compressed(tensors, losses)

