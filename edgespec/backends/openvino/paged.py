@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from edgespec import cache
+from edgespec.backends import mapped_weights
 from edgespec.backends.engine_model import Forward, PaddedModel, fingerprint
 from edgespec.backends.input_buffers import Inputs
 from edgespec.backends.openvino import windows
@@ -24,6 +25,9 @@ from edgespec.backends.openvino.settings import NUMERIC, Settings, reported
 from edgespec.errors import BackendError, foreign, wrap_errors
 from edgespec.protocols import Capabilities
 from edgespec.types import Step, Tree, tree_depths
+
+_PACKING_FORWARDS = 4
+"""the first forwards pack the weights: of the layers, then of the head, which a prompt's chunks leave out"""
 
 
 class OpenVINOPagedModel(PaddedModel):
@@ -51,7 +55,10 @@ class OpenVINOPagedModel(PaddedModel):
             self._windows = windows.any_in(graph)
             self.compiled = core.compile_model(graph, device, properties)
             self._request = self.compiled.create_infer_request()
-        self.weights_bytes = xml.with_suffix(".bin").stat().st_size
+        self._weights = xml.with_suffix(".bin")
+        self._packing = _PACKING_FORWARDS  # forwards to come that may read the file
+        mapped_weights.release(self._weights)
+        self.weights_bytes = self._weights.stat().st_size
         self._layers = layers
         self._blocks = -1  # how many ``block_indices`` holds
         self._branches: tuple[Tree, int] | None = None  # the tree and the rows that ``qq_bias`` holds; ((), 0) is none
@@ -124,6 +131,9 @@ class OpenVINOPagedModel(PaddedModel):
             self._blocks = blocks
 
     def _step(self, forward: Forward) -> Step:
+        if self._packing:
+            self._packing -= 1
+            mapped_weights.release(self._weights)
         logits = self._request.get_output_tensor(self._logits).data[: forward.num_logits, 0]  # (rows, 1, vocab), a view
         rows = forward.prompt_rows + len(forward.tokens)
         hidden = {layer: self._request.get_tensor(hidden_name(layer)).data[:rows, 0] for layer in self._layers}
