@@ -164,8 +164,8 @@ def test_a_tensor_of_another_shape_is_refused(tmp_path: Path) -> None:
     [
         ({"arch": "falcon"}, "got falcon; allowed: llama, qwen2, qwen3, granite"),
         ({"pre": None}, "got none; allowed: smollm, gpt-2"),
-        ({"pre": "tekken"}, "got tekken; allowed: smollm, gpt-2, llama-bpe, qwen2, default"),
-        ({"tokenizer_model": "llama"}, "got llama; allowed: gpt2"),
+        ({"pre": "tekken"}, "got tekken; allowed: smollm, gpt-2, llama-bpe, smaug-bpe, qwen2, default"),
+        ({"tokenizer_model": "bert"}, "got bert; allowed: gpt2"),
     ],
 )
 def test_what_the_converter_cannot_read_is_refused(tmp_path: Path, options: dict[str, object], said: str) -> None:

@@ -20,7 +20,9 @@ from edgespec.gguf.values import DAMAGED, incomplete
 VECTORS = ("F32", "F16", "BF16")  # of norms and biases
 
 _LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,4})\.")
-_TOKEN_IDS = ("bos_token_id", "eos_token_id", "eot_token_id", "eom_token_id", "eos_token_ids")
+_TOKENIZERS = {"gpt2": ("byte-level BPE", "merges"), "llama": ("SentencePiece's BPE", "scores")}
+"""what each is, and what it ranks pieces by"""
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "eot_token_id", "eom_token_id", "eos_token_ids", "unknown_token_id")
 _NOT_MODELS = {  # general.type -> what it is, and the way out
     "adapter": ("an adapter, not a model", "merge it into its base model first, with llama-export-lora"),
     "mmproj": ("a part of a model, for images or sound", "name the file of its language model"),
@@ -135,12 +137,13 @@ def _check_quantization(header: Header) -> None:
 def _check_tokenizer(header: Header) -> None:
     name = header.path.name
     kind = header.get("tokenizer.ggml.model", "none")
-    if kind != "gpt2":
-        raise ConversionError(f"tokenizer of {name}", got=kind, allowed="gpt2 (byte-level BPE)", hint=ELSE)
+    if kind not in _TOKENIZERS:
+        words = ", ".join(f"{known} ({what})" for known, (what, _) in _TOKENIZERS.items())
+        raise ConversionError(f"tokenizer of {name}", got=kind, allowed=words, hint=ELSE)
     pre = header.get("tokenizer.ggml.pre", "none")
-    if pre not in PRE_TOKENIZERS:
+    if kind == "gpt2" and pre not in PRE_TOKENIZERS:
         raise ConversionError(f"pre-tokenizer of {name}", got=pre, allowed=", ".join(PRE_TOKENIZERS), hint=ELSE)
-    for key in ("tokens", "token_type", "merges"):
+    for key in ("tokens", "token_type", _TOKENIZERS[kind][1]):
         if header.get(f"tokenizer.ggml.{key}") is None:
             raise incomplete(header, f"tokenizer.ggml.{key}")
 

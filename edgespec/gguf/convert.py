@@ -21,6 +21,7 @@ from edgespec.gguf.architectures import ARCHITECTURES
 from edgespec.gguf.dimensions import Dimensions
 from edgespec.gguf.forms import TABLES, Losses, Weights, form_of
 from edgespec.gguf.header import Header
+from edgespec.gguf.sentencepiece import Pieces
 from edgespec.gguf.tokenizer import CONTROL, tokenizer_json
 
 INPUT = "model.gguf"
@@ -49,8 +50,19 @@ def texts(header: Header) -> tuple[str, str | None, bundle.Generation]:
             types[tokens.index(text)] = CONTROL
             ends.append(tokens.index(text))
     pre = header.get("tokenizer.ggml.pre")
+    of_pieces = header.get("tokenizer.ggml.model") == "llama"
     with foreign(ConversionError, f"cannot read the tokenizer of {header.path.name}", hint="download the file again"):
-        tokenizer = tokenizer_json(pre, tokens, types, header.get("tokenizer.ggml.merges"))
+        if of_pieces:
+            tokenizer = Pieces(
+                tokens,
+                types,
+                header.get("tokenizer.ggml.scores"),
+                unknown=header.get("tokenizer.ggml.unknown_token_id", 0),
+                prefixed=header.get("tokenizer.ggml.add_space_prefix", True),
+                stripping=header.architecture == "phi3",
+            ).tokenizer_json()
+        else:
+            tokenizer = tokenizer_json(pre, tokens, types, header.get("tokenizer.ggml.merges"))
     return (
         tokenizer,
         template,
@@ -59,7 +71,7 @@ def texts(header: Header) -> tuple[str, str | None, bundle.Generation]:
             context_length=Dimensions.of(header).context,
             bos_token=header.token("bos_token_id"),
             eos_token=header.token("eos_token_id"),
-            add_bos=header.get("tokenizer.ggml.add_bos_token", pre == "llama-bpe"),
+            add_bos=header.get("tokenizer.ggml.add_bos_token", of_pieces or pre == "llama-bpe"),
         ),
     )
 

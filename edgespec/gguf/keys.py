@@ -19,6 +19,7 @@ HOLDS = {  # what a used key holds, in words -> the types of it
     "a number": ("float32", "float64"),
     "true or false": ("bool",),
     "texts": ("array of string",),
+    "numbers": ("array of float32", "array of float64"),
     "whole numbers": tuple(f"array of {kind}" for kind in WHOLE),
     "a whole number or whole numbers": (*WHOLE, *(f"array of {kind}" for kind in WHOLE)),
 }
@@ -51,6 +52,9 @@ USED = {
     "tokenizer.ggml.tokens": "texts",
     "tokenizer.ggml.token_type": "whole numbers",
     "tokenizer.ggml.merges": "texts",
+    "tokenizer.ggml.scores": "numbers",
+    "tokenizer.ggml.add_space_prefix": "true or false",
+    "tokenizer.ggml.unknown_token_id": "a whole number",
     "tokenizer.ggml.bos_token_id": "a whole number",
     "tokenizer.ggml.eos_token_id": "a whole number",
     "tokenizer.ggml.eot_token_id": "a whole number",
@@ -90,6 +94,7 @@ LONGEST = {  # items of the arrays that are read
     "tokenizer.ggml.tokens": 1 << 19,
     "tokenizer.ggml.token_type": 1 << 19,
     "tokenizer.ggml.merges": 1 << 19,
+    "tokenizer.ggml.scores": 1 << 19,
     "tokenizer.ggml.eos_token_ids": 64,
 }
 
@@ -105,11 +110,8 @@ HARMLESS = {
     "tokenizer.chat_template.*": "templates for other purposes than chat, e.g. tools",
     "tokenizer.huggingface.json": "the same tokenizer, spelt otherwise",
     "tokenizer.ggml.added_tokens": "they are among the tokens, too",
-    "tokenizer.ggml.scores": "byte-level BPE ranks by its merges",
     "tokenizer.ggml.token_type_count": "read for BERT",
-    "tokenizer.ggml.add_space_prefix": "read for SentencePiece",
-    "tokenizer.ggml.remove_extra_whitespaces": "read for SentencePiece",
-    "tokenizer.ggml.unknown_token_id": "bytes leave nothing unknown",
+    "tokenizer.ggml.remove_extra_whitespaces": "read for SentencePiece's unigrams",
     "tokenizer.ggml.padding_token_id": "texts are not padded",
     "tokenizer.ggml.seperator_token_id": "read for BERT (spelt so in llama.cpp)",
     "tokenizer.ggml.separator_token_id": "read for BERT",

@@ -16,10 +16,12 @@ CONTROL, USER_DEFINED = 3, 4  # token types
 
 _CONTRACTIONS = "'s|'t|'re|'ve|'m|'ll|'d"
 _TAIL = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_LLAMA_3 = rf"(?i:{_CONTRACTIONS})|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_TAIL}"
 _SPLITS = {  # applied one after the other; the expression of GPT-2 is a part of ByteLevel
     "smollm": ("digits", "gpt-2"),
     "gpt-2": ("gpt-2",),
-    "llama-bpe": (rf"(?i:{_CONTRACTIONS})|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_TAIL}",),
+    "llama-bpe": (_LLAMA_3,),
+    "smaug-bpe": (_LLAMA_3,),  # as llama.cpp, which names Llama 3 with other control tokens so
     "qwen2": (rf"(?i:{_CONTRACTIONS})|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_TAIL}",),
     "default": (  # what llama.cpp falls back to
         r"[\p{P}\$\+<=>\^~\|]+",
@@ -39,7 +41,7 @@ def tokenizer_json(pre: str, tokens: Sequence[str], types: Sequence[int], merges
     vocabulary = {token: index for index, token in enumerate(tokens)}
     _check_merges(vocabulary, merges)
     pairs = [tuple(merge.split(" ")) for merge in merges]
-    tokenizer = Tokenizer(models.BPE(vocabulary, pairs, ignore_merges=pre == "llama-bpe"))
+    tokenizer = Tokenizer(models.BPE(vocabulary, pairs, ignore_merges=pre in ("llama-bpe", "smaug-bpe")))
     tokenizer.normalizer = normalizers.NFC() if pre == "qwen2" else None
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(_pre_tokenizers(_SPLITS[pre]))
     tokenizer.decoder = decoders.ByteLevel()
