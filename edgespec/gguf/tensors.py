@@ -86,9 +86,8 @@ def _parts(name: str, sizes: Dimensions, rows: int) -> list[tuple[str, int, int]
     block, _, of = name.rpartition(".attn_qkv")
     if block:
         q, k = sizes.queries, sizes.queries + sizes.keys
-        return [
-            (f"{block}.attn_{part}{of}", begin, end) for part, begin, end in (("q", 0, q), ("k", q, k), ("v", k, rows))
-        ]
+        bounds = {"q": (0, q), "k": (q, k), "v": (k, rows)}
+        return [(f"{block}.attn_{part}{of}", begin, end) for part, (begin, end) in bounds.items()]
     block, _, of = name.rpartition(".ffn_up")
     if block and rows == sizes.gate_and_up:
         half = sizes.feed_forward
@@ -114,5 +113,5 @@ def _order(architecture: str, sizes: Dimensions, name: str) -> NDArray[np.intp] 
         of_head = np.concatenate([pairs, others], 1).reshape(-1)
     else:
         return None
-    order: NDArray[np.intp] = (np.arange(heads)[:, None] * head + of_head).reshape(-1)
-    return order
+    rows: NDArray[np.intp] = (np.arange(heads)[:, None] * head + of_head).reshape(-1)
+    return rows
