@@ -142,23 +142,26 @@ def record(output: Path, prompts: Path | None, per_category: int | None, new_tok
 
 @command.command()
 @click.argument("file", type=click.Path(path_type=Path))
+@click.option("--costs", type=click.Path(path_type=Path), metavar="FILE", help="Take costs from another recording.")
 @click.option("--noise", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Of each forward, as 0.05.")
 @click.option("--wrong", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Error of the calibration.")
 @click.option("--slow", is_flag=True, help="The machine is half as fast in every other stretch of a text.")
 @click.option(
     "--seeds", type=click.IntRange(1), default=1, show_default=True, help="Repetitions: another order, other noise."
 )
-def replay(file: Path, noise: float, wrong: float, slow: bool, seeds: int) -> None:
+def replay(file: Path, costs: Path | None, noise: float, wrong: float, slow: bool, seeds: int) -> None:
     """Run the policies against a recording, in virtual time: what the arbiter is worth beside each drafter alone.
 
     \b
     edgespec bench record -o texts.gz
     edgespec bench replay texts.gz --noise 0.2 --wrong 0.15 --slow --seeds 3
+    edgespec bench replay texts.gz --costs other.gz
     """
-    from edgespec_bench.recording import read
+    from edgespec_bench.recording import at_costs_of, read
     from edgespec_bench.replay import Trouble, bench_replay
 
-    bench_replay(read(file), Trouble(noise, wrong, slow), seeds=seeds)
+    recording = at_costs_of(read(file), read(costs)) if costs else read(file)
+    bench_replay(recording, Trouble(noise, wrong, slow), seeds=seeds)
 
 
 @command.command()

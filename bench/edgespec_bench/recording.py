@@ -104,6 +104,14 @@ def record(pipeline: Pipeline, prompts: Sequence[Prompt], *, new_tokens: int) ->
     )
 
 
+def at_costs_of(recording: Recording, other: Recording) -> Recording:
+    """Its texts and drafts, on the machine and engine of another recording: no text depends on what a forward takes."""
+    if (recording.draft is None) != (other.draft is None):
+        got = "with and without one" if recording.draft else "without and with one"
+        raise SettingError("texts and costs of different draft models", got=got, allowed="both with, or both without")
+    return replace(other, model=f"{recording.model} at the costs of {other.model}", texts=recording.texts)
+
+
 def save(recording: Recording, file: Path) -> None:
     with wrap_errors(SettingError, f"cannot write {file}"):
         file.write_bytes(gzip.compress(msgspec.json.encode(recording), mtime=0))
