@@ -16,13 +16,13 @@ from statistics import median
 from edgespec.protocols import Model
 
 # Tokens of the forwards that are timed: all narrow ones, whose cost decides whether to draft at all, up to the longest
-# draft and one more. Between them costs are near a line.
+# draft and one more. Between them costs are near a line. With half of them 1 to 4 % are lost.
 WIDTHS = (1, 2, 3, 4, 6, 8, 12, 17)
 
-# Behind so many tokens a forward's time hardly depends on them.
+# Behind so many tokens a forward's time hardly depends on them. With an empty cache another kernel may run.
 _SHORT_TOKENS = 64
 
-# Behind so many it does. A longer context would take seconds to read.
+# Behind so many it does. Without it up to 8 % are lost behind 3,000 tokens. A longer context takes seconds to read.
 _LONG_TOKENS = 512
 
 # Each width is timed so often. With 3 a width is twice as far off, with 9 no nearer, and a large model takes a minute.
