@@ -49,6 +49,10 @@ class KVCache(Protocol):
     def reset(self) -> None:
         """Forget all rows. The memory is kept for the next text."""
 
+    def repeat(self, length: int) -> bool:
+        """Become so long by copies of the rows that are held, to time forwards behind many rows without reading them.
+        False: this cache cannot."""
+
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:

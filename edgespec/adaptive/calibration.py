@@ -25,8 +25,14 @@ _SHORT_TOKENS = 64
 # Behind so many it does. Without it up to 8 % are lost behind 3,000 tokens. A longer context takes seconds to read.
 _LONG_TOKENS = 512
 
-# Each width is timed so often. With 3 a width is twice as far off, with 9 no nearer, and a large model takes a minute.
+# Each width is timed so often, at most. With 3 a width is twice as far off where other programs run, with 9 no nearer.
 _TURNS = 5
+
+# Where two ratios of a width differ by less than this share, the machine is quiet, and more of them say no more.
+_AGREEING_SHARE = 0.03
+
+# Tokens of the prompts by which reading is timed, and how often: 512 tokens take as long each.
+_READ_TOKENS, _READ_TURNS = 128, 3
 
 ROWS_NEEDED = _LONG_TOKENS + WIDTHS[-1]
 """of cache, to measure"""
@@ -90,26 +96,37 @@ class _Stopwatch:
 
 
 def measure(
-    model: Model, clock: Callable[[], float], *, least: int = 1, step: int = 1, beside: Beside | None = None
+    model: Model,
+    clock: Callable[[], float],
+    *,
+    least: int = 1,
+    step: int = 1,
+    beside: Beside | None = None,
+    done: Callable[[float], None] = lambda share: None,
 ) -> ForwardTimes:
     """Time forwards of a model with room for ``ROWS_NEEDED``; its cache is empty afterwards.
 
     least: narrower forwards are padded to this anyway, and all to a multiple of ``step``. beside: puts the times of a
-    draft on its target's scale.
+    draft on its target's scale. done: called with the share of the work that is done.
     """
     padded = {-(-max(width, least) // step) * step for width in WIDTHS}
     widths = sorted(width for width in padded if width <= model.capabilities.max_width)
     run = _Stopwatch(model, clock)
-    model.prefill([0] * _LONG_TOKENS)
+    model.prefill([0] * _SHORT_TOKENS)
+    if not model.cache.repeat(_LONG_TOKENS):
+        model.prefill([0] * _LONG_TOKENS)
+    done(0.2)
     run.context = _LONG_TOKENS
     for width in widths:
         run(width)  # the first forward of a kind sets things up
     timed = widths[:: max(1, len(widths) // 3)]
     at_long, changes = _against_narrowest(run, timed)
     long_s = min(run(widths[0]) for _ in range(_TURNS))
+    done(0.4)
     run.context = _SHORT_TOKENS
     short_s = min(run(widths[0]) for _ in range(_TURNS))
     at_short, more_changes = _against_narrowest(run, widths)
+    done(0.8)
     farther = max(1.0, long_s / (short_s or 1.0))
     narrowest_s, cache_refill_s = _in_turns(run, widths[0], clock, beside, 2 * _TURNS) if beside else (short_s, 0.0)
     prefill_s_per_token = _reading(run, widths[0]) * narrowest_s if beside else 0.0
@@ -136,18 +153,27 @@ def _against_narrowest(run: _Stopwatch, widths: Sequence[int]) -> tuple[list[flo
 
     A ratio of two forwards may be a fifth off; the median of some is not.
     """
-    ratios: list[list[float]] = [[] for _ in widths]
+    ratios: dict[int, list[float]] = {width: [] for width in widths}
     changes: list[float] = []
     for _ in range(_TURNS):
-        for width, found in zip(widths, ratios, strict=True):
+        for width in (width for width in widths if not _is_settled(ratios[width])):
             back_s, narrowest_s = run(widths[0]), run(widths[0])
             if not narrowest_s or width == widths[0]:
-                found.append(1.0)
+                ratios[width].append(1.0)
                 continue
             there_s, steady_s = run(width), run(width)
             changes += [(back_s - narrowest_s) / narrowest_s, (there_s - steady_s) / narrowest_s]
-            found.append(steady_s / narrowest_s)
-    return [median(found) for found in ratios], changes or [0.0]
+            ratios[width].append(steady_s / narrowest_s)
+    return [median(ratios[width]) for width in widths], changes or [0.0]
+
+
+def _is_settled(ratios: Sequence[float]) -> bool:
+    """Whether two of some ratios are as good as equal.
+
+    >>> _is_settled([1.5]), _is_settled([1.5, 1.52]), _is_settled([1.5, 1.7]), _is_settled([1.5, 1.7, 1.51])
+    (False, True, False, True)
+    """
+    return any(after <= (1 + _AGREEING_SHARE) * before for before, after in pairwise(sorted(ratios)))
 
 
 def _in_turns(
@@ -168,12 +194,13 @@ def _in_turns(
 def _reading(run: _Stopwatch, width: int) -> float:
     """A token of a prefill, in forwards of this width."""
     found = []
-    for _ in range(_TURNS):
+    run.context = _READ_TOKENS
+    for _ in range(_READ_TURNS):
         run.model.cache.reset()
         began = run.clock()
-        run.model.prefill([0] * _LONG_TOKENS)
+        run.model.prefill([0] * _READ_TOKENS)
         read_s = run.clock() - began
-        found.append(read_s / _LONG_TOKENS / (run(width) or 1.0))
+        found.append(read_s / _READ_TOKENS / (run(width) or 1.0))
     return median(found)
 
 

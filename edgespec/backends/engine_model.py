@@ -31,6 +31,15 @@ class GrowingCache(KVRows):
     def reserve(self, rows: int) -> None:
         """Have room for ``rows`` rows, at most LONGEST_PAD more than the capacity."""
 
+    def _repeat(self, length: int) -> bool:
+        """Of ``repeat``, for a cache whose rows can be copied to any place."""
+        held = self.length
+        self.reserve(length + LONGEST_PAD)
+        for row in range(held, length):
+            self._move(row % held, row)
+        self.append([self.tokens[row % held] for row in range(held, length)])
+        return True
+
 
 @dataclass(frozen=True, slots=True)
 class Forward:

@@ -83,6 +83,10 @@ class KVRows(ABC):
     def reset(self) -> None:
         self.crop(0)
 
+    def repeat(self, length: int) -> bool:
+        """See ``protocols.KVCache``. A subclass can if it can copy rows to any place."""
+        return False
+
     @abstractmethod
     def _move(self, source: int, target: int) -> None:
-        """Copy one physical row, target < source."""
+        """Copy one physical row."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from time import perf_counter
 from typing import TYPE_CHECKING, get_args
@@ -13,12 +12,13 @@ from edgespec.adaptive.forward_cost import ForwardCost
 from edgespec.backends.exact_widths import ROWS_NEEDED, guess_exact_widths
 from edgespec.backends.open import Opening, is_ready, open_model
 from edgespec.bundle import Bundle, ModelFile, OnnxForm
-from edgespec.errors import BackendError, BundleError, printable
+from edgespec.errors import BackendError, BundleError
 from edgespec.hub.resolve import model_path
 from edgespec.machine import engine_choice, engine_comparison
 from edgespec.machine.devices import require_device
 from edgespec.machine.engine_comparison import Comparison, Engine
 from edgespec.machine.measure_forwards import exact_widths, forward_times
+from edgespec.machine.progress_line import ProgressLine
 from edgespec.types import Backend, Numerics
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class Machine:
         self.capacity = capacity
         self.progress = progress
         self.accept_licence = accept_licence
+        self._say = ProgressLine(progress)
 
     def model(
         self,
@@ -202,10 +203,6 @@ class Machine:
             raise BundleError(what, got=form.version, allowed=version, hint=newer)
         self._say(f"{what} {form.version}, not {version}. Another one is made in the cache")
         return None
-
-    def _say(self, what: str) -> None:
-        if self.progress:
-            print(f"edgespec: {printable(what)}", file=sys.stderr)
 
 
 def _is_current(form: OnnxForm | None) -> bool:

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 from edgespec import cache
 from edgespec.adaptive import calibration
 from edgespec.adaptive.calibration import Beside, ForwardTimes
-from edgespec.backends.exact_widths import ExactWidths, find_exact_widths
+from edgespec.backends.exact_widths import ExactWidths, Tried, find_exact_widths
 from edgespec.machine import measurement_store
 from edgespec.machine.other_programs import BUSY_CORES, Others, busy
+from edgespec.machine.progress_line import Say
 
 if TYPE_CHECKING:
     from edgespec.backends.engine_model import PaddedModel
@@ -39,24 +40,37 @@ class Calibration:
             raise ValueError("not a number of cores")
 
 
-def exact_widths(model: PaddedModel, say: Callable[[str], None]) -> ExactWidths:
-    """The widths at which a model is exact. It must run unpadded (see ``find_exact_widths``)."""
+def exact_widths(model: PaddedModel, say: Say) -> ExactWidths:
+    """The widths at which a model is exact. It must run unpadded (see ``find_exact_widths``).
+
+    An interrupted search goes on where it stopped.
+    """
     file = measurement_store.file_of(f"exact_widths-{cache.VERSIONS['exact_widths']}", model.fingerprint)
+    trials = file.with_suffix(".tried")
 
     def known() -> ExactWidths | None:
         found = measurement_store.read(file, ExactWidths)
         return found if found and found.most <= model.max_width else None
 
     def find() -> ExactWidths:
-        say(f"finding the widths at which this model is exact with {model.capabilities.backend} (one-time)")
-        return find_exact_widths(model)
+        what = f"finding the widths at which this model is exact with {model.capabilities.backend} (one-time)"
+        say(what, 0.0)
+
+        def keep(tried: Tried, share: float) -> None:
+            measurement_store.write(trials, tried)
+            say(what, share)
+
+        found = find_exact_widths(model, measurement_store.read(trials, Tried), keep)
+        measurement_store.remove(trials)
+        say(what, 1.0)
+        return found
 
     return measurement_store.remembered(file, known, find)
 
 
 def forward_times(
     model: PaddedModel,
-    say: Callable[[str], None],
+    say: Say,
     *,
     beside: Beside | None = None,
     target: PaddedModel | None = None,
@@ -79,16 +93,20 @@ def forward_times(
         return found if found.other_cores <= BUSY_CORES or busy(_LOOK_S) else None
 
     def find() -> Calibration:
-        say(f"measuring forwards of the {'draft' if beside else 'target'} (one-time)")
+        what = f"measuring forwards of the {'draft' if beside else 'target'} (one-time)"
+        say(what, 0.0)
         others = Others()
-        return Calibration(_measured(model, beside), others.cores())
+        times = _measured(model, beside, lambda share: say(what, share))
+        say(what, 1.0)
+        return Calibration(times, others.cores())
 
     return measurement_store.remembered(file, known, find).times
 
 
-def _measured(model: PaddedModel, beside: Beside | None) -> ForwardTimes:
+def _measured(model: PaddedModel, beside: Beside | None, done: Callable[[float], None]) -> ForwardTimes:
     capacity, model.cache.capacity = model.cache.capacity, max(model.cache.capacity, calibration.ROWS_NEEDED)
+    least, step = model.min_width, model.width_step
     try:
-        return calibration.measure(model, perf_counter, least=model.min_width, step=model.width_step, beside=beside)
+        return calibration.measure(model, perf_counter, least=least, step=step, beside=beside, done=done)
     finally:
         model.cache.capacity = capacity

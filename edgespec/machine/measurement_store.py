@@ -41,9 +41,19 @@ def remembered(file: Path, known: Callable[[], T | None], find: Callable[[], T])
             found = known()
             if found is None:
                 found = find()
-                with suppress(OSError), replacing(file) as out:
-                    out.write(msgspec.json.encode(found))
+                write(file, found)
     return found
+
+
+def write(file: Path, found: object) -> None:
+    """If the cache cannot be written, the next process measures again."""
+    with suppress(OSError), replacing(file) as out:
+        out.write(msgspec.json.encode(found))
+
+
+def remove(file: Path) -> None:
+    with suppress(OSError):
+        file.unlink(missing_ok=True)
 
 
 class _Turn:

@@ -90,6 +90,9 @@ class BoundCache(GrowingCache):
             new[:, :, : self.length] = old[:, :, : self.length]
         return new
 
+    def repeat(self, length: int) -> bool:
+        return self._repeat(length)
+
     def _move(self, source: int, target: int) -> None:
         for tensor in self._tensors.values():
             tensor[:, :, target] = tensor[:, :, source]

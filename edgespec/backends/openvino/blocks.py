@@ -93,6 +93,9 @@ class PagedCache(GrowingCache):
             ov.RemoteTensor(new, ov.Coordinate([0] * len(size)), ov.Coordinate(size)).copy_from(old)
         return new
 
+    def repeat(self, length: int) -> bool:
+        return self.rows_can_move and self._repeat(length)
+
     def _move(self, source: int, target: int) -> None:
         assert self.rows_can_move, "trees need rows that can move"
         (a, i), (b, j) = divmod(source, self.rows_per_block), divmod(target, self.rows_per_block)
