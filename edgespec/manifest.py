@@ -118,6 +118,8 @@ class WheelSource(Strict, frozen=True, kw_only=True, tag="wheel"):
     member: RelativeFile
     """path of the GGUF file inside the wheel"""
     member_sha256: Sha256
+    wheel_bytes: Annotated[int, msgspec.Meta(gt=0, lt=1 << 44)] | None = None
+    """size of the wheel"""
 
 
 class HubSource(Strict, frozen=True, kw_only=True, tag="hub"):

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 import click
 
-from edgespec.commands.options import load_pair, model_options, sampling_from, sampling_options
+from edgespec.commands.options import fetch_options, load_pair, model_options, sampling_from, sampling_options
 from edgespec.errors import SettingError
 from edgespec.types import Backend
 
@@ -21,11 +21,12 @@ def command() -> None:
 
 @command.command()
 @model_options
+@fetch_options
 @click.option("--pairs", type=click.IntRange(1), default=3, show_default=True, help="Interleaved repetitions.")
 @click.option("--new-tokens", type=click.IntRange(1), default=96, show_default=True)
 @click.option("--per-category", type=click.IntRange(1), metavar="N", help="Take the first N prompts of each category.")
 def engine(pairs: int, new_tokens: int, per_category: int | None, **options: Any) -> None:
-    """Time of a forward by width and context, and what the loop loses against its own forwards at their best."""
+    """Time of a forward by width and context, and how much slower the whole loop is than its fastest forwards."""
     from edgespec_bench.engine import bench_engine
 
     bench_engine(load_pair(options), pairs=pairs, new_tokens=new_tokens, per_category=per_category)
@@ -33,10 +34,11 @@ def engine(pairs: int, new_tokens: int, per_category: int | None, **options: Any
 
 @command.command()
 @model_options
+@fetch_options
 @click.option("--pairs", type=click.IntRange(1), default=7, show_default=True, help="Interleaved repetitions.")
 @click.option("--new-tokens", type=click.IntRange(1), default=128, show_default=True)
 def loop(pairs: int, new_tokens: int, **options: Any) -> None:
-    """Host time of the loop, and plain decoding against a bare loop."""
+    """Time of the loop outside the engine, and plain decoding compared with a minimal loop."""
     from edgespec_bench.loop import bench_loop
 
     bench_loop(load_pair(options), pairs=pairs, new_tokens=new_tokens)
@@ -44,29 +46,30 @@ def loop(pairs: int, new_tokens: int, **options: Any) -> None:
 
 @command.command()
 @model_options
+@fetch_options
 @sampling_options
 @click.option("--pairs", type=click.IntRange(1), default=3, show_default=True, help="Interleaved repetitions.")
 @click.option("--prompts", type=click.Path(path_type=Path), metavar="FILE", help="Lines of JSON (kind, text).")
 @click.option("--per-category", type=click.IntRange(1), metavar="N", help="Take the first N prompts of each category.")
 @click.option("--context", type=click.IntRange(0), default=0, help="Tokens of other text to put before each prompt.")
 @click.option("--lengths", default="", metavar="K,K,...", help="Fixed draft lengths to compare with.")
-@click.option("--alone/--no-alone", default=True, show_default=True, help="Each drafter alone, too.")
+@click.option("--alone/--no-alone", default=True, show_default=True, help="Measure each drafter alone too.")
 def drafters(
     pairs: int, prompts: Path | None, per_category: int | None, context: int, lengths: str, alone: bool, **options: Any
 ) -> None:
-    """Every drafter alone and all under the arbiter, by category: what each gains, and how often it is chosen."""
+    """Compare each drafter alone with the arbiter, by category: its speed-up, and how often it is chosen."""
     from edgespec.bench.prompts import read
-    from edgespec.loading import load
+    from edgespec.pipeline import DEFAULT_NEW_TOKENS
     from edgespec_bench.drafters import bench_drafters
 
     chosen = read(prompts, per_category)
-    sampling, new_tokens, options = sampling_from(options)
-    if (k := options["num_draft_tokens"]) is not None:
+    sampling, new_tokens, load_options = sampling_from(options)
+    if (k := load_options["num_draft_tokens"]) is not None:
         raise SettingError("this compares lengths with each other: -k", got=k, hint=f"name them: --lengths {k}")
     bench_drafters(
-        load(**options),
+        load_pair(load_options),
         chosen,
-        new_tokens=new_tokens,
+        new_tokens=DEFAULT_NEW_TOKENS if new_tokens is None else new_tokens,
         pairs=pairs,
         context=context,
         lengths=_numbers(lengths),
@@ -86,10 +89,11 @@ def _numbers(text: str) -> list[int]:
 
 @command.command()
 @model_options
+@fetch_options
 @click.option("--pairs", type=click.IntRange(1), default=1, show_default=True, help="Interleaved repetitions.")
 @click.option("--new-tokens", type=click.IntRange(1), default=96, show_default=True)
 def verify(pairs: int, new_tokens: int, **options: Any) -> None:
-    """Coupled against rejection sampling: drafts accepted, tokens per forward, speed."""
+    """Compare coupled with rejection sampling: accepted drafts, tokens per forward, speed."""
     from edgespec_bench.verification import bench_verify
 
     bench_verify(load_pair(options), pairs=pairs, new_tokens=new_tokens)
@@ -97,41 +101,62 @@ def verify(pairs: int, new_tokens: int, **options: Any) -> None:
 
 @command.command()
 @click.option("--model", "-m", metavar="REF", default="default", show_default=True)
+@fetch_options
 @click.option("--draft", metavar="REF", help="Draft model, for all that take one; default: the pair's own.")
 @click.option("--gguf", type=_PATH, metavar="FILE", help="For llama.cpp and edgespec; default: the pair's own source.")
 @click.option("--gguf-draft", type=_PATH, metavar="FILE", help="Draft model for llama.cpp.")
 @click.option("--hf", type=_PATH, metavar="FOLDER", help="Weights for onnxruntime-genai's builder; default: the GGUF.")
 @click.option("--hf-draft", type=_PATH, metavar="FOLDER", help="Its draft model.")
-@click.option("--only", metavar="NAME,...", help="Runtimes whose names start so; edgespec plain and auto always run.")
+@click.option(
+    "--only",
+    metavar="NAME,...",
+    help="Only runtimes whose names begin with one of these. edgespec plain and auto always run.",
+)
 @click.option("--prompts", type=click.Path(path_type=Path), metavar="FILE", help="Lines of JSON (kind, text).")
 @click.option("--per-category", type=click.IntRange(1), default=2, show_default=True, help="Prompts of each category.")
 @click.option("--pairs", type=click.IntRange(1), default=1, show_default=True, help="Answers to each prompt.")
 @click.option("--new-tokens", type=click.IntRange(2), default=96, show_default=True)
-@click.option("--threads", type=click.IntRange(1), metavar="N", help="Of each runtime; default: physical cores.")
+@click.option(
+    "--threads", type=click.IntRange(1), metavar="N", help="Threads of each runtime; default: physical cores."
+)
 @click.option("--report", type=click.Path(path_type=Path), metavar="FILE", help="Write a Markdown page, with pictures.")
-def peers(model: str, report: Path | None, prompts: Path | None, per_category: int, **options: Any) -> None:
-    """Other runtimes on the same weights: speed, first token, memory, exactness. First: pip install ".[bench]"."""
+def peers(
+    model: str,
+    report: Path | None,
+    prompts: Path | None,
+    per_category: int,
+    yes: bool,
+    mirror: str | None,
+    **options: Any,
+) -> None:
+    """Compare with other runtimes on the same weights: speed, time to first token, memory, exactness.
+
+    It needs more packages: pip install ".[bench]"
+    """
     import sys
 
     from edgespec.bench.prompts import read
+    from edgespec.commands.fetching import fetch_missing
     from edgespec_bench.peers.run import bench_peers
     from edgespec_bench.peers.weights import Sources
 
     # Of a whole path its name: the page is for others.
     names = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
     typed = " ".join(["edgespec", *names])
+    fetch_missing([model, options["draft"]], yes=yes, mirror=mirror)
     sources = Sources(**{name: options.pop(name) for name in ("gguf", "gguf_draft", "hf", "hf_draft")})
     bench_peers(model, read(prompts, per_category), page=report, command=typed, sources=sources, **options)
 
 
 @command.command()
 @model_options
+@fetch_options
 @click.option("-o", "--output", metavar="FILE", required=True, type=click.Path(path_type=Path), help="File to write.")
 @click.option("--prompts", type=click.Path(path_type=Path), metavar="FILE", help="Lines of JSON (kind, text).")
 @click.option("--per-category", type=click.IntRange(1), metavar="N", help="Take the first N prompts of each category.")
 @click.option("--new-tokens", type=click.IntRange(1), default=96, show_default=True)
 def record(output: Path, prompts: Path | None, per_category: int | None, new_tokens: int, **options: Any) -> None:
-    """Write texts, what the draft model says at every place of them, and costs, for bench replay."""
+    """Record texts, the draft model's proposals at every position, and costs. bench replay reads the file."""
     from edgespec.bench.prompts import read
     from edgespec_bench import recording
 
@@ -143,14 +168,20 @@ def record(output: Path, prompts: Path | None, per_category: int | None, new_tok
 @command.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--costs", type=click.Path(path_type=Path), metavar="FILE", help="Take costs from another recording.")
-@click.option("--noise", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Of each forward, as 0.05.")
-@click.option("--wrong", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Error of the calibration.")
-@click.option("--slow", is_flag=True, help="The machine is half as fast in every other stretch of a text.")
 @click.option(
-    "--seeds", type=click.IntRange(1), default=1, show_default=True, help="Repetitions: another order, other noise."
+    "--noise",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    help="Standard deviation of a forward's time, as 0.05.",
+)
+@click.option("--wrong", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Error of the calibration.")
+@click.option("--slow", is_flag=True, help="Halve the machine's speed in every second part of a text.")
+@click.option(
+    "--seeds", type=click.IntRange(1), default=1, show_default=True, help="Repetitions, with other orders and noise."
 )
 def replay(file: Path, costs: Path | None, noise: float, wrong: float, slow: bool, seeds: int) -> None:
-    """Run the policies against a recording, in virtual time: what the arbiter is worth beside each drafter alone.
+    """Run the policies on a recording, in virtual time, and compare the arbiter with each drafter alone.
 
     \b
     edgespec bench record -o texts.gz
@@ -166,8 +197,9 @@ def replay(file: Path, costs: Path | None, noise: float, wrong: float, slow: boo
 
 @command.command()
 @model_options
+@fetch_options
 def crop(**options: Any) -> None:
-    """Cost of rolling back at contexts of 256 to 4096 tokens."""
+    """Time to roll back at contexts of 256 to 4096 tokens."""
     from edgespec_bench.crop import bench_crop
 
     bench_crop(load_pair(options))
@@ -175,37 +207,49 @@ def crop(**options: Any) -> None:
 
 @command.command()
 @click.option("--model", "-m", metavar="REF", default="default", show_default=True)
+@fetch_options
 @click.option("--backend", type=click.Choice(get_args(Backend)))
 @click.option("--numerics", type=click.Choice(["exact", "fast"]))
-def memory(model: str, backend: Backend | None, numerics: str | None) -> None:
+def memory(model: str, backend: Backend | None, numerics: str | None, yes: bool, mirror: str | None) -> None:
     """Peak memory of a prefill of 4,000 tokens."""
+    from edgespec.commands.fetching import fetch_missing
     from edgespec_bench.memory import bench_memory
 
+    fetch_missing([model], yes=yes, mirror=mirror)
     bench_memory({"ref": model, "backend": backend, "numerics": numerics})
 
 
 @command.command()
 @click.option("--model", "-m", metavar="REF", default="default", show_default=True)
+@fetch_options
 @click.option("--pairs", type=click.IntRange(1), default=5, show_default=True, help="Interleaved repetitions.")
-def startup(model: str, pairs: int) -> None:
+def startup(model: str, pairs: int, yes: bool, mirror: str | None) -> None:
     """Time to the first token from the shell, and of import edgespec."""
+    from edgespec.commands.fetching import fetch_missing
     from edgespec_bench.startup import bench_startup
 
+    fetch_missing([model], yes=yes, mirror=mirror)
     bench_startup(model, pairs=pairs)
 
 
 @command.command()
 @click.option("-o", "--output", metavar="DIR", required=True, type=click.Path(path_type=Path), help="Folder to make.")
-@click.option("--parameters", type=float, metavar="N", default=1e9, show_default=True, help="Of the whole model.")
 @click.option(
-    "--weights", type=click.Choice(["int8", "int4"]), default="int8", show_default=True, help="Of what is added."
+    "--parameters", type=float, metavar="N", default=1e9, show_default=True, help="Parameters of the whole model."
+)
+@click.option(
+    "--weights",
+    type=click.Choice(["int8", "int4"]),
+    default="int8",
+    show_default=True,
+    help="Format of the added weights.",
 )
 def inflate(output: Path, parameters: float, weights: Literal["int8", "int4"]) -> None:
     """Make a target that costs like N parameters and answers like SmolLM2-135M.
 
-    Layers of the default target get a block of random weights whose last projection is zero: every weight is read in
-    every forward, and no logit changes. So what a draft gains beside a target bound by memory can be measured without a
-    download. Prints the bundle's path.
+    Each layer of the default target gets a block of random weights. The block's last projection is zero. So every
+    forward reads all weights, and no logit changes. This measures the gain of a draft on a memory-bound target, without
+    a download. Prints the bundle's path.
 
     \b
     edgespec bench inflate -o inflated --parameters 1e9

@@ -11,7 +11,7 @@ from typing import Any, get_args
 import click
 from click.core import ParameterSource
 
-from edgespec.commands.options import load_pair, model_options, weights_option
+from edgespec.commands.options import fetch_options, load_pair, model_options, weights_option
 from edgespec.errors import SettingError
 from edgespec.types import Backend
 
@@ -34,13 +34,14 @@ def _laboratory() -> click.Group:
 
 @click.group(name="bench", cls=Benches, invoke_without_command=True)
 @model_options
+@fetch_options
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw it too: a .png, .svg or .pdf file.")
 @click.pass_context
 def command(context: click.Context, /, plot: Path | None, **options: Any) -> None:
-    """Measure the loop on this machine: each prints a table, and one JSON line last.
+    """Measure edgespec on this machine. Each command prints a table, then one line of JSON.
 
-    Without a command: plain against speculative decoding on a few prompts, in under a minute. Options of a command
-    stand behind its name.
+    Without a command, plain decoding is compared with speculative decoding on a few prompts. That takes under a minute.
+    Write the options of a command after its name.
 
     \b
     edgespec bench
@@ -53,7 +54,7 @@ def command(context: click.Context, /, plot: Path | None, **options: Any) -> Non
     given = [name for name in context.params if context.get_parameter_source(name) == ParameterSource.COMMANDLINE]
     if given:
         name = given[0].replace("_", "-")
-        raise SettingError(f"--{name} stands before {context.invoked_subcommand}", hint="put it behind the command")
+        raise SettingError(f"--{name} is before {context.invoked_subcommand}", hint="write it after the command")
 
 
 def _quick(plot: Path | None, options: dict[str, Any]) -> None:
@@ -71,10 +72,11 @@ def _quick(plot: Path | None, options: dict[str, Any]) -> None:
 
 @command.command()
 @model_options
+@fetch_options
 @click.option("--pairs", type=click.IntRange(1), default=3, show_default=True, help="Interleaved repetitions.")
 @click.option("--new-tokens", type=click.IntRange(1), default=96, show_default=True)
 def speed(pairs: int, new_tokens: int, **options: Any) -> None:
-    """Plain against speculative decoding: same tokens, how much less time?"""
+    """Compare plain with speculative decoding: the same tokens, in less time."""
     from edgespec.bench.speed import bench_speed
 
     bench_speed(load_pair(options), pairs=pairs, new_tokens=new_tokens)
@@ -82,8 +84,9 @@ def speed(pairs: int, new_tokens: int, **options: Any) -> None:
 
 @command.command()
 @model_options
+@fetch_options
 def exactness(**options: Any) -> None:
-    """Whether a token's logits depend on how it was fed: widths, prefill chunks, rejected neighbours."""
+    """Check whether a token's logits depend on the width, the prefill chunks or rejected tokens beside it."""
     from edgespec.bench.exactness import bench_exactness
 
     bench_exactness(load_pair(options))

@@ -22,8 +22,8 @@ EXPORT = ("torch", "optimum-intel", "nncf", "transformers")
 @click.option("--model", "-m", metavar="REF", default="default", show_default=True, help="Plan for this model.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(model: str, as_json: bool) -> None:
-    """Show what is here, and what will run where and why. Loads no model. One that is not in the cache is fetched and
-    converted first."""
+    """Show what is here, and what will run where and why. Loads no model and fetches none. A GGUF file is converted
+    first."""
     report = {
         "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
         "python": platform.python_version(),
@@ -83,7 +83,10 @@ def _plan(ref: str) -> dict[str, Any]:
     from edgespec.machine import engine_choice
 
     wanted = on_hub(ref)
-    if (model := catalog.find(ref)) and not (wanted and is_here(wanted)):  # it has to be fetched to know more
+    if wanted and not is_here(wanted):  # it has to be fetched to know more
+        model = wanted.model
+        if model is None:
+            return {"name": ref, "repository": wanted.source.repo, "here": f"no; to fetch it: edgespec pull {ref}"}
         return {
             "name": ref,
             "repository": model.repo,

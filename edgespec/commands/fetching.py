@@ -22,9 +22,18 @@ def fetch_first(options: dict[str, Any]) -> None:
     yes, mirror = options.pop("yes"), options.pop("mirror")
     ref, draft = options["ref"], options["draft"]
     refs = [ref, catalog.default_draft(ref) if draft == "auto" else draft]
-    if missing := _missing(refs, whole=False):
+    if _missing(refs, whole=False):
         LoadOptions(**{name: value for name, value in options.items() if name != "ref"})  # refused before a download
-        _fetch(missing, yes=yes, mirror=mirror, accept_licence=options["accept_licence"], is_asked_for=False)
+        fetch_missing(refs, yes=yes, mirror=mirror, accept_licence=options["accept_licence"])
+
+
+def fetch_missing(
+    refs: Iterable[str | None], *, yes: bool, mirror: str | None = None, accept_licence: bool = False
+) -> None:
+    """Have some models here that a command needs, after a question. Without a terminal it takes ``yes``: else
+    SourceError is raised. Only models of the hub: the default one is fetched as a part of edgespec."""
+    missing = _missing(refs, whole=False)
+    _fetch(missing, yes=yes, mirror=mirror, accept_licence=accept_licence, is_asked_for=False)
 
 
 def fetch(refs: Iterable[str | None], *, yes: bool, mirror: str | None, accept_licence: bool) -> None:

@@ -12,6 +12,7 @@ from edgespec.commands import screen
 from edgespec.commands.fetching import megabytes
 from edgespec.hub import catalog, mirrors
 from edgespec.hub import resolve as hub
+from edgespec.hub.stored import Cached
 from edgespec.hub.stored import cached as all_cached
 
 if TYPE_CHECKING:
@@ -47,13 +48,24 @@ def command(as_json: bool) -> None:
         screen.write(json.dumps(listing, ensure_ascii=False) + "\n")
         return
 
-    here = _table("Cached", "name", "size", "kind", "path", whole=("size", "kind"))
-    for entry in cached:
-        console.row(here, entry.name, megabytes(entry.bytes), entry.kind, str(entry.path))
     names = _table("Known", "name", "also", "licence", "what it is", whole=("name",))
     for known in catalog.KNOWN:
         console.row(names, known.name, ", ".join(known.aliases), known.licence, known.about)
-    console.show(here if cached else f"Nothing cached in {cache.cache_dir()}.", "", names, "", _on_hub(listed))
+    here = _cached(cached) if cached else [f"Nothing cached in {cache.cache_dir()}."]
+    console.show(*here, "", names, "", _on_hub(listed))
+
+
+def _cached(entries: list[Cached]) -> list[Any]:
+    """A table, where the terminal has room for whole paths. Else each path has a line of its own."""
+    rows = [(entry.name, megabytes(entry.bytes), entry.kind, str(entry.path)) for entry in entries]
+    columns = ("name", "size", "kind", "path")
+    table = _table("Cached", *columns, whole=columns)
+    needed = sum(max(map(len, cells)) + len("  ") for cells in zip(columns, *rows, strict=True))
+    if needed > console.width():
+        return ["Cached", *(f"{name}, {size}, {kind}\n  {path}" for name, size, kind, path in rows)]
+    for row in rows:
+        console.row(table, *row)
+    return [table]
 
 
 def _as_json(name: str, model: catalog.Model, listed: catalog.Pairs) -> dict[str, Any]:
@@ -95,7 +107,7 @@ def _on_hub(listed: catalog.Pairs) -> Table:
             "here": "yes" if _is_here(name) else "",
             "from": "hub, index" if mirrors.find(name) else "hub",
             "licence": f"{model.licence}{_USE[listed.licences[model.licence].use]}",
-            "drafts": " ".join([model.draft or "ngram", *(f"({draft})" for draft in model.other_drafts)]),
+            "drafts": " ".join([model.draft or "lookups", *(f"({draft})" for draft in model.other_drafts)]),
             "repository": model.repo,
         }
         console.row(table, *(about[column] for column in columns))

@@ -224,7 +224,10 @@ def sampling_from(options: dict[str, Any]) -> tuple[SamplingParams, int, dict[st
 
 def load_pair(options: dict[str, Any]) -> Pipeline:
     """The pair that the model options name, for a bench."""
+    from edgespec.commands.fetching import fetch_first
     from edgespec.loading import load
 
-    options["ref"] = options.pop("model")
+    if "model" in options:
+        options["ref"] = options.pop("model")
+    fetch_first(options)
     return load(**options)

@@ -52,7 +52,7 @@ def _pull(ref: str, draft: str | None, accept_licence: bool, weights: GGUFWeight
     pair.check()
     pair.chat_template()
     size = sum(cache.size_on_disk(file) for path in paths for file in (path, *data_files(path)) if file.is_file())
-    drafters = draft or ", ".join(drafter.name for drafter in pair.manifest.drafters) or "ngram"
+    drafters = draft or ", ".join(drafter.name for drafter in pair.manifest.drafters) or "lookups"
     summary = f"{pair.manifest.target.precision}, {size / 1e6:.0f} MB, drafts: {drafters}"
     click.echo(f"[{pair.name} is ready: {summary}]", err=True)
     return paths[0].parent if pair.manifest.target.source else pair.root

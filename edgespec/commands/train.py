@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from edgespec.bench.report import show
-from edgespec.commands.options import model_options
+from edgespec.commands.options import fetch_options, model_options
 from edgespec.errors import SettingError
 
 _PATH = click.Path(path_type=Path)
@@ -133,6 +133,7 @@ def pack(**packing: Any) -> None:
 
 @command.command()
 @model_options
+@fetch_options
 @click.option("--prompts", type=_PATH, metavar="FILE", help="Lines of JSON (kind, text).  [default: 12 of our own]")
 @click.option("--new-tokens", type=click.IntRange(2), default=128, show_default=True)
 @click.option("--temperature", "-t", type=float, default=0.0, show_default=True, help="0 is greedy.")
@@ -149,6 +150,7 @@ def evaluate(
     **options: Any,
 ) -> None:
     """Acceptance by category and position, block efficiency, and measured speed-up of a pair's drafter."""
+    from edgespec.commands.fetching import fetch_first
     from edgespec.loading import load
     from edgespec_train.evaluate import LENGTHS
     from edgespec_train.report import evaluate_pair
@@ -158,6 +160,7 @@ def evaluate(
     if k not in LENGTHS:
         allowed = f"{LENGTHS[0]} to {LENGTHS[-1]}"
         raise SettingError("number of draft tokens", got=k, allowed=allowed, setting="num_draft_tokens")
+    fetch_first(options)
     pipeline = load(**options, progress=True)
     evaluate_pair(
         *(pipeline, prompts),

@@ -60,18 +60,21 @@ def packages() -> frozenset[WheelSource]:
     return frozenset(model.source for model in models if isinstance(model.source, WheelSource))
 
 
-def require_package(source: WheelSource) -> None:
-    """A bundle may name one of ``packages``, to the letter. Raises BundleError for any other.
+def require_package(source: WheelSource) -> WheelSource:
+    """A bundle may name one of ``packages``, to the letter, with its size or without. Returns the one that ships.
+    Raises BundleError for any other.
 
     A package index serves anybody's packages, and pip may run what is in them.
     """
-    if source not in packages():
+    same = [known for known in packages() if msgspec.structs.replace(source, wheel_bytes=known.wheel_bytes) == known]
+    if not same:
         raise BundleError(
             "the bundle takes a model from a Python package that edgespec does not know",
             got=f"{source.package} {source.version}",
             allowed=", ".join(f"{package.package} {package.version}, with its hashes" for package in packages()),
             hint="get the model as a folder or a .gguf file",
         )
+    return same[0]
 
 
 FILE = "pairs.toml"

@@ -55,6 +55,7 @@ class Part(Strict, frozen=True, kw_only=True):
             sha256=self.sha256,
             member=self.member,
             member_sha256=self.member_sha256,
+            wheel_bytes=self.bytes,
         )
 
 

