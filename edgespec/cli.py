@@ -74,7 +74,8 @@ def cli(context: click.Context) -> None:
 
 
 def main() -> None:
-    """Entry point. Errors a user can cure: one line, exit 2. Ctrl-C: 130. A reader that went away: 141, quietly.
+    """Entry point. Errors a user can cure: one line, exit 2. An incomplete text of a format: 3. Ctrl-C: 130.
+    A reader that went away: 141, quietly.
 
     The context is made by hand because ``cli()`` turns a closed pipe into exit code 1.
     """

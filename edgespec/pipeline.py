@@ -25,6 +25,8 @@ from edgespec.text.response_format import Grammar, Grammars, grammar_of
 from edgespec.text.tokenizer import Detokenizer, StopStrings, Tokenizer
 from edgespec.turn import Turn
 
+DEFAULT_NEW_TOKENS = 512
+
 
 class Pipeline:
     """A loaded pair. It writes one text at a time, and the next text reuses the rows that are still in the caches.
@@ -139,7 +141,7 @@ class Pipeline:
         self,
         prompt: list[int],
         *,
-        max_new_tokens: int = 512,
+        max_new_tokens: int | None = None,
         sampling: SamplingParams | None = None,
         stop: str | Sequence[str] | None = (),
         ignore_eos: bool = False,
@@ -152,6 +154,8 @@ class Pipeline:
     ) -> Stream:
         """Continue a prompt of token ids.
 
+        max_new_tokens: most tokens of the text. None: 512, or with a response_format as many as the context has room
+            for, since the beginning of a JSON object is of no use.
         stop: a string that ends the text, or several. One that spells a control token ends the text at that token.
         ignore_eos: go on after the model's own end.
         response_format: what the text must be: a JSON object, JSON of a schema, a match of a regular expression, a
@@ -161,6 +165,8 @@ class Pipeline:
         drafter: used instead of the pipeline's own. policy: used instead of both. progress: called during the prefill.
         wait: wait for the text of another thread. If False, SettingError is raised when the first piece is asked for.
         """
+        if max_new_tokens is None:
+            max_new_tokens = DEFAULT_NEW_TOKENS if response_format is None else self.target.cache.capacity
         if not (is_whole(max_new_tokens) and max_new_tokens >= 1):
             raise SettingError("max_new_tokens", got=max_new_tokens, allowed="1 or more", setting="max_new_tokens")
         if not prompt:

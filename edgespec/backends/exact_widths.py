@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 _STEPS = (1, 2, 4)
 """between widths that may agree: all, or each second or fourth. Kernels take rows in blocks of such sizes."""
-_WIDEST = (256, 64, 32, 16)
-"""prompts are read in chunks of this many rows. 256 are as fast as more."""
+_WIDEST = (256, 128, 64, 32, 16)
+"""prompts are read in chunks of this many rows, if the model takes so many. 256 are as fast as more."""
 _LARGEST_PAD = 16
 """rows"""
 _FIRST_TRIED = round_up(WIDEST_DRAFT, max(_STEPS))

@@ -87,7 +87,13 @@ _LEARNING = [
     ),
 ]
 _SAMPLING = [
-    click.option("--max-new-tokens", "-n", type=int, default=512, show_default=True, metavar="N"),
+    click.option(
+        "--max-new-tokens",
+        "-n",
+        type=int,
+        metavar="N",
+        help="Default: 512; with a format (--json-schema and others) as many as the context has room for.",
+    ),
     click.option("--temperature", "-t", type=float, default=0.0, show_default=True, help="0 is greedy."),
     click.option("--top-k", type=int, default=0, show_default=True, help="0 is off."),
     click.option("--top-p", type=float, default=1.0, show_default=True, help="1 is off."),
@@ -111,7 +117,8 @@ _FORMAT = [
     click.option(
         "--json-schema",
         metavar="FILE",
-        help="Write JSON that fits the schema in FILE. Cut short only by --max-new-tokens (finish_reason: length).",
+        help="Write JSON that fits the schema in FILE. If --max-new-tokens or the context cuts it short, finish_reason "
+        "is length, and run ends with exit status 3.",
     ),
     click.option("--regex", metavar="R", help="Write text that R matches from end to end; cut short likewise."),
     click.option("--grammar", metavar="FILE", help="Write a sentence of the Lark grammar in FILE; cut short likewise."),
@@ -213,11 +220,11 @@ def _read_json(file: str) -> Any:
         raise SettingError(f"{file} is not JSON", got=str(error)) from error
 
 
-def sampling_from(options: dict[str, Any]) -> tuple[SamplingParams, int, dict[str, Any]]:
+def sampling_from(options: dict[str, Any]) -> tuple[SamplingParams, int | None, dict[str, Any]]:
     """Split the values of both groups: sampling, max_new_tokens, arguments for ``load``."""
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "verification", "seed")
     sampling = SamplingParams(**{name: options.pop(name) for name in names})
-    max_new_tokens = int(options.pop("max_new_tokens"))
+    max_new_tokens = options.pop("max_new_tokens")
     options["ref"] = options.pop("model")
     return sampling, max_new_tokens, options
 

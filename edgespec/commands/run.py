@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _LARGEST = 64 << 20
 """bytes of a prompt from standard input. Once the model is loaded, its own context limits the prompt."""
+CUT_SHORT = 3
+"""exit status where a text of a format is incomplete"""
 ENGINES = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
 
 
@@ -56,7 +58,8 @@ def command(
 ) -> None:
     """Generate text from PROMPT, or from standard input (no PROMPT, or -).
 
-    Text goes to stdout, a one-line summary to stderr.
+    Text goes to stdout, a one-line summary to stderr. Exit status 3: a text of a format (--json-schema and others) was
+    cut short, and is only the beginning of one.
     """
     response_format = format_from(options, ignore_eos=ignore_eos)
     text = _read_prompt(prompt)
@@ -94,6 +97,9 @@ def command(
         stats = stream.result.stats
         words = [*in_words(stats, pipeline.expected_plain_s(stats)), _engine(stream.result, load_options["backend"])]
         click.echo("\n".join(map(printable, words)), err=True)
+    if response_format is not None and stream.result.finish_reason == "length":
+        click.echo("error: the text is cut short, and does not fit its format. Raise --max-new-tokens", err=True)
+        sys.exit(CUT_SHORT)
 
 
 def summary(result: Generation) -> str:
