@@ -162,5 +162,5 @@ def test_bench_lists_its_commands_and_wants_their_options_behind_them() -> None:
     shown = CliRunner().invoke(cli, ["bench", "--help"]).output
     for name in ("engine", "inflate", "speed", "exactness"):
         assert f"\n  {name} " in shown
-    with pytest.raises(SettingError, match="--device stands before speed"):
+    with pytest.raises(SettingError, match="--device is before speed"):
         CliRunner().invoke(cli, ["bench", "--device", "CPU", "speed"], catch_exceptions=False)
