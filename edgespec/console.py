@@ -30,6 +30,6 @@ def show(*things: Any) -> None:
     with console.capture() as captured:
         for thing in things:
             is_text = isinstance(thing, str)
-            console.print(printable(thing) if is_text else thing, soft_wrap=is_text)
+            console.print(printable(thing) if is_text else thing, soft_wrap=is_text, highlight=not is_text)
     sys.stdout.write(captured.get())
     sys.stdout.flush()

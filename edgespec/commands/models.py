@@ -62,7 +62,7 @@ def _cached(entries: list[Cached]) -> list[Any]:
     table = _table("Cached", *columns, whole=columns)
     needed = sum(max(map(len, cells)) + len("  ") for cells in zip(columns, *rows, strict=True))
     if needed > console.width():
-        return ["Cached", *(f"{name}, {size}, {kind}\n  {path}" for name, size, kind, path in rows)]
+        return ["Cached", *(line for *facts, path in rows for line in (", ".join(facts), f"  {path}"))]
     for row in rows:
         console.row(table, *row)
     return [table]
