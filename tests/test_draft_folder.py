@@ -235,6 +235,7 @@ def test_a_damaged_draft_is_named(
 
 
 def test_what_ships_is_listed_for_the_model_it_was_trained_for() -> None:
+    assert set(catalog.trained_drafts()) == {"qwen2.5-coder-1.5b"}
     for name, draft in catalog.trained_drafts().items():
         assert draft.manifest.target == name
         assert draft.manifest.provenance.revision == f"sha256:{catalog.load().models[name].sha256}"

@@ -139,6 +139,7 @@ def pack(**packing: Any) -> None:
 @click.option("--temperature", "-t", type=float, default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--per-category", type=click.IntRange(1), metavar="N", help="Take N prompts of each category.")
 @click.option("--texts", "recorded", type=_PATH, metavar="FILE", help="Keep what the target writes, for other drafts.")
+@click.option("--held-out", type=_PATH, metavar="CORPUS", help="Take the greedy texts of CORPUS not trained on.")
 @click.option("--timed", type=click.IntRange(0), default=2, show_default=True, help="Texts to time in each category.")
 def evaluate(
     prompts: Path | None,
@@ -147,6 +148,7 @@ def evaluate(
     timed: int,
     per_category: int | None,
     recorded: Path | None,
+    held_out: Path | None,
     **options: Any,
 ) -> None:
     """Acceptance by category and position, block efficiency, and measured speed-up of a pair's drafter."""
@@ -156,6 +158,11 @@ def evaluate(
     from edgespec_train.report import evaluate_pair
 
     options["ref"] = options.pop("model")
+    if held_out and (temperature or recorded or prompts or per_category):
+        raise SettingError(
+            "--held-out takes the texts of a corpus, greedy ones",
+            hint="leave out -t, --prompts, --per-category and --texts",
+        )
     k = 4 if options["num_draft_tokens"] is None else options["num_draft_tokens"]
     if k not in LENGTHS:
         allowed = f"{LENGTHS[0]} to {LENGTHS[-1]}"
@@ -170,6 +177,7 @@ def evaluate(
         k=k,
         per_category=per_category,
         recorded=recorded,
+        held_out=held_out,
     )
 
 

@@ -11,10 +11,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgespec import Pipeline
 from edgespec.bench.prompts import Prompt
 from edgespec.errors import SettingError, foreign
 from edgespec.sampling_params import SamplingParams
+from edgespec_train.corpus import shards
 from edgespec_train.evaluate import GeneratedText, generate_texts
 
 
@@ -47,6 +50,23 @@ def texts_in(
                 lines.write(f"{json.dumps(whole)}\n")
                 lines.flush()
                 yield text
+
+
+def held_out_texts(corpus: Path, names: Sequence[str]) -> list[GeneratedText]:
+    """The greedy texts of a corpus that are not trained on. names: of its sources, as categories."""
+    found = shards.read_shards(shards.shard_paths(corpus), ("source", "temperature"))
+    share = shards.held_out_share(sum(len(shard["answers"]) for shard in found))
+    texts: dict[tuple[int, ...], GeneratedText] = {}
+    for shard in found:
+        greedy = shard["temperature"] == 0 if "temperature" in shard else np.ones(len(shard["answers"]), bool)
+        for text in np.flatnonzero(greedy):
+            begin, end, answer = shard["begins"][text], shard["begins"][text + 1], shard["answers"][text]
+            prompt, tokens = shard["tokens"][begin:answer], shard["tokens"][answer:end]
+            if len(tokens) > 1 and shards.is_held_out(prompt, share):
+                category = names[int(shard["source"][text])] if "source" in shard else "all texts"
+                asked = tuple(int(token) for token in prompt)
+                texts[asked] = GeneratedText(category, asked, tuple(int(token) for token in tokens))
+    return sorted(texts.values(), key=lambda text: text.category)
 
 
 def read(file: Path, head: dict[str, Any] | None = None) -> list[tuple[int, GeneratedText]]:

@@ -50,8 +50,6 @@ from edgespec_train.progress import progress_bar
 from edgespec_train.trainer import Diverged, Point, Recipe, has_checkpoint, train
 
 Say = Callable[[str], None]
-_HELD_OUT, _HELD_OUT_TEXTS = 0.04, 20
-"""share of the texts that is not trained on, and how many at least"""
 
 
 def target_bundle(reference: str, folder: Path, say: Say) -> Bundle:
@@ -181,7 +179,7 @@ def train_draft(
     id_map = choose_vocabulary(shards.token_counts(paths, vocab_size), settings.vocabulary, always=ends)
     inverse, readable = invert(id_map, vocab_size), np.isin(np.arange(vocab_size), id_map)
     texts = Texts(paths, inverse, readable)
-    texts, held_out = texts.split(max(_HELD_OUT, min(0.5, _HELD_OUT_TEXTS / len(texts.texts))))
+    texts, held_out = texts.split(shards.held_out_share(len(texts.texts)))
     if not texts.texts or not held_out.texts:
         raise SettingError("too few texts to train on", got=len(paths), hint="more --corpus-tokens")
     accelerator = Accelerator(mixed_precision="bf16" if settings.precision == "bf16" else "no")

@@ -6,7 +6,6 @@ The order is a function of (seed, step): a run that is resumed at step n sees wh
 from __future__ import annotations
 
 import copy
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,10 +63,10 @@ class Texts:
             shard["rows"] = np.concatenate([[0], np.cumsum(lengths)])
 
     def split(self, share: float) -> tuple[Texts, Texts]:
-        """(the rest, about ``share`` of the texts), decided by each text's prompt: its twins stay together."""
+        """(the rest, about ``share`` of the texts): see ``shards.is_held_out``."""
         parts: tuple[list[TextId], list[TextId]] = ([], [])
         for text in self.texts:
-            parts[zlib.crc32(self.prompt(text).tobytes()) < share * 2**32].append(text)
+            parts[shards.is_held_out(self.prompt(text), share)].append(text)
         views = []
         for part in parts:
             view = copy.copy(self)

@@ -24,13 +24,12 @@ from edgespec.errors import SettingError
 from edgespec.hub.resolve import model_path
 from edgespec.text.chat_template import ChatTemplate
 from edgespec.text.tokenizer import Tokenizer
-from edgespec_train.corpus import shards, sources
+from edgespec_train.corpus import SOURCES, shards, sources
 from edgespec_train.corpus.decontaminate import Decontaminator
 from edgespec_train.corpus.generate import Generated, Generator, Job
 from edgespec_train.corpus.sources import Origin, Prompt
 
 _TURN, _CODE_BEGUN, _CODE, _TEXT = range(4)
-SOURCES = ("user turns by the target", "code begun by the target", "code", "text")
 _TEMPERATURES = (0.0, 0.0, 0.6, 0.0, 0.8, 0.0, 0.6, 1.0)
 MANIFEST = "manifest.json"
 _TURN_TOKENS, _FILE_TOKENS, _SHORTEST = 72, 128, 8

@@ -29,6 +29,8 @@ from edgespec.errors import SettingError
 from edgespec_train.corpus.generate import Generated
 
 _NEEDED = ("tokens", "begins", "answers")
+_HELD_OUT, _HELD_OUT_TEXTS = 0.04, 20
+"""share of the texts that is not trained on, and how many at least"""
 
 
 def write_shard(path: Path, texts: Sequence[tuple[int, str, Generated]], vocab_size: int, seconds: float) -> None:
@@ -77,6 +79,16 @@ def read_shards(paths: Iterable[Path], names: Sequence[str]) -> list[dict[str, N
             _check(shard)
             found.append(shard)
     return found
+
+
+def held_out_share(texts: int) -> float:
+    """Share of a corpus of so many texts that is not trained on."""
+    return max(_HELD_OUT, min(0.5, _HELD_OUT_TEXTS / max(1, texts)))
+
+
+def is_held_out(prompt: NDArray[np.integer], share: float) -> bool:
+    """Decided by a text's prompt: its twins stay together."""
+    return zlib.crc32(prompt.tobytes()) < share * 2**32
 
 
 def has_top(paths: Iterable[Path]) -> bool:
