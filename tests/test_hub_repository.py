@@ -46,7 +46,7 @@ def test_an_ir_repository(pull, server: Server, ir: Path) -> None:  # type: igno
     others = {"model.safetensors": b"x" * 1000, "openvino_tokenizer.bin": b"x", "training/optimizer.bin": b"x"}
     publish(server, ir_files(ir) | others)
     code, folder, said = pull("org/tiny")
-    assert (code, said) == (0, "fetching org/tiny (one-time)\n[org/tiny is ready: f16, 0 MB, drafts: ngram]")
+    assert (code, said) == (0, "fetching org/tiny (one-time)\n[org/tiny is ready: f16, 0 MB, drafts: lookups]")
     assert not server.asked_for(".safetensors")
     assert not server.asked_for("openvino_tokenizer.bin")
     assert not server.asked_for("optimizer.bin")
