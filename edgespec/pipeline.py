@@ -245,6 +245,12 @@ class Pipeline:
             return self.arbiter
         return Heuristic(drafter or self.drafter)
 
+    def forget(self) -> None:
+        """All drafters lose what they keep of earlier texts. A bench that repeats a text must not find it there."""
+        self.drafter.reset()
+        if self.arbiter is not None:  # it has drafters that a fixed number of tokens has not
+            self.arbiter.reset()
+
     @property
     def draft_model(self) -> Model | None:
         """The draft model, if there is one."""

@@ -10,9 +10,10 @@ import pytest
 from click.testing import CliRunner
 
 from edgespec.bench import speed
-from edgespec.bench.prompts import Prompt, behind, encode, read
+from edgespec.bench.prompts import Prompt, behind, encode, read, read_before
 from edgespec.cli import cli
 from edgespec.drafters.none import NoDrafter
+from edgespec.drafters.recycling import Recycling
 from edgespec.errors import BackendError, SettingError
 from edgespec.pipeline import Pipeline
 from edgespec_bench import verification
@@ -104,3 +105,14 @@ def test_the_memory_of_no_model_is_an_error() -> None:
     result = CliRunner().invoke(cli, ["bench", "memory", "-m", "no-such-model"])
     assert isinstance(result.exception, BackendError)
     assert "no such model; got no-such-model" in str(result.exception)
+
+
+@pytest.mark.real
+def test_no_drafter_keeps_what_a_repetition_could_copy(pipeline: Pipeline) -> None:
+    ids = encode(pipeline, read(per_category=1)[0])
+    assert pipeline.arbiter is not None
+    [recycling] = [one.drafter for one in pipeline.arbiter._all if isinstance(one.drafter, Recycling)]
+    pipeline.generate(ids, max_new_tokens=8, ignore_eos=True)
+    assert (recycling._successors >= 0).any()
+    read_before(pipeline, ids)
+    assert (recycling._successors < 0).all()

@@ -53,7 +53,7 @@ def here(
 
     def load(**options: Any) -> Pipeline:
         if all(value == usual[name] for name, value in options.items()):
-            pipeline.drafter.reset()
+            pipeline.forget()
             return pipeline
         return real(**options)
 

@@ -68,7 +68,7 @@ def read_before(pipeline: Pipeline, ids: list[int]) -> list[int]:
 
     It was answered in other turns: no drafter remembers that.
     """
-    pipeline.drafter.reset()
+    pipeline.forget()
     pipeline.target.prefill(ids[:-1])
     return ids
 

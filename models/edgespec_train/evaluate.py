@@ -119,7 +119,7 @@ def speed_up(
         for pair in range(pairs):
             seconds = {}
             for drafted in (False, True) if (number + pair) % 2 else (True, False):
-                pipeline.drafter.reset()  # drafters must not copy the same text of an earlier run
+                pipeline.forget()  # drafters must not copy the same text of an earlier run
                 pipeline.target.prefill(text.prompt[:-1])  # every round only decodes
                 run = pipeline.generate(
                     text.prompt,

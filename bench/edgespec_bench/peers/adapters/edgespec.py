@@ -36,7 +36,7 @@ class Peer:
 
     def generate(self, prompt: Sequence[int], new_tokens: int) -> Run:
         pipeline = self._pipeline
-        pipeline.drafter.reset()  # drafters must not copy the answer of an earlier turn
+        pipeline.forget()  # drafters must not copy the answer of an earlier turn
         began = perf_counter()
         result = pipeline.generate(prompt, max_new_tokens=new_tokens, ignore_eos=True)
         wall_s = perf_counter() - began
