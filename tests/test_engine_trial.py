@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from math import inf
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from edgespec.backends.fake import FakeModel, Table, VirtualClock, random_table
@@ -14,7 +16,7 @@ from edgespec.drafters.small_model import SmallModel
 from edgespec.engine_trial import Trial
 from edgespec.machine import engine_comparison
 from edgespec.machine.engine_comparison import Comparison, Engine, Pace
-from edgespec.types import Backend
+from edgespec.types import Backend, Step
 
 VOCAB = 64
 TABLE = random_table(VOCAB, seed=0)
@@ -67,6 +69,21 @@ def test_a_dear_draft_costs_an_engine_little() -> None:
     assert found == pytest.approx(0.05, rel=0.1)
 
 
+def test_a_draft_of_fewer_ids_reads_none_that_it_lacks() -> None:
+    """The prompt is of the target's ids. Engines end in an error for an id past a draft's embeddings."""
+
+    class Narrow(FakeModel):
+        def forward(self, tokens: Sequence[int], *given: Any, **named: Any) -> Step:
+            assert max(tokens) < self.vocab_size
+            return super().forward(tokens, *given, **named)
+
+    clock, ids = VirtualClock(), np.array([0, 1, 2, -1], np.int32)
+    target = FakeModel(TABLE, VOCAB, forward_s=FLAT, clock=clock, tree=False)
+    narrow = Narrow(random_table(4, seed=0), 4, forward_s=FLAT, clock=clock, tree=False)
+    trial = Trial(target, [], SmallModel(narrow, VOCAB, id_map=ids), PROMPT, load_s=1.0, clock=clock)
+    assert trial.write([], 8, inf)[1] > 0
+
+
 def test_widths_are_those_of_exact_numerics() -> None:
     """A forward of two rows that is never run may be as fast as it likes."""
     seconds = lambda width: 0.01 if width % 4 else 0.05  # noqa: E731
@@ -116,7 +133,8 @@ def test_a_text_that_is_followed_leaves_the_logits_of_the_engine_alone() -> None
 def test_turns_do_not_remember_each_other() -> None:
     trial = engine(draft_s=0.01)
     text, seconds = trial.write([], 64, inf)
-    assert trial.write(text, 64, inf) == (text, pytest.approx(seconds))
+    again, seconds_again = trial.write(text, 64, inf)
+    assert again == text and seconds_again == pytest.approx(seconds)
 
 
 def test_the_time_is_bounded() -> None:

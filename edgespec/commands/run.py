@@ -133,7 +133,7 @@ def _engine(result: Generation, asked: str | None) -> str:
 
     reason = why(result.model, result.numerics, asked)
     known = reason.startswith(result.backend)
-    return f"Engine: {reason if known else f'{result.backend}, the only one for this model or device'}."
+    return f"Engine: {reason if known else f'{result.backend}, not compared with another for this model and device'}."
 
 
 def versions(backend: str) -> dict[str, str]:

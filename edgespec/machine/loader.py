@@ -145,8 +145,12 @@ class Machine:
                 make_form(opening.graph, opening.context_length, self._say)  # not part of the time to load
         except NoONNXForm:
             return Comparison(name, kind, {})
-        engines = {backend: trial(backend) for backend in reversed(get_args(Backend))}
-        found = engine_comparison.compare(name, kind, engines)
+        try:
+            engines = {backend: trial(backend) for backend in reversed(get_args(Backend))}
+            found = engine_comparison.compare(name, kind, engines)
+        except engine_choice.REFUSALS as error:
+            self._say(f"the engines cannot be compared, so OpenVINO runs: {error}")
+            raise
         engines.clear()  # their memory
         self._say(str(found))
         if found.faster == "onnxruntime" and kind == "exact":
