@@ -8,6 +8,7 @@ page that is read after all comes from the file, as it did at first.
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -20,10 +21,12 @@ def release(file: Path) -> None:
     if sys.platform != "linux":
         return
     with suppress(OSError, AttributeError, ValueError):  # no /proc, another libc: the pages stay
-        inode = file.stat().st_ino
+        stat = file.stat()
+        # A number of another device may be a library's, whose relocated pages would be lost.
+        wanted = f"{os.major(stat.st_dev):02x}:{os.minor(stat.st_dev):02x}", str(stat.st_ino)
         libc = ctypes.CDLL(None)
         for line in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines():
-            place, rights, _, _, number, *_ = line.split(maxsplit=5)
-            if int(number) == inode and rights.startswith("r-"):  # what may be written may have been changed
+            place, rights, _, *is_at = line.split(maxsplit=5)[:5]
+            if tuple(is_at) == wanted and rights.startswith("r-"):  # what may be written may have been changed
                 begin, end = (int(address, 16) for address in place.split("-"))
                 libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _MADV_DONTNEED)
