@@ -75,7 +75,7 @@ def test_bench_verify_compares_both_rules_at_each_temperature(
 def test_no_turn_of_a_measurement_remembers_another_or_reads_the_prompt() -> None:
     calls: list[str] = []
     pipeline = SimpleNamespace(
-        drafter=SimpleNamespace(reset=lambda: calls.append("reset")),
+        forget=lambda: calls.append("forget"),
         tokenizer=SimpleNamespace(encode=lambda text, raw: [1, 2, 3]),
         template=None,
         target=SimpleNamespace(prefill=lambda ids: calls.append(f"read {ids}")),
@@ -83,7 +83,7 @@ def test_no_turn_of_a_measurement_remembers_another_or_reads_the_prompt() -> Non
     )
     for speculative in (True, False, True):
         speed._run(pipeline, Prompt("code", "x", raw=True), 4, speculative=speculative)  # type: ignore[arg-type]
-    assert calls == ["reset", "read [1, 2]", "generate"] * 3
+    assert calls == ["forget", "read [1, 2]", "generate"] * 3
 
 
 @pytest.mark.parametrize(
