@@ -152,7 +152,7 @@ class Machine:
             self._say(f"the engines cannot be compared, so OpenVINO runs: {error}")
             raise
         engines.clear()  # their memory
-        self._say(str(found))
+        self._say(f"{found.faster} is taken: {found}")
         if found.faster == "onnxruntime" and kind == "exact":
             try:
                 exact_widths(open_model("onnxruntime", opening), self._say)
