@@ -101,13 +101,14 @@ def _on_hub(listed: catalog.Pairs) -> Table:
         "left",
     )
     for name, model in listed.models.items():
+        own = model.draft or ("our own" if model.trained_draft else None)
         about = {
             "name": name,
             "size": megabytes(model.bytes) if model.bytes else "",
             "here": "yes" if _is_here(name) else "",
             "from": "hub, index" if mirrors.find(name) else "hub",
             "licence": f"{model.licence}{_USE[listed.licences[model.licence].use]}",
-            "drafts": " ".join([model.draft or "lookups", *(f"({draft})" for draft in model.other_drafts)]),
+            "drafts": " ".join([own or "lookups", *(f"({draft})" for draft in model.other_drafts)]),
             "repository": model.repo,
         }
         console.row(table, *(about[column] for column in columns))
