@@ -17,7 +17,7 @@ import msgspec
 from edgespec import files
 from edgespec.bundle import Bundle
 from edgespec.errors import BundleError, IncompatiblePair, foreign
-from edgespec.manifest import Count, Drafter, Line, Provenance, Sha256, Strict
+from edgespec.manifest import Count, Drafter, DrafterNeeds, Line, Provenance, Sha256, Strict
 
 MANIFEST = "draft.json"
 FORMAT = 1
@@ -88,19 +88,33 @@ def read(folder: Path) -> DraftFolder:
             raise ValueError(f"format {found.format}; allowed: {FORMAT}")
         if found.drafter.model is None or found.drafter.model.file is None or found.drafter.id_map is None:
             raise ValueError("a draft has a model with a file, and an id map")
-    return DraftFolder(folder, found)
+        if found.drafter.kind != "small_model" or found.drafter.model.source or found.drafter.model.onnx:
+            raise ValueError("a draft is an IR in its folder: a small_model without source and onnx")
+        if found.drafter.needs != DrafterNeeds():  # with them the target is another graph, and so are its last digits
+            raise ValueError("a draft without its target has no needs")
+        draft = DraftFolder(folder, found)
+        if "/" in draft.name:  # it is the first part of the paths of its files
+            raise ValueError(f"target and name are {draft.name}; allowed: no slash")
+        _rooted(draft)
+    return draft
 
 
 def attach(target: Bundle, draft: DraftFolder, *, first: bool = False) -> Bundle:
     """The bundle with the draft, which fits it, as one more drafter. first: in front of its own."""
+    place, entry = _rooted(draft)
+    own = (other for other in target.manifest.drafters if other.id_map != entry.id_map)
+    changed = msgspec.structs.replace(target.manifest, drafters=(entry, *own) if first else (*own, entry))
+    return Bundle(target.root, changed, target.inline_template, attached={**target.attached, place: draft.root})
+
+
+def _rooted(draft: DraftFolder) -> tuple[str, Drafter]:
+    """The first part of the paths of its files in a bundle, and its entry with them. Raises ValueError for a name that
+    is no part of a path."""
     place = f"{draft.name}.attached"
     drafter = draft.manifest.drafter
     assert drafter.model is not None
     model = msgspec.structs.replace(drafter.model, file=f"{place}/{drafter.model.file}")
-    entry = msgspec.structs.replace(drafter, model=model, id_map=f"{place}/{drafter.id_map}")
-    own = (other for other in target.manifest.drafters if other.id_map != entry.id_map)
-    changed = msgspec.structs.replace(target.manifest, drafters=(entry, *own) if first else (*own, entry))
-    return Bundle(target.root, changed, target.inline_template, attached={**target.attached, place: draft.root})
+    return place, msgspec.structs.replace(drafter, model=model, id_map=f"{place}/{drafter.id_map}")
 
 
 def require_fit(target: Bundle, draft: DraftFolder) -> None:
