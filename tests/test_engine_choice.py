@@ -9,8 +9,10 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 from click.testing import CliRunner
 
@@ -60,6 +62,18 @@ def test_the_faster_one_is_chosen_and_remembered(engines: dict[str, float], tiny
     assert engines["measured"] == measured
     assert loaded(tiny_fast_ir, numerics="fast").target.capabilities.backend == "openvino"  # measured again
     assert loaded(tiny_fast_ir, backend="openvino").target.capabilities.backend == "openvino"
+
+
+def test_engines_are_not_compared_where_both_would_fill_the_memory(
+    engines: dict[str, float], tiny_fast_ir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = tiny_fast_ir.with_suffix(".bin").stat().st_size
+    with monkeypatch.context() as full:
+        full.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2 * weights))
+        assert loaded(tiny_fast_ir, progress=True).target.capabilities.backend == "openvino"
+    assert "no memory to compare the engines, so OpenVINO runs" in capsys.readouterr().err
+    assert "measured" not in engines
+    assert loaded(tiny_fast_ir).target.capabilities.backend == "onnxruntime", "nothing was stored"
 
 
 def test_what_was_found_beside_other_programs_is_found_again_when_they_are_gone(

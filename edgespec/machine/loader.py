@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from edgespec.backends.engine_model import PaddedModel
 
 
+_BOTH_ENGINES = 3
+"""Resident memory of a model on both engines at once, in sizes of its weights: 1.8 and 1.2 (docs/log/engines.md)"""
+
+
 class Machine:
     """Loads models for one pipeline.
 
@@ -140,6 +144,7 @@ class Machine:
         self._say("finding out which engine is faster on this CPU (one-time)")
         name, kind = bundle.manifest.name, numerics or "exact"
         opening = self._trial_opening(bundle, numerics)
+        self._require_room_for_both(opening.graph)
         try:
             if opening.form is None:
                 make_form(opening.graph, opening.context_length, self._say)  # not part of the time to load
@@ -159,6 +164,16 @@ class Machine:
             except BackendError:
                 return Comparison(name, kind, {})
         return found
+
+    def _require_room_for_both(self, graph: Path) -> None:
+        """Raises BackendError where two engines at once might fill the memory."""
+        import psutil
+
+        need, free = _BOTH_ENGINES * graph.with_suffix(".bin").stat().st_size, psutil.virtual_memory().available
+        if free < need:
+            sizes = f"{need / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free"
+            self._say(f"no memory to compare the engines, so OpenVINO runs: {sizes}")
+            raise BackendError("no memory to compare the engines", got=sizes)
 
     def _trial_opening(self, bundle: Bundle, numerics: Numerics | None) -> Opening:
         target = bundle.manifest.target
