@@ -135,9 +135,11 @@ class Bundle:
 
     def form_path(self, form: OnnxForm) -> Path:
         """Path of the .onnx of a model's form for ONNX Runtime, after all of it is checked against recorded hashes."""
-        for entry in form.files:
-            self.hashed(entry)
-        return self.path(form.file)
+        path, hashed = self.path(form.file), [self.hashed(entry) for entry in form.files]
+        unhashed = {path, *(path.with_name(name) for name in FORM_FILES)} - {*hashed}
+        if found := sorted(file.name for file in unhashed if file.is_file()):
+            raise BundleError(f"the ONNX form of {self.name} has files without a hash: {', '.join(found)}", hint=_AGAIN)
+        return path
 
     def _weights(self, model: ModelFile) -> Path | None:
         """The file with the weights. None: they are in the graph, as they may be in ONNX."""

@@ -216,10 +216,11 @@ CHANGES: dict[str, tuple[Callable[[Any], object], str]] = {
 }  # fmt: skip
 
 
-def unhashed(folder: Path) -> None:
+def rehashed(folder: Path) -> None:
     """A stranger's hashes are right, whatever they put there."""
     manifest = json.loads((folder / "bundle.json").read_bytes())
-    del manifest["target"]["onnx"]["files"]
+    file = manifest["target"]["onnx"]["file"]
+    manifest["target"]["onnx"] = msgspec.to_builtins(bundle.onnx_form(folder, file))
     (folder / "bundle.json").write_text(json.dumps(manifest), encoding="utf-8")
 
 
@@ -233,7 +234,7 @@ def test_a_form_that_edgespec_did_not_write_is_refused(both: Path, tmp_path: Pat
     model = onnx.load(str(path), load_external_data=False)
     change(model)
     path.write_bytes(model.SerializeToString())
-    unhashed(folder)
+    rehashed(folder)
     with pytest.raises(BackendError, match=error):
         edgespec.load(folder, draft="none", backend="onnxruntime")
 
@@ -253,7 +254,7 @@ def test_rotary_tables_of_another_shape_are_refused(both: Path, tmp_path: Path, 
         "longest": {"longest": np.array(0)},
     }[wrong]
     np.savez_compressed(path, **(tables | changed))
-    unhashed(folder)
+    rehashed(folder)
     with pytest.raises(BackendError, match="cannot load"):
         edgespec.load(folder, draft="none", backend="onnxruntime")
 
@@ -317,3 +318,14 @@ def test_what_has_no_openvino_form_is_not_exported_again(onnx_alone: Path, openv
     assert "destination exists" in run(str(openvino), "-o", str(openvino))
     assert "itself is the destination" in run(str(openvino), "-o", str(openvino), "--force")
     assert not (tmp_path / "out").exists()
+
+
+def test_files_of_a_form_that_no_hash_is_given_for_are_refused(both: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(both, folder)
+    raw = json.loads((folder / bundle.MANIFEST).read_text(encoding="utf-8"))
+    files = raw["target"]["onnx"]["files"]
+    raw["target"]["onnx"]["files"] = [entry for entry in files if not entry["file"].endswith((".onnx", ".npz"))]
+    (folder / bundle.MANIFEST).write_text(json.dumps(raw), encoding="utf-8")
+    with pytest.raises(BundleError, match=r"has files without a hash: model\.onnx, rotary\.npz"):
+        edgespec.load(folder, backend="onnxruntime", draft="none")
