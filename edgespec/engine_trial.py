@@ -121,7 +121,7 @@ class Trial:
 
     def _read_s(self, model: Model) -> float:
         """Of a token of the prompt, which is in the cache then. The first forward of a width sets things up."""
-        read = self.prompt[: model.cache.capacity - _DRAFT_WIDTHS[-1]][:-1]
+        read = self.prompt[: max(2, model.cache.capacity - _DRAFT_WIDTHS[-1])][:-1]
         tokens = [token % model.vocab_size for token in read]  # a draft may have fewer ids, and any cost as much
         for _ in range(2):
             model.cache.reset()

@@ -84,6 +84,14 @@ def test_a_draft_of_fewer_ids_reads_none_that_it_lacks() -> None:
     assert trial.write([], 8, inf)[1] > 0
 
 
+def test_a_draft_with_hardly_any_context_is_timed() -> None:
+    clock = VirtualClock()
+    target = FakeModel(TABLE, VOCAB, forward_s=FLAT, clock=clock, tree=False)
+    short = FakeModel(TABLE, VOCAB, forward_s=FLAT, clock=clock, tree=False, capacity=5)
+    trial = Trial(target, [], SmallModel(short, VOCAB), PROMPT, load_s=1.0, clock=clock)
+    assert trial.write([], 8, inf)[1] > 0
+
+
 def test_widths_are_those_of_exact_numerics() -> None:
     """A forward of two rows that is never run may be as fast as it likes."""
     seconds = lambda width: 0.01 if width % 4 else 0.05  # noqa: E731

@@ -198,7 +198,7 @@ class OnnxRuntimeModel(SessionModel):
         self.folder = folder
         with foreign(BackendError, f"cannot load {path}", hint=hint):
             self._rotary = RotaryTables(folder, self.session, self._binding)
-        stamps = [number for stat in weights for number in (stat.st_size, stat.st_mtime_ns)]
+        stamps = [number for stat in (path.stat(), *weights) for number in (stat.st_size, stat.st_mtime_ns)]
         identity = (cache.VERSIONS["onnx_form"], onnxruntime.__version__, *stamps, cpu)
         self.fingerprint = fingerprint([*identity, self.threads])
         self.cache = BoundCache(self.session, self._binding, capacity)
