@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, reduce
 from operator import or_
@@ -155,9 +156,16 @@ def _wired(pair: Bundle, options: LoadOptions, draft: str | None) -> Pipeline:
             free = [*lookups, table] if table and table not in lookups else lookups
             arbiter = Arbiter(free, model, target_s=target_s, draft_s=draft_s, trees=trees)
     if k is None:
-        k = next((entry.num_draft_tokens for entry in entries if entry.num_draft_tokens is not None), None)
+        k = fixed_k(entries)
     devices = {"target": options.device} | ({"draft": options.draft_device or options.device} if model else {})
     return Pipeline(pair, target, drafter, arbiter=arbiter, target_s=target_s, num_draft_tokens=k, devices=devices)
+
+
+def fixed_k(entries: Sequence[DrafterEntry]) -> int | None:
+    """The number of tokens that a bundle's drafters name. A model that is not used has no say: the first one is."""
+    used = next((entry for entry in entries if entry.model is not None), None)
+    named = (entry.num_draft_tokens for entry in entries if entry.model is None or entry is used)
+    return next((k for k in named if k is not None), None)
 
 
 def _models(

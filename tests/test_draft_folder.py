@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -197,6 +198,28 @@ def test_a_target_of_another_vocabulary_is_left_alone_and_refuses_it(
     for draft in (packed, "tiny-coder-fastdraft"):
         with pytest.raises(IncompatiblePair, match="was trained for another vocabulary than that of"):
             load(other, draft=draft)
+
+
+def test_a_tokenizer_without_a_table_of_texts_only_costs_the_draft(
+    shipped: catalog.Model, packed: Path, tmp_path: Path
+) -> None:
+    """A list of pieces, as Unigram has one: the model is another one that is called alike."""
+    other = other_vocabulary(tmp_path)
+    raw = json.loads((other / "tokenizer.json").read_text(encoding="utf-8"))
+    raw["model"]["vocab"] = [[text, 0.0] for text in raw["model"]["vocab"]]
+    (other / "tokenizer.json").write_text(json.dumps(raw), encoding="utf-8")
+    assert not resolve(str(other)).manifest.drafters
+
+
+def test_a_model_that_is_not_used_names_no_length() -> None:
+    def entry(name: str, k: int | None) -> bundle.Drafter:
+        model = bundle.ModelFile(precision="int4", vocab_size=100, file=f"{name}/openvino_model.xml")
+        return bundle.Drafter(name=name, kind="small_model", model=model, num_draft_tokens=k)
+
+    lookup = bundle.Drafter(name="ngram", kind="ngram", num_draft_tokens=5)
+    assert loading.fixed_k([entry("asked", None), entry("own", 3)]) is None
+    assert loading.fixed_k([entry("asked", 2), entry("own", 3)]) == 2
+    assert loading.fixed_k([entry("asked", None), lookup]) == 5
 
 
 def test_a_draft_goes_in_front_of_a_bundles_own_only_if_asked_for(packed: Path, gguf: Path) -> None:

@@ -6,6 +6,7 @@ The list is ``models/pairs.toml``; its format is in docs/bundle.md. It is read w
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -220,8 +221,9 @@ def with_trained_draft(target: Bundle) -> Bundle:
     made_from = (target.manifest.provenance.revision or "").removeprefix("sha256:")
     for name, draft in trained_drafts().items():
         known = load().models[name].sha256 == made_from or draft.is_called_like(target)
-        if known and draft_folder.fits(target, draft):
-            return draft_folder.attach(target, draft)
+        with suppress(BundleError):  # a tokenizer of another kind: not this draft's, and its own loader's to judge
+            if known and draft_folder.fits(target, draft):
+                return draft_folder.attach(target, draft)
     return target
 
 
