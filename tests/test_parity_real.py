@@ -304,7 +304,7 @@ def test_a_random_seed_is_picked_and_reported(pipeline: Pipeline) -> None:
     assert again.token_ids == first.token_ids
 
 
-BENCH_PROMPTS = Path(os.environ.get("EDGESPEC_BENCH_PROMPTS", Path(__file__).parents[2] / "shared/data/prompts.jsonl"))
+BENCH_PROMPTS = Path(os.environ.get("EDGESPEC_BENCH_PROMPTS", "no such file"))
 
 
 @pytest.mark.slow
