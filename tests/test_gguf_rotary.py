@@ -119,6 +119,8 @@ def test_longrope_has_to_say_where_it_ends(tmp_path: Path) -> None:
         ({"scaling.factor": float("nan")}, "rope.scaling.factor of tiny.gguf; got nan"),
         ({"scaling.type": "yarn", "scaling.yarn_beta_fast": 0.0}, "yarn_beta_fast of tiny.gguf; got 0.0"),
         ({"scaling.type": "yarn", "scaling.original_context_length": 0}, "original_context_length of tiny.gguf; got 0"),
+        ({"scaling.type": "yarn", "scaling.factor": 4.0, "freq_base": 1.0}, "freq_base of tiny.gguf; got 1.0; allowed"),
+        ({"scaling.factor": 1e-40}, "freq_base of tiny.gguf and its scaling; got no finite frequencies"),
         ({"scaling.yarn_log_multiplier": 0.5}, "yarn_log_multiplier .* rotary positions are scaled"),
         ({"scaling.yarn_ext_factor": 0.5}, "yarn_ext_factor .* rotary positions are scaled"),
     ],

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from edgespec.errors import ConversionError
 from edgespec.gguf.header import ELSE, Header
-from edgespec.gguf.values import number, size
+from edgespec.gguf.values import DAMAGED, number, size
 
 SHORT, LONG = "rope_factors_short.weight", "rope_factors_long.weight"
 DIVISORS = ("rope_freqs.weight", SHORT)
@@ -60,7 +60,7 @@ class Rope:
             raise ConversionError(key, got=got, allowed="longrope with that tensor, others without", hint=ELSE)
         older = header.get("{arch}.rope.scale_linear", 0.0)
         given = header.get("{arch}.rope.scaling.factor", older) if kind in ("linear", "yarn") else 0.0
-        return cls(
+        rope = cls(
             base=number(header, "{arch}.rope.freq_base", 10000.0),
             rotated=size(header, "{arch}.rope.dimension_count", head),
             kind=kind,
@@ -71,6 +71,18 @@ class Rope:
             slow=number(header, "{arch}.rope.scaling.yarn_beta_slow", 1.0),
             local_base=local_base,
         )
+        rope._require_numbers(header)
+        return rope
+
+    def _require_numbers(self, header: Header) -> None:
+        """Raises ConversionError: pairs that all turn alike, or faster than a number can say."""
+        name = f"rope.freq_base of {header.path.name}"
+        for base in (self.base, self.local_base):
+            if base is not None and base <= 1:
+                raise ConversionError(name, got=base, allowed="above 1", hint=DAMAGED)
+        with np.errstate(over="ignore"):
+            if not np.isfinite(self.frequencies().astype(np.float32)).all():
+                raise ConversionError(f"{name} and its scaling", got="no finite frequencies", hint=DAMAGED)
 
     def frequencies(self, *, local: bool = False) -> NDArray[np.float64]:
         """Of each pair, before a tensor divides them."""
