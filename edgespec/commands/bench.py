@@ -1,6 +1,6 @@
 """``edgespec bench``: measure this machine. Every figure the README quotes comes from here.
 
-The benches that take a user about a minute are here. All others are in edgespec_bench, with their commands.
+Those for every user are here. All others are in edgespec_bench, with their commands.
 """
 
 from __future__ import annotations
