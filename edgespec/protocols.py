@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -133,6 +133,23 @@ class Model(Protocol):
 
     def wait(self) -> Step:
         """The result of the forward that ``start`` began."""
+
+
+class StaticGraph(Protocol):
+    """A graph whose shapes are fixed and which keeps nothing from run to run, such as a drafting head. One thread uses
+    it."""
+
+    @property
+    def inputs(self) -> Mapping[str, tuple[int, ...]]:
+        """Name and shape of each input."""
+
+    @property
+    def outputs(self) -> Mapping[str, tuple[int, ...]]:
+        """Name and shape of each output."""
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+        """Compute all outputs from all inputs. An array is converted to the input's type, if both are floats or both
+        are integers. The outputs are views of the engine's buffers, valid until the next run."""
 
 
 class Drafter(Protocol):

@@ -17,7 +17,7 @@ import numpy as np
 from edgespec.backends.openvino import soft_caps, windows
 from edgespec.backends.openvino.merge_matmuls import merge_products
 from edgespec.backends.openvino.runtime import ops, ov, paged_attention_transformation
-from edgespec.errors import BackendError, wrap_errors
+from edgespec.errors import BackendError, foreign, wrap_errors
 
 """raise it when the same IR should give another graph: what was measured of the old one does not hold any more"""
 _SMALL = 64 * 2**20
@@ -56,12 +56,7 @@ def paged_graph(core: ov.Core, xml: Path, layers: Sequence[int] = ()) -> ov.Mode
 def uncapped_graph(core: ov.Core, xml: Path, layers: Sequence[int] = ()) -> tuple[ov.Model, list[float]]:
     """The paged graph without the soft caps of attention's scores, and these, in the order of the layers. There is one
     for each layer or none."""
-    damaged = "the files are damaged: export or pull the model again"
-    if not _is_whole(xml):
-        raise BackendError(f"cannot read {xml}: not a complete IR", hint=damaged)
-    with wrap_errors(BackendError, f"cannot read {xml}", hint=damaged):
-        model = core.read_model(xml)
-    refuse_programs(model, xml)
+    model = read_graph(core, xml)
     with wrap_errors(BackendError, f"{xml} cannot be made a paged graph", hint="is it a decoder exported with past?"):
         if xml.with_suffix(".bin").stat().st_size <= _SMALL:
             merge_products(model)
@@ -76,11 +71,22 @@ def uncapped_graph(core: ov.Core, xml: Path, layers: Sequence[int] = ()) -> tupl
     return model, caps
 
 
+def read_graph(core: ov.Core, xml: Path) -> ov.Model:
+    """An IR as it is. Raises BackendError if it is damaged, or a program."""
+    damaged = "the files are damaged: export or pull the model again"
+    with foreign(BackendError, f"cannot read {xml}", hint=damaged):
+        if not _is_whole(xml):
+            raise BackendError(f"cannot read {xml}: not a complete IR", hint=damaged)
+        model = core.read_model(xml)
+    refuse_programs(model, xml)
+    return model
+
+
 def refuse_programs(model: ov.Model, xml: Path) -> None:
     """Raises BackendError. What an operation holds inside need not be looked at: it is refused itself."""
     if found := sorted({node.get_type_name() for node in model.get_ops()} & _PROGRAMS):
         raise BackendError(
-            f"{xml} is a program, not the graph of a causal language model",
+            f"{xml} is a program, not the graph of a model",
             got=f"operation {found[0]}",
             hint="export the model again with another exporter",
         )

@@ -64,7 +64,7 @@ class OpenVINOPagedModel(PaddedModel):
         self._branches: tuple[Tree, int] | None = None  # the tree and the rows that ``qq_bias`` holds; ((), 0) is none
         with foreign(BackendError, f"cannot run {xml.name}: not a causal language model", hint="export it again"):
             self._compute_precision = reported(self.compiled)["INFERENCE_PRECISION_HINT"]
-            self.fingerprint = _fingerprint(core, self.compiled, xml, device, layers)
+            self.fingerprint = fingerprint_of(core, self.compiled, xml, device, layers)
             self._inputs = inputs_of(self.compiled, self._request)
             outputs = [port.get_names() for port in self.compiled.outputs]
             self._logits = next(index for index, names in enumerate(outputs) if "logits" in names)
@@ -150,7 +150,10 @@ def inputs_of(compiled: ov.CompiledModel, request: ov.InferRequest) -> Inputs[ov
     )
 
 
-def _fingerprint(core: ov.Core, compiled: ov.CompiledModel, xml: Path, device: str, layers: tuple[int, ...]) -> str:
+def fingerprint_of(
+    core: ov.Core, compiled: ov.CompiledModel, xml: Path, device: str, layers: tuple[int, ...] = ()
+) -> str:
+    """Of a compiled IR (see ``PaddedModel.fingerprint``)."""
     weights = xml.with_suffix(".bin").stat()
     return fingerprint(
         [
