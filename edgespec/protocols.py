@@ -204,9 +204,11 @@ class Drafter(Protocol):
 
 
 class StepwiseDrafter(Drafter, Protocol):
-    """A drafter that spends time on every token, and that can be stopped after any token."""
+    """A drafter that spends time on its drafts, and that can be stopped after any token. A model spends it on every
+    token, a head on the first."""
 
-    model: Model
+    longest: int | None = None
+    """most tokens of a draft; None: as many as are asked for"""
 
     def begin(self, context: Sequence[int], params: SamplingParams, *, read: bool = True) -> None:
         """Like ``Drafter.begin``. read: read the context now, and not only when a proposal is asked for."""
@@ -225,8 +227,8 @@ class StepwiseDrafter(Drafter, Protocol):
         far. A step drafts one token, and the tokens that a constraint forces after it."""
 
     def unread_tokens(self, length: int) -> int:
-        """How many tokens of a context of this length it has not read yet, at least 1. 0 if the context leaves no room
-        for a step."""
+        """How many tokens of a context of this length it has not read yet, at least 1. 0 if it cannot take a step: the
+        context leaves no room, or the target's states are missing."""
 
 
 class Constraint(Protocol):

@@ -60,7 +60,7 @@ def test_a_draft_that_is_wired_up_wrongly_would_be_noticed(
     reads = input_map(own, id_map if wrong == "weights" else shuffled, model.vocab_size, size)
     drafter = SmallModel(model, size, id_map=shuffled if wrong == "id map" else id_map, reads=reads, name="wrong")
     if wrong == "weights":
-        row_of = drafter._row_of
-        monkeypatch.setattr(drafter, "_row_of", lambda logits, *rest: row_of(-logits, *rest))
+        row_of = drafter._choice._row_of
+        monkeypatch.setattr(drafter._choice, "_row_of", lambda logits, *rest: row_of(-logits, *rest))
     model.cache.reset()
     assert block_efficiency(pipeline, drafter, per_category=1) < least

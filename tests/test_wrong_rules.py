@@ -57,7 +57,7 @@ def _overlap(target: Distribution, draft: Distribution) -> float:
     return sum(min(target.of(token), draft.of(token)) for token in target.ids.tolist())
 
 
-VERIFY, SMALL = "edgespec.decode.verify", "edgespec.drafters.small_model"
+VERIFY, DRAFT = "edgespec.decode.verify", "edgespec.drafters.token_choice"
 Wrong = tuple[str, object, str, dict[str, Any]]  # name in the code, what it becomes, world and settings to notice
 WRONG: dict[str, Wrong] = {
     "accepts always": (f"{VERIFY}.reject", accept_always, "close", PLAIN),
@@ -87,21 +87,21 @@ WRONG: dict[str, Wrong] = {
         "too sure", PLAIN,
     ),
     "one number for draft and acceptance": (
-        f"{SMALL}.uniform", lambda seed, purpose, length, position: uniform(seed, ACCEPT, position, 0),
+        f"{DRAFT}.uniform", lambda seed, purpose, length, position: uniform(seed, ACCEPT, position, 0),
         "reversed", PLAIN,
     ),
     "one number for draft and correction": (
-        f"{SMALL}.uniform", lambda seed, purpose, length, position: uniform(seed, CORRECT, position), "reversed", PLAIN,
+        f"{DRAFT}.uniform", lambda seed, purpose, length, position: uniform(seed, CORRECT, position), "reversed", PLAIN,
     ),
     "one number for a position in all rounds": (
-        f"{SMALL}.uniform", lambda seed, purpose, length, position: uniform(seed, purpose, 0, position),
+        f"{DRAFT}.uniform", lambda seed, purpose, length, position: uniform(seed, purpose, 0, position),
         "peeking", PLAIN,
     ),
     "a greedy draft that calls itself sampled": (
-        f"{SMALL}.pick", lambda source, number: int(source.ids[source.probs.argmax()]), "close", PLAIN,
+        f"{DRAFT}.pick", lambda source, number: int(source.ids[source.probs.argmax()]), "close", PLAIN,
     ),
     "the draft says another distribution than it drew from": (
-        f"{SMALL}.pick", lambda source, number: pick(Distribution(source.ids, source.probs**2), number), "close", PLAIN,
+        f"{DRAFT}.pick", lambda source, number: pick(Distribution(source.ids, source.probs**2), number), "close", PLAIN,
     ),
     "target not truncated": (
         f"{VERIFY}.distribution", lambda logits, params: distribution(logits, SamplingParams(params.temperature)),
