@@ -1,7 +1,8 @@
-"""A draft without its target: a folder with ``draft.json``, the draft's IR and its id map.
+"""A draft without its target: a folder with ``draft.json``, the IR of a small model or a head, and its id map.
 
 A bundle holds the target too. This is the form of a draft that ships with edgespec: its target is fetched elsewhere.
 ``attach`` gives a bundle the draft as one more drafter. Both must mean the same tokens by the ids that the draft knows.
+A head reads the target's hidden states too, so it must have been trained for this model.
 """
 
 from __future__ import annotations
@@ -10,17 +11,31 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from edgespec import files
 from edgespec.bundle import Bundle
 from edgespec.errors import BundleError, IncompatiblePair, foreign
-from edgespec.manifest import Count, Drafter, DrafterNeeds, Line, Provenance, Sha256, Strict
+from edgespec.manifest import (
+    SHA256,
+    Count,
+    Drafter,
+    DrafterNeeds,
+    Line,
+    Provenance,
+    Sha256,
+    Strict,
+    WheelSource,
+    check_drafter,
+    data_files,
+)
 
 MANIFEST = "draft.json"
 FORMAT = 1
+_MOST_FILES = 64
+"""of one target: its conversions and weight formats"""
 
 
 class DraftManifest(Strict, frozen=True, kw_only=True):
@@ -31,6 +46,8 @@ class DraftManifest(Strict, frozen=True, kw_only=True):
     """short name of the model it was trained for"""
     target_names: tuple[Line, ...] = ()
     """how other files of that model are called, in lower case: what their names begin with"""
+    target_weights: Annotated[tuple[Sha256, ...], msgspec.Meta(max_length=_MOST_FILES)] = ()
+    """of the files that held that model's weights (a GGUF file, an IR's .bin). A head names one at least."""
     tokens: Count
     """All ids of the target that the draft knows are below this."""
     tokens_sha256: Sha256
@@ -50,6 +67,11 @@ class DraftFolder:
     @property
     def name(self) -> str:
         return f"{self.manifest.target}-{self.manifest.drafter.name}"
+
+    def is_of(self, target: Bundle) -> bool:
+        """Whether it may read the hidden states of a bundle's target: it was trained for these weights, or for other
+        weights of a model that is called like it."""
+        return self.is_called_like(target) or not set(self.manifest.target_weights).isdisjoint(weights_of(target))
 
     def is_called_like(self, target: Bundle) -> bool:
         """Whether a bundle says that it is of this draft's target: by its own name, or by that of what it was made
@@ -86,12 +108,15 @@ def read(folder: Path) -> DraftFolder:
         found = msgspec.json.decode(files.read_bytes(path), type=DraftManifest)
         if found.format != FORMAT:
             raise ValueError(f"format {found.format}; allowed: {FORMAT}")
-        if found.drafter.model is None or found.drafter.model.file is None or found.drafter.id_map is None:
-            raise ValueError("a draft has a model with a file, and an id map")
-        if found.drafter.kind != "small_model" or found.drafter.model.source or found.drafter.model.onnx:
-            raise ValueError("a draft is an IR in its folder: a small_model without source and onnx")
-        if found.drafter.needs != DrafterNeeds():  # with them the target is another graph, and so are its last digits
-            raise ValueError("a draft without its target has no needs")
+        check_drafter(drafter := found.drafter)
+        if drafter.model is None or drafter.model.file is None or drafter.model.source or drafter.model.onnx:
+            raise ValueError("a draft is an IR in its folder: a model with a file, without source and onnx")
+        if drafter.is_head and not found.target_weights:
+            raise ValueError(f"a {drafter.kind} draft names no target_weights")
+        if not drafter.is_head and drafter.id_map is None:
+            raise ValueError("a small model has an id map")
+        if not drafter.is_head and drafter.needs != DrafterNeeds():
+            raise ValueError("a small model has no needs")
         draft = DraftFolder(folder, found)
         if "/" in draft.name:  # it is the first part of the paths of its files
             raise ValueError(f"target and name are {draft.name}; allowed: no slash")
@@ -102,7 +127,7 @@ def read(folder: Path) -> DraftFolder:
 def attach(target: Bundle, draft: DraftFolder, *, first: bool = False) -> Bundle:
     """The bundle with the draft, which fits it, as one more drafter. first: in front of its own."""
     place, entry = _rooted(draft)
-    own = (other for other in target.manifest.drafters if other.id_map != entry.id_map)
+    own = (other for other in target.manifest.drafters if other.model is None or other.model != entry.model)
     changed = msgspec.structs.replace(target.manifest, drafters=(entry, *own) if first else (*own, entry))
     return Bundle(target.root, changed, target.inline_template, attached={**target.attached, place: draft.root})
 
@@ -114,23 +139,49 @@ def _rooted(draft: DraftFolder) -> tuple[str, Drafter]:
     drafter = draft.manifest.drafter
     assert drafter.model is not None
     model = msgspec.structs.replace(drafter.model, file=f"{place}/{drafter.model.file}")
-    return place, msgspec.structs.replace(drafter, model=model, id_map=f"{place}/{drafter.id_map}")
+    id_map = drafter.id_map and f"{place}/{drafter.id_map}"
+    return place, msgspec.structs.replace(drafter, model=model, id_map=id_map)
 
 
 def require_fit(target: Bundle, draft: DraftFolder) -> None:
     """Raises IncompatiblePair unless the draft fits the target."""
-    if not fits(target, draft):
+    if not _knows_the_vocabulary(target, draft):
         raise IncompatiblePair(
             f"draft {draft.name} was trained for another vocabulary than that of {target.name}",
             allowed=f"the token ids of {draft.manifest.target}",
             hint="use a draft made for the target's tokenizer",
         )
+    if draft.manifest.drafter.is_head and not draft.is_of(target):
+        names, known = draft.manifest.target_names, draft.manifest.target_weights
+        called = f", or a model whose name begins with {' or '.join(names)}" if names else ""
+        raise IncompatiblePair(
+            f"draft {draft.name} reads the hidden states of another model than {target.name}",
+            got=f"weights of hash {', '.join(digest[:12] for digest in weights_of(target)) or 'unknown'}",
+            allowed=f"{', '.join(digest[:12] for digest in known)}{called}",
+            hint="train one for this target: edgespec train",
+        )
 
 
 def fits(target: Bundle, draft: DraftFolder) -> bool:
-    """Whether the draft's ids are ids of the target, with the same texts."""
+    """Whether the draft's ids are ids of the target, with the same texts, and a head's target is this one."""
+    return (not draft.manifest.drafter.is_head or draft.is_of(target)) and _knows_the_vocabulary(target, draft)
+
+
+def _knows_the_vocabulary(target: Bundle, draft: DraftFolder) -> bool:
     count = draft.manifest.tokens
     return count <= target.manifest.target.vocab_size and tokens_sha256(target, count) == draft.manifest.tokens_sha256
+
+
+def weights_of(target: Bundle) -> tuple[str, ...]:
+    """SHA-256 of the files that hold the target's weights, as far as its bundle tells: the weights themselves, and the
+    GGUF file that they were made from."""
+    model, made_from = target.manifest.target, (target.manifest.provenance.revision or "").removeprefix("sha256:")
+    found = {model.sha256, made_from if SHA256.accepts(made_from) else None}
+    if isinstance(model.source, WheelSource):
+        found.add(model.source.member_sha256)
+    if model.sha256 is None and model.file is not None:
+        found |= {files.sha256(path) for path in data_files(target.path(model.file)) if path.is_file()}
+    return tuple(sorted(filter(None, found)))
 
 
 def tokens_sha256(target: Bundle, count: int) -> str:

@@ -29,6 +29,8 @@ _MOST_FORM_FILES = 16
 """files of one model's ONNX form: graph, weights and rotary tables are five"""
 _MOST_EXTRA = 64
 """extra rows of a draft. A forward has a few hundred rows at most."""
+HEADS = ("redrafter", "block")
+"""kinds of drafters that are one graph, which reads the target's hidden states"""
 _RESERVED = re.compile(r"(?:CON|PRN|AUX|NUL|(?:COM|LPT)[0-9¹²³]|CONIN\$|CONOUT\$)\Z", re.IGNORECASE)
 """names that are devices on Windows, with any extension"""
 
@@ -89,19 +91,23 @@ class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     def __post_init__(self) -> None:
         for name, form in _forms(type(self)):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, str) and form.accepts(value)):
-                raise ValueError(f"{name} is {printable(repr(value)[:80])}; allowed: {form.words}")
+            for text in value if isinstance(value, tuple) else (value,):
+                if text is not None and not (isinstance(text, str) and form.accepts(text)):
+                    raise ValueError(f"{name} is {printable(repr(text)[:80])}; allowed: {form.words}")
 
 
 @cache
 def _forms(kind: type) -> list[tuple[str, Form]]:
-    """The fields of a struct that have a form, ``X | None`` included."""
-    found = []
-    for name, hint in get_type_hints(kind, include_extras=True).items():
-        for part in get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,):
-            if get_origin(part) is Annotated:
-                found += [(name, extra) for extra in part.__metadata__ if isinstance(extra, Form)]
-    return found
+    """The fields of a struct that have a form, ``X | None`` and tuples of X included."""
+    return [(name, form) for name, hint in get_type_hints(kind, include_extras=True).items() for form in _inside(hint)]
+
+
+def _inside(hint: Any) -> list[Form]:
+    if get_origin(hint) in (Union, UnionType, tuple):
+        return [form for part in get_args(hint) for form in _inside(part)]
+    if get_origin(hint) is Annotated:
+        return [*(extra for extra in hint.__metadata__ if isinstance(extra, Form)), *_inside(hint.__origin__)]
+    return []
 
 
 class WheelSource(Strict, frozen=True, kw_only=True, tag="wheel"):
@@ -174,10 +180,11 @@ class DrafterNeeds(Strict, frozen=True, kw_only=True):
 
 
 class Drafter(Strict, frozen=True, kw_only=True):
-    """A drafter that goes with the target. A drafter of kind small_model has a ``model``."""
+    """A drafter that goes with the target: a small model, a head that reads the target's hidden states (``HEADS``), or
+    a lookup. The first two have a ``model``."""
 
     name: Line
-    kind: Literal["small_model", "ngram"]
+    kind: Literal["small_model", "ngram", "redrafter", "block"]
     model: ModelFile | None = None
     id_map: RelativeFile | None = None
     """file of int32 target ids, one per draft logit, when the draft's vocabulary is trimmed (.npy); -1: no token"""
@@ -192,8 +199,16 @@ class Drafter(Strict, frozen=True, kw_only=True):
     blocked: tuple[TokenId, ...] = ()
     """target ids that mean another token to the draft, which never proposes them"""
     needs: DrafterNeeds = DrafterNeeds()
-    """from the target. The target is compiled for it whichever drafter runs, so that its tokens are the same with any.
-    """
+    """from the target, which is compiled for it if this drafter is loaded"""
+
+    @property
+    def is_head(self) -> bool:
+        """Whether it reads the target's hidden states, and no text of its own."""
+        return self.kind in HEADS
+
+    def is_called(self, name: str) -> bool:
+        """Whether a user means this drafter by a name. The kind of a head is a name too."""
+        return name == self.name or (self.is_head and name == self.kind)
 
 
 class Generation(Strict, frozen=True, kw_only=True):
@@ -247,9 +262,25 @@ def read(path: Path) -> Manifest:
             raise ValueError("a model needs exactly one of file and source, or onnx alone")
         for model in manifest.models:
             _check_form(model)
-        if any((d.model is None) != (d.kind == "ngram") for d in manifest.drafters):
-            raise ValueError("a small_model drafter needs a model, an ngram drafter has none")
+        for drafter in manifest.drafters:
+            check_drafter(drafter)
     return manifest
+
+
+def check_drafter(drafter: Drafter) -> None:
+    """Raises ValueError."""
+    model, layers = drafter.model, drafter.needs.layers
+    if (model is None) != (drafter.kind == "ngram"):
+        raise ValueError(f"a {drafter.kind} drafter {'has no' if model else 'needs a'} model")
+    if not drafter.is_head:
+        return
+    if model is None or model.file is None or model.onnx is not None:
+        raise ValueError(f"the model of a {drafter.kind} drafter is an IR in the folder, without source and onnx")
+    if not layers or (drafter.kind == "redrafter" and len(layers) > 1):
+        allowed = "one" if drafter.kind == "redrafter" else "one or more"
+        raise ValueError(f"a {drafter.kind} drafter needs {len(layers)} layers; allowed: {allowed}")
+    if drafter.unknown is not None or drafter.context_length is not None:
+        raise ValueError(f"a {drafter.kind} drafter reads no text: it has no unknown and no context_length")
 
 
 def _is_onnx_alone(model: ModelFile) -> bool:

@@ -14,6 +14,8 @@ from edgespec.hub import catalog
 
 SHIPPED = next(iter(catalog.trained_drafts().values())).root
 ONNX = {"file": "draft/model.onnx", "version": 1}
+HEAD = {"kind": "redrafter", "unknown": None, "needs": {"layers": [28]}}
+WEIGHTS = {"target_weights": ["0" * 64]}
 HUB = {"type": "hub", "repo": "owner/name", "revision": "main"}
 
 
@@ -23,8 +25,13 @@ HUB = {"type": "hub", "repo": "owner/name", "revision": "main"}
         ({"target": "my:model"}, {}, {}),
         ({"target": "owner/name"}, {}, {}),
         ({"target": "x" * 190}, {}, {}),
+        ({"target_names": ["two\nlines"]}, {}, {}),
         ({}, {"kind": "ngram"}, {}),
         ({}, {"needs": {"layers": [1]}}, {}),
+        ({}, {"id_map": None}, {}),
+        ({}, HEAD, {}),
+        ({"target_weights": ["x"]}, HEAD, {}),
+        (WEIGHTS, {**HEAD, "needs": {}}, {}),
         ({}, {}, {"onnx": ONNX}),
         ({}, {}, {"source": HUB}),
     ],
@@ -32,10 +39,21 @@ HUB = {"type": "hub", "repo": "owner/name", "revision": "main"}
 def test_a_draft_that_is_no_folder_of_its_own_is_refused(
     tmp_path: Path, top: dict[str, Any], drafter: dict[str, Any], model: dict[str, Any]
 ) -> None:
+    write(tmp_path, top, drafter, model)
+    with pytest.raises(BundleError, match="is not a valid draft"):
+        draft_folder.read(tmp_path)
+
+
+def test_a_head_names_the_weights_of_its_target(tmp_path: Path) -> None:
+    write(tmp_path, WEIGHTS, HEAD | {"id_map": None}, {})
+    found = draft_folder.read(tmp_path)
+    assert found.manifest.drafter.is_head and found.manifest.target_weights == ("0" * 64,)
+
+
+def write(folder: Path, top: dict[str, Any], drafter: dict[str, Any], model: dict[str, Any]) -> None:
+    """The ``draft.json`` that ships, changed."""
     raw = json.loads((SHIPPED / draft_folder.MANIFEST).read_text(encoding="utf-8"))
     raw |= top
     raw["drafter"] |= drafter
     raw["drafter"]["model"] |= model
-    (tmp_path / draft_folder.MANIFEST).write_text(json.dumps(raw), encoding="utf-8")
-    with pytest.raises(BundleError, match="is not a valid draft"):
-        draft_folder.read(tmp_path)
+    (folder / draft_folder.MANIFEST).write_text(json.dumps(raw), encoding="utf-8")

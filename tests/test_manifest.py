@@ -260,3 +260,34 @@ def test_the_package_that_ships_may_be_named_by_any_bundle(tmp_path: Path) -> No
 
 def _as_dict(source: bundle.WheelSource) -> dict[str, str]:
     return {name: getattr(source, name) for name in source.__struct_fields__}
+
+
+HEAD = {"name": "head", "kind": "redrafter", "model": dict(IR), "needs": {"layers": [30]}}
+WRONG_HEADS: dict[str, tuple[dict[str, Any], str]] = {
+    "no model": ({"model": None}, "a redrafter drafter needs a model"),
+    "model to fetch": ({"model": {"precision": "int8", "vocab_size": 9, "source": HUB}}, "without source and onnx"),
+    "model for ONNX Runtime": (
+        {"model": {"precision": "int8", "vocab_size": 9, "onnx": {"file": "draft/model.onnx", "version": 1}}},
+        "without source and onnx",
+    ),
+    "no layers": ({"needs": {}}, "needs 0 layers; allowed: one"),
+    "two layers": ({"needs": {"layers": [2, 30]}}, "needs 2 layers; allowed: one"),
+    "no layers of a block": ({"kind": "block", "needs": {}}, "needs 0 layers; allowed: one or more"),
+    "reads a text": ({"unknown": 3}, "reads no text"),
+    "has a context": ({"context_length": 64}, "reads no text"),
+}
+
+
+@pytest.mark.parametrize("changes", [{}, {"kind": "block", "needs": {"layers": [2, 14, 25]}}], ids=["one", "block"])
+def test_a_head_is_one_graph_that_reads_states(tmp_path: Path, changes: dict[str, Any]) -> None:
+    found = read(tmp_path, whole(drafters=[HEAD | changes])).drafters[0]
+    assert found.is_head and found.is_called("head") and found.is_called(found.kind)
+    small = read(tmp_path, whole()).drafters[0]
+    assert not small.is_head and small.is_called("small") and not small.is_called("small_model")
+
+
+@pytest.mark.parametrize("case", WRONG_HEADS)
+def test_a_head_that_could_not_run_is_refused(tmp_path: Path, case: str) -> None:
+    changes, words = WRONG_HEADS[case]
+    with pytest.raises(BundleError, match=words):
+        read(tmp_path, whole(drafters=[HEAD | changes]))
