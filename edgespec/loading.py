@@ -27,7 +27,7 @@ from edgespec.drafters.retrieval_folder import read_folder, require_folder
 from edgespec.drafters.small_model import SmallModel
 from edgespec.drafters.text_pool import Pool
 from edgespec.drafters.vocabulary_map import input_map, read_id_map
-from edgespec.engine_trial import PROMPT, Trial
+from edgespec.engine_trial import EDIT, PROMPT, Trial
 from edgespec.engine_trial import ROWS_NEEDED as TRIAL_ROWS
 from edgespec.errors import NoSuchModel, SettingError
 from edgespec.hub import catalog
@@ -212,21 +212,20 @@ class _Trials:
         self._machine, self._pair, self._numerics, self._draft, self._other = machine, pair, numerics, draft, other
 
     @cached_property
-    def _prompt(self) -> list[int]:
-        return _tokenizer(self._pair).encode(PROMPT, raw=True)
+    def _texts(self) -> tuple[list[int], list[int]]:
+        tokenizer = _tokenizer(self._pair)
+        return tokenizer.encode(PROMPT, raw=True), tokenizer.encode(EDIT)
 
     def __call__(self, engine: Backend) -> Trial:
         machine = Machine(TRIAL_ROWS, self._machine.progress, self._machine.accept_licence)
         with ThreadPoolExecutor(1) as beside:  # as they are loaded to run
             drafting = beside.submit(_drafters, machine, self._pair, self._draft, self._other, "CPU", engine)
-            target, load_s = machine.for_trial(self._pair, self._numerics, engine)
+            target = machine.for_trial(self._pair, self._numerics, engine)
             lookups, model = drafting.result()
         if model:
             model.alternatives = target.capabilities.tree
         lookups.append(_recycling(self._pair, target, remember=False))
-        return Trial(
-            target, lookups, model, self._prompt, load_s=load_s, least=target.min_width, step=target.width_step
-        )
+        return Trial(target, lookups, model, *self._texts, least=target.min_width, step=target.width_step)
 
 
 def drafter_name(ref: str) -> str:

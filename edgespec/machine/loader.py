@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from time import perf_counter
 from typing import TYPE_CHECKING, get_args
 
 from edgespec import cache
@@ -123,16 +122,14 @@ class Machine:
         target.cache.reset()
         return costs
 
-    def for_trial(self, bundle: Bundle, numerics: Numerics | None, backend: Backend) -> tuple[PaddedModel, float]:
-        """A target to be timed, and the seconds to load it. Finding out which widths are exact takes longer than all of
+    def for_trial(self, bundle: Bundle, numerics: Numerics | None, backend: Backend) -> PaddedModel:
+        """A target to be timed. Finding out which widths are exact takes longer than all of
         a comparison. So here it is a guess, and found for the chosen engine only."""
         opening = self._trial_opening(bundle, numerics)
-        began = perf_counter()
         model = open_model(backend, opening)
-        load_s = perf_counter() - began
         if model.numerics == "exact" and (widths := guess_exact_widths(model)):
             model.set_exact_widths(widths)
-        return model, load_s
+        return model
 
     def _compared(self, bundle: Bundle, numerics: Numerics | None, trial: Callable[[Backend], Engine]) -> Comparison:
         """Time each engine with the target of a bundle, in turns."""
