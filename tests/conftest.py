@@ -154,14 +154,16 @@ def load_ir(
     return model
 
 
-def load_onnx(folder: Path, numerics: Numerics = "exact", *, capacity: int = 512) -> OnnxRuntimeModel:
+def load_onnx(
+    folder: Path, numerics: Numerics = "exact", *, capacity: int = 512, layers: tuple[int, ...] = ()
+) -> OnnxRuntimeModel:
     """The IR of a folder on ONNX Runtime. Its ONNX form is written beside it, once."""
     xml = folder if folder.suffix == ".xml" else folder / "openvino_model.xml"
     made = xml.parent.with_name(xml.parent.name + "_onnx")
     if not made.is_dir():
         made.mkdir()
         write_onnx(xml, made, longest=4200)
-    model = OnnxRuntimeModel(made, numerics, capacity=capacity)
+    model = OnnxRuntimeModel(made, numerics, capacity=capacity, layers=layers)
     if numerics == "exact":
         if made not in _exact_widths:
             _exact_widths[made] = find_exact_widths(model)
