@@ -12,6 +12,7 @@ from threading import Lock
 
 from edgespec import cache, files
 from edgespec.backends.engine_model import fingerprint
+from edgespec.backends.layer_states import NoSuchLayer
 from edgespec.backends.onnx import check, form_graph, graph
 from edgespec.backends.onnx.session import OnnxRuntimeModel
 from edgespec.backends.onnx.weights import NoONNXForm
@@ -20,7 +21,6 @@ from edgespec.backends.openvino.paged import OpenVINOPagedModel
 from edgespec.backends.openvino.runtime import core, cpu_name
 from edgespec.backends.openvino.settings import FULL_PRECISION, Settings
 from edgespec.backends.openvino.stateful import StatefulModel
-from edgespec.backends.residual_stream import NoSuchLayer
 from edgespec.errors import BackendError, ConversionError, wrap_errors
 from edgespec.manifest import data_files
 from edgespec.types import Numerics

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgespec.backends.layer_states import chosen, states_before_attention
 from edgespec.backends.onnx.skeleton import without_weights
-from edgespec.backends.residual_stream import chosen, states_before_attention
 
 _KEYS = re.compile(r"past_key_values\.[0-9]+\.key\Z", re.ASCII)
 """inputs that one attention each reads"""

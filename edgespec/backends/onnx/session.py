@@ -23,11 +23,11 @@ from onnxruntime import OrtValue
 from edgespec import cache
 from edgespec.backends.engine_model import LONGEST_PAD, Forward, GrowingCache, PaddedModel, fingerprint
 from edgespec.backends.input_buffers import Inputs
+from edgespec.backends.layer_states import require_width
 from edgespec.backends.onnx import hidden_states
 from edgespec.backends.onnx.graph import MODEL_FILE, WEIGHTS_FILE
 from edgespec.backends.onnx.output_rows import OutputRows
 from edgespec.backends.onnx.tables import RotaryTables
-from edgespec.backends.residual_stream import require_width
 from edgespec.errors import BackendError, foreign, wrap_errors
 from edgespec.protocols import Capabilities
 from edgespec.types import Hidden, Numerics, Step, Tree

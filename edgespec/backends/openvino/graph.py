@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from edgespec.backends.layer_states import chosen, require_width, states_before_attention
 from edgespec.backends.openvino import soft_caps, windows
 from edgespec.backends.openvino.merge_matmuls import merge_products
 from edgespec.backends.openvino.runtime import ops, ov, paged_attention_transformation
-from edgespec.backends.residual_stream import chosen, require_width, states_before_attention
 from edgespec.errors import BackendError, wrap_errors
 
 """raise it when the same IR should give another graph: what was measured of the old one does not hold any more"""
