@@ -49,6 +49,34 @@ def corpus(target: str, output: Path, **plan: Any) -> None:
 
 @command.command()
 @click.argument("target")
+@click.option("--corpus", "corpus_folder", type=_PATH, metavar="DIR", required=True, help="The shards to read.")
+@click.option("-o", "--output", metavar="DIR", required=True, type=_PATH, help="The folder to fill.")
+@click.option("--layers", metavar="I,J,...", help="Keep the states of these layers; the last is the output head's.")
+@click.option("--longest", type=click.IntRange(2), default=448, show_default=True, help="Most tokens of a text.")
+@click.option(
+    "--prompt-share", type=click.FloatRange(0, 1), default=0.45, show_default=True, help="Most of it that is prompt."
+)
+@click.option("--tokens", type=click.IntRange(1), metavar="N", help="Most tokens in all.  [default: all]")
+def states(target: str, corpus_folder: Path, output: Path, layers: str | None, **choice: Any) -> None:
+    """Let TARGET read a corpus once more: keeps its hidden states and best log-probabilities in DIR.
+
+    TARGET is any model that edgespec runs. Layers are numbered as transformers' hidden_states: 0 is the embedding. Goes
+    on where it was stopped.
+
+    \b
+    edgespec train states qwen2.5-coder-1.5b --corpus work/corpus -o work/states --layers 2,14,25,28
+    """
+    from edgespec_train import replay_corpus
+
+    try:
+        numbers = tuple(int(layer) for layer in layers.split(",")) if layers else ()
+    except ValueError as error:
+        raise SettingError("layers of the target", got=layers, allowed="numbers with commas, as 2,14,28") from error
+    click.echo(replay_corpus(target, corpus_folder, output, _say, numbers, **choice))
+
+
+@command.command()
+@click.argument("target")
 @_output
 @_corpus_options
 @click.option("--corpus", "corpus_folder", type=_PATH, metavar="DIR", help="Shards made before.  [default: DIR/corpus]")

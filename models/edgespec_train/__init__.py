@@ -5,7 +5,8 @@
       generate       many texts at a time by the target, with its best log-probabilities at every token
       decontaminate  leaves out texts that share words with a benchmark
       build          writes all texts into shards on disk (shards), on any number of machines
-      batches        reads shards back as batches
+      replay         completes a corpus: log-probabilities and hidden states of texts that are there
+      texts          reads shards back: what is held out, in which order; batches, states: for a draft, for a head
     draft_model  the draft: shape, trimmed vocabulary, weights of the target
     initialise   the output head fitted to the layers that were copied
     trainer      training with checkpoints, evaluated by acceptance; losses
@@ -20,7 +21,7 @@ See models/README.md for the recipe of the draft that ships.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,14 @@ def write_corpus(target: str, folder: Path, say: Say, *, corpus_tokens: int, ray
         return stages.corpus_of(pair, folder / "corpus", corpus_tokens, say, ray=ray, **plan)
 
 
+def replay_corpus(target: str, corpus: Path, folder: Path, say: Say, layers: Sequence[int], **choice: Any) -> Path:
+    """Let ``target`` read a corpus once more, into ``folder``, which is returned. choice: of ``replay.Choice``."""
+    from edgespec.hub.resolve import resolve
+    from edgespec_train.corpus.replay import Choice, replay
+
+    return replay(corpus, resolve(target), folder, say, layers=layers, choice=Choice(**choice))
+
+
 def train_fastdraft(target: str, folder: Path, say: Say, plan: dict[str, Any], options: dict[str, Any]) -> Path:
     """Train a draft for ``target``; returns the folder of the bundle with both.
 
@@ -64,6 +73,7 @@ def train_fastdraft(target: str, folder: Path, say: Say, plan: dict[str, Any], o
             stages.check_donor(settings, pair)
             if settings.corpus == folder / "corpus":
                 stages.corpus_of(pair, settings.corpus, plan.pop("corpus_tokens"), say, **plan)
+            stages.completed(settings, pair, say)
         return stages.make_draft(settings, pair, say)
 
 

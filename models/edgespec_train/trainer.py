@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from edgespec.errors import SettingError
-from edgespec_train.corpus.batches import TextId, Texts
+from edgespec_train.corpus.batches import Texts
+from edgespec_train.corpus.texts import TextId
 from edgespec_train.losses import Loss, loss_of
 
 _EVALUATED_AT_ONCE = 16
