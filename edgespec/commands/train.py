@@ -119,18 +119,53 @@ def fastdraft(context: click.Context, /, target: str, output: Path, **options: A
     """
     from edgespec_train import train_fastdraft
 
-    plan = {name: options.pop(name) for name in ("corpus_tokens", "folders", "exclude", "new_tokens", "ray")}
-    plan |= {name: options.pop(name) for name in ("texts_per_shard", "corpus_seed")}
-    given = [
-        f"--{name.replace('_', '-')}"
-        for name in plan
-        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-    ]
-    if given and options["corpus_folder"]:
-        raise SettingError(
-            "--corpus names shards that are made already", got=", ".join(given), hint="leave out one of them"
-        )
+    plan = _plan(context, options, ready=options["corpus_folder"])
     click.echo(train_fastdraft(target, output, _say, plan, options))
+
+
+@command.command()
+@click.argument("target")
+@_output
+@_corpus_options
+@click.option("--corpus", "corpus_folder", type=_PATH, metavar="DIR", help="Shards made before.  [default: DIR/corpus]")
+@click.option("--states", "states_folder", type=_PATH, metavar="DIR", help="States made before: edgespec train states.")
+@click.option("--layers", metavar="I,J,...", help="Read these layers' states.  [default: the middle, last but 3, last]")
+@click.option("--block", type=click.IntRange(1, 16), default=5, show_default=True, help="Tokens of a draft.")
+@click.option("--window", type=click.IntRange(1), default=32, show_default=True, help="Rows of states that are read.")
+@click.option("--width", type=click.IntRange(2), default=640, show_default=True)
+@click.option("--depth", type=click.IntRange(0), default=1, show_default=True, help="Transformer layers.")
+@click.option("--heads", type=click.IntRange(1), default=8, show_default=True, help="Heads that the width is cut into.")
+@click.option("--intermediate", type=click.IntRange(1), default=1280, show_default=True, help="Width of its MLP.")
+@click.option("--rank", type=click.IntRange(0), default=128, show_default=True, help="Of the Markov head; 0: none.")
+@click.option("--vocabulary", type=click.IntRange(16), default=8192, show_default=True, help="Tokens it can propose.")
+@click.option("--fit-rows", type=click.IntRange(0), default=100_000, show_default=True, help="To fit before training.")
+@click.option("--embeddings-from", metavar="SOURCE", help="A checkpoint of TARGET that torch reads.")
+@click.option("--steps", type=click.IntRange(1), default=1000, show_default=True, help="Batches to train on.")
+@click.option("--texts", type=click.IntRange(1), default=16, show_default=True, help="Texts of a batch.")
+@click.option("--anchors", type=click.IntRange(1), default=16, show_default=True, help="Places in each of these texts.")
+@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=5e-4, show_default=True)
+@click.option("--loss", type=click.Choice(["kl", "tv", "kl+tv"]), default="kl", show_default=True)
+@click.option("--weights", type=click.Choice(["int8", "int4", "f16", "f32"]), default="int8", show_default=True)
+@click.option(
+    "--precision", type=click.Choice(["f32", "bf16"]), default="f32", show_default=True, help="Of the training."
+)
+@click.option("--evaluate-every", type=click.IntRange(1), default=100, show_default=True, metavar="STEPS")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.pass_context
+def block(context: click.Context, /, target: str, output: Path, **options: Any) -> None:
+    """Train a block drafter for TARGET (as DFlash and DSpark); prints the folder to use with --draft.
+
+    It drafts a block of tokens in one inference, from the hidden states of TARGET's last rows. TARGET is any model that
+    edgespec runs or exports. All work is in DIR; after an interruption the same command goes on.
+
+    \b
+    edgespec train block default -o work --corpus-tokens 300000
+    edgespec run -m default --draft work/draft "Hello"
+    """
+    from edgespec_train import train_block
+
+    plan = _plan(context, options, ready=options["corpus_folder"] or options["states_folder"])
+    click.echo(train_block(target, output, _say, plan, options))
 
 
 @command.command()
@@ -222,6 +257,22 @@ def latency(model: str, rounds: int) -> None:
         _say(f"{rows[-1][0]}: {timed.step_ms:.2f} ms, {timed.ratio:.3f} of a step of the target")
     columns = ["draft", "MB", "ms a step", "of a target step"]
     show("latency of draft shapes", columns, rows, {"shapes": {row[0]: row[1:] for row in rows}})
+
+
+def _plan(context: click.Context, options: dict[str, Any], *, ready: Path | None) -> dict[str, Any]:
+    """Takes the options of a corpus out of ``options``. ready: a folder that is made already, which needs none."""
+    names = ("corpus_tokens", "folders", "exclude", "new_tokens", "ray", "texts_per_shard", "corpus_seed")
+    plan = {name: options.pop(name) for name in names}
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name in plan
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    ]
+    if given and ready:
+        raise SettingError(
+            "--corpus and --states name what is made already", got=", ".join(given), hint="leave out one of them"
+        )
+    return plan
 
 
 def _say(line: str) -> None:

@@ -77,6 +77,20 @@ def train_fastdraft(target: str, folder: Path, say: Say, plan: dict[str, Any], o
         return stages.make_draft(settings, pair, say)
 
 
+def train_block(target: str, folder: Path, say: Say, plan: dict[str, Any], options: dict[str, Any]) -> Path:
+    """Train a block drafter for ``target``; returns its folder. See ``train_fastdraft``."""
+    _check_installed(*_EXPORT, "scipy", *(["ray"] if plan["ray"] else []))
+    with quiet.libraries(verbose=False):
+        from edgespec_train import stages
+        from edgespec_train.block.stages import BlockSettings, make_head
+
+        settings = BlockSettings.of(target, folder, options)
+        pair = stages.target_bundle(target, folder, say)
+        if settings.makes_corpus:
+            stages.corpus_of(pair, settings.corpus, plan.pop("corpus_tokens"), say, **plan)
+        return make_head(settings, pair, say)
+
+
 def pack_draft(packing: dict[str, Any], say: Say) -> Path:
     """Pack a trained draft as a folder of its own. packing: arguments of ``ship.Packing``."""
     _check_installed(*_EXPORT)

@@ -3,72 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgespec_train.corpus.shards import is_held_out
-
-
-@dataclass(frozen=True)
-class Text:
-    """A text by the target. states: ``(n, layers, d)`` float16. top_ids, top_logprobs: ``(n - answer, t)``."""
-
-    tokens: NDArray[np.int64]
-    answer: int
-    states: NDArray[np.float16]
-    top_ids: NDArray[np.int32]
-    top_logprobs: NDArray[np.float16]
-    temperature: float
-
-    @property
-    def anchors(self) -> range:
-        """The tokens that a draft can begin after: those of the answer, but for the last one."""
-        return range(self.answer, len(self.tokens) - 1)
-
-
-class Reader:
-    """Texts with states in a folder. layers: those to read."""
-
-    def __init__(self, folder: Path, layers: Sequence[int], known: Sequence[int], numbers: Sequence[int] | None = None) -> None:
-        self._shards: list[tuple[dict[str, NDArray[Any]], NDArray[np.float16]]] = []
-        self._columns = [list(known).index(layer) for layer in layers]
-        self.train: list[tuple[int, int]] = []
-        self.held_out: list[tuple[int, int]] = []
-        for path in sorted(folder.glob("meta-*.npz")):
-            number = path.stem.rpartition("-")[2]
-            if numbers is not None and int(number) not in numbers:
-                continue
-            meta = dict(np.load(path))
-            meta["offsets"] = np.concatenate([[0], np.cumsum(meta["begins"][1:] - meta["answers"])])
-            states = np.load(folder / f"states-{number}.npy", mmap_mode="r")
-            for text, (begin, answer) in enumerate(zip(meta["begins"], meta["answers"])):
-                held_out = is_held_out(meta["tokens"][begin:answer].astype(np.int32), 0.04)
-                (self.held_out if held_out else self.train).append((len(self._shards), text))
-            self._shards.append((meta, states))
-
-    def __getitem__(self, key: tuple[int, int]) -> Text:
-        meta, states = self._shards[key[0]]
-        begin, answer, end = meta["begins"][key[1]], meta["answers"][key[1]], meta["begins"][key[1] + 1]
-        first = meta["offsets"][key[1]]
-        rows = slice(first, first + end - answer)
-        return Text(
-            meta["tokens"][begin:end],
-            int(answer - begin),
-            states[begin:end],
-            meta["top_ids"][rows],
-            meta["top_logprobs"][rows],
-            float(meta["temperature"][key[1]]),
-        )
-
-    def rows(self, text: Text, begin: int, end: int) -> NDArray[np.float16]:
-        """``(end - begin, layers, d)``; zeros in front of the text."""
-        found = text.states[max(0, begin) : end][:, self._columns]
-        return np.concatenate([np.zeros((max(0, -begin), *found.shape[1:]), found.dtype), found])
+from edgespec_train.corpus.states import States
+from edgespec_train.corpus.texts import TextId
 
 
 @dataclass(frozen=True)
@@ -78,7 +20,7 @@ class Batch:
     states: ``(b, window + a - 1, layers, d)``; the row in front of anchor j is row ``window - 1 + j``. there: ``(b, r)``
     whether a row exists. tokens: ``(b, a + k)`` head ids of the anchors and what followed. top_ids, top_probs: ``(b, a +
     k, t)`` the target's choice of each of ``tokens``; probabilities are 0 for those that the head cannot propose.
-    known: ``(b, a + k)`` whether that token of the text exists. greedy: ``(b,)``.
+    known: ``(b, a + k)`` whether that token of the text exists. greedy: ``(b,)`` whether the target wrote it greedily.
     """
 
     states: torch.Tensor
@@ -89,63 +31,65 @@ class Batch:
     known: torch.Tensor
     greedy: torch.Tensor
 
-    def to(self, device: torch.device) -> Batch:
-        return replace(self, **{name: getattr(self, name).to(device) for name in self.__dataclass_fields__})
-
 
 class Batches:
-    """inverse: ``(target vocabulary,)`` head id of each target id; ``unknown`` where there is none."""
+    """Of texts with states.
 
-    def __init__(self, reader: Reader, inverse: NDArray[np.int64], unknown: int, window: int, block: int) -> None:
-        self.reader, self._inverse, self._unknown = reader, inverse, unknown
-        self._window, self._block = window, block
+    inverse: ``(target vocabulary,)`` head id of each target id; ``unknown`` where there is none. window, block: of the
+    head.
+    """
 
-    def planned(self, seed: int, texts: int, anchors: int, skip: int = 0) -> Iterator[Batch]:
-        """Endless. The order depends on the seed only. skip: how many batches to leave out at the beginning."""
+    def __init__(self, texts: States, inverse: NDArray[np.int64], unknown: int, window: int, block: int) -> None:
+        self.texts, self.inverse = texts, inverse
+        self._unknown, self._window, self._block = unknown, window, block
+
+    def planned(self, seed: int, texts: int, anchors: int, first: int = 0) -> Iterator[Batch]:
+        """Batches without end, from number ``first`` on: a function of the seed and their number alone."""
         generator = np.random.default_rng(seed)
         order: list[int] = []
+        number = 0
         while True:
-            chosen = []
+            chosen, begins = [], []
             while len(chosen) < texts:
                 if not order:
-                    order = generator.permutation(len(self.reader.train)).tolist()
-                key = self.reader.train[order.pop()]
-                place = generator.random()
-                chosen.append((key, place))
-            if skip:
-                skip -= 1
-                continue
-            some = [self.reader[key] for key, _ in chosen]
-            begins = [
-                text.answer + int(place * max(1, len(text.anchors) - anchors // 2))
-                for text, (_, place) in zip(some, chosen, strict=True)
-            ]
-            yield self.batch(some, begins, anchors)
+                    order = generator.permutation(len(self.texts.texts)).tolist()
+                text = self.texts.texts[order.pop()]
+                places = len(self.texts.tokens(text)) - 1 - self.texts.answer(text)
+                chosen.append(text)
+                begins.append(self.texts.answer(text) + int(generator.random() * max(1, places - anchors // 2)))
+            if number >= first:
+                yield self.batch(chosen, begins, anchors)
+            number += 1
 
-    def batch(self, texts: Sequence[Text], begins: Sequence[int], anchors: int) -> Batch:
-        rows = self._window + anchors - 1
-        length = anchors + self._block
-        states, there, tokens, ids, probs, known = [], [], [], [], [], []
+    def whole(self, texts: Sequence[TextId]) -> Iterator[Batch]:
+        """All anchors of each text, a text a batch."""
+        for text in texts:
+            anchors = len(self.texts.tokens(text)) - 1 - self.texts.answer(text)
+            if anchors > 0:
+                yield self.batch([text], [self.texts.answer(text)], anchors)
+
+    def batch(self, texts: Sequence[TextId], begins: Sequence[int], anchors: int) -> Batch:
+        """begins: the first anchor of each text."""
+        rows, length = self._window + anchors - 1, anchors + self._block
+        parts = []
         for text, begin in zip(texts, begins, strict=True):
-            first = begin - self._window
-            found = self.reader.rows(text, first, min(first + rows, len(text.tokens)))
-            states.append(np.concatenate([found, np.zeros((rows - len(found), *found.shape[1:]), found.dtype)]))
-            place = np.arange(first, first + rows)
-            there.append((place >= 0) & (place < len(text.tokens)))
-            place = np.arange(begin, begin + length)
-            known.append(place < len(text.tokens))
-            place = np.minimum(place, len(text.tokens) - 1)
-            tokens.append(self._inverse[text.tokens[place]])
-            top = self._inverse[text.top_ids[place - text.answer]]
-            p = np.exp(text.top_logprobs[place - text.answer].astype(np.float32))
-            probs.append(np.where(top == self._unknown, 0, p))
-            ids.append(np.where(top == self._unknown, 0, top))
+            tokens, answer = self.texts.tokens(text), self.texts.answer(text)
+            top_ids, top_logprobs = self.texts.top(text)
+            place = begin - self._window + np.arange(rows)
+            there = (place >= 0) & (place < len(tokens))
+            held = self.texts.states(text)
+            states = held[np.clip(place, 0, len(tokens) - 1)].astype(np.float32)
+            place = begin + np.arange(length)
+            known, place = place < len(tokens), np.minimum(place, len(tokens) - 1)
+            top = self.inverse[top_ids[place - answer]]
+            probs = np.exp(top_logprobs[place - answer].astype(np.float32))
+            lacking = top == self._unknown
+            ids = self.inverse[tokens[place]]
+            parts.append((states, there, ids, np.where(lacking, 0, top), np.where(lacking, 0, probs), known))
+        states, there, tokens, top_ids, top_probs, known = (np.stack(arrays) for arrays in zip(*parts, strict=True))
         return Batch(
-            torch.from_numpy(np.stack(states)).float(),
-            torch.from_numpy(np.stack(there)),
-            torch.from_numpy(np.stack(tokens)),
-            torch.from_numpy(np.stack(ids)),
-            torch.from_numpy(np.stack(probs).astype(np.float32)),
-            torch.from_numpy(np.stack(known)),
-            torch.tensor([text.temperature == 0 for text in texts]),
+            *(torch.from_numpy(array) for array in (states, there, tokens, top_ids)),
+            torch.from_numpy(top_probs.astype(np.float32)),
+            torch.from_numpy(known),
+            torch.tensor([self.texts.temperature(text) == 0 for text in texts]),
         )

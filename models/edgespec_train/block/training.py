@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -58,11 +58,18 @@ class Point:
     by_position: tuple[float, ...]
     tokens_a_forward: tuple[float, float]
 
+    def __str__(self) -> str:
+        places = " ".join(f"{share:.2f}" for share in self.by_position)
+        return (
+            f"step {self.step}, {self.anchors / 1e6:.3f} M anchors, {self.seconds:.0f} s: loss {self.loss:.3f}, agreement "
+            f"{self.agreement:.3f}, by position {places}, {self.tokens_a_forward[0]:.2f} tokens a forward at k = 3"
+        )
+
 
 def train(
     head: BlockHead,
     batches: Batches,
-    held_out: list[Batch],
+    held_out: Sequence[Batch],
     recipe: Recipe,
     folder: Path,
     *,
@@ -85,7 +92,7 @@ def train(
     step, seen = (curve[-1].step, curve[-1].anchors) if curve else (0, 0)
     before, began = curve[-1].seconds if curve else 0.0, time.perf_counter()
     running = curve[-1].loss if curve else math.nan
-    for batch in batches.planned(recipe.seed, recipe.texts, recipe.anchors, skip=step):
+    for batch in batches.planned(recipe.seed, recipe.texts, recipe.anchors, first=step):
         if step >= recipe.steps:
             break
         for group in optimizer.param_groups:
@@ -129,7 +136,9 @@ def loss_of(head: BlockHead, batch: Batch, recipe: Recipe) -> torch.Tensor:
         if not known.any():
             continue
         rows, before = rows[known], before[known]
-        ids, probs = (t[:, 1 + place : 1 + place + anchors].flatten(0, 1)[known] for t in (batch.top_ids, batch.top_probs))
+        ids, probs = (
+            t[:, 1 + place : 1 + place + anchors].flatten(0, 1)[known] for t in (batch.top_ids, batch.top_probs)
+        )
         logits = head.logits(rows, before if place else None)
         weight = math.exp(-place / recipe.decay)
         total = total + weight * distance(logits, ids, probs, recipe.loss).mean()
@@ -141,7 +150,7 @@ def loss_of(head: BlockHead, batch: Batch, recipe: Recipe) -> torch.Tensor:
 
 
 @torch.no_grad()
-def judge(head: BlockHead, held_out: list[Batch]) -> tuple[float, tuple[float, ...], tuple[float, float]]:
+def judge(head: BlockHead, held_out: Sequence[Batch]) -> tuple[float, tuple[float, ...], tuple[float, float]]:
     """See ``Point``: agreement, by position, tokens a forward."""
     first: list[NDArray[np.bool_]] = []
     runs: list[NDArray[np.bool_]] = []
@@ -182,6 +191,10 @@ def _at(streams: torch.Tensor, batch: Batch, place: int) -> tuple[torch.Tensor, 
     return streams[:, :, place].flatten(0, 1), batch.tokens[:, place : place + anchors].flatten()
 
 
+def has_checkpoint(folder: Path) -> bool:
+    return (folder / CHECKPOINT).is_file()
+
+
 def _save(
     head: BlockHead, optimizer: torch.optim.Optimizer, folder: Path, identity: dict[str, Any], curve: list[Point]
 ) -> None:
@@ -198,7 +211,7 @@ def _save(
 
 def _resume(head: BlockHead, optimizer: torch.optim.Optimizer, folder: Path, identity: dict[str, Any]) -> list[Point]:
     path = folder / CHECKPOINT
-    if not path.is_file():
+    if not has_checkpoint(folder):
         return []
     try:
         state = torch.load(path, weights_only=True)

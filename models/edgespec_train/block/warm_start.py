@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from scipy.linalg import blas, cho_factor, cho_solve
 
-from edgespec_train.block.data import Reader, Text
 from edgespec_train.block.head import BlockHead
+from edgespec_train.corpus.states import States
+from edgespec_train.corpus.texts import TextId
 
 Matrix = NDArray[np.float32]
 _DAMPING = 0.03
@@ -68,33 +69,31 @@ def directions(states: Matrix, rows: Matrix, width: int) -> Directions:
 
 @torch.no_grad()
 def initialise(
-    head: BlockHead,
-    reader: Reader,
-    inverse: NDArray[np.int64],
-    embeddings: Embeddings,
-    texts: Sequence[tuple[int, int]],
+    head: BlockHead, states: States, last: States, inverse: NDArray[np.int64], embeddings: Embeddings, rows: int
 ) -> float:
-    """Set the head from ``texts``; returns R squared of the first position. The reader's last layer is the target's."""
+    """Set the head by least squares over about ``rows`` answer rows; returns R squared of the first position.
+
+    states: of the head's layers. last: the same texts, with the target's last states. inverse: head id of each target
+    id.
+    """
     width, block = head.shape.width, head.shape.block
-    sample = np.concatenate([_answer_rows(reader, reader[key])[::4] for key in texts])
-    mean, scale = sample.mean(0), sample.std(0) + 1e-3
-    head.mean.copy_(torch.from_numpy(mean))
-    head.scale.copy_(torch.from_numpy(scale))
-    found = directions(sample[:, -1], embeddings.written, width)
+    texts = _some(states, rows)
+    sample = np.concatenate([states.states(text)[states.answer(text) - 1 :: 4].astype(np.float32) for text in texts])
+    head.mean.copy_(torch.from_numpy(sample.mean(0)))
+    head.scale.copy_(torch.from_numpy(sample.std(0) + 1e-3))
+    sample = np.concatenate([last.states(text)[states.answer(text) - 1 :: 4, 0].astype(np.float32) for text in texts])
+    found = directions(sample, embeddings.written, width)
     read = (embeddings.read - embeddings.read.mean(0)) / embeddings.read.std()
 
-    def features(text: Text, anchors: NDArray[np.intp]) -> Matrix:
-        states = torch.from_numpy(reader.rows(text, int(anchors[0]) - 1, int(anchors[-1])).astype(np.float32))
-        z = head.normalised(states).numpy()
-        return np.concatenate([z, read[inverse[text.tokens[anchors]]]], 1)
+    def features(text: TextId, anchors: NDArray[np.intp]) -> Matrix:
+        held = torch.from_numpy(states.states(text)[anchors - 1].astype(np.float32))
+        return np.concatenate([head.normalised(held).numpy(), read[inverse[states.tokens(text)[anchors]]]], 1)
 
-    def following(text: Text, anchors: NDArray[np.intp], places: int) -> Matrix:
-        coordinates = found.of(reader.rows(text, int(anchors[0]), int(anchors[-1]) + places)[:, -1])
-        return np.concatenate([coordinates[place : place + len(anchors)] for place in range(places)], 1)
+    def following(text: TextId, anchors: NDArray[np.intp], places: int) -> Matrix:
+        coordinates = found.of(last.states(text)[:, 0])
+        return np.concatenate([coordinates[anchors + place] for place in range(places)], 1)
 
-    moments = products(
-        _joined((features(t, a), following(t, a, 2)) for t, a in _anchors(reader, texts, 2))
-    )
+    moments = products(_joined((features(t, a), following(t, a, 2)) for t, a in _anchors(states, texts, 2)))
     linear = solve(moments, _DAMPING)
     joint = shared(moments, linear, width)
     own = linear.shape[0] - read.shape[1]
@@ -109,17 +108,17 @@ def initialise(
 
     squares = [0.0]
 
-    def second(text: Text, anchors: NDArray[np.intp]) -> tuple[Matrix, Matrix]:
+    def second(text: TextId, anchors: NDArray[np.intp]) -> tuple[Matrix, Matrix]:
         ones = np.ones((len(anchors), 1), np.float32)
         parts = [features(text, anchors) @ joint, ones]
         if rank:
-            before = [inverse[text.tokens[anchors + place]] for place in range(1, block)]
+            before = [inverse[states.tokens(text)[anchors + place]] for place in range(1, block)]
             parts += [head.previous.weight.numpy()[ids] for ids in before]
         targets = following(text, anchors, block)
         squares[0] += float((targets[:, :width] ** 2).sum())
         return np.concatenate(parts, 1), targets
 
-    small = products(_joined(second(t, a) for t, a in _anchors(reader, texts, block)))
+    small = products(_joined(second(t, a) for t, a in _anchors(states, texts, block)))
     small = (_symmetric(small[0]), small[1])
     after: Matrix | None = None
     residual = 1.0
@@ -178,19 +177,20 @@ def low_rank(rows: Matrix, counts: NDArray[np.int64], rank: int) -> Matrix:
     return (rows @ best).astype(np.float32)
 
 
-def _anchors(
-    reader: Reader, texts: Sequence[tuple[int, int]], places: int
-) -> Iterator[tuple[Text, NDArray[np.intp]]]:
+def _some(states: States, rows: int) -> list[TextId]:
+    """Texts from all over the corpus with about as many answer rows."""
+    order = np.random.default_rng(5).permutation(len(states.texts))
+    texts = [states.texts[i] for i in order]
+    counts = np.cumsum([len(states.tokens(text)) - states.answer(text) for text in texts])
+    return sorted(texts[: 1 + int(np.searchsorted(counts, rows))])
+
+
+def _anchors(states: States, texts: Sequence[TextId], places: int) -> Iterator[tuple[TextId, NDArray[np.intp]]]:
     """The anchors after which that many states are known."""
-    for key in texts:
-        text = reader[key]
-        anchors = np.arange(text.answer, len(text.tokens) - places)
+    for text in texts:
+        anchors = np.arange(states.answer(text), len(states.tokens(text)) - places)
         if len(anchors):
             yield text, anchors
-
-
-def _answer_rows(reader: Reader, text: Text) -> Matrix:
-    return reader.rows(text, text.answer - 1, len(text.tokens)).astype(np.float32)
 
 
 def _joined(parts: Iterable[tuple[Matrix, Matrix]]) -> Iterator[tuple[Matrix, Matrix]]:
@@ -207,4 +207,3 @@ def _joined(parts: Iterable[tuple[Matrix, Matrix]]) -> Iterator[tuple[Matrix, Ma
 
 def _symmetric(upper: Matrix) -> Matrix:
     return np.triu(upper) + np.triu(upper, 1).T
-
