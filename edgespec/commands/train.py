@@ -10,25 +10,8 @@ from click.core import ParameterSource
 
 from edgespec.bench.report import show
 from edgespec.commands.options import fetch_options, model_options
+from edgespec.commands.training_options import PATH, corpus_options, output
 from edgespec.errors import SettingError
-
-_PATH = click.Path(path_type=Path)
-_output = click.option("-o", "--output", metavar="DIR", required=True, type=_PATH, help="Work folder.")
-_CORPUS = [
-    click.option("--corpus-tokens", type=click.IntRange(1), default=1_000_000, show_default=True, metavar="N"),
-    click.option("--folder", "folders", multiple=True, metavar="DIR", help="Your own code or text, to ask about too."),
-    click.option("--exclude", multiple=True, metavar="FILE", help="Benchmark prompts that must not be trained on."),
-    click.option("--new-tokens", type=click.IntRange(1), default=160, show_default=True, help="Longest answer."),
-    click.option("--texts-per-shard", type=click.IntRange(8), default=640, show_default=True),
-    click.option("--corpus-seed", "corpus_seed", type=click.IntRange(0), default=0, show_default=True),
-    click.option("--ray", is_flag=True, help="Make shards with Ray Data (extra train-ray)."),
-]
-
-
-def _corpus_options(function: Any) -> Any:
-    for option in reversed(_CORPUS):
-        function = option(function)
-    return function
 
 
 @click.group(name="train")
@@ -38,8 +21,8 @@ def command() -> None:
 
 @command.command()
 @click.argument("target")
-@_output
-@_corpus_options
+@output
+@corpus_options
 def corpus(target: str, output: Path, **plan: Any) -> None:
     """Let TARGET write the text a draft is trained on, into DIR/corpus. Goes on where it was stopped."""
     from edgespec_train import write_corpus
@@ -49,8 +32,8 @@ def corpus(target: str, output: Path, **plan: Any) -> None:
 
 @command.command()
 @click.argument("target")
-@click.option("--corpus", "corpus_folder", type=_PATH, metavar="DIR", required=True, help="The shards to read.")
-@click.option("-o", "--output", metavar="DIR", required=True, type=_PATH, help="The folder to fill.")
+@click.option("--corpus", "corpus_folder", type=PATH, metavar="DIR", required=True, help="The shards to read.")
+@click.option("-o", "--output", metavar="DIR", required=True, type=PATH, help="The folder to fill.")
 @click.option("--layers", metavar="I,J,...", help="Keep the states of these layers; the last is the output head's.")
 @click.option("--longest", type=click.IntRange(2), default=448, show_default=True, help="Most tokens of a text.")
 @click.option(
@@ -77,9 +60,9 @@ def states(target: str, corpus_folder: Path, output: Path, layers: str | None, *
 
 @command.command()
 @click.argument("target")
-@_output
-@_corpus_options
-@click.option("--corpus", "corpus_folder", type=_PATH, metavar="DIR", help="Shards made before.  [default: DIR/corpus]")
+@output
+@corpus_options
+@click.option("--corpus", "corpus_folder", type=PATH, metavar="DIR", help="Shards made before.  [default: DIR/corpus]")
 @click.option("--steps", type=click.IntRange(1), default=2000, show_default=True, help="Batches to train on.")
 @click.option("--batch", "tokens_per_batch", type=click.IntRange(64), default=3072, show_default=True, metavar="TOKENS")
 @click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=2e-3, show_default=True)
@@ -92,7 +75,7 @@ def states(target: str, corpus_folder: Path, output: Path, layers: str | None, *
 @click.option("--from-layers", metavar="I,J,...", help="Take these layers of the target instead.")
 @click.option("--layers-from", metavar="SOURCE", help="Take layers of another model with the target's vocabulary.")
 @click.option("--from-scratch", is_flag=True, help="Initialise from random weights instead of the target's.")
-@click.option("--from-draft", type=_PATH, metavar="DIR", help="Go on from DIR, the draft folder of an earlier run.")
+@click.option("--from-draft", type=PATH, metavar="DIR", help="Go on from DIR, the draft folder of an earlier run.")
 @click.option("--hidden", type=click.IntRange(1), metavar="N", help="Width of a draft from scratch.")
 @click.option("--heads", type=click.IntRange(1), metavar="N", help="Heads that it divides its width into.")
 @click.option("--intermediate", type=click.IntRange(1), metavar="N", help="Width of its MLP.")
@@ -134,15 +117,15 @@ def fastdraft(context: click.Context, /, target: str, output: Path, **options: A
 
 
 @command.command()
-@click.argument("draft", type=_PATH)
+@click.argument("draft", type=PATH)
 @click.argument("target")
-@click.option("-o", "--output", metavar="DIR", required=True, type=_PATH, help="The folder to write.")
+@click.option("-o", "--output", metavar="DIR", required=True, type=PATH, help="The folder to write.")
 @click.option("--weights", type=click.Choice(["int8", "int4", "f16", "f32"]), default="int4", show_default=True)
 @click.option("--group-size", type=int, metavar="N", help="Weights that share a step in int4.  [default: 128]")
 @click.option("--called", "target_names", multiple=True, metavar="NAME", help="What other files of TARGET begin with.")
 @click.option("--licence", metavar="ID", help="Of the draft.  [default: the target's]")
 @click.option(
-    "--corpus", type=_PATH, metavar="DIR", help="The shards it was trained on, to check it and for the record."
+    "--corpus", type=PATH, metavar="DIR", help="The shards it was trained on, to check it and for the record."
 )
 @click.option("--notes", metavar="TEXT", help="For the record.")
 def pack(**packing: Any) -> None:
@@ -162,12 +145,12 @@ def pack(**packing: Any) -> None:
 @command.command()
 @model_options
 @fetch_options
-@click.option("--prompts", type=_PATH, metavar="FILE", help="Lines of JSON (kind, text).  [default: 12 of our own]")
+@click.option("--prompts", type=PATH, metavar="FILE", help="Lines of JSON (kind, text).  [default: 12 of our own]")
 @click.option("--new-tokens", type=click.IntRange(2), default=128, show_default=True)
 @click.option("--temperature", "-t", type=float, default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--per-category", type=click.IntRange(1), metavar="N", help="Take N prompts of each category.")
-@click.option("--texts", "recorded", type=_PATH, metavar="FILE", help="Keep what the target writes, for other drafts.")
-@click.option("--held-out", type=_PATH, metavar="CORPUS", help="Take the greedy texts of CORPUS not trained on.")
+@click.option("--texts", "recorded", type=PATH, metavar="FILE", help="Keep what the target writes, for other drafts.")
+@click.option("--held-out", type=PATH, metavar="CORPUS", help="Take the greedy texts of CORPUS not trained on.")
 @click.option("--timed", type=click.IntRange(0), default=2, show_default=True, help="Texts to time in each category.")
 def evaluate(
     prompts: Path | None,
