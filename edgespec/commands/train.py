@@ -10,7 +10,7 @@ from click.core import ParameterSource
 
 from edgespec.bench.report import show
 from edgespec.commands.options import fetch_options, model_options
-from edgespec.commands.training_options import PATH, corpus_options, output
+from edgespec.commands.training_options import PATH, corpus_options, output, say
 from edgespec.errors import SettingError
 
 
@@ -27,7 +27,7 @@ def corpus(target: str, output: Path, **plan: Any) -> None:
     """Let TARGET write the text a draft is trained on, into DIR/corpus. Goes on where it was stopped."""
     from edgespec_train import write_corpus
 
-    click.echo(write_corpus(target, output, _say, **plan))
+    click.echo(write_corpus(target, output, say, **plan))
 
 
 @command.command()
@@ -55,7 +55,7 @@ def states(target: str, corpus_folder: Path, output: Path, layers: str | None, *
         numbers = tuple(int(layer) for layer in layers.split(",")) if layers else ()
     except ValueError as error:
         raise SettingError("layers of the target", got=layers, allowed="numbers with commas, as 2,14,28") from error
-    click.echo(replay_corpus(target, corpus_folder, output, _say, numbers, **choice))
+    click.echo(replay_corpus(target, corpus_folder, output, say, numbers, **choice))
 
 
 @command.command()
@@ -113,7 +113,7 @@ def fastdraft(context: click.Context, /, target: str, output: Path, **options: A
         raise SettingError(
             "--corpus names shards that are made already", got=", ".join(given), hint="leave out one of them"
         )
-    click.echo(train_fastdraft(target, output, _say, plan, options))
+    click.echo(train_fastdraft(target, output, say, plan, options))
 
 
 @command.command()
@@ -139,7 +139,7 @@ def pack(**packing: Any) -> None:
     """
     from edgespec_train import pack_draft
 
-    click.echo(pack_draft(packing, _say))
+    click.echo(pack_draft(packing, say))
 
 
 @command.command()
@@ -202,10 +202,6 @@ def latency(model: str, rounds: int) -> None:
     rows = []
     for timed in sweep(model, rounds):
         rows.append((str(timed.candidate), timed.megabytes, timed.step_ms, timed.ratio))
-        _say(f"{rows[-1][0]}: {timed.step_ms:.2f} ms, {timed.ratio:.3f} of a step of the target")
+        say(f"{rows[-1][0]}: {timed.step_ms:.2f} ms, {timed.ratio:.3f} of a step of the target")
     columns = ["draft", "MB", "ms a step", "of a target step"]
     show("latency of draft shapes", columns, rows, {"shapes": {row[0]: row[1:] for row in rows}})
-
-
-def _say(line: str) -> None:
-    click.echo(line, err=True)

@@ -21,6 +21,10 @@ _OF_CORPUS = [
 ]
 
 
+def say(line: str) -> None:
+    click.echo(line, err=True)
+
+
 def corpus_options(function: Any) -> Any:
     for option in reversed(_OF_CORPUS):
         function = option(function)

@@ -81,8 +81,11 @@ def train_fastdraft(target: str, folder: Path, say: Say, plan: dict[str, Any], o
 
 
 def train_head(recipe: str, target: str, folder: Path, say: Say, options: dict[str, Any]) -> Path:
-    """Train a head for ``target`` by a recipe: a package here with a module ``recipe``, whose ``make(settings, schedule,
-    options, say)`` returns the folder it packed. options: those of ``heads.HeadSettings.of``, and the recipe's own."""
+    """Train a head for ``target`` by a recipe, and return the folder it packed.
+
+    recipe: a package here with a module ``recipe``, which has ``make(settings, schedule, options, say)``. options:
+    those of ``heads.HeadSettings.of``, and the recipe's own.
+    """
     _check_installed(*_EXPORT, "accelerate", "matplotlib", *(["ray"] if options["ray"] else []))
     with quiet.libraries(verbose=False):
         from edgespec_train.heads import HeadSettings

@@ -51,7 +51,7 @@ class HeadSettings:
     vocabulary: int
     corpus: Path | None = None
     states: Path | None = None
-    choice: Choice = Choice()
+    choice: Choice = field(default_factory=Choice)
     precision: str = "f32"
     plan: dict[str, Any] = field(default_factory=dict)
 
@@ -111,7 +111,7 @@ def trained(
 ) -> list[Point]:
     """Run the loop, and write the learning curve. same: what else must be equal to go on."""
     digest = hashlib.sha256(on.id_map.tobytes()).hexdigest()
-    own = {"target": identity(on.target), "layers": settings.layers, "vocabulary": digest}
+    own: dict[str, Any] = {"target": identity(on.target), "layers": settings.layers, "vocabulary": digest}
     own |= {"precision": settings.precision, "texts": len(on.states.texts)}
     with progress_bar(schedule.steps) as advance:
         curve = loop.run(

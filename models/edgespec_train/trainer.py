@@ -63,7 +63,7 @@ class NextToken:
     )
 
     def __init__(self, draft: PreTrainedModel, texts: Texts, held_out: Texts, recipe: Recipe) -> None:
-        self.module = Rows(draft)
+        self.module: torch.nn.Module = Rows(draft)
         self._draft = draft
         self._texts, self._held_out, self._recipe = texts, held_out, recipe
         self._greedy = [text for text in held_out.texts if held_out.temperature(text) == 0]
