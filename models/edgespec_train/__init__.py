@@ -16,6 +16,7 @@
     ship         a draft as a folder of its own
     stages       runs all of the above in order, in one folder
     evaluate     acceptance, block efficiency and speed-up by category (needs no torch)
+    table        several drafters of a target on the same texts, as models/README.md has them
     latency      time of a step on this machine, by shape
 
 See models/README.md for the recipe of the draft that ships.

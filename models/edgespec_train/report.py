@@ -43,8 +43,8 @@ ALL = "all"
 class Figures:
     """Of one category at one k. Costs and speeds: None if nothing was timed.
 
-    block_efficiency: at every k of ``LENGTHS``; [] for a drafter that only the real loop can run, but for its k. cost:
-    c of ``Rounds.mbsu``, in bytes and in time. speed_up: of these k's, over plain decoding.
+    tokens_per_forward, speed_up: at k; over plain decoding. block_efficiency, speed_up_by_length: at every k that was
+    evaluated. cost: c of ``Rounds.mbsu``, in bytes and in time.
     """
 
     texts: int
@@ -52,7 +52,7 @@ class Figures:
     acceptance_rate: float
     by_position: list[float]
     tokens_per_forward: float
-    block_efficiency: list[float]
+    block_efficiency: dict[int, float]
     cost_in_bytes: float
     cost_in_time: float | None
     mbsu: float
@@ -140,15 +140,24 @@ def texts_to_judge(
 
 
 def figures(
-    pipeline: Pipeline, texts: Sequence[GeneratedText], sampling: SamplingParams, k: int, *, timed_texts: int
+    pipeline: Pipeline,
+    texts: Sequence[GeneratedText],
+    sampling: SamplingParams,
+    k: int,
+    *,
+    timed_texts: int,
+    lengths: Collection[int] = LENGTHS,
 ) -> dict[str, Figures]:
     """By category, and of all. The rounds are replayed, or those of the real loop if the target takes part in
-    drafting."""
+    drafting.
+
+    timed_texts: of each category that are timed. lengths: every k to evaluate, k among them.
+    """
+    assert k in lengths
     drafter = pipeline.drafter
     categories = list(dict.fromkeys(text.category for text in texts))
     few = [text for name in categories for text in [t for t in texts if t.category == name][:timed_texts]]
-    lengths: Collection[int] = LENGTHS
-    found: dict[int, dict[str, Rounds]] = {n: {} for n in LENGTHS}
+    found: dict[int, dict[str, Rounds]] = {n: {} for n in lengths}
     times: dict[int, dict[str, Timed]] = {}
     if drafter.needs.extra:
         lengths, times = (k,), {k: timed(pipeline, texts, sampling, k)}
@@ -156,11 +165,11 @@ def figures(
     else:
         states = lru_cache(maxsize=1)(lambda text: states_of(pipeline.target, text, drafter.needs.layers))
         for text in texts:  # one after the other: their states take room
-            for n in LENGTHS:
+            for n in lengths:
                 own = replay(drafter, [text], sampling, n, pipeline.target.vocab_size, pipeline.stop_ids, states)
                 for name, rounds in own.items():
                     found[n].setdefault(name, Rounds(n)).rounds.extend(rounds.rounds)
-        times = {n: timed(pipeline, few, sampling, n) for n in LENGTHS} if few else {}
+        times = {n: timed(pipeline, few, sampling, n) for n in lengths} if few else {}
     bytes_read = cost_in_bytes(pipeline, k)
     return {
         name: _figures(
@@ -186,7 +195,7 @@ def _figures(parts: dict[int, Rounds], times: dict[int, Timed], k: int, cost: fl
         acceptance_rate=part.acceptance_rate,
         by_position=part.by_position,
         tokens_per_forward=part.block_efficiency,
-        block_efficiency=[parts[n].block_efficiency for n in LENGTHS] if len(parts) > 1 else [],
+        block_efficiency={n: part.block_efficiency for n, part in parts.items()},
         cost_in_bytes=cost,
         cost_in_time=clock.cost if clock else None,
         mbsu=part.mbsu(cost),
