@@ -29,7 +29,7 @@ from tests.test_train_ready_corpus import cut, lose_tokens, speak_another_langua
 
 target_folder, target, corpus = test_train.target_folder, test_train.target, test_train.corpus
 torch_target, bare = test_train.torch_target, test_train_ready_corpus.bare
-SHORT = Choice(longest=100, prompt_share=0.95)
+SHORT = Choice(longest=130, prompt_share=0.95)
 
 
 def quiet(line: str) -> None:
@@ -217,7 +217,7 @@ def write_no_number(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (cut_states, r"states-00000.npy holds no whole hidden states.*delete meta-00000.npz"),
+        (cut_states, r"states-00000.npy holds no whole hidden states.*Delete meta-00000.npz"),
         (mix_states, "holds no whole hidden states"),
         (lose_states, "holds no whole hidden states"),
         (lose_the_manifest, "no hidden states there.*edgespec train states"),

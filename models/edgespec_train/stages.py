@@ -202,7 +202,7 @@ def train_draft(
             held_out,
             settings.recipe,
             settings.folder,
-            say=lambda point: say(_line(point)),
+            say=lambda point: say(str(point)),
             advance=advance,
             accelerator=accelerator,
             same={
@@ -298,10 +298,3 @@ def _initialise(
         taken = take_over(draft, id_map, earlier.to(accelerator.device), np.load(settings.from_draft / "id_map.npy"))
         say(f"goes on from {settings.from_draft.name}: {taken} of its ids")
     return draft  # type: ignore[no-any-return]
-
-
-def _line(point: Point) -> str:
-    return (
-        f"step {point.step}, {point.tokens / 1e6:.2f} M tokens, {point.seconds:.0f} s: loss {point.loss:.3f}, "
-        f"agreement {point.agreement:.3f}, block efficiency {point.block_efficiency:.2f}"
-    )
