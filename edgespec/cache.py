@@ -28,7 +28,7 @@ VERSIONS = {
     "onnx_form": 10,
     "exact_widths": 6,
     "forward_times": 7,
-    "engines": 2,
+    "engines": 3,
 }
 """Part of the keys of cached results. Raise a version when a change of ours makes its cached results wrong: the same
 file gives another IR, the same IR another graph or refusal, or the same machine other widths, times or engine"""

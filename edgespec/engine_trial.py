@@ -1,4 +1,4 @@
-"""A short answer with drafts, written as ``auto`` writes it: engines are compared by it.
+"""A prompt that is read and two short answers with drafts, as ``auto`` writes them: engines are compared by it.
 
 It takes the loop, the arbiter and the drafters that a run takes. Only the costs are measured shortly, since an engine
 that is not chosen should not cost a whole calibration.
@@ -25,25 +25,36 @@ from edgespec.sampling_params import SamplingParams
 from edgespec.stats import Stats
 from edgespec.types import Step, Tree
 
-PROMPT = """# Python: total price
-
-```python
-def total(items):
+_CODE = """def total(items, rate):
+    # price of all items, with tax
     result = 0
     for item in items:
-        result += item.price * item.count
-    return result
-```
+        if item.count > 0:
+            result += item.price * item.count
+    return result * (1 + rate)
+"""
+PROMPT = f"""# Python: total price
 
-Question: What does it do? And how does it look with `total` renamed to `amount`?
+```python
+{_CODE}```
+
+Explain in two or three sentences what it does, and when it would be wrong. Then write it again with `total` renamed to
+`amount`, and change nothing else.
+
 Answer: """
-"""asks for prose, code and a copy: whatever a drafter is good at"""
-_LONGEST_PROMPT = 96
+"""asks for a free text and for an edit"""
+EDIT = f"""
+```python
+{_CODE.replace("total", "amount")}"""
+"""An answer that copies from the prompt. It is given, since a small model may write something else."""
+_LONGEST_PROMPT = 128
 """tokens: a vocabulary may spell code letter by letter"""
+_LONGEST_EDIT = 56
 _WIDTHS = (1, 2, 4, 12)
 """whose times are measured; those between lie near a line"""
 _DRAFT_WIDTHS = (1, 2, 4)
 ROWS_NEEDED = 2 * _LONGEST_PROMPT
+"""of cache: a prompt, an answer, and the drafts behind it"""
 
 
 class Trial:
@@ -58,16 +69,16 @@ class Trial:
         lookups: Sequence[Drafter],
         draft: SmallModel | None,
         prompt: Sequence[int],
+        edit: Sequence[int],
         *,
-        load_s: float,
         least: int = 1,
         step: int = 1,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
         self.prompt = list(prompt[:_LONGEST_PROMPT])
+        self.edit = list(edit[:_LONGEST_EDIT])
         self._target, self._clock = target, clock
-        self.load_s = load_s
-        self.read_s = self._read_s(target)
+        self.read()  # the first forward of a width sets things up
         exact = sorted({-(-max(width, least) // step) * step for width in _WIDTHS})
         target_s = self._costs(target, exact, step=step)
         self._arbiter = Arbiter(
@@ -78,12 +89,17 @@ class Trial:
             trees=target.capabilities.tree,
         )
 
+    def read(self) -> float:
+        """Read the prompt. Returns the seconds of a token of it."""
+        return self._read_s(self._target, self.prompt[:-1])
+
     def write(self, text: Sequence[int], tokens: int, most_s: float) -> tuple[list[int], float]:
-        """An answer of so many tokens, or as many as ``most_s`` allow, and the seconds of a token. It begins with
-        ``text``, whatever this engine rounds to: then all engines get the same drafts right."""
+        """An answer to the prompt, which was read, of so many tokens, or as many as ``most_s`` allow, and the seconds
+        of a token. It begins with ``text``, whatever this engine rounds to: then all engines get the same drafts right.
+        """
         self._arbiter.reset()
         arbiter = self._arbiter.only(*self._arbiter.drafters)
-        self._target.prefill(self.prompt[:-1])  # not part of the answer's time
+        self._target.cache.crop(len(self.prompt) - 1)
         context, stats = list(self.prompt), Stats(clock=self._clock)
         target = cast("Model", _Following(self._target, [*self.prompt, *text]))
         ends_s = self._clock() + most_s
@@ -109,7 +125,10 @@ class Trial:
 
     def _draft_costs(self, draft: Model, least: int) -> ForwardCost:
         """In turns with the target, whose weights drive the draft's out of the CPU's caches."""
-        times = self._costs(draft, _DRAFT_WIDTHS, read_s=self._read_s(draft))
+        read = self.prompt[: max(2, draft.cache.capacity - _DRAFT_WIDTHS[-1])][:-1]
+        tokens = [token % draft.vocab_size for token in read]  # it may have fewer ids, and any cost as much
+        self._read_s(draft, tokens)
+        times = self._costs(draft, _DRAFT_WIDTHS, read_s=self._read_s(draft, tokens))
         beside = []
         for _ in range(3):
             self._forward_s(self._target, least)
@@ -119,16 +138,12 @@ class Trial:
         moved = tuple(seconds + more_s for seconds in times.at_short_s)
         return ForwardCost(replace(times, at_short_s=moved, at_long_s=moved), pins_width=False)
 
-    def _read_s(self, model: Model) -> float:
-        """Of a token of the prompt, which is in the cache then. The first forward of a width sets things up."""
-        read = self.prompt[: max(2, model.cache.capacity - _DRAFT_WIDTHS[-1])][:-1]
-        tokens = [token % model.vocab_size for token in read]  # a draft may have fewer ids, and any cost as much
-        for _ in range(2):
-            model.cache.reset()
-            began = self._clock()
-            model.prefill(tokens)
-            seconds = self._clock() - began
-        return seconds / len(tokens)
+    def _read_s(self, model: Model, tokens: Sequence[int]) -> float:
+        """Of a token of a prompt, which is in the cache then."""
+        model.cache.reset()
+        began = self._clock()
+        model.prefill(tokens)
+        return (self._clock() - began) / len(tokens)
 
     def _forward_s(self, model: Model, width: int) -> float:
         length = model.cache.length

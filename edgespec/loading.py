@@ -27,9 +27,9 @@ from edgespec.drafters.retrieval_folder import read_folder, require_folder
 from edgespec.drafters.small_model import SmallModel
 from edgespec.drafters.text_pool import Pool
 from edgespec.drafters.vocabulary_map import input_map, read_id_map
-from edgespec.engine_trial import PROMPT, Trial
+from edgespec.engine_trial import EDIT, PROMPT, Trial
 from edgespec.engine_trial import ROWS_NEEDED as TRIAL_ROWS
-from edgespec.errors import NoSuchModel, SettingError
+from edgespec.errors import NoSuchModel
 from edgespec.hub import catalog
 from edgespec.hub.resolve import FORMS, model_path, resolve
 from edgespec.load_options import LoadOptions
@@ -176,13 +176,10 @@ def _models(
     # Other outputs mean another graph, and its logits may differ in the last digits. So ``draft`` does not change it.
     listed = (Needs(entry.needs.layers, entry.needs.extra) for entry in pair.manifest.drafters)
     layers = reduce(or_, listed, options.needs).layers
-    if layers and options.backend == "onnxruntime":
-        raise SettingError("hidden states come from OpenVINO only: backend", got=options.backend, allowed="openvino")
     device, draft_device = options.device, options.draft_device or options.device
     auto = _auto(pair, draft, other, options)
-    trial = _Trials(machine, pair, options.numerics, *auto)
-    asked = "openvino" if layers else options.backend
-    engine = machine.backend(pair, device, options.numerics, asked, trial)
+    trial = _Trials(machine, pair, options.numerics, layers, *auto)
+    engine = machine.backend(pair, device, options.numerics, options.backend, trial, layers)
     draft_engine: Backend = engine if draft_device == "CPU" else "openvino"
     with ThreadPoolExecutor(1) as beside:  # two models compile, each mostly on one thread
         drafting = beside.submit(_drafters, machine, pair, draft, other, draft_device, draft_engine)
@@ -207,26 +204,32 @@ class _Trials:
     """A target with the drafters of ``auto`` on any engine, to compare engines by."""
 
     def __init__(
-        self, machine: Machine, pair: Bundle, numerics: Numerics | None, draft: str | None, other: Bundle | None
+        self,
+        machine: Machine,
+        pair: Bundle,
+        numerics: Numerics | None,
+        layers: tuple[int, ...],
+        draft: str | None,
+        other: Bundle | None,
     ) -> None:
-        self._machine, self._pair, self._numerics, self._draft, self._other = machine, pair, numerics, draft, other
+        self._machine, self._pair, self._numerics, self._layers = machine, pair, numerics, layers
+        self._draft, self._other = draft, other
 
     @cached_property
-    def _prompt(self) -> list[int]:
-        return _tokenizer(self._pair).encode(PROMPT, raw=True)
+    def _texts(self) -> tuple[list[int], list[int]]:
+        tokenizer = _tokenizer(self._pair)
+        return tokenizer.encode(PROMPT, raw=True), tokenizer.encode(EDIT)
 
     def __call__(self, engine: Backend) -> Trial:
         machine = Machine(TRIAL_ROWS, self._machine.progress, self._machine.accept_licence)
         with ThreadPoolExecutor(1) as beside:  # as they are loaded to run
             drafting = beside.submit(_drafters, machine, self._pair, self._draft, self._other, "CPU", engine)
-            target, load_s = machine.for_trial(self._pair, self._numerics, engine)
+            target = machine.for_trial(self._pair, self._numerics, engine, self._layers)
             lookups, model = drafting.result()
         if model:
             model.alternatives = target.capabilities.tree
         lookups.append(_recycling(self._pair, target, remember=False))
-        return Trial(
-            target, lookups, model, self._prompt, load_s=load_s, least=target.min_width, step=target.width_step
-        )
+        return Trial(target, lookups, model, *self._texts, least=target.min_width, step=target.width_step)
 
 
 def drafter_name(ref: str) -> str:

@@ -209,6 +209,8 @@ class StepwiseDrafter(Drafter, Protocol):
 
     longest: int | None = None
     """most tokens of a draft; None: as many as are asked for"""
+    alternatives: bool = False
+    """The target verifies trees: return a tree, or a chain with runners-up where a text is not drawn."""
 
     def begin(self, context: Sequence[int], params: SamplingParams, *, read: bool = True) -> None:
         """Like ``Drafter.begin``. read: read the context now, and not only when a proposal is asked for."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from edgespec.adaptive.arbiter import Arbiter
 from edgespec.adaptive.calibration import ForwardTimes
+from edgespec.adaptive.draft_cost import CallCost, DraftCost
 from edgespec.adaptive.forward_cost import ForwardCost
 from edgespec.backends.fake import FakeModel, random_table
 from edgespec.decode.autoregressive import autoregressive
@@ -18,15 +19,18 @@ from edgespec.drafters.recycling import Recycling
 from edgespec.drafters.retrieval import Retrieval
 from edgespec.drafters.small_model import SmallModel
 from edgespec.drafters.text_pool import Pool
-from edgespec.protocols import Drafter
+from edgespec.protocols import Drafter, StepwiseDrafter
 from edgespec.sampling_params import SamplingParams
 from edgespec.stats import Stats
 from edgespec.types import Allowed, Draft, Logits
+from tests.heads import FakeHead
 from tests.policies import fixed, own_length
 
 VOCAB = 24
 TABLE = random_table(VOCAB, seed=3)
 PROMPT = [1, 2, 3, 1, 2]
+LAYERS = (1,)
+"""of the target, for heads"""
 
 MODES = {
     "greedy": SamplingParams(),
@@ -83,7 +87,7 @@ def padded() -> SmallModel:
     return SmallModel(wide, VOCAB, blocked=(3,), name="padded")
 
 
-DRAFTERS = {
+DRAFTERS: dict[str, Callable[[], Drafter | Arbiter]] = {
     "none": NoDrafter,
     "junk": Junk,
     "trees": Trees,
@@ -95,6 +99,7 @@ DRAFTERS = {
     "trimmed": trimmed,
     "trimmed on both sides": trimmed_on_both_sides,
     "padded": padded,
+    "head": lambda: FakeHead(TABLE, VOCAB),
     "pool": lambda: Pool(32, shortest=2),
     "recycling": lambda: Recycling(VOCAB),
     "recycling tree": lambda: Recycling(VOCAB, width=3),
@@ -102,6 +107,8 @@ DRAFTERS = {
     "arbiter": lambda: arbiter(close_to(5)),
     "arbiter with trees": lambda: arbiter(close_to(5), trees=True),
     "arbiter with a useless model": lambda: arbiter(FakeModel(lambda text: -TABLE(text), VOCAB)),
+    "arbiter with a head": lambda: arbiter_of(FakeHead(TABLE, VOCAB), [NGram(), Junk()], CallCost(0.1)),
+    "arbiter with a head and trees": lambda: arbiter_of(FakeHead(TABLE, VOCAB), [Trees()], CallCost(0.1), trees=True),
     "arbiter with look-ups": lambda: arbiter(
         close_to(5), [retrieval(), NGram(), Pool(32, shortest=2), Recycling(VOCAB)]
     ),
@@ -114,14 +121,20 @@ def retrieval() -> Retrieval:
 
 
 def arbiter(model: FakeModel | None, free: Sequence[Drafter] | None = None, *, trees: bool = False) -> Arbiter:
-    times = ForwardTimes((1, 8), 0, 0, (1.0, 1.5), (1.0, 1.5))
     free = [NGram(), Junk()] if free is None else free
     if model is None:
-        return Arbiter(free, None, target_s=ForwardCost(times), trees=trees)
+        return arbiter_of(None, free, None, trees=trees)
     draft_s = ForwardCost(ForwardTimes((1,), 0, 0, (0.1,), (0.1,)))
-    small = SmallModel(model, VOCAB)
-    small.alternatives = trees
-    return Arbiter(free, small, target_s=ForwardCost(times), draft_s=draft_s, trees=trees)
+    return arbiter_of(SmallModel(model, VOCAB), free, draft_s, trees=trees)
+
+
+def arbiter_of(
+    model: StepwiseDrafter | None, free: Sequence[Drafter], draft_s: DraftCost | None, *, trees: bool = False
+) -> Arbiter:
+    target_s = ForwardCost(ForwardTimes((1, 8), 0, 0, (1.0, 1.5), (1.0, 1.5)))
+    if model is not None:
+        model.alternatives = trees
+    return Arbiter(free, model, target_s=target_s, draft_s=draft_s, trees=trees)
 
 
 def oracle(params: SamplingParams, budget: int = 40, stop: Sequence[int] = ()) -> list[int]:
@@ -140,7 +153,7 @@ def run(
     budget: int = 40,
     stop: Sequence[int] = (),
 ) -> tuple[list[int], Stats, FakeModel]:
-    target = target or FakeModel(TABLE, VOCAB)
+    target = target or FakeModel(TABLE, VOCAB, layers=LAYERS)
     policy = own_length(drafter) if k is None else fixed(drafter, k)
     context, stats = list(PROMPT), Stats(clock=target.clock)
     for _ in speculative(target, policy, context, params, stop=stop, budget=budget, stats=stats):

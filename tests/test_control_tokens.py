@@ -216,6 +216,26 @@ def test_a_template_that_changes_texts_makes_no_control_token_of_them(tmp_path: 
     assert joined.control_tokens(said(parts)) == ["<s>", "</s>"]
 
 
+SPACES_OUT = {
+    "normalizer": normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]),
+    "pre_tokenizer": pre_tokenizers.Metaspace(prepend_scheme="always", split=False),
+}
+"""as SentencePiece does: Llama 2 and Mistral"""
+
+
+@pytest.mark.parametrize("part", SPACES_OUT)
+def test_a_text_that_is_cut_gets_no_space_there(tmp_path: Path, part: str) -> None:
+    """It is read as a tokenizer reads it for which the spelt token is none."""
+    model = Model(tmp_path, [special("<s>"), special("</s>")], **{part: SPACES_OUT[part]})
+    (tmp_path / "plain").mkdir()
+    plain = Model(tmp_path / "plain", [special("<s>")], **{part: SPACES_OUT[part]})
+    for parts in (["a <", "/s> b"], ["</", "s>"], ["<s>a </s", "> b"], ["</", "s>a</", "s>\nb</", "s>"]):
+        read, expected = (one.tokenizer for one in (model, plain))
+        assert read.decode(read.encode_parts(parts)) == expected.decode(expected.encode("".join(parts)))
+    ids = model.tokenizer.encode_parts(["<s>a</s>", "b"])
+    assert ids == model.tokenizer.encode("<s>a</s>b"), "behind a real one there is a space as ever"
+
+
 @pytest.mark.parametrize("attack", ["</S>", "</\uff53>", "<\ufb05>"])
 def test_a_control_token_that_a_normalizer_makes_is_refused(tmp_path: Path, attack: str) -> None:
     added = [AddedToken(text, special=True, normalized=True) for text in ("<s>", "</s>", "<st>")]

@@ -25,21 +25,26 @@ from edgespec.cli import cli
 from edgespec.errors import ConversionError, SettingError
 from edgespec.machine import engine_choice, engine_comparison, other_programs
 from edgespec.pipeline import Pipeline
+from edgespec.types import Needs
 from tests.tiny_models import build, export_ir
 
 
 @pytest.fixture
 def engines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_fast_ir: Path) -> dict[str, float]:
-    """Seconds that each engine is made to take for 256 tokens, in an empty cache."""
+    """Seconds that each engine is made to take for 200 tokens, in an empty cache."""
     seconds = {"openvino": 2.0, "onnxruntime": 1.0}
 
     class MadeUp:
         def __init__(self, target: PaddedModel, *_: Any, **__: Any) -> None:
-            self.engine, self.read_s, self.load_s = target.capabilities.backend, 1e-5, 1.0
+            self.engine, self.edit = target.capabilities.backend, [1, 2]
+            seconds["layers"] = len(target.capabilities.hidden)
+
+        def read(self) -> float:
+            return 1e-5
 
         def write(self, text: Sequence[int], tokens: int, most_s: float) -> tuple[list[int], float]:
             seconds["measured"] = seconds.get("measured", 0) + 1
-            return [1] * tokens, seconds[self.engine] / 256
+            return [1] * tokens, seconds[self.engine] / 200
 
     monkeypatch.setenv("EDGESPEC_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("EDGESPEC_BACKEND")
@@ -62,6 +67,19 @@ def test_the_faster_one_is_chosen_and_remembered(engines: dict[str, float], tiny
     assert engines["measured"] == measured
     assert loaded(tiny_fast_ir, numerics="fast").target.capabilities.backend == "openvino"  # measured again
     assert loaded(tiny_fast_ir, backend="openvino").target.capabilities.backend == "openvino"
+
+
+def test_a_target_that_returns_hidden_states_is_compared_with_them(
+    engines: dict[str, float], tiny_fast_ir: Path
+) -> None:
+    assert loaded(tiny_fast_ir).target.capabilities.backend == "onnxruntime"
+    measured = engines["measured"]
+    assert engines["layers"] == 0
+    engines["openvino"] = 0.5
+    target = loaded(tiny_fast_ir, needs=Needs((1, 2))).target
+    assert (target.capabilities.backend, target.capabilities.hidden) == ("openvino", (1, 2))
+    assert engines["measured"] == 2 * measured and engines["layers"] == 2
+    assert loaded(tiny_fast_ir).target.capabilities.backend == "onnxruntime", "what was found without them holds"
 
 
 def test_engines_are_not_compared_where_both_would_fill_the_memory(
@@ -100,8 +118,8 @@ def test_doctor_says_which_was_chosen_and_why(engines: dict[str, float], tiny_fa
     assert "whichever is faster" in CliRunner().invoke(cli, ["doctor", "-m", folder, "--json"]).stdout
     loaded(tiny_fast_ir)
     plan = json.loads(CliRunner().invoke(cli, ["doctor", "-m", folder, "--json"]).stdout)["model"]
-    assert plan["engine"].startswith("onnxruntime, as last measured: onnxruntime: 256.0 tokens a second with drafts")
-    assert "256 written: 1.0 s against 2.0 s, noise 2%" in plan["engine"]
+    assert plan["engine"].startswith("onnxruntime, as last measured: 500 tokens read, 100 written and 100 copied")
+    assert "onnxruntime 1.0 s (100000, 200.0 and 200.0 tokens a second), openvino 2.0 s (" in plan["engine"]
     explained = CliRunner().invoke(cli, ["run", "-m", folder, "-n", "2", "--raw", "--explain", "abc"])
     assert "Engine: onnxruntime, as last measured" in explained.stderr
     asked = CliRunner().invoke(

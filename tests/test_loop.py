@@ -20,7 +20,20 @@ from edgespec.sampling_params import SamplingParams
 from edgespec.stats import Stats
 from edgespec.types import Allowed, Draft, Step, Verdict
 from tests.books import check_identities
-from tests.loop_cases import DRAFTERS, MODES, PROMPT, TABLE, VOCAB, Junk, arbiter, close_to, oracle, run, softmax
+from tests.loop_cases import (
+    DRAFTERS,
+    LAYERS,
+    MODES,
+    PROMPT,
+    TABLE,
+    VOCAB,
+    Junk,
+    arbiter,
+    close_to,
+    oracle,
+    run,
+    softmax,
+)
 from tests.policies import fixed
 
 
@@ -70,7 +83,7 @@ def test_output_is_the_oracles_with_any_drafter_mode_and_length(name: str, mode:
 def test_output_is_the_oracles_where_the_first_forward_reads_the_end_of_the_prompt(name: str, mode: str) -> None:
     drafter = DRAFTERS[name]()
     for k in (0, 1, 4):
-        target = FakeModel(TABLE, VOCAB, leaves=8)
+        target = FakeModel(TABLE, VOCAB, leaves=8, layers=LAYERS)
         context, stats, _ = run(drafter, MODES[mode], k, target=target)
         assert context == oracle(MODES[mode])
         check_identities(stats.rounds)

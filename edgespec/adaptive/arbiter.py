@@ -7,11 +7,11 @@ Tokens that a constraint forces are a free draft of chance 1 that every choice b
 they add to what each round commits, and a drafted token is charged with the step from their width to the next.
 
 Drafters that cost nothing (lookup in what was written) are asked every round, and judged by what the target then
-committed, whether their draft was taken or not. A draft model costs a forward for each token, and stops where one more
-is not worth its time (``stop_rule``). When it is not chosen it learns nothing, so it is tried again now and then. And
-as long as every round drafts, a forward that takes longer than was measured looks like a slower machine: so now and
-then a round drafts nothing, to see. What trials of both kinds lose stays under a hundredth of all time
-(``exploration``).
+committed, whether their draft was taken or not. A draft model costs a forward for each token, a head one for all, and
+either stops where one more token is not worth its time (``stop_rule``). When it is not chosen it learns nothing, so it
+is tried again now and then. And as long as every round drafts, a forward that takes longer than was measured looks like
+a slower machine: so now and then a round drafts nothing, to see. What trials of both kinds lose stays under a hundredth
+of all time (``exploration``).
 
 No clock in here: times come with the rounds (``update``), costs from ``forward_cost``.
 """
@@ -23,6 +23,7 @@ from math import inf
 
 from edgespec.adaptive.calibration import WIDTHS
 from edgespec.adaptive.candidate import Candidate
+from edgespec.adaptive.draft_cost import DraftCost
 from edgespec.adaptive.draft_tree import Branch
 from edgespec.adaptive.exploration import Exploration
 from edgespec.adaptive.forward_cost import ForwardCost, cut_outlier
@@ -40,8 +41,9 @@ _TEXT_TOKENS = 128
 class Arbiter:
     """The policy of measured costs (see ``protocols.Policy``).
 
-    free: drafters without a model, in the order of trust. model: a draft model, or None. target_s, draft_s: costs of
-    their forwards. trees: the target verifies trees, so several may draft the same round.
+    free: drafters without a model, in the order of trust. model: a draft model or a drafting head, or None. target_s:
+    costs of the target's forwards. draft_s: of the model's drafts. trees: the target verifies trees, so several may
+    draft the same round.
     """
 
     longest = WIDTHS[-1] - 1
@@ -53,7 +55,7 @@ class Arbiter:
         model: StepwiseDrafter | None,
         *,
         target_s: ForwardCost,
-        draft_s: ForwardCost | None = None,
+        draft_s: DraftCost | None = None,
         trees: bool = False,
     ) -> None:
         assert (model is None) == (draft_s is None)
@@ -63,7 +65,7 @@ class Arbiter:
         self.model = model
         self._trees = trees
         self.target_s, self.draft_s = target_s, draft_s
-        self._worth = RoundWorth(target_s, draft_s, trees=trees)
+        self._worth = RoundWorth(target_s, draft_s, trees=trees, longest=model.longest if model else None)
         self._exploration = Exploration()
         self._drafting: StopRule | None = None  # what the model did this round
         self._prompt_length = 0

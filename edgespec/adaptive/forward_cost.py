@@ -14,7 +14,7 @@ from edgespec.adaptive.width_policy import PinnedWidth
 
 # How far a new observation moves both corrections, in logarithms. As far for a width as for the machine: then rounds of
 # one width only do not hide that it alone is slow, and a narrow forward behind wide ones tells.
-_NEW_SHARE = 0.1
+NEW_SHARE = 0.1
 
 # A forward that took longer than this factor of what was expected says so and no more: a first one sets things up.
 _OUTLIER_FACTOR = 1.5
@@ -120,12 +120,12 @@ class ForwardCost:
         if seconds is None:
             return
         ratio = cut_outlier(seconds, expected_s) / expected_s
-        self._machine_factor *= ratio**_NEW_SHARE
-        self._width_factors[self._known[width][2]] *= ratio ** (_NEW_SHARE if contrast else 1 / LATELY_ROUNDS)
+        self._machine_factor *= ratio**NEW_SHARE
+        self._width_factors[self._known[width][2]] *= ratio ** (NEW_SHARE if contrast else 1 / LATELY_ROUNDS)
 
     def scale(self, ratio: float) -> None:
         """Some forwards took ``ratio`` times as long as expected."""
-        self._machine_factor *= cut_outlier(ratio, 1.0) ** _NEW_SHARE
+        self._machine_factor *= cut_outlier(ratio, 1.0) ** NEW_SHARE
 
     def read_s(self, n: int, context: int) -> float:
         """What n tokens more than one take, in forwards as wide as reading goes."""
@@ -137,7 +137,8 @@ class ForwardCost:
         return max(0.0, n * (self.seconds(widest, context) - one_s) / max(1, widest - 1))
 
     @property
-    def cache_refill_s(self) -> float:
+    def start_s(self) -> float:
+        """What a draft takes beyond its steps: its first one runs behind another model."""
         return self.times.cache_refill_s * self._machine_factor
 
     @property

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 
 from edgespec.adaptive.candidate import Candidate
+from edgespec.adaptive.draft_cost import DraftCost
 from edgespec.adaptive.draft_tree import Branch, merge
 from edgespec.adaptive.forward_cost import ForwardCost
 from edgespec.adaptive.recent import KEPT, Pace
@@ -22,13 +23,16 @@ Offer = tuple[str, list[Branch]]
 
 
 class RoundWorth:
-    """Of the round that runs: ``begin`` says which. trees: several may draft the same round.
+    """Of the round that runs: ``begin`` says which. trees: several may draft the same round. longest: most tokens of a
+    draft by the model.
 
     length: tokens of the context. forced: the last of them, which are verified in front of every draft.
     """
 
-    def __init__(self, target_s: ForwardCost, draft_s: ForwardCost | None, *, trees: bool) -> None:
-        self._target_s, self._draft_s, self._trees = target_s, draft_s, trees
+    def __init__(
+        self, target_s: ForwardCost, draft_s: DraftCost | None, *, trees: bool, longest: int | None = None
+    ) -> None:
+        self._target_s, self._draft_s, self._trees, self._longest = target_s, draft_s, trees, longest
         self._host_s = 0.0
         self._paces = {False: Pace(), True: Pace()}  # of rounds without and with something to copy
         self._copying = False
@@ -110,7 +114,7 @@ class RoundWorth:
         return lambda width: best[min(width, widest) - 1] / rate - self._target_s.seconds(width, self.length)
 
     def _prospects(self, model: Candidate, k: int) -> Iterator[tuple[float, float]]:
-        """For drafts of 1 to k tokens by the model: tokens accepted, seconds to draft.
+        """For drafts of 1 to k tokens by the model, or as many as it drafts: tokens accepted, seconds to draft.
 
         Without what it takes to catch up: that has to be paid whenever it drafts again, and does not speak against now.
         """
@@ -118,8 +122,8 @@ class RoundWorth:
         tokens, chance = 0.0, 1.0
         a_step_s = self._draft_s.seconds(1, self.length)
         another_s = self._draft_s.read_s(1, self.length)  # of the last token, next time, if all are accepted
-        seconds = self._draft_s.cache_refill_s
-        for place in range(k):
+        seconds = self._draft_s.start_s
+        for place in range(k if self._longest is None else min(k, self._longest)):
             chance *= model.by_position.chance(place)
             tokens += chance
             seconds += a_step_s

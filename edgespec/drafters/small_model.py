@@ -45,15 +45,6 @@ class SmallModel(StepwiseDrafter):
         self._logits = slice(len(ids))
         self._choice = TokenChoice(ids, vocab_size, blocked=blocked, name=name)
 
-    @property
-    def alternatives(self) -> bool:
-        """See ``TokenChoice.alternatives``."""
-        return self._choice.alternatives
-
-    @alternatives.setter
-    def alternatives(self, wanted: bool) -> None:
-        self._choice.alternatives = wanted
-
     def begin(self, context: Sequence[int], params: SamplingParams, *, read: bool = True) -> None:
         self._choice.begin(params)
         cache = self.model.cache
@@ -92,7 +83,7 @@ class SmallModel(StepwiseDrafter):
             logits: Logits = self.model.forward(self._read(unread), num_logits=1).logits[-1]
             return logits[self._logits]
 
-        return self._choice.draft(step, context, k, go_on, allowed)
+        return self._choice.draft(step, context, k, go_on, allowed, runners_up=self.alternatives)
 
     def commit(self, context: Sequence[int], draft: Draft, verdict: Verdict, step: Step) -> None:
         """Forget the rows of tokens that were not committed: its own rejected tokens, or all if another draft was

@@ -29,8 +29,6 @@ class TokenChoice:
     def __init__(
         self, ids: NDArray[np.integer], vocab_size: int, *, blocked: Collection[int] = (), name: str = "draft"
     ) -> None:
-        self.alternatives = False
-        """also return runners-up, for trees; greedy drafts only"""
         self._params = SamplingParams()
         columns = np.flatnonzero((ids >= 0) & ~np.isin(ids, list(blocked)))
         if not len(columns):
@@ -53,10 +51,13 @@ class TokenChoice:
         k: int,
         go_on: Callable[[Sequence[float]], bool],
         allowed: Allowed | None = None,
+        *,
+        runners_up: bool = False,
     ) -> Draft:
         """At most k tokens (see ``StepwiseDrafter.propose_while``).
 
         step: the tokens drafted so far -> the drafter's logits after them, ``(m,)``; None: it knows no further.
+        runners_up: return them too, if the text is greedy.
 
         A score is the draft's own probability of the token, before temperature and truncation. The score is 1 if the
         constraint allows no other token there.
@@ -77,7 +78,7 @@ class TokenChoice:
                 score = float(given.probs.max())
             else:
                 token, score = self._choose(row, len(context) + len(tokens))
-                if self.alternatives and self._params.greedy:
+                if runners_up and self._params.greedy:
                     alternatives.append(self._runner_up(row, token))
             certain = self._certain([*tokens, token], k, allowed)
             tokens += [token, *certain]

@@ -1,8 +1,9 @@
-"""How fast each engine answers with a model on this CPU: timed, and stored.
+"""How fast each engine does what a user does with a model on this CPU: timed, and stored.
 
-The engines read a prompt, and then write the same answer in turns, with the drafts that ``auto`` would use. So what
-counts is all that a run takes: the widths that exact numerics allows, the steps of the draft model, width switches. Of
-each engine the best turn counts, since its others were disturbed. How far the turns differ says how much is noise.
+The engines read a prompt and write two answers to it, in turns, with the drafts that ``auto`` would use: a free text,
+and an edit, which copies from the prompt. So what counts is all that a run takes: prompts, the widths that exact
+numerics allows, the steps of the draft model, width switches. Of each engine the best turn counts, since its others
+were disturbed. How far the turns differ says how much is noise. The time to load does not count: a session loads once.
 
 Other programs slow the engines by different factors. So a result that they disturbed is measured again a day later, if
 the machine is idle then.
@@ -11,7 +12,7 @@ the machine is idle then.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import inf
 from pathlib import Path
 from statistics import mean
@@ -23,10 +24,11 @@ from edgespec.machine import measurement_store
 from edgespec.machine.other_programs import BUSY_CORES, Others, busy
 from edgespec.types import Backend, Numerics
 
-_PROMPT, _ANSWER = 128, 256
-"""tokens that are read and written in what engines are compared by"""
-_WRITTEN, _MOST_S = 40, 2.0
-"""tokens of the answer that is timed, and seconds after which it is cut"""
+_READ, _WRITTEN, _COPIED = 500, 100, 100
+"""Tokens of the use that engines are compared by: a question about a screen or two of code, answered in prose and with
+an edit. docs/log/engines.md has what other numbers would choose."""
+_TIMED, _MOST_S = 24, 1.5
+"""tokens of the free text that is timed, and seconds after which an answer is cut. The edit has its own length."""
 _TURNS = 2
 _LEAST_NOISE = 0.02
 """Two turns may agree by luck."""
@@ -35,13 +37,12 @@ _LOOK_S, _AGAIN_S = 0.2, 24 * 3600
 
 
 class Engine(Protocol):
-    """A model and its drafters on an engine.
+    """A model and its drafters on an engine. edit: the text of the edit."""
 
-    load_s: seconds that it took to load the model. read_s: seconds of a token of a prompt.
-    """
+    edit: list[int]
 
-    load_s: float
-    read_s: float
+    def read(self) -> float:
+        """Read the prompt. Returns the seconds of a token."""
 
     def write(self, text: Sequence[int], tokens: int, most_s: float) -> tuple[list[int], float]:
         """An answer that begins with ``text`` and has so many tokens, fewer after ``most_s``; and the seconds of each
@@ -50,24 +51,23 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds of an engine: to read a token of a prompt, to write one with drafts, to load the target."""
+    """Seconds of an engine for a token: of a prompt, of a free text and of an edit, both written with drafts."""
 
     read_s: float
     write_s: float
-    load_s: float
+    copy_s: float
 
     def __post_init__(self) -> None:
-        if not all(0 < seconds < inf for seconds in (self.read_s, self.write_s, self.load_s)):
+        if not all(0 < seconds < inf for seconds in (self.read_s, self.write_s, self.copy_s)):
             raise ValueError("not the times of an engine")
 
     @property
-    def answer_s(self) -> float:
-        """Seconds of the prompt and the answer that engines are compared by."""
-        return _PROMPT * self.read_s + _ANSWER * self.write_s
+    def use_s(self) -> float:
+        """Seconds of the use that engines are compared by."""
+        return _READ * self.read_s + _WRITTEN * self.write_s + _COPIED * self.copy_s
 
     def __str__(self) -> str:
-        read, written = 1 / self.read_s, 1 / self.write_s
-        return f"{written:.1f} tokens a second with drafts, prompts at {read:.0f}, loads in {self.load_s:.1f} s"
+        return f"{1 / self.read_s:.0f}, {1 / self.write_s:.1f} and {1 / self.copy_s:.1f} tokens a second"
 
 
 @dataclass(frozen=True)
@@ -92,17 +92,17 @@ class Comparison:
     @property
     def tie(self) -> bool:
         """No engine is faster by more than noise."""
-        seconds = [pace.answer_s for pace in self.paces.values()]
+        seconds = [pace.use_s for pace in self.paces.values()]
         return not seconds or max(seconds) <= (1 + max(self.noise, _LEAST_NOISE)) * min(seconds)
 
     @property
     def faster(self) -> Backend:
-        """Of a tie, the engine that loads faster."""
+        """Of a tie, the engine that reads faster. They differ most in that, so a second measurement finds the same."""
         if not self.paces:
             return "openvino"
         engines: tuple[Backend, ...] = get_args(Backend)
         paces, tie = self.paces, self.tie
-        return min(engines, key=lambda name: paces[name].load_s if tie else paces[name].answer_s)
+        return min(engines, key=lambda name: paces[name].read_s if tie else paces[name].use_s)
 
     @property
     def noisy(self) -> bool:
@@ -111,12 +111,13 @@ class Comparison:
     def __str__(self) -> str:
         if not self.paces:
             return "openvino runs this model, onnxruntime does not"
-        paces = "; ".join(f"{name}: {pace}" for name, pace in sorted(self.paces.items()))
-        seconds = " against ".join(f"{self.paces[name].answer_s:.1f} s" for name in sorted(self.paces))
-        tie = "; a tie, so the one that loads faster" if self.tie else ""
+        names = sorted(self.paces, key=self.faster.__ne__)  # the one that is taken first
+        seconds = ", ".join(f"{name} {self.paces[name].use_s:.1f} s ({self.paces[name]})" for name in names)
+        tie = "; a tie, so the one that reads faster" if self.tie else ""
         beside = f", beside other programs that took {self.others:.1f} cores" if self.noisy else ""
         noise = max(self.noise, _LEAST_NOISE)
-        return f"{paces}; {_PROMPT} tokens read and {_ANSWER} written: {seconds}, noise {noise:.0%}{tie}{beside}"
+        use = f"{_READ} tokens read, {_WRITTEN} written and {_COPIED} copied with drafts"
+        return f"{use}: {seconds}, noise {noise:.0%}{tie}{beside}"
 
 
 def file_of(key: str) -> Path:
@@ -145,17 +146,23 @@ def last(model: str, numerics: Numerics) -> Comparison | None:
 def compare(model: str, numerics: Numerics, engines: Mapping[str, Engine]) -> Comparison:
     """Time each engine. All write what the first one wrote."""
     others = Others()
-    text: list[int] = []
-    turns: list[dict[str, float]] = []
+    free: list[int] = []
+    edit: list[int] = []
+    turns: list[dict[str, Pace]] = []
     for _ in range(_TURNS):
-        write_s = {}
+        paces = {}
         for name, engine in engines.items():
-            written, write_s[name] = engine.write(text, len(text) or _WRITTEN, inf if text else _MOST_S)
-            text = text or written
-        turns.append(write_s)
-    ratios = [turn["onnxruntime"] / turn["openvino"] for turn in turns]
+            read_s = engine.read()
+            free, write_s = engine.write(free, len(free) or _TIMED, inf if free else _MOST_S)
+            edit, copy_s = engine.write(edit or engine.edit, len(edit or engine.edit), inf if edit else _MOST_S)
+            paces[name] = Pace(read_s, write_s, copy_s)
+        turns.append(paces)
+    ratios = [turn["onnxruntime"].use_s / turn["openvino"].use_s for turn in turns]
     noise = max(abs(ratio / mean(ratios) - 1) for ratio in ratios)
-    paces = {
-        name: Pace(engine.read_s, min(turn[name] for turn in turns), engine.load_s) for name, engine in engines.items()
-    }
-    return Comparison(model, numerics, paces, noise, others.cores())
+    return Comparison(
+        model, numerics, {name: _best([turn[name] for turn in turns]) for name in engines}, noise, others.cores()
+    )
+
+
+def _best(turns: Sequence[Pace]) -> Pace:
+    return Pace(*(min(getattr(turn, field.name) for turn in turns) for field in fields(Pace)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from time import perf_counter
 from typing import TYPE_CHECKING, get_args
 
 from edgespec import cache
@@ -55,7 +54,7 @@ class Machine:
         context_length: int | None = None,
         layers: tuple[int, ...] = (),
     ) -> PaddedModel:
-        """layers: those whose hidden states the model is compiled to return; on OpenVINO."""
+        """layers: those whose hidden states the model is compiled to return."""
         capacity = min(self.capacity, context_length or self.capacity)
         graph = self._path(bundle, model)
         if is_draft and is_ready(graph):  # whatever its target runs on
@@ -91,18 +90,24 @@ class Machine:
         numerics: Numerics | None,
         asked: str | None,
         trial: Callable[[Backend], Engine],
+        layers: tuple[int, ...] = (),
     ) -> Backend:
         """The engine for a target: the one asked for, else EDGESPEC_BACKEND, else the faster one on this CPU. A ready
         ONNX model runs on one engine only.
 
         trial: loads the target and its drafters on an engine, to be timed (see ``for_trial``).
+        layers: as for ``model``.
         """
         target = bundle.manifest.target
         graph = self._path(bundle, target)
         if is_ready(graph):
             return engine_choice.of_ready(graph, asked, device, _way_out(target))
         return engine_choice.named(asked, device) or engine_choice.faster(
-            graph, numerics, lambda: self._compared(bundle, numerics, trial), has_form=_is_current(target.onnx)
+            graph,
+            numerics,
+            lambda: self._compared(bundle, numerics, trial, layers),
+            has_form=_is_current(target.onnx),
+            layers=layers,
         )
 
     def costs(self, model: PaddedModel) -> ForwardCost:
@@ -123,18 +128,24 @@ class Machine:
         target.cache.reset()
         return costs
 
-    def for_trial(self, bundle: Bundle, numerics: Numerics | None, backend: Backend) -> tuple[PaddedModel, float]:
-        """A target to be timed, and the seconds to load it. Finding out which widths are exact takes longer than all of
-        a comparison. So here it is a guess, and found for the chosen engine only."""
-        opening = self._trial_opening(bundle, numerics)
-        began = perf_counter()
+    def for_trial(
+        self, bundle: Bundle, numerics: Numerics | None, backend: Backend, layers: tuple[int, ...] = ()
+    ) -> PaddedModel:
+        """A target to be timed. Finding out which widths are exact takes longer than all of a comparison. So here it is
+        a guess, and found for the chosen engine only."""
+        opening = self._trial_opening(bundle, numerics, layers)
         model = open_model(backend, opening)
-        load_s = perf_counter() - began
         if model.numerics == "exact" and (widths := guess_exact_widths(model)):
             model.set_exact_widths(widths)
-        return model, load_s
+        return model
 
-    def _compared(self, bundle: Bundle, numerics: Numerics | None, trial: Callable[[Backend], Engine]) -> Comparison:
+    def _compared(
+        self,
+        bundle: Bundle,
+        numerics: Numerics | None,
+        trial: Callable[[Backend], Engine],
+        layers: tuple[int, ...],
+    ) -> Comparison:
         """Time each engine with the target of a bundle, in turns."""
         if reason := engine_choice.broken():
             raise BackendError(reason)
@@ -143,7 +154,7 @@ class Machine:
 
         self._say("finding out which engine is faster on this CPU (one-time)")
         name, kind = bundle.manifest.name, numerics or "exact"
-        opening = self._trial_opening(bundle, numerics)
+        opening = self._trial_opening(bundle, numerics, layers)
         self._require_room_for_both(opening.graph)
         try:
             if opening.form is None:
@@ -175,10 +186,10 @@ class Machine:
             self._say(f"no memory to compare the engines, so OpenVINO runs: {sizes}")
             raise BackendError("no memory to compare the engines", got=sizes)
 
-    def _trial_opening(self, bundle: Bundle, numerics: Numerics | None) -> Opening:
+    def _trial_opening(self, bundle: Bundle, numerics: Numerics | None, layers: tuple[int, ...]) -> Opening:
         target = bundle.manifest.target
         path, form = self._path(bundle, target), self._form(bundle, target)
-        return self._opening(bundle, path, form, "CPU", numerics, ROWS_NEEDED)
+        return self._opening(bundle, path, form, "CPU", numerics, ROWS_NEEDED, layers=layers)
 
     def _opening(
         self,

@@ -8,6 +8,7 @@ import secrets
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +91,11 @@ class Tokenizer:
         if len(parts) < 2:
             ids = self._ids(self.engine, "".join(parts))
         else:
-            engine, cut, cut_id = self._cut_engine
-            ids = [token for token in self._ids(engine, cut.join(parts)) if token != cut_id]
+            engine, cut, joint, cut_id = self._cut_engine
+            whole = parts[0]
+            for before, part in pairwise(parts):  # behind an added token the engine takes up the text anew anyway
+                whole += (cut if before.endswith(self._added_texts) else joint) + part
+            ids = [token for token in self._ids(engine, whole) if token != cut_id]
         spelt = Counter(self._control_ids[text] for part in parts for text in self._control_spelt.findall(part))
         control = set(self._control_ids.values())
         made = Counter(token for token in ids if token in control) - spelt
@@ -104,14 +108,30 @@ class Tokenizer:
         return ids
 
     @cached_property
-    def _cut_engine(self) -> tuple[Any, str, int]:
-        """A tokenizer with one more token, which separates parts. Nobody can guess its spelling."""
+    def _cut_engine(self) -> tuple[Any, str, str, int]:
+        """A tokenizer with one more token, which separates parts: its text, its text where a text goes on behind it,
+        and its id. Nobody can guess the spelling.
+
+        Tokenizers made by SentencePiece may put a space before each text between added tokens. A text that goes on gets
+        none: it begins with a mark, which is removed with all that was put before it.
+        """
         import tokenizers
+        from tokenizers import pre_tokenizers
 
         engine = tokenizers.Tokenizer.from_str(self.engine.to_str())
-        cut = f"\ue000{secrets.token_hex(8)}\ue000"
+        name = secrets.token_hex(8)
+        cut, mark = f"\ue000{name}\ue000", ""
+        if _puts_before(engine):
+            mark = f"\ue001{name}\ue001"
+            removing = pre_tokenizers.Split(tokenizers.Regex(rf"(?m)\A.*{mark}"), "removed")
+            own = [engine.pre_tokenizer] if engine.pre_tokenizer is not None else []
+            engine.pre_tokenizer = pre_tokenizers.Sequence([*own, removing])
         engine.add_tokens([tokenizers.AddedToken(cut, normalized=False)])
-        return engine, cut, engine.token_to_id(cut)
+        return engine, cut, cut + mark, engine.token_to_id(cut)
+
+    @cached_property
+    def _added_texts(self) -> tuple[str, ...]:
+        return tuple(token.content for token in self._added.values() if token.content)
 
     @cached_property
     def _control_ids(self) -> dict[str, int]:
@@ -180,6 +200,14 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.engine.decode(list(ids), skip_special_tokens=True))
+
+
+def _puts_before(engine: Any) -> bool:
+    """Whether the tokenizer puts something before every text between added tokens."""
+    steps = [json.loads(step.__getstate__()) for step in (engine.normalizer, engine.pre_tokenizer) if step is not None]
+    for step in steps:
+        steps += [*step.get("normalizers", ()), *step.get("pretokenizers", ())]
+    return any(step["type"] == "Prepend" or step.get("prepend_scheme") == "always" for step in steps)
 
 
 def _is_tag(text: str) -> bool:
