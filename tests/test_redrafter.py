@@ -104,7 +104,7 @@ def accepted(stats: Stats) -> float:
 @pytest.mark.parametrize("beams", [0, BEAMS, -BEAMS], ids=["chain", "best beam", "tree"])
 def test_the_text_is_that_of_plain_decoding(beams: int, mode: str, k: int) -> None:
     made = drafter(Graph(beams=abs(beams)))
-    made.trees = beams < 0
+    made.alternatives = beams < 0
     text, stats = decode(made, MODES[mode], k)
     assert text == plain(MODES[mode])
     assert sum(r.accepted for r in stats.rounds) > 0
@@ -160,7 +160,7 @@ def test_without_states_nothing_is_drafted(beams: int) -> None:
     made = drafter(graph)
     made.begin(PROMPT, MODES["greedy"])
     assert made.propose(PROMPT, 3).tokens == () and made.unread_tokens(len(PROMPT)) == 0
-    made.trees = True
+    made.alternatives = True
     assert made.propose(PROMPT, 3).tokens == () and not graph.runs
 
 
@@ -195,7 +195,7 @@ def drafter_of(**options: Any) -> ReDrafter:
 
 def test_beams_share_their_prefixes_in_one_tree() -> None:
     made = drafter_of(graph=Graph(beams=BEAMS))
-    made.trees = True
+    made.alternatives = True
     draft = made.propose(PROMPT, BEAMS * STEPS)
     rows = Graph(beams=BEAMS).run({**made._graph.runs[-1]})
     beams = IDS[rows["beams"]].tolist()
@@ -205,7 +205,7 @@ def test_beams_share_their_prefixes_in_one_tree() -> None:
         texts.append((*texts[parent], token))
     assert set(texts[1:]) == paths and len(texts) == len(paths) + 1 < BEAMS * STEPS
     assert made.propose(PROMPT, 3).tokens == draft.tokens[:3], "the likeliest nodes come first"
-    made.trees = False
+    made.alternatives = False
     assert made.propose(PROMPT, STEPS).tokens == tuple(beams[0]) and made.propose(PROMPT, STEPS).tree is None
 
 

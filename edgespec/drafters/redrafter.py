@@ -11,16 +11,6 @@ known distributions where rejection asks for them.
 the draft where the target verifies chains only. Both are functions of the context, and right under each rule of
 verification.
 
-There are two kinds.
-
-A *chain* gives its logits too. The tokens are chosen again from them here, since penalties, truncation and a constraint
-are known here alone. Where that choice is another one than the graph's, the draft ends: the graph's later logits follow
-another text. The graph gets the noise of the drafted positions, so it chooses alike in sampling. A chain is drawn from
-known distributions where rejection asks for them.
-
-*Beams* are the likeliest continuations. They share prefixes, so they are folded into one tree. Where the target verifies
-chains only, the best beam is the draft. It is a function of the context, and right under each rule of verification.
-
 There are two deviations from the paper. It accepts each beam with draws of its own, and keeps the best of them. That
 changes the distribution: here a node's tokens are compared with one draw. And its graph runs once for each step.
 """
@@ -63,8 +53,6 @@ class ReDrafter(StepwiseDrafter):
     ) -> None:
         self.name = name
         self.needs = Needs(tuple(layers))
-        self.trees = False
-        """propose a tree of all beams; the target must verify trees"""
         _check(graph, len(ids), len(layers), name)
         self.hidden_size = graph.inputs["states"][1] // len(layers)
         self.longest: int = graph.inputs["noise"][0]
@@ -76,15 +64,6 @@ class ReDrafter(StepwiseDrafter):
         self._row_of = {token: row for row, token in enumerate(ids.tolist())}
         self._unknown = self._row_of.get(-1, 0)
         self._never = {*blocked, -1}
-
-    @property
-    def alternatives(self) -> bool:
-        """See ``TokenChoice.alternatives``."""
-        return self._choice.alternatives
-
-    @alternatives.setter
-    def alternatives(self, wanted: bool) -> None:
-        self._choice.alternatives = wanted
 
     def begin(self, context: Sequence[int], params: SamplingParams, *, read: bool = True) -> None:
         self._choice.begin(params)
@@ -103,11 +82,7 @@ class ReDrafter(StepwiseDrafter):
         self._state.reset()
 
     def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
-        """A tree of at most k tokens if ``trees`` is set, else a chain."""
-        if not (self._beams and self.trees):
-            return self.propose_while(context, k, lambda scores: True, allowed)
-        found = self._run(context, k)
-        return self._folded(found, k).draft if found is not None else Draft()
+        return self.propose_while(context, k, lambda scores: True, allowed)
 
     def propose_while(
         self,
@@ -116,20 +91,21 @@ class ReDrafter(StepwiseDrafter):
         go_on: Callable[[Sequence[float]], bool],
         allowed: Allowed | None = None,
     ) -> Draft:
+        """A tree is whole, of up to k tokens: it costs nothing to go on."""
         found = self._run(context, k)
         if found is None:
             return Draft()
         if self._beams:
-            best = self._folded({name: values[:1] for name, values in found.items()}, k)
-            count = next((n for n in range(1, len(best.tokens)) if not go_on(best.scores[:n])), len(best.tokens))
-            return Draft(best.tokens[:count], scores=best.scores[:count])
+            count = None if self.alternatives else 1
+            beams, scores = (found[name][:count] for name in ("beams", "scores"))
+            return fold(self._ids[beams], scores, k=k, without=self._never).draft
         logits, chosen = found["logits"], self._ids[found["tokens"]].tolist()
 
         def step(drafted: Sequence[int]) -> Logits | None:
             count = len(drafted)
             return logits[count] if count < len(chosen) and chosen[:count] == list(drafted) else None
 
-        return self._choice.draft(step, context, k, go_on, allowed)
+        return self._choice.draft(step, context, k, go_on, allowed, runners_up=self.alternatives)
 
     def _run(self, context: Sequence[int], k: int) -> Mapping[str, NDArray[Any]] | None:
         """The graph's outputs; None if the states are missing."""
@@ -143,9 +119,6 @@ class ReDrafter(StepwiseDrafter):
                 "noise": self._choice.noise(len(context), self.longest),
             }
         )
-
-    def _folded(self, found: Mapping[str, NDArray[Any]], k: int) -> Folded:
-        return fold(self._ids[found["beams"]], found["scores"], k=k, without=self._never)
 
 
 class Folded(NamedTuple):
