@@ -13,6 +13,7 @@ can say how.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,8 +41,8 @@ class HeadShape:
 class Head(nn.Module):
     """``(n, vocab)`` logits, step by step.
 
-    embeddings: ``(vocab, d)`` of the ids that it can propose, frozen. output: ``(vocab, d)`` rows of the target's head,
-    the first values of own rows. scales: ``(layers * d,)`` what each value of the states is divided by.
+    embeddings: ``(vocab, d)`` of the ids that it can propose. output: ``(vocab, d)`` rows of the target's head. scales:
+    ``(layers * d,)`` what each value of the states is divided by.
     """
 
     def __init__(self, shape: HeadShape, embeddings: torch.Tensor, output: torch.Tensor, scales: torch.Tensor) -> None:
@@ -49,8 +50,9 @@ class Head(nn.Module):
         self.shape = shape
         size = output.shape[1]
         # Steps of training are alike for all matrices if what they read is about 1.
-        self.register_buffer("table", embeddings.clone())
-        self.register_buffer("table_scale", 1 / embeddings.square().mean().sqrt())
+        table = output if shape.rows == "target" else embeddings
+        self.register_buffer("table", table.clone())
+        self.register_buffer("table_scale", 1 / table.square().mean().sqrt())
         self.register_buffer("scales", scales.clone())
         self.register_buffer("out_scale", scales[-size:].square().mean().sqrt())
         self.from_states = nn.Linear(len(scales), size)
@@ -73,6 +75,15 @@ class Head(nn.Module):
             share = s[: shape.rank].sqrt()
             self.narrow = nn.Parameter((v[: shape.rank].T * share).T.contiguous())
             self.rows = nn.Parameter((u[:, : shape.rank] * share).contiguous())
+
+    def forward(self, states: torch.Tensor, reads: torch.Tensor, counts: Sequence[int]) -> list[torch.Tensor]:
+        """The logits of each step, at the first ``counts`` of the places. reads: ``(n, steps)`` what is read there."""
+        base, s = self.begin(states)
+        found = []
+        for step, count in enumerate(counts):
+            x, s = self.step(base[:count], s[:count], reads[:count, step])
+            found.append(self.logits(x))
+        return found
 
     def begin(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What is constant for a round, and the first s. states: ``(n, layers * d)``."""

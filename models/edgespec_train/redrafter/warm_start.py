@@ -1,56 +1,70 @@
 """The head before training: the linear map from a state and the token it gave to the next state, by least squares.
 
-The target's own output rows follow it. So the head drafts from its first step on.
+The target's own output rows follow it, since that next state is what they read. So the head drafts from its first step
+on.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from edgespec_train.corpus.states import States
 from edgespec_train.redrafter.head import Head
-from edgespec_train.redrafter.rounds import Rounds
 
-_AT_ONCE = 4096
+_TEXTS_AT_ONCE = 16
+_RIDGE = 1e-2
+"""for each place, of inputs whose squares are about 1"""
+
+
+def scales_of(states: States, texts: int = 64) -> torch.Tensor:
+    """``(layers * d,)`` how far each value of the states spreads."""
+    step = max(1, len(states.texts) // texts)
+    some = states.places(states.texts[::step][:texts], 1).states
+    return torch.from_numpy(some.reshape(len(some), -1).std(0).clip(min=1e-3))
 
 
 @torch.no_grad()
-def fit(
-    head: Head, rounds: Rounds, limit: int = 60_000, ridge: float = 1e-2, dtype: torch.dtype = torch.float32
-) -> float:
-    """Sets ``from_states`` and ``from_token``; returns R squared. The state to predict is that of the next round."""
-    same = np.flatnonzero((rounds.text[1:] == rounds.text[:-1]))
-    random = np.random.default_rng(0)
-    if len(same) > limit:
-        same = np.sort(random.choice(same, limit, replace=False))
-    size = rounds.states[0].shape[1]
-    width = head.table.shape[1]
-    inputs = size + width + 1
-    gram = torch.zeros(inputs, inputs)
-    product = torch.zeros(inputs, width)
-    squares, total = 0.0, torch.zeros(width)
-    for a in range(0, len(same), _AT_ONCE):
-        which = same[a : a + _AT_ONCE]
-        x, y = _pairs(head, rounds, which)
-        wide = x.to(dtype)
-        gram += (wide.T @ wide).float()
-        product += (wide.T @ y.to(dtype)).float()
+def fit(head: Head, states: States, inverse: NDArray[np.int64], rows: int) -> float:
+    """Set ``from_states`` and ``from_token`` from about so many places; returns R squared.
+
+    inverse: the head's id of each target id. The last of ``states.layers`` is what the target's output head reads.
+    """
+    wide, width = len(head.scales), head.table.shape[1]
+    inputs = wide + width + 1
+    gram, product = torch.zeros(inputs, inputs), torch.zeros(inputs, width)
+    squares, total, count = 0.0, torch.zeros(width), 0
+    for x, y in _pairs(head, states, inverse, rows):
+        gram += x.T @ x
+        product += x.T @ y
         squares += float(y.square().sum())
         total += y.sum(0)
-    count = len(same)
-    gram = (gram + gram.T) / 2
-    gram += ridge * count * torch.eye(inputs)
-    solved = torch.cholesky_solve(product.double(), torch.linalg.cholesky(gram.double())).float()
-    residual = squares - 2 * float((solved * product).sum()) + float((solved * (gram @ solved)).sum())
-    head.from_states.weight.copy_(solved[:size].T)
-    head.from_states.bias.copy_(solved[-1])
-    head.from_token.weight.copy_(solved[size:-1].T)
+        count += len(x)
+    gram += _RIDGE * count * torch.eye(inputs)
+    found = torch.cholesky_solve(product.double(), torch.linalg.cholesky(gram.double())).float()
+    residual = squares - 2 * float((found * product).sum()) + float((found * (gram @ found)).sum())
+    head.from_states.weight.copy_(found[:wide].T)
+    head.from_states.bias.copy_(found[-1])
+    head.from_token.weight.copy_(found[wide:-1].T)
     return 1 - residual / (squares - float(total.square().sum()) / count)
 
 
-def _pairs(head: Head, rounds: Rounds, which: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    width = head.table.shape[1]
-    states = torch.from_numpy(rounds.states_of(which)) / head.scales
-    following = torch.from_numpy(rounds.states_of(which + 1)[:, -width:]) / head.out_scale
-    e = head.table[torch.from_numpy(rounds.inverse[rounds.last[which]])] * head.table_scale
-    return torch.cat([states, e, torch.ones(len(which), 1)], 1), following
+def _pairs(
+    head: Head, states: States, inverse: NDArray[np.int64], rows: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Inputs and the state to predict, by some texts at a time."""
+    width, read = head.table.shape[1], 0
+    order = np.random.default_rng(0).permutation(len(states.texts))
+    for begin in range(0, len(order), _TEXTS_AT_ONCE):
+        if read >= rows:
+            return
+        places = states.places([states.texts[i] for i in order[begin : begin + _TEXTS_AT_ONCE]], 1)
+        same = np.flatnonzero(places.texts[1:] == places.texts[:-1])
+        scaled = torch.from_numpy(places.states[same].reshape(len(same), -1)) / head.scales
+        e = head.table[torch.from_numpy(inverse[places.tokens[same]])] * head.table_scale
+        following = torch.from_numpy(places.states[same + 1, -1, :width]) / head.out_scale
+        yield torch.cat([scaled, e, torch.ones(len(same), 1)], 1), following
+        read += len(same)
