@@ -9,8 +9,8 @@ import click
 from click.core import ParameterSource
 
 from edgespec.bench.report import show
-from edgespec.commands.options import accept_licence, fetch_options, model_options
-from edgespec.commands.training_options import PATH, corpus_options, output, say
+from edgespec.commands.options import fetch_options, model_options
+from edgespec.commands.training_options import PATH, corpus_options, head_options, output, say
 from edgespec.errors import SettingError
 from edgespec.types import Backend
 
@@ -115,6 +115,55 @@ def fastdraft(context: click.Context, /, target: str, output: Path, **options: A
             "--corpus names shards that are made already", got=", ".join(given), hint="leave out one of them"
         )
     click.echo(train_fastdraft(target, output, say, plan, options))
+
+
+@command.command()
+@click.argument("target")
+@output
+@head_options(layers="14,25,28")
+@click.option(
+    "--state", type=click.IntRange(0), default=768, show_default=True, help="Width of the recurrence; 0: none."
+)
+@click.option("--blocks", type=click.IntRange(0), default=2, show_default=True, help="Residual blocks.")
+@click.option(
+    "--rows",
+    type=click.Choice(["target", "own", "low-rank"]),
+    default="target",
+    show_default=True,
+    help="Output rows: the target's, trained ones, or a product of two narrow matrices.",
+)
+@click.option("--rank", type=click.IntRange(1), default=256, show_default=True, help="Of low-rank rows.")
+@click.option("--lookahead", type=click.IntRange(1, 16), default=5, show_default=True, help="Steps it is trained on.")
+@click.option(
+    "--loss", type=click.Choice(["kd", "ce", "ce+kd"]), default="kd", show_default=True, help="See models/README.md."
+)
+@click.option("--share", type=click.FloatRange(0, 1, min_open=True), default=0.6, show_default=True)
+@click.option("--fit-rows", type=click.IntRange(0), default=60_000, show_default=True, help="To fit before training.")
+@click.option("--draft-length", type=click.IntRange(1, 16), default=5, show_default=True, help="Tokens of a draft.")
+@click.option("--beams", type=click.IntRange(1, 64), default=1, show_default=True, help="1 is an exact chain.")
+@click.option("--weights", type=click.Choice(["int8", "int4", "f32"]), default="int8", show_default=True)
+@click.option(
+    "--states-weights",
+    type=click.Choice(["int8", "int4", "f32"]),
+    default="int8",
+    show_default=True,
+    help="Of what a round reads once.",
+)
+@click.option("--embeddings-from", metavar="SOURCE", help="A checkpoint of TARGET that torch reads.")
+def redrafter(target: str, output: Path, **options: Any) -> None:
+    """Train a recurrent head for TARGET (ReDrafter, arXiv 2403.09919); prints the folder to use with --draft.
+
+    It drafts in one inference, from the hidden states of TARGET's last row; the last of --layers is the final one. Each
+    step of the look-ahead is trained on a --share of the places of the step before it. All work is in DIR; after an
+    interruption the same command goes on. After training it packs with other --weights, --draft-length or --beams.
+
+    \b
+    edgespec train redrafter default --layers 30 -o work --corpus-tokens 300000
+    edgespec run -m default --draft work/draft "Hello"
+    """
+    from edgespec_train import train_head
+
+    click.echo(train_head("redrafter", target, output, say, options))
 
 
 @command.command()
