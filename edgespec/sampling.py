@@ -148,8 +148,9 @@ def uniform(seed: int, purpose: int, *key: int) -> float:
 
     * ACCEPT is keyed by (position, sibling), CORRECT by position. A position is decided once in a generation. The
       decided tokens are committed, or the generation ends there. The next round begins after them.
-    * DRAFT is keyed by (committed length, position). A position may be drafted in many rounds, each time with another
-      context. A drafter may also have looked at an earlier draw. But each round has its own committed length.
+    * DRAFT is keyed by the committed length, and is the seed of the draft's Gumbel noise in that round. A position may
+      be drafted in many rounds, each time with another context. A drafter may also have looked at an earlier draw. But
+      each round has its own committed length.
     """
     state = _mix_one(seed)
     for word in (purpose, *key):

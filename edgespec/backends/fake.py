@@ -20,6 +20,8 @@ from edgespec.types import Logits, Step, Tree, behind
 _LONGEST_PAD = 16
 Table = Callable[[tuple[int, ...]], Logits]
 """The visible text of a row, its own token last -> logits ``(vocab,)``."""
+State = Callable[[int, tuple[int, ...]], NDArray[np.float32]]
+"""A layer, and the visible text of a row -> hidden state ``(d,)``."""
 
 
 class VirtualClock:
@@ -50,7 +52,8 @@ class FakeCache(KVRows):
 class FakeModel:
     """``table`` says what the model thinks; ``forward_s(width)`` what a forward costs on ``clock``.
 
-    leaves: rows of a prompt that a prefill defers, at most. layers: whose hidden states (``hidden_state``) it returns.
+    leaves: rows of a prompt that a prefill defers, at most. layers: whose hidden states it returns. state: these, of a
+    layer behind a text.
     """
 
     def __init__(
@@ -66,8 +69,10 @@ class FakeModel:
         clock: VirtualClock | None = None,
         leaves: int = 0,
         layers: tuple[int, ...] = (),
+        state: State | None = None,
     ) -> None:
         self.table = table
+        self.state = state or hidden_state
         self.vocab_size = vocab_size
         self.cache = FakeCache(capacity)
         self.capabilities = Capabilities(
@@ -150,7 +155,7 @@ class FakeModel:
         self.cache.physical[begin + len(tokens) : begin + width] = [-1] * (width - len(tokens))
         self.widths.append(width)
         done_s = self.clock.now_s + self.forward_s(width)
-        hidden = {layer: np.array([hidden_state(layer, text) for text in seen]) for layer in self.capabilities.hidden}
+        hidden = {layer: np.array([self.state(layer, text) for text in seen]) for layer in self.capabilities.hidden}
         step = Step(logits, hidden, width, prompt_rows)
         self._pending = step, done_s, own, tree is not None
 

@@ -12,6 +12,11 @@ from edgespec.errors import SettingError
 from edgespec.pipeline import Pipeline
 
 OWN = Path(__file__).with_name("prompts.jsonl")
+SUMMARIES_AND_STORIES = Path(__file__).with_name("papers_prompts.jsonl")
+PAPERS = "papers"
+"""in the place of a file: what papers on drafting measure. Summaries, stories to go on with, and of ``OWN`` the
+instructions and functions"""
+_OF_PAPERS = ("chat", "code")
 
 
 @dataclass(frozen=True)
@@ -26,9 +31,15 @@ class Prompt:
 def read(path: Path | None = None, per_category: int | None = None) -> list[Prompt]:
     """Lines of JSON: ``kind`` ("code": no template), ``text`` or ``turns`` (the first), and a ``category`` or none.
 
-    per_category: take that many of each category only.
+    path: None for ``OWN``; see also ``PAPERS``. per_category: take that many of each category only.
     """
-    path = path or OWN
+    if path == Path(PAPERS) and not path.exists():
+        own = [prompt for prompt in _read(OWN) if prompt.category in _OF_PAPERS]
+        return _some([*_read(SUMMARIES_AND_STORIES), *own], per_category)
+    return _some(_read(path or OWN), per_category)
+
+
+def _read(path: Path) -> list[Prompt]:
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         prompts = [
@@ -46,6 +57,10 @@ def read(path: Path | None = None, per_category: int | None = None) -> list[Prom
         ) from error
     if not prompts:
         raise SettingError("no prompts in the file", got=str(path))
+    return prompts
+
+
+def _some(prompts: list[Prompt], per_category: int | None) -> list[Prompt]:
     if per_category is None:
         return prompts
     seen: Counter[str] = Counter()

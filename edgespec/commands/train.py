@@ -3,32 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 from click.core import ParameterSource
 
 from edgespec.bench.report import show
 from edgespec.commands.options import fetch_options, model_options
+from edgespec.commands.training_options import PATH, corpus_options, head_options, output, say
 from edgespec.errors import SettingError
-
-_PATH = click.Path(path_type=Path)
-_output = click.option("-o", "--output", metavar="DIR", required=True, type=_PATH, help="Work folder.")
-_CORPUS = [
-    click.option("--corpus-tokens", type=click.IntRange(1), default=1_000_000, show_default=True, metavar="N"),
-    click.option("--folder", "folders", multiple=True, metavar="DIR", help="Your own code or text, to ask about too."),
-    click.option("--exclude", multiple=True, metavar="FILE", help="Benchmark prompts that must not be trained on."),
-    click.option("--new-tokens", type=click.IntRange(1), default=160, show_default=True, help="Longest answer."),
-    click.option("--texts-per-shard", type=click.IntRange(8), default=640, show_default=True),
-    click.option("--corpus-seed", "corpus_seed", type=click.IntRange(0), default=0, show_default=True),
-    click.option("--ray", is_flag=True, help="Make shards with Ray Data (extra train-ray)."),
-]
-
-
-def _corpus_options(function: Any) -> Any:
-    for option in reversed(_CORPUS):
-        function = option(function)
-    return function
+from edgespec.types import Backend
 
 
 @click.group(name="train")
@@ -38,20 +22,48 @@ def command() -> None:
 
 @command.command()
 @click.argument("target")
-@_output
-@_corpus_options
+@output
+@corpus_options
 def corpus(target: str, output: Path, **plan: Any) -> None:
     """Let TARGET write the text a draft is trained on, into DIR/corpus. Goes on where it was stopped."""
     from edgespec_train import write_corpus
 
-    click.echo(write_corpus(target, output, _say, **plan))
+    click.echo(write_corpus(target, output, say, **plan))
 
 
 @command.command()
 @click.argument("target")
-@_output
-@_corpus_options
-@click.option("--corpus", "corpus_folder", type=_PATH, metavar="DIR", help="Shards made before.  [default: DIR/corpus]")
+@click.option("--corpus", "corpus_folder", type=PATH, metavar="DIR", required=True, help="The shards to read.")
+@click.option("-o", "--output", metavar="DIR", required=True, type=PATH, help="The folder to fill.")
+@click.option("--layers", metavar="I,J,...", help="Keep the states of these layers; the last is the output head's.")
+@click.option("--longest", type=click.IntRange(2), default=448, show_default=True, help="Most tokens of a text.")
+@click.option(
+    "--prompt-share", type=click.FloatRange(0, 1), default=0.45, show_default=True, help="Most of it that is prompt."
+)
+@click.option("--tokens", type=click.IntRange(1), metavar="N", help="Most tokens in all.  [default: all]")
+def states(target: str, corpus_folder: Path, output: Path, layers: str | None, **choice: Any) -> None:
+    """Let TARGET read a corpus once more: keeps its hidden states and best log-probabilities in DIR.
+
+    TARGET is any model that edgespec runs. Layers are numbered as transformers' hidden_states: 0 is the embedding. Goes
+    on where it was stopped.
+
+    \b
+    edgespec train states qwen2.5-coder-1.5b --corpus work/corpus -o work/states --layers 2,14,25,28
+    """
+    from edgespec_train import replay_corpus
+
+    try:
+        numbers = tuple(int(layer) for layer in layers.split(",")) if layers else ()
+    except ValueError as error:
+        raise SettingError("layers of the target", got=layers, allowed="numbers with commas, as 2,14,28") from error
+    click.echo(replay_corpus(target, corpus_folder, output, say, numbers, **choice))
+
+
+@command.command()
+@click.argument("target")
+@output
+@corpus_options
+@click.option("--corpus", "corpus_folder", type=PATH, metavar="DIR", help="Shards made before.  [default: DIR/corpus]")
 @click.option("--steps", type=click.IntRange(1), default=2000, show_default=True, help="Batches to train on.")
 @click.option("--batch", "tokens_per_batch", type=click.IntRange(64), default=3072, show_default=True, metavar="TOKENS")
 @click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=2e-3, show_default=True)
@@ -64,7 +76,7 @@ def corpus(target: str, output: Path, **plan: Any) -> None:
 @click.option("--from-layers", metavar="I,J,...", help="Take these layers of the target instead.")
 @click.option("--layers-from", metavar="SOURCE", help="Take layers of another model with the target's vocabulary.")
 @click.option("--from-scratch", is_flag=True, help="Initialise from random weights instead of the target's.")
-@click.option("--from-draft", type=_PATH, metavar="DIR", help="Go on from DIR, the draft folder of an earlier run.")
+@click.option("--from-draft", type=PATH, metavar="DIR", help="Go on from DIR, the draft folder of an earlier run.")
 @click.option("--hidden", type=click.IntRange(1), metavar="N", help="Width of a draft from scratch.")
 @click.option("--heads", type=click.IntRange(1), metavar="N", help="Heads that it divides its width into.")
 @click.option("--intermediate", type=click.IntRange(1), metavar="N", help="Width of its MLP.")
@@ -102,19 +114,68 @@ def fastdraft(context: click.Context, /, target: str, output: Path, **options: A
         raise SettingError(
             "--corpus names shards that are made already", got=", ".join(given), hint="leave out one of them"
         )
-    click.echo(train_fastdraft(target, output, _say, plan, options))
+    click.echo(train_fastdraft(target, output, say, plan, options))
 
 
 @command.command()
-@click.argument("draft", type=_PATH)
 @click.argument("target")
-@click.option("-o", "--output", metavar="DIR", required=True, type=_PATH, help="The folder to write.")
+@output
+@head_options(layers="14,25,28")
+@click.option(
+    "--state", type=click.IntRange(0), default=768, show_default=True, help="Width of the recurrence; 0: none."
+)
+@click.option("--blocks", type=click.IntRange(0), default=2, show_default=True, help="Residual blocks.")
+@click.option(
+    "--rows",
+    type=click.Choice(["target", "own", "low-rank"]),
+    default="target",
+    show_default=True,
+    help="Output rows: the target's, trained ones, or a product of two narrow matrices.",
+)
+@click.option("--rank", type=click.IntRange(1), default=256, show_default=True, help="Of low-rank rows.")
+@click.option("--lookahead", type=click.IntRange(1, 16), default=5, show_default=True, help="Steps it is trained on.")
+@click.option(
+    "--loss", type=click.Choice(["kd", "ce", "ce+kd"]), default="kd", show_default=True, help="See models/README.md."
+)
+@click.option("--share", type=click.FloatRange(0, 1, min_open=True), default=0.6, show_default=True)
+@click.option("--fit-rows", type=click.IntRange(0), default=60_000, show_default=True, help="To fit before training.")
+@click.option("--draft-length", type=click.IntRange(1, 16), default=5, show_default=True, help="Tokens of a draft.")
+@click.option("--beams", type=click.IntRange(1, 64), default=1, show_default=True, help="1 is an exact chain.")
+@click.option("--weights", type=click.Choice(["int8", "int4", "f32"]), default="int8", show_default=True)
+@click.option(
+    "--states-weights",
+    type=click.Choice(["int8", "int4", "f32"]),
+    default="int8",
+    show_default=True,
+    help="Of what a round reads once.",
+)
+@click.option("--embeddings-from", metavar="SOURCE", help="A checkpoint of TARGET that torch reads.")
+def redrafter(target: str, output: Path, **options: Any) -> None:
+    """Train a recurrent head for TARGET (ReDrafter, arXiv 2403.09919); prints the folder to use with --draft.
+
+    It drafts in one inference, from the hidden states of TARGET's last row; the last of --layers is the final one. Each
+    step of the look-ahead is trained on a --share of the places of the step before it. All work is in DIR; after an
+    interruption the same command goes on. After training it packs with other --weights, --draft-length or --beams.
+
+    \b
+    edgespec train redrafter default --layers 30 -o work --corpus-tokens 300000
+    edgespec run -m default --draft work/draft "Hello"
+    """
+    from edgespec_train import train_head
+
+    click.echo(train_head("redrafter", target, output, say, options))
+
+
+@command.command()
+@click.argument("draft", type=PATH)
+@click.argument("target")
+@click.option("-o", "--output", metavar="DIR", required=True, type=PATH, help="The folder to write.")
 @click.option("--weights", type=click.Choice(["int8", "int4", "f16", "f32"]), default="int4", show_default=True)
 @click.option("--group-size", type=int, metavar="N", help="Weights that share a step in int4.  [default: 128]")
 @click.option("--called", "target_names", multiple=True, metavar="NAME", help="What other files of TARGET begin with.")
 @click.option("--licence", metavar="ID", help="Of the draft.  [default: the target's]")
 @click.option(
-    "--corpus", type=_PATH, metavar="DIR", help="The shards it was trained on, to check it and for the record."
+    "--corpus", type=PATH, metavar="DIR", help="The shards it was trained on, to check it and for the record."
 )
 @click.option("--notes", metavar="TEXT", help="For the record.")
 def pack(**packing: Any) -> None:
@@ -128,18 +189,23 @@ def pack(**packing: Any) -> None:
     """
     from edgespec_train import pack_draft
 
-    click.echo(pack_draft(packing, _say))
+    click.echo(pack_draft(packing, say))
 
 
 @command.command()
 @model_options
 @fetch_options
-@click.option("--prompts", type=_PATH, metavar="FILE", help="Lines of JSON (kind, text).  [default: 12 of our own]")
+@click.option(
+    "--prompts",
+    type=PATH,
+    metavar="FILE",
+    help="Lines of JSON (kind, text). papers: summaries, stories, instructions, functions.  [default: 12 of our own]",
+)
 @click.option("--new-tokens", type=click.IntRange(2), default=128, show_default=True)
 @click.option("--temperature", "-t", type=float, default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--per-category", type=click.IntRange(1), metavar="N", help="Take N prompts of each category.")
-@click.option("--texts", "recorded", type=_PATH, metavar="FILE", help="Keep what the target writes, for other drafts.")
-@click.option("--held-out", type=_PATH, metavar="CORPUS", help="Take the greedy texts of CORPUS not trained on.")
+@click.option("--texts", "recorded", type=PATH, metavar="FILE", help="Keep what the target writes, for other drafts.")
+@click.option("--held-out", type=PATH, metavar="CORPUS", help="Take the greedy texts of CORPUS not trained on.")
 @click.option("--timed", type=click.IntRange(0), default=2, show_default=True, help="Texts to time in each category.")
 def evaluate(
     prompts: Path | None,
@@ -151,7 +217,11 @@ def evaluate(
     held_out: Path | None,
     **options: Any,
 ) -> None:
-    """Acceptance by category and position, block efficiency, and measured speed-up of a pair's drafter."""
+    """What a pair's drafter is worth, by category: acceptance by position, tokens per forward, MBSU, measured speed-up.
+
+    MBSU is tokens per forward over 1 + k c, where c is what drafting a token costs over a step of the target: in
+    weights that are read, and in measured time. A speed-up below 0.6 of it is marked.
+    """
     from edgespec.commands.fetching import fetch_first
     from edgespec.loading import load
     from edgespec_train.evaluate import LENGTHS
@@ -183,6 +253,39 @@ def evaluate(
 
 @command.command()
 @click.option("--model", "-m", metavar="REF", default="default", show_default=True, help="The target.")
+@click.option("--draft", "drafts", multiple=True, required=True, metavar="REF", help="One to judge; may be repeated.")
+@click.option("-k", "k", type=click.IntRange(1, 8), default=3, show_default=True, help="Tokens to draft each round.")
+@click.option("--temperature", "-t", type=click.FloatRange(0), default=0.6, show_default=True, help="Beside greedy.")
+@click.option(
+    "--prompts",
+    type=PATH,
+    default="papers",
+    show_default=True,
+    metavar="FILE",
+    help="See evaluate. papers: summaries, stories, instructions, functions.",
+)
+@click.option("--new-tokens", type=click.IntRange(2), default=64, show_default=True)
+@click.option("--per-category", type=click.IntRange(1), metavar="N", help="Take N prompts of each category.")
+@click.option("--timed", type=click.IntRange(0), default=1, show_default=True, help="Texts to time in each category.")
+@click.option("--texts", type=PATH, metavar="DIR", help="Keep what the target writes, for other drafters.")
+@click.option("--backend", type=click.Choice(get_args(Backend)), help="Engine.  [default: the faster one on this CPU]")
+@accept_licence
+def table(model: str, drafts: tuple[str, ...], backend: Backend | None, accept_licence: bool, **asked: Any) -> None:
+    """Judge drafters of one target on the same texts, greedy and sampled; prints tables in Markdown.
+
+    \b
+    edgespec train table -m qwen2.5-coder-1.5b --draft fastdraft --draft ngram
+    """
+    from edgespec_train.table import Asked
+    from edgespec_train.table import table as lines
+
+    options = {"backend": backend, "accept_licence": accept_licence}
+    for line in lines(Asked(model, drafts, **asked, options=options), say):
+        click.echo(line)
+
+
+@command.command()
+@click.option("--model", "-m", metavar="REF", default="default", show_default=True, help="The target.")
 @click.option("--rounds", type=click.IntRange(3), default=30, show_default=True, help="Forwards of each shape.")
 def latency(model: str, rounds: int) -> None:
     """Time draft steps of many shapes with random weights: what a layer, a width, a token costs on this machine."""
@@ -191,10 +294,6 @@ def latency(model: str, rounds: int) -> None:
     rows = []
     for timed in sweep(model, rounds):
         rows.append((str(timed.candidate), timed.megabytes, timed.step_ms, timed.ratio))
-        _say(f"{rows[-1][0]}: {timed.step_ms:.2f} ms, {timed.ratio:.3f} of a step of the target")
+        say(f"{rows[-1][0]}: {timed.step_ms:.2f} ms, {timed.ratio:.3f} of a step of the target")
     columns = ["draft", "MB", "ms a step", "of a target step"]
     show("latency of draft shapes", columns, rows, {"shapes": {row[0]: row[1:] for row in rows}})
-
-
-def _say(line: str) -> None:
-    click.echo(line, err=True)

@@ -8,12 +8,13 @@ as they do for the target.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgespec.errors import IncompatiblePair
-from edgespec.sampling import DRAFT, adjust, distribution, draw, pick, uniform
+from edgespec.sampling import DRAFT, adjust, distribution, draw, gumbel, uniform
 from edgespec.sampling_params import SamplingParams
 from edgespec.types import Allowed, Distribution, Draft, DraftKind, Logits
 
@@ -33,6 +34,7 @@ class TokenChoice:
         if not len(columns):
             raise IncompatiblePair(f"draft {name} has no token that it may propose")
         self._columns = columns if len(columns) < len(ids) else slice(None)
+        self._all = ids
         self._ids = ids[columns]
         if len(np.unique(self._ids)) < len(columns):
             raise IncompatiblePair(f"draft {name} has two logits for one token", hint="its id_map names an id twice")
@@ -69,12 +71,11 @@ class TokenChoice:
             if row.max() == -np.inf:  # none of its tokens is allowed here
                 break
             if self._params.rejects:
-                assert self._params.seed is not None
-                number = uniform(self._params.seed, DRAFT, len(context), len(context) + len(tokens))
                 given = distribution(row, self._params, self._ids)
                 probs.append(given)
+                token = draw(row, self._drawing(len(context)), len(context) + len(tokens), self._ids)
                 # Not the drawn token's probability: whether it is proposed must not depend on which one it is.
-                token, score = pick(given, number), float(given.probs.max())
+                score = float(given.probs.max())
             else:
                 token, score = self._choose(row, len(context) + len(tokens))
                 if runners_up and self._params.greedy:
@@ -92,6 +93,29 @@ class TokenChoice:
         return Draft(
             tuple(tokens), kind=kind, probs=tuple(probs), scores=tuple(scores), alternatives=tuple(alternatives)
         )
+
+    def noise(self, committed: int, count: int) -> NDArray[np.float32]:
+        """``(count, m)`` for a graph that chooses by itself: the largest sum of logit and noise is the token that
+        ``draft`` chooses. That holds where no truncation, penalty or constraint has a say.
+
+        committed: length of the context. count: tokens of a draft.
+        """
+        found = np.zeros((count, len(self._all)), np.float32)
+        for token, bias in self._params.logit_bias.items():
+            found[:, self._all == token] = bias
+        if not self._params.greedy:
+            params = self._drawing(committed)
+            assert params.seed is not None
+            for place in range(count):
+                found[place] += params.temperature * gumbel(params.seed, committed + place, self._all)
+        return found
+
+    def _drawing(self, committed: int) -> SamplingParams:
+        """With the seed to draw with: the target's, or for rejection one of its own in each round (see ``uniform``)."""
+        if not self._params.rejects:
+            return self._params
+        assert self._params.seed is not None
+        return replace(self._params, seed=int(uniform(self._params.seed, DRAFT, committed) * 2**52))
 
     def _certain(self, drafted: Sequence[int], k: int, allowed: Allowed | None) -> list[int]:
         """The tokens that must follow, since a constraint allows no other. They cost no step of their own."""

@@ -7,21 +7,22 @@ sides draw with the same keyed noise. Speed-up is measured with the target: plai
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgespec import Pipeline
 from edgespec.backends.fake import FakeModel
 from edgespec.bench.prompts import Prompt, encode
 from edgespec.decode.policy import FixedLength, Plain
 from edgespec.decode.speculative import speculative
-from edgespec.protocols import Drafter
+from edgespec.protocols import Drafter, Model
 from edgespec.sampling_params import SamplingParams
 from edgespec.stats import Stats
-from edgespec.types import Logits, Round
+from edgespec.types import Hidden, Logits, Round
 
 LENGTHS = tuple(range(1, 9))
 """every k that is evaluated"""
@@ -63,8 +64,8 @@ class Rounds:
         return shares
 
     def mbsu(self, cost: float) -> float:
-        """Memory-bound speed-up (FastDraft, arXiv 2411.11055): block efficiency over 1 + k c. cost: c, bytes of the
-        draft over bytes of the target."""
+        """Memory-bound speed-up (FastDraft, arXiv 2411.11055): block efficiency over 1 + k c. cost: c, what drafting a
+        token costs over a step of the target, in bytes that are read or in time."""
         return self.block_efficiency / (1 + self.k * cost)
 
 
@@ -80,6 +81,24 @@ def generate_texts(
         yield GeneratedText(prompt.category, ids, tuple(text.token_ids))
 
 
+def states_of(target: Model, text: GeneratedText, layers: Collection[int]) -> dict[int, NDArray[np.float32]]:
+    """Of each layer ``(n, d)``: what the target thinks at every token of prompt and answer. Leaves the text in its
+    cache."""
+    whole = [*text.prompt, *text.tokens]
+    rows: dict[int, list[NDArray[np.float32]]] = {layer: [] for layer in layers}
+
+    def keep(start: int, tokens: Sequence[int], hidden: Hidden) -> None:
+        for layer, kept in rows.items():
+            kept.append(hidden[layer].copy())
+
+    target.cache.crop(0)  # rows that are there already would not be told of
+    target.prefill(whole[:-1], observe=keep)
+    keep(0, whole, target.forward(whole[-1:], num_logits=0).hidden)  # with the rows that the prefill left to it
+    found = {layer: np.concatenate(kept) for layer, kept in rows.items()}
+    assert all(len(states) == len(whole) for states in found.values())
+    return found
+
+
 def replay(
     drafter: Drafter,
     texts: Iterable[GeneratedText],
@@ -87,16 +106,25 @@ def replay(
     k: int,
     vocab_size: int,
     stop: Collection[int] = (),
+    states: Callable[[GeneratedText], Mapping[int, NDArray[np.float32]]] | None = None,
 ) -> dict[str, Rounds]:
     """Per category, the rounds that ``drafter`` would have had with the target that generated these texts.
 
-    stop: tokens that end a text. The loop drafts beyond them, since it does not know the end.
+    stop: tokens that end a text. The loop drafts beyond them, since it does not know the end. states: ``states_of`` a
+    text, for a drafter that reads them.
     """
     found: dict[str, Rounds] = {}
     for text in texts:
         whole = (*text.prompt, *text.tokens)
         room = k + 1 if text.tokens[-1] in stop else 0
-        target = FakeModel(_recorded(whole, vocab_size), vocab_size, capacity=len(whole) + room, max_width=512)
+        hidden = states(text) if states and drafter.needs.layers else {}
+        target = FakeModel(
+            *(_recorded(whole, vocab_size), vocab_size),
+            capacity=len(whole) + room,
+            max_width=512,
+            layers=tuple(hidden),
+            state=_recorded_state(hidden),
+        )
         drafter.reset()  # drafters must not copy the same text of another k
         stats = Stats()
         context = list(text.prompt)
@@ -110,26 +138,52 @@ def replay(
     return found
 
 
-def speed_up(
+@dataclass
+class Timed:
+    """Texts that were decoded with the target in the loop, plainly and with drafts, in turns.
+
+    ratios: plain over speculative decode time per token. costs: seconds to draft a token, over a plain step.
+    """
+
+    ratios: list[float] = field(default_factory=list)
+    costs: list[float] = field(default_factory=list)
+    rounds: list[Round] = field(default_factory=list)
+
+    @property
+    def speed_up(self) -> float:
+        return median(self.ratios)
+
+    @property
+    def cost(self) -> float:
+        return median(self.costs) if self.costs else 0.0
+
+
+def timed(
     pipeline: Pipeline, texts: Sequence[GeneratedText], sampling: SamplingParams, k: int, *, pairs: int = 1
-) -> dict[str, float]:
-    """Per category: median over texts and pairs of plain over speculative decode time per token."""
-    ratios: dict[str, list[float]] = {}
+) -> dict[str, Timed]:
+    """Per category; the order of plain and speculative alternates."""
+    found: dict[str, Timed] = {}
     for number, text in enumerate(texts):
         for pair in range(pairs):
-            seconds = {}
+            runs: dict[bool, Stats] = {}
             for drafted in (False, True) if (number + pair) % 2 else (True, False):
                 pipeline.forget()  # drafters must not copy the same text of an earlier run
-                pipeline.target.prefill(text.prompt[:-1])  # every round only decodes
-                run = pipeline.generate(
+                pipeline.target.cache.crop(0)  # every round only decodes, and drafters hear of all states
+                pipeline.target.prefill(text.prompt[:-1], observe=pipeline.drafter.observe)
+                runs[drafted] = pipeline.generate(
                     text.prompt,
                     max_new_tokens=len(text.tokens),
                     sampling=sampling,
                     policy=pipeline.fixed_length(k) if drafted else Plain(),
-                )
-                seconds[drafted] = run.stats.decode_s / run.stats.decoded
-            ratios.setdefault(text.category, []).append(seconds[False] / seconds[True])
-    return {category: median(values) for category, values in ratios.items()}
+                ).stats
+            step = runs[False].decode_s / runs[False].decoded
+            part = found.setdefault(text.category, Timed())
+            part.ratios.append(step / (runs[True].decode_s / runs[True].decoded))
+            drafting = [r for r in runs[True].rounds if r.proposed]
+            if drafting:
+                part.costs.append(sum(r.draft_s for r in drafting) / sum(r.proposed for r in drafting) / step)
+            part.rounds += runs[True].rounds
+    return found
 
 
 def _recorded(whole: tuple[int, ...], vocab_size: int) -> Callable[[tuple[int, ...]], Logits]:
@@ -141,6 +195,19 @@ def _recorded(whole: tuple[int, ...], vocab_size: int) -> Callable[[tuple[int, .
         return row
 
     return table
+
+
+def _recorded_state(
+    states: Mapping[int, NDArray[np.float32]],
+) -> Callable[[int, tuple[int, ...]], NDArray[np.float32]]:
+    """Of a row that is rejected, or behind the end, it does not matter what it is."""
+
+    def state(layer: int, text: tuple[int, ...]) -> NDArray[np.float32]:
+        rows = states[layer]
+        found: NDArray[np.float32] = rows[min(len(text), len(rows)) - 1]
+        return found
+
+    return state
 
 
 def merged(parts: Iterable[Rounds], k: int) -> Rounds:

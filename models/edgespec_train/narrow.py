@@ -37,7 +37,7 @@ def narrow_embedding(model: ov.Model) -> bool:
             continue
         if len(shape := table.get_output_shape(0)) != 2 or shape[1] % GROUP:
             continue
-        narrow = _decompressed(np.array(below.get_data(), np.float32), below.get_friendly_name())
+        narrow = narrow_constant(np.array(below.get_data(), np.float32), below.get_friendly_name())
         node.input(0).replace_source_output(narrow.output(0))
         return True
     return False
@@ -54,14 +54,15 @@ def codes_of(values: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np
     return np.clip(np.rint(values / safe) + _MIDDLE, 0, 15).astype(np.uint8), steps
 
 
-def _decompressed(values: NDArray[np.float32], name: str) -> Any:
+def narrow_constant(values: NDArray[np.float32], name: str = "") -> Any:
     """A subgraph of constants that gives ``(rows, columns)`` in f32, as NNCF writes one."""
     rows, columns = values.shape
     codes, steps = codes_of(values.reshape(rows, columns // GROUP, GROUP))
     tensor = ov.Tensor(ov.Type.u4, ov.Shape(codes.shape))
     tensor.data.reshape(-1).view(np.uint8)[:] = (codes[..., 0::2] | codes[..., 1::2] << 4).reshape(-1)
     constant = ops.constant(tensor)
-    constant.set_friendly_name(name)
+    if name:
+        constant.set_friendly_name(name)
     middle = ops.convert(ops.constant(np.array(_MIDDLE, np.uint8)), "f16")
     shifted = ops.subtract(ops.convert(constant, "f16"), middle)
     scaled = ops.multiply(shifted, ops.constant(steps))

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from edgespec.bench.prompts import OWN
+from edgespec.bench.prompts import OWN, SUMMARIES_AND_STORIES
 from edgespec.errors import SettingError
 
 _RUN = 10
@@ -31,7 +31,7 @@ class Decontaminator:
     def __init__(self, files: Iterable[Path]) -> None:
         self._runs: set[str] = set()
         self._whole: set[str] = set()
-        for file in (OWN, *files):
+        for file in (OWN, SUMMARIES_AND_STORIES, *files):
             for text in _texts(file):
                 self.add(text)
 

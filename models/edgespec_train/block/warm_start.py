@@ -1,0 +1,209 @@
+"""The block head before training, by least squares: what the last row's states and the anchor say of the next states.
+
+The target's own output rows turn a state into logits. So a linear map to the target's next states is a draft already,
+and it is found without a step of gradient descent. Everything is done in ``width`` directions in which the target's
+states move its logits most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.linalg import blas, cho_factor, cho_solve
+
+from edgespec_train.block.head import BlockHead
+from edgespec_train.corpus.states import States
+from edgespec_train.corpus.texts import TextId
+
+Matrix = NDArray[np.float32]
+_DAMPING = 0.03
+_ROWS_AT_ONCE = 2048
+_SECOND = 0.6
+"""weight of the second position where positions share the directions that are read of the states"""
+
+
+@dataclass(frozen=True)
+class Directions:
+    """The subspace of the target's last states that moves its logits most.
+
+    encode: ``(d, width)`` a state less ``mean`` -> its coordinates. decode: ``(width, vocabulary)`` coordinates ->
+    logits less ``bias``.
+    """
+
+    encode: Matrix
+    decode: Matrix
+    mean: Matrix
+    bias: Matrix
+
+    def of(self, states: NDArray[np.floating]) -> Matrix:
+        return (states.astype(np.float32) - self.mean) @ self.encode
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """The target's, at the head's ids. read: ``(vocabulary + 1, d)``, the last row for all other tokens. written:
+    ``(vocabulary, d)`` rows of its output head. counts: ``(vocabulary,)`` how often each id is written."""
+
+    read: Matrix
+    written: Matrix
+    counts: NDArray[np.int64]
+
+
+def directions(states: Matrix, rows: Matrix, width: int) -> Directions:
+    """states: ``(n, d)`` the target's last states. rows: ``(vocabulary, d)`` of its output head."""
+    mean = states.mean(0)
+    centred = rows - rows.mean(0)
+    metric = centred.T @ centred / len(rows)
+    values, vectors = np.linalg.eigh(metric.astype(np.float64))
+    root = np.sqrt(np.maximum(values, values[-1] * 1e-9))
+    to, back = (vectors * root) @ vectors.T, (vectors / root) @ vectors.T
+    spread = (states - mean).T @ (states - mean) / len(states)
+    best = np.linalg.eigh(to @ spread @ to)[1][:, ::-1][:, :width]
+    encode, decode = (to @ best).astype(np.float32), (rows @ (back @ best)).astype(np.float32)
+    return Directions(encode, decode.T, mean, rows @ mean)
+
+
+@torch.no_grad()
+def initialise(
+    head: BlockHead, states: States, last: States, inverse: NDArray[np.int64], embeddings: Embeddings, rows: int
+) -> float:
+    """Set the head by least squares over about ``rows`` answer rows; returns R squared of the first position.
+
+    states: of the head's layers. last: the same texts, with the target's last states. inverse: head id of each target
+    id.
+    """
+    width, block = head.shape.width, head.shape.block
+    texts = _some(states, rows)
+    sample = np.concatenate([states.states(text)[states.answer(text) - 1 :: 4].astype(np.float32) for text in texts])
+    head.mean.copy_(torch.from_numpy(sample.mean(0)))
+    head.scale.copy_(torch.from_numpy(sample.std(0) + 1e-3))
+    sample = np.concatenate([last.states(text)[states.answer(text) - 1 :: 4, 0].astype(np.float32) for text in texts])
+    found = directions(sample, embeddings.written, width)
+    read = (embeddings.read - embeddings.read.mean(0)) / embeddings.read.std()
+
+    def features(text: TextId, anchors: NDArray[np.intp]) -> Matrix:
+        held = torch.from_numpy(states.states(text)[anchors - 1].astype(np.float32))
+        return np.concatenate([head.normalised(held).numpy(), read[inverse[states.tokens(text)[anchors]]]], 1)
+
+    def following(text: TextId, anchors: NDArray[np.intp], places: int) -> Matrix:
+        coordinates = found.of(last.states(text)[:, 0])
+        return np.concatenate([coordinates[anchors + place] for place in range(places)], 1)
+
+    moments = products(_joined((features(t, a), following(t, a, 2)) for t, a in _anchors(states, texts, 2)))
+    linear = solve(moments, _DAMPING)
+    joint = shared(moments, linear, width)
+    own = linear.shape[0] - read.shape[1]
+    head.last_row.weight.copy_(torch.from_numpy(joint[:own].T))
+    head.last_row.bias.zero_()
+    head.anchor.weight.copy_(torch.from_numpy(read @ joint[own:]))
+    head.head.weight.copy_(torch.from_numpy(found.decode.T))
+    head.head.bias.copy_(torch.from_numpy(found.bias))
+    rank = head.shape.rank
+    if rank:
+        head.previous.weight.copy_(torch.from_numpy(low_rank(read @ linear[own:, :width], embeddings.counts, rank)))
+
+    squares = [0.0]
+
+    def second(text: TextId, anchors: NDArray[np.intp]) -> tuple[Matrix, Matrix]:
+        ones = np.ones((len(anchors), 1), np.float32)
+        parts = [features(text, anchors) @ joint, ones]
+        if rank:
+            before = [inverse[states.tokens(text)[anchors + place]] for place in range(1, block)]
+            parts += [head.previous.weight.numpy()[ids] for ids in before]
+        targets = following(text, anchors, block)
+        squares[0] += float((targets[:, :width] ** 2).sum())
+        return np.concatenate(parts, 1), targets
+
+    small = products(_joined(second(t, a) for t, a in _anchors(states, texts, block)))
+    small = (_symmetric(small[0]), small[1])
+    after: Matrix | None = None
+    residual = 1.0
+    for place in range(block):
+        columns = np.arange(width + 1)
+        target = small[1][:, place * width : (place + 1) * width]
+        if place and rank:
+            previous = np.arange(width + 1 + (place - 1) * rank, width + 1 + place * rank)
+            if after is None:
+                both = np.concatenate([columns, previous])
+                solved = solve((small[0][np.ix_(both, both)], target[both]), 1e-4)
+                after = solved[width + 1 :]
+                head.following.weight.copy_(torch.from_numpy((after @ found.decode).T))
+            target = target - small[0][:, previous] @ after
+        solved = solve((small[0][np.ix_(columns, columns)], target[columns]), 1e-4)
+        rows = slice(place * width, (place + 1) * width)
+        head.places.weight[rows].copy_(torch.from_numpy(solved[:width].T))
+        head.places.bias[rows].copy_(torch.from_numpy(solved[width]))
+        if not place:
+            residual = 1 - float((solved * target[columns]).sum()) / squares[0]
+    return 1 - residual
+
+
+def products(pairs: Iterable[tuple[Matrix, Matrix]]) -> tuple[Matrix, Matrix]:
+    """``X'X`` (upper triangle) and ``X'Y`` over all parts of a pair of matrices."""
+    xx = xy = None
+    for x, y in pairs:
+        square, cross = blas.ssyrk(1.0, x.T, trans=0, lower=0), x.T @ y  # x.T is in Fortran order: no copy
+        xx, xy = (square, cross) if xx is None else (xx + square, xy + cross)
+    assert xx is not None, "no rows"
+    return xx, xy
+
+
+def solve(moments: tuple[Matrix, Matrix], damping: float) -> Matrix:
+    """``(features, outputs)`` by ridge regression. damping: added to the diagonal, as a share of its mean."""
+    xx, xy = moments
+    full = xx.copy(order="F")
+    full[np.diag_indices(len(full))] += damping * xx.diagonal().mean()
+    found: Matrix = cho_solve(cho_factor(full, lower=False, check_finite=False), xy, check_finite=False)
+    return found
+
+
+def shared(moments: tuple[Matrix, Matrix], linear: Matrix, width: int) -> Matrix:
+    """``(features, width)`` the directions of the features that tell most of what two positions need."""
+    weighed = linear * np.repeat(np.array([1.0, _SECOND], np.float32), linear.shape[1] // 2)
+    spread = weighed.T @ (_symmetric(moments[0]) @ weighed)
+    best = np.linalg.eigh(spread.astype(np.float64))[1][:, ::-1][:, :width]
+    return (weighed @ best).astype(np.float32)
+
+
+def low_rank(rows: Matrix, counts: NDArray[np.int64], rank: int) -> Matrix:
+    """``(n, rank)`` the coordinates of rows in their main directions, where frequent rows count more. The last row, of
+    tokens without an id, has no count."""
+    weights = np.sqrt(np.append(counts + 1, 1).astype(np.float32))[:, None]
+    best = np.linalg.eigh(((rows * weights).T @ (rows * weights)).astype(np.float64))[1][:, ::-1][:, :rank]
+    return (rows @ best).astype(np.float32)
+
+
+def _some(states: States, rows: int) -> list[TextId]:
+    """Texts from all over the corpus with about as many answer rows."""
+    order = np.random.default_rng(5).permutation(len(states.texts))
+    texts = [states.texts[i] for i in order]
+    counts = np.cumsum([len(states.tokens(text)) - states.answer(text) for text in texts])
+    return sorted(texts[: 1 + int(np.searchsorted(counts, rows))])
+
+
+def _anchors(states: States, texts: Sequence[TextId], places: int) -> Iterator[tuple[TextId, NDArray[np.intp]]]:
+    """The anchors after which that many states are known."""
+    for text in texts:
+        anchors = np.arange(states.answer(text), len(states.tokens(text)) - places)
+        if len(anchors):
+            yield text, anchors
+
+
+def _joined(parts: Iterable[tuple[Matrix, Matrix]]) -> Iterator[tuple[Matrix, Matrix]]:
+    """The same rows, more at a time."""
+    held: list[tuple[Matrix, Matrix]] = []
+    for part in parts:
+        held.append(part)
+        if sum(len(x) for x, _ in held) >= _ROWS_AT_ONCE:
+            yield np.concatenate([x for x, _ in held]), np.concatenate([y for _, y in held])
+            held = []
+    if held:
+        yield np.concatenate([x for x, _ in held]), np.concatenate([y for _, y in held])
+
+
+def _symmetric(upper: Matrix) -> Matrix:
+    return np.triu(upper) + np.triu(upper, 1).T

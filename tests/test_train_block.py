@@ -1,0 +1,235 @@
+"""Training of a block drafter: fitted, trained, judged, written as one graph, and loaded as a draft."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgespec import SamplingParams, bundle, load
+from edgespec.errors import SettingError
+
+pytest.importorskip("optimum.intel", reason="training needs the train extra")
+pytest.importorskip("accelerate", reason="training needs the train extra")
+
+import openvino as ov
+import torch
+
+from edgespec.backends.openvino.static_graph import OpenVINOStaticGraph
+from edgespec.drafters.block import Block
+from edgespec_export.settings import Weights
+from edgespec_train.block import graph, training, warm_start
+from edgespec_train.block.data import Batches
+from edgespec_train.block.head import BlockHead, Shape
+from edgespec_train.block.losses import distance
+from edgespec_train.corpus.replay import ALL, replay
+from edgespec_train.corpus.states import States
+from edgespec_train.trainer import Diverged
+from tests import test_train
+from tests.test_train import VOCAB, run
+
+target_folder, target, corpus = test_train.target_folder, test_train.target, test_train.corpus
+
+SHAPE = Shape((1, 3), width=32, block=4, heads=4, intermediate=32, window=6, rank=8)
+RECIPE = training.Recipe(steps=6, texts=4, anchors=8, learning_rate=1e-3, warmup=2, evaluate_every=3)
+SMALL = ["--layers", "1,3", "--width", 32, "--block", 4, "--heads", 4, "--intermediate", 32, "--window", 6]
+
+
+@pytest.fixture(scope="module")
+def folder(target: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return replay(
+        corpus, bundle.read(target), tmp_path_factory.mktemp("s"), lambda line: None, layers=(1, 3), choice=ALL
+    )
+
+
+@pytest.fixture(scope="module")
+def texts(folder: Path) -> States:
+    return States(folder, (1, 3))
+
+
+def head_of(shape: Shape = SHAPE, seed: int = 0, spread: float = 0.2) -> BlockHead:
+    """All ids but two, and nothing that is zero."""
+    torch.manual_seed(seed)
+    head = BlockHead(shape, 64, VOCAB - 2).eval()
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.add_(spread * torch.randn(parameter.shape))
+    return head
+
+
+def batches_of(texts: States, shape: Shape = SHAPE) -> Batches:
+    inverse = np.minimum(np.arange(VOCAB), VOCAB - 2)
+    return Batches(texts, inverse, VOCAB - 2, shape.window, shape.block)
+
+
+def test_the_whole_way(target_folder: Path, tmp_path: Path) -> None:
+    """The command line end to end; the draft runs, greedily and sampled, and the text is that of plain decoding."""
+    work = tmp_path / "work"
+    result = run(
+        *["train", "block", target_folder, "-o", work, "--corpus-tokens", 1500, "--texts-per-shard", 32, *SMALL],
+        *["--new-tokens", 24, "--steps", 8, "--texts", 4, "--anchors", 8, "--evaluate-every", 4, "--rank", 8],
+        *["--vocabulary", 300, "--fit-rows", 2000],
+    )
+    assert result.exit_code == 0, result.output
+    assert Path(result.stdout.strip()) == work / "draft"
+    manifest = json.loads((work / "draft" / "draft.json").read_text(encoding="utf-8"))
+    assert manifest["drafter"]["needs"] == {"layers": [1, 3]} and manifest["drafter"]["model"]["vocab_size"] == 299
+    assert manifest["measured"]["training"]["step"] == 8
+    reached = manifest["measured"]["training"]["agreement"]
+    assert reached > 0.1, "by chance it would be one in hundreds"
+    pair = load(work / "target", draft=str(work / "draft"), num_draft_tokens=4)
+    plain = load(work / "target", draft="none")
+    for sampling in (SamplingParams(), SamplingParams(temperature=0.8, seed=3)):
+        drafted = pair.generate("def moving_average", max_new_tokens=24, sampling=sampling)
+        assert drafted.token_ids == plain.generate("def moving_average", max_new_tokens=24, sampling=sampling).token_ids
+        assert drafted.stats.proposed > 20 and drafted.stats.accepted > 0
+
+
+def test_least_squares_beats_a_random_head_and_training_beats_least_squares(
+    target_folder: Path, texts: States, folder: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(target_folder, dtype=torch.float32)
+    rows = model.get_output_embeddings().weight.detach().numpy()[: VOCAB - 2]
+    read = model.get_input_embeddings().weight.detach().numpy()[: VOCAB - 1]
+    batches = batches_of(texts)
+    whole = list(batches.whole(texts.texts))
+    head = head_of(spread=0.0)
+    untrained = training.judge(head, whole)[0]
+    embeddings = warm_start.Embeddings(read, rows, np.ones(VOCAB - 2, np.int64))
+    explained = warm_start.initialise(head, texts, States(folder, (3,)), batches.inverse, embeddings, 1 << 20)
+    fitted = training.judge(head, whole)[0]
+    assert fitted > untrained + 0.1 and 0.2 < explained < 1
+    curve = training.train(
+        head, batches, whole, dataclasses.replace(RECIPE, steps=60), tmp_path, say=lambda point: None
+    )
+    assert curve[-1].agreement > fitted + 0.02
+
+
+def test_a_window_row_counts_for_the_anchors_behind_it_only() -> None:
+    head = head_of()
+    states = torch.randn(1, SHAPE.window + 2, 2, 64)
+    there = torch.ones(1, SHAPE.window + 2, dtype=torch.bool)
+    anchors = torch.tensor([[3, 4, 5]])
+    last = [SHAPE.window - 1, SHAPE.window, SHAPE.window + 1]
+    with torch.no_grad():
+        found = head.streams(states, last, anchors, there)
+        for row, moved in ((0, [True, False, False]), (SHAPE.window, [False, True, True])):
+            changed = states.clone()
+            changed[0, row] += 1
+            other = head.streams(changed, last, anchors, there)
+            assert [not torch.equal(a, b) for a, b in zip(found[0], other[0], strict=True)] == moved
+        there[0, 0] = False
+        assert not torch.equal(head.streams(states, last, anchors, there)[0, 0], found[0, 0])
+
+
+@pytest.mark.parametrize("shape", [SHAPE, dataclasses.replace(SHAPE, depth=0, rank=0)], ids=["all", "least"])
+@pytest.mark.parametrize("kind", ["f32", "int8"])
+def test_the_graph_is_the_head(shape: Shape, kind: Any, tmp_path: Path) -> None:
+    head, xml = head_of(shape), tmp_path / "head" / "openvino_model.xml"
+    graph.write(head, xml, Weights(kind))
+    gap, same = graph.differences(head, xml)
+    assert gap < (1e-4 if kind == "f32" else 0.1) and same == 1
+    static = OpenVINOStaticGraph(ov.Core(), xml)
+    drafter = Block(static, np.arange(VOCAB - 2, dtype=np.int32), (1, 3), vocab_size=VOCAB)
+    assert (drafter.longest, drafter.hidden_size) == (4, 64)
+    assert sorted(path.name for path in xml.parent.iterdir()) == ["openvino_model.bin", "openvino_model.xml"]
+
+
+def test_a_graph_chooses_with_the_noise_and_goes_on_from_its_choice(tmp_path: Path) -> None:
+    head, xml = head_of(), tmp_path / "openvino_model.xml"
+    graph.write(head, xml, Weights("f32"))
+    inputs = {name: value.numpy() for name, value in graph.example(head).items()}
+    static = OpenVINOStaticGraph(ov.Core(), xml)
+    free = {name: value.copy() for name, value in static.run(inputs).items()}
+    inputs["noise"][0, 7] = 1e6
+    forced = static.run(inputs)
+    assert forced["tokens"][0] == 7 != free["tokens"][0]
+    np.testing.assert_array_equal(forced["logits"][0], free["logits"][0])
+    assert not np.allclose(forced["logits"][1], free["logits"][1]), "the Markov head follows the choice"
+
+
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(texts: States, tmp_path: Path) -> None:
+    batches = batches_of(texts)
+    judged = list(batches.whole(texts.texts[:4]))
+    ends = []
+    for name, stops in (("whole", [6]), ("parts", [3, 6])):
+        (tmp_path / name).mkdir()
+        for stop in stops:
+            head = head_of(spread=0.0)
+
+            def say(point: training.Point, stop: int = stop) -> None:
+                if point.step == stop < RECIPE.steps:
+                    raise KeyboardInterrupt
+
+            def once(say: Callable[[training.Point], None] = say, head: BlockHead = head, name: str = name) -> None:
+                training.train(head, batches, judged, RECIPE, tmp_path / name, say=say)
+
+            if stop < RECIPE.steps:
+                with pytest.raises(KeyboardInterrupt):
+                    once()
+            else:
+                once()
+        ends.append(head.state_dict())
+    for name, value in ends[0].items():
+        assert torch.equal(value, ends[1][name]), name
+
+
+def test_a_checkpoint_of_another_run_and_a_damaged_one_are_refused(texts: States, tmp_path: Path) -> None:
+    batches = batches_of(texts)
+    judged = list(batches.whole(texts.texts[:2]))
+    training.train(head_of(), batches, judged, RECIPE, tmp_path, say=lambda point: None)
+    other = dataclasses.replace(RECIPE, learning_rate=1.0)
+    with pytest.raises(SettingError, match="made with another recipe"):
+        training.train(head_of(), batches, judged, other, tmp_path, say=lambda point: None)
+    (tmp_path / training.CHECKPOINT).write_bytes(b"cut")
+    with pytest.raises(SettingError, match="is damaged"):
+        training.train(head_of(), batches, judged, RECIPE, tmp_path, say=lambda point: None)
+
+
+def test_a_loss_that_is_no_number_stops_and_leaves_the_last_good_step(texts: States, tmp_path: Path) -> None:
+    head, good = head_of(), {}
+
+    def spoil(point: training.Point) -> None:
+        good.update({name: value.clone() for name, value in head.state_dict().items()})
+        head.head.bias.data[0] = float("nan")
+
+    with pytest.raises(Diverged, match="stopped at step 4"):
+        training.train(
+            head, batches_of(texts), list(batches_of(texts).whole(texts.texts[:2])), RECIPE, tmp_path, say=spoil
+        )
+    kept = torch.load(tmp_path / training.CHECKPOINT, weights_only=True)
+    assert kept["curve"][-1]["step"] == 3
+    assert all(torch.isfinite(value).all() for value in kept["head"].values())
+
+
+def test_total_variation_is_the_share_of_draws_that_are_rejected() -> None:
+    logits = torch.log(torch.tensor([[0.5, 0.3, 0.2]]))
+    ids, probs = torch.tensor([[1, 0]]), torch.tensor([[0.9, 0.1]])
+    assert float(distance(logits, ids, probs, "tv")) == pytest.approx(1 - 0.3 - 0.1)
+    assert float(distance(logits, ids, probs, "kl")) == pytest.approx(-0.9 * np.log(0.3) - 0.1 * np.log(0.5))
+    both = 0.1 * float(distance(logits, ids, probs, "kl")) + 0.9 * float(distance(logits, ids, probs, "tv"))
+    assert float(distance(logits, ids, probs, "kl+tv")) == pytest.approx(both)
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--heads", 5], "heads that divide the width"),
+        (["--layers", "0,3"], "layers of the target whose states are read"),
+        (["--layers", "1,x"], "layers of the target"),
+        (["--states", "nowhere"], "no hidden states there"),
+        (["--states", "nowhere", "--corpus-tokens", 5], "name what is made already: got --corpus-tokens"),
+    ],
+)
+def test_bad_input_is_one_line(options: list[object], line: str, target_folder: Path, tmp_path: Path) -> None:
+    ready = [] if "--states" in options else ["--states", "nowhere"]
+    result = run("train", "block", target_folder, "-o", tmp_path / "work", *ready, *options)
+    assert result.exit_code == 2
+    assert line in result.output and "Traceback" not in result.output
