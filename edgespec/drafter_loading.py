@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from edgespec import cache
 from edgespec.bundle import Bundle
 from edgespec.bundle import Drafter as DrafterEntry
+from edgespec.drafters.block import Block
 from edgespec.drafters.ngram import NGram
 from edgespec.drafters.recycling import Recycling
+from edgespec.drafters.redrafter import ReDrafter
 from edgespec.drafters.retrieval import Retrieval
 from edgespec.drafters.retrieval_folder import read_folder
 from edgespec.drafters.small_model import SmallModel
@@ -54,10 +56,10 @@ class HeadKind(Protocol):
         vocab_size: int,
         blocked: Collection[int],
         name: str,
-    ) -> HeadDrafter: ...
+    ) -> StepwiseDrafter: ...
 
 
-HEADS: dict[str, HeadKind] = {}
+HEADS: dict[str, HeadKind] = {"redrafter": ReDrafter, "block": Block}
 """by the ``kind`` in a manifest"""
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -121,7 +121,7 @@ def write_head(
     *,
     width: int,
     layers: Sequence[int],
-    kind: str = "redrafter",
+    kind: Literal["redrafter", "block"] = "redrafter",
     longest: int = 4,
     trimmed: bool = True,
     **changes: Any,
@@ -136,15 +136,15 @@ def write_head(
         for token, after in pairwise(text):
             counts.setdefault(token, Counter())[after] += 1
     place = {int(token): index for index, token in enumerate(ids)}
-    after = np.zeros((vocab_size, longest), np.int64)  # of each token, the head ids that follow it
+    follow = np.zeros((vocab_size, longest), np.int64)  # of each token, the head ids that follow it
     for token in counts:
         at = token
         for depth in range(longest):
             at = counts[at].most_common(1)[0][0] if at in counts else at
-            after[token, depth] = place[at]
+            follow[token, depth] = place[at]
     (folder / "draft").mkdir(parents=True)
     xml = folder / "draft" / IR_FILE
-    ov.serialize(_bigrams(after, len(ids), width), xml)
+    ov.serialize(_bigrams(follow, len(ids), width), xml)
     np.save(folder / "draft" / "id_map.npy", ids)
     model = model_file(folder, f"draft/{IR_FILE}", precision="f32", vocab_size=len(ids))
     entry = DrafterEntry(

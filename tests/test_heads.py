@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,8 +32,7 @@ LAYER, WIDTH = 30, 576
 @pytest.fixture(scope="module", autouse=True)
 def kinds() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for kind in ("redrafter", "block"):
-            patch.setitem(drafter_loading.HEADS, kind, small_head)
+        patch.setattr(drafter_loading, "HEADS", {"redrafter": small_head, "block": small_head})
         yield
 
 
@@ -118,9 +118,10 @@ def test_a_chat_goes_on_where_its_last_turn_ended(headed: Pipeline, pipeline: Pi
 def test_stop_strings_and_formats_end_and_bind_a_drafted_text(
     headed: Pipeline, pipeline: Pipeline, k: int | None
 ) -> None:
-    asked = {"max_new_tokens": 40, "stop": "10", "raw": True}
+    whole = pipeline.generate(PROMPTS[0], raw=True, max_new_tokens=40, num_draft_tokens=0).text
+    asked: dict[str, Any] = {"max_new_tokens": 40, "stop": whole[20:24], "raw": True}
     found = headed.generate(PROMPTS[0], num_draft_tokens=k, **asked)
-    assert found.stop_string == "10" and "10" not in found.text
+    assert found.stop_string == whole[20:24] and whole[20:24] not in found.text
     assert found.token_ids == pipeline.generate(PROMPTS[0], num_draft_tokens=0, **asked).token_ids
     schema = {
         "type": "object",
