@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from edgespec.bundle import IR_FILE
 from edgespec.cli import cli
 from edgespec.errors import BackendError, BundleError, EdgespecError, IncompatiblePair, SettingError
 from edgespec.pipeline import Pipeline
+from edgespec_export import Request, Weights, export
 from tests.heads import small_head, write_head
 
 TOKENS = 24
@@ -70,25 +72,18 @@ def test_a_head_drafts_on_both_engines(
 
 
 def test_the_kind_of_a_head_is_a_name_for_it(target: Path, make: Callable[..., Path], tmp_path: Path) -> None:
-    """In a bundle with a head and another drafter."""
-    folder, head = tmp_path / "pair", make()
-    entry = draft_folder.read(head).manifest.drafter
+    """In a bundle to which a head was added."""
+    folder, own = tmp_path / "pair", tmp_path / "own"
     read = bundle.read(target)
-    (head / "target").mkdir()
+    (own / "target").mkdir(parents=True)
     for file in (IR_FILE, "openvino_model.bin"):
-        (head / "target" / file).write_bytes((target / file).read_bytes())
-    (head / "tokenizer.json").write_bytes((target / "tokenizer.json").read_bytes())
-    model = bundle.model_file(head, f"target/{IR_FILE}", precision="int8", vocab_size=read.manifest.target.vocab_size)
-    bundle.write(
-        head,
-        msgspec.structs.replace(
-            read.manifest,
-            target=model,
-            chat_template=None,
-            drafters=(bundle.Drafter(name="ngram", kind="ngram"), entry),
-        ),
-    )
-    head.rename(folder)
+        (own / "target" / file).write_bytes((target / file).read_bytes())
+    (own / "tokenizer.json").write_bytes((target / "tokenizer.json").read_bytes())
+    model = bundle.model_file(own, f"target/{IR_FILE}", precision="int8", vocab_size=read.manifest.target.vocab_size)
+    lookup = bundle.Drafter(name="ngram", kind="ngram")
+    bundle.write(own, msgspec.structs.replace(read.manifest, target=model, chat_template=None, drafters=(lookup,)))
+    export(Request(str(own), folder, Weights(), draft=str(make())))
+    shutil.rmtree(tmp_path / "head")
     for draft, drafters, layers in (
         ("block", "head", (1, 2)),
         ("head", "head", (1, 2)),
