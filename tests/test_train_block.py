@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +22,21 @@ import torch
 from edgespec.backends.openvino.static_graph import OpenVINOStaticGraph
 from edgespec.drafters.block import Block
 from edgespec_export.settings import Weights
-from edgespec_train.block import graph, training, warm_start
-from edgespec_train.block.data import Batches
+from edgespec_train import loop
+from edgespec_train.block import graph, warm_start
 from edgespec_train.block.head import BlockHead, Shape
 from edgespec_train.block.losses import distance
+from edgespec_train.block.training import Blocks, head_ids
 from edgespec_train.corpus.replay import ALL, replay
 from edgespec_train.corpus.states import States
-from edgespec_train.trainer import Diverged
 from tests import test_train
 from tests.test_train import VOCAB, run
 
 target_folder, target, corpus = test_train.target_folder, test_train.target, test_train.corpus
 
 SHAPE = Shape((1, 3), width=32, block=4, heads=4, intermediate=32, window=6, rank=8)
-RECIPE = training.Recipe(steps=6, texts=4, anchors=8, learning_rate=1e-3, warmup=2, evaluate_every=3)
+SCHEDULE = loop.Schedule(steps=6, learning_rate=1e-3, warmup=2, evaluate_every=3)
+INVERSE = np.minimum(np.arange(VOCAB), VOCAB - 2)
 SMALL = ["--layers", "1,3", "--width", 32, "--block", 4, "--heads", 4, "--intermediate", 32, "--window", 6]
 
 
@@ -62,9 +62,8 @@ def head_of(shape: Shape = SHAPE, seed: int = 0, spread: float = 0.2) -> BlockHe
     return head
 
 
-def batches_of(texts: States, shape: Shape = SHAPE) -> Batches:
-    inverse = np.minimum(np.arange(VOCAB), VOCAB - 2)
-    return Batches(texts, inverse, VOCAB - 2, shape.window, shape.block)
+def task_of(texts: States, head: BlockHead) -> Blocks:
+    return Blocks(head, texts, texts, INVERSE, positions=128)
 
 
 def test_the_whole_way(target_folder: Path, tmp_path: Path) -> None:
@@ -72,14 +71,14 @@ def test_the_whole_way(target_folder: Path, tmp_path: Path) -> None:
     work = tmp_path / "work"
     result = run(
         *["train", "block", target_folder, "-o", work, "--corpus-tokens", 1500, "--texts-per-shard", 32, *SMALL],
-        *["--new-tokens", 24, "--steps", 8, "--texts", 4, "--anchors", 8, "--evaluate-every", 4, "--rank", 8],
-        *["--vocabulary", 300, "--fit-rows", 2000],
+        *["--new-tokens", 24, "--steps", 30, "--batch", 128, "--evaluate-every", 30, "--rank", 8],
+        *["--vocabulary", 480, "--fit-rows", 2000, "--prompt-share", 1],
     )
     assert result.exit_code == 0, result.output
     assert Path(result.stdout.strip()) == work / "draft"
     manifest = json.loads((work / "draft" / "draft.json").read_text(encoding="utf-8"))
-    assert manifest["drafter"]["needs"] == {"layers": [1, 3]} and manifest["drafter"]["model"]["vocab_size"] == 299
-    assert manifest["measured"]["training"]["step"] == 8
+    assert manifest["drafter"]["needs"] == {"layers": [1, 3]} and manifest["drafter"]["model"]["vocab_size"] == 479
+    assert manifest["measured"]["training"]["step"] == 30
     reached = manifest["measured"]["training"]["agreement"]
     assert reached > 0.1, "by chance it would be one in hundreds"
     pair = load(work / "target", draft=str(work / "draft"), num_draft_tokens=4)
@@ -91,24 +90,21 @@ def test_the_whole_way(target_folder: Path, tmp_path: Path) -> None:
 
 
 def test_least_squares_beats_a_random_head_and_training_beats_least_squares(
-    target_folder: Path, texts: States, folder: Path, tmp_path: Path
+    target_folder: Path, texts: States, tmp_path: Path
 ) -> None:
     from transformers import AutoModelForCausalLM
 
     model: Any = AutoModelForCausalLM.from_pretrained(target_folder, dtype=torch.float32)
     rows = model.get_output_embeddings().weight.detach().numpy()[: VOCAB - 2]
     read = model.get_input_embeddings().weight.detach().numpy()[: VOCAB - 1]
-    batches = batches_of(texts)
-    whole = list(batches.whole(texts.texts))
     head = head_of(spread=0.0)
-    untrained = training.judge(head, whole)[0]
+    task = task_of(texts, head)
+    untrained = task.judge().agreement
     embeddings = warm_start.Embeddings(read, rows, np.ones(VOCAB - 2, np.int64))
-    explained = warm_start.initialise(head, texts, States(folder, (3,)), batches.inverse, embeddings, 1 << 20)
-    fitted = training.judge(head, whole)[0]
+    explained = warm_start.initialise(head, texts, INVERSE, embeddings, 1 << 20)
+    fitted = task.judge().agreement
     assert fitted > untrained + 0.1 and 0.2 < explained < 1
-    curve = training.train(
-        head, batches, whole, dataclasses.replace(RECIPE, steps=60), tmp_path, say=lambda point: None
-    )
+    curve = loop.run(task, dataclasses.replace(SCHEDULE, steps=60, evaluate_every=60), tmp_path, say=lambda point: None)
     assert curve[-1].agreement > fitted + 0.02
 
 
@@ -155,58 +151,42 @@ def test_a_graph_chooses_with_the_noise_and_goes_on_from_its_choice(tmp_path: Pa
     assert not np.allclose(forced["logits"][1], free["logits"][1]), "the Markov head follows the choice"
 
 
-def test_a_resumed_run_ends_where_an_uninterrupted_one_does(texts: States, tmp_path: Path) -> None:
-    batches = batches_of(texts)
-    judged = list(batches.whole(texts.texts[:4]))
-    ends = []
-    for name, stops in (("whole", [6]), ("parts", [3, 6])):
-        (tmp_path / name).mkdir()
-        for stop in stops:
-            head = head_of(spread=0.0)
-
-            def say(point: training.Point, stop: int = stop) -> None:
-                if point.step == stop < RECIPE.steps:
-                    raise KeyboardInterrupt
-
-            def once(say: Callable[[training.Point], None] = say, head: BlockHead = head, name: str = name) -> None:
-                training.train(head, batches, judged, RECIPE, tmp_path / name, say=say)
-
-            if stop < RECIPE.steps:
-                with pytest.raises(KeyboardInterrupt):
-                    once()
-            else:
-                once()
-        ends.append(head.state_dict())
-    for name, value in ends[0].items():
-        assert torch.equal(value, ends[1][name]), name
+def test_a_resumed_run_sees_the_batches_that_are_left(texts: States) -> None:
+    task = task_of(texts, head_of())
+    whole = task.batches(0)
+    skipped = [next(whole) for _ in range(4)][3]
+    assert torch.equal(next(task.batches(3)).states, skipped.states)
 
 
-def test_a_checkpoint_of_another_run_and_a_damaged_one_are_refused(texts: States, tmp_path: Path) -> None:
-    batches = batches_of(texts)
-    judged = list(batches.whole(texts.texts[:2]))
-    training.train(head_of(), batches, judged, RECIPE, tmp_path, say=lambda point: None)
-    other = dataclasses.replace(RECIPE, learning_rate=1.0)
-    with pytest.raises(SettingError, match="made with another recipe"):
-        training.train(head_of(), batches, judged, other, tmp_path, say=lambda point: None)
-    (tmp_path / training.CHECKPOINT).write_bytes(b"cut")
-    with pytest.raises(SettingError, match="is damaged"):
-        training.train(head_of(), batches, judged, RECIPE, tmp_path, say=lambda point: None)
+def test_a_batch_holds_the_rows_in_front_of_its_anchors(texts: States) -> None:
+    """Row window - 1 + j is in front of anchor j, and what is not of the text does not count."""
+    batches = task_of(texts, head_of())._texts
+    text = texts.texts[0]
+    begin, tokens = texts.answer(text) + 1, texts.tokens(text)
+    batch = batches.batch([text], [begin], 3)
+    states = texts.states(text).astype(np.float32)
+    for anchor in range(3):
+        assert int(batch.tokens[0, anchor]) == INVERSE[tokens[begin + anchor]]
+        np.testing.assert_array_equal(batch.states[0, SHAPE.window - 1 + anchor].numpy(), states[begin + anchor - 1])
+    end = batches.batch([text], [len(tokens) - 2], 3)
+    assert end.known[0].tolist() == [True, True] + [False] * 5
+    ids, _ = texts.top(text)
+    best = INVERSE[ids[begin + 1 - texts.answer(text), 0]]
+    assert int(batch.top_ids[0, 1, 0]) == (0 if best == VOCAB - 2 else best)
 
 
-def test_a_loss_that_is_no_number_stops_and_leaves_the_last_good_step(texts: States, tmp_path: Path) -> None:
-    head, good = head_of(), {}
+def test_ids_that_the_head_does_not_have_are_one() -> None:
+    assert head_ids(np.array([2, 4, -1], np.int32), 6).tolist() == [2, 2, 0, 2, 1, 2]
 
-    def spoil(point: training.Point) -> None:
-        good.update({name: value.clone() for name, value in head.state_dict().items()})
+
+def test_a_loss_that_is_no_number_stops(texts: States, tmp_path: Path) -> None:
+    head = head_of()
+
+    def spoil(point: loop.Point) -> None:
         head.head.bias.data[0] = float("nan")
 
-    with pytest.raises(Diverged, match="stopped at step 4"):
-        training.train(
-            head, batches_of(texts), list(batches_of(texts).whole(texts.texts[:2])), RECIPE, tmp_path, say=spoil
-        )
-    kept = torch.load(tmp_path / training.CHECKPOINT, weights_only=True)
-    assert kept["curve"][-1]["step"] == 3
-    assert all(torch.isfinite(value).all() for value in kept["head"].values())
+    with pytest.raises(loop.Diverged, match="stopped at step 4"):
+        loop.run(task_of(texts, head), SCHEDULE, tmp_path, say=spoil)
 
 
 def test_total_variation_is_the_share_of_draws_that_are_rejected() -> None:
@@ -221,15 +201,13 @@ def test_total_variation_is_the_share_of_draws_that_are_rejected() -> None:
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        (["--heads", 5], "heads that divide the width"),
+        (["--heads", "5"], "heads that divide the width"),
         (["--layers", "0,3"], "layers of the target whose states are read"),
         (["--layers", "1,x"], "layers of the target"),
-        (["--states", "nowhere"], "no hidden states there"),
-        (["--states", "nowhere", "--corpus-tokens", 5], "name what is made already: got --corpus-tokens"),
+        ([], "no hidden states there"),
     ],
 )
-def test_bad_input_is_one_line(options: list[object], line: str, target_folder: Path, tmp_path: Path) -> None:
-    ready = [] if "--states" in options else ["--states", "nowhere"]
-    result = run("train", "block", target_folder, "-o", tmp_path / "work", *ready, *options)
-    assert result.exit_code == 2
-    assert line in result.output and "Traceback" not in result.output
+def test_bad_input_is_one_line(options: list[str], line: str, target_folder: Path, tmp_path: Path) -> None:
+    result = run("train", "block", target_folder, "-o", tmp_path / "work", "--states", tmp_path, *options)
+    assert isinstance(result.exception, SettingError)
+    assert line in str(result.exception)

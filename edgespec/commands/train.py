@@ -167,6 +167,40 @@ def redrafter(target: str, output: Path, **options: Any) -> None:
 
 
 @command.command()
+@click.argument("target")
+@output
+@head_options(layers="14,25,28", learning_rate=3e-4)
+@click.option("--block", type=click.IntRange(1, 16), default=5, show_default=True, help="Tokens of a draft.")
+@click.option("--window", type=click.IntRange(1), default=32, show_default=True, help="Rows of states that are read.")
+@click.option("--width", type=click.IntRange(2), default=640, show_default=True)
+@click.option("--depth", type=click.IntRange(0), default=1, show_default=True, help="Transformer layers.")
+@click.option("--heads", type=click.IntRange(1), default=8, show_default=True, help="Heads that the width is cut into.")
+@click.option("--intermediate", type=click.IntRange(1), default=1280, show_default=True, help="Width of its MLP.")
+@click.option("--rank", type=click.IntRange(0), default=128, show_default=True, help="Of the Markov head; 0: none.")
+@click.option(
+    "--loss", type=click.Choice(["kl", "tv", "kl+tv"]), default="kl", show_default=True, help="See models/README.md."
+)
+@click.option("--decay", type=click.FloatRange(0, min_open=True), default=2.0, show_default=True)
+@click.option("--fit-rows", type=click.IntRange(0), default=60_000, show_default=True, help="To fit before training.")
+@click.option("--weights", type=click.Choice(["int8", "int4", "f16", "f32"]), default="int8", show_default=True)
+@click.option("--embeddings-from", metavar="SOURCE", help="A checkpoint of TARGET that torch reads.")
+def block(target: str, output: Path, **options: Any) -> None:
+    """Train a block drafter for TARGET (as DFlash and DSpark); prints the folder to use with --draft.
+
+    It drafts a block of tokens in one inference, from the hidden states of TARGET's last rows; the last of --layers is
+    the final one. Position i of a block weighs exp(-i / --decay). All work is in DIR; after an interruption the same
+    command goes on. After training it packs with other --weights.
+
+    \b
+    edgespec train block default --layers 15,27,30 -o work --corpus-tokens 300000
+    edgespec run -m default --draft work/draft "Hello"
+    """
+    from edgespec_train import train_head
+
+    click.echo(train_head("block", target, output, say, options))
+
+
+@command.command()
 @click.argument("draft", type=PATH)
 @click.argument("target")
 @click.option("-o", "--output", metavar="DIR", required=True, type=PATH, help="The folder to write.")

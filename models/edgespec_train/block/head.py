@@ -21,6 +21,10 @@ _CLIP = 8.0
 """standard deviations: some values of hidden states are hundreds of times larger at the first tokens of a text"""
 
 
+_INPUT = 0.25
+"""There are thousands of inputs. So their weights are small, and one step of training would move the sum too far."""
+
+
 @dataclass(frozen=True)
 class Shape:
     """layers: the target's layers whose states are read. width: of the stream. block: most tokens of a draft.
@@ -119,9 +123,26 @@ class BlockHead(nn.Module):
             self.following = nn.Linear(shape.rank, vocabulary, bias=False)
         self.confidence = nn.Linear(width + shape.rank, 1)
 
+    def forward(
+        self, states: torch.Tensor, tokens: torch.Tensor, there: torch.Tensor
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """For each position, of b texts with a anchors each: logits ``(b, a, vocabulary)``, and ``(b, a)`` how sure.
+
+        tokens: ``(b, a + k)`` the anchors, which are consecutive tokens, and what followed. Others: see ``streams``.
+        """
+        anchors = states.shape[1] - self.shape.window + 1
+        last = range(self.shape.window - 1, states.shape[1])
+        streams = self.streams(states, last, tokens[:, :anchors], there)
+        logits, sure = [], []
+        for place in range(self.shape.block):
+            stream, before = streams[:, :, place], tokens[:, place : place + anchors]
+            logits.append(self.logits(stream, before if place else None))
+            sure.append(self.sure(stream.detach(), before))
+        return logits, sure
+
     def normalised(self, states: torch.Tensor) -> torch.Tensor:
         """states: ``(..., layers, d)`` -> ``(..., layers * d)``."""
-        return ((states - self.mean) / self.scale).clamp(-_CLIP, _CLIP).flatten(-2)
+        return ((states - self.mean) / self.scale).clamp(-_CLIP, _CLIP).flatten(-2) * _INPUT
 
     def streams(
         self, states: torch.Tensor, last: Sequence[int], anchors: torch.Tensor, there: torch.Tensor
@@ -137,16 +158,18 @@ class BlockHead(nn.Module):
         if not self.layers:
             return x
         rows = self.before_rows(self.row(z))
-        back = torch.tensor(last)[:, None] - torch.arange(z.shape[1])[None]
+        back = torch.tensor(last, device=z.device)[:, None] - torch.arange(z.shape[1], device=z.device)[None]
         seen = (back >= 0) & (back < self.shape.window)
-        bias = torch.zeros(there.shape[0], *back.shape).masked_fill(~(there[:, None] & seen[None]), -1e9)
+        bias = torch.zeros(there.shape[0], *back.shape, device=z.device).masked_fill(
+            ~(there[:, None] & seen[None]), -1e9
+        )
         nearest = back.clamp(0, self.shape.window - 1)
         for layer in self.layers:
             x = layer(x, rows, bias, nearest)
         return x
 
     def logits(self, streams: torch.Tensor, before: torch.Tensor | None = None) -> torch.Tensor:
-        """streams: ``(n, m)``. before: ``(n,)`` the token before each; None at the first position, where the anchor is
+        """streams: ``(..., m)``. before: ``(...)`` the token before each; None at the first position, whose anchor is
         read already."""
         out: torch.Tensor = self.head(streams)
         if before is not None and self.shape.rank:
@@ -154,7 +177,7 @@ class BlockHead(nn.Module):
         return out
 
     def sure(self, streams: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
-        """``(n,)`` logit of: the target chooses the same token."""
+        """``(...)`` logit of: the target chooses the same token."""
         if self.shape.rank:
             streams = torch.cat([streams, self.previous(before)], -1)
         return self.confidence(streams)[..., 0]  # type: ignore[no-any-return]

@@ -18,7 +18,7 @@ def distance(logits: torch.Tensor, top_ids: torch.Tensor, top_probs: torch.Tenso
     0.9 of them, as DSpark.
     """
     logprobs = functional.log_softmax(logits.float(), -1).gather(1, top_ids)
-    total = logits.new_zeros(len(logits), dtype=torch.float32)
+    total = torch.zeros(len(logits), device=logits.device)
     if "kl" in kind:
         total = total - (top_probs * logprobs).sum(-1) * (0.1 if "tv" in kind else 1.0)
     if "tv" in kind:

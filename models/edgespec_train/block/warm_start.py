@@ -64,25 +64,24 @@ def directions(states: Matrix, rows: Matrix, width: int) -> Directions:
     spread = (states - mean).T @ (states - mean) / len(states)
     best = np.linalg.eigh(to @ spread @ to)[1][:, ::-1][:, :width]
     encode, decode = (to @ best).astype(np.float32), (rows @ (back @ best)).astype(np.float32)
-    return Directions(encode, decode.T, mean, rows @ mean)
+    size = float(
+        np.sqrt(np.mean(((states - mean) @ encode) ** 2))
+    )  # coordinates are about 1: steps of training suit them
+    return Directions(encode / size, decode.T * size, mean, rows @ mean)
 
 
 @torch.no_grad()
-def initialise(
-    head: BlockHead, states: States, last: States, inverse: NDArray[np.int64], embeddings: Embeddings, rows: int
-) -> float:
+def initialise(head: BlockHead, states: States, inverse: NDArray[np.int64], embeddings: Embeddings, rows: int) -> float:
     """Set the head by least squares over about ``rows`` answer rows; returns R squared of the first position.
 
-    states: of the head's layers. last: the same texts, with the target's last states. inverse: head id of each target
-    id.
+    states: of the head's layers, of which the last is the target's last one. inverse: head id of each target id.
     """
     width, block = head.shape.width, head.shape.block
     texts = _some(states, rows)
     sample = np.concatenate([states.states(text)[states.answer(text) - 1 :: 4].astype(np.float32) for text in texts])
     head.mean.copy_(torch.from_numpy(sample.mean(0)))
     head.scale.copy_(torch.from_numpy(sample.std(0) + 1e-3))
-    sample = np.concatenate([last.states(text)[states.answer(text) - 1 :: 4, 0].astype(np.float32) for text in texts])
-    found = directions(sample, embeddings.written, width)
+    found = directions(sample[:, -1], embeddings.written, width)
     read = (embeddings.read - embeddings.read.mean(0)) / embeddings.read.std()
 
     def features(text: TextId, anchors: NDArray[np.intp]) -> Matrix:
@@ -90,7 +89,7 @@ def initialise(
         return np.concatenate([head.normalised(held).numpy(), read[inverse[states.tokens(text)[anchors]]]], 1)
 
     def following(text: TextId, anchors: NDArray[np.intp], places: int) -> Matrix:
-        coordinates = found.of(last.states(text)[:, 0])
+        coordinates = found.of(states.states(text)[:, -1])
         return np.concatenate([coordinates[anchors + place] for place in range(places)], 1)
 
     moments = products(_joined((features(t, a), following(t, a, 2)) for t, a in _anchors(states, texts, 2)))
