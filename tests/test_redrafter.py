@@ -194,10 +194,11 @@ def drafter_of(**options: Any) -> ReDrafter:
 
 
 def test_beams_share_their_prefixes_in_one_tree() -> None:
-    made = drafter_of(graph=Graph(beams=BEAMS))
+    graph = Graph(beams=BEAMS)
+    made = drafter_of(graph=graph)
     made.alternatives = True
     draft = made.propose(PROMPT, BEAMS * STEPS)
-    rows = Graph(beams=BEAMS).run({**made._graph.runs[-1]})
+    rows = graph.run(graph.runs[-1])
     beams = IDS[rows["beams"]].tolist()
     paths = {tuple(beam[:end]) for beam in beams for end in range(1, STEPS + 1)}
     texts: list[tuple[int, ...]] = [()]

@@ -34,10 +34,10 @@ class _Unrolled:
 
         shape = head.shape
         self.state = bool(shape.state)
-        self.scales = ops.constant((1 / head.scales).numpy()[None])
+        self.scales = ops.constant(head.scales.reciprocal().numpy()[None])
         self.table = matrix(head.table, bits)
-        self.table_scale = ops.constant(np.float32(head.table_scale))
-        self.out_scale = ops.constant(np.float32(head.out_scale))
+        self.table_scale = ops.constant(np.float32(float(head.table_scale)))
+        self.out_scale = ops.constant(np.float32(float(head.out_scale)))
         self.from_states = matrix(head.from_states.weight, states)
         self.base_bias = _vector(head.from_states.bias)
         self.from_token = matrix(head.from_token.weight, bits)

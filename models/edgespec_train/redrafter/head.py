@@ -45,6 +45,11 @@ class Head(nn.Module):
     ``(layers * d,)`` what each value of the states is divided by.
     """
 
+    table: torch.Tensor
+    table_scale: torch.Tensor
+    scales: torch.Tensor
+    out_scale: torch.Tensor
+
     def __init__(self, shape: HeadShape, embeddings: torch.Tensor, output: torch.Tensor, scales: torch.Tensor) -> None:
         super().__init__()
         self.shape = shape
@@ -64,9 +69,8 @@ class Head(nn.Module):
             self.from_state = nn.Linear(shape.state, size, bias=False)
             nn.init.zeros_(self.from_state.weight)
         self.blocks = nn.ModuleList(nn.Linear(size, size) for _ in range(shape.blocks))
-        for block in self.blocks:
-            nn.init.zeros_(block.weight)
-            nn.init.zeros_(block.bias)
+        for parameter in self.blocks.parameters():
+            nn.init.zeros_(parameter)
         self.bias = nn.Parameter(torch.zeros(len(output)))
         if shape.rows == "own":
             self.rows = nn.Parameter(output.clone())
@@ -105,5 +109,5 @@ class Head(nn.Module):
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         if self.shape.rows == "low-rank":
             x = functional.linear(x, self.narrow)
-        rows = self.table if self.shape.rows == "target" else self.rows
+        rows: torch.Tensor = self.table if self.shape.rows == "target" else self.rows
         return functional.linear(x * self.out_scale, rows) + self.bias

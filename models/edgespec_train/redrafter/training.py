@@ -59,7 +59,8 @@ class LookAhead:
         tokens_per_batch: int = 2048,
         seed: int = 0,
     ) -> None:
-        self.module = head
+        self.module: torch.nn.Module = head
+        self._steps = head.shape.lookahead
         self._states, self._held_out = states, held_out
         self._inverse = invert(id_map, vocab_size)
         self._readable = np.isin(np.arange(vocab_size), id_map)
@@ -73,7 +74,7 @@ class LookAhead:
 
     def steps(self, states: States, texts: Sequence[TextId], random: np.random.Generator | None = None) -> Steps:
         """random: to choose the places of later steps by; None: all places, in order."""
-        k = self.module.shape.lookahead
+        k = self._steps
         places = states.places(texts, k)
         order = np.arange(len(places.tokens)) if random is None else random.permutation(len(places.tokens))
         ahead = places.ahead[order]
