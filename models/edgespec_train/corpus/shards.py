@@ -133,6 +133,8 @@ def _check(shard: dict[str, NDArray[Any]]) -> None:
     for name in ("top_ids", "top_logprobs"):
         if name in shard and (shard[name].ndim != 2 or len(shard[name]) != rows):
             raise ValueError(f"{name} has {len(shard[name])} rows for {rows} answer tokens")
+    if "top_logprobs" in shard and np.isnan(shard["top_logprobs"]).any():
+        raise ValueError("top_logprobs has values that are no numbers")
 
 
 def counts(path: Path) -> dict[str, Any]:
@@ -175,13 +177,13 @@ def answer_tokens(shard: dict[str, NDArray[Any]]) -> NDArray[np.integer]:
 
 
 def check_ids(shard: dict[str, NDArray[Any]], vocab_size: int) -> None:
-    """Raises SettingError for ids that the target does not have, in prompts or answers."""
-    tokens = shard["tokens"]
-    wrong = tokens[(tokens < 0) | (tokens >= vocab_size)]
-    if len(wrong):
-        raise SettingError(
-            "the corpus is another target's: token id", got=int(wrong[0]), allowed=f"0 to {vocab_size - 1}"
-        )
+    """Raises SettingError for ids that the target does not have, in prompts, answers, or its best ones."""
+    for name in ("tokens", "top_ids"):
+        ids = shard.get(name, np.zeros(0, np.int64))
+        wrong = ids[(ids < 0) | (ids >= vocab_size)]
+        if len(wrong):
+            allowed = f"0 to {vocab_size - 1}"
+            raise SettingError("the corpus is another target's: token id", got=int(wrong[0]), allowed=allowed)
 
 
 def token_counts(paths: Iterable[Path], vocab_size: int) -> NDArray[np.int64]:
