@@ -75,7 +75,7 @@ def replay(
         raise SettingError("a layer is named twice", got=",".join(map(str, layers)))
     longest = min(choice.longest, target.manifest.generation.context_length)
     plan = _Plan(paths, Choice(longest, choice.prompt_share, choice.tokens), target.manifest.target.vocab_size, out)
-    wanted = {"target": identity(target), "layers": list(layers), "choice": asdict(choice), "corpus": len(paths)}
+    wanted = {"target": identity(target), "layers": list(layers), "choice": asdict(choice)}
     _check_same(out, wanted)
     if not plan.left:
         return out

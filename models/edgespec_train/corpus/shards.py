@@ -14,7 +14,6 @@ A shard is an .npz of flat arrays:
 from __future__ import annotations
 
 import os
-import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,7 +24,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from edgespec.errors import SettingError
+from edgespec.errors import SettingError, foreign
 from edgespec_train.corpus.generate import Generated
 
 _NEEDED = ("tokens", "begins", "answers")
@@ -154,12 +153,10 @@ def counts(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
-            yield data
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        hint = "delete it: edgespec train corpus makes its own again"
-        raise SettingError(f"{path} is not a whole shard: {error}", hint=hint) from error
+    hint = "delete it: edgespec train corpus makes its own again"
+    whole = foreign(SettingError, f"{path} is not a whole shard", hint=hint)
+    with whole, path.open("rb") as file, np.load(file, allow_pickle=False) as data:
+        yield data
 
 
 def count_ending_in(paths: Iterable[Path], ends: Sequence[int]) -> int:
