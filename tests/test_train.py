@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections import deque
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from edgespec import Pipeline, SamplingParams, bundle, load
+from edgespec import SamplingParams, bundle, load
 from edgespec.cli import cli
-from edgespec.drafters.ngram import NGram
 from edgespec.errors import SettingError
 
 pytest.importorskip("optimum.intel", reason="training needs the train extra")
@@ -24,20 +22,16 @@ from click.testing import CliRunner, Result
 from transformers import AutoModelForCausalLM
 
 from edgespec.bench.prompts import Prompt
-from edgespec_train.corpus import build as corpora
-from edgespec_train.corpus import shards, sources
+from edgespec_train.corpus import shards
 from edgespec_train.corpus.batches import Texts
 from edgespec_train.corpus.build import Plan, make_corpus
-from edgespec_train.corpus.decontaminate import OWN, Decontaminator
-from edgespec_train.corpus.generate import Generated, Generator, Job
-from edgespec_train.corpus.paged_texts import TOP
 from edgespec_train.draft_model import UNKNOWN, Shape, build, choose_vocabulary, initialise_from, invert
 from edgespec_train.evaluate import generate_texts, replay
 from edgespec_train.initialise import fit_head, take_over
 from edgespec_train.losses import loss_of
 from edgespec_train.pack import save_draft
 from edgespec_train.stages import StageSettings, train_draft
-from edgespec_train.trainer import Point, Recipe, agreement, block_efficiency, hidden_states, train
+from edgespec_train.trainer import Recipe, hidden_states
 from tests import tiny_models
 
 VOCAB = 512
@@ -82,149 +76,6 @@ def texts_of(corpus: Path, id_map: np.ndarray[Any, Any]) -> Texts:
 
 def run(*arguments: object) -> Result:
     return CliRunner().invoke(cli, [str(argument) for argument in arguments])
-
-
-# Generation by the target
-
-
-def test_generated_log_probabilities_are_those_of_the_target(target: Path, torch_target: Any) -> None:
-    """Five texts in three slots, prompts of very different lengths: each token as torch alone would have chosen it."""
-    generator = Generator(target / "openvino_model.xml", eos_token_ids=[], slots=3, max_length=128)
-    random = np.random.default_rng(0)
-    prompts = [tuple(int(t) for t in random.integers(4, 400, size=n)) for n in (3, 70, 1, 40, 9)]
-    jobs = [Job(key, prompt, max_new_tokens=12) for key, prompt in enumerate(prompts)]
-    queue, texts = deque(jobs), {}
-    for text in generator.generate(queue, rows_per_forward=16):
-        texts[text.job.key] = text
-        if text.job.key < len(jobs):  # a follow-up goes on where the text stands in the cache
-            queue.appendleft(Job(text.job.key + 10, (*text.job.prompt, *text.tokens[:-1], 7, 8), max_new_tokens=4))
-    assert sorted(texts) == [0, 1, 2, 3, 4, 10, 11, 12, 13, 14]
-    for text in texts.values():
-        prompt = text.job.prompt
-        with torch.no_grad():
-            logits = torch_target(torch.tensor([[*prompt, *text.tokens]])).logits[0, len(prompt) - 1 : -1]
-        expected = torch.log_softmax(logits, -1).topk(TOP)
-        np.testing.assert_allclose(np.stack(text.top_logprobs), expected.values, atol=6e-2)  # 16-bit keys and values
-        assert [int(row[0]) for row in text.top_ids] == text.tokens
-    again = {text.job.key: text.tokens for text in generator.generate(deque(jobs))}
-    assert again == {job.key: texts[job.key].tokens for job in jobs}, "an earlier text is left in the cache"
-
-
-def test_sampling_follows_the_temperature_and_the_seed(target: Path) -> None:
-    generator = Generator(target / "openvino_model.xml", eos_token_ids=[], slots=8, max_length=64)
-
-    def first_tokens(temperature: float, seed: int) -> list[int]:
-        jobs = deque(Job(key, (5, 6, 7), 1, temperature, seed) for key in range(400))
-        return [text.tokens[0] for text in sorted(generator.generate(jobs), key=lambda text: text.job.key)]
-
-    (best,) = set(first_tokens(0.0, 0))
-    hot = first_tokens(1.0, 1)
-    assert hot == first_tokens(1.0, 1) != first_tokens(1.0, 2)
-    job = Job(0, (5, 6, 7), 1)
-    probability = float(np.exp(next(generator.generate(deque([job]))).top_logprobs[0][0]))
-    expected = 400 * probability
-    assert abs(hot.count(best) - expected) < 5 * np.sqrt(expected * (1 - probability)) + 12  # 32 best, not all
-    assert first_tokens(0.3, 1).count(best) > hot.count(best)
-
-
-def test_a_shard_is_a_function_of_the_plan_and_its_number(target: Path, corpus: Path, tmp_path: Path) -> None:
-    paths = shards.shard_paths(corpus)
-    assert len(paths) >= 2, "the corpus of these tests needs two shards"
-    maker = corpora.ShardMaker(PLAN, target, tmp_path)
-    maker({"number": 1})  # alone, without shard 0 before it
-    one, other = np.load(paths[1]), np.load(shards.shard_path(tmp_path, 1))
-    for name in ("tokens", "begins", "answers", "source", "temperature", "top_ids"):
-        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
-
-
-def test_the_manifest_counts_what_is_there_and_a_second_run_adds_nothing(target: Path, corpus: Path) -> None:
-    before = {path.name: path.stat().st_mtime_ns for path in shards.shard_paths(corpus)}
-    manifest = make_corpus(PLAN, target, corpus, TOKENS, lambda line: None)
-    assert {path.name: path.stat().st_mtime_ns for path in shards.shard_paths(corpus)} == before
-    rows = sum(len(np.load(path)["top_ids"]) for path in shards.shard_paths(corpus))
-    assert manifest["answer_tokens"] == rows >= TOKENS
-    assert sum(manifest["tokens_by_source"].values()) == rows
-    assert sum(manifest["texts_by_temperature"].values()) == manifest["texts"]
-    assert {"0.0", "0.6", "1.0"} <= set(manifest["texts_by_temperature"])
-    assert sum(origin["texts"] for origin in manifest["origins"].values()) == manifest["texts"]
-    assert all(origin["licence"] for origin in manifest["origins"].values())
-    with pytest.raises(SettingError, match="another new_tokens"):
-        make_corpus(dataclasses.replace(PLAN, new_tokens=7), target, corpus, TOKENS, lambda line: None)
-
-
-SECRET = "one two three four five six seven eight nine ten eleven twelve"
-
-
-def test_no_benchmark_prompt_gets_in(target: Path, tmp_path: Path) -> None:
-    """Nor a text that the target completed to one: generated texts are checked too."""
-    own = tmp_path / "own"
-    own.mkdir()
-    (own / "a.py").write_text(f'def f():\n    """{SECRET}."""\n    return 1\n' * 3 + "\n" * 20, encoding="utf-8")
-    benchmark = tmp_path / "benchmark.jsonl"
-    benchmark.write_text(json.dumps({"turns": [f"Say: {SECRET.upper()}!"]}) + "\n", encoding="utf-8")
-    plan = dataclasses.replace(PLAN, folders=(str(own),), shares=(0, 0, 1, 0), texts_per_shard=60, new_tokens=1)
-    decontaminator = Decontaminator([benchmark])
-    seen = {}
-    for name, exclude in (("with", ()), ("without", (str(benchmark),))):
-        maker = corpora.ShardMaker(dataclasses.replace(plan, exclude=exclude), target, tmp_path)
-        path = tmp_path / f"{name}.npz"
-        maker._make(0, path)
-        data = np.load(path)
-        texts = [maker.tokenizer.decode(part) for part in np.split(data["tokens"], data["begins"][1:-1])]
-        seen[name] = sum(decontaminator.matches(text) for text in texts)
-        assert len(texts) > 10
-    assert seen["with"] > 0
-    assert seen["without"] == 0
-    maker._decontaminator.add(maker.tokenizer.decode([7, 8, 9, *range(50, 80)]) + " " + SECRET)
-    tokens = maker.tokenizer.encode(SECRET)
-    assert not maker._clean(Generated(Job(0, tuple(tokens[:4]), 1), tokens[4:]))
-
-
-def test_short_benchmark_prompts_are_excluded_whole_and_our_own_always() -> None:
-    decontaminator = Decontaminator([])
-    own = [json.loads(line)["text"] for line in OWN.read_text(encoding="utf-8").splitlines()]
-    assert own and all(decontaminator.matches(text) for text in own)
-    decontaminator.add("Who wrote Hamlet?")
-    assert decontaminator.matches("who wrote hamlet")
-    assert not decontaminator.matches("Who wrote Hamlet, and when was it first played?")
-    assert not decontaminator.matches("Write a Python function that adds two numbers.")
-
-
-def test_a_shard_is_there_whole_or_not_at_all(target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(file: Any, **arrays: Any) -> None:
-        file.write(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(np, "savez", full)
-    with pytest.raises(SettingError, match="No space left"):
-        make_corpus(PLAN, target, tmp_path / "corpus", 10, lambda line: None)
-    assert [path.name for path in (tmp_path / "corpus").iterdir()] == ["manifest.json"]
-
-
-def test_prompts_come_from_real_code_and_text(tmp_path: Path) -> None:
-    (tmp_path / "a.py").write_text(
-        'import os\n\n\ndef scale(values, factor):\n    """Multiply every value by a factor."""\n    return values\n',
-        encoding="utf-8",
-    )
-    (tmp_path / "notes.md").write_text("A long paragraph about tides. " * 20, encoding="utf-8")
-    (tmp_path / "picture.bin").write_bytes(bytes(range(256)))
-    origin = sources.folder(tmp_path)
-    assert {path.name for path in origin.files} == {"a.py", "notes.md"}
-    raw, asked = list(sources.code_prompts(origin))
-    assert raw.kind == "raw" and raw.text.endswith('"""Multiply every value by a factor."""\n')
-    assert (asked.kind == "chat" and "scale" in asked.text) or "factor" in asked.text
-    assert any("tides" in prompt.text for prompt in sources.text_prompts(origin))
-
-
-@pytest.mark.parametrize("content", [None, {}, {"a.bin": b"\0\1\2"}, {"empty.txt": b" \n"}])
-def test_a_corpus_folder_without_text_is_refused(tmp_path: Path, content: dict[str, bytes] | None) -> None:
-    folder = tmp_path / "own"
-    if content is not None:
-        folder.mkdir()
-        for name, data in content.items():
-            (folder / name).write_bytes(data)
-    with pytest.raises(SettingError, match="corpus folder"):
-        sources.folder(folder)
 
 
 # What the draft begins with
@@ -326,61 +177,6 @@ def test_rows_the_draft_cannot_say_do_not_count(corpus: Path) -> None:
     assert loss_of(logits, batch, "ce") == pytest.approx(float(loss_of(some, batch, "ce")))
 
 
-def trainable(torch_target: Any, corpus: Path) -> tuple[Any, Texts, Texts]:
-    id_map = choose_vocabulary(shards.token_counts(shards.shard_paths(corpus), VOCAB), 200, always=[1])
-    shape = Shape((0,))
-    draft: Any = build(torch_target.config, shape, 200, seed=0)
-    initialise_from(draft, torch_target, shape, id_map)
-    return draft, *texts_of(corpus, id_map).split(0.2)
-
-
-RECIPE = Recipe(steps=8, tokens_per_batch=512, learning_rate=1e-3, warmup=2, evaluate_every=2)
-
-
-def test_training_brings_a_draft_closer_to_the_target(torch_target: Any, corpus: Path, tmp_path: Path) -> None:
-    id_map = np.arange(VOCAB, dtype=np.int32)
-    texts = texts_of(corpus, id_map)
-    draft: Any = build(torch_target.config, Shape((0,)), VOCAB, seed=1)
-    before = np.concatenate(agreement(draft, texts, texts.texts)).mean()
-    recipe = dataclasses.replace(RECIPE, steps=80, evaluate_every=80, learning_rate=5e-3)
-    (point,) = train(draft, texts, texts, recipe, tmp_path, say=lambda point: None)
-    after = np.concatenate(agreement(draft, texts, texts.texts)).mean()
-    assert before < 0.02
-    assert after > before + 0.03
-    assert point.tokens > texts.answer_tokens
-
-
-def test_a_resumed_run_ends_where_an_uninterrupted_one_does(torch_target: Any, corpus: Path, tmp_path: Path) -> None:
-    whole, texts, held_out = trainable(torch_target, corpus)
-    expected = train(whole, texts, held_out, RECIPE, tmp_path / "whole", say=lambda point: None)
-
-    def stop_at_four(point: Point) -> None:
-        if point.step == 4:
-            raise KeyboardInterrupt
-
-    stopped, texts, held_out = trainable(torch_target, corpus)
-    with pytest.raises(KeyboardInterrupt):  # after the checkpoint of step 2, before that of step 4
-        train(stopped, texts, held_out, RECIPE, tmp_path / "cut", say=stop_at_four)
-    resumed, texts, held_out = trainable(torch_target, corpus)
-    curve = train(resumed, texts, held_out, RECIPE, tmp_path / "cut", say=lambda point: None)
-    for name, value in whole.state_dict().items():
-        torch.testing.assert_close(resumed.state_dict()[name], value, rtol=0, atol=0, msg=name)
-    assert [(p.step, p.tokens, p.agreement) for p in curve] == [(p.step, p.tokens, p.agreement) for p in expected]
-
-
-def test_a_checkpoint_of_another_run_is_refused(torch_target: Any, corpus: Path, tmp_path: Path) -> None:
-    draft, texts, held_out = trainable(torch_target, corpus)
-    train(draft, texts, held_out, dataclasses.replace(RECIPE, steps=2), tmp_path, say=lambda point: None)
-    with pytest.raises(SettingError, match="another recipe"):
-        train(draft, texts, held_out, RECIPE, tmp_path, say=lambda point: None)
-    with pytest.raises(SettingError, match="another vocabulary"):
-        train(
-            *(draft, texts, held_out, dataclasses.replace(RECIPE, steps=2), tmp_path),
-            say=lambda point: None,
-            same={"vocabulary": "other ids, as many"},
-        )
-
-
 def test_a_draft_of_the_same_size_with_other_ids_is_refused(
     target_folder: Path, target: Path, corpus: Path, tmp_path: Path
 ) -> None:
@@ -398,47 +194,6 @@ def test_a_draft_of_the_same_size_with_other_ids_is_refused(
     train_draft(settings, bundle.read(target), lambda line: None)
     with pytest.raises(SettingError, match="made with another vocabulary"):
         train_draft(dataclasses.replace(settings, corpus=all_), bundle.read(target), lambda line: None)
-
-
-def test_a_checkpoint_survives_a_failure_to_write_the_next(
-    torch_target: Any, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    draft, texts, held_out = trainable(torch_target, corpus)
-
-    def full(self: Any, folder: str) -> None:
-        Path(folder).mkdir()
-        raise RuntimeError("No space left on device")
-
-    def fill_the_disk(point: Point) -> None:
-        if point.step == 4:
-            monkeypatch.setattr("accelerate.Accelerator.save_state", full)
-
-    with pytest.raises(SettingError, match="cannot write a checkpoint"):
-        train(draft, texts, held_out, RECIPE, tmp_path, say=fill_the_disk)
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
-    monkeypatch.undo()
-    (tmp_path / "checkpoint").replace(tmp_path / "checkpoint.old")  # as if killed between the two renames
-    draft, texts, held_out = trainable(torch_target, corpus)
-    curve = train(draft, texts, held_out, RECIPE, tmp_path, say=lambda point: None)
-    assert [point.step for point in curve] == [2, 4, 6, 8]
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
-
-
-def test_every_text_is_in_one_part_and_every_epoch_has_all(torch_target: Any, corpus: Path) -> None:
-    texts = texts_of(corpus, np.arange(VOCAB, dtype=np.int32))
-    rest, held_out = texts.split(0.3)
-    assert sorted(rest.texts + held_out.texts) == sorted(texts.texts)
-    assert rest.texts and held_out.texts
-    prompts = [{bytes(texts.prompt(text)) for text in part.texts} for part in (rest, held_out)]
-    assert not prompts[0] & prompts[1], "answers to one prompt on both sides"
-    for epoch in (0, 1):
-        batches = texts.epoch(0, epoch, 600)
-        assert sorted(text for batch in batches for text in batch) == sorted(texts.texts)
-    assert texts.epoch(0, 0, 600) == texts.epoch(0, 0, 600) != texts.epoch(0, 1, 600)
-    ahead = texts.batches(0, 600)
-    for _ in range(len(batches) + 3):
-        next(ahead)
-    assert next(texts.batches(0, 600, first=len(batches) + 3)) == next(ahead)
 
 
 # The whole way
@@ -489,41 +244,6 @@ def accepted_of(pair: Path) -> float:
     assert drafted.stats.proposed > 0
     assert rate is not None
     return rate
-
-
-@pytest.mark.parametrize(
-    ("drafter", "temperature"),
-    [
-        ("model", 0.8),
-        ("ngram", 0.0),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in [("model", 0.0), ("ngram", 0.8)]),
-    ],
-)
-def test_a_replay_has_the_rounds_of_the_real_run(drafter: str, temperature: float, pipeline: Pipeline) -> None:
-    """Acceptance that is computed with a recording in the target's place is the acceptance with the target."""
-    sampling = SamplingParams(temperature=temperature, seed=3 if temperature else None)
-    prompts = [
-        Prompt("all", "def add(a, b):\n    return a + b\n\ndef add(a, b):\n", raw=True),
-        Prompt("all", "Say hello.", raw=False),
-    ]
-    texts = list(generate_texts(pipeline, prompts, sampling, 24))
-    drafting: Any = NGram() if drafter == "ngram" else pipeline.drafter
-    found = replay(drafting, texts, sampling, 3, pipeline.target.vocab_size)["all"]
-    real = []
-    for text in texts:
-        drafting.reset()
-        run = pipeline.generate(
-            text.prompt, max_new_tokens=len(text.tokens), sampling=sampling, drafter=drafting, num_draft_tokens=3
-        )
-        real += [(r.proposed, r.accepted, r.committed) for r in run.stats.rounds]
-    assert [(r.proposed, r.accepted, r.committed) for r in found.rounds] == real
-
-
-def test_block_efficiency_counts_rounds() -> None:
-    bits = np.array([False, True, True, False, True, False, False])
-    assert block_efficiency([bits], 1) == 6 / 4
-    assert block_efficiency([bits], 4) == 6 / 3
-    assert block_efficiency([np.ones(11, bool)], 4) == 10 / 2
 
 
 # What can go wrong
@@ -622,24 +342,3 @@ def test_a_draft_is_saved_whole_or_not_at_all(
     assert np.load(out / "id_map.npy").tolist() == ids[1].tolist()
     assert AutoModelForCausalLM.from_pretrained(out).config.vocab_size == 4
     assert [path.name for path in tmp_path.iterdir()] == ["draft"]
-
-
-def test_a_target_without_a_chat_template_gets_plain_prompts(target: Path, tmp_path: Path) -> None:
-    bare = tmp_path / "bare"
-    bare.mkdir()
-    for path in target.iterdir():
-        if path.name != "chat_template.jinja":
-            (bare / path.name).write_bytes(path.read_bytes())
-    said: list[str] = []
-    make_corpus(PLAN, bare, tmp_path / "corpus", 10, said.append)
-    assert any("no chat template" in line for line in said)
-
-
-@pytest.mark.slow
-def test_shards_through_ray_are_the_shards_made_alone(target: Path, corpus: Path, tmp_path: Path) -> None:
-    pytest.importorskip("ray", reason="needs the train-ray extra")
-    make_corpus(PLAN, target, tmp_path / "corpus", TOKENS, lambda line: None, ray=True)
-    for path in shards.shard_paths(tmp_path / "corpus"):
-        twin = corpus / path.name
-        if twin.is_file():
-            np.testing.assert_array_equal(np.load(path)["tokens"], np.load(twin)["tokens"])

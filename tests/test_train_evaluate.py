@@ -17,7 +17,7 @@ from edgespec.bench.prompts import PAPERS, Prompt
 from edgespec.drafters.ngram import NGram
 from edgespec.errors import SettingError
 from edgespec.protocols import Drafter
-from edgespec.types import Allowed, Draft, Hidden, Needs
+from edgespec.types import Allowed, Draft, Hidden, Needs, Round
 
 pytest.importorskip("optimum.intel", reason="training needs the train extra")
 pytest.importorskip("accelerate", reason="training needs the train extra")
@@ -143,8 +143,11 @@ def test_a_lookup_costs_no_bytes_and_a_model_its_weights_over_the_targets(pair: 
 
 
 def test_mbsu_is_what_acceptance_allows_less_the_cost_of_drafting() -> None:
-    rounds = Rounds(3)
-    assert dataclasses.replace(rounds).mbsu(0.1) == rounds.block_efficiency / 1.3
+    one, other = (Round("draft", 3, 3, accepted, accepted + 1, 0.0, 0.0, 0.0) for accepted in (1, 3))
+    rounds = Rounds(3, [one, other])
+    assert rounds.block_efficiency == 3
+    assert rounds.mbsu(0.1) == pytest.approx(3 / 1.3)
+    assert rounds.by_position == [1.0, 0.5, 1.0]
 
 
 def test_a_speed_far_below_mbsu_is_marked() -> None:

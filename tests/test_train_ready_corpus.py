@@ -171,16 +171,42 @@ def speak_another_language(path: Path) -> None:
     rewrite(path, path, tokens=tokens + VOCAB)
 
 
+def be_an_array(path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, np.arange(5))
+
+
+def think_in_another_language(path: Path) -> None:
+    with np.load(path) as data:
+        best = data["top_ids"].astype(np.int32)
+    rewrite(path, path, top_ids=best + VOCAB)
+
+
+def forget_a_number(path: Path) -> None:
+    with np.load(path) as data:
+        logprobs = data["top_logprobs"].copy()
+    logprobs[3, 1] = np.nan
+    rewrite(path, path, top_logprobs=logprobs)
+
+
+def keep_no_record(path: Path) -> None:
+    (path.parent / "manifest.json").write_text("[1]", encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (cut, "is not a whole shard"),
         (spoil, "is not a whole shard"),
         (lose_tokens, "do not fill"),
+        (be_an_array, "is not a whole shard"),
         (lose_an_array, "is not a whole shard"),
         (misplace_an_answer, "an answer begins outside its text"),
         (lose_rows, "rows for"),
         (speak_another_language, "the corpus is another target's: token id"),
+        (think_in_another_language, "the corpus is another target's: token id"),
+        (forget_a_number, "top_logprobs has values that are no numbers"),
+        (keep_no_record, r"manifest.json is damaged.*Delete it"),
     ],
 )
 def test_a_damaged_shard_is_named(
@@ -199,7 +225,8 @@ def test_a_damaged_shard_is_named(
     with pytest.raises(EdgespecError, match=message) as caught:
         check(settings)
         train_draft(settings, bundle.read(target), lambda line: None)
-    assert path.name in str(caught.value) or damage is speak_another_language
+    nameless = (speak_another_language, think_in_another_language, keep_no_record)
+    assert path.name in str(caught.value) or damage in nameless
 
 
 def test_a_corpus_that_never_ends_as_the_target_does_is_doubted(

@@ -63,6 +63,13 @@ def test_texts_of_something_else_are_refused(tiny_pipeline: Pipeline, tmp_path: 
     ):
         with pytest.raises(SettingError, match=f"were generated with another {name}"):
             list(texts_in(file, tiny_pipeline, prompts, sampling, new_tokens))
-    file.write_text('{"target": 1}\n[1, 2]\n', encoding="utf-8")
+    empty = '{"number": 0, "category": "a", "prompt": [1], "tokens": []}'
+    words = '{"number": 0, "category": "a", "prompt": ["one"], "tokens": [1]}'
+    for content in ('{"target": 1}\n[1, 2]\n', "[1]\n", f"{{}}\n{empty}\n", f"{{}}\n{words}\n", "{}\n{}\n"):
+        file.write_text(content, encoding="utf-8")
+        with pytest.raises(SettingError, match="does not hold recorded texts"):
+            list(texts_in(file, tiny_pipeline, PROMPTS, GREEDY, 3))
     with pytest.raises(SettingError, match="does not hold recorded texts"):
-        list(texts_in(file, tiny_pipeline, PROMPTS, GREEDY, 3))
+        list(texts_in(tmp_path, tiny_pipeline, PROMPTS, GREEDY, 3))
+    with pytest.raises(SettingError, match="cannot write the texts"):
+        list(texts_in(tmp_path / "no" / "folder.jsonl", tiny_pipeline, PROMPTS, GREEDY, 3))

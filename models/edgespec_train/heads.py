@@ -25,7 +25,7 @@ from edgespec.bundle import Bundle
 from edgespec.errors import SettingError
 from edgespec_train import loop
 from edgespec_train.corpus import shards
-from edgespec_train.corpus.build import identity, write_json
+from edgespec_train.corpus.build import identity, same_weights, write_json
 from edgespec_train.corpus.replay import Choice, replay
 from edgespec_train.corpus.states import States
 from edgespec_train.draft_model import choose_vocabulary
@@ -92,9 +92,8 @@ def ground(settings: HeadSettings, say: Say) -> Ground:
         states = settings.states or _replayed(settings, target, say)
         read = States(states, settings.layers)
     vocab_size = target.manifest.target.vocab_size
-    for shard in shards.read_shards(read.paths, ("top_ids",)):
-        shards.check_ids(shard, vocab_size)
-    if read.target != identity(target):
+    read.check_ids(vocab_size)
+    if not same_weights(read.target, identity(target)):
         raise SettingError("the states are another target's", got=read.target, allowed=identity(target))
     ends = target.manifest.generation.eos_token_ids
     id_map = choose_vocabulary(shards.token_counts(read.paths, vocab_size), settings.vocabulary, always=ends)
@@ -111,7 +110,11 @@ def trained(
 ) -> list[Point]:
     """Run the loop, and write the learning curve. same: what else must be equal to go on."""
     digest = hashlib.sha256(on.id_map.tobytes()).hexdigest()
-    own: dict[str, Any] = {"target": identity(on.target), "layers": settings.layers, "vocabulary": digest}
+    own: dict[str, Any] = {
+        "target": identity(on.target).rpartition(" ")[2],
+        "layers": settings.layers,
+        "vocabulary": digest,
+    }
     own |= {"precision": settings.precision, "texts": len(on.states.texts)}
     with progress_bar(schedule.steps) as advance:
         curve = loop.run(

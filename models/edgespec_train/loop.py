@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from accelerate import Accelerator
 
-from edgespec.errors import SettingError
+from edgespec.errors import SettingError, foreign
 from edgespec_train import checkpoint
 from edgespec_train.judging import Judged
 
@@ -115,7 +115,9 @@ def run(
     model, optimizer = accelerator.prepare(task.module, _optimizer(task.module, schedule))
     identity = {"recipe": asdict(schedule), "processes": accelerator.num_processes} | (same or {})
     identity = json.loads(json.dumps(identity))
-    curve = [Point(**point) for point in checkpoint.resume(accelerator, folder, identity)]
+    saved = checkpoint.resume(accelerator, folder, identity)
+    with foreign(SettingError, f"the learning curve in {folder} is damaged", hint="delete the checkpoint there"):
+        curve = [Point(**point | {"by_position": tuple(point.get("by_position", ()))}) for point in saved]
     step, seen = (curve[-1].step, curve[-1].tokens) if curve else (0, 0)
     before = curve[-1].seconds if curve else 0.0
     began, running = time.perf_counter(), curve[-1].loss if curve else float("nan")

@@ -8,16 +8,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from operator import index
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, TextIO
 
 from edgespec import Pipeline
 from edgespec.bench.prompts import Prompt
 from edgespec.errors import SettingError, foreign
 from edgespec.sampling_params import SamplingParams
 from edgespec_train.corpus import shards
+from edgespec_train.corpus.texts import TargetTexts
 from edgespec_train.evaluate import GeneratedText, generate_texts
 
 
@@ -41,7 +41,7 @@ def texts_in(
     for number, text in read(file, head):
         done.add(number)
         yield text
-    with file.open("a", encoding="utf-8") as lines:
+    with _opened(file) as lines:
         if not done and lines.tell() == 0:
             lines.write(f"{json.dumps(head)}\n")
         for number, prompt in enumerate(prompts):
@@ -54,18 +54,16 @@ def texts_in(
 
 def held_out_texts(corpus: Path, names: Sequence[str]) -> list[GeneratedText]:
     """The greedy texts of a corpus that are not trained on. names: of its sources, as categories."""
-    found = shards.read_shards(shards.shard_paths(corpus), ("source", "temperature"))
-    share = shards.held_out_share(sum(len(shard["answers"]) for shard in found))
+    everything = TargetTexts(shards.require_shards(corpus))
+    _, held_out = everything.split(shards.held_out_share(len(everything.texts)))
     texts: dict[tuple[int, ...], GeneratedText] = {}
-    for shard in found:
-        greedy = shard["temperature"] == 0 if "temperature" in shard else np.ones(len(shard["answers"]), bool)
-        for text in np.flatnonzero(greedy):
-            begin, end, answer = shard["begins"][text], shard["begins"][text + 1], shard["answers"][text]
-            prompt, tokens = shard["tokens"][begin:answer], shard["tokens"][answer:end]
-            if len(tokens) > 1 and shards.is_held_out(prompt, share):
-                category = names[int(shard["source"][text])] if "source" in shard else "all texts"
-                asked = tuple(int(token) for token in prompt)
-                texts[asked] = GeneratedText(category, asked, tuple(int(token) for token in tokens))
+    for text in held_out.texts:
+        whole, answer, source = held_out.tokens(text).tolist(), held_out.answer(text), held_out.source(text)
+        if held_out.temperature(text) == 0 and len(whole) > answer + 1:
+            known = source is not None and source < len(names)
+            category = names[source] if known and source is not None else "all texts"
+            asked = tuple(whole[:answer])
+            texts[asked] = GeneratedText(category, asked, tuple(whole[answer:]))
     return sorted(texts.values(), key=lambda text: text.category)
 
 
@@ -74,21 +72,35 @@ def read(file: Path, head: dict[str, Any] | None = None) -> list[tuple[int, Gene
 
     head: what the texts have to be of.
     """
-    if not file.is_file():
+    if not file.exists():
         return []
     hint = "name another file, or delete this one"
     with foreign(SettingError, f"{file} does not hold recorded texts", hint=hint):
         first, *lines = file.read_text(encoding="utf-8").splitlines(keepends=True) or ["{}"]
-        found = json.loads(first)
+        found = dict(json.loads(first))
         if any(not line.endswith("\n") for line in lines):
             _drop_last(file)
-        texts = [json.loads(line) for line in lines if line.endswith("\n")]
-        made = [(t["number"], GeneratedText(t["category"], tuple(t["prompt"]), tuple(t["tokens"]))) for t in texts]
+        made = [_text(json.loads(line)) for line in lines if line.endswith("\n")]
     for name, value in (head or {}).items():
         if found.get(name) != value:
             what = f"the texts in {file} were generated with another {name}"
             raise SettingError(what, got=value, allowed=found.get(name), hint=hint)
     return made
+
+
+def _text(line: dict[str, Any]) -> tuple[int, GeneratedText]:
+    """Raises ValueError and others for what is no text."""
+    prompt, tokens = ([index(token) for token in line[name]] for name in ("prompt", "tokens"))
+    if not prompt or not tokens or min(*prompt, *tokens) < 0:
+        raise ValueError("a text without tokens")
+    return index(line["number"]), GeneratedText(str(line["category"]), tuple(prompt), tuple(tokens))
+
+
+def _opened(file: Path) -> TextIO:
+    try:
+        return file.open("a", encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise SettingError(f"cannot write the texts to {file}: {error.strerror}", hint="name another file") from error
 
 
 def _drop_last(file: Path) -> None:

@@ -86,8 +86,7 @@ def evaluate_pair(
     held_out: a corpus, whose greedy texts that are not trained on take the place of generated ones.
     """
     sampling = SamplingParams(temperature=temperature, seed=seed if temperature else None)
-    if pipeline.drafter.name == "none":
-        raise SettingError("nothing to evaluate: the pair has no drafter", hint="name one with --draft")
+    require_drafter(pipeline)
     asked = bench_prompts.read(prompts, per_category)
     texts = texts_to_judge(pipeline, asked, sampling, new_tokens, recorded=recorded, held_out=held_out)
     found = figures(pipeline, texts, sampling, k, timed_texts=timed)
@@ -108,6 +107,11 @@ def evaluate_pair(
     if any((f.over_mbsu or 1) < POOR for f in found.values()):
         print(f"! less than {POOR:g} of MBSU: something else than weights takes the time", file=sys.stderr)
     return found
+
+
+def require_drafter(pipeline: Pipeline) -> None:
+    if pipeline.drafter.name == "none":
+        raise SettingError("nothing to evaluate: the pair has no drafter", hint="name one with --draft")
 
 
 def texts_to_judge(

@@ -63,7 +63,8 @@ def pack(packing: Packing, say: Callable[[str], None]) -> Path:
         raise SettingError("a draft with all ids of its target cannot be packed alone", hint="train a smaller one")
     text = None
     if packing.corpus is not None:
-        shard = next(iter(shards.read_shards(shards.shard_paths(packing.corpus)[-1:], ("tokens",))))
+        (shard,) = shards.read_shards(shards.require_shards(packing.corpus)[-1:], ())
+        shards.check_ids(shard, target.manifest.target.vocab_size)
         text = invert(id_map, target.manifest.target.vocab_size)[shard["tokens"][:_CHECKED_TOKENS]]
     if packing.out.exists() and not draft_folder.is_one(packing.out):
         raise SettingError(

@@ -41,7 +41,7 @@ from edgespec_export.settings import Kind
 from edgespec_export.texts import read as texts_of
 from edgespec_train.corpus import shards
 from edgespec_train.corpus.batches import Texts
-from edgespec_train.corpus.build import Plan, identity, make_corpus, read_manifest, write_json
+from edgespec_train.corpus.build import Plan, identity, make_corpus, read_manifest, require_target, write_json
 from edgespec_train.corpus.replay import replay
 from edgespec_train.draft_model import Shape, build, choose_vocabulary, initialise_from, invert
 from edgespec_train.initialise import check_earlier, fit_head, take_over
@@ -177,9 +177,7 @@ def train_draft(
     Returns the draft, its id map, the learning curve, and a held-out text in the draft's ids.
     """
     paths = shards.shard_paths(completed(settings, target, say))
-    made_for = read_manifest(settings.corpus).get("plan", {}).get("target", identity(target))
-    if made_for != identity(target):
-        raise SettingError("the corpus is another target's", got=made_for, allowed=identity(target))
+    require_target(settings.corpus, target)
     vocab_size = target.manifest.target.vocab_size
     ends = target.manifest.generation.eos_token_ids
     if ends and not shards.count_ending_in(paths, ends):

@@ -16,7 +16,7 @@ from edgespec.bench import prompts as bench_prompts
 from edgespec.hub.resolve import model_path
 from edgespec.loading import draft_without_target
 from edgespec.sampling_params import SamplingParams
-from edgespec_train.report import ALL, Figures, figures, marked, texts_to_judge
+from edgespec_train.report import ALL, Figures, figures, marked, require_drafter, texts_to_judge
 
 _SEED = 1
 _COLUMNS = ("draft", "text", "accepted at 1, 2, ...", "tokens a forward", "MBSU", "MBSU by time", "speed", "over MBSU")
@@ -49,9 +49,10 @@ def table(asked: Asked, say: Say) -> Iterator[str]:
         rows: dict[float, list[str]] = {temperature: [] for temperature in temperatures}
         about: list[str] = []
         name = ""
-        for draft in asked.drafts:
+        for draft in dict.fromkeys(asked.drafts):
             say(f"judging {draft}")
             pipeline = load(asked.target, draft=draft, num_draft_tokens=asked.k, progress=True, **asked.options or {})
+            require_drafter(pipeline)
             name = f"{pipeline.bundle.name}, {pipeline.target.capabilities.backend}"
             of_all = None
             for temperature in temperatures:

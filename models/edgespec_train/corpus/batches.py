@@ -38,8 +38,12 @@ class Texts(TargetTexts):
     """Texts as the draft reads them."""
 
     def __init__(self, paths: Sequence[Path], inverse: NDArray[np.int64], readable: NDArray[np.bool_]) -> None:
-        """inverse: the draft id that stands for each target id. readable: which target ids the draft has."""
+        """inverse: the draft id that stands for each target id. readable: which target ids the draft has.
+
+        Raises SettingError for ids that are none of the target's.
+        """
         super().__init__(paths)
+        self.check_ids(len(inverse))
         self._inverse = inverse
         self._readable = readable
 

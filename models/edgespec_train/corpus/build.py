@@ -21,7 +21,7 @@ import numpy as np
 
 from edgespec import bundle
 from edgespec.bundle import Bundle
-from edgespec.errors import SettingError
+from edgespec.errors import SettingError, foreign
 from edgespec.hub.resolve import model_path
 from edgespec.text.chat_template import ChatTemplate
 from edgespec.text.tokenizer import Tokenizer
@@ -207,7 +207,10 @@ def make_corpus(
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / MANIFEST
     planned = _described(plan)
-    if path.is_file() and (old := read_manifest(folder).get("plan", {})) != planned:
+    old = read_manifest(folder).get("plan", {})
+    if same_weights(str(old.get("target", "")), plan.target):
+        planned["target"] = old["target"]
+    if path.is_file() and old != planned:
         changed = sorted(name for name in planned if old.get(name) != planned[name])
         raise SettingError(
             f"the corpus in {folder} was made with another {', '.join(changed)}",
@@ -273,13 +276,33 @@ def identity(target: Bundle) -> str:
     return f"{target.name} {content[:16]}"
 
 
+def same_weights(one: str, other: str) -> bool:
+    """Whether two identities are of the same weights: a folder may have been renamed, or copied.
+
+    >>> same_weights("small 0a1b", "copy 0a1b"), same_weights("small 0a1b", "small 2c3d"), same_weights("a ", "b ")
+    (True, False, False)
+    """
+    digests = [identity.rpartition(" ")[2] for identity in (one, other)]
+    return one == other or (digests[0] == digests[1] != "")
+
+
 def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any]:
-    """What ``make_corpus`` wrote about its shards; {} for shards without it."""
-    try:
-        content: dict[str, Any] = json.loads((folder / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    """What ``make_corpus`` wrote about its shards; {} for shards without it. Raises SettingError if it is damaged."""
+    path = folder / name
+    if not path.is_file():
         return {}
+    with foreign(SettingError, f"{path} is damaged", hint="delete it, if you know what the folder holds"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or not isinstance(content.get("plan", {}), dict):
+            raise ValueError("no record of a corpus")
     return content
+
+
+def require_target(folder: Path, target: Bundle) -> None:
+    """Raises SettingError if the corpus in a folder says that it is another target's."""
+    made_for = read_manifest(folder).get("plan", {}).get("target", identity(target))
+    if not same_weights(made_for, identity(target)):
+        raise SettingError("the corpus is another target's", got=made_for, allowed=identity(target))
 
 
 def _run(maker: ShardMaker, numbers: list[int], with_ray: bool) -> None:
@@ -297,9 +320,8 @@ def _run(maker: ShardMaker, numbers: list[int], with_ray: bool) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    with shards.written(path) as file:
+        file.write(f"{json.dumps(content, indent=1)}\n".encode())
 
 
 def _draw(choices: Sequence[str], count: int, random: np.random.Generator) -> list[str]:

@@ -26,7 +26,7 @@ from edgespec.bundle import Bundle
 from edgespec.errors import BackendError, SettingError
 from edgespec.hub.resolve import model_path
 from edgespec_train.corpus import shards
-from edgespec_train.corpus.build import identity, read_manifest, write_json
+from edgespec_train.corpus.build import identity, read_manifest, require_target, same_weights, write_json
 from edgespec_train.corpus.paged_texts import TOP, Fed, PagedTexts, blocks_for
 
 MANIFEST = "states.json"
@@ -70,12 +70,12 @@ def replay(
     BackendError for a target that gives no such states.
     """
     paths = shards.require_shards(corpus)
-    made_for = read_manifest(corpus).get("plan", {}).get("target", identity(target))
-    if made_for != identity(target):
-        raise SettingError("the corpus is another target's", got=made_for, allowed=identity(target))
+    require_target(corpus, target)
+    if len(set(layers)) < len(layers):
+        raise SettingError("a layer is named twice", got=",".join(map(str, layers)))
     longest = min(choice.longest, target.manifest.generation.context_length)
     plan = _Plan(paths, Choice(longest, choice.prompt_share, choice.tokens), target.manifest.target.vocab_size, out)
-    wanted = {"target": identity(target), "layers": list(layers), "choice": asdict(choice), "corpus": len(paths)}
+    wanted = {"target": identity(target), "layers": list(layers), "choice": asdict(choice)}
     _check_same(out, wanted)
     if not plan.left:
         return out
@@ -226,6 +226,8 @@ def _read(
 def _check_same(out: Path, wanted: dict[str, Any]) -> None:
     """Raises SettingError if the folder holds states of something else."""
     made = read_manifest(out, MANIFEST)
+    if made and same_weights(str(made.get("target")), wanted["target"]):
+        wanted["target"] = made["target"]
     for name in ("target", "layers", "choice"):
         if made and made.get(name) != wanted[name]:
             what = f"the states in {out} were made with another {name}"

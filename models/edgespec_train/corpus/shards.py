@@ -14,7 +14,6 @@ A shard is an .npz of flat arrays:
 from __future__ import annotations
 
 import os
-import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,7 +24,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from edgespec.errors import SettingError
+from edgespec.errors import SettingError, foreign
 from edgespec_train.corpus.generate import Generated
 
 _NEEDED = ("tokens", "begins", "answers")
@@ -133,6 +132,8 @@ def _check(shard: dict[str, NDArray[Any]]) -> None:
     for name in ("top_ids", "top_logprobs"):
         if name in shard and (shard[name].ndim != 2 or len(shard[name]) != rows):
             raise ValueError(f"{name} has {len(shard[name])} rows for {rows} answer tokens")
+    if "top_logprobs" in shard and np.isnan(shard["top_logprobs"]).any():
+        raise ValueError("top_logprobs has values that are no numbers")
 
 
 def counts(path: Path) -> dict[str, Any]:
@@ -152,12 +153,10 @@ def counts(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
-            yield data
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        hint = "delete it: edgespec train corpus makes its own again"
-        raise SettingError(f"{path} is not a whole shard: {error}", hint=hint) from error
+    hint = "delete it: edgespec train corpus makes its own again"
+    whole = foreign(SettingError, f"{path} is not a whole shard", hint=hint)
+    with whole, path.open("rb") as file, np.load(file, allow_pickle=False) as data:
+        yield data
 
 
 def count_ending_in(paths: Iterable[Path], ends: Sequence[int]) -> int:
@@ -175,13 +174,13 @@ def answer_tokens(shard: dict[str, NDArray[Any]]) -> NDArray[np.integer]:
 
 
 def check_ids(shard: dict[str, NDArray[Any]], vocab_size: int) -> None:
-    """Raises SettingError for ids that the target does not have, in prompts or answers."""
-    tokens = shard["tokens"]
-    wrong = tokens[(tokens < 0) | (tokens >= vocab_size)]
-    if len(wrong):
-        raise SettingError(
-            "the corpus is another target's: token id", got=int(wrong[0]), allowed=f"0 to {vocab_size - 1}"
-        )
+    """Raises SettingError for ids that the target does not have, in prompts, answers, or its best ones."""
+    for name in ("tokens", "top_ids"):
+        ids = shard.get(name, np.zeros(0, np.int64))
+        wrong = ids[(ids < 0) | (ids >= vocab_size)]
+        if len(wrong):
+            allowed = f"0 to {vocab_size - 1}"
+            raise SettingError("the corpus is another target's: token id", got=int(wrong[0]), allowed=allowed)
 
 
 def token_counts(paths: Iterable[Path], vocab_size: int) -> NDArray[np.int64]:

@@ -50,6 +50,11 @@ class TargetTexts:
             views.append(view)
         return views[0], views[1]
 
+    def check_ids(self, vocab_size: int) -> None:
+        """Raises SettingError for texts of another vocabulary."""
+        for shard in self._shards:
+            shards.check_ids(shard, vocab_size)
+
     @property
     def answer_tokens(self) -> int:
         return sum(self.span(text)[1] - self.span(text)[0] for text in self.texts)
@@ -85,6 +90,11 @@ class TargetTexts:
         first, last = self.span(text)
         shard = self._shards[text[0]]
         return shard["top_ids"][first:last], shard["top_logprobs"][first:last]
+
+    def source(self, text: TextId) -> int | None:
+        """Index into ``corpus.SOURCES``; None for a text whose shard does not say."""
+        shard = self._shards[text[0]]
+        return int(shard["source"][text[1]]) if "source" in shard else None
 
     def padded(self, texts: Sequence[TextId]) -> NDArray[np.int64]:
         """``(b, n)`` target ids, zeros behind each text."""

@@ -1,0 +1,143 @@
+"""What recipes of heads share, with the smallest head there is: a linear map of one hidden state."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgespec.errors import SettingError
+
+pytest.importorskip("optimum.intel", reason="training needs the train extra")
+pytest.importorskip("accelerate", reason="training needs the train extra")
+
+import torch
+
+from edgespec_train.corpus.replay import Choice
+from edgespec_train.corpus.states import NONE
+from edgespec_train.corpus.texts import TextId
+from edgespec_train.draft_model import UNKNOWN, invert
+from edgespec_train.heads import Ground, HeadSettings, ground, right_ahead, trained
+from edgespec_train.judging import Judged
+from edgespec_train.loop import Diverged, Schedule
+from tests import test_train, test_train_ready_corpus
+from tests.test_train import VOCAB
+
+target_folder, target, corpus = test_train.target_folder, test_train.target, test_train.corpus
+bare = test_train_ready_corpus.bare
+K = 2
+
+
+class Linear:
+    """The next K tokens, each by a map of its own from the state before x_n."""
+
+    if_diverged = ""
+
+    def __init__(self, on: Ground, schedule: Schedule) -> None:
+        torch.manual_seed(schedule.seed)
+        self.module: torch.nn.Module = torch.nn.Linear(on.states.hidden_size, K * len(on.id_map))
+        self._on, self._schedule = on, schedule
+        self._inverse = invert(on.id_map, VOCAB)
+
+    def batches(self, first: int) -> Iterator[list[TextId]]:
+        return self._on.states.batches(self._schedule.seed, self._schedule.tokens_per_batch, first)
+
+    def loss(self, module: torch.nn.Module, batch: list[TextId], device: torch.device) -> tuple[torch.Tensor, int]:
+        places = self._on.states.places(batch, K)
+        logits = module(torch.from_numpy(places.states[:, 0]).to(device)).view(len(places.tokens), K, -1)
+        there = torch.from_numpy(places.ahead != NONE)
+        labels = torch.from_numpy(self._inverse[np.maximum(places.ahead, 0)])
+        return torch.nn.functional.cross_entropy(logits[there], labels[there]), len(places.tokens)
+
+    @torch.no_grad()
+    def judge(self) -> Judged:
+        places = self._on.held_out.places(self._on.held_out.texts, K)
+        chosen = self.module(torch.from_numpy(places.states[:, 0])).view(len(places.tokens), K, -1).argmax(-1)
+        right = self._on.id_map[chosen.numpy()] == places.ahead
+        return Judged.of(right_ahead(np.bincount(places.texts).tolist(), right))
+
+
+def settings_of(target: Path, bare: Path, folder: Path, **changes: Any) -> HeadSettings:
+    choice = Choice(longest=150, prompt_share=0.95)
+    return dataclasses.replace(HeadSettings(str(target), folder, (3,), 100, bare, choice=choice), **changes)
+
+
+def test_a_head_is_trained_resumed_and_judged(target: Path, bare: Path, tmp_path: Path) -> None:
+    """On states that are made on the way; a second run goes on where the first one ended."""
+    schedule = Schedule(steps=6, tokens_per_batch=256, warmup=1, evaluate_every=3)
+    said: list[str] = []
+    settings = settings_of(target, bare, tmp_path)
+    on = ground(settings, said.append)
+    assert len(on.id_map) == 100 and on.id_map[-1] == UNKNOWN
+    assert set(on.states.texts).isdisjoint(on.held_out.texts)
+    made = (tmp_path / "states" / "states-00000.npy").stat().st_mtime_ns
+    curve = trained(Linear(on, schedule), schedule, settings, on, said.append, {"k": K})
+    assert [point.step for point in curve] == [3, 6]
+    assert len(curve[-1].by_position) == K and curve[-1].block_efficiency >= 1
+    assert curve[-1].loss < 4.7, "no better than chance over 100 ids"
+    assert json.loads((tmp_path / "curve.json").read_text())["curve"][-1]["step"] == 6
+    again = ground(settings, said.append)
+    assert (tmp_path / "states" / "states-00000.npy").stat().st_mtime_ns == made
+    assert [p.step for p in trained(Linear(again, schedule), schedule, settings, again, said.append, {"k": K})] == [
+        3,
+        6,
+    ]
+    with pytest.raises(SettingError, match="made with another k"):
+        trained(Linear(again, schedule), schedule, settings, again, said.append, {"k": K + 1})
+
+
+def test_a_head_that_diverges_says_at_which_step(target: Path, bare: Path, tmp_path: Path) -> None:
+    schedule = Schedule(steps=3, tokens_per_batch=256, learning_rate=float("inf"), warmup=1)
+    settings = settings_of(target, bare, tmp_path)
+    on = ground(settings, lambda line: None)
+    with pytest.raises(Diverged, match=r"stopped at step 2: .*lower --learning-rate"):
+        trained(Linear(on, schedule), schedule, settings, on, lambda line: None, {})
+
+
+def test_states_of_another_target_or_layer_are_refused(target: Path, bare: Path, tmp_path: Path) -> None:
+    settings = settings_of(target, bare, tmp_path / "one")
+    ground(settings, lambda line: None)
+    states = tmp_path / "one" / "states"
+    with pytest.raises(SettingError, match=r"no hidden states of these layers; got \[1\]; allowed: \[3\]"):
+        ground(settings_of(target, bare, tmp_path / "two", states=states, layers=(1,)), lambda line: None)
+    manifest = json.loads((states / "states.json").read_text())
+    (states / "states.json").write_text(json.dumps(manifest | {"target": "target 0123456789abcdef"}))
+    with pytest.raises(SettingError, match="the states are another target's; got target 0123456789abcdef"):
+        ground(settings_of(target, bare, tmp_path / "two", states=states), lambda line: None)
+
+
+def test_options_of_a_head_leave_the_recipes_own(tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "layers": "1,3",
+        "longest": 448,
+        "prompt_share": 0.45,
+        "state_tokens": None,
+        "corpus_folder": None,
+        "states_folder": None,
+        "corpus_tokens": 9,
+        "folders": (),
+        "exclude": (),
+        "new_tokens": 5,
+        "ray": False,
+        "texts_per_shard": 8,
+        "corpus_seed": 0,
+        "vocabulary": 64,
+        "precision": "f32",
+        "steps": 4,
+        "seed": 1,
+        "tokens_per_batch": 64,
+        "learning_rate": 0.1,
+        "evaluate_every": 2,
+        "rank": 8,
+    }
+    settings, schedule = HeadSettings.of("small", tmp_path, options)
+    assert options == {"rank": 8}
+    assert settings.layers == (1, 3) and settings.plan["corpus_tokens"] == 9
+    assert (schedule.steps, schedule.seed, schedule.learning_rate) == (4, 1, 0.1)
+    with pytest.raises(SettingError, match=r"layers of the target; got last; allowed: numbers with commas"):
+        HeadSettings.of("small", tmp_path, {"layers": "last"})
