@@ -132,6 +132,25 @@ def test_bench_engine_prints_times_and_losses(loaded: Pipeline, monkeypatch: pyt
         CliRunner().invoke(cli, ["bench", "engine"], catch_exceptions=False)
 
 
+@pytest.mark.parametrize("bench", ["loop", "engine"])
+@pytest.mark.parametrize("kind", ["genai", "optimum"])
+def test_a_ready_model_has_no_bare_loop(bench: str, kind: str, request: pytest.FixtureRequest) -> None:
+    folder: Path = request.getfixturevalue(f"tiny_{kind}").parent
+    with pytest.raises(SettingError, match="no bare loop for a graph that another tool wrote; got a ready ONNX model"):
+        CliRunner().invoke(cli, ["bench", bench, "-m", str(folder), "--draft", "none"], catch_exceptions=False)
+
+
+def test_bench_states_compares_each_set_of_layers_with_none(tiny_fast_ir: Path) -> None:
+    arguments = ["bench", "states", "-m", str(tiny_fast_ir.parent), "--backend", "onnxruntime", "--pairs", "2"]
+    result = CliRunner().invoke(cli, [*arguments, "--layers", "2", "--layers", "0,1"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert set(found["over_none"]) == {"2", "0,1"} and found["bench"].endswith("onnxruntime")
+    assert all(ratio > 0 for widths in found["over_none"].values() for ratio in widths.values())
+    with pytest.raises(SettingError, match="layers; got 2,x; allowed: numbers"):
+        CliRunner().invoke(cli, [*arguments, "--layers", "2,x"], catch_exceptions=False)
+
+
 def test_bench_alone_is_a_quick_comparison_with_a_plot(
     loaded: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,10 +15,11 @@ import numpy as np
 from edgespec.backends.openvino.graph import LOGITS_ROWS
 from edgespec.backends.openvino.paged import OpenVINOPagedModel, inputs_of
 from edgespec.backends.openvino.runtime import ov
+from edgespec.errors import SettingError
 from edgespec.protocols import Model
 
 if TYPE_CHECKING:
-    from edgespec.backends.onnx.session import OnnxRuntimeModel
+    from edgespec.backends.onnx.session import SessionModel
 
 BARE_ROWS = 1024
 
@@ -90,11 +91,18 @@ class _OnOpenVINO(BareLoop):
 
 
 class _OnONNXRuntime(BareLoop):
-    def __init__(self, model: OnnxRuntimeModel, width: int, rows: int, *, alone: bool) -> None:
-        from edgespec.backends.onnx.session import SPARE_ROWS
+    def __init__(self, model: SessionModel, width: int, rows: int, *, alone: bool) -> None:
+        from edgespec.backends.onnx.session import SPARE_ROWS, OnnxRuntimeModel
         from edgespec.backends.onnx.session import inputs_of as of_onnx_runtime
         from edgespec.backends.onnx.tables import RotaryTables
 
+        if not isinstance(model, OnnxRuntimeModel):
+            raise SettingError(
+                "there is no bare loop for a graph that another tool wrote",
+                got="a ready ONNX model",
+                allowed="models that edgespec writes as ONNX, and those on OpenVINO",
+                hint="measure it with: edgespec bench speed",
+            )
         super().__init__(width, rows)
         self._session, self._vocab_size = model.session, model.vocab_size
         self._least_attended = 1 if alone else model.least_attended

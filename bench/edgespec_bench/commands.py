@@ -9,6 +9,7 @@ import click
 
 from edgespec.commands.options import fetch_options, load_pair, model_options, sampling_from, sampling_options
 from edgespec.errors import SettingError
+from edgespec.protocols import Model
 from edgespec.types import Backend
 
 _PATH = click.Path(path_type=Path)
@@ -45,6 +46,29 @@ def loop(pairs: int, new_tokens: int, **options: Any) -> None:
 
 
 @command.command()
+@click.option("--model", "-m", metavar="REF", default="default", show_default=True)
+@fetch_options
+@click.option("--backend", type=click.Choice(get_args(Backend)), help="Default: the faster one.")
+@click.option("--numerics", type=click.Choice(["exact", "fast"]))
+@click.option("--layers", required=True, multiple=True, metavar="N,...", help="Layers to return; may be repeated.")
+@click.option("--pairs", type=click.IntRange(1), default=9, show_default=True, help="Interleaved repetitions.")
+def states(layers: tuple[str, ...], pairs: int, **options: Any) -> None:
+    """What a forward costs more if the target returns hidden states of some layers.
+
+    The target is loaded once without them, and once for each --layers.
+    """
+    from edgespec.types import Needs
+    from edgespec_bench.states import bench_states
+
+    def load(chosen: tuple[int, ...]) -> Model:
+        pipeline = load_pair(options | {"draft": "none", "num_draft_tokens": 0, "needs": Needs(chosen)})
+        options["backend"] = pipeline.target.capabilities.backend
+        return pipeline.target
+
+    bench_states(load, [tuple(_numbers(text, "layers")) for text in layers], pairs=pairs)
+
+
+@command.command()
 @model_options
 @fetch_options
 @sampling_options
@@ -72,19 +96,17 @@ def drafters(
         new_tokens=DEFAULT_NEW_TOKENS if new_tokens is None else new_tokens,
         pairs=pairs,
         context=context,
-        lengths=_numbers(lengths),
+        lengths=_numbers(lengths, "lengths"),
         alone=alone,
         sampling=sampling,
     )
 
 
-def _numbers(text: str) -> list[int]:
+def _numbers(text: str, setting: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",") if part.strip()]
     except ValueError as error:
-        raise SettingError(
-            "draft lengths", got=text, allowed="numbers with commas, as 1,2,4", setting="lengths"
-        ) from error
+        raise SettingError(setting, got=text, allowed="numbers with commas, as 1,2,4", setting=setting) from error
 
 
 @command.command()

@@ -58,7 +58,8 @@ def with_outputs(path: Path, names: Iterable[str]) -> bytes:
     more = onnx.ModelProto()
     for name in names:
         more.graph.output.add(name=name).type.tensor_type.elem_type = onnx.TensorProto.FLOAT
-    return path.read_bytes() + more.SerializeToString()
+    appended: bytes = more.SerializeToString()
+    return path.read_bytes() + appended
 
 
 def _before_attention(graph: Any, makers: dict[str, int], last: str) -> list[str]:
