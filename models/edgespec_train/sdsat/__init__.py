@@ -1,0 +1,10 @@
+"""SDSAT (arXiv 2403.18647): adaptive tokens, behind which the target itself drafts.
+
+    placeholders  their embeddings, and low-rank adapters that act on their rows only
+    places        where the placeholders of a training batch stand
+    trainer       trains them behind a frozen target, and judges them by acceptance
+    graph         adds them to the target's own graph, whose other rows stay bit for bit the same
+    stages        corpus, training and bundle in one folder
+
+The paper trains the whole target. Here its weights are frozen, so that its texts stay what they were.
+"""
