@@ -29,7 +29,8 @@ from edgespec_train.corpus import shards, sources
 from edgespec_train.corpus.batches import Texts
 from edgespec_train.corpus.build import Plan, make_corpus
 from edgespec_train.corpus.decontaminate import OWN, Decontaminator
-from edgespec_train.corpus.generate import TOP, Generated, Generator, Job
+from edgespec_train.corpus.generate import Generated, Generator, Job
+from edgespec_train.corpus.paged_texts import TOP
 from edgespec_train.draft_model import UNKNOWN, Shape, build, choose_vocabulary, initialise_from, invert
 from edgespec_train.evaluate import generate_texts, replay
 from edgespec_train.initialise import fit_head, take_over
@@ -195,7 +196,7 @@ def test_a_shard_is_there_whole_or_not_at_all(target: Path, tmp_path: Path, monk
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "savez", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(SettingError, match="No space left"):
         make_corpus(PLAN, target, tmp_path / "corpus", 10, lambda line: None)
     assert [path.name for path in (tmp_path / "corpus").iterdir()] == ["manifest.json"]
 

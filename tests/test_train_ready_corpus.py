@@ -123,15 +123,6 @@ def test_ids_beyond_the_donors_rows_begin_as_its_rare_tokens(target_folder: Path
 # What can be wrong with it
 
 
-def test_distillation_needs_log_probabilities(bare: Path, target_folder: Path, tmp_path: Path) -> None:
-    result = run("train", "fastdraft", target_folder, "-o", tmp_path / "work", "--corpus", bare)
-    assert isinstance(result.exception, SettingError)
-    assert "lacks the target's log-probabilities (top_ids, top_logprobs): --loss; got kd; allowed: ce" in str(
-        result.exception
-    )
-    assert not (tmp_path / "work").exists()
-
-
 def test_texts_without_log_probabilities_have_the_same_labels(corpus: Path, bare: Path) -> None:
     everything = np.arange(VOCAB, dtype=np.int32)
     both = [Texts(shards.shard_paths(folder), invert(everything, VOCAB), everything >= 0) for folder in (corpus, bare)]

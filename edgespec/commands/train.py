@@ -10,25 +10,8 @@ from click.core import ParameterSource
 
 from edgespec.bench.report import show
 from edgespec.commands.options import fetch_options, model_options
+from edgespec.commands.training_options import PATH, corpus_options, output, say
 from edgespec.errors import SettingError
-
-_PATH = click.Path(path_type=Path)
-_output = click.option("-o", "--output", metavar="DIR", required=True, type=_PATH, help="Work folder.")
-_CORPUS = [
-    click.option("--corpus-tokens", type=click.IntRange(1), default=1_000_000, show_default=True, metavar="N"),
-    click.option("--folder", "folders", multiple=True, metavar="DIR", help="Your own code or text, to ask about too."),
-    click.option("--exclude", multiple=True, metavar="FILE", help="Benchmark prompts that must not be trained on."),
-    click.option("--new-tokens", type=click.IntRange(1), default=160, show_default=True, help="Longest answer."),
-    click.option("--texts-per-shard", type=click.IntRange(8), default=640, show_default=True),
-    click.option("--corpus-seed", "corpus_seed", type=click.IntRange(0), default=0, show_default=True),
-    click.option("--ray", is_flag=True, help="Make shards with Ray Data (extra train-ray)."),
-]
-
-
-def _corpus_options(function: Any) -> Any:
-    for option in reversed(_CORPUS):
-        function = option(function)
-    return function
 
 
 @click.group(name="train")
@@ -38,20 +21,48 @@ def command() -> None:
 
 @command.command()
 @click.argument("target")
-@_output
-@_corpus_options
+@output
+@corpus_options
 def corpus(target: str, output: Path, **plan: Any) -> None:
     """Let TARGET write the text a draft is trained on, into DIR/corpus. Goes on where it was stopped."""
     from edgespec_train import write_corpus
 
-    click.echo(write_corpus(target, output, _say, **plan))
+    click.echo(write_corpus(target, output, say, **plan))
 
 
 @command.command()
 @click.argument("target")
-@_output
-@_corpus_options
-@click.option("--corpus", "corpus_folder", type=_PATH, metavar="DIR", help="Shards made before.  [default: DIR/corpus]")
+@click.option("--corpus", "corpus_folder", type=PATH, metavar="DIR", required=True, help="The shards to read.")
+@click.option("-o", "--output", metavar="DIR", required=True, type=PATH, help="The folder to fill.")
+@click.option("--layers", metavar="I,J,...", help="Keep the states of these layers; the last is the output head's.")
+@click.option("--longest", type=click.IntRange(2), default=448, show_default=True, help="Most tokens of a text.")
+@click.option(
+    "--prompt-share", type=click.FloatRange(0, 1), default=0.45, show_default=True, help="Most of it that is prompt."
+)
+@click.option("--tokens", type=click.IntRange(1), metavar="N", help="Most tokens in all.  [default: all]")
+def states(target: str, corpus_folder: Path, output: Path, layers: str | None, **choice: Any) -> None:
+    """Let TARGET read a corpus once more: keeps its hidden states and best log-probabilities in DIR.
+
+    TARGET is any model that edgespec runs. Layers are numbered as transformers' hidden_states: 0 is the embedding. Goes
+    on where it was stopped.
+
+    \b
+    edgespec train states qwen2.5-coder-1.5b --corpus work/corpus -o work/states --layers 2,14,25,28
+    """
+    from edgespec_train import replay_corpus
+
+    try:
+        numbers = tuple(int(layer) for layer in layers.split(",")) if layers else ()
+    except ValueError as error:
+        raise SettingError("layers of the target", got=layers, allowed="numbers with commas, as 2,14,28") from error
+    click.echo(replay_corpus(target, corpus_folder, output, say, numbers, **choice))
+
+
+@command.command()
+@click.argument("target")
+@output
+@corpus_options
+@click.option("--corpus", "corpus_folder", type=PATH, metavar="DIR", help="Shards made before.  [default: DIR/corpus]")
 @click.option("--steps", type=click.IntRange(1), default=2000, show_default=True, help="Batches to train on.")
 @click.option("--batch", "tokens_per_batch", type=click.IntRange(64), default=3072, show_default=True, metavar="TOKENS")
 @click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=2e-3, show_default=True)
@@ -64,7 +75,7 @@ def corpus(target: str, output: Path, **plan: Any) -> None:
 @click.option("--from-layers", metavar="I,J,...", help="Take these layers of the target instead.")
 @click.option("--layers-from", metavar="SOURCE", help="Take layers of another model with the target's vocabulary.")
 @click.option("--from-scratch", is_flag=True, help="Initialise from random weights instead of the target's.")
-@click.option("--from-draft", type=_PATH, metavar="DIR", help="Go on from DIR, the draft folder of an earlier run.")
+@click.option("--from-draft", type=PATH, metavar="DIR", help="Go on from DIR, the draft folder of an earlier run.")
 @click.option("--hidden", type=click.IntRange(1), metavar="N", help="Width of a draft from scratch.")
 @click.option("--heads", type=click.IntRange(1), metavar="N", help="Heads that it divides its width into.")
 @click.option("--intermediate", type=click.IntRange(1), metavar="N", help="Width of its MLP.")
@@ -102,19 +113,19 @@ def fastdraft(context: click.Context, /, target: str, output: Path, **options: A
         raise SettingError(
             "--corpus names shards that are made already", got=", ".join(given), hint="leave out one of them"
         )
-    click.echo(train_fastdraft(target, output, _say, plan, options))
+    click.echo(train_fastdraft(target, output, say, plan, options))
 
 
 @command.command()
-@click.argument("draft", type=_PATH)
+@click.argument("draft", type=PATH)
 @click.argument("target")
-@click.option("-o", "--output", metavar="DIR", required=True, type=_PATH, help="The folder to write.")
+@click.option("-o", "--output", metavar="DIR", required=True, type=PATH, help="The folder to write.")
 @click.option("--weights", type=click.Choice(["int8", "int4", "f16", "f32"]), default="int4", show_default=True)
 @click.option("--group-size", type=int, metavar="N", help="Weights that share a step in int4.  [default: 128]")
 @click.option("--called", "target_names", multiple=True, metavar="NAME", help="What other files of TARGET begin with.")
 @click.option("--licence", metavar="ID", help="Of the draft.  [default: the target's]")
 @click.option(
-    "--corpus", type=_PATH, metavar="DIR", help="The shards it was trained on, to check it and for the record."
+    "--corpus", type=PATH, metavar="DIR", help="The shards it was trained on, to check it and for the record."
 )
 @click.option("--notes", metavar="TEXT", help="For the record.")
 def pack(**packing: Any) -> None:
@@ -128,18 +139,18 @@ def pack(**packing: Any) -> None:
     """
     from edgespec_train import pack_draft
 
-    click.echo(pack_draft(packing, _say))
+    click.echo(pack_draft(packing, say))
 
 
 @command.command()
 @model_options
 @fetch_options
-@click.option("--prompts", type=_PATH, metavar="FILE", help="Lines of JSON (kind, text).  [default: 12 of our own]")
+@click.option("--prompts", type=PATH, metavar="FILE", help="Lines of JSON (kind, text).  [default: 12 of our own]")
 @click.option("--new-tokens", type=click.IntRange(2), default=128, show_default=True)
 @click.option("--temperature", "-t", type=float, default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--per-category", type=click.IntRange(1), metavar="N", help="Take N prompts of each category.")
-@click.option("--texts", "recorded", type=_PATH, metavar="FILE", help="Keep what the target writes, for other drafts.")
-@click.option("--held-out", type=_PATH, metavar="CORPUS", help="Take the greedy texts of CORPUS not trained on.")
+@click.option("--texts", "recorded", type=PATH, metavar="FILE", help="Keep what the target writes, for other drafts.")
+@click.option("--held-out", type=PATH, metavar="CORPUS", help="Take the greedy texts of CORPUS not trained on.")
 @click.option("--timed", type=click.IntRange(0), default=2, show_default=True, help="Texts to time in each category.")
 def evaluate(
     prompts: Path | None,
@@ -191,10 +202,6 @@ def latency(model: str, rounds: int) -> None:
     rows = []
     for timed in sweep(model, rounds):
         rows.append((str(timed.candidate), timed.megabytes, timed.step_ms, timed.ratio))
-        _say(f"{rows[-1][0]}: {timed.step_ms:.2f} ms, {timed.ratio:.3f} of a step of the target")
+        say(f"{rows[-1][0]}: {timed.step_ms:.2f} ms, {timed.ratio:.3f} of a step of the target")
     columns = ["draft", "MB", "ms a step", "of a target step"]
     show("latency of draft shapes", columns, rows, {"shapes": {row[0]: row[1:] for row in rows}})
-
-
-def _say(line: str) -> None:
-    click.echo(line, err=True)

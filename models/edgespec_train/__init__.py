@@ -5,10 +5,13 @@
       generate       many texts at a time by the target, with its best log-probabilities at every token
       decontaminate  leaves out texts that share words with a benchmark
       build          writes all texts into shards on disk (shards), on any number of machines
-      batches        reads shards back as batches
+      replay         completes a corpus: log-probabilities and hidden states of texts that are there
+      texts          reads shards back: what is held out, in which order; batches, states: for a draft, for a head
     draft_model  the draft: shape, trimmed vocabulary, weights of the target
     initialise   the output head fitted to the layers that were copied
-    trainer      training with checkpoints, evaluated by acceptance; losses
+    loop         training of any recipe: schedule, checkpoint, learning curve; judging, what held-out text says
+    trainer      the task of a small draft; losses
+    heads        what the recipes of heads share: corpus, states, ids, a run of the loop
     pack         OpenVINO IR and bundle; narrow, its embeddings in 4 bits
     ship         a draft as a folder of its own
     stages       runs all of the above in order, in one folder
@@ -20,7 +23,8 @@ See models/README.md for the recipe of the draft that ships.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +49,14 @@ def write_corpus(target: str, folder: Path, say: Say, *, corpus_tokens: int, ray
         return stages.corpus_of(pair, folder / "corpus", corpus_tokens, say, ray=ray, **plan)
 
 
+def replay_corpus(target: str, corpus: Path, folder: Path, say: Say, layers: Sequence[int], **choice: Any) -> Path:
+    """Let ``target`` read a corpus once more, into ``folder``, which is returned. choice: of ``replay.Choice``."""
+    from edgespec.hub.resolve import resolve
+    from edgespec_train.corpus.replay import Choice, replay
+
+    return replay(corpus, resolve(target), folder, say, layers=layers, choice=Choice(**choice))
+
+
 def train_fastdraft(target: str, folder: Path, say: Say, plan: dict[str, Any], options: dict[str, Any]) -> Path:
     """Train a draft for ``target``; returns the folder of the bundle with both.
 
@@ -64,7 +76,23 @@ def train_fastdraft(target: str, folder: Path, say: Say, plan: dict[str, Any], o
             stages.check_donor(settings, pair)
             if settings.corpus == folder / "corpus":
                 stages.corpus_of(pair, settings.corpus, plan.pop("corpus_tokens"), say, **plan)
+            stages.completed(settings, pair, say)
         return stages.make_draft(settings, pair, say)
+
+
+def train_head(recipe: str, target: str, folder: Path, say: Say, options: dict[str, Any]) -> Path:
+    """Train a head for ``target`` by a recipe, and return the folder it packed.
+
+    recipe: a package here with a module ``recipe``, which has ``make(settings, schedule, options, say)``. options:
+    those of ``heads.HeadSettings.of``, and the recipe's own.
+    """
+    _check_installed(*_EXPORT, "accelerate", "matplotlib", *(["ray"] if options["ray"] else []))
+    with quiet.libraries(verbose=False):
+        from edgespec_train.heads import HeadSettings
+
+        settings, schedule = HeadSettings.of(target, folder, options)
+        made: Path = import_module(f"edgespec_train.{recipe}.recipe").make(settings, schedule, options, say)
+        return made
 
 
 def pack_draft(packing: dict[str, Any], say: Say) -> Path:

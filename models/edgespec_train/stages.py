@@ -2,6 +2,7 @@
 
 target/       the target as a bundle, if it had to be exported
 corpus/       shards of text by the target, and manifest.json
+completed/    the texts of a ready corpus with the target's log-probabilities, if they lacked them
 checkpoint/   the draft in training
 draft/        the trained draft as a transformers folder, with id_map.npy
 curve.json    the learning curve (curve.png beside it)
@@ -40,10 +41,10 @@ from edgespec_export.settings import Kind
 from edgespec_export.texts import read as texts_of
 from edgespec_train.corpus import shards
 from edgespec_train.corpus.batches import Texts
-from edgespec_train.corpus.build import Plan, make_corpus, read_manifest, write_json
+from edgespec_train.corpus.build import Plan, identity, make_corpus, read_manifest, write_json
+from edgespec_train.corpus.replay import replay
 from edgespec_train.draft_model import Shape, build, choose_vocabulary, initialise_from, invert
 from edgespec_train.initialise import check_earlier, fit_head, take_over
-from edgespec_train.losses import Loss
 from edgespec_train.pack import convert_draft, save_draft, write_bundle
 from edgespec_train.plot import plot
 from edgespec_train.progress import progress_bar
@@ -134,8 +135,15 @@ class StageSettings:
 
 def corpus_of(target: Bundle, folder: Path, tokens: int, say: Say, *, ray: bool = False, **plan: Any) -> Path:
     """Shards by ``target`` in ``folder``; see ``corpus.make_corpus``."""
-    make_corpus(Plan(target=_identity(target), **plan), target.root, folder, tokens, say, ray=ray)
+    make_corpus(Plan(target=identity(target), **plan), target.root, folder, tokens, say, ray=ray)
     return folder
+
+
+def completed(settings: StageSettings, target: Bundle, say: Say) -> Path:
+    """The folder of the shards to train on: the corpus, or its texts replayed if it lacks what the loss needs."""
+    if settings.recipe.loss == "ce" or shards.has_top(shards.require_shards(settings.corpus)):
+        return settings.corpus
+    return replay(settings.corpus, target, settings.folder / "completed", say)
 
 
 def make_draft(settings: StageSettings, target: Bundle, say: Say) -> Path:
@@ -168,10 +176,10 @@ def train_draft(
 
     Returns the draft, its id map, the learning curve, and a held-out text in the draft's ids.
     """
-    paths = shards.shard_paths(settings.corpus)
-    made_for = read_manifest(settings.corpus).get("plan", {}).get("target", _identity(target))
-    if made_for != _identity(target):
-        raise SettingError("the corpus is another target's", got=made_for, allowed=_identity(target))
+    paths = shards.shard_paths(completed(settings, target, say))
+    made_for = read_manifest(settings.corpus).get("plan", {}).get("target", identity(target))
+    if made_for != identity(target):
+        raise SettingError("the corpus is another target's", got=made_for, allowed=identity(target))
     vocab_size = target.manifest.target.vocab_size
     ends = target.manifest.generation.eos_token_ids
     if ends and not shards.count_ending_in(paths, ends):
@@ -194,7 +202,7 @@ def train_draft(
             held_out,
             settings.recipe,
             settings.folder,
-            say=lambda point: say(_line(point)),
+            say=lambda point: say(str(point)),
             advance=advance,
             accelerator=accelerator,
             same={
@@ -232,7 +240,7 @@ def _keeping(
 def check(settings: StageSettings) -> None:
     """Raises SettingError or SourceError for an unusable target or shape, before hours go into a corpus."""
     if settings.corpus != settings.folder / "corpus":
-        _check_ready(settings.corpus, settings.recipe.loss)
+        shards.require_shards(settings.corpus)
     config = convert.read_config(_source_of_layers(settings))
     with torch.device("meta"):
         draft = build(config, settings.shape, settings.vocabulary, seed=0)
@@ -251,20 +259,6 @@ def check_donor(settings: StageSettings, target: Bundle) -> None:
     tokenizer = Tokenizer(target.hashed(target.manifest.tokenizer))
     own = Vocabulary.of(tokenizer.engine, target.name, target.manifest.target.vocab_size)
     check_pair(own, Vocabulary.of(texts_of(source).tokenizer, source.name, rows))
-
-
-def _check_ready(corpus: Path, loss: Loss) -> None:
-    """Raises SettingError for a corpus that this loss cannot be trained on."""
-    paths = shards.shard_paths(corpus)
-    if not paths:
-        raise SettingError("no shards in the corpus", got=str(corpus), hint="make them: edgespec train corpus")
-    if loss != "ce" and not shards.has_top(paths):
-        raise SettingError(
-            "the corpus lacks the target's log-probabilities (top_ids, top_logprobs): --loss",
-            got=loss,
-            allowed="ce, which needs the chosen tokens only",
-            hint="or let the target write its own: edgespec train corpus",
-        )
 
 
 def _source_of_layers(settings: StageSettings) -> models.Source:
@@ -304,17 +298,3 @@ def _initialise(
         taken = take_over(draft, id_map, earlier.to(accelerator.device), np.load(settings.from_draft / "id_map.npy"))
         say(f"goes on from {settings.from_draft.name}: {taken} of its ids")
     return draft  # type: ignore[no-any-return]
-
-
-def _identity(target: Bundle) -> str:
-    """Name and hash of the weights."""
-    model = target.manifest.target
-    content = getattr(model.source, "member_sha256", None) or model.sha256 or ""
-    return f"{target.name} {content[:16]}"
-
-
-def _line(point: Point) -> str:
-    return (
-        f"step {point.step}, {point.tokens / 1e6:.2f} M tokens, {point.seconds:.0f} s: loss {point.loss:.3f}, "
-        f"agreement {point.agreement:.3f}, block efficiency {point.block_efficiency:.2f}"
-    )

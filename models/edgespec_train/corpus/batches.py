@@ -1,25 +1,16 @@
-"""From token shards to batches: which answer rows count, and what the target thought at each.
-
-The order is a function of (seed, step): a run that is resumed at step n sees what an uninterrupted one would have.
-"""
+"""From the target's texts to a draft's batches: which answer rows count, and what the target thought at each."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgespec_train.corpus import shards
-
-TextId = tuple[int, int]
-"""number of the shard, number of the text in it"""
-_WANTED = ("tokens", "begins", "answers", "source", "temperature", "top_ids", "top_logprobs")
+from edgespec_train.corpus.texts import TargetTexts, TextId
 
 
 @dataclass(frozen=True)
@@ -43,81 +34,26 @@ class Batch:
         return Batch(**{name: value.to(device) for name, value in vars(self).items()})
 
 
-class Texts:
-    """Texts of some shards, without those that repeat an earlier one."""
+class Texts(TargetTexts):
+    """Texts as the draft reads them."""
 
     def __init__(self, paths: Sequence[Path], inverse: NDArray[np.int64], readable: NDArray[np.bool_]) -> None:
-        self._shards = shards.read_shards(paths, _WANTED)
-        self._has_top = all("top_ids" in shard and "top_logprobs" in shard for shard in self._shards)
+        """inverse: the draft id that stands for each target id. readable: which target ids the draft has."""
+        super().__init__(paths)
         self._inverse = inverse
         self._readable = readable
-        self.texts: list[TextId] = []
-        seen: set[bytes] = set()
-        for number, shard in enumerate(self._shards):
-            for text in range(len(shard["answers"])):
-                content = shard["tokens"][shard["begins"][text] : shard["begins"][text + 1]].tobytes()
-                if content not in seen:
-                    seen.add(content)
-                    self.texts.append((number, text))
-            lengths = shard["begins"][1:] - shard["answers"]
-            shard["rows"] = np.concatenate([[0], np.cumsum(lengths)])
-
-    def split(self, share: float) -> tuple[Texts, Texts]:
-        """(the rest, about ``share`` of the texts): see ``shards.is_held_out``."""
-        parts: tuple[list[TextId], list[TextId]] = ([], [])
-        for text in self.texts:
-            parts[shards.is_held_out(self.prompt(text), share)].append(text)
-        views = []
-        for part in parts:
-            view = copy.copy(self)
-            view.texts = part
-            views.append(view)
-        return views[0], views[1]
-
-    @property
-    def answer_tokens(self) -> int:
-        return sum(self.span(text)[1] - self.span(text)[0] for text in self.texts)
-
-    def length(self, text: TextId) -> int:
-        shard = self._shards[text[0]]
-        return int(shard["begins"][text[1] + 1] - shard["begins"][text[1]])
-
-    def prompt(self, text: TextId) -> NDArray[np.integer]:
-        """Target ids of what the target was asked."""
-        shard = self._shards[text[0]]
-        tokens: NDArray[np.integer] = shard["tokens"][shard["begins"][text[1]] : shard["answers"][text[1]]]
-        return tokens
-
-    def temperature(self, text: TextId) -> float:
-        """0 for a text whose shard does not say."""
-        shard = self._shards[text[0]]
-        return float(shard["temperature"][text[1]]) if "temperature" in shard else 0.0
-
-    def padded(self, texts: Sequence[TextId]) -> NDArray[np.int64]:
-        """``(b, n)`` target ids, zeros behind each text."""
-        tokens = np.zeros((len(texts), max(self.length(text) for text in texts)), np.int64)
-        for line, (number, text) in enumerate(texts):
-            shard = self._shards[number]
-            whole = shard["tokens"][shard["begins"][text] : shard["begins"][text + 1]]
-            tokens[line, : len(whole)] = whole
-        return tokens
 
     def batch(self, texts: Sequence[TextId]) -> Batch:
         tokens = self.padded(texts)
         rows, chosen, top_ids, top_logprobs = [], [], [], []
-        for line, (number, text) in enumerate(texts):
-            shard = self._shards[number]
-            begin, end = shard["begins"][text : text + 2]
-            answer = shard["answers"][text]
-            rows.append(line * tokens.shape[1] + np.arange(answer - begin - 1, end - begin - 1))
-            first, last = self.span((number, text))
-            chosen.append(shard["tokens"][answer:end])
-            if self._has_top:
-                top_ids.append(shard["top_ids"][first:last])
-                top_logprobs.append(shard["top_logprobs"][first:last])
-            else:
-                top_ids.append(np.zeros((end - answer, 0), np.int64))
-                top_logprobs.append(np.zeros((end - answer, 0), np.float32))
+        for line, text in enumerate(texts):
+            whole, answer = self.tokens(text), self.answer(text)
+            rows.append(line * tokens.shape[1] + np.arange(answer - 1, len(whole) - 1))
+            chosen.append(whole[answer:])
+            nothing = np.zeros((len(chosen[-1]), 0))
+            ids, logprobs = self.top(text) if self.has_top else (nothing.astype(np.int64), nothing)
+            top_ids.append(ids)
+            top_logprobs.append(logprobs)
         labels, best = np.concatenate(chosen), np.concatenate(top_ids)
         probs = np.exp(np.concatenate(top_logprobs).astype(np.float32)) * self._readable[best]
         return Batch(
@@ -128,33 +64,3 @@ class Texts:
             top_ids=torch.from_numpy(self._inverse[best]),
             top_probs=torch.from_numpy(probs),
         )
-
-    def epoch(self, seed: int, epoch: int, tokens_per_batch: int) -> list[list[TextId]]:
-        """Batches of one pass over the texts, in a random order, each of texts about as long as each other."""
-        random = np.random.default_rng((seed, epoch))
-        noise = random.uniform(0.9, 1.1, len(self.texts))
-        lengths = np.array([self.length(text) for text in self.texts])
-        order = np.argsort(lengths * noise)
-        batches: list[list[TextId]] = [[]]
-        longest = 0
-        for index in order:
-            longest = max(longest, lengths[index])
-            if batches[-1] and longest * (len(batches[-1]) + 1) > tokens_per_batch:
-                batches.append([])
-                longest = lengths[index]
-            batches[-1].append(self.texts[index])
-        return [batches[i] for i in random.permutation(len(batches))]
-
-    def batches(self, seed: int, tokens_per_batch: int, first: int = 0) -> Iterator[list[TextId]]:
-        """Batches without end, from number ``first`` on."""
-        epoch, number = 0, 0
-        while True:
-            planned = self.epoch(seed, epoch, tokens_per_batch)
-            yield from planned[max(0, first - number) :]
-            number += len(planned)
-            epoch += 1
-
-    def span(self, text: TextId) -> tuple[int, int]:
-        """Where the answer of a text lies among all answer rows of its shard."""
-        rows: NDArray[Any] = self._shards[text[0]]["rows"]
-        return int(rows[text[1]]), int(rows[text[1] + 1])

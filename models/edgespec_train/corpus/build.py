@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from edgespec import bundle
+from edgespec.bundle import Bundle
 from edgespec.errors import SettingError
 from edgespec.hub.resolve import model_path
 from edgespec.text.chat_template import ChatTemplate
@@ -265,10 +266,17 @@ def _described(plan: Plan) -> dict[str, Any]:
     return found
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def identity(target: Bundle) -> str:
+    """Name and hash of a target's weights."""
+    model = target.manifest.target
+    content = getattr(model.source, "member_sha256", None) or model.sha256 or ""
+    return f"{target.name} {content[:16]}"
+
+
+def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any]:
     """What ``make_corpus`` wrote about its shards; {} for shards without it."""
     try:
-        content: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads((folder / name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return content

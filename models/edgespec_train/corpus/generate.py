@@ -2,8 +2,7 @@
 
 Continuous batching: when a text ends, the next one takes its slot. The new prompt is prefilled in the same forward in
 which the other texts decode. A prefix shared with the slot's earlier text is reused. Every generated token comes with
-the target's ``TOP`` best log-probabilities (for distillation). The graph computes them: there is no second pass over
-the finished text, and no row of full logits leaves the engine.
+the target's ``TOP`` best log-probabilities (for distillation): there is no second pass over the finished text.
 """
 
 from __future__ import annotations
@@ -16,18 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgespec.backends.openvino.graph import LOGITS_ROWS, paged_graph
-from edgespec.backends.openvino.runtime import ops, ov
-from edgespec.backends.openvino.settings import Settings
-from edgespec.errors import BackendError, wrap_errors
 from edgespec.protocols import common_prefix
-
-TOP = 16
-"""log-probabilities kept for each token"""
-_SAMPLED = 32
-"""number of best tokens that one is drawn from"""
-_BLOCK = 32
-_OUTPUTS = ("best", "ids", "total")
+from edgespec_train.corpus.paged_texts import BLOCK, TOP, Fed, PagedTexts, blocks_for
 
 
 @dataclass(frozen=True)
@@ -72,27 +61,13 @@ class _Slot:
 class Generator:
     """Generates texts. slots: texts in progress at a time. max_length: most tokens of prompt and answer together."""
 
-    def __init__(
-        self, xml: Path, *, eos_token_ids: Sequence[int], slots: int = 64, max_length: int = 1024, hidden: bool = False
-    ) -> None:
+    def __init__(self, xml: Path, *, eos_token_ids: Sequence[int], slots: int = 64, max_length: int = 1024) -> None:
         self._eos = set(eos_token_ids)
-        self._blocks = -(-max_length // _BLOCK)
-        self.max_length = self._blocks * _BLOCK
+        self._blocks = blocks_for(max_length)
+        self.max_length = self._blocks * BLOCK
         self._slots: list[_Slot | None] = [None] * slots
         self._rows: list[list[int]] = [[] for _ in range(slots)]  # tokens in the cache of an idle slot
-        core = ov.Core()
-        model = _with_top(paged_graph(core, xml))
-        with wrap_errors(BackendError, "cannot make room for the texts", hint="fewer slots or shorter texts"):
-            # A draft learns the target as it runs by default: in f32 on every CPU.
-            compiled = core.compile_model(model, "CPU", Settings.make("CPU", "exact").properties)
-            self._request = compiled.create_infer_request()
-            self._ports = {port.get_any_name(): port for port in compiled.inputs}
-            for name, port in self._ports.items():
-                if "_cache." in name:
-                    shape = [slots * self._blocks, *(d.get_length() for d in list(port.partial_shape)[1:])]
-                    cache = ov.Tensor(port.element_type, ov.Shape(shape))
-                    cache.data[:] = 0
-                    self._request.set_tensor(port, cache)
+        self._target = PagedTexts(xml, slots * self._blocks)
 
     def generate(self, jobs: deque[Job], *, rows_per_forward: int = 512) -> Iterator[Generated]:
         """Take jobs from the left and yield each text when it ends, in no fixed order. Too long prompts are skipped.
@@ -138,18 +113,22 @@ class Generator:
             slot.pending = slot.pending[len(tokens) :]
             rows_left -= len(tokens)
             fed.append((index, slot, tokens))
-        best, ids, total = self._infer(fed)
+        ends = np.cumsum([len(tokens) for _, _, tokens in fed])
+        read = self._target.read(
+            [Fed(tokens, slot.length, index * self._blocks) for index, slot, tokens in fed],
+            [end - 1 for end, (_, slot, _) in zip(ends, fed, strict=True) if not slot.pending],
+        )
         finished: list[int] = []
         row = 0
         for index, slot, tokens in fed:
             slot.length += len(tokens)
             if slot.pending:
                 continue
-            logprobs = best[row] - total[row]
+            ids, logprobs = read.ids[row], read.logprobs[row]
             generated = slot.generated
-            token = int(ids[row, _choose(logprobs, generated.job.temperature, slot.random)])
+            token = int(ids[_choose(logprobs, generated.job.temperature, slot.random)])
             generated.tokens.append(token)
-            generated.top_ids.append(ids[row, :TOP].copy())
+            generated.top_ids.append(ids[:TOP].copy())
             generated.top_logprobs.append(logprobs[:TOP].copy())
             slot.pending = [token]
             row += 1
@@ -157,61 +136,9 @@ class Generator:
                 finished.append(index)
         return finished
 
-    def _infer(
-        self, fed: list[tuple[int, _Slot, list[int]]]
-    ) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float32]]:
-        """Logits of the best ``_SAMPLED`` tokens, their ids, and the log-sum-exp over all tokens.
-
-        There is one row for each text without pending tokens.
-        """
-        counts = np.array([len(tokens) for _, _, tokens in fed])
-        past = np.array([slot.length for _, slot, _ in fed])
-        blocks = -(-(past + counts) // _BLOCK)
-        ends = np.cumsum(counts)
-        self._set("input_ids", np.concatenate([tokens for _, _, tokens in fed]), np.int64)
-        self._set(
-            "position_ids", np.concatenate([np.arange(p, p + n) for p, n in zip(past, counts, strict=True)]), np.int64
-        )
-        self._set("past_lens", past, np.int32)
-        self._set("subsequence_begins", np.concatenate([[0], ends]), np.int32)
-        own = [np.arange(n) + index * self._blocks for (index, _, _), n in zip(fed, blocks, strict=True)]
-        self._set("block_indices", np.concatenate(own), np.int32)
-        self._set("block_indices_begins", np.concatenate([[0], np.cumsum(blocks)]), np.int32)
-        self._set("max_context_len", np.array((past + counts).max()), np.int32)
-        self._set("qq_bias", np.zeros(0), np.uint8)
-        self._set("qq_bias_begins", np.zeros(len(fed) + 1), np.int32)
-        self._set(
-            LOGITS_ROWS, [end - 1 for end, (_, slot, _) in zip(ends, fed, strict=True) if not slot.pending], np.int64
-        )
-        self._request.infer(share_outputs=True, decode_strings=False)
-        best, ids, total = (self._request.get_tensor(name).data for name in _OUTPUTS)
-        return best.reshape(-1, best.shape[-1]), ids.reshape(-1, ids.shape[-1]), total.reshape(-1, 1)
-
-    def _set(self, name: str, values: object, dtype: type[np.generic]) -> None:
-        if name in self._ports:
-            self._request.set_tensor(self._ports[name], ov.Tensor(np.array(values, dtype)))
-
 
 def _choose(logprobs: NDArray[np.float32], temperature: float, random: np.random.Generator) -> int:
     """Index of the drawn token among the best ones (sorted), by the Gumbel-max trick."""
     if temperature == 0:
         return 0
     return int(np.argmax(logprobs / temperature + random.gumbel(size=len(logprobs))))
-
-
-def _with_top(model: ov.Model) -> ov.Model:
-    """Put the best logits, their ids and the log-sum-exp over all in the place of the logits."""
-    result = model.output("logits").get_node()
-    logits = result.input_value(0)
-    vocab_size = logits.get_partial_shape()[-1].get_length()
-    last = ops.constant(np.array([-1]))
-    count = ops.constant(np.int64(min(_SAMPLED, vocab_size)))
-    best = ops.topk(logits, count, -1, "max", "value", index_element_type="i32")
-    highest = ops.reduce_max(logits, last, True)
-    total = ops.add(ops.log(ops.reduce_sum(ops.exp(ops.subtract(logits, highest)), last, True)), highest)
-    results = [ops.result(output) for output in (best.output(0), best.output(1), total)]
-    for result_, name in zip(results, _OUTPUTS, strict=True):
-        result_.output(0).get_tensor().set_names({name})
-    model.add_results(results)
-    model.remove_result(result)
-    return model

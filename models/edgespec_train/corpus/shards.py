@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,11 +49,20 @@ def write_shard(path: Path, texts: Sequence[tuple[int, str, Generated]], vocab_s
         "top_logprobs": np.concatenate([text.top_logprobs for text in generated]).astype(np.float16),
         "seconds": np.array(seconds),
     }
+    with written(path) as file:
+        np.savez(file, **arrays)
+
+
+@contextmanager
+def written(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that is at ``path`` when all is well, and nowhere otherwise."""
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            np.savez(file, **arrays)
+            yield file
         temporary.replace(path)
+    except OSError as error:
+        raise SettingError(f"cannot write {path}: {error.strerror or error}", hint="is the disk full?") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -63,7 +72,15 @@ def shard_path(folder: Path, number: int) -> Path:
 
 
 def shard_paths(folder: Path) -> list[Path]:
-    return sorted(folder.glob("shard-*.npz"))
+    """Those of a corpus, or of a folder of states, whose meta files are shards."""
+    return sorted(folder.glob("shard-*.npz")) or sorted(folder.glob("meta-*.npz"))
+
+
+def require_shards(folder: Path) -> list[Path]:
+    """Raises SettingError for a folder without shards."""
+    if found := shard_paths(folder):
+        return found
+    raise SettingError("no shards in the corpus", got=str(folder), hint="make them: edgespec train corpus")
 
 
 def read_shards(paths: Iterable[Path], names: Sequence[str]) -> list[dict[str, NDArray[Any]]]:
@@ -87,7 +104,9 @@ def held_out_share(texts: int) -> float:
 
 
 def is_held_out(prompt: NDArray[np.integer], share: float) -> bool:
-    """Decided by a text's prompt: its twins stay together."""
+    """Decided by a text's prompt: its twins stay together. Ids in 64 bits count as in 32, in which shards keep them."""
+    if prompt.dtype.itemsize == 8:
+        prompt = prompt.astype(np.int32)
     return zlib.crc32(prompt.tobytes()) < share * 2**32
 
 
@@ -134,7 +153,7 @@ def counts(path: Path) -> dict[str, Any]:
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     try:
-        with np.load(path, allow_pickle=False) as data:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
             yield data
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         hint = "delete it: edgespec train corpus makes its own again"
@@ -146,15 +165,29 @@ def count_ending_in(paths: Iterable[Path], ends: Sequence[int]) -> int:
     return sum(int(np.isin(s["tokens"][s["begins"][1:] - 1], list(ends)).sum()) for s in read_shards(paths, ()))
 
 
+def answer_tokens(shard: dict[str, NDArray[Any]]) -> NDArray[np.integer]:
+    """What the target wrote, all texts one after the other."""
+    inside = np.zeros(len(shard["tokens"]) + 1, np.int8)
+    np.add.at(inside, shard["answers"], 1)
+    np.add.at(inside, shard["begins"][1:], -1)
+    tokens: NDArray[np.integer] = shard["tokens"][np.cumsum(inside)[:-1] > 0]
+    return tokens
+
+
+def check_ids(shard: dict[str, NDArray[Any]], vocab_size: int) -> None:
+    """Raises SettingError for ids that the target does not have, in prompts or answers."""
+    tokens = shard["tokens"]
+    wrong = tokens[(tokens < 0) | (tokens >= vocab_size)]
+    if len(wrong):
+        raise SettingError(
+            "the corpus is another target's: token id", got=int(wrong[0]), allowed=f"0 to {vocab_size - 1}"
+        )
+
+
 def token_counts(paths: Iterable[Path], vocab_size: int) -> NDArray[np.int64]:
     """``(vocab_size,)`` how often the target wrote each token."""
     total = np.zeros(vocab_size, np.int64)
     for shard in read_shards(paths, ()):
-        for begin, end in zip(shard["answers"], shard["begins"][1:], strict=True):
-            found = np.bincount(shard["tokens"][begin:end], minlength=vocab_size)
-            if len(found) > vocab_size:
-                raise SettingError(
-                    "the corpus is another target's: token id", got=len(found) - 1, allowed=vocab_size - 1
-                )
-            total += found
+        check_ids(shard, vocab_size)
+        total += np.bincount(answer_tokens(shard), minlength=vocab_size)
     return total

@@ -1,0 +1,71 @@
+"""The checkpoint of a training run: written whole or not at all, and taken up only by the same run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from edgespec.errors import SettingError
+
+CHECKPOINT = "checkpoint"
+
+
+def save(accelerator: Accelerator, folder: Path, state: dict[str, Any]) -> None:
+    """Replace the checkpoint. state: JSON; what is in it but the curve must be equal to go on."""
+    accelerator.wait_for_everyone()
+    if not accelerator.is_main_process:
+        return
+    for leftover in folder.glob(f"{CHECKPOINT}.*.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    current, old, new = (folder / f"{CHECKPOINT}{end}" for end in ("", ".old", f".{os.getpid()}.tmp"))
+    try:
+        accelerator.save_state(str(new))
+        (new / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+        if current.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            current.replace(old)
+        new.replace(current)
+    except Exception as error:  # safetensors and torch have their own for a full disk
+        shutil.rmtree(new, ignore_errors=True)
+        raise SettingError(f"cannot write a checkpoint to {folder}: {error}", hint="is the disk full?") from error
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def has_checkpoint(folder: Path) -> bool:
+    return _newest(folder) is not None
+
+
+def resume(accelerator: Accelerator, folder: Path, identity: dict[str, Any]) -> list[dict[str, Any]]:
+    """Load the checkpoint and return its learning curve; [] without one. Raises SettingError for another run's."""
+    saved = _newest(folder)
+    if saved is None:
+        return []
+    again = "delete it to begin again"
+    try:
+        state = json.loads((saved / "state.json").read_text(encoding="utf-8"))
+        curve: list[dict[str, Any]] = state.pop("curve")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SettingError(f"{saved} is damaged: {error}", hint=again) from error
+    for name, value in identity.items():
+        if state.get(name) != value:
+            raise SettingError(
+                f"cannot go on from {saved}: it was made with another {name}",
+                got=value,
+                allowed=state.get(name),
+                hint="use the same settings, or another folder",
+            )
+    try:
+        accelerator.load_state(str(saved))
+    except Exception as error:  # safetensors and torch have their own for a cut file
+        raise SettingError(f"{saved} is damaged: {error}", hint=again) from error
+    return curve
+
+
+def _newest(folder: Path) -> Path | None:
+    """The newest whole one: a run may have been killed between putting the old one aside and the new one in place."""
+    return next((path for name in (CHECKPOINT, f"{CHECKPOINT}.old") if (path := folder / name).is_dir()), None)

@@ -1,0 +1,141 @@
+"""What the recipes of heads share: the target, its text, the states of it, the ids of the head, and a run of the loop.
+
+A recipe says how its head is made, a loss of it, and how it is packed; see ``loop.Task``. All work is in one folder:
+
+target/       the target as a bundle, if it had to be exported
+corpus/       shards of text by the target, unless a corpus was named
+states/       hidden states of the corpus, unless they were named
+checkpoint/   the head in training
+curve.json    the learning curve (curve.png beside it)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from accelerate import Accelerator, PartialState
+from numpy.typing import NDArray
+
+from edgespec.bundle import Bundle
+from edgespec.errors import SettingError
+from edgespec_train import loop
+from edgespec_train.corpus import shards
+from edgespec_train.corpus.build import identity, write_json
+from edgespec_train.corpus.replay import Choice, replay
+from edgespec_train.corpus.states import States
+from edgespec_train.draft_model import choose_vocabulary
+from edgespec_train.loop import Point, Schedule, Task
+from edgespec_train.plot import plot
+from edgespec_train.progress import progress_bar
+from edgespec_train.stages import corpus_of, target_bundle
+
+Say = Callable[[str], None]
+_PLAN = ("corpus_tokens", "folders", "exclude", "new_tokens", "ray", "texts_per_shard", "corpus_seed")
+B = TypeVar("B")
+
+
+@dataclass(frozen=True)
+class HeadSettings:
+    """The settings that all heads have. layers: of the target, whose states the head reads. vocabulary: how many ids
+    it can propose. corpus, states: folders that are there already. plan: of a corpus to be made, see
+    ``stages.corpus_of``."""
+
+    target: str
+    folder: Path
+    layers: tuple[int, ...]
+    vocabulary: int
+    corpus: Path | None = None
+    states: Path | None = None
+    choice: Choice = field(default_factory=Choice)
+    precision: str = "f32"
+    plan: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, target: str, folder: Path, options: dict[str, Any]) -> tuple[HeadSettings, Schedule]:
+        """From the options of the command line, which it takes out of ``options``: those left are the recipe's own."""
+        take = options.pop
+        text = take("layers")
+        try:
+            layers = tuple(int(layer) for layer in text.split(","))
+        except ValueError as error:
+            raise SettingError("layers of the target", got=text, allowed="numbers with commas, as 2,14,28") from error
+        choice = Choice(*(take(name) for name in ("longest", "prompt_share", "state_tokens")))
+        corpus, states = take("corpus_folder"), take("states_folder")
+        plan = {name: take(name) for name in _PLAN}
+        vocabulary, precision = take("vocabulary"), take("precision")
+        schedule = Schedule(**{name: take(name) for name in list(options) if name in Schedule.__dataclass_fields__})
+        return cls(target, folder, layers, vocabulary, corpus, states, choice, precision, plan), schedule
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What a head is made and trained from. id_map: the target id of each head id, ascending; behind them UNKNOWN, for
+    all others, unless the head has every id."""
+
+    target: Bundle
+    states: States
+    held_out: States
+    id_map: NDArray[np.int32]
+    accelerator: Accelerator
+
+
+def ground(settings: HeadSettings, say: Say) -> Ground:
+    """Make what is not there yet. Raises SettingError and others for what cannot be trained on."""
+    settings.folder.mkdir(parents=True, exist_ok=True)
+    with PartialState().main_process_first():  # the other processes find all of it
+        target = target_bundle(settings.target, settings.folder, say)
+        states = settings.states or _replayed(settings, target, say)
+        read = States(states, settings.layers)
+    vocab_size = target.manifest.target.vocab_size
+    for shard in shards.read_shards(read.paths, ("top_ids",)):
+        shards.check_ids(shard, vocab_size)
+    if read.target != identity(target):
+        raise SettingError("the states are another target's", got=read.target, allowed=identity(target))
+    ends = target.manifest.generation.eos_token_ids
+    id_map = choose_vocabulary(shards.token_counts(read.paths, vocab_size), settings.vocabulary, always=ends)
+    rest, held_out = read.split(shards.held_out_share(len(read.texts)))
+    if not rest.texts or not held_out.texts:
+        raise SettingError("too few texts to train on", got=len(read.texts), hint="more --corpus-tokens")
+    say(f"training on {rest.answer_tokens} tokens by the target, {held_out.answer_tokens} held out, {len(id_map)} ids")
+    precision = "bf16" if settings.precision == "bf16" else "no"
+    return Ground(target, rest, held_out, id_map, Accelerator(mixed_precision=precision))
+
+
+def trained(
+    task: Task[B], schedule: Schedule, settings: HeadSettings, on: Ground, say: Say, same: dict[str, Any]
+) -> list[Point]:
+    """Run the loop, and write the learning curve. same: what else must be equal to go on."""
+    digest = hashlib.sha256(on.id_map.tobytes()).hexdigest()
+    own: dict[str, Any] = {"target": identity(on.target), "layers": settings.layers, "vocabulary": digest}
+    own |= {"precision": settings.precision, "texts": len(on.states.texts)}
+    with progress_bar(schedule.steps) as advance:
+        curve = loop.run(
+            *(task, schedule, settings.folder),
+            say=lambda point: say(str(point)),
+            same=own | same,
+            advance=advance,
+            accelerator=on.accelerator,
+        )
+    if on.accelerator.is_main_process:
+        write_json(settings.folder / "curve.json", {"curve": [asdict(point) for point in curve]})
+        plot(curve, settings.folder / "curve.png")
+    return curve
+
+
+def right_ahead(places: Sequence[int], right: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
+    """``right`` of a batch's places, one array a text; places: how many each text has."""
+    return np.split(right, np.cumsum(places)[:-1])
+
+
+def _replayed(settings: HeadSettings, target: Bundle, say: Say) -> Path:
+    corpus = settings.corpus
+    if corpus is None:
+        plan = dict(settings.plan)
+        corpus = corpus_of(target, settings.folder / "corpus", plan.pop("corpus_tokens"), say, **plan)
+    out = settings.folder / "states"
+    return replay(corpus, target, out, say, layers=settings.layers, choice=settings.choice)
