@@ -2,9 +2,10 @@
 
     placeholders  their embeddings, and low-rank adapters that act on their rows only
     places        where the placeholders of a training batch stand
-    trainer       trains them behind a frozen target, and judges them by acceptance
+    task          how they learn behind a frozen target, and what they are worth
     graph         adds them to the target's own graph, whose other rows stay bit for bit the same
-    stages        corpus, training and bundle in one folder
+    check         proof that it does
+    recipe        corpus, training and bundle in one folder
 
 The paper trains the whole target. Here its weights are frozen, so that its texts stay what they were.
 """

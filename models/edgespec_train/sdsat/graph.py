@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from edgespec.backends.openvino.runtime import ops, ov
@@ -19,10 +20,10 @@ from edgespec.errors import ConversionError
 from edgespec_train.sdsat.placeholders import GROUPS, Placeholders
 
 
-def with_placeholders(xml: Path, out: Path, placeholders: Placeholders, embedding: NDArray[np.float32]) -> int:
+def with_placeholders(xml: Path, out: Path, placeholders: Placeholders, embedding: torch.Tensor) -> int:
     """Write the graph with its placeholders, and its weights beside it; returns the id of the first placeholder.
 
-    embedding: of the last id of the vocabulary, ``(d,)``, as the graph has it. Raises ConversionError for a graph whose
+    embedding: of the last id of the vocabulary, ``(d,)``. Raises ConversionError for a graph whose
     products are not those that the adapters were trained at.
     """
     core = ov.Core()
@@ -36,7 +37,7 @@ def with_placeholders(xml: Path, out: Path, placeholders: Placeholders, embeddin
     number = ops.subtract(indices, real)
     lookup.input(1).replace_source_output(real.output(0))
     vectors = placeholders.embeddings.detach().float().numpy()
-    table = np.concatenate([np.zeros_like(vectors[:1]), vectors - embedding])
+    table = np.concatenate([np.zeros_like(vectors[:1]), vectors - embedding.detach().float().numpy()])
     readers = lookup.output(0).get_target_inputs()
     embedded = ops.add(lookup, _rows(table, number))
     for port in readers:

@@ -74,8 +74,33 @@ class Placeholders(nn.Module):
         """slots: 0 for the first placeholder behind a token, and so on."""
         return self.embeddings[slots.clamp(max=len(self.embeddings) - 1)]
 
+    def forward(self, target: Any, cache: DynamicCache, anchors: torch.Tensor, count: int) -> torch.Tensor:
+        """``(b, groups, count, d)`` last hidden states of the placeholders behind some tokens.
+
+        cache: of ``read``; changed. anchors: ``(b, groups)`` the places of the last real tokens. A group sees the real
+        tokens up to its anchor, and its own earlier placeholders.
+        """
+        texts, groups = anchors.shape
+        length = cache.get_seq_length()
+        slots = torch.arange(count, device=anchors.device)
+        places = (anchors[:, :, None] + 1 + slots).reshape(texts, -1)
+        seen = torch.arange(length, device=anchors.device) <= anchors.repeat_interleave(count, 1)[:, :, None]
+        group = torch.arange(groups, device=anchors.device).repeat_interleave(count)
+        slot = slots.repeat(groups)
+        own = (group[:, None] == group) & (slot[:, None] >= slot)
+        mask = torch.cat([seen, own.expand(texts, -1, -1)], -1)[:, None]
+        with self._acting():
+            out = target.model(
+                inputs_embeds=self.embedded(slot).expand(texts, -1, -1),
+                past_key_values=cache,
+                attention_mask=mask,
+                position_ids=places,
+                use_cache=True,
+            )
+        return out.last_hidden_state.unflatten(1, (groups, count))  # type: ignore[no-any-return]
+
     @contextmanager
-    def acting(self) -> Iterator[None]:
+    def _acting(self) -> Iterator[None]:
         """All rows that the target computes in here are placeholders' rows."""
         hooks = [
             product.register_forward_hook(
@@ -95,31 +120,3 @@ def read(target: Any, tokens: torch.Tensor) -> tuple[torch.Tensor, DynamicCache]
     with torch.no_grad():
         out = target.model(input_ids=tokens, use_cache=True)
     return out.last_hidden_state, out.past_key_values
-
-
-def guess(
-    target: Any, placeholders: Placeholders, cache: DynamicCache, anchors: torch.Tensor, count: int
-) -> torch.Tensor:
-    """``(b, groups, count, d)`` last hidden states of the placeholders behind some tokens.
-
-    anchors: ``(b, groups)`` the places of the last real tokens. A group sees the real tokens up to its anchor, and its
-    own earlier placeholders. cache: of ``read``; changed.
-    """
-    texts, groups = anchors.shape
-    length = cache.get_seq_length()
-    slots = torch.arange(count, device=anchors.device)
-    places = (anchors[:, :, None] + 1 + slots).reshape(texts, -1)
-    seen = torch.arange(length, device=anchors.device) <= anchors.repeat_interleave(count, 1)[:, :, None]
-    group = torch.arange(groups, device=anchors.device).repeat_interleave(count)
-    slot = slots.repeat(groups)
-    own = (group[:, None] == group) & (slot[:, None] >= slot)
-    mask = torch.cat([seen, own.expand(texts, -1, -1)], -1)[:, None]
-    with placeholders.acting():
-        out = target.model(
-            inputs_embeds=placeholders.embedded(slot).expand(texts, -1, -1),
-            past_key_values=cache,
-            attention_mask=mask,
-            position_ids=places,
-            use_cache=True,
-        )
-    return out.last_hidden_state.unflatten(1, (groups, count))  # type: ignore[no-any-return]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgespec_train.corpus.batches import TextId, Texts
+from edgespec_train.corpus.texts import TargetTexts, TextId
 
 Placing = Literal["random", "every"]
 
@@ -28,18 +28,21 @@ class Groups:
     real: torch.Tensor
     ends: torch.Tensor
 
+    def to(self, device: torch.device) -> Groups:
+        return Groups(**{name: value.to(device) for name, value in vars(self).items()})
+
     def told(self, count: int) -> torch.Tensor:
         """``(b, g, count)`` whether the text goes on so far that it tells what each placeholder stands for."""
-        rows = self.anchors[:, :, None] + 1 + torch.arange(count)
+        rows = self.anchors[:, :, None] + 1 + torch.arange(count, device=self.anchors.device)
         return (rows < self.ends[:, None, None]) & self.real[:, :, None]
 
     def teachers(self, count: int) -> torch.Tensor:
         """``(b, g, count)`` the real token behind which the target itself chose what each placeholder should guess."""
-        rows = self.anchors[:, :, None] + 1 + torch.arange(count)
+        rows = self.anchors[:, :, None] + 1 + torch.arange(count, device=self.anchors.device)
         return rows.clamp(max=self.tokens.shape[1] - 1)
 
 
-def groups_of(texts: Texts, chosen: Sequence[TextId], anchors: Sequence[NDArray[np.integer]]) -> Groups:
+def groups_of(texts: TargetTexts, chosen: Sequence[TextId], anchors: Sequence[NDArray[np.integer]]) -> Groups:
     """anchors: of each text, places in it."""
     most = max(1, max(len(places) for places in anchors))
     padded = np.zeros((len(chosen), most), np.int64)
@@ -53,7 +56,7 @@ def groups_of(texts: Texts, chosen: Sequence[TextId], anchors: Sequence[NDArray[
 
 
 def choose(
-    texts: Texts, chosen: Sequence[TextId], placing: Placing, share: float, random: np.random.Generator
+    texts: TargetTexts, chosen: Sequence[TextId], placing: Placing, share: float, random: np.random.Generator
 ) -> list[NDArray[np.integer]]:
     """Anchors in the answers. share: mean share of the answer's tokens that are anchors, if they are random."""
     found: list[NDArray[np.integer]] = []
@@ -66,6 +69,6 @@ def choose(
     return found
 
 
-def answer_places(texts: Texts, text: TextId) -> NDArray[np.integer]:
+def answer_places(texts: TargetTexts, text: TextId) -> NDArray[np.integer]:
     """The places behind which at least one placeholder can be trained, from the prompt's last token on."""
     return np.arange(len(texts.prompt(text)) - 1, texts.length(text) - 1)
