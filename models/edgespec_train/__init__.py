@@ -96,7 +96,10 @@ def train_head(recipe: str, target: str, folder: Path, say: Say, options: dict[s
 
 
 def train_sdsat(target: str, folder: Path, say: Say, options: dict[str, Any]) -> Path:
-    """Train adaptive tokens for ``target``; returns the bundle's folder. options: those of ``sdsat.recipe.Settings.of``."""
+    """Train adaptive tokens for ``target``; returns the bundle's folder.
+
+    options: those of ``sdsat.recipe.Settings.of``.
+    """
     _check_installed(*_EXPORT, "accelerate", "matplotlib", *(["ray"] if options["ray"] else []))
     with quiet.libraries(verbose=False):
         from edgespec_train.sdsat import recipe
