@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from edgespec import cache, draft_folder
+from edgespec import adaptive_loading, cache, draft_folder
 from edgespec.adaptive.arbiter import Arbiter
 from edgespec.adaptive.forward_cost import ForwardCost
 from edgespec.bundle import Bundle
@@ -130,9 +130,10 @@ def _wired(pair: Bundle, options: LoadOptions, draft: str | None) -> Pipeline:
     longest = pair.manifest.generation.context_length
     options.require_context(longest, pair.name)
     entries = [entry for entry in pair.manifest.drafters if draft in (None, entry.name)]
+    adaptive = adaptive_loading.named(pair, draft)
     own_model = any(entry.model is not None for entry in entries)
     own = {entry.name for entry in pair.manifest.drafters}
-    other_model = draft is not None and draft not in _without_model(pair) | own
+    other_model = draft is not None and draft not in _without_model(pair) | own and adaptive is None
     options.require_own_model(own_model or other_model, draft or NGram.name)
     machine = Machine(options.context_length or longest, options.progress, options.accept_licence)
     lookups: list[Drafter] = []
@@ -155,6 +156,12 @@ def _wired(pair: Bundle, options: LoadOptions, draft: str | None) -> Pipeline:
             # Not with a fixed k: a table always has something to say, and would leave nothing to the model.
             free = [*lookups, table] if table and table not in lookups else lookups
             arbiter = Arbiter(free, model, target_s=target_s, draft_s=draft_s, trees=trees)
+    if adaptive is not None:
+        if lookups:
+            raise SettingError(f"{adaptive.name} drafts alone: a folder to copy from", got=str(options.draft_from))
+        k = adaptive_loading.length(adaptive, k)
+        drafter = adaptive_loading.drafter(adaptive, pair, target)
+        target_s, _ = _costs(machine, target, None, k)
     if k is None:
         k = fixed_k(entries)
     devices = {"target": options.device} | ({"draft": options.draft_device or options.device} if model else {})
@@ -164,7 +171,7 @@ def _wired(pair: Bundle, options: LoadOptions, draft: str | None) -> Pipeline:
 def fixed_k(entries: Sequence[DrafterEntry]) -> int | None:
     """The number of tokens that a bundle's drafters name. A model that is not used has no say: the first one is."""
     used = next((entry for entry in entries if entry.model is not None), None)
-    named = (entry.num_draft_tokens for entry in entries if entry.model is None or entry is used)
+    named = (entry.num_draft_tokens for entry in entries if entry is used or entry.kind == NGram.name)
     return next((k for k in named if k is not None), None)
 
 
@@ -267,7 +274,7 @@ def _without_model(pair: Bundle) -> set[str]:
 def _other(machine: Machine, pair: Bundle, draft: str | None) -> Bundle | None:
     """The fetched bundle of a draft model that is not one of the pair's own."""
     own = [entry.name for entry in pair.manifest.drafters]
-    if draft is None or draft in own or draft in _without_model(pair):
+    if draft is None or draft in own or draft in _without_model(pair) or adaptive_loading.named(pair, draft):
         return None
     try:
         other = resolve(draft, accept_licence=machine.accept_licence, progress=machine.progress)
@@ -282,7 +289,7 @@ def _drafters(
     machine: Machine, pair: Bundle, draft: str | None, other: Bundle | None, device: str, backend: Backend
 ) -> tuple[list[Drafter], SmallModel | None]:
     """The drafters asked for: the lookups that do not need the target, and the draft model."""
-    if draft in ("none", "recycling"):
+    if draft in ("none", "recycling") or adaptive_loading.named(pair, draft):
         return [], None
     vocab_size = pair.manifest.target.vocab_size
     if other is not None:

@@ -146,9 +146,8 @@ def pack(
             shutil.copyfile(pair.path(file.file), new / file.file)
         first = with_placeholders(own, new / IR_FILE, placeholders, model.get_input_embeddings().weight[-1])
         found = compare(own, new / IR_FILE, first, model, placeholders, text, recipe.count)
-        say(
-            f"real tokens' logits: largest difference {found.standard_difference:.3g}; guesses: {found.agreement:.2f} alike"
-        )
+        difference = f"largest difference {found.standard_difference:.3g}"
+        say(f"real tokens' logits: {difference}; guesses: {found.agreement:.2f} alike")
         ids = tuple(range(first, first + len(placeholders.embeddings)))
         adaptive = Adaptive(tokens=ids, count=recipe.count if recipe.separate else MOST_TOKENS, rows=len(ids))
         entry = Drafter(

@@ -26,9 +26,12 @@ _EVALUATED_AT_ONCE = 4
 
 @dataclass(frozen=True)
 class Recipe:
-    """count: placeholders behind a token. separate: each has an embedding of its own, else they share one. rank, groups:
+    """What is trained, and on what.
+
+    count: placeholders behind a token. separate: each has an embedding of its own, else they share one. rank, groups:
     of the adapters; rank 0 for none. placing, share: see ``places``. decay: weight of a placeholder's loss over that of
-    the one before it. judged: every so-manieth place of a held-out text is."""
+    the one before it. judged: every so-manieth place of a held-out text is.
+    """
 
     count: int = 5
     separate: bool = False
