@@ -33,7 +33,7 @@ def test_ids_without_a_use_are_free(token: int) -> None:
         (3, "it is 'reserved'"),  # a word of a text, and no added token
         (6, "it is '<pad>'"),
         (7, "a text ends with it"),
-        (9, "outside the vocabulary of a model: got 9; allowed: 0 to 8"),
+        (9, "outside the vocabulary of a model; got 9; allowed: 0 to 8"),
         (-1, "got -1"),
     ],
 )

@@ -181,7 +181,7 @@ def test_a_run_goes_on_only_with_its_own_settings(folder: Path, trained: Path) -
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--adapt", "qkv,nose"], "products to adapt: got nose; allowed: qkv, o, gate_up, down"),
+        (["--adapt", "qkv,nose"], "products to adapt; got nose; allowed: qkv, o, gate_up, down"),
         (["--tokens", 14], "14 is not in the range"),
         (["--share", 0], "is not in the range"),
         (["--corpus", "nowhere"], "nowhere"),
@@ -245,7 +245,7 @@ def test_a_target_of_the_users_own_decodes_with_its_placeholders(folder: Path, t
         (["--adaptive-token", 300, "--adaptive-count", 3], "got 300; allowed: an id without a text"),
         (["--adaptive-token", 512, "--adaptive-count", 3], "got 512; allowed: 0 to 511"),
         (["--adaptive-token", -1, "--adaptive-count", 3], "got -1; allowed: 0 to 511"),
-        (["--adaptive-token", 511, "--adaptive-count", 65], "number of adaptive tokens: got 65; allowed: 1 to 64"),
+        (["--adaptive-token", 511, "--adaptive-count", 65], "number of adaptive tokens; got 65; allowed: 1 to 64"),
         (["--adaptive-token", 511], "--adaptive-token without --adaptive-count"),
         (["--adaptive-count", 3], "--adaptive-count without --adaptive-token"),
     ],
