@@ -96,7 +96,7 @@ def test_the_target_is_not_changed_by_training(target: Any, trained: Path, place
     loss.backward()  # type: ignore[no-untyped-call]
     assert places > 0 and all(parameter.grad is not None for parameter in placeholders.parameters())
     assert all(parameter.grad is None for parameter in target.parameters())
-    optimizer = torch.optim.SGD(placeholders.parameters(), 0.01)
+    optimizer = torch.optim.SGD(placeholders.parameters(), 1e-4)
     optimizer.step()
     again, _ = task.loss(placeholders, batch, torch.device("cpu"))
     assert again.item() < loss.item()
