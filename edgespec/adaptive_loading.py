@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def named(pair: Bundle, draft: str | None) -> DrafterEntry | None:
     """The entry that ``draft`` means. ``auto`` never means one: the arbiter does not know yet what a round's
     placeholders are worth to the next one."""
-    entries = [entry for entry in pair.manifest.drafters if entry.adaptive is not None]
-    return next((entry for entry in entries if draft is not None and draft in (entry.name, entry.kind)), None)
+    entries = (entry for entry in pair.manifest.drafters if entry.adaptive is not None)
+    return next((entry for entry in entries if draft is not None and entry.is_called(draft)), None)
 
 
 def length(entry: DrafterEntry, asked: int | None) -> int:

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from edgespec.backends.exact_widths import ExactWidths, find_exact_widths
-from edgespec.backends.onnx.graph import write_onnx
+from edgespec.backends.onnx.graph import MODEL_FILE, write_onnx
 from edgespec.backends.onnx.session import OnnxRuntimeModel
 from edgespec.backends.openvino.paged import OpenVINOPagedModel
 from edgespec.pipeline import Pipeline
@@ -154,19 +154,43 @@ def load_ir(
     return model
 
 
-def load_onnx(folder: Path, numerics: Numerics = "exact", *, capacity: int = 512) -> OnnxRuntimeModel:
-    """The IR of a folder on ONNX Runtime. Its ONNX form is written beside it, once."""
+def load_onnx(
+    folder: Path,
+    numerics: Numerics = "exact",
+    *,
+    capacity: int = 512,
+    layers: tuple[int, ...] = (),
+    full_precision: bool = False,
+) -> OnnxRuntimeModel:
+    """The IR of a folder on ONNX Runtime. Its ONNX form is written beside it, once.
+
+    full_precision: of activations, to hold another engine against.
+    """
     xml = folder if folder.suffix == ".xml" else folder / "openvino_model.xml"
     made = xml.parent.with_name(xml.parent.name + "_onnx")
     if not made.is_dir():
         made.mkdir()
         write_onnx(xml, made, longest=4200)
-    model = OnnxRuntimeModel(made, numerics, capacity=capacity)
+    file = in_full_precision(made) if full_precision else MODEL_FILE
+    model = OnnxRuntimeModel(made, numerics, capacity=capacity, layers=layers, file=file)
     if numerics == "exact":
         if made not in _exact_widths:
             _exact_widths[made] = find_exact_widths(model)
         model.set_exact_widths(_exact_widths[made])
     return model
+
+
+def in_full_precision(form: Path) -> str:
+    """A graph beside that of an ONNX form, over the same file of weights."""
+    import onnx
+
+    model = onnx.load(str(form / MODEL_FILE), load_external_data=False)
+    for node in model.graph.node:
+        for option in node.attribute:
+            if option.name == "accuracy_level":
+                option.i = 1
+    onnx.save_model(model, str(form / "full_precision.onnx"))
+    return "full_precision.onnx"
 
 
 _exact_widths: dict[Path, ExactWidths] = {}

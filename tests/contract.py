@@ -18,7 +18,10 @@ from edgespec.types import Logits, Numerics
 from tests.conftest import load_ir, load_onnx
 
 CAPACITY = 700
-Make = Callable[[], Model]
+Make = Callable[..., Model]
+"""Its argument: the layers whose hidden states the model returns."""
+LAYERS = (0, 1, 2)
+"""of the tiny models: embeddings, behind the first layer, what goes into the output head"""
 
 
 @pytest.fixture(
@@ -30,23 +33,25 @@ Make = Callable[[], Model]
 def make(request: pytest.FixtureRequest) -> Make:
     if request.param == "fake":
         table = random_table(50, seed=1, order=1000)  # sensitive to the whole text
-        return lambda: FakeModel(table, 50, capacity=CAPACITY)
+        return lambda layers=(): FakeModel(table, 50, capacity=CAPACITY, layers=layers)
     if request.param == "paged-fast":
         fast_ir: Path = request.getfixturevalue("tiny_fast_ir")
-        return lambda: by_channel(load_ir(fast_ir, "fast", capacity=CAPACITY))
+        return lambda layers=(): by_channel(load_ir(fast_ir, "fast", capacity=CAPACITY, layers=layers))
     if request.param == "onnx-int4-exact":
         int4_ir: Path = request.getfixturevalue("tiny_int4_ir")
-        return lambda: load_onnx(int4_ir, capacity=CAPACITY)
+        return lambda layers=(): load_onnx(int4_ir, capacity=CAPACITY, layers=layers)
     if request.param.startswith("onnx"):
         int8_ir: Path = request.getfixturevalue("tiny_fast_ir")
-        return lambda: load_onnx(int8_ir, request.param.removeprefix("onnx-"), capacity=CAPACITY)
+        return lambda layers=(): load_onnx(
+            int8_ir, request.param.removeprefix("onnx-"), capacity=CAPACITY, layers=layers
+        )
     if request.param.startswith("ready"):
         _, kind, numerics = request.param.split("-")
-        return lambda: ready(request.getfixturevalue(f"tiny_{kind}"), numerics)
+        return lambda layers=(): ready(request.getfixturevalue(f"tiny_{kind}"), numerics, layers)
     ir: Path = request.getfixturevalue("tiny_ir")
     if request.param == "paged-exact-5-to-32":
-        return lambda: narrowed(load_ir(ir, capacity=CAPACITY))
-    return lambda: load_ir(ir, capacity=CAPACITY)
+        return lambda layers=(): narrowed(load_ir(ir, capacity=CAPACITY, layers=layers))
+    return lambda layers=(): load_ir(ir, capacity=CAPACITY, layers=layers)
 
 
 def by_channel(model: OpenVINOPagedModel) -> OpenVINOPagedModel:
@@ -55,9 +60,9 @@ def by_channel(model: OpenVINOPagedModel) -> OpenVINOPagedModel:
     return model
 
 
-def ready(path: Path, numerics: Numerics) -> ReadyModel:
+def ready(path: Path, numerics: Numerics, layers: tuple[int, ...]) -> ReadyModel:
     """A ready ONNX model, as another tool exported it."""
-    model = ReadyModel(path, numerics, capacity=CAPACITY)
+    model = ReadyModel(path, numerics, capacity=CAPACITY, layers=layers)
     if numerics == "exact":
         model.set_exact_widths(find_exact_widths(model))
     return model

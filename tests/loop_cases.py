@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -88,7 +88,7 @@ def padded() -> SmallModel:
     return SmallModel(wide, VOCAB, blocked=(3,), name="padded")
 
 
-DRAFTERS = {
+DRAFTERS: dict[str, Callable[[], Drafter | Arbiter]] = {
     "none": NoDrafter,
     "junk": Junk,
     "trees": Trees,

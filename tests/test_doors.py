@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -25,14 +26,14 @@ from edgespec.decode.policy import FixedLength, Heuristic
 from edgespec.decode.speculative import speculative
 from edgespec.drafters.first_match import FirstMatch
 from edgespec.drafters.ngram import NGram
-from edgespec.errors import SettingError
+from edgespec.errors import BackendError, SettingError
 from edgespec.hub.resolve import model_path
 from edgespec.manifest import DrafterNeeds
 from edgespec.pipeline import Pipeline
 from edgespec.protocols import Drafter, Model, common_prefix
 from edgespec.sampling_params import SamplingParams
 from edgespec.stats import Stats
-from edgespec.types import Allowed, Draft, Hidden, Needs, Step, Verdict
+from edgespec.types import Allowed, Backend, Draft, Hidden, Needs, Step, Verdict
 from tests.books import check_identities
 from tests.conftest import load_ir
 
@@ -229,7 +230,10 @@ def test_a_drafter_whose_needs_the_target_was_not_loaded_for_is_refused(pipeline
         pipeline.generate("Hello", drafter=RandomHead((2, 9, 9), 9))
 
 
-def test_a_pairs_target_is_compiled_for_all_its_drafters_whichever_one_runs(tiny_ir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", get_args(Backend))
+def test_a_pairs_target_is_compiled_for_all_its_drafters_whichever_one_runs(
+    backend: Backend, tiny_ir: Path, tmp_path: Path
+) -> None:
     """Its logits may depend on its outputs in the last digits; its tokens must not depend on the drafter."""
     folder = tmp_path / "pair"
     shutil.copytree(tiny_ir.parent, folder)
@@ -238,14 +242,14 @@ def test_a_pairs_target_is_compiled_for_all_its_drafters_whichever_one_runs(tiny
     assert bundle.write(folder, structs.replace(manifest, drafters=(entry,))).manifest.drafters == (entry,)
     texts = []
     for draft in ("none", "ngram", "auto"):
-        pair = edgespec.load(folder, draft=draft, num_draft_tokens=0 if draft == "none" else 3)
-        assert pair.target.capabilities.hidden == (0, 1, 2)
+        pair = edgespec.load(folder, draft=draft, num_draft_tokens=0 if draft == "none" else 3, backend=backend)
+        assert pair.target.capabilities.hidden == (0, 1, 2) and pair.target.capabilities.backend == backend
         texts.append(pair.generate([5, 6, 7, 8], max_new_tokens=12, ignore_eos=True).token_ids)
     assert texts[0] == texts[1] == texts[2]
     head = RandomHead((0, 1, 2), pair.target.vocab_size)
     assert pair.generate([5, 6, 7, 8], max_new_tokens=12, ignore_eos=True, drafter=head).token_ids == texts[0]
     assert head.proposed > 0
-    own = edgespec.load(tiny_ir.parent, draft="none", needs=Needs((1,)))
+    own = edgespec.load(tiny_ir.parent, draft="none", needs=Needs((1,)), backend=backend)
     assert own.target.capabilities.hidden == (1,)
-    with pytest.raises(SettingError, match="hidden states come from OpenVINO only: backend; got onnxruntime"):
-        edgespec.load(folder, backend="onnxruntime")
+    with pytest.raises(BackendError, match="no such layer; got 3; allowed: 0 to 2"):
+        edgespec.load(tiny_ir.parent, draft="none", needs=Needs((3,)), backend=backend)

@@ -25,6 +25,7 @@ from edgespec.cli import cli
 from edgespec.errors import ConversionError, SettingError
 from edgespec.machine import engine_choice, engine_comparison, other_programs
 from edgespec.pipeline import Pipeline
+from edgespec.types import Needs
 from tests.tiny_models import build, export_ir
 
 
@@ -36,6 +37,7 @@ def engines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_fast_ir: Path)
     class MadeUp:
         def __init__(self, target: PaddedModel, *_: Any, **__: Any) -> None:
             self.engine, self.edit = target.capabilities.backend, [1, 2]
+            seconds["layers"] = len(target.capabilities.hidden)
 
         def read(self) -> float:
             return 1e-5
@@ -65,6 +67,19 @@ def test_the_faster_one_is_chosen_and_remembered(engines: dict[str, float], tiny
     assert engines["measured"] == measured
     assert loaded(tiny_fast_ir, numerics="fast").target.capabilities.backend == "openvino"  # measured again
     assert loaded(tiny_fast_ir, backend="openvino").target.capabilities.backend == "openvino"
+
+
+def test_a_target_that_returns_hidden_states_is_compared_with_them(
+    engines: dict[str, float], tiny_fast_ir: Path
+) -> None:
+    assert loaded(tiny_fast_ir).target.capabilities.backend == "onnxruntime"
+    measured = engines["measured"]
+    assert engines["layers"] == 0
+    engines["openvino"] = 0.5
+    target = loaded(tiny_fast_ir, needs=Needs((1, 2))).target
+    assert (target.capabilities.backend, target.capabilities.hidden) == ("openvino", (1, 2))
+    assert engines["measured"] == 2 * measured and engines["layers"] == 2
+    assert loaded(tiny_fast_ir).target.capabilities.backend == "onnxruntime", "what was found without them holds"
 
 
 def test_engines_are_not_compared_where_both_would_fill_the_memory(

@@ -19,6 +19,7 @@ from edgespec import bundle, cache
 from edgespec.backends.onnx import form
 from edgespec.cli import cli
 from edgespec.errors import BackendError, BundleError, ConversionError, EdgespecError, IntegrityError, SettingError
+from edgespec.types import Needs
 from edgespec_export import Request, Weights, export
 from edgespec_export.settings import Format
 
@@ -98,6 +99,20 @@ def test_forms_in_a_bundle_run_as_they_are(
     shutil.rmtree(cache.cache_dir() / "onnx")
     assert tokens(both, backend="onnxruntime") == tokens(onnx_alone) == expected
     assert not no_form_is_made and not (cache.cache_dir() / "onnx").exists()
+
+
+def test_a_form_in_a_bundle_returns_hidden_states_as_it_is(
+    openvino: Path, both: Path, onnx_alone: Path, no_form_is_made: list[Path]
+) -> None:
+    states = []
+    for folder in (openvino, both, onnx_alone):
+        files = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+        made = edgespec.load(folder, draft="none", num_draft_tokens=0, needs=Needs((1, 2)), backend="onnxruntime")
+        states.append({layer: found.copy() for layer, found in made.target.forward(PROMPT).hidden.items()})
+        assert files == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}, "nothing is written beside it"
+    assert len(no_form_is_made) == 1 and states[0].keys() == {1, 2}
+    for others in states[1:]:
+        assert all(np.array_equal(others[layer], found) for layer, found in states[0].items())
 
 
 def test_a_bundle_with_both_runs_on_openvino(openvino: Path, both: Path) -> None:

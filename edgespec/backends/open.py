@@ -22,7 +22,7 @@ class Opening:
     graph: the .xml of an IR, or an .onnx file. form: the .onnx of edgespec's own form, if the bundle has one; it may be
     ``graph`` itself. device: OpenVINO's name of a device that exists.
     numerics: None is exact where that is known to hold. capacity: rows of KV cache.
-    context_length: rows that the model was made for. layers: whose hidden states it returns; on OpenVINO.
+    context_length: rows that the model was made for. layers: whose hidden states it returns.
     say: reports slow steps.
     """
 
@@ -77,15 +77,16 @@ def _onnxruntime(opening: Opening) -> PaddedModel:
     numerics: Numerics | None = "fast" if opening.is_draft else opening.numerics
     if opening.form is not None:
         ir = None if is_ready(opening.graph) else opening.graph
-        return open_bundled(opening.form, ir, numerics or "exact", capacity=opening.capacity)
+        return open_bundled(opening.form, ir, numerics or "exact", capacity=opening.capacity, layers=opening.layers)
     if is_ready(opening.graph):
-        return ReadyModel(opening.graph, numerics, capacity=opening.capacity, cpu=cpu_name())
+        return ReadyModel(opening.graph, numerics, capacity=opening.capacity, layers=opening.layers, cpu=cpu_name())
     return open_form(
         opening.graph,
         numerics or "exact",
         capacity=opening.capacity,
         context_length=opening.context_length,
         say=opening.say,
+        layers=opening.layers,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError
@@ -59,18 +59,23 @@ def of_ready(graph: Path, asked: str | None, device: str, hint: str | None = Non
 
 
 def faster(
-    xml: Path, numerics: Numerics | None, compare: Callable[[], Comparison], *, has_form: bool = False
+    xml: Path,
+    numerics: Numerics | None,
+    compare: Callable[[], Comparison],
+    *,
+    has_form: bool = False,
+    layers: Sequence[int] = (),
 ) -> Backend:
     """The result of ``compare`` on this machine, found once for these weights, engines and numerics. OpenVINO where
     nothing can be compared, unless it cannot run the model.
 
-    has_form: the other engine's form of the model is there.
+    has_form: the other engine's form of the model is there. layers: whose hidden states both return.
     """
     from edgespec.backends.openvino.soft_caps import spelt_out
 
     if spelt_out(xml) and not broken():
         return "onnxruntime"
-    file = engine_comparison.file_of(_key(xml, numerics))
+    file = engine_comparison.file_of(_key(xml, numerics, layers))
     if not has_form and xml.with_suffix(".bin").stat().st_size > _LARGEST_BYTES:
         return "openvino"
     try:
@@ -96,7 +101,7 @@ def why(model: str, numerics: Numerics, asked: str | None = None) -> str:
     return f"{found.faster}, as last measured: {found}{again}"
 
 
-def _key(xml: Path, numerics: Numerics | None) -> str:
+def _key(xml: Path, numerics: Numerics | None, layers: Sequence[int]) -> str:
     from edgespec.backends.engine_model import fingerprint
     from edgespec.backends.openvino.runtime import core, cpu_name
     from edgespec.backends.openvino.settings import Settings
@@ -106,7 +111,8 @@ def _key(xml: Path, numerics: Numerics | None) -> str:
     engines = core().get_versions("CPU")["CPU"].build_number, *packages().items()
     identity = xml.stat().st_size, weights.st_size, weights.st_mtime_ns, numerics or "exact"
     threads = core().get_property("CPU", "INFERENCE_NUM_THREADS")
-    return fingerprint([*versions, *engines, *identity, cpu_name(), threads, Settings.make("CPU", numerics).properties])
+    properties = Settings.make("CPU", numerics).properties
+    return fingerprint([*versions, *engines, *identity, cpu_name(), threads, properties, *layers])
 
 
 def packages() -> dict[str, str]:

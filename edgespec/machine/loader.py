@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, get_args
 
 from edgespec import cache
 from edgespec.adaptive.calibration import Beside
+from edgespec.adaptive.draft_cost import CallCost
 from edgespec.adaptive.forward_cost import ForwardCost
 from edgespec.backends.exact_widths import ROWS_NEEDED, guess_exact_widths
 from edgespec.backends.open import Opening, is_ready, open_model
@@ -16,7 +17,7 @@ from edgespec.hub.resolve import model_path
 from edgespec.machine import engine_choice, engine_comparison
 from edgespec.machine.devices import require_device
 from edgespec.machine.engine_comparison import Comparison, Engine
-from edgespec.machine.measure_forwards import exact_widths, forward_times
+from edgespec.machine.measure_forwards import call_seconds, exact_widths, forward_times
 from edgespec.machine.progress_line import ProgressLine
 from edgespec.types import Backend, Numerics
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgespec.backends.engine_model import PaddedModel
+    from edgespec.backends.openvino.static_graph import OpenVINOStaticGraph
 
 
 _BOTH_ENGINES = 3
@@ -54,7 +56,7 @@ class Machine:
         context_length: int | None = None,
         layers: tuple[int, ...] = (),
     ) -> PaddedModel:
-        """layers: those whose hidden states the model is compiled to return; on OpenVINO."""
+        """layers: those whose hidden states the model is compiled to return."""
         capacity = min(self.capacity, context_length or self.capacity)
         graph = self._path(bundle, model)
         if is_draft and is_ready(graph):  # whatever its target runs on
@@ -83,6 +85,13 @@ class Machine:
         loaded.cache.capacity = min(capacity, loaded.cache.capacity)
         return loaded
 
+    def head(self, bundle: Bundle, model: ModelFile) -> OpenVINOStaticGraph:
+        """A drafting head. It runs on OpenVINO's CPU, whatever its target runs on."""
+        from edgespec.backends.openvino.runtime import core
+        from edgespec.backends.openvino.static_graph import OpenVINOStaticGraph
+
+        return OpenVINOStaticGraph(core(), self._path(bundle, model))
+
     def backend(
         self,
         bundle: Bundle,
@@ -90,18 +99,24 @@ class Machine:
         numerics: Numerics | None,
         asked: str | None,
         trial: Callable[[Backend], Engine],
+        layers: tuple[int, ...] = (),
     ) -> Backend:
         """The engine for a target: the one asked for, else EDGESPEC_BACKEND, else the faster one on this CPU. A ready
         ONNX model runs on one engine only.
 
         trial: loads the target and its drafters on an engine, to be timed (see ``for_trial``).
+        layers: as for ``model``.
         """
         target = bundle.manifest.target
         graph = self._path(bundle, target)
         if is_ready(graph):
             return engine_choice.of_ready(graph, asked, device, _way_out(target))
         return engine_choice.named(asked, device) or engine_choice.faster(
-            graph, numerics, lambda: self._compared(bundle, numerics, trial), has_form=_is_current(target.onnx)
+            graph,
+            numerics,
+            lambda: self._compared(bundle, numerics, trial, layers),
+            has_form=_is_current(target.onnx),
+            layers=layers,
         )
 
     def costs(self, model: PaddedModel) -> ForwardCost:
@@ -111,27 +126,36 @@ class Machine:
 
     def draft_costs(self, draft: PaddedModel, target: PaddedModel, target_s: ForwardCost) -> ForwardCost:
         """Measured in turns with the target, as the draft will run."""
-
-        def forward() -> None:
-            target.cache.reset()
-            target.forward([0])  # padded to the narrowest width
-
-        beside = Beside(forward, target_s.seconds(target.min_width, 0))
+        beside = _forward_of(target, target_s)
         # A drawn draft depends on the last digits of the draft's logits. They must not depend on its earlier forwards.
         costs = ForwardCost(forward_times(draft, self._say, beside=beside, target=target), pins_width=False)
         target.cache.reset()
         return costs
 
-    def for_trial(self, bundle: Bundle, numerics: Numerics | None, backend: Backend) -> PaddedModel:
-        """A target to be timed. Finding out which widths are exact takes longer than all of
-        a comparison. So here it is a guess, and found for the chosen engine only."""
-        opening = self._trial_opening(bundle, numerics)
+    def call_costs(self, head: OpenVINOStaticGraph, target: PaddedModel, target_s: ForwardCost) -> CallCost:
+        """Like ``draft_costs``, of a drafting head."""
+        costs = CallCost(call_seconds(head, self._say, beside=_forward_of(target, target_s), target=target))
+        target.cache.reset()
+        return costs
+
+    def for_trial(
+        self, bundle: Bundle, numerics: Numerics | None, backend: Backend, layers: tuple[int, ...] = ()
+    ) -> PaddedModel:
+        """A target to be timed. Finding out which widths are exact takes longer than all of a comparison. So here it is
+        a guess, and found for the chosen engine only."""
+        opening = self._trial_opening(bundle, numerics, layers)
         model = open_model(backend, opening)
         if model.numerics == "exact" and (widths := guess_exact_widths(model)):
             model.set_exact_widths(widths)
         return model
 
-    def _compared(self, bundle: Bundle, numerics: Numerics | None, trial: Callable[[Backend], Engine]) -> Comparison:
+    def _compared(
+        self,
+        bundle: Bundle,
+        numerics: Numerics | None,
+        trial: Callable[[Backend], Engine],
+        layers: tuple[int, ...],
+    ) -> Comparison:
         """Time each engine with the target of a bundle, in turns."""
         if reason := engine_choice.broken():
             raise BackendError(reason)
@@ -140,7 +164,7 @@ class Machine:
 
         self._say("finding out which engine is faster on this CPU (one-time)")
         name, kind = bundle.manifest.name, numerics or "exact"
-        opening = self._trial_opening(bundle, numerics)
+        opening = self._trial_opening(bundle, numerics, layers)
         self._require_room_for_both(opening.graph)
         try:
             if opening.form is None:
@@ -172,10 +196,10 @@ class Machine:
             self._say(f"no memory to compare the engines, so OpenVINO runs: {sizes}")
             raise BackendError("no memory to compare the engines", got=sizes)
 
-    def _trial_opening(self, bundle: Bundle, numerics: Numerics | None) -> Opening:
+    def _trial_opening(self, bundle: Bundle, numerics: Numerics | None, layers: tuple[int, ...]) -> Opening:
         target = bundle.manifest.target
         path, form = self._path(bundle, target), self._form(bundle, target)
-        return self._opening(bundle, path, form, "CPU", numerics, ROWS_NEEDED)
+        return self._opening(bundle, path, form, "CPU", numerics, ROWS_NEEDED, layers=layers)
 
     def _opening(
         self,
@@ -219,6 +243,16 @@ class Machine:
             raise BundleError(what, got=form.version, allowed=version, hint=newer)
         self._say(f"{what} {form.version}, not {version}. Another one is made in the cache")
         return None
+
+
+def _forward_of(target: PaddedModel, target_s: ForwardCost) -> Beside:
+    """The narrowest forward of a target, for a draft to take turns with."""
+
+    def forward() -> None:
+        target.cache.reset()
+        target.forward([0])  # padded to the narrowest width
+
+    return Beside(forward, target_s.seconds(target.min_width, 0))
 
 
 def _is_current(form: OnnxForm | None) -> bool:

@@ -12,6 +12,7 @@ from threading import Lock
 
 from edgespec import cache, files
 from edgespec.backends.engine_model import fingerprint
+from edgespec.backends.layer_states import NoSuchLayer
 from edgespec.backends.onnx import check, form_graph, graph
 from edgespec.backends.onnx.session import OnnxRuntimeModel
 from edgespec.backends.onnx.weights import NoONNXForm
@@ -41,8 +42,11 @@ def write_form(xml: Path, folder: Path, *, context_length: int, shares_weights: 
     check.check(folder, _reference(xml))
 
 
-def open_bundled(path: Path, ir: Path | None, numerics: Numerics, *, capacity: int) -> OnnxRuntimeModel:
-    """The model of the form in a bundle, which is checked first. ir: the .xml beside it, if there is one.
+def open_bundled(
+    path: Path, ir: Path | None, numerics: Numerics, *, capacity: int, layers: tuple[int, ...] = ()
+) -> OnnxRuntimeModel:
+    """The model of the form in a bundle, which is checked first. ir: the .xml beside it, if there is one. layers: whose
+    hidden states it returns.
 
     Raises BackendError: it is damaged, or is no form.
     """
@@ -51,6 +55,7 @@ def open_bundled(path: Path, ir: Path | None, numerics: Numerics, *, capacity: i
         path.parent,
         numerics,
         capacity=capacity,
+        layers=layers,
         cpu=cpu_name(),
         file=path.name,
         data=form_graph.read_form(path, allowed),
@@ -59,19 +64,28 @@ def open_bundled(path: Path, ir: Path | None, numerics: Numerics, *, capacity: i
 
 
 def open_form(
-    xml: Path, numerics: Numerics, *, capacity: int, context_length: int, say: Callable[[str], None]
+    xml: Path,
+    numerics: Numerics,
+    *,
+    capacity: int,
+    context_length: int,
+    say: Callable[[str], None],
+    layers: tuple[int, ...] = (),
 ) -> OnnxRuntimeModel:
-    """The model of an IR on ONNX Runtime. A form that was damaged is made again.
+    """The model of an IR on ONNX Runtime. A form that was damaged is made again. layers: whose hidden states it has.
 
     Raises NoONNXForm: it has none. Other ConversionErrors, and BackendErrors, say nothing of the model.
     """
     folder = make_form(xml, context_length, say)
     try:
-        return OnnxRuntimeModel(folder, numerics, capacity=capacity, cpu=cpu_name())
+        return OnnxRuntimeModel(folder, numerics, capacity=capacity, layers=layers, cpu=cpu_name())
+    except NoSuchLayer:
+        raise
     except BackendError:
         with _WRITING, cache.locked():
             shutil.rmtree(folder, ignore_errors=True)
-        return OnnxRuntimeModel(_folder_of(xml, context_length, say), numerics, capacity=capacity, cpu=cpu_name())
+        again = _folder_of(xml, context_length, say)
+        return OnnxRuntimeModel(again, numerics, capacity=capacity, layers=layers, cpu=cpu_name())
 
 
 def make_form(xml: Path, context_length: int, say: Callable[[str], None]) -> Path:

@@ -105,16 +105,19 @@ class ReadyModel(SessionModel):
     """See ``protocols.Model``. Not thread-safe; one text at a time.
 
     path: a stranger's .onnx file, which is checked first. numerics: None is exact where attention keeps its place in
-    memory; elsewhere its kernels see another length in every forward. cpu: its name, for the fingerprint.
+    memory; elsewhere its kernels see another length in every forward. layers: whose hidden states it returns (see
+    ``types.Hidden``). cpu: its name, for the fingerprint.
     """
 
     cache: BoundCache | JoinedCache
 
-    def __init__(self, path: Path, numerics: Numerics | None, *, capacity: int, cpu: str = "") -> None:
+    def __init__(
+        self, path: Path, numerics: Numerics | None, *, capacity: int, layers: tuple[int, ...] = (), cpu: str = ""
+    ) -> None:
         graph = ready_graph.read(path)
         rows = _MOST_LOGITS_BYTES // (4 * graph.vocab_size)
         chunk = next((chunk for chunk in _CHUNKS if chunk <= rows), _CHUNKS[-1])
-        super().__init__(path, numerics or ("exact" if graph.shared else "fast"), chunk, hint=AGAIN)
+        super().__init__(path, numerics or ("exact" if graph.shared else "fast"), chunk, layers=layers, hint=AGAIN)
         if graph.positions is not None:
             longest = graph.positions - LONGEST_PAD  # pads have positions, too
             capacity = min(capacity, longest)
@@ -128,7 +131,7 @@ class ReadyModel(SessionModel):
         stats = [file.stat() for file in (path, graph.data) if file is not None]
         self.weights_bytes = sum(stat.st_size for stat in stats)
         identity = [(stat.st_size, stat.st_mtime_ns) for stat in stats]
-        self.fingerprint = fingerprint(["ready", onnxruntime.__version__, *identity, cpu, self.threads])
+        self.fingerprint = fingerprint(["ready", onnxruntime.__version__, *identity, cpu, self.threads, *layers])
         self._inputs = inputs_of(self.session, self._binding)
         self._last_position = capacity - 1
         self._counted = {
@@ -147,8 +150,7 @@ class ReadyModel(SessionModel):
             self._binding.bind_input(name, "cpu", 0, np.int64, (1, len(part)), part.ctypes.data)
         if isinstance(self.cache, JoinedCache):
             self.cache.bind(past, n)
-        if self._logit_rows != n:
-            self._write_logits(n)
+        self._reserve_outputs(n, n)
         self._first = rows[0] if rows else 0
 
     def _count_to(self, rows: int) -> None:
@@ -161,5 +163,5 @@ class ReadyModel(SessionModel):
                     self._counted[name] = np.ones_like(more) if is_mask else np.minimum(more, self._last_position)
 
     def _step(self, forward: Forward) -> Step:
-        logits = self._logits[self._first : self._first + forward.num_logits]
-        return Step(logits, width=forward.width, prompt_rows=forward.prompt_rows)
+        logits = self._logits.array[self._first : self._first + forward.num_logits]
+        return Step(logits, self._hidden(forward), forward.width, forward.prompt_rows)

@@ -23,12 +23,17 @@ from onnxruntime import OrtValue
 from edgespec import cache
 from edgespec.backends.engine_model import LONGEST_PAD, Forward, GrowingCache, PaddedModel, fingerprint
 from edgespec.backends.input_buffers import Inputs
+from edgespec.backends.layer_states import require_width
+from edgespec.backends.onnx import hidden_states
 from edgespec.backends.onnx.graph import MODEL_FILE, WEIGHTS_FILE
+from edgespec.backends.onnx.output_rows import OutputRows
 from edgespec.backends.onnx.tables import RotaryTables
 from edgespec.errors import BackendError, foreign, wrap_errors
 from edgespec.protocols import Capabilities
-from edgespec.types import Numerics, Step, Tree
+from edgespec.types import Hidden, Numerics, Step, Tree
 
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+"""setting of the engine: where the weights are of a graph that is given as bytes"""
 _KINDS = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
 _GROWTH = 1.25
 _FIRST_ROWS = 256
@@ -102,12 +107,15 @@ class BoundCache(GrowingCache):
 
 
 class SessionModel(PaddedModel):
-    """What models on ONNX Runtime do alike: a session on the CPU, a thread to run it beside, a place for the logits.
+    """What models on ONNX Runtime do alike: a session on the CPU, a thread to run it beside, places for its outputs.
 
-    path: of a graph with an output ``logits``. hint: what to do if the engine does not take it.
+    path: of a graph with an output ``logits``. layers: whose hidden states it returns too. hint: what to do if the
+    engine does not take it.
     """
 
-    def __init__(self, path: Path, numerics: Numerics, prefill_chunk: int, *, hint: str) -> None:
+    def __init__(
+        self, path: Path, numerics: Numerics, prefill_chunk: int, *, layers: Sequence[int] = (), hint: str
+    ) -> None:
         super().__init__(numerics, prefill_chunk)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what fails is raised, too
@@ -115,13 +123,21 @@ class SessionModel(PaddedModel):
         options.add_session_config_entry("session.force_spinning_stop", "1")
         options.intra_op_num_threads = self.threads = options.intra_op_num_threads or _cores()
         with foreign(BackendError, f"cannot load {path}", hint=hint):
-            self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            states = hidden_states.values_of(path, layers) if layers else None
+            graph: str | bytes = str(path)
+            if states:
+                graph = hidden_states.with_outputs(path, states.names.values())
+                options.add_session_config_entry(_WEIGHTS_FOLDER, str(path.parent))
+            self.session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
             self._binding = self.session.io_binding()
-        logits = next(port for port in self.session.get_outputs() if port.name == "logits")
-        self.vocab_size = int(logits.shape[-1])
-        self._logits: NDArray[np.float32] = np.empty((16, self.vocab_size), np.float32)
-        self._logits_of: dict[int, OrtValue] = {}  # its first so many rows, as the engine calls them
-        self._logit_rows = -1  # that the engine writes
+        columns = {port.name: port.shape[-1] for port in self.session.get_outputs() if port.shape}
+        self.vocab_size = int(columns["logits"])
+        self._logits = OutputRows(self._binding, "logits", self.vocab_size)
+        self._states: dict[int, OutputRows] = {}
+        if states:
+            require_width({layer: columns.get(name) for layer, name in states.names.items()}, states.columns)
+            for layer, name in states.names.items():
+                self._states[layer] = OutputRows(self._binding, name, states.columns)
         self._thread: ThreadPoolExecutor | None = None
         self._running: Future[None] | None = None
 
@@ -129,7 +145,7 @@ class SessionModel(PaddedModel):
     def capabilities(self) -> Capabilities:
         return Capabilities(
             tree=False,
-            hidden=(),
+            hidden=tuple(self._states),
             min_width=self.min_width,
             max_width=self.max_width,
             asynchronous=True,
@@ -158,22 +174,22 @@ class SessionModel(PaddedModel):
         if running is not None:
             running.result()
 
-    def _write_logits(self, rows: int) -> None:
-        self._logit_rows = -1
-        if len(self._logits) < rows:
-            self._logits_of.clear()
-            self._logits = np.empty((rows, self.vocab_size), np.float32)
-        if rows not in self._logits_of:
-            self._logits_of[rows] = OrtValue.ortvalue_from_numpy(self._logits[None, :rows])
-        self._binding.bind_ortvalue_output("logits", self._logits_of[rows])
-        self._logit_rows = rows
+    def _reserve_outputs(self, logit_rows: int, rows: int) -> None:
+        self._logits.reserve(logit_rows)
+        for states in self._states.values():
+            states.reserve(rows)
+
+    def _hidden(self, forward: Forward) -> Hidden:
+        """Of the rows that are no pads. Views."""
+        rows = forward.prompt_rows + len(forward.tokens)
+        return {layer: states.array[:rows] for layer, states in self._states.items()}
 
 
 class OnnxRuntimeModel(SessionModel):
     """See ``protocols.Model``. Not thread-safe; one text at a time.
 
-    folder: what ``onnx.graph.write_onnx`` wrote. cpu: its name, for the fingerprint. data: files with its weights.
-    hint: what to do if the engine does not take it.
+    folder: what ``onnx.graph.write_onnx`` wrote. layers: whose hidden states it returns (see ``types.Hidden``). cpu:
+    its name, for the fingerprint. data: files with its weights. hint: what to do if the engine does not take it.
     """
 
     cache: BoundCache
@@ -184,6 +200,7 @@ class OnnxRuntimeModel(SessionModel):
         numerics: Numerics,
         *,
         capacity: int,
+        layers: tuple[int, ...] = (),
         cpu: str = "",
         file: str = MODEL_FILE,
         data: Sequence[Path] = (),
@@ -194,13 +211,13 @@ class OnnxRuntimeModel(SessionModel):
             weights = [held.stat() for held in data or (folder / WEIGHTS_FILE,)]
         self.weights_bytes = sum(stat.st_size for stat in weights)
         chunk = _LARGE_CHUNK if self.weights_bytes > _LARGE_BYTES else 256
-        super().__init__(path, numerics, chunk if numerics == "exact" else 512, hint=hint)
+        super().__init__(path, numerics, chunk if numerics == "exact" else 512, layers=layers, hint=hint)
         self.folder = folder
         with foreign(BackendError, f"cannot load {path}", hint=hint):
             self._rotary = RotaryTables(folder, self.session, self._binding)
         stamps = [number for stat in (path.stat(), *weights) for number in (stat.st_size, stat.st_mtime_ns)]
         identity = (cache.VERSIONS["onnx_form"], onnxruntime.__version__, *stamps, cpu)
-        self.fingerprint = fingerprint([*identity, self.threads])
+        self.fingerprint = fingerprint([*identity, self.threads, *layers])
         self.cache = BoundCache(self.session, self._binding, capacity)
         self._inputs = inputs_of(self.session, self._binding)
         self._width_given = -1  # that ``attention_rows`` and ``own_rows`` hold
@@ -223,11 +240,11 @@ class OnnxRuntimeModel(SessionModel):
             self._inputs.set("attention_rows", (attended,), np.minimum(np.arange(attended), n - 1))
             self._inputs.set("own_rows", (n,), np.arange(n))
             self._width_given = n
-        if self._logit_rows != len(rows):
-            self._write_logits(len(rows))
+        self._reserve_outputs(len(rows), n)
 
     def _step(self, forward: Forward) -> Step:
-        return Step(self._logits[: forward.num_logits], width=forward.width, prompt_rows=forward.prompt_rows)
+        logits = self._logits.array[: forward.num_logits]
+        return Step(logits, self._hidden(forward), forward.width, forward.prompt_rows)
 
 
 def inputs_of(session: onnxruntime.InferenceSession, binding: Any) -> Inputs[OrtValue]:

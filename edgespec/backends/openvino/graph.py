@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from edgespec.backends.layer_states import chosen, require_width, states_before_attention
 from edgespec.backends.openvino import soft_caps, windows
 from edgespec.backends.openvino.merge_matmuls import merge_products
 from edgespec.backends.openvino.runtime import ops, ov, paged_attention_transformation
@@ -116,20 +117,17 @@ def _add_hidden_outputs(model: ov.Model, last: Any, layers: Sequence[int]) -> No
     """last: what goes into the output head."""
     if not layers:
         return
-    found = [*_states_before_attention(model, last), last]
-    for layer in layers:
-        if not 0 <= layer < len(found):
-            raise BackendError("no such layer", got=layer, allowed=f"0 to {len(found) - 1}")
-        if found[layer].get_partial_shape()[-1] != last.get_partial_shape()[-1]:
-            raise BackendError(f"the hidden states of layer {layer} were not found in this model's graph")
-        result = ops.result(ops.convert(found[layer], np.float32).output(0))
+    found = chosen([*_states(model, last), last], layers)
+    columns = {layer: states.get_partial_shape()[-1] for layer, states in found.items()}
+    require_width(columns, last.get_partial_shape()[-1])
+    for layer, states in found.items():
+        result = ops.result(ops.convert(states, np.float32).output(0))
         result.output(0).get_tensor().set_names({hidden_name(layer)})
         model.add_results([result])
 
 
-def _states_before_attention(model: ov.Model, last: Any) -> list[Any]:
-    """What each decoder layer begins from: of the nodes that every path from the tokens to ``last`` passes, the last
-    one before the layer's attention. Behind it the path forks, into the layer and around it."""
+def _states(model: ov.Model, last: Any) -> list[Any]:
+    """What each decoder layer begins from."""
     nodes = model.get_ordered_ops()
     place = {node.get_name(): index for index, node in enumerate(nodes)}
     sources: list[list[int]] = []  # of each node, those that carry the tokens to it; a shape carries none
@@ -139,21 +137,9 @@ def _states_before_attention(model: ov.Model, last: Any) -> list[Any]:
         sources.append([source for source in above if carries[source]])
         begins = "input_ids" in node.output(0).get_names() if node.get_type_name() == "Parameter" else False
         carries[index] = begins or (bool(sources[index]) and node.get_type_name() != "ShapeOf")
-    leads = [False] * len(nodes)  # to ``last``
-    leads[place[last.get_node().get_name()]] = True
-    reach = list(range(len(nodes)))  # of each node, the farthest one that reads it on the way to ``last``
-    for index in reversed(range(len(nodes))):
-        if leads[index]:
-            for source in sources[index]:
-                leads[source], reach[source] = True, max(reach[source], index)
-    found, passed, farthest = [], 0, 0
-    for index in (index for index in range(len(nodes)) if leads[index]):
-        if nodes[index].get_type_name() == "PagedAttentionExtension":
-            found.append(nodes[passed].output(0))
-        if farthest <= index:  # nothing leads around it
-            passed = index
-        farthest = max(farthest, reach[index])
-    return found
+    attentions = {index for index, node in enumerate(nodes) if node.get_type_name() == "PagedAttentionExtension"}
+    found = states_before_attention(sources, attentions, place[last.get_node().get_name()])
+    return [nodes[index].output(0) for index in found]
 
 
 def _output_head(model: ov.Model) -> Any:
