@@ -20,6 +20,7 @@ from edgespec.backends.onnx.graph_weights import (
     files_with_weights,
     inputs_of,
     port_sizes,
+    vocabulary,
     whole_numbers,
 )
 from edgespec.backends.onnx.operators import refuse_others
@@ -100,9 +101,7 @@ class _Reader:
             raise ValueError(f"it has no {min(missing)}")
         for name in self._inputs.keys() & set(_TOKENS):
             port_sizes(self._inputs[name], "INT64", 2)
-        vocab_size = port_sizes(self._outputs["logits"], "FLOAT", 3)[2]
-        if not isinstance(vocab_size, int) or not 0 < vocab_size <= 1 << 24:
-            raise ValueError("it does not say how many logits it returns")
+        vocab_size = vocabulary(self._outputs["logits"])
         kinds = {self._attention(name).op_type for name in pasts}
         if len(kinds) > 1:
             raise ValueError("its layers hand on keys and values in different ways")
