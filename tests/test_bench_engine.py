@@ -18,7 +18,7 @@ from edgespec.cli import cli
 from edgespec.errors import SettingError
 from edgespec.pipeline import Pipeline
 from edgespec.types import Round
-from edgespec_bench import engine
+from edgespec_bench import bandwidth, engine
 from edgespec_bench.engine import lost_to_trials
 from edgespec_bench.ideal import Call, Parts, again, causes, parts, watched
 
@@ -130,6 +130,21 @@ def test_bench_engine_prints_times_and_losses(loaded: Pipeline, monkeypatch: pyt
     monkeypatch.setattr(loaded.target.cache, "capacity", 90)
     with pytest.raises(SettingError, match="context too short"):
         CliRunner().invoke(cli, ["bench", "engine"], catch_exceptions=False)
+
+
+def test_what_a_forward_waits_for(loaded: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a plain read of 1 byte a second all wait for memory, at one that takes no time none does."""
+    for read, bound in ((1.0, "memory"), (1e18, "arithmetic")):
+        monkeypatch.setattr(bandwidth, "plain_read", lambda read=read: read)
+        result = CliRunner().invoke(cli, ["bench", "engine", "--bandwidth", "--pairs", "1"])
+        assert result.exit_code == 0, result.output
+        assert result.stdout.count(f"of a plain read: {bound}") == len(bandwidth.WIDTHS)
+        figures = json.loads(result.stdout.splitlines()[-1])["forwards"]
+        bytes_read = loaded.target.weights_bytes  # type: ignore[attr-defined]
+        assert all(
+            found["of_plain_read"] == pytest.approx(bytes_read / (found["ms"] / 1e3) / read)
+            for found in figures.values()
+        )
 
 
 def test_bench_alone_is_a_quick_comparison_with_a_plot(
