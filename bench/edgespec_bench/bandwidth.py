@@ -1,9 +1,15 @@
-"""Is a forward bound by memory or by arithmetic? Its weights are read once, and a plain read of memory takes as long at
-least."""
+"""Is a forward bound by memory or by arithmetic?
+
+A forward reads all weights once, and then each row has work of its own. What a row adds between the two widest
+forwards is that work. Where it is most of a forward, arithmetic is the limit. Else memory is, if the rest of the time
+is near that of a plain read. If it is neither, the engine is: it unpacks weights and hands out work.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING, cast
@@ -23,35 +29,74 @@ _CONTEXT = 64
 """rows behind which forwards run: what attention reads there is a hundredth of the weights"""
 _BYTES = 256 << 20
 """that each thread reads: more than a CPU's caches hold"""
-_MEMORY = 0.8
-"""share of a plain read from which on memory is what a forward waits for: engines at one row reach 0.8 to 1"""
+_NEAR = 0.8
+"""share of a plain read that counts as one: its own spread is a fifth on shared machines"""
+
+
+@dataclass(frozen=True)
+class Forward:
+    """rows, its milliseconds, the bytes of weights that it reads a second over those of a plain read, the share of its
+    time that is work of its rows."""
+
+    rows: int
+    ms: float
+    of_plain_read: float
+    work_of_rows: float
+
+    @property
+    def bound(self) -> str:
+        """
+        >>> [Forward(1, 10, share, work).bound for share, work in ((0.7, 0.2), (0.4, 0.2), (0.2, 0.8))]
+        ['memory', 'the engine', 'arithmetic']
+        """
+        if self.work_of_rows >= 0.5:
+            return "arithmetic"
+        return "memory" if self.of_plain_read / (1 - self.work_of_rows) >= _NEAR else "the engine"
 
 
 def bench_bandwidth(pipeline: Pipeline, *, turns: int = 3) -> None:
     """Print the table. Weights count as they lie on the disk: an engine may hold them wider."""
     target = cast("PaddedModel", pipeline.target)
     loop = bare_loop(target, rows=_CONTEXT + max(WIDTHS))
-    read = plain_read()
+    reads: list[float] = []
     seconds: dict[int, list[float]] = {width: [] for width in WIDTHS}
-    for _ in range(turns):
-        read = max(read, plain_read())
-        for width in WIDTHS:
-            seconds[width].append(forward_s(loop, width, _CONTEXT))
-    rows, figures = [], {}
-    for width in WIDTHS:
-        took_s = median(seconds[width])
-        share = target.weights_bytes / took_s / read
-        bound = "memory" if share >= _MEMORY else "arithmetic"
-        figures[str(width)] = {"ms": 1e3 * took_s, "of_plain_read": share}
-        speed = f"{target.weights_bytes / took_s / 1e9:.1f} GB/s, {share:.2f} of a plain read: {bound}"
-        rows.append((f"{width} rows, {1e3 * took_s:.1f} ms", speed))
-    title = f"{pipeline.bundle.name} on {target.capabilities.backend}, {target.weights_bytes / 1e9:.2f} GB of weights"
+    with PlainRead() as plain_read:
+        for _ in range(turns):
+            for width in WIDTHS:
+                reads.append(plain_read())
+                seconds[width].append(forward_s(loop, width, _CONTEXT))
+    read = median(reads)
+    found = forwards([median(seconds[width]) for width in WIDTHS], target.weights_bytes / read)
+    size = target.weights_bytes / 1e9
     show(
-        title,
+        f"{pipeline.bundle.name} on {target.capabilities.backend}, {size:.2f} GB of weights",
         ["a forward", "weights read"],
-        [("plain read of memory", f"{read / 1e9:.1f} GB/s"), *rows],
-        {"forwards": figures},
+        [
+            ("plain read of memory", f"{read / 1e9:.1f} GB/s"),
+            *(
+                (
+                    f"{one.rows} rows, {one.ms:.1f} ms",
+                    f"{size / one.ms * 1e3:.1f} GB/s, {one.of_plain_read:.2f} of a plain read, "
+                    f"{one.work_of_rows:.0%} work of rows: {one.bound}",
+                )
+                for one in found
+            ),
+        ],
+        {"forwards": {str(one.rows): vars(one) | {"bound": one.bound} for one in found}, "plain_read": read},
     )
+
+
+def forwards(seconds: Sequence[float], read_s: float) -> list[Forward]:
+    """seconds: of each of ``WIDTHS``. read_s: of a plain read of the weights.
+
+    >>> [(one.rows, one.work_of_rows) for one in forwards([0.03, 0.04, 0.06, 0.1, 0.18], 0.02)][:2]
+    [(1, 0.333), (2, 0.5)]
+    """
+    row_s = max(0.0, (seconds[-1] - seconds[-2]) / (WIDTHS[-1] - WIDTHS[-2]))
+    return [
+        Forward(width, 1e3 * took_s, read_s / took_s, round(min(1.0, width * row_s / took_s), 3))
+        for width, took_s in zip(WIDTHS, seconds, strict=True)
+    ]
 
 
 def forward_s(loop: BareLoop, width: int, context: int) -> float:
@@ -62,12 +107,19 @@ def forward_s(loop: BareLoop, width: int, context: int) -> float:
     return loop.infer_s - before
 
 
-def plain_read() -> float:
+class PlainRead:
     """Bytes a second that a thread on each core reads, each of an array of its own."""
-    threads = psutil.cpu_count(logical=False) or 1
-    arrays = [np.ones(_BYTES // 8, np.int64) for _ in range(threads)]
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(np.max, arrays))
+
+    def __enter__(self) -> PlainRead:
+        self._threads = psutil.cpu_count(logical=False) or 1
+        self._pool = ThreadPoolExecutor(self._threads)
+        self._arrays = [np.ones(_BYTES // 8, np.int64) for _ in range(self._threads)]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+    def __call__(self) -> float:
         began = perf_counter()
-        list(pool.map(np.max, arrays))
-        return threads * _BYTES / (perf_counter() - began)
+        list(self._pool.map(np.max, self._arrays))
+        return self._threads * _BYTES / (perf_counter() - began)
