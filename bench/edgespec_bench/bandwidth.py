@@ -1,8 +1,8 @@
 """Is a forward bound by memory or by arithmetic?
 
-A forward reads all weights once, and then each row has work of its own. What a row adds between the two widest
-forwards is that work. Where it is most of a forward, arithmetic is the limit. Else memory is, if the rest of the time
-is near that of a plain read. If it is neither, the engine is: it unpacks weights and hands out work.
+A forward reads all weights once, and then each row has work of its own: what a row adds from one width to the next, in
+the median. Where it is most of a forward, arithmetic is the limit. Else memory is, if the rest of the time is near that
+of a plain read. If it is neither, the engine is: it unpacks weights and hands out work.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING, cast
@@ -92,10 +93,11 @@ def forwards(seconds: Sequence[float], read_s: float) -> list[Forward]:
     >>> [(one.rows, one.work_of_rows) for one in forwards([0.03, 0.04, 0.06, 0.1, 0.18], 0.02)][:2]
     [(1, 0.333), (2, 0.5)]
     """
-    row_s = max(0.0, (seconds[-1] - seconds[-2]) / (WIDTHS[-1] - WIDTHS[-2]))
+    places = list(zip(WIDTHS, seconds, strict=True))
+    row_s = max(0.0, median((after - before) / (more - rows) for (rows, before), (more, after) in pairwise(places)))
     return [
         Forward(width, 1e3 * took_s, read_s / took_s, round(min(1.0, width * row_s / took_s), 3))
-        for width, took_s in zip(WIDTHS, seconds, strict=True)
+        for width, took_s in places
     ]
 
 
