@@ -11,6 +11,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+MOST_COLUMNS = 1 << 16
+"""keys of all heads of a layer, in numbers; the largest models have 16,384"""
 _LARGEST_VOCABULARY = 1 << 24
 _PLACE = {"location", "offset", "length", "checksum"}
 """what a tensor may say of its place in another file"""

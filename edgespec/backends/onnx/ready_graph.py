@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from edgespec.backends.onnx.graph_weights import (
+    MOST_COLUMNS,
     check_products,
     files_with_weights,
     inputs_of,
@@ -31,8 +32,6 @@ from edgespec.manifest import data_files
 AGAIN = "export it again, with onnxruntime-genai's model builder (-p int4 -e cpu) or optimum-cli"
 _PAST = re.compile(r"past_key_values\.(0|[1-9][0-9]{0,3})\.(key|value)\Z")
 _TOKENS = ("input_ids", "attention_mask", "position_ids")
-_MOST_COLUMNS = 1 << 16
-"""keys of all heads of a layer, in numbers; the largest models have 16,384"""
 _PASSING = ("Cast", "Identity", "Reshape", "Mul")
 """operators between attention and the product behind it: they leave its columns as they are"""
 
@@ -142,7 +141,7 @@ class _Reader:
         return self._shape(past, heads, size or self._columns(node.output[0]) // max(1, options.get("num_heads", 1)))
 
     def _shape(self, past: str, heads: int | None, size: int | None) -> tuple[int, int]:
-        if not heads or not size or not 0 < heads * size <= _MOST_COLUMNS:
+        if not heads or not size or not 0 < heads * size <= MOST_COLUMNS:
             raise ValueError(f"{past} does not say how large its heads are")
         return heads, size
 
