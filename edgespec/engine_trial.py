@@ -49,7 +49,7 @@ EDIT = f"""
 """An answer that copies from the prompt. It is given, since a small model may write something else."""
 _LONGEST_PROMPT = 128
 """tokens: a vocabulary may spell code letter by letter"""
-_LONGEST_EDIT = 56
+_LONGEST_EDIT = 40
 _WIDTHS = (1, 2, 4, 12)
 """whose times are measured; those between lie near a line"""
 _DRAFT_WIDTHS = (1, 2, 4)

@@ -18,7 +18,7 @@ from edgespec.cli import cli
 from edgespec.errors import SettingError
 from edgespec.pipeline import Pipeline
 from edgespec.types import Round
-from edgespec_bench import engine
+from edgespec_bench import bandwidth, engine
 from edgespec_bench.engine import lost_to_trials
 from edgespec_bench.ideal import Call, Parts, again, causes, parts, watched
 
@@ -149,6 +149,24 @@ def test_bench_states_compares_each_set_of_layers_with_none(tiny_fast_ir: Path) 
     assert all(ratio > 0 for widths in found["over_none"].values() for ratio in widths.values())
     with pytest.raises(SettingError, match="layers; got 2,x; allowed: numbers"):
         CliRunner().invoke(cli, [*arguments, "--layers", "2,x"], catch_exceptions=False)
+
+
+def test_what_a_forward_waits_for() -> None:
+    """10 ms to read, and 1 or 5 a row; and an engine that takes 25 to do as much."""
+    near = bandwidth.forwards([0.011, 0.012, 0.014, 0.018, 0.026], 0.01)
+    assert [one.bound for one in near] == ["memory"] * 4 + ["arithmetic"]
+    dear_rows = bandwidth.forwards([0.015, 0.02, 0.03, 0.05, 0.09], 0.01)
+    assert [one.bound for one in dear_rows] == ["memory", *["arithmetic"] * 4]
+    slow = bandwidth.forwards([0.026, 0.027, 0.029, 0.033, 0.041], 0.01)
+    assert [one.bound for one in slow] == ["the engine"] * 5
+
+
+def test_bench_bandwidth_prints_a_row_for_each_width(loaded: Pipeline) -> None:
+    result = CliRunner().invoke(cli, ["bench", "engine", "--bandwidth", "--pairs", "1"])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("of a plain read") == len(bandwidth.WIDTHS)
+    figures = json.loads(result.stdout.splitlines()[-1])
+    assert figures["plain_read"] > 0 and all(found["ms"] > 0 for found in figures["forwards"].values())
 
 
 def test_bench_alone_is_a_quick_comparison_with_a_plot(

@@ -117,7 +117,7 @@ def test_a_terminal_shows_how_far_a_step_is_on_one_line(monkeypatch: pytest.Monk
     monkeypatch.setenv("COLUMNS", "40")
     say = ProgressLine(True)
     for share in (0.0, 0.5, 1.0):
-        say("finding the widths at which this model is exact (one-time)", share)
+        say("measuring which widths are exact on openvino (one-time)", share)
     say("done")
     first, second, rest = shown.getvalue().split("\n")
     assert [line[-4:] for line in first.split("\r")[1:]] == ["  0%", " 50%", "100%"]

@@ -11,6 +11,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from edgespec.errors import ConversionError
+from edgespec.gguf import sentencepiece
 from edgespec.gguf.convert import convert, read_header, texts
 from edgespec.text.tokenizer import Detokenizer
 from edgespec.text.tokenizer import Tokenizer as TextTokenizer
@@ -123,6 +124,14 @@ def test_control_tokens_of_phi3_take_the_spaces_behind_them(tmp_path: Path, arch
     ids = tokenizer.encode("<|user|>\n a<s> b").ids
     assert ("\n" in tokenizer.decode(ids)) is not stripped
     assert tokenizer.decode(ids).endswith(" b"), "<s> takes none"
+
+
+def test_a_vocabulary_of_merges_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each way to cut a piece is one: a small file had taken gigabytes."""
+    monkeypatch.setattr(sentencepiece, "_MOST_MERGES", 400)
+    path = written(tmp_path / "tiny.gguf", tokens=[*pieces()[:-40], *("x" * length for length in range(1, 41))])
+    with pytest.raises(ConversionError, match="more ways than any known one; got over 400"):
+        texts(read_header(path))
 
 
 @pytest.mark.parametrize(

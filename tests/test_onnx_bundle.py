@@ -212,6 +212,22 @@ def own_length(model: Any) -> None:
     attention(model).input[6] = "seqlens_k"
 
 
+def packed_zeros(model: Any) -> None:
+    """Zero points in floating point, but as few as bytes that hold two each."""
+    product = next(node for node in model.graph.node if node.op_type == "MatMulNBits")
+    sizes = {option.name: option.i for option in product.attribute}
+    packed = sizes["N"] * -(-sizes["K"] // sizes["block_size"] * sizes["bits"] // 8)
+    zeros = model.graph.initializer.add(name="zeros", dims=[packed], data_type=1)
+    zeros.float_data.extend([0.0] * packed)
+    del product.input[3:]
+    product.input.append("zeros")
+
+
+def varying_logits(model: Any) -> None:
+    logits = next(port for port in model.graph.output if port.name == "logits")
+    logits.type.tensor_type.shape.dim[2].dim_param = "many"
+
+
 def more_input(model: Any) -> None:
     model.graph.input.add().CopyFrom(model.graph.input[0])
     model.graph.input[-1].name = "more"
@@ -227,6 +243,8 @@ CHANGES: dict[str, tuple[Callable[[Any], object], str]] = {
     "an input": (more_input, "goes in or out.*more"),
     "heads": (lambda model: [setattr(a, "i", 9) for a in attention(model).attribute if a.name == "kv_num_heads"],
               "other heads"),
+    "zero points": (packed_zeros, "of another size or type"),
+    "logits": (varying_logits, "how many logits"),
     "a type": (lambda model: setattr(model.graph.input[-1].type.tensor_type, "elem_type", 10), "FLOAT16"),
 }  # fmt: skip
 

@@ -37,6 +37,19 @@ def test_tables_grow_with_the_context(tiny_fast_ir: Path, tmp_path: Path) -> Non
     assert ours._rotary.rows == most, "no further than the context and the pads behind it"
 
 
+def test_tables_that_cannot_grow_say_why(tiny_fast_ir: Path, tmp_path: Path) -> None:
+    """Each failure had been called a lack of memory."""
+    write_onnx(tiny_fast_ir, tmp_path, longest=10_000)
+    model = OnnxRuntimeModel(tmp_path, "fast", capacity=10_000)
+    (tmp_path / "rotary.xml").rename(tmp_path / "away.xml")
+    with pytest.raises(BackendError, match=r"no more positions from .*rotary\.xml: .*smaller --context-length"):
+        model.prefill([7] * 4200)
+    (tmp_path / "away.xml").rename(tmp_path / "rotary.xml")
+    model.cache.reset()
+    model.prefill([7] * 4200)
+    assert model._rotary.rows == 8192
+
+
 def test_a_claimed_context_takes_no_memory(tmp_path: Path) -> None:
     """The same model, made for 512 tokens and for a million; with a text of 4 tokens."""
     script = """if True:

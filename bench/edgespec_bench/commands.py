@@ -26,10 +26,15 @@ def command() -> None:
 @click.option("--pairs", type=click.IntRange(1), default=3, show_default=True, help="Interleaved repetitions.")
 @click.option("--new-tokens", type=click.IntRange(1), default=96, show_default=True)
 @click.option("--per-category", type=click.IntRange(1), metavar="N", help="Take the first N prompts of each category.")
-def engine(pairs: int, new_tokens: int, per_category: int | None, **options: Any) -> None:
+@click.option("--bandwidth", is_flag=True, help="Only say whether forwards are bound by memory or by arithmetic.")
+def engine(pairs: int, new_tokens: int, per_category: int | None, bandwidth: bool, **options: Any) -> None:
     """Time of a forward by width and context, and how much slower the whole loop is than its fastest forwards."""
+    from edgespec_bench.bandwidth import bench_bandwidth
     from edgespec_bench.engine import bench_engine
 
+    if bandwidth:
+        bench_bandwidth(load_pair(options), turns=pairs)
+        return
     bench_engine(load_pair(options), pairs=pairs, new_tokens=new_tokens, per_category=per_category)
 
 

@@ -23,6 +23,7 @@ from edgespec.pipeline import Pipeline
 from edgespec.protocols import Model, Policy
 from edgespec.stats import Stats
 from edgespec.types import Round
+from edgespec_bench.bandwidth import forward_s
 from edgespec_bench.bare import BareLoop, bare_loop
 from edgespec_bench.ideal import Parts, again, parts, watched
 
@@ -83,8 +84,8 @@ def _forwards(
         ratios: dict[tuple[str, int], list[float]] = {kind: [] for kind in kinds}
         for _ in range(turns):
             for name, width in kinds:
-                narrowest_s = _steady_s(bare["target"], least, context)
-                own_s = _steady_s(bare[name], width, context) if (name, width) != ("target", least) else narrowest_s
+                narrowest_s = forward_s(bare["target"], least, context)
+                own_s = forward_s(bare[name], width, context) if (name, width) != ("target", least) else narrowest_s
                 seconds[name, width].append(own_s)
                 ratios[name, width].append(own_s / narrowest_s)
         found[str(context)] = {
@@ -98,14 +99,6 @@ def _forwards(
 
 def _label(name: str, width: int) -> str:
     return str(width) if name == "target" else f"{name} {width}"
-
-
-def _steady_s(loop: BareLoop, width: int, context: int) -> float:
-    """Of two forwards in a row the second, which finds everything prepared."""
-    for _ in range(2):
-        before = loop.infer_s
-        loop.forward([0] * width, context, width)
-    return loop.infer_s - before
 
 
 def _crop_us(cache: Any, context: int) -> float:

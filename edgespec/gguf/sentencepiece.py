@@ -17,6 +17,8 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # token
 _SPACE = "\u2581"
 _LONGEST = 256
 """characters of a piece that is cut; known ones have at most 32"""
+_MOST_MERGES = 1 << 21
+"""Gemma's 262,144 pieces have half a million. A file of few bytes may make a hundred million."""
 _NOT_STRIPPING = ("<unk>", "<s>", "<|endoftext|>")
 _AGAIN = "download the file again"
 
@@ -85,6 +87,9 @@ class Pieces:
                 left, right = piece[:at], piece[at:]
                 if left in of and right in of:
                     found.append((-self.scores[index], -at, len(piece) - at, left, right))
+            if len(found) > _MOST_MERGES:
+                what = "vocabulary can be merged in more ways than any known one"
+                raise ConversionError(what, got=f"over {_MOST_MERGES}", hint=_AGAIN)
         found.sort(key=lambda merge: merge[:3])
         return [(left, right) for *_, left, right in found]
 

@@ -162,7 +162,7 @@ class Machine:
         from edgespec.backends.onnx.form import make_form
         from edgespec.backends.onnx.weights import NoONNXForm
 
-        self._say("finding out which engine is faster on this CPU (one-time)")
+        self._say("measuring which engine is faster (one-time)")
         name, kind = bundle.manifest.name, numerics or "exact"
         opening = self._trial_opening(bundle, numerics, layers)
         self._require_room_for_both(opening.graph)

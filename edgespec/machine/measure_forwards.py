@@ -67,7 +67,7 @@ def exact_widths(model: PaddedModel, say: Say) -> ExactWidths:
         return found if found and found.most <= model.max_width else None
 
     def find() -> ExactWidths:
-        what = f"finding the widths at which this model is exact with {model.capabilities.backend} (one-time)"
+        what = f"measuring which widths are exact on {model.capabilities.backend} (one-time)"
         say(what, 0.0)
 
         def keep(tried: Tried, share: float) -> None:

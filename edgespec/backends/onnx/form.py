@@ -110,7 +110,7 @@ def _folder_of(xml: Path, context_length: int, say: Callable[[str], None]) -> Pa
         if refusal.is_file():
             raise NoONNXForm(refusal.read_text(encoding="utf-8"))
         _remove_older(folder.parent, place)
-        say(f"writing {xml} as ONNX (one-time)")
+        say(f"converting {xml} for ONNX Runtime (one-time)")
         cache.require_space(space_for(xml))
         try:
             with cache.staged(folder) as partial:

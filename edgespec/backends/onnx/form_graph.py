@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from edgespec.backends.onnx.graph_weights import (
+    MOST_COLUMNS,
     check_products,
     files_with_weights,
     inputs_of,
     port_sizes,
+    vocabulary,
     whole_numbers,
 )
 from edgespec.backends.onnx.operators import refuse_others
@@ -33,8 +35,6 @@ _SMALL = {
 }
 _PAST = re.compile(r"past_key_values\.(?:0|[1-9][0-9]{0,3})\.key\Z", re.ASCII)
 _ROTARY = re.compile(r"(?:cos|sin)\.(?:0|[1-9][0-9]{0,3})\Z", re.ASCII)
-_MOST_COLUMNS = 1 << 16
-"""keys of all heads of a layer, in numbers; the largest models have 16,384"""
 
 
 def read_form(path: Path, allowed: Sequence[Path]) -> list[Path]:
@@ -68,7 +68,7 @@ def _check_ports(graph: Any) -> None:
         port_sizes(inputs[name], kind, rank)
     for name in rotary:
         port_sizes(inputs[name], "FLOAT", 2)
-    port_sizes(outputs["logits"], "FLOAT", 3)
+    vocabulary(outputs["logits"])
     readers = [node for node in graph.node for name in node.input if name in pasts]
     attentions = {id(node): node for node in graph.node if node.op_type == "GroupQueryAttention"}
     if len(attentions) != len(keys) or any(id(node) not in attentions for node in readers):
@@ -89,7 +89,7 @@ def _check_attention(node: Any, inputs: dict[str, Any], pasts: Sequence[str], ro
         raise ValueError(f"attention {node.name[:100]} has rotary tables of its own")
     for name in (key, value):
         _, heads, _, size = port_sizes(inputs[name], "FLOAT", 4)
-        if not heads or not size or heads != options.get("kv_num_heads") or not 0 < heads * size <= _MOST_COLUMNS:
+        if not heads or not size or heads != options.get("kv_num_heads") or not 0 < heads * size <= MOST_COLUMNS:
             raise ValueError(f"{name} has other heads than the attention that reads it")
 
 

@@ -11,6 +11,9 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+MOST_COLUMNS = 1 << 16
+"""keys of all heads of a layer, in numbers; the largest models have 16,384"""
+_LARGEST_VOCABULARY = 1 << 24
 _PLACE = {"location", "offset", "length", "checksum"}
 """what a tensor may say of its place in another file"""
 
@@ -48,12 +51,14 @@ def files_with_weights(path: Path, graph: Any, allowed: Sequence[Path]) -> list[
 
 def check_products(graph: Any, constants: Mapping[str, Any]) -> None:
     """Products with compressed weights: as many codes and steps as they say. Raises ValueError."""
+    import onnx
 
-    def count(name: str) -> int | None:
-        """Numbers of a constant; None if there is none."""
+    def held(name: str) -> tuple[int, int] | None:
+        """How many numbers a constant has, and their type; None if there is none."""
         tensor = constants.get(name)
-        return None if not name else -1 if tensor is None else prod(tensor.dims)
+        return None if not name else (-1, 0) if tensor is None else (prod(tensor.dims), tensor.data_type)
 
+    byte, *floating = map(onnx.TensorProto.DataType.Value, ("UINT8", "FLOAT", "FLOAT16", "BFLOAT16"))
     for node in graph.node:
         if node.op_type != "MatMulNBits":
             continue
@@ -63,15 +68,24 @@ def check_products(graph: Any, constants: Mapping[str, Any]) -> None:
             raise ValueError(f"a product in {bits} bits with blocks of {block}")
         blocks = -(-columns // block)
         _, codes, steps, zeros, order, bias = inputs_of(node, 6)
-        held = [count(name) for name in (codes, steps, zeros, bias)]
-        possible: tuple[set[int | None], ...] = (
-            {rows * blocks * (block * bits // 8)},
-            {rows * blocks},
-            {None, rows * blocks, rows * -(-blocks * bits // 8)},
-            {None, rows},
+        # Zero points in bytes are packed like codes, and others are not.
+        possible: tuple[set[tuple[int, int] | None], ...] = (
+            {(rows * blocks * (block * bits // 8), byte)},
+            {(rows * blocks, kind) for kind in floating},
+            {None, (rows * -(-blocks * bits // 8), byte), *((rows * blocks, kind) for kind in floating)},
+            {None, *((rows, kind) for kind in floating)},
         )
-        if order or any(size not in sizes for size, sizes in zip(held, possible, strict=True)):
-            raise ValueError("a product with compressed weights of another size than it says")
+        given = [held(name) for name in (codes, steps, zeros, bias)]
+        if order or any(part not in allowed for part, allowed in zip(given, possible, strict=True)):
+            raise ValueError("a product with compressed weights of another size or type than it says")
+
+
+def vocabulary(logits: Any) -> int:
+    """How many logits a row has. Raises ValueError."""
+    size = port_sizes(logits, "FLOAT", 3)[2]
+    if size is None or not 0 < size <= _LARGEST_VOCABULARY:
+        raise ValueError("it does not say how many logits it returns")
+    return size
 
 
 def port_sizes(port: Any, kind: str, rank: int) -> list[int | None]:

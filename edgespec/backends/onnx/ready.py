@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from edgespec.backends.engine_model import LONGEST_PAD, Forward, GrowingCache, fingerprint
 from edgespec.backends.onnx import ready_graph
 from edgespec.backends.onnx.ready_graph import AGAIN, present_of
-from edgespec.backends.onnx.session import BoundCache, SessionModel, inputs_of
+from edgespec.backends.onnx.session import FIRST_ROWS, GROWTH, BoundCache, SessionModel, inputs_of
 from edgespec.errors import BackendError, wrap_errors
 from edgespec.types import Numerics, Step, Tree
 
@@ -30,7 +30,6 @@ _LEAST_ROWS = 576
 """of rotary tables, without those of pads: exact widths and costs are measured behind up to 529 rows"""
 _MORE_ROWS = 256
 """by which mask and positions grow beyond what is asked for"""
-_FIRST_ROWS, _GROWTH = 256, 1.25
 
 _Tensors = dict[str, NDArray[np.float32]]
 
@@ -58,7 +57,7 @@ class JoinedCache(GrowingCache):
         assert rows <= most, "a forward past the context"
         if rows <= self._room:
             return
-        room = min(most, max(rows, _FIRST_ROWS, int(self._room * _GROWTH)))
+        room = min(most, max(rows, FIRST_ROWS, int(self._room * GROWTH)))
         held, _, count = self._state
         with wrap_errors(BackendError, "no memory for the KV cache", hint="use a smaller --context-length"):
             new, spare = (

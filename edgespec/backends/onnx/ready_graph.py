@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from edgespec.backends.onnx.graph_weights import (
+    MOST_COLUMNS,
     check_products,
     files_with_weights,
     inputs_of,
     port_sizes,
+    vocabulary,
     whole_numbers,
 )
 from edgespec.backends.onnx.operators import refuse_others
@@ -30,8 +32,6 @@ from edgespec.manifest import data_files
 AGAIN = "export it again, with onnxruntime-genai's model builder (-p int4 -e cpu) or optimum-cli"
 _PAST = re.compile(r"past_key_values\.(0|[1-9][0-9]{0,3})\.(key|value)\Z")
 _TOKENS = ("input_ids", "attention_mask", "position_ids")
-_MOST_COLUMNS = 1 << 16
-"""keys of all heads of a layer, in numbers; the largest models have 16,384"""
 _PASSING = ("Cast", "Identity", "Reshape", "Mul")
 """operators between attention and the product behind it: they leave its columns as they are"""
 
@@ -100,9 +100,7 @@ class _Reader:
             raise ValueError(f"it has no {min(missing)}")
         for name in self._inputs.keys() & set(_TOKENS):
             port_sizes(self._inputs[name], "INT64", 2)
-        vocab_size = port_sizes(self._outputs["logits"], "FLOAT", 3)[2]
-        if not isinstance(vocab_size, int) or not 0 < vocab_size <= 1 << 24:
-            raise ValueError("it does not say how many logits it returns")
+        vocab_size = vocabulary(self._outputs["logits"])
         kinds = {self._attention(name).op_type for name in pasts}
         if len(kinds) > 1:
             raise ValueError("its layers hand on keys and values in different ways")
@@ -143,7 +141,7 @@ class _Reader:
         return self._shape(past, heads, size or self._columns(node.output[0]) // max(1, options.get("num_heads", 1)))
 
     def _shape(self, past: str, heads: int | None, size: int | None) -> tuple[int, int]:
-        if not heads or not size or not 0 < heads * size <= _MOST_COLUMNS:
+        if not heads or not size or not 0 < heads * size <= MOST_COLUMNS:
             raise ValueError(f"{past} does not say how large its heads are")
         return heads, size
 

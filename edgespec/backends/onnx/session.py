@@ -35,8 +35,8 @@ from edgespec.types import Hidden, Numerics, Step, Tree
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 """setting of the engine: where the weights are of a graph that is given as bytes"""
 _KINDS = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
-_GROWTH = 1.25
-_FIRST_ROWS = 256
+FIRST_ROWS, GROWTH = 256, 1.25
+"""rows of a cache at first, and by how much it grows: each time all of it is copied"""
 _LARGE_BYTES, _LARGE_CHUNK = 500 << 20, 128
 """Weights from which on 128 rows are read as fast, a row, as 256 are: measured with 1.5 billion parameters. The
 search for exact widths takes half as long then."""
@@ -75,7 +75,7 @@ class BoundCache(GrowingCache):
         if rows <= self.rows:
             return
         try:
-            self._grow(min(most + SPARE_ROWS, max(rows, _FIRST_ROWS, int(self.rows * _GROWTH))))
+            self._grow(min(most + SPARE_ROWS, max(rows, FIRST_ROWS, int(self.rows * GROWTH))))
         except BaseException:  # Ctrl-C or no memory with half the layers grown: begin again from nothing
             self._tensors.clear()
             self.rows = 0

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from edgespec.backends.onnx.rotary import Rotary
 from edgespec.backends.onnx.weights import unsupported
 from edgespec.backends.openvino.settings import FULL_PRECISION
-from edgespec.errors import BackendError, wrap_errors
+from edgespec.errors import BackendError, foreign
 
 _ROWS_FILE, _PART_FILE = "rotary.npz", "rotary.xml"
 _LONGEST = "longest"
@@ -78,7 +78,7 @@ class RotaryTables:
     def reserve(self, rows: int, most: int) -> None:
         """Have ``rows`` rows, of at most ``most`` that may come: never run a forward without this."""
         if self._tables and rows > self.rows:
-            with wrap_errors(BackendError, "no memory for the rotary embedding", hint="use a smaller --context-length"):
+            with foreign(BackendError, f"no more positions from {self._part}", hint="use a smaller --context-length"):
                 self._grow(max(rows, min(most, 1 << (rows - 1).bit_length())))
 
     def _grow(self, rows: int) -> None:
@@ -96,6 +96,8 @@ class RotaryTables:
             end = min(begin + _CHUNK, rows)
             positions = np.minimum(np.arange(begin, end), self._longest - 1)  # behind that there are pads only
             for table, found in zip(grown.values(), _computed(compiled, positions), strict=True):
+                if found.shape[1] != 2 * table.shape[1]:
+                    raise ValueError("it gives other tables")
                 table[begin:end] = found[:, : table.shape[1]]
         self._bind(grown)
 
