@@ -6,8 +6,10 @@
       decontaminate  leaves out texts that share words with a benchmark
       build          writes all texts into shards on disk (shards), on any number of machines
       batches        reads shards back as batches
+      plain          real text and code, for the stages before alignment
     draft_model  the draft: shape, trimmed vocabulary, weights of the target
     initialise   the output head fitted to the layers that were copied
+    pretrain     stages before alignment, for a draft from scratch
     trainer      training with checkpoints, evaluated by acceptance; losses
     pack         OpenVINO IR and bundle; narrow, its embeddings in 4 bits
     ship         a draft as a folder of its own
@@ -57,7 +59,9 @@ def train_fastdraft(target: str, folder: Path, say: Say, plan: dict[str, Any], o
 
         from edgespec_train import stages
 
-        settings = stages.StageSettings.of(target, folder, options)
+        settings = stages.StageSettings.of(
+            target, folder, options | {name: tuple(plan[name]) for name in ("folders", "exclude")}
+        )
         stages.check(settings)
         with PartialState().main_process_first():  # the other processes find target and corpus
             pair = stages.target_bundle(target, folder, say)

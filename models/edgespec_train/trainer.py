@@ -11,10 +11,10 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from edgespec.errors import SettingError
-from edgespec_train.corpus.batches import TextId, Texts
+from edgespec_train.corpus.batches import Batch, TextId, Texts
 from edgespec_train.losses import Loss, loss_of
 
 _EVALUATED_AT_ONCE = 16
@@ -47,6 +47,14 @@ class Recipe:
     loss: Loss = "kd"
     seed: int = 0
     evaluate_every: int = 200
+
+
+class Trained(Protocol):
+    """What training reads: ``Texts``, or ``corpus.plain.Windows``."""
+
+    def batches(self, seed: int, tokens_per_batch: int, first: int = 0) -> Iterator[list[TextId]]: ...
+
+    def batch(self, texts: Sequence[TextId]) -> Batch: ...
 
 
 @dataclass(frozen=True)
@@ -96,7 +104,7 @@ def hidden_states(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
 
 def train(
     draft: PreTrainedModel,
-    texts: Texts,
+    texts: Trained,
     held_out: Texts,
     recipe: Recipe,
     folder: Path,
