@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ pytest.importorskip("accelerate", reason="training needs the train extra")
 import torch
 
 from edgespec_train import pretrain
-from edgespec_train.corpus import plain
+from edgespec_train.corpus import plain, shards
 from edgespec_train.corpus.batches import Batch
 from edgespec_train.corpus.plain import WINDOW, PlainPlan, Windows, plain_tokens
 from edgespec_train.draft_model import Shape
@@ -33,6 +34,15 @@ from tests.test_train_ready_corpus import settings_of
 
 target_folder, target, corpus = test_train.target_folder, test_train.target, test_train.corpus
 SAID = "the quick brown fox jumps over the lazy dog near the river bank"
+
+
+@pytest.fixture(scope="module")
+def bare(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards alone, without a manifest: they are anyone's."""
+    folder = tmp_path_factory.mktemp("shards")
+    for path in shards.shard_paths(corpus):
+        shutil.copy(path, folder / path.name)
+    return folder
 
 
 @pytest.fixture
@@ -126,10 +136,10 @@ def test_windows_train_on_every_next_token_once_a_pass() -> None:
 # Stages
 
 
-def scratch(target: Path, folder: Path, corpus: Path, own: Path, **changes: Any) -> Any:
+def scratch(target: Path, folder: Path, bare: Path, own: Path, **changes: Any) -> Any:
     """Random weights, two steps of each earlier stage, three of alignment."""
     earlier = EarlierStages(4 * WINDOW, 4 * WINDOW, (str(own),))
-    settings = settings_of(target, folder, corpus, steps=3, tokens_per_batch=2 * WINDOW, **changes)
+    settings = settings_of(target, folder, bare, steps=3, tokens_per_batch=2 * WINDOW, **changes)
     return dataclasses.replace(settings, from_scratch=True, shape=Shape((0,), 16, 32, 2), earlier=earlier)
 
 
@@ -138,20 +148,20 @@ def weights(draft: Any) -> dict[str, torch.Tensor]:
 
 
 def test_a_run_interrupted_in_any_stage_ends_as_an_uninterrupted_one(
-    target_folder: Path, target: Path, corpus: Path, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    target_folder: Path, target: Path, bare: Path, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = scratch(target_folder, tmp_path / "whole", corpus, own, evaluate_every=1)
+    whole = scratch(target_folder, tmp_path / "whole", bare, own, evaluate_every=1)
     lines: list[str] = []
     expected = weights(train_draft(whole, bundle.read(target), lines.append)[0])
     told = [line.split(":")[0] for line in lines if "step" in line]
-    assert told [:4] == ["pretrain"] * 2 + ["continue"] * 2
+    assert told[:4] == ["pretrain"] * 2 + ["continue"] * 2
     assert len(told) == 7
     assert [line for line in lines if line.startswith("pretrain: 1024 tokens of text")]
     curves = json.loads((tmp_path / "whole" / "curve.json").read_text())
     assert [point["step"] for point in curves["pretrain"]] == [1, 2]
     assert [point["step"] for point in curves["curve"]] == [1, 2, 3]
 
-    broken = scratch(target_folder, tmp_path / "broken", corpus, own, evaluate_every=1)
+    broken = scratch(target_folder, tmp_path / "broken", bare, own, evaluate_every=1)
 
     def stop_at(stage: str, step: int) -> None:
         """Control-C when a stage has its checkpoint of this step."""
@@ -181,9 +191,9 @@ def test_a_run_interrupted_in_any_stage_ends_as_an_uninterrupted_one(
 
 
 def test_stages_change_the_draft_and_belong_to_the_run(
-    target_folder: Path, target: Path, corpus: Path, own: Path, tmp_path: Path
+    target_folder: Path, target: Path, bare: Path, own: Path, tmp_path: Path
 ) -> None:
-    settings = scratch(target_folder, tmp_path / "work", corpus, own)
+    settings = scratch(target_folder, tmp_path / "work", bare, own)
     with_stages = weights(train_draft(settings, bundle.read(target), lambda line: None)[0])
     without = dataclasses.replace(settings, folder=tmp_path / "other", earlier=EarlierStages())
     aligned = weights(train_draft(without, bundle.read(target), lambda line: None)[0])
@@ -193,9 +203,9 @@ def test_stages_change_the_draft_and_belong_to_the_run(
 
 
 def test_a_loss_that_is_no_number_in_an_earlier_stage_keeps_the_last_good_step(
-    target_folder: Path, target: Path, corpus: Path, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    target_folder: Path, target: Path, bare: Path, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = scratch(target_folder, tmp_path / "work", corpus, own)
+    settings = scratch(target_folder, tmp_path / "work", bare, own)
     batch = Windows.batch
     calls: list[int] = []
 
@@ -212,9 +222,9 @@ def test_a_loss_that_is_no_number_in_an_earlier_stage_keeps_the_last_good_step(
     assert (settings.folder / "draft" / "id_map.npy").is_file()
 
 
-def test_the_command_runs_all_stages(target_folder: Path, corpus: Path, own: Path, tmp_path: Path) -> None:
+def test_the_command_runs_all_stages(target_folder: Path, bare: Path, own: Path, tmp_path: Path) -> None:
     """--folder goes with ready shards if there is a stage that reads it."""
-    command = ["train", "fastdraft", target_folder, "-o", tmp_path / "work", "--corpus", corpus, "--folder", own]
+    command = ["train", "fastdraft", target_folder, "-o", tmp_path / "work", "--corpus", bare, "--folder", own]
     assert "made already" in run(*command).output
     shape = ["--from-scratch", "--layers", 1, "--width", 16, "--heads", 2, "--intermediate", 32, "--vocabulary", 60]
     stages = ["--pretrain-tokens", 600, "--continue-tokens", 600, "--steps", 3, "--batch", 256, "--loss", "ce+tv"]
