@@ -69,7 +69,11 @@ def states(target: str, corpus_folder: Path, output: Path, layers: str | None, *
 @click.option("--batch", "tokens_per_batch", type=click.IntRange(64), default=3072, show_default=True, metavar="TOKENS")
 @click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=2e-3, show_default=True)
 @click.option(
-    "--loss", type=click.Choice(["kd", "ce", "ce+kd"]), default="kd", show_default=True, help="See models/README.md."
+    "--loss",
+    type=click.Choice(["kd", "ce", "tv", "ce+kd", "ce+tv"]),
+    default="kd",
+    show_default=True,
+    help="See models/README.md.",
 )
 @click.option(
     "--layers", type=click.IntRange(1), default=2, show_default=True, help="Take the target's first N layers."
@@ -78,9 +82,27 @@ def states(target: str, corpus_folder: Path, output: Path, layers: str | None, *
 @click.option("--layers-from", metavar="SOURCE", help="Take layers of another model with the target's vocabulary.")
 @click.option("--from-scratch", is_flag=True, help="Initialise from random weights instead of the target's.")
 @click.option("--from-draft", type=PATH, metavar="DIR", help="Go on from DIR, the draft folder of an earlier run.")
-@click.option("--hidden", type=click.IntRange(1), metavar="N", help="Width of a draft from scratch.")
+@click.option(
+    "--hidden", "--width", "hidden", type=click.IntRange(1), metavar="N", help="Width of a draft from scratch."
+)
 @click.option("--heads", type=click.IntRange(1), metavar="N", help="Heads that it divides its width into.")
 @click.option("--intermediate", type=click.IntRange(1), metavar="N", help="Width of its MLP.")
+@click.option(
+    *("--pretrain-tokens", "pretrain_tokens"),
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Read so many tokens of real text first, those of --folder before others.",
+)
+@click.option(
+    *("--continue-tokens", "continue_tokens"),
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Then so many of real code, mixed with a third of text.",
+)
 @click.option("--vocabulary", type=click.IntRange(16), default=8192, show_default=True, help="Tokens it can propose.")
 @click.option("--weights", type=click.Choice(["int8", "int4", "f16", "f32"]), default="int8", show_default=True)
 @click.option(
@@ -95,6 +117,7 @@ def fastdraft(context: click.Context, /, target: str, output: Path, **options: A
     TARGET is any model that edgespec runs or exports: a name, a bundle, a .gguf file, a transformers folder, or
     OWNER/NAME[@REVISION] on the Hugging Face hub. The draft begins with its layers, or with those of a smaller model of
     the same vocabulary (--layers-from). torch reads layers from a transformers folder, a .gguf file, or a name of one.
+    A draft from scratch can read real text before the target's (--pretrain-tokens, --continue-tokens).
     All work is in DIR; after an interruption the same command goes on. On several devices:
     accelerate launch -m edgespec train fastdraft ...
 
@@ -106,10 +129,12 @@ def fastdraft(context: click.Context, /, target: str, output: Path, **options: A
 
     plan = {name: options.pop(name) for name in ("corpus_tokens", "folders", "exclude", "new_tokens", "ray")}
     plan |= {name: options.pop(name) for name in ("texts_per_shard", "corpus_seed")}
+    # Plain text is read from --folder too, and benchmarks are left out of it.
+    of_plain = {"folders", "exclude"} if options["pretrain_tokens"] or options["continue_tokens"] else set()
     given = [
         f"--{name.replace('_', '-')}"
         for name in plan
-        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if name not in of_plain and context.get_parameter_source(name) is ParameterSource.COMMANDLINE
     ]
     if given and options["corpus_folder"]:
         raise SettingError(

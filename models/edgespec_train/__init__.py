@@ -5,11 +5,13 @@
       generate       many texts at a time by the target, with its best log-probabilities at every token
       decontaminate  leaves out texts that share words with a benchmark
       build          writes all texts into shards on disk (shards), on any number of machines
+      plain          real text and code, for the stages before alignment
       replay         completes a corpus: log-probabilities and hidden states of texts that are there
       texts          reads shards back: what is held out, in which order; batches, states: for a draft, for a head
     draft_model  the draft: shape, trimmed vocabulary, weights of the target
     initialise   the output head fitted to the layers that were copied
     loop         training of any recipe: schedule, checkpoint, learning curve; judging, what held-out text says
+    pretrain     stages before alignment, for a draft from scratch
     trainer      the task of a small draft; losses
     heads        what the recipes of heads share: corpus, states, ids, a run of the loop
     pack         OpenVINO IR and bundle; narrow, its embeddings in 4 bits
@@ -70,7 +72,9 @@ def train_fastdraft(target: str, folder: Path, say: Say, plan: dict[str, Any], o
 
         from edgespec_train import stages
 
-        settings = stages.StageSettings.of(target, folder, options)
+        settings = stages.StageSettings.of(
+            target, folder, options | {name: tuple(plan[name]) for name in ("folders", "exclude")}
+        )
         stages.check(settings)
         with PartialState().main_process_first():  # the other processes find target and corpus
             pair = stages.target_bundle(target, folder, say)

@@ -3,6 +3,7 @@
 target/       the target as a bundle, if it had to be exported
 corpus/       shards of text by the target, and manifest.json
 completed/    the texts of a ready corpus with the target's log-probabilities, if they lacked them
+pretrain/, continue/    plain text and the checkpoints of the stages that read it, if asked for (see pretrain)
 checkpoint/   the draft in training
 draft/        the trained draft as a transformers folder, with id_map.npy
 curve.json    the learning curve (curve.png beside it)
@@ -15,7 +16,7 @@ import atexit
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -47,6 +48,8 @@ from edgespec_train.draft_model import Shape, build, choose_vocabulary, initiali
 from edgespec_train.initialise import check_earlier, fit_head, take_over
 from edgespec_train.pack import convert_draft, save_draft, write_bundle
 from edgespec_train.plot import plot
+from edgespec_train.pretrain import EarlierStages, PlainReader
+from edgespec_train.pretrain import run as run_earlier
 from edgespec_train.progress import progress_bar
 from edgespec_train.trainer import Diverged, Point, Recipe, has_checkpoint, train
 
@@ -100,6 +103,7 @@ class StageSettings:
     corpus: Path
     precision: str
     layers_from: str | None = None
+    earlier: EarlierStages = field(default_factory=EarlierStages)
 
     @property
     def donor(self) -> str:
@@ -127,9 +131,10 @@ class StageSettings:
         corpus = take("corpus_folder") or folder / "corpus"
         vocabulary, weights, precision = take("vocabulary"), take("weights"), take("precision")
         layers_from = take("layers_from")
+        stages = EarlierStages(*(take(name) for name in ("pretrain_tokens", "continue_tokens", "folders", "exclude")))
         return cls(
             *(target, folder, Recipe(**options), shape, vocabulary, scratch, earlier, weights, corpus, precision),
-            layers_from,
+            *(layers_from, stages),
         )
 
 
@@ -160,6 +165,7 @@ def make_draft(settings: StageSettings, target: Bundle, say: Say) -> Path:
         "recipe": asdict(settings.recipe)
         | asdict(settings.shape)
         | {"from_scratch": settings.from_scratch, "from_draft": settings.from_draft is not None}
+        | {f"{name}_tokens": tokens for name, tokens in settings.earlier.tokens.items()}
         | ({"layers_from": _source(settings.donor).name} if settings.layers_from else {}),
         "corpus": {key: value for key, value in read_manifest(settings.corpus).items() if key != "shards"},
         "training": asdict(curve[-1]) if curve else {},
@@ -193,31 +199,53 @@ def train_draft(
     millions = sum(parameter.numel() for parameter in draft.parameters()) / 1e6
     say(f"draft: {len(settings.shape.layers)} layers, {len(id_map)} ids, {millions:.1f} M parameters")
     say(f"training on {texts.answer_tokens} tokens by the target, {held_out.answer_tokens} held out")
-    with progress_bar(settings.recipe.steps) as advance, _keeping(draft, id_map, settings.folder, accelerator):
-        curve = train(
-            draft,
-            texts,
-            held_out,
-            settings.recipe,
-            settings.folder,
-            say=lambda point: say(str(point)),
-            advance=advance,
-            accelerator=accelerator,
-            same={
-                "target": settings.target,
-                "layers_from": settings.layers_from,
-                "vocabulary": hashlib.sha256(id_map.tobytes()).hexdigest(),
-                "shape": asdict(settings.shape) | {"from_scratch": settings.from_scratch},
-                "from_draft": settings.from_draft and bundle.sha256_of(settings.from_draft / "id_map.npy"),
-                "precision": settings.precision,
-                "texts": len(texts.texts),
-            },
-        )
+    same = {
+        "target": settings.target,
+        "layers_from": settings.layers_from,
+        "vocabulary": hashlib.sha256(id_map.tobytes()).hexdigest(),
+        "shape": asdict(settings.shape) | {"from_scratch": settings.from_scratch},
+        "from_draft": settings.from_draft and bundle.sha256_of(settings.from_draft / "id_map.npy"),
+        "precision": settings.precision,
+        "texts": len(texts.texts),
+        "earlier_stages": settings.earlier.tokens or None,
+    }
+    with _keeping(draft, id_map, settings.folder, accelerator):
+        before: dict[str, list[Point]] = {}
+        if settings.earlier.tokens:
+            tokenizer = Tokenizer(target.hashed(target.manifest.tokenizer))
+            before = run_earlier(
+                settings.earlier,
+                draft,
+                PlainReader(
+                    encode=lambda text: tokenizer.encode(text, raw=True),
+                    unseen=[tokenizer.decode(held_out.prompt(text).tolist()) for text in held_out.texts],
+                    end=ends[0] if ends else None,
+                    inverse=inverse,
+                    readable=readable,
+                ),
+                *(held_out, settings.recipe, settings.folder),
+                say=say,
+                same=same,
+                accelerator=accelerator,
+            )
+        with progress_bar(settings.recipe.steps) as advance:
+            curve = train(
+                draft,
+                texts,
+                held_out,
+                settings.recipe,
+                settings.folder,
+                say=lambda point: say(str(point)),
+                advance=advance,
+                accelerator=accelerator,
+                same=same,
+            )
     text = inverse[held_out.padded(held_out.texts[:1])[0]]
     if not accelerator.is_main_process:
         return draft, id_map, curve, text
     save_draft(draft, id_map, settings.folder / "draft")
-    write_json(settings.folder / "curve.json", {"curve": [asdict(point) for point in curve]})
+    curves = {"curve": curve, **before}
+    write_json(settings.folder / "curve.json", {name: [asdict(p) for p in points] for name, points in curves.items()})
     plot(curve, settings.folder / "curve.png")
     return draft, id_map, curve, text
 
@@ -284,7 +312,7 @@ def _initialise(
     source = _source(settings.donor)
     config = convert.read_config(source)
     draft: Any = build(config, settings.shape, len(id_map), seed=settings.recipe.seed)
-    if settings.from_scratch or has_checkpoint(settings.folder):
+    if settings.from_scratch or has_checkpoint(settings.folder) or settings.earlier.begun(settings.folder):
         return draft  # type: ignore[no-any-return]
     target = convert.load(source, Weights("f32"), config)
     initialise_from(draft, target, settings.shape, id_map)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from edgespec_train import loop
 from edgespec_train.checkpoint import has_checkpoint
-from edgespec_train.corpus.batches import Texts
+from edgespec_train.corpus.batches import Batch, Texts
 from edgespec_train.corpus.texts import TextId
 from edgespec_train.judging import ROUND, Judged, block_efficiency
 from edgespec_train.loop import Diverged, Point, Schedule
@@ -33,6 +33,14 @@ class Recipe(Schedule):
     """How to train."""
 
     loss: Loss = "kd"
+
+
+class Trained(Protocol):
+    """What training reads: ``Texts``, or ``corpus.plain.Windows``."""
+
+    def batches(self, seed: int, tokens_per_batch: int, first: int = 0) -> Iterator[list[TextId]]: ...
+
+    def batch(self, texts: Sequence[TextId]) -> Batch: ...
 
 
 class Rows(torch.nn.Module):
@@ -62,7 +70,7 @@ class NextToken:
         "--learning-rate"
     )
 
-    def __init__(self, draft: PreTrainedModel, texts: Texts, held_out: Texts, recipe: Recipe) -> None:
+    def __init__(self, draft: PreTrainedModel, texts: Trained, held_out: Texts, recipe: Recipe) -> None:
         self.module: torch.nn.Module = Rows(draft)
         self._draft = draft
         self._texts, self._held_out, self._recipe = texts, held_out, recipe
@@ -84,7 +92,7 @@ class NextToken:
 
 def train(
     draft: PreTrainedModel,
-    texts: Texts,
+    texts: Trained,
     held_out: Texts,
     recipe: Recipe,
     folder: Path,

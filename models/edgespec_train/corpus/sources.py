@@ -21,7 +21,7 @@ from edgespec.errors import SettingError
 Kind = Literal["chat", "raw"]
 _OPEN = re.compile(r"\b(MIT|BSD|Apache|PSF|Python Software Foundation|ISC)\b", re.IGNORECASE)
 _CLOSED = re.compile(r"GPL|MPL|EUPL|CDDL|-NC|NonCommercial|Proprietary|Commercial|Mozilla|Other/", re.IGNORECASE)
-_CODE = {
+CODE = {
     ".py",
     ".js",
     ".ts",
@@ -129,7 +129,7 @@ def folder(path: Path) -> Origin:
 def code_prompts(origin: Origin) -> Iterator[Prompt]:
     """Parts of files to go on with; for each Python function with a docstring, its head or a request in words."""
     for path in origin.files:
-        if path.suffix not in _CODE:
+        if path.suffix not in CODE:
             continue
         try:
             source = path.read_text(encoding="utf-8")
@@ -152,7 +152,7 @@ def code_prompts(origin: Origin) -> Iterator[Prompt]:
 def text_prompts(origin: Origin) -> Iterator[Prompt]:
     """Paragraphs of documentation, to go on with or to be asked about."""
     for path in origin.files:
-        for text in _paragraphs(path):
+        for text in paragraphs(path):
             number = zlib.crc32(text.encode(errors="replace"))
             if number % 3 == 0:
                 yield Prompt(text[: len(text) // 2], "raw", origin.name)
@@ -185,7 +185,8 @@ def _function_prompts(node: ast.FunctionDef, lines: list[str], preface: str, sou
     yield Prompt(text, "chat", source)
 
 
-def _paragraphs(path: Path) -> Iterator[str]:
+def paragraphs(path: Path) -> Iterator[str]:
+    """Blocks of prose of a file, 400 to 1600 characters each; of a Python file those in its long strings."""
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".py":
