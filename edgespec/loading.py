@@ -134,7 +134,8 @@ def _wired(pair: Bundle, options: LoadOptions, draft: str | None) -> Pipeline:
     if table and draft == "recycling":
         lookups.append(table)
     k = options.num_draft_tokens
-    drafter, arbiter, target_s = None, None, None
+    drafter: Drafter | None = None
+    arbiter, target_s = None, None
     if lookups or model:
         drafter = FirstMatch(lookups, model)
         target_s, draft_s = _costs(machine, target, modelled, k)

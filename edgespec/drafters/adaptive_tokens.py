@@ -104,5 +104,5 @@ class AdaptiveTokens(Drafter):
         return min(k, -(-max(rows, self._least) // self._step) * self._step - rows)
 
     def _forget(self) -> None:
-        self._guesses: Logits = np.zeros((0, 0), np.float32)
+        self._guesses = np.zeros((0, 0), np.float32)
         self._length = 0

@@ -335,4 +335,5 @@ def checkpoint_of(reference: str) -> PreTrainedModel:
             raise
         hint = "name its transformers folder or .gguf file, or OWNER/NAME on the hub"
         raise SettingError(f"{reference} cannot be trained through: {error}", hint=hint) from error
-    return convert.load(source, Weights("f32"), convert.read_config(source))
+    model: PreTrainedModel = convert.load(source, Weights("f32"), convert.read_config(source))
+    return model

@@ -51,7 +51,8 @@ class Batches:
         order: list[int] = []
         number = 0
         while True:
-            chosen, begins = [], []
+            chosen: list[TextId] = []
+            begins: list[int] = []
             while len(chosen) < texts:
                 if not order:
                     order = generator.permutation(len(self.texts.texts)).tolist()
@@ -90,8 +91,11 @@ class Batches:
             parts.append((states, there, ids, np.where(lacking, 0, top), np.where(lacking, 0, probs), known))
         states, there, tokens, top_ids, top_probs, known = (np.stack(arrays) for arrays in zip(*parts, strict=True))
         return Batch(
-            *(torch.from_numpy(array) for array in (states, there, tokens, top_ids)),
-            torch.from_numpy(top_probs.astype(np.float32)),
-            torch.from_numpy(known),
-            torch.tensor([self.texts.temperature(text) == 0 for text in texts]),
+            states=torch.from_numpy(states),
+            there=torch.from_numpy(there),
+            tokens=torch.from_numpy(tokens),
+            top_ids=torch.from_numpy(top_ids),
+            top_probs=torch.from_numpy(top_probs.astype(np.float32)),
+            known=torch.from_numpy(known),
+            greedy=torch.tensor([self.texts.temperature(text) == 0 for text in texts]),
         )

@@ -72,7 +72,7 @@ def write(head: BlockHead, xml: Path, weights: Weights) -> str | None:
     raw = xml.with_name("raw.xml")
     raw.parent.mkdir(parents=True, exist_ok=True)
     ov.save_model(model, raw, compress_to_fp16=False)
-    note = convert.compress(raw, xml, weights)[1]
+    note: str | None = convert.compress(raw, xml, weights)[1]
     for path in (raw, raw.with_suffix(".bin")):
         path.unlink()
     return note

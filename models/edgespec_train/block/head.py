@@ -154,7 +154,7 @@ class BlockHead(nn.Module):
         """
         z = self.normalised(states)
         first = self.last_row(z[:, list(last)]) + self.anchor(anchors)
-        x = self.places(first).unflatten(-1, (self.shape.block, self.shape.width))
+        x: torch.Tensor = self.places(first).unflatten(-1, (self.shape.block, self.shape.width))
         if not self.layers:
             return x
         rows = self.before_rows(self.row(z))

@@ -49,11 +49,11 @@ class Blocks:
         positions: int = 2048,
         seed: int = 0,
     ) -> None:
-        self.module = head
+        self.module: torch.nn.Module = head
         shape = head.shape
-        self._texts, self._held_out = (
-            Batches(some, inverse, head.vocabulary, shape.window, shape.block) for some in (states, held_out)
-        )
+        self._texts = Batches(states, inverse, head.vocabulary, shape.window, shape.block)
+        self._held_out = Batches(held_out, inverse, head.vocabulary, shape.window, shape.block)
+        self._held_out_texts = held_out.texts
         self._kind: Loss = loss
         self._weights = [math.exp(-place / decay) for place in range(shape.block)]
         self._in_batch = max(1, positions // (ANCHORS * shape.block))
@@ -84,7 +84,7 @@ class Blocks:
         device = next(self.module.parameters()).device
         right: list[NDArray[np.bool_]] = []
         agreed = total = 0
-        for batch in self._held_out.whole(self._held_out.texts):
+        for batch in self._held_out.whole(self._held_out_texts):
             batch = _on(device, batch)
             logits, _ = self.module(batch.states, batch.tokens, batch.there)
             hits = []

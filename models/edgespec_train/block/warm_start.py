@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.linalg import blas, cho_factor, cho_solve
+from scipy.linalg import blas, cho_factor, cho_solve  # type: ignore[import-untyped]
 
 from edgespec_train.block.head import BlockHead
 from edgespec_train.corpus.states import States
@@ -40,7 +40,8 @@ class Directions:
     bias: Matrix
 
     def of(self, states: NDArray[np.floating]) -> Matrix:
-        return (states.astype(np.float32) - self.mean) @ self.encode
+        found = (states.astype(np.float32) - self.mean) @ self.encode
+        return found.astype(np.float32, copy=False)
 
 
 @dataclass(frozen=True)
@@ -133,9 +134,9 @@ def initialise(head: BlockHead, states: States, inverse: NDArray[np.int64], embe
                 head.following.weight.copy_(torch.from_numpy((after @ found.decode).T))
             target = target - small[0][:, previous] @ after
         solved = solve((small[0][np.ix_(columns, columns)], target[columns]), 1e-4)
-        rows = slice(place * width, (place + 1) * width)
-        head.places.weight[rows].copy_(torch.from_numpy(solved[:width].T))
-        head.places.bias[rows].copy_(torch.from_numpy(solved[width]))
+        own_rows = slice(place * width, (place + 1) * width)
+        head.places.weight[own_rows].copy_(torch.from_numpy(solved[:width].T))
+        head.places.bias[own_rows].copy_(torch.from_numpy(solved[width]))
         if not place:
             residual = 1 - float((solved * target[columns]).sum()) / squares[0]
     return 1 - residual
@@ -143,12 +144,12 @@ def initialise(head: BlockHead, states: States, inverse: NDArray[np.int64], embe
 
 def products(pairs: Iterable[tuple[Matrix, Matrix]]) -> tuple[Matrix, Matrix]:
     """``X'X`` (upper triangle) and ``X'Y`` over all parts of a pair of matrices."""
-    xx = xy = None
+    total: tuple[Matrix, Matrix] | None = None
     for x, y in pairs:
         square, cross = blas.ssyrk(1.0, x.T, trans=0, lower=0), x.T @ y  # x.T is in Fortran order: no copy
-        xx, xy = (square, cross) if xx is None else (xx + square, xy + cross)
-    assert xx is not None, "no rows"
-    return xx, xy
+        total = (square, cross) if total is None else (total[0] + square, total[1] + cross)
+    assert total is not None, "no rows"
+    return total
 
 
 def solve(moments: tuple[Matrix, Matrix], damping: float) -> Matrix:
@@ -165,7 +166,8 @@ def shared(moments: tuple[Matrix, Matrix], linear: Matrix, width: int) -> Matrix
     weighed = linear * np.repeat(np.array([1.0, _SECOND], np.float32), linear.shape[1] // 2)
     spread = weighed.T @ (_symmetric(moments[0]) @ weighed)
     best = np.linalg.eigh(spread.astype(np.float64))[1][:, ::-1][:, :width]
-    return (weighed @ best).astype(np.float32)
+    found: Matrix = (weighed @ best).astype(np.float32)
+    return found
 
 
 def low_rank(rows: Matrix, counts: NDArray[np.int64], rank: int) -> Matrix:
@@ -173,7 +175,8 @@ def low_rank(rows: Matrix, counts: NDArray[np.int64], rank: int) -> Matrix:
     tokens without an id, has no count."""
     weights = np.sqrt(np.append(counts + 1, 1).astype(np.float32))[:, None]
     best = np.linalg.eigh(((rows * weights).T @ (rows * weights)).astype(np.float64))[1][:, ::-1][:, :rank]
-    return (rows @ best).astype(np.float32)
+    found: Matrix = (rows @ best).astype(np.float32)
+    return found
 
 
 def _some(states: States, rows: int) -> list[TextId]:
@@ -205,4 +208,5 @@ def _joined(parts: Iterable[tuple[Matrix, Matrix]]) -> Iterator[tuple[Matrix, Ma
 
 
 def _symmetric(upper: Matrix) -> Matrix:
-    return np.triu(upper) + np.triu(upper, 1).T
+    found: Matrix = np.triu(upper) + np.triu(upper, 1).T
+    return found

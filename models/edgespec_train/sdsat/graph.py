@@ -44,7 +44,8 @@ def with_placeholders(xml: Path, out: Path, placeholders: Placeholders, embeddin
         port.replace_source_output(embedded.output(0))
     acts = _rows(np.array([[0.0], *([[1.0]] * len(vectors))], np.float32), number)
     products = _products(model)
-    for layer, adapters in enumerate(placeholders.layers):
+    for layer, found_adapters in enumerate(placeholders.layers):
+        adapters: Any = found_adapters
         for group, names in GROUPS.items():
             found = _take(products, names, layer)
             if group not in adapters:

@@ -50,7 +50,9 @@ def groups_of(texts: TargetTexts, chosen: Sequence[TextId], anchors: Sequence[ND
     for line, places in enumerate(anchors):
         padded[line, : len(places)], real[line, : len(places)] = places, True
     return Groups(
-        *(torch.from_numpy(array) for array in (texts.padded(chosen), padded, real)),
+        torch.from_numpy(texts.padded(chosen)),
+        torch.from_numpy(padded),
+        torch.from_numpy(real),
         torch.tensor([texts.length(text) for text in chosen]),
     )
 

@@ -78,7 +78,7 @@ def make(settings: Settings, say: Say) -> Path:
     recipe, folder = settings.recipe, settings.folder
     if settings.corpus is not None:
         shards.require_shards(settings.corpus)
-    model = checkpoint_of(settings.target)
+    model: Any = checkpoint_of(settings.target)
     torch.manual_seed(settings.schedule.seed)
     count = recipe.count if recipe.separate else 1
     placeholders = Placeholders(model, count, rank=recipe.rank, groups=recipe.groups)
