@@ -127,11 +127,11 @@ def test_what_is_there_is_not_made_again(
 def test_a_choice_takes_short_texts_with_short_prompts_up_to_a_number_of_tokens(
     bare: Path, target: Path, tmp_path: Path
 ) -> None:
-    choice = Choice(longest=90, prompt_share=0.8, tokens=600)
+    choice = Choice(longest=90, prompt_share=0.8, tokens=300)
     out = replay(bare, bundle.read(target), tmp_path / "out", quiet, choice=choice)
     found = TargetTexts(shards.shard_paths(out))
     lengths = [found.length(text) for text in found.texts]
-    assert 400 < sum(lengths) <= 600
+    assert 200 < sum(lengths) <= 300
     assert max(lengths) <= 90
     assert all(found.answer(text) <= 0.8 * found.length(text) for text in found.texts)
     with pytest.raises(SettingError, match="no text of the corpus is short enough"):

@@ -22,7 +22,7 @@ from edgespec.drafters.token_choice import TokenChoice
 from edgespec.errors import SettingError
 from edgespec.protocols import Drafter
 from edgespec.sampling_params import SamplingParams
-from edgespec.types import Allowed, Draft, DraftNote, Logits, Needs, Step, Verdict
+from edgespec.types import Allowed, Draft, DraftNote, Needs, Step, Verdict
 
 
 class AdaptiveTokens(Drafter):
