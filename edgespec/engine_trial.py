@@ -17,10 +17,10 @@ import numpy as np
 
 from edgespec.adaptive.arbiter import Arbiter
 from edgespec.adaptive.calibration import ForwardTimes
+from edgespec.adaptive.draft_cost import CallCost, DraftCost
 from edgespec.adaptive.forward_cost import ForwardCost
 from edgespec.decode.speculative import speculative
-from edgespec.drafters.small_model import SmallModel
-from edgespec.protocols import Drafter, Model
+from edgespec.protocols import Drafter, Model, StepwiseDrafter
 from edgespec.sampling_params import SamplingParams
 from edgespec.stats import Stats
 from edgespec.types import Step, Tree
@@ -61,16 +61,18 @@ class Trial:
     """A target and its drafters on one engine (see ``engine_comparison.Engine``).
 
     least, step: exact numerics runs the target at multiples of ``step`` from ``least`` on.
+    call: one run of the head, if one drafts.
     """
 
     def __init__(
         self,
         target: Model,
         lookups: Sequence[Drafter],
-        draft: SmallModel | None,
+        draft: StepwiseDrafter | None,
         prompt: Sequence[int],
         edit: Sequence[int],
         *,
+        call: Callable[[], None] | None = None,
         least: int = 1,
         step: int = 1,
         clock: Callable[[], float] = perf_counter,
@@ -85,7 +87,7 @@ class Trial:
             lookups,
             draft,
             target_s=ForwardCost(target_s, pins_width=target.capabilities.numerics == "exact"),
-            draft_s=self._draft_costs(draft.model, exact[0]) if draft else None,
+            draft_s=self._costs_of(draft, call, exact[0]) if draft else None,
             trees=target.capabilities.tree,
         )
 
@@ -123,35 +125,47 @@ class Trial:
             tuple(widths), length, length, rising, rising, switch_s, prefill_s_per_token=read_s, width_step=step
         )
 
+    def _costs_of(self, draft: StepwiseDrafter, call: Callable[[], None] | None, least: int) -> DraftCost:
+        if draft.model is not None:
+            return self._draft_costs(draft.model, least)
+        assert call is not None
+        return CallCost(min(self._beside(lambda: self._seconds(call), least)))
+
     def _draft_costs(self, draft: Model, least: int) -> ForwardCost:
         """In turns with the target, whose weights drive the draft's out of the CPU's caches."""
         read = self.prompt[: max(2, draft.cache.capacity - _DRAFT_WIDTHS[-1])][:-1]
         tokens = [token % draft.vocab_size for token in read]  # it may have fewer ids, and any cost as much
         self._read_s(draft, tokens)
         times = self._costs(draft, _DRAFT_WIDTHS, read_s=self._read_s(draft, tokens))
-        beside = []
-        for _ in range(3):
-            self._forward_s(self._target, least)
-            beside.append(self._forward_s(draft, 1))
+        beside = self._beside(lambda: self._forward_s(draft, 1), least)
         draft.cache.reset()
         more_s = max(0.0, min(beside) - times.at_short_s[0])
         moved = tuple(seconds + more_s for seconds in times.at_short_s)
         return ForwardCost(replace(times, at_short_s=moved, at_long_s=moved), pins_width=False)
 
+    def _beside(self, run_s: Callable[[], float], least: int) -> list[float]:
+        """What a draft takes that runs in turns with the target."""
+        found = []
+        for _ in range(3):
+            self._forward_s(self._target, least)
+            found.append(run_s())
+        return found
+
     def _read_s(self, model: Model, tokens: Sequence[int]) -> float:
         """Of a token of a prompt, which is in the cache then."""
         model.cache.reset()
-        began = self._clock()
-        model.prefill(tokens)
-        return (self._clock() - began) / len(tokens)
+        return self._seconds(lambda: model.prefill(tokens)) / len(tokens)
 
     def _forward_s(self, model: Model, width: int) -> float:
         length = model.cache.length
-        began = self._clock()
-        model.forward([0] * width)
-        seconds = self._clock() - began
+        seconds = self._seconds(lambda: model.forward([0] * width))
         model.cache.crop(length)
         return seconds
+
+    def _seconds(self, run: Callable[[], object]) -> float:
+        began = self._clock()
+        run()
+        return self._clock() - began
 
 
 class _Following:

@@ -276,9 +276,8 @@ def check_drafter(drafter: Drafter) -> None:
         return
     if model is None or model.file is None or model.onnx is not None:
         raise ValueError(f"the model of a {drafter.kind} drafter is an IR in the folder, without source and onnx")
-    if not layers or (drafter.kind == "redrafter" and len(layers) > 1):
-        allowed = "one" if drafter.kind == "redrafter" else "one or more"
-        raise ValueError(f"a {drafter.kind} drafter needs {len(layers)} layers; allowed: {allowed}")
+    if not layers:
+        raise ValueError(f"a {drafter.kind} drafter needs no layers; allowed: one or more")
     if drafter.unknown is not None or drafter.context_length is not None:
         raise ValueError(f"a {drafter.kind} drafter reads no text: it has no unknown and no context_length")
 

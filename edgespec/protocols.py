@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -148,8 +148,8 @@ class StaticGraph(Protocol):
         """Name and shape of each output."""
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
-        """Compute all outputs from all inputs. An array is converted to the input's type, if both are floats or both
-        are integers. The outputs are views of the engine's buffers, valid until the next run."""
+        """Compute all outputs from all inputs. An array is converted to the input's type; floats are not taken for
+        integers. The outputs are views of the engine's buffers, valid until the next run."""
 
 
 class Drafter(Protocol):
@@ -231,6 +231,14 @@ class StepwiseDrafter(Drafter, Protocol):
     def unread_tokens(self, length: int) -> int:
         """How many tokens of a context of this length it has not read yet, at least 1. 0 if it cannot take a step: the
         context leaves no room, or the target's states are missing."""
+
+
+@runtime_checkable
+class HeadDrafter(StepwiseDrafter, Protocol):
+    """A drafter that is one graph, and reads the target's hidden states: a draft is one call."""
+
+    hidden_size: int
+    """numbers of a state that the graph was made for"""
 
 
 class Constraint(Protocol):

@@ -15,6 +15,7 @@ from statistics import median
 import msgspec
 
 from edgespec.adaptive.calibration import ForwardTimes
+from edgespec.adaptive.forward_cost import ForwardCost
 from edgespec.bench.prompts import Prompt, encode
 from edgespec.errors import SettingError, foreign, wrap_errors
 from edgespec.machine.devices import machine
@@ -80,6 +81,9 @@ def record(pipeline: Pipeline, prompts: Sequence[Prompt], *, new_tokens: int) ->
     arbiter = pipeline.arbiter
     if arbiter is None:
         raise SettingError("nothing to record: no drafter of its own length", hint="leave --draft and -k out")
+    draft_s = arbiter.draft_s
+    if draft_s is not None and not isinstance(draft_s, ForwardCost):
+        raise SettingError("only lookups and a draft model are recorded", got=f"drafts of {arbiter.name}")
     texts, hosts_s = [], []
     for prompt in prompts:
         ids = encode(pipeline, prompt)
@@ -98,7 +102,7 @@ def record(pipeline: Pipeline, prompts: Sequence[Prompt], *, new_tokens: int) ->
         machine=machine(),
         exact=pipeline.target.capabilities.numerics == "exact",
         target=arbiter.target_s.times,
-        draft=arbiter.draft_s.times if arbiter.draft_s else None,
+        draft=draft_s.times if draft_s else None,
         host_s=median(hosts_s),
         texts=_renumbered(texts),
     )

@@ -148,6 +148,21 @@ def measure(
     )
 
 
+def measure_call(run: Callable[[], object], clock: Callable[[], float], beside: Beside) -> float:
+    """Seconds of a call that takes turns with another model, whose weights drive its own out of the CPU's caches."""
+    found = []
+    for _ in range(2 * _TURNS):
+        other_s = _seconds(beside.forward, clock) / beside.seconds
+        found.append(_seconds(run, clock) / other_s)
+    return median(found)
+
+
+def _seconds(run: Callable[[], object], clock: Callable[[], float]) -> float:
+    began = clock()
+    run()
+    return clock() - began
+
+
 def _against_narrowest(run: _Stopwatch, widths: Sequence[int]) -> tuple[list[float], list[float]]:
     """Of each width its ratio to the narrowest one; and what changes of width took, in forwards of the narrowest.
 
@@ -182,9 +197,7 @@ def _in_turns(
     """(a forward behind another of its own, how much longer the one behind the other model's takes), in seconds."""
     warm, cold = [], []
     for _ in range(turns):
-        began = clock()
-        beside.forward()
-        other_s = (clock() - began) / beside.seconds
+        other_s = _seconds(beside.forward, clock) / beside.seconds
         first_s, next_s = run(width), run(width)
         warm.append(next_s / other_s)
         cold.append((first_s - next_s) / other_s)

@@ -51,6 +51,8 @@ def command(
     SOURCE is a transformers folder, a .gguf file, or OWNER/NAME[@REVISION] on the Hugging Face hub. Prints the
     bundle's path. The result is compared with the original on a page of text; the figures go into bundle.json.
 
+    With --draft and the folder of a trained draft, SOURCE is a bundle too: the draft is added to a copy of it.
+
     With --format onnx or both, SOURCE may be a bundle: its models get the ONNX form, in a new bundle.
 
     \b

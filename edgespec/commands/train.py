@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from edgespec.bench.report import show
-from edgespec.commands.options import fetch_options, model_options
+from edgespec.commands.options import accept_licence, fetch_options, model_options
 from edgespec.commands.training_options import PATH, corpus_options, head_options, output, say
 from edgespec.errors import SettingError
 from edgespec.types import Backend

@@ -66,15 +66,6 @@ class Block(StepwiseDrafter):
         self._noise = np.zeros((k, m), np.float32)
         self._params = SamplingParams()
 
-    @property
-    def alternatives(self) -> bool:
-        """See ``TokenChoice.alternatives``."""
-        return self._choice.alternatives
-
-    @alternatives.setter
-    def alternatives(self, wanted: bool) -> None:
-        self._choice.alternatives = wanted
-
     def begin(self, context: Sequence[int], params: SamplingParams, *, read: bool = True) -> None:
         self._params = params
         self._choice.begin(params)
@@ -124,7 +115,9 @@ class Block(StepwiseDrafter):
             """A token that is certain has the score 1, whatever the head thinks of it."""
             return [1.0 if score == 1.0 else sure[place] for place, score in enumerate(given)]
 
-        draft = self._choice.draft(step, context, k, lambda given: go_on(scores(given)), allowed)
+        draft = self._choice.draft(
+            step, context, k, lambda given: go_on(scores(given)), allowed, runners_up=self.alternatives
+        )
         return replace(draft, scores=tuple(scores(draft.scores)))
 
     def _noise_at(self, position: int, k: int) -> NDArray[np.float32]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, get_args
 
 from edgespec import cache
 from edgespec.adaptive.calibration import Beside
+from edgespec.adaptive.draft_cost import CallCost
 from edgespec.adaptive.forward_cost import ForwardCost
 from edgespec.backends.exact_widths import ROWS_NEEDED, guess_exact_widths
 from edgespec.backends.open import Opening, is_ready, open_model
@@ -16,7 +17,7 @@ from edgespec.hub.resolve import model_path
 from edgespec.machine import engine_choice, engine_comparison
 from edgespec.machine.devices import require_device
 from edgespec.machine.engine_comparison import Comparison, Engine
-from edgespec.machine.measure_forwards import exact_widths, forward_times
+from edgespec.machine.measure_forwards import call_seconds, exact_widths, forward_times
 from edgespec.machine.progress_line import ProgressLine
 from edgespec.types import Backend, Numerics
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edgespec.backends.engine_model import PaddedModel
+    from edgespec.backends.openvino.static_graph import OpenVINOStaticGraph
 
 
 _BOTH_ENGINES = 3
@@ -83,6 +85,13 @@ class Machine:
         loaded.cache.capacity = min(capacity, loaded.cache.capacity)
         return loaded
 
+    def head(self, bundle: Bundle, model: ModelFile) -> OpenVINOStaticGraph:
+        """A drafting head. It runs on OpenVINO's CPU, whatever its target runs on."""
+        from edgespec.backends.openvino.runtime import core
+        from edgespec.backends.openvino.static_graph import OpenVINOStaticGraph
+
+        return OpenVINOStaticGraph(core(), self._path(bundle, model))
+
     def backend(
         self,
         bundle: Bundle,
@@ -117,14 +126,15 @@ class Machine:
 
     def draft_costs(self, draft: PaddedModel, target: PaddedModel, target_s: ForwardCost) -> ForwardCost:
         """Measured in turns with the target, as the draft will run."""
-
-        def forward() -> None:
-            target.cache.reset()
-            target.forward([0])  # padded to the narrowest width
-
-        beside = Beside(forward, target_s.seconds(target.min_width, 0))
+        beside = _forward_of(target, target_s)
         # A drawn draft depends on the last digits of the draft's logits. They must not depend on its earlier forwards.
         costs = ForwardCost(forward_times(draft, self._say, beside=beside, target=target), pins_width=False)
+        target.cache.reset()
+        return costs
+
+    def call_costs(self, head: OpenVINOStaticGraph, target: PaddedModel, target_s: ForwardCost) -> CallCost:
+        """Like ``draft_costs``, of a drafting head."""
+        costs = CallCost(call_seconds(head, self._say, beside=_forward_of(target, target_s), target=target))
         target.cache.reset()
         return costs
 
@@ -233,6 +243,16 @@ class Machine:
             raise BundleError(what, got=form.version, allowed=version, hint=newer)
         self._say(f"{what} {form.version}, not {version}. Another one is made in the cache")
         return None
+
+
+def _forward_of(target: PaddedModel, target_s: ForwardCost) -> Beside:
+    """The narrowest forward of a target, for a draft to take turns with."""
+
+    def forward() -> None:
+        target.cache.reset()
+        target.forward([0])  # padded to the narrowest width
+
+    return Beside(forward, target_s.seconds(target.min_width, 0))
 
 
 def _is_current(form: OnnxForm | None) -> bool:

@@ -1,8 +1,9 @@
 """Costs of forwards on this machine: measured at the first load of a model, read from the store at any later one.
 
 There are two measurements of a model: what its forwards cost (``forward_times``), and the widths at which they are
-exact (``exact_widths``). This module decides whether a stored one still holds. ``adaptive.calibration.measure`` has the
-stopwatch, and ``measurement_store`` has the files.
+exact (``exact_widths``). There is one of a drafting head: what a run of it costs (``call_seconds``). This module
+decides whether a stored one still holds. ``adaptive.calibration`` has the stopwatch, and ``measurement_store`` has the
+files.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from edgespec.machine.progress_line import Say
 
 if TYPE_CHECKING:
     from edgespec.backends.engine_model import PaddedModel
+    from edgespec.backends.openvino.static_graph import OpenVINOStaticGraph
 
 _LOOK_S = 0.2
 """how long to look whether other programs are still running"""
@@ -38,6 +40,18 @@ class Calibration:
     def __post_init__(self) -> None:
         if not 0 <= self.other_cores < inf:
             raise ValueError("not a number of cores")
+
+
+@dataclass(frozen=True)
+class CallTime:
+    """Seconds of a head's run. other_cores: as in ``Calibration``."""
+
+    seconds: float
+    other_cores: float
+
+    def __post_init__(self) -> None:
+        if not (0 < self.seconds < inf and 0 <= self.other_cores < inf):
+            raise ValueError("not a time, or not a number of cores")
 
 
 def exact_widths(model: PaddedModel, say: Say) -> ExactWidths:
@@ -79,9 +93,9 @@ def forward_times(
 
     Times that other programs disturbed are measured again once those programs stop.
     """
-    of_target = f"-{target.numerics}-{target.fingerprint}" if target else ""
+    beside_it = f"-{_of_target(target)}" if target else ""
     version = cache.VERSIONS["forward_times"]
-    kind = f"forward_times-{version}-{model.numerics}-{model.min_width}-{model.max_width}{of_target}"
+    kind = f"forward_times-{version}-{model.numerics}-{model.min_width}-{model.max_width}{beside_it}"
     file = measurement_store.file_of(kind, model.fingerprint)
 
     def known() -> Calibration | None:
@@ -90,7 +104,7 @@ def forward_times(
             return None
         if found.times.widths[0] < model.min_width or found.times.widths[-1] > model.max_width:
             return None
-        return found if found.other_cores <= BUSY_CORES or busy(_LOOK_S) else None
+        return found if _is_quiet(found.other_cores) else None
 
     def find() -> Calibration:
         what = f"measuring forwards of the {'draft' if beside else 'target'} (one-time)"
@@ -101,6 +115,34 @@ def forward_times(
         return Calibration(times, others.cores())
 
     return measurement_store.remembered(file, known, find).times
+
+
+def call_seconds(head: OpenVINOStaticGraph, say: Say, *, beside: Beside, target: PaddedModel) -> float:
+    """The measured time of a head's run, in turns with ``target``, by ``beside``."""
+    file = measurement_store.file_of(f"call-{cache.VERSIONS['call']}-{_of_target(target)}", head.fingerprint)
+
+    def known() -> CallTime | None:
+        found = measurement_store.read(file, CallTime)
+        return found if found is not None and _is_quiet(found.other_cores) else None
+
+    def find() -> CallTime:
+        what = "measuring the drafting head (one-time)"
+        say(what, 0.0)
+        others = Others()
+        seconds = calibration.measure_call(head.repeat, perf_counter, beside)
+        say(what, 1.0)
+        return CallTime(seconds, others.cores())
+
+    return measurement_store.remembered(file, known, find).seconds
+
+
+def _of_target(target: PaddedModel) -> str:
+    return f"{target.numerics}-{target.fingerprint}"
+
+
+def _is_quiet(other_cores: float) -> bool:
+    """Whether a measurement beside other programs stands: they used little, or they run still."""
+    return other_cores <= BUSY_CORES or busy(_LOOK_S)
 
 
 def _measured(model: PaddedModel, beside: Beside | None, done: Callable[[float], None]) -> ForwardTimes:

@@ -8,6 +8,7 @@ of the runtime but ``edgespec.bundle``, ``edgespec.text.vocabulary``, ``edgespec
     texts     Source -> tokenizer.json, chat template, what ends a generation
     convert   Source -> torch model -> OpenVINO IR -> compressed weights
     forms     OpenVINO IR -> ONNX form, on request; of a finished bundle, too
+    attach    a trained draft (``edgespec.draft_folder``) into a copy of a bundle
     parity    the IR's logits against the torch model's on real text
     build     the above in order
     staging   a temporary folder, renamed to the bundle at the end
@@ -21,9 +22,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from edgespec import telemetry
+from edgespec import draft_folder, telemetry
 from edgespec.errors import ConversionError
 from edgespec_export import forms, quiet, sources, staging
+from edgespec_export.attach import attach_draft
 from edgespec_export.forms import is_bundle
 from edgespec_export.settings import Request, Weights, split_weights
 
@@ -38,6 +40,9 @@ def export(request: Request, say: Callable[[str], None] = lambda line: None) -> 
     Whatever is raised (an EdgespecError for anything the user can cure), nothing is left behind and an existing
     bundle is untouched.
     """
+    if request.draft is not None and draft_folder.is_one(Path(request.draft).expanduser()):
+        staging.check_destination(request.out, force=request.force)
+        return attach_draft(request, say)
     if request.format != "openvino" and is_bundle(request.target):
         staging.check_destination(request.out, force=request.force)
         return forms.export_forms(request, Path(request.target).expanduser(), say)

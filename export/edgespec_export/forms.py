@@ -68,7 +68,7 @@ def export_forms(request: Request, source: Path, say: Say) -> Path:
         say("the ONNX forms of the bundle are written again")
     length = manifest.generation.context_length
     with staging.staged(request.out) as folder:
-        _copy(found, folder)
+        copy_bundle(found, folder)
 
         def made(model: ModelFile, role: str) -> ModelFile:
             return add_form(folder, msgspec.structs.replace(model, onnx=None), role, request.format, length, say)
@@ -87,7 +87,7 @@ def is_bundle(reference: str) -> bool:
     return (Path(reference).expanduser() / MANIFEST).is_file()
 
 
-def _copy(of: Bundle, folder: Path) -> None:
+def copy_bundle(of: Bundle, folder: Path) -> None:
     """All files that the manifest names, but ONNX forms."""
     manifest = of.manifest
     paths = [of.root / entry.file for entry in (manifest.tokenizer, manifest.chat_template) if entry is not None]

@@ -1,0 +1,186 @@
+"""Heads in the product, on a tiny target: by which names they are found, on which engines, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from edgespec import bundle, draft_folder, drafter_loading, load
+from edgespec.backends.openvino.runtime import ops, ov
+from edgespec.bundle import IR_FILE
+from edgespec.cli import cli
+from edgespec.errors import BackendError, BundleError, EdgespecError, IncompatiblePair, SettingError
+from edgespec.pipeline import Pipeline
+from edgespec_export import Request, Weights, export
+from tests.heads import small_head, write_head
+
+TOKENS = 24
+PROMPT = [5, 9, 40, 7]
+FAST: dict[str, Any] = {"numerics": "fast", "num_draft_tokens": 4}
+"""nothing to search for or to measure"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kinds() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drafter_loading, "HEADS", {"redrafter": small_head, "block": small_head})
+        yield
+
+
+@pytest.fixture(scope="module")
+def target(tiny_fast_ir: Path) -> Path:
+    return tiny_fast_ir.parent
+
+
+@pytest.fixture(scope="module")
+def text(target: Path) -> list[int]:
+    return tokens(load(target, draft="none", numerics="fast", num_draft_tokens=0))
+
+
+@pytest.fixture
+def make(target: Path, text: list[int], tmp_path: Path) -> Callable[..., Path]:
+    def head(**changes: Any) -> Path:
+        given: dict[str, Any] = {"width": 128, "layers": (1, 2), "kind": "block"} | changes
+        return write_head(tmp_path / "head", bundle.read(target), [[*PROMPT, *text]], **given)
+
+    return head
+
+
+def tokens(pipeline: Pipeline, **options: Any) -> list[int]:
+    return pipeline.generate(list(PROMPT), max_new_tokens=TOKENS, ignore_eos=True, **options).token_ids
+
+
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize(("kind", "trimmed"), [("redrafter", False), ("block", True)])
+def test_a_head_drafts_on_both_engines(
+    target: Path, make: Callable[..., Path], backend: Any, kind: str, trimmed: bool
+) -> None:
+    plain = tokens(load(target, draft="none", backend=backend, num_draft_tokens=0))
+    loaded = load(target, draft=make(kind=kind, trimmed=trimmed), backend=backend, num_draft_tokens=4)
+    assert loaded.target.capabilities.backend == backend and loaded.target.capabilities.hidden == (1, 2)
+    found = loaded.generate(list(PROMPT), max_new_tokens=TOKENS, ignore_eos=True)
+    assert found.token_ids == plain
+    assert found.drafter == "ngram+pool+head" and "head" in found.stats.by_drafter
+
+
+def test_the_kind_of_a_head_is_a_name_for_it(target: Path, make: Callable[..., Path], tmp_path: Path) -> None:
+    """In a bundle to which a head was added."""
+    folder, own = tmp_path / "pair", tmp_path / "own"
+    read = bundle.read(target)
+    (own / "target").mkdir(parents=True)
+    for file in (IR_FILE, "openvino_model.bin"):
+        (own / "target" / file).write_bytes((target / file).read_bytes())
+    (own / "tokenizer.json").write_bytes((target / "tokenizer.json").read_bytes())
+    model = bundle.model_file(own, f"target/{IR_FILE}", precision="int8", vocab_size=read.manifest.target.vocab_size)
+    lookup = bundle.Drafter(name="ngram", kind="ngram")
+    bundle.write(own, msgspec.structs.replace(read.manifest, target=model, chat_template=None, drafters=(lookup,)))
+    export(Request(str(own), folder, Weights(), draft=str(make())))
+    shutil.rmtree(tmp_path / "head")
+    for draft, drafters, layers in (
+        ("block", "head", (1, 2)),
+        ("head", "head", (1, 2)),
+        ("auto", "ngram+pool+head", (1, 2)),
+        ("ngram", "ngram", ()),
+        ("none", "none", ()),
+        ("recycling", "recycling", ()),
+    ):
+        k: dict[str, Any] = {"num_draft_tokens": 0 if draft == "none" else 4, "numerics": "fast"}
+        pipeline = load(folder, draft=draft, **k)
+        assert (pipeline.drafter.name, pipeline.target.capabilities.hidden) == (drafters, layers), draft
+    with pytest.raises(
+        EdgespecError, match="no such draft; got redrafter; allowed: auto, none, ngram, recycling, head"
+    ):
+        load(folder, draft="redrafter", **FAST)
+
+
+def test_the_arbiter_gets_the_measured_cost_of_a_call(
+    target: Path, make: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGESPEC_CACHE", str(tmp_path / "cache"))
+    loaded = load(target, draft=make(), numerics="fast")
+    assert loaded.arbiter is not None and loaded.arbiter.draft_s is not None
+    seconds = loaded.arbiter.draft_s.start_s
+    assert 0 < seconds < 1 and loaded.arbiter.draft_s.seconds(1, 0) == 0
+    [file] = (tmp_path / "cache").glob("measured/call-*.json")
+    assert json.loads(file.read_bytes())["seconds"] == pytest.approx(seconds)
+    file.write_text(json.dumps({"seconds": 0.5, "other_cores": 0.0}))
+    again = load(target, draft=tmp_path / "head", numerics="fast").arbiter
+    assert again is not None and again.draft_s is not None and again.draft_s.start_s == 0.5
+    found = loaded.generate(list(PROMPT), max_new_tokens=TOKENS, ignore_eos=True)
+    assert found.drafter == "ngram+pool+recycling+head" and len(found.token_ids) == TOKENS
+
+
+def test_the_command_line_says_what_the_head_did(target: Path, make: Callable[..., Path]) -> None:
+    asked = ["run", "-m", str(target), "--draft", str(make()), "--numerics", "fast", "-k", "4", "--json", "--explain"]
+    ran = CliRunner().invoke(cli, [*asked, "--raw", "--max-new-tokens", "16", "hello there"])
+    assert ran.exit_code == 0, ran.output
+    found = json.loads(ran.stdout.splitlines()[0])
+    assert found["drafter"] == "ngram+pool+head"
+
+
+# What is refused
+
+
+def test_a_head_of_another_target_is_refused(target: Path, make: Callable[..., Path]) -> None:
+    other = {"target_weights": ("0" * 64,), "target": "coder"}
+    folder = make(**other)
+    with pytest.raises(IncompatiblePair, match=r"another model than .*weights of hash .*allowed: 000000000000\. Train"):
+        load(target, draft=folder, **FAST)
+
+
+def test_a_head_for_a_model_of_that_name_is_taken(target: Path, make: Callable[..., Path]) -> None:
+    name = bundle.read(target).name.casefold()
+    folder = make(target_weights=("0" * 64,), target_names=(name,))
+    assert load(target, draft=folder, **FAST).drafter.name.endswith("head")
+
+
+def test_a_head_for_states_of_another_width_is_refused(target: Path, make: Callable[..., Path]) -> None:
+    with pytest.raises(IncompatiblePair, match="got states of 128 numbers; allowed: 64"):
+        load(target, draft=make(width=64), **FAST)
+
+
+def test_a_head_for_a_layer_that_is_not_there_is_refused(target: Path, make: Callable[..., Path]) -> None:
+    with pytest.raises(BackendError, match="no such layer; got 7; allowed: 0 to 2"):
+        load(target, draft=make(layers=(7,)), **FAST)
+
+
+def test_a_head_for_another_vocabulary_is_refused(target: Path, make: Callable[..., Path]) -> None:
+    with pytest.raises(IncompatiblePair, match="another vocabulary"):
+        load(target, draft=make(tokens_sha256="1" * 64), **FAST)
+
+
+def test_a_graph_that_is_no_head_is_refused(target: Path, make: Callable[..., Path]) -> None:
+    folder = make()
+    x = ops.parameter([1], np.float32)
+    x.output(0).get_tensor().set_names({"x"})
+    y = ops.result(ops.abs(x))
+    y.output(0).get_tensor().set_names({"y"})
+    ov.serialize(ov.Model([y], [x], "other"), folder / "draft" / IR_FILE)
+    model = bundle.model_file(folder, f"draft/{IR_FILE}", precision="f32", vocab_size=4)
+    manifest = draft_folder.read(folder).manifest
+    entry = msgspec.structs.replace(manifest.drafter, model=model, id_map=None)
+    changed = msgspec.structs.replace(manifest, drafter=entry)
+    (folder / draft_folder.MANIFEST).write_bytes(msgspec.json.encode(changed))
+    with pytest.raises(BundleError, match="head is not a head of kind block"):
+        load(target, draft=folder, **FAST)
+
+
+def test_a_damaged_head_is_refused(target: Path, make: Callable[..., Path]) -> None:
+    folder = make()
+    weights = (folder / "draft" / IR_FILE).with_suffix(".bin")
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(EdgespecError, match="wrong size"):
+        load(target, draft=folder, **FAST)
+
+
+def test_a_head_has_no_device_of_its_own(target: Path, make: Callable[..., Path]) -> None:
+    with pytest.raises(SettingError, match="only a draft model has a draft device, and head is none"):
+        load(target, draft=make(), draft_device="CPU", **FAST)
