@@ -84,7 +84,7 @@ class Blocks:
         device = next(self.module.parameters()).device
         right: list[NDArray[np.bool_]] = []
         agreed = total = 0
-        for batch in self._held_out.whole(self._held_out.texts):
+        for batch in self._held_out.whole(self._held_out.texts.texts):
             batch = _on(device, batch)
             logits, _ = self.module(batch.states, batch.tokens, batch.there)
             hits = []
