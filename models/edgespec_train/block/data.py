@@ -17,8 +17,8 @@ from edgespec_train.corpus.texts import TextId
 class Batch:
     """b texts with a anchors each.
 
-    states: ``(b, window + a - 1, layers, d)``; row ``window - 1 + j`` is in front of anchor j. there: ``(b, r)`` whether
-    a row exists. tokens: ``(b, a + k)`` head ids of the anchors and what followed. top_ids, top_probs: ``(b, a + k,
+    states: ``(b, window + a - 1, layers, d)``; row ``window - 1 + j`` is before anchor j. there: ``(b, r)`` whether a
+    row exists. tokens: ``(b, a + k)`` head ids of the anchors and what followed. top_ids, top_probs: ``(b, a + k,
     t)`` the target's choice of each of ``tokens``; probabilities are 0 for those that the head cannot propose.
     known: ``(b, a + k)`` whether that token of the text exists. greedy: ``(b,)`` whether the target wrote it greedily.
     """
