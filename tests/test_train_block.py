@@ -29,10 +29,11 @@ from edgespec_train.block.losses import distance
 from edgespec_train.block.training import Blocks, head_ids
 from edgespec_train.corpus.replay import ALL, replay
 from edgespec_train.corpus.states import States
-from tests import test_train
+from tests import test_train, test_train_ready_corpus
 from tests.test_train import VOCAB, run
 
 target_folder, target, corpus = test_train.target_folder, test_train.target, test_train.corpus
+bare = test_train_ready_corpus.bare
 
 SHAPE = Shape((1, 3), width=32, block=4, heads=4, intermediate=32, window=6, rank=8)
 SCHEDULE = loop.Schedule(steps=6, learning_rate=1e-3, warmup=2, evaluate_every=3)
@@ -41,10 +42,9 @@ SMALL = ["--layers", "1,3", "--width", 32, "--block", 4, "--heads", 4, "--interm
 
 
 @pytest.fixture(scope="module")
-def folder(target: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return replay(
-        corpus, bundle.read(target), tmp_path_factory.mktemp("s"), lambda line: None, layers=(1, 3), choice=ALL
-    )
+def folder(target: Path, bare: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("states") / "states"
+    return replay(bare, bundle.read(target), out, lambda line: None, layers=(1, 3), choice=ALL)
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +201,7 @@ def test_total_variation_is_the_share_of_draws_that_are_rejected() -> None:
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        (["--heads", "5"], "heads that divide the width"),
+        (["--heads", "7"], "heads that divide the width"),
         (["--layers", "0,3"], "layers of the target whose states are read"),
         (["--layers", "1,x"], "layers of the target"),
         ([], "no hidden states there"),
