@@ -145,7 +145,7 @@ def test_bench_states_compares_each_set_of_layers_with_none(tiny_fast_ir: Path) 
     result = CliRunner().invoke(cli, [*arguments, "--layers", "2", "--layers", "0,1"])
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout.splitlines()[-1])
-    assert set(found["over_none"]) == {"2", "0,1"} and found["bench"].endswith("onnxruntime")
+    assert set(found["over_none"]) == {"2", "0,1", "control"} and found["bench"].endswith("onnxruntime")
     assert all(ratio > 0 for widths in found["over_none"].values() for ratio in widths.values())
     with pytest.raises(SettingError, match="layers; got 2,x; allowed: numbers"):
         CliRunner().invoke(cli, [*arguments, "--layers", "2,x"], catch_exceptions=False)

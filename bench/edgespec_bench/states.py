@@ -19,30 +19,35 @@ _TIMED = 5
 
 def bench_states(load: Callable[[tuple[int, ...]], Model], sets: Sequence[tuple[int, ...]], *, pairs: int) -> None:
     """load: the target that returns the states of some layers. sets: of layers. pairs: turns of each."""
-    models = {layers: load(layers) for layers in ((), *sets)}
-    for model in models.values():
+    # First and last the target without outputs: how far those two differ is how little the other figures tell.
+    models = [(layers, load(layers)) for layers in ((), *sets, ())]
+    for _, model in models:
         model.prefill([0] * _CONTEXT)
-    rows: list[tuple[str, int, float, float]] = []
+    rows: list[tuple[str, int, float]] = []
     figures: dict[str, dict[str, float]] = {}
     for width in _WIDTHS:
-        seconds: dict[tuple[int, ...], list[float]] = {layers: [] for layers in models}
-        for turn in range(pairs + 1):
-            for layers, model in models.items():
-                found_s = _forwards_s(model, width)
-                if turn:  # the first one sets things up
-                    seconds[layers].append(found_s)
-        for layers in sets:
+        seconds = _in_turns([model for _, model in models], width, pairs)
+        plain_s = [(first + last) / 2 for first, last in zip(seconds[0], seconds[-1], strict=True)]
+        for layers, own_s in zip(sets, seconds[1:-1], strict=True):
             name = ",".join(map(str, layers))
-            ratio = paired_ratio(seconds[layers], seconds[()])
-            spread = [own / plain for own, plain in zip(seconds[layers], seconds[()], strict=True)]
-            rows.append((name, width, ratio, max(spread) - min(spread)))
-            figures.setdefault(name, {})[str(width)] = ratio
-    show(
-        f"hidden states, {models[()].capabilities.backend}",
-        ["layers", "rows", "time over that without", "range"],
-        rows,
-        {"over_none": figures, "pairs": pairs},
-    )
+            rows.append((name, width, paired_ratio(own_s, plain_s)))
+            figures.setdefault(name, {})[str(width)] = rows[-1][-1]
+        rows.append(("none, last / first", width, paired_ratio(seconds[-1], seconds[0])))
+        figures.setdefault("control", {})[str(width)] = rows[-1][-1]
+    engine = models[0][1].capabilities.backend
+    columns = ["layers", "rows", "time over that without"]
+    show(f"hidden states, {engine}", columns, rows, {"over_none": figures, "pairs": pairs})
+
+
+def _in_turns(models: Sequence[Model], width: int, turns: int) -> list[list[float]]:
+    """Seconds of each model's turns. Every other one goes backwards, so that each model has been behind each other."""
+    seconds: list[list[float]] = [[] for _ in models]
+    for turn in range(turns + 1):
+        for place in range(len(models)) if turn % 2 else reversed(range(len(models))):
+            found_s = _forwards_s(models[place], width)
+            if turn:  # the first one sets things up
+                seconds[place].append(found_s)
+    return seconds
 
 
 def _forwards_s(model: Model, width: int) -> float:
