@@ -225,7 +225,7 @@ def test_a_loss_that_is_no_number_in_an_earlier_stage_keeps_the_last_good_step(
 def test_the_command_runs_all_stages(target_folder: Path, bare: Path, own: Path, tmp_path: Path) -> None:
     """--folder goes with ready shards if there is a stage that reads it."""
     command = ["train", "fastdraft", target_folder, "-o", tmp_path / "work", "--corpus", bare, "--folder", own]
-    assert "made already" in run(*command).output
+    assert "made already; got --folder." in str(run(*command).exception)
     shape = ["--from-scratch", "--layers", 1, "--width", 16, "--heads", 2, "--intermediate", 32, "--vocabulary", 60]
     stages = ["--pretrain-tokens", 600, "--continue-tokens", 600, "--steps", 3, "--batch", 256, "--loss", "ce+tv"]
     result = run(*command, *shape, *stages)
@@ -233,7 +233,7 @@ def test_the_command_runs_all_stages(target_folder: Path, bare: Path, own: Path,
     assert "pretrain: step 2" in result.output
     assert "continue: step 2" in result.output
     made = bundle.read(tmp_path / "work" / "bundle").manifest
-    assert made.provenance.recipe["pretrain_tokens"] == 600
+    assert made.measured["draft"]["recipe"]["pretrain_tokens"] == 600
 
 
 # Losses

@@ -131,7 +131,7 @@ def fastdraft(context: click.Context, /, target: str, output: Path, **options: A
     # Plain text is read from --folder too, and benchmarks are left out of it.
     of_plain = {"folders", "exclude"} if options["pretrain_tokens"] or options["continue_tokens"] else set()
     given = [
-        f"--{name.replace('_', '-')}"
+        "--folder" if name == "folders" else f"--{name.replace('_', '-')}"
         for name in plan
         if name not in of_plain and context.get_parameter_source(name) is ParameterSource.COMMANDLINE
     ]
