@@ -265,4 +265,4 @@ def test_what_ships_is_listed_for_the_model_it_was_trained_for() -> None:
         assert draft.manifest.provenance.licence == "Apache-2.0"
         assert {"recipe", "training", "corpus"} <= set(draft.manifest.measured)
         assert sum(file.stat().st_size for file in draft.root.rglob("*") if file.is_file()) < 30e6
-        assert catalog.trained_draft_named(f"{name}-fastdraft") is draft
+        assert catalog.trained_draft_named(f"{name}-{draft.manifest.drafter.name}") is draft

@@ -14,6 +14,7 @@ from edgespec.hub import catalog
 
 SHIPPED = next(iter(catalog.trained_drafts().values())).root
 ONNX = {"file": "draft/model.onnx", "version": 1}
+SMALL = {"kind": "small_model", "needs": {}}
 HEAD = {"kind": "redrafter", "unknown": None, "needs": {"layers": [28]}}
 WEIGHTS = {"target_weights": ["0" * 64]}
 HUB = {"type": "hub", "repo": "owner/name", "revision": "main"}
@@ -27,9 +28,9 @@ HUB = {"type": "hub", "repo": "owner/name", "revision": "main"}
         ({"target": "x" * 190}, {}, {}),
         ({"target_names": ["two\nlines"]}, {}, {}),
         ({}, {"kind": "ngram"}, {}),
-        ({}, {"needs": {"layers": [1]}}, {}),
-        ({}, {"id_map": None}, {}),
-        ({}, HEAD, {}),
+        ({}, {**SMALL, "needs": {"layers": [1]}}, {}),
+        ({}, {**SMALL, "id_map": None}, {}),
+        ({"target_weights": []}, HEAD, {}),
         ({"target_weights": ["x"]}, HEAD, {}),
         (WEIGHTS, {**HEAD, "needs": {}}, {}),
         ({}, {}, {"onnx": ONNX}),

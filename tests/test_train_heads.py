@@ -79,7 +79,7 @@ def test_a_head_is_trained_resumed_and_judged(target: Path, bare: Path, tmp_path
     curve = trained(Linear(on, schedule), schedule, settings, on, said.append, {"k": K})
     assert [point.step for point in curve] == [3, 6]
     assert len(curve[-1].by_position) == K and curve[-1].block_efficiency >= 1
-    assert curve[-1].loss < 4.7, "no better than chance over 100 ids"
+    assert curve[-1].loss < curve[0].loss
     assert json.loads((tmp_path / "curve.json").read_text())["curve"][-1]["step"] == 6
     again = ground(settings, said.append)
     assert (tmp_path / "states" / "states-00000.npy").stat().st_mtime_ns == made

@@ -58,7 +58,9 @@ def rewrite(shard: Path, out: Path, **changes: Any) -> None:
 def settings_of(target: object, folder: Path, corpus: Path, **changes: Any) -> StageSettings:
     """One layer, 60 ids, three steps on the chosen tokens."""
     steps = {"steps": 3, "tokens_per_batch": 256, "loss": "ce", "evaluate_every": 50}
-    recipe = Recipe(**steps | {name: changes.pop(name) for name in list(changes) if name in Recipe.__annotations__})
+    recipe = Recipe(
+        **steps | {name: changes.pop(name) for name in list(changes) if name in Recipe.__dataclass_fields__}
+    )
     settings = StageSettings(str(target), folder, recipe, Shape((0,)), 60, False, None, "f32", corpus, "f32")
     return dataclasses.replace(settings, **changes)
 

@@ -67,7 +67,8 @@ def test_states_are_those_of_torch(made: Path, torch_target: Any) -> None:
                 torch.from_numpy(states.tokens(text).astype(np.int64))[None], output_hidden_states=True
             )
         expected = torch.stack([found.hidden_states[layer][0] for layer in states.layers], 1)
-        np.testing.assert_allclose(states.states(text), expected, atol=6e-2)
+        step = float(expected.abs().max()) / 127  # the engine's activations have 8 bits
+        np.testing.assert_allclose(states.states(text), expected, atol=step)
     assert States(made, [3]).states(text).shape == (states.length(text), 1, states.hidden_size)
     np.testing.assert_array_equal(States(made, [3, 0]).states(text), states.states(text)[:, [2, 0]])
 

@@ -6,16 +6,19 @@ real code in turn; everything else stays real.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from edgespec.decode.verify import residual, without
-from edgespec.sampling import ACCEPT, CORRECT, distribution, pick, uniform
+from edgespec.drafters.token_choice import TokenChoice
+from edgespec.sampling import ACCEPT, CORRECT, distribution, draw, pick, uniform
 from edgespec.sampling_params import SamplingParams
-from edgespec.types import Distribution
+from edgespec.types import Distribution, Logits
 from tests.distributions import ALPHA, PENALTY, PLAIN, REJECTION, SPARSE, check
 
 
@@ -57,6 +60,25 @@ def _overlap(target: Distribution, draft: Distribution) -> float:
     return sum(min(target.of(token), draft.of(token)) for token in target.ids.tolist())
 
 
+def drawn_by(number: Callable[[int, int], float]) -> Callable[..., int]:
+    """A draft drawn by a number of (seed, position)."""
+
+    def wrong(row: Logits, params: SamplingParams, position: int, ids: NDArray[np.int32]) -> int:
+        assert params.seed is not None
+        return pick(distribution(row, params, ids), number(params.seed, position))
+
+    return wrong
+
+
+def with_the_texts_seed(self: TokenChoice, committed: int) -> SamplingParams:
+    return self._params
+
+
+def with_one_seed(self: TokenChoice, committed: int) -> SamplingParams:
+    assert self._params.seed is not None
+    return replace(self._params, seed=7 * self._params.seed + 3)
+
+
 VERIFY, DRAFT = "edgespec.decode.verify", "edgespec.drafters.token_choice"
 Wrong = tuple[str, object, str, dict[str, Any]]  # name in the code, what it becomes, world and settings to notice
 WRONG: dict[str, Wrong] = {
@@ -87,21 +109,17 @@ WRONG: dict[str, Wrong] = {
         "too sure", PLAIN,
     ),
     "one number for draft and acceptance": (
-        f"{DRAFT}.uniform", lambda seed, purpose, length, position: uniform(seed, ACCEPT, position, 0),
-        "reversed", PLAIN,
+        f"{DRAFT}.draw", drawn_by(lambda seed, position: uniform(seed, ACCEPT, position, 0)), "reversed", PLAIN,
     ),
     "one number for draft and correction": (
-        f"{DRAFT}.uniform", lambda seed, purpose, length, position: uniform(seed, CORRECT, position), "reversed", PLAIN,
+        f"{DRAFT}.draw", drawn_by(lambda seed, position: uniform(seed, CORRECT, position)), "reversed", PLAIN,
     ),
-    "one number for a position in all rounds": (
-        f"{DRAFT}.uniform", lambda seed, purpose, length, position: uniform(seed, purpose, 0, position),
-        "peeking", PLAIN,
-    ),
+    "one number for a position in all rounds": (f"{DRAFT}.TokenChoice._drawing", with_one_seed, "peeking", PLAIN),
     "a greedy draft that calls itself sampled": (
-        f"{DRAFT}.pick", lambda source, number: int(source.ids[source.probs.argmax()]), "close", PLAIN,
+        f"{DRAFT}.draw", lambda row, params, position, ids: int(ids[row.argmax()]), "close", PLAIN,
     ),
     "the draft says another distribution than it drew from": (
-        f"{DRAFT}.pick", lambda source, number: pick(Distribution(source.ids, source.probs**2), number), "close", PLAIN,
+        f"{DRAFT}.draw", lambda row, params, position, ids: draw(2 * row, params, position, ids), "close", PLAIN,
     ),
     "target not truncated": (
         f"{VERIFY}.distribution", lambda logits, params: distribution(logits, SamplingParams(params.temperature)),
@@ -115,4 +133,6 @@ WRONG: dict[str, Wrong] = {
 def test_a_wrong_rule_fails_the_same_test(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     place, wrong, world, settings = WRONG[name]
     monkeypatch.setattr(place, wrong)
+    if "one number for draft" in name:  # of the text's seed, not of one of the draft's own
+        monkeypatch.setattr(TokenChoice, "_drawing", with_the_texts_seed)
     assert check(world, settings | REJECTION) < ALPHA

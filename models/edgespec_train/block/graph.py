@@ -9,6 +9,7 @@ import openvino as ov
 import torch
 from torch import nn
 
+from edgespec.backends.openvino.settings import FULL_PRECISION
 from edgespec_export import convert
 from edgespec_export.settings import Weights
 from edgespec_train.block.head import BlockHead
@@ -81,7 +82,7 @@ def write(head: BlockHead, xml: Path, weights: Weights) -> str | None:
 def differences(head: BlockHead, xml: Path, rounds: int = 4) -> tuple[float, float]:
     """Largest difference of the logits of the first position, as a share of their spread, and the share of first
     tokens that are the same, between the graph and the torch model."""
-    run = ov.compile_model(ov.Core().read_model(xml), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    run = ov.compile_model(ov.Core().read_model(xml), "CPU", FULL_PRECISION)
     worst, same = 0.0, 0
     for seed in range(rounds):
         inputs = example(head, seed)
