@@ -132,10 +132,15 @@ def attach(target: Bundle, draft: DraftFolder, *, first: bool = False) -> Bundle
     return Bundle(target.root, changed, target.inline_template, attached={**target.attached, place: draft.root})
 
 
+def place_of(draft: DraftFolder) -> str:
+    """The first part of the paths of its files in a bundle."""
+    return f"{draft.name}.attached"
+
+
 def _rooted(draft: DraftFolder) -> tuple[str, Drafter]:
     """The first part of the paths of its files in a bundle, and its entry with them. Raises ValueError for a name that
     is no part of a path."""
-    place = f"{draft.name}.attached"
+    place = place_of(draft)
     drafter = draft.manifest.drafter
     assert drafter.model is not None
     model = msgspec.structs.replace(drafter.model, file=f"{place}/{drafter.model.file}")

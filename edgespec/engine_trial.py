@@ -20,6 +20,7 @@ from edgespec.adaptive.calibration import ForwardTimes
 from edgespec.adaptive.draft_cost import CallCost, DraftCost
 from edgespec.adaptive.forward_cost import ForwardCost
 from edgespec.decode.speculative import speculative
+from edgespec.errors import BackendError
 from edgespec.protocols import Drafter, Model, StepwiseDrafter
 from edgespec.sampling_params import SamplingParams
 from edgespec.stats import Stats
@@ -79,6 +80,8 @@ class Trial:
     ) -> None:
         self.prompt = list(prompt[:_LONGEST_PROMPT])
         self.edit = list(edit[:_LONGEST_EDIT])
+        if len(self.prompt) < 2 or not self.edit:
+            raise BackendError("this tokenizer reads no text to compare engines by")
         self._target, self._clock = target, clock
         self.read()  # the first forward of a width sets things up
         exact = sorted({-(-max(width, least) // step) * step for width in _WIDTHS})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from edgespec import draft_folder, drafter_loading
 from edgespec.adaptive.arbiter import Arbiter
+from edgespec.backends.layer_states import NoSuchLayer
 from edgespec.bundle import Bundle
 from edgespec.bundle import Drafter as DrafterEntry
 from edgespec.draft_folder import DraftFolder
@@ -20,6 +22,7 @@ from edgespec.drafters.recycling import Recycling
 from edgespec.drafters.retrieval_folder import require_folder
 from edgespec.engine_trial import EDIT, PROMPT, Trial
 from edgespec.engine_trial import ROWS_NEEDED as TRIAL_ROWS
+from edgespec.errors import IncompatiblePair
 from edgespec.hub import catalog
 from edgespec.hub.resolve import resolve
 from edgespec.load_options import LoadOptions
@@ -171,12 +174,26 @@ def _models(
     draft_engine: Backend = engine if draft_device == "CPU" else "openvino"
     with ThreadPoolExecutor(1) as beside:  # two models compile, each mostly on one thread
         drafting = beside.submit(drafter_loading.drafters, machine, pair, draft, other, draft_device, draft_engine)
-        target = machine.model(
-            pair, pair.manifest.target, device, backend=engine, numerics=options.numerics, layers=layers
-        )
-        lookups, modelled = drafting.result()
-    _fit(modelled, target, pair)
+        try:
+            target = machine.model(
+                pair, pair.manifest.target, device, backend=engine, numerics=options.numerics, layers=layers
+            )
+            lookups, modelled = drafting.result()
+            _fit(modelled, target, pair)
+        except (NoSuchLayer, IncompatiblePair) as error:
+            if options.draft is not None or not _ships(pair):
+                raise
+            if options.progress:  # nobody asked for this head: the model only has the name of its target
+                print(f"edgespec: only lookups draft: {error}", file=sys.stderr)
+            return _models(machine, pair, options, NGram.name)
     return target, lookups, modelled
+
+
+def _ships(pair: Bundle) -> bool:
+    """Whether the head of a pair is one that ships with edgespec, and was attached unasked."""
+    entry = drafter_loading.planned(pair, None)[1]
+    folders = {draft_folder.place_of(draft) for draft in catalog.trained_drafts().values()}
+    return entry is not None and entry.model is not None and (entry.model.file or "").split("/")[0] in folders
 
 
 def _fit(modelled: Modelled | None, target: PaddedModel, pair: Bundle) -> None:

@@ -103,8 +103,11 @@ def test_by_rejection_tokens_come_from_the_heads_distribution_and_a_draft_ends_w
     rows = {layer: np.zeros((4, 4), np.float32) for layer in LAYERS}
     drafter.begin(PROMPT, params)
     drafter.observe(0, PROMPT[:-1], rows)
-    draft = drafter.propose(PROMPT, 4)
-    weights = np.exp(TABLE(tuple(PROMPT))[IDS].astype(float))
+    assert not len(drafter.propose(PROMPT, 4)), "which rows were held before must not decide the text"
+    drafter.observe(len(PROMPT) - 1, PROMPT[-1:], {layer: rows[layer][:1] for layer in LAYERS})
+    context = [*PROMPT, 3]
+    draft = drafter.propose(context, 4)
+    weights = np.exp(TABLE(tuple(context))[IDS].astype(float))
     assert draft.kind == "sampled"
     np.testing.assert_allclose(draft.probs[0].probs, weights / weights.sum(), rtol=1e-5)
     best = IDS[head.chosen]

@@ -333,7 +333,7 @@ def table(model: str, drafts: tuple[str, ...], backend: Backend | None, accept_l
     """Judge drafters of one target on the same texts, greedy and sampled; prints tables in Markdown.
 
     \b
-    edgespec train table -m qwen2.5-coder-1.5b --draft fastdraft --draft ngram
+    edgespec train table -m qwen2.5-coder-1.5b --draft block --draft ngram
     """
     from edgespec_train.table import Asked
     from edgespec_train.table import table as lines

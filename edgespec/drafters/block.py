@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from edgespec.drafters.state_window import StateWindow
 from edgespec.drafters.token_choice import TokenChoice
-from edgespec.errors import IncompatiblePair
+from edgespec.errors import BackendError, IncompatiblePair, foreign
 from edgespec.protocols import StaticGraph, StepwiseDrafter
 from edgespec.sampling import gumbel
 from edgespec.sampling_params import SamplingParams
@@ -62,7 +62,8 @@ class Block(StepwiseDrafter):
         self._choice = TokenChoice(ids, vocab_size, blocked=blocked, name=name)
         self._ids = ids
         self._own = np.full(vocab_size, m, np.int32)
-        self._own[ids] = np.arange(m)
+        known = np.flatnonzero(ids >= 0)
+        self._own[ids[known]] = known
         self._noise = np.zeros((k, m), np.float32)
         self._params = SamplingParams()
 
@@ -101,7 +102,8 @@ class Block(StepwiseDrafter):
                 "noise": self._noise_at(len(context), min(k, self.longest)),
             }
         )
-        chosen = self._ids[found["tokens"]].tolist()
+        with foreign(BackendError, f"draft {self.name} chose what is none of its ids", hint="train the draft again"):
+            chosen = self._ids[found["tokens"]].tolist()
         sure = found["scores"].tolist()
 
         def step(drafted: Sequence[int]) -> Logits | None:

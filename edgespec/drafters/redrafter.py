@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from edgespec.drafters.last_state import LastState
 from edgespec.drafters.token_choice import TokenChoice
-from edgespec.errors import IncompatiblePair
+from edgespec.errors import BackendError, IncompatiblePair, foreign
 from edgespec.protocols import StaticGraph, StepwiseDrafter
 from edgespec.sampling_params import SamplingParams
 from edgespec.types import Allowed, Draft, Hidden, Logits, Needs
@@ -98,14 +98,19 @@ class ReDrafter(StepwiseDrafter):
         if self._beams:
             count = None if self.alternatives else 1
             beams, scores = (found[name][:count] for name in ("beams", "scores"))
-            return fold(self._ids[beams], scores, k=k, without=self._never).draft
-        logits, chosen = found["logits"], self._ids[found["tokens"]].tolist()
+            return fold(self._target_ids(beams), scores, k=k, without=self._never).draft
+        logits, chosen = found["logits"], self._target_ids(found["tokens"]).tolist()
 
         def step(drafted: Sequence[int]) -> Logits | None:
             count = len(drafted)
             return logits[count] if count < len(chosen) and chosen[:count] == list(drafted) else None
 
         return self._choice.draft(step, context, k, go_on, allowed, runners_up=self.alternatives)
+
+    def _target_ids(self, chosen: NDArray[Any]) -> NDArray[np.int32]:
+        with foreign(BackendError, f"draft {self.name} chose what is none of its ids", hint="train the draft again"):
+            found: NDArray[np.int32] = self._ids[chosen]
+            return found
 
     def _run(self, context: Sequence[int], k: int) -> Mapping[str, NDArray[Any]] | None:
         """The graph's outputs; None if the states are missing."""
@@ -165,7 +170,7 @@ def fold(
     return Folded(
         tuple(path[-1] for path in kept),
         tuple(rows[path[:-1]] for path in kept),
-        tuple(min(1.0, exp(nodes[path][1])) for path in kept),
+        tuple(min(1.0, exp(min(0.0, nodes[path][1]))) for path in kept),
     )
 
 

@@ -47,6 +47,7 @@ class StateWindow:
         self._buffer = np.zeros((_ROOM * length, len(self._layers), width), np.float32)
         self._end = length  # rows of the window are in front of it; those that do not exist are zeros or old ones
         self._held = 0
+        self._least = 0  # rows in front of it do not count
         self._first = 0
         self._tokens: list[int] = []  # those that the target has read, from row ``_first`` on
 
@@ -57,13 +58,16 @@ class StateWindow:
 
     def count(self, length: int) -> int:
         """How many of the rows exist, if the newest one gave the last token of a context of this length; else 0."""
-        return self._held if self._first + len(self._tokens) == length - 1 else 0
+        if self._first + len(self._tokens) != length - 1:
+            return 0
+        return max(0, min(self._held, length - 1 - self._least))
 
     def begin(self, context: Sequence[int], params: SamplingParams) -> None:
         """Forgets the states of another text. By rejection a text depends on what is drafted, and so must what is
         drafted not depend on which rows were held: there the states come from its own rounds alone."""
         self._take_back(self._first + common_prefix(self._tokens, context[self._first : -1]))
-        if params.rejects or self._first:
+        self._least = len(context) - 1 if params.rejects else 0
+        if self._first:
             self._held = 0
 
     def observe(self, start: int, tokens: Sequence[int], hidden: Hidden) -> None:
@@ -93,4 +97,4 @@ class StateWindow:
             self._end = self._length
 
     def reset(self) -> None:
-        self._first, self._tokens, self._held = 0, [], 0
+        self._first, self._tokens, self._held, self._least = 0, [], 0, 0

@@ -68,7 +68,7 @@ class TokenChoice:
         probs: list[Distribution] = []
         while (logits := step(tokens)) is not None:
             row = self._row_of(logits, context, tokens, allowed)
-            if row.max() == -np.inf:  # none of its tokens is allowed here
+            if not np.isfinite(row.max()):  # none of its tokens is allowed here, or it gave no numbers
                 break
             if self._params.rejects:
                 given = distribution(row, self._params, self._ids)

@@ -98,6 +98,8 @@ def ground(settings: HeadSettings, say: Say) -> Ground:
     ends = target.manifest.generation.eos_token_ids
     id_map = choose_vocabulary(shards.token_counts(read.paths, vocab_size), settings.vocabulary, always=ends)
     rest, held_out = read.split(shards.held_out_share(len(read.texts)))
+    for part in (rest, held_out):  # an answer of one token has nothing to draft behind it
+        part.texts = [text for text in part.texts if part.length(text) > part.answer(text) + 1]
     if not rest.texts or not held_out.texts:
         raise SettingError("too few texts to train on", got=len(read.texts), hint="more --corpus-tokens")
     say(f"training on {rest.answer_tokens} tokens by the target, {held_out.answer_tokens} held out, {len(id_map)} ids")

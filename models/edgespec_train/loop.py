@@ -112,6 +112,7 @@ def run(
     and Diverged.
     """
     accelerator = accelerator or Accelerator()
+    accelerator.free_memory()  # of an earlier stage: a checkpoint numbers what was prepared
     model, optimizer = accelerator.prepare(task.module, _optimizer(task.module, schedule))
     identity = {"recipe": asdict(schedule), "processes": accelerator.num_processes} | (same or {})
     identity = json.loads(json.dumps(identity))

@@ -23,7 +23,7 @@ from onnxruntime import OrtValue
 from edgespec import cache
 from edgespec.backends.engine_model import LONGEST_PAD, Forward, GrowingCache, PaddedModel, fingerprint
 from edgespec.backends.input_buffers import Inputs
-from edgespec.backends.layer_states import require_width
+from edgespec.backends.layer_states import NoSuchLayer, require_width
 from edgespec.backends.onnx import hidden_states
 from edgespec.backends.onnx.graph import MODEL_FILE, WEIGHTS_FILE
 from edgespec.backends.onnx.output_rows import OutputRows
@@ -123,7 +123,8 @@ class SessionModel(PaddedModel):
         options.add_session_config_entry("session.force_spinning_stop", "1")
         options.intra_op_num_threads = self.threads = options.intra_op_num_threads or _cores()
         with foreign(BackendError, f"cannot load {path}", hint=hint):
-            states = hidden_states.values_of(path, layers) if layers else None
+            with foreign(NoSuchLayer, f"no hidden states were found in {path}"):
+                states = hidden_states.values_of(path, layers) if layers else None
             graph: str | bytes = str(path)
             if states:
                 graph = hidden_states.with_outputs(path, states.names.values())

@@ -20,7 +20,6 @@ from edgespec.backends.openvino.merge_matmuls import merge_products
 from edgespec.backends.openvino.runtime import ops, ov, paged_attention_transformation
 from edgespec.errors import BackendError, foreign, wrap_errors
 
-"""raise it when the same IR should give another graph: what was measured of the old one does not hold any more"""
 _SMALL = 64 * 2**20
 """bytes of weights that may be in memory twice"""
 LOGITS_ROWS = "logits_rows"

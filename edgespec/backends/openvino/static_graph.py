@@ -106,7 +106,7 @@ def _shapes(ports: list[Any]) -> dict[str, tuple[int, ...]]:
             raise ValueError(f"an input or output with the names {names}; allowed: one name")
         if kind not in _TYPES:
             raise ValueError(f"{names[0]} is of type {kind}; allowed: {', '.join(_TYPES)}")
-        if prod(shape) > _MOST_PORT_ELEMENTS:
+        if not 0 < prod(shape) <= _MOST_PORT_ELEMENTS:
             raise ValueError(f"{names[0]} has the shape {list(shape)}; allowed: {_MOST_PORT_ELEMENTS} elements")
         found[names[0]] = shape
     if len(found) < len(ports) or not found:

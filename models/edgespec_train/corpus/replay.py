@@ -126,7 +126,10 @@ class _Plan:
                 chosen = chosen[seen + np.cumsum(lengths[chosen]) <= choice.tokens]
             rows = int(lengths[chosen].sum())
             seen += rows
-            if not rows or meta_path(out, path).is_file():
+            if not rows:
+                continue
+            if (kept := meta_path(out, path)).is_file():
+                _require_same_texts(kept, shard)
                 continue
             self.left.append((path, chosen))
             self.rows += rows
@@ -136,6 +139,18 @@ class _Plan:
         if not seen:
             allowed = f"at most {choice.longest} tokens, {choice.prompt_share:.0%} of them prompt"
             raise SettingError("no text of the corpus is short enough to be replayed", allowed=allowed)
+
+
+def _require_same_texts(kept: Path, shard: dict[str, NDArray[Any]]) -> None:
+    """Raises SettingError where what is there was made of another shard."""
+    (old,) = shards.read_shards([kept], ("texts",))
+    begins, texts = shard["begins"], old["texts"]
+    same = len(texts) > 0 and int(texts.max()) < len(begins) - 1
+    if same:
+        read = np.concatenate([shard["tokens"][begins[i] : begins[i + 1]] for i in texts])
+        same = np.array_equal(old["tokens"], read)
+    if not same:
+        raise SettingError(f"{kept} was made of another corpus", hint="name another folder, or delete it")
 
 
 def _groups(lengths: NDArray[np.int64], chosen: NDArray[np.intp]) -> list[list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from edgespec_export import convert
 from edgespec_export.settings import Weights
 from edgespec_train import heads, stages
 from edgespec_train.checkpoint import has_checkpoint
+from edgespec_train.corpus import shards
 from edgespec_train.draft_model import UNKNOWN, invert
 from edgespec_train.heads import Ground, HeadSettings, Say
 from edgespec_train.loop import Schedule
@@ -100,10 +102,14 @@ def write(head: Head, id_map: NDArray[np.int32], options: Options, xml: Path) ->
 
 def _begun(shape: HeadShape, settings: HeadSettings, options: Options, on: Ground, seed: int, say: Say) -> Head:
     """The head before training, with the target's rows."""
-    if not (settings.folder / "rows.pt").is_file():
-        rows = _rows(options.embeddings_from or settings.target, on.id_map, on.states.hidden_size)
-        torch.save(rows, settings.folder / "rows.pt")
-    embeddings, output = torch.load(settings.folder / "rows.pt", weights_only=True)
+    source = options.embeddings_from or settings.target
+    digest = hashlib.sha256(on.id_map.tobytes() + source.encode()).hexdigest()[:16]
+    kept = settings.folder / f"rows-{digest}.pt"
+    with on.accelerator.main_process_first():
+        if not kept.is_file():
+            with shards.written(kept) as file:
+                torch.save(_rows(source, on.id_map, on.states.hidden_size), file)
+    embeddings, output = torch.load(kept, weights_only=True)
     torch.manual_seed(seed)
     head = Head(shape, embeddings, output, warm_start.scales_of(on.states))
     size = sum(parameter.numel() for parameter in head.parameters()) / 1e6

@@ -20,6 +20,7 @@ from edgespec_train.corpus.batches import Batch
 from edgespec_train.corpus.states import NONE, States
 from edgespec_train.corpus.texts import TextId
 from edgespec_train.draft_model import invert
+from edgespec_train.heads import right_ahead
 from edgespec_train.judging import Judged
 from edgespec_train.losses import Loss, loss_of
 from edgespec_train.redrafter.head import Head
@@ -125,6 +126,6 @@ class LookAhead:
                 [(b == t.labels) & t.readable for b, t in zip(best, batch.targets, strict=True)], 1
             ).numpy()
             counts = [self._held_out.length(text) - self._held_out.answer(text) - 1 for text in texts]
-            parts = np.split(hits, np.cumsum(counts)[:-1])
+            parts = right_ahead(counts, hits)
             right += [part for part, text in zip(parts, texts, strict=True) if not self._held_out.temperature(text)]
         return Judged.of(right, agreed / max(1, total))
