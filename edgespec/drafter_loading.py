@@ -146,9 +146,7 @@ def require_states(drafter: StepwiseDrafter, target: PaddedModel, name: str) -> 
     """Raises IncompatiblePair unless a head was made for states as long as those of the target ``name``."""
     if not isinstance(drafter, HeadDrafter):
         return
-    states = target.forward([0]).hidden
-    target.cache.reset()
-    sizes = {layer: states[layer].shape[-1] for layer in drafter.needs.layers}
+    sizes = {layer: target.state_sizes[layer] for layer in drafter.needs.layers}
     if {*sizes.values()} != {drafter.hidden_size}:
         raise IncompatiblePair(
             f"draft {drafter.name} reads the hidden states of another model than {name}",

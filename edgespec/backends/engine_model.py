@@ -61,6 +61,8 @@ class PaddedModel(ABC):
     fingerprint: str
     """identifies model, engine, device and settings: all that a measurement of this model depends on"""
     weights_bytes: int
+    state_sizes: dict[int, int]
+    """numbers of a hidden state, for each layer whose states are returned"""
 
     def __init__(self, numerics: Numerics, prefill_chunk: int) -> None:
         self.numerics = numerics

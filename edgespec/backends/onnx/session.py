@@ -139,6 +139,7 @@ class SessionModel(PaddedModel):
             require_width({layer: columns.get(name) for layer, name in states.names.items()}, states.columns)
             for layer, name in states.names.items():
                 self._states[layer] = OutputRows(self._binding, name, states.columns)
+        self.state_sizes = dict.fromkeys(states.names, states.columns) if states else {}
         self._thread: ThreadPoolExecutor | None = None
         self._running: Future[None] | None = None
 

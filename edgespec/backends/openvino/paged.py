@@ -70,6 +70,8 @@ class OpenVINOPagedModel(PaddedModel):
             self._logits = next(index for index, names in enumerate(outputs) if "logits" in names)
             self.cache = PagedCache(core, self.compiled, self._request, device, capacity)
             self.vocab_size = self.compiled.output("logits").partial_shape[-1].get_length()
+            states = {layer: self.compiled.output(hidden_name(layer)) for layer in layers}
+            self.state_sizes = {layer: port.partial_shape[-1].get_length() for layer, port in states.items()}
         self._device = device
 
     @property
