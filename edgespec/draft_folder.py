@@ -132,6 +132,13 @@ def attach(target: Bundle, draft: DraftFolder, *, first: bool = False) -> Bundle
     return Bundle(target.root, changed, target.inline_template, attached={**target.attached, place: draft.root})
 
 
+def without_model(pair: Bundle) -> Bundle:
+    """The bundle without its draft models and heads."""
+    left = tuple(entry for entry in pair.manifest.drafters if entry.model is None)
+    changed = msgspec.structs.replace(pair.manifest, drafters=left)
+    return Bundle(pair.root, changed, pair.inline_template, attached=pair.attached)
+
+
 def place_of(draft: DraftFolder) -> str:
     """The first part of the paths of its files in a bundle."""
     return f"{draft.name}.attached"

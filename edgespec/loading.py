@@ -185,7 +185,7 @@ def _models(
                 raise
             if options.progress:  # nobody asked for this head: the model only has the name of its target
                 print(f"edgespec: only lookups draft: {error}", file=sys.stderr)
-            return _models(machine, pair, options, NGram.name)
+            return _models(machine, draft_folder.without_model(pair), options, draft)
     return target, lookups, modelled
 
 

@@ -18,6 +18,8 @@ from edgespec.backends.openvino.runtime import ops, ov
 from edgespec.bundle import IR_FILE
 from edgespec.cli import cli
 from edgespec.errors import BackendError, BundleError, EdgespecError, IncompatiblePair, SettingError
+from edgespec.hub import catalog
+from edgespec.hub.resolve import resolve
 from edgespec.pipeline import Pipeline
 from edgespec_export import Request, Weights, export
 from tests.heads import small_head, write_head
@@ -150,6 +152,19 @@ def test_a_head_for_states_of_another_width_is_refused(target: Path, make: Calla
 def test_a_head_for_a_layer_that_is_not_there_is_refused(target: Path, make: Callable[..., Path]) -> None:
     with pytest.raises(BackendError, match="no such layer; got 7; allowed: 0 to 2"):
         load(target, draft=make(layers=(7,)), **FAST)
+
+
+@pytest.mark.parametrize("wrong", [{"width": 64}, {"layers": (7,)}])
+def test_a_head_that_ships_and_does_not_fit_leaves_the_lookups(
+    wrong: dict[str, Any], target: Path, make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody asked for it: a model that only has the name of its target runs as before."""
+    shipped = draft_folder.read(make(target_names=(bundle.read(target).name.casefold(),), **wrong))
+    monkeypatch.setattr(catalog, "trained_drafts", lambda: {"qwen2.5-coder-1.5b": shipped})
+    assert shipped.manifest.drafter.name in {entry.name for entry in resolve(str(target)).manifest.drafters}
+    assert load(target, **FAST).drafter.name == "ngram+pool", "as a model without a draft"
+    with pytest.raises(EdgespecError):
+        load(target, draft=shipped.root, **FAST)
 
 
 def test_a_head_for_another_vocabulary_is_refused(target: Path, make: Callable[..., Path]) -> None:
