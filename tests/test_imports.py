@@ -75,8 +75,9 @@ WINGS: dict[str, set[str]] = {
         "pipeline",
         "text",
     },
-    "bench": BELOW | {"loading", "pipeline"},
-    "commands": {"bench", "hub", "loading", "machine", "pipeline", "text"},
+    "simulate": set(),
+    "bench": BELOW | {"loading", "pipeline", "simulate"},
+    "commands": {"bench", "hub", "loading", "machine", "pipeline", "simulate", "text"},
     "laboratory": BELOW | {"bench", "commands", "door", "loading", "pipeline"},
     "door": {"commands", "loading", "pipeline"},
 }
