@@ -207,7 +207,7 @@ def _check(model: str, as_json: bool) -> None:
              "holds": one.holds, "fitted": one.case.fitted, "miss": one.case.miss} for one in published
         ],
         "not_simulated": {case.name: case.why for case in left_out},
-        "here": [asdict(run) | {"holds": run.holds} for run in here],
+        "here": [run.as_dict() for run in here],
     }  # fmt: skip
     screen.write(json.dumps(found, ensure_ascii=False) + "\n")
 
@@ -237,11 +237,11 @@ def _show_runs(model: str, here: Sequence[Compared]) -> None:
     from edgespec.bench.simulation import WITHIN
 
     table = Table(
-        "engine", "drafts", "k", "accepted", "measured, tok/s", "simulated", "off", "",
+        "engine", "drafts", "k", "accepted", "measured, tok/s", "simulated", "speed-up off", "",
         title=f"Runs of {model} on this machine, within {WITHIN:.0%}", title_justify="left",
     )  # fmt: skip
     for run in here:
         cells = (run.engine, run.drafter, str(run.k or "-"), f"{run.acceptance_rate:.0%}", f"{run.measured:.1f}")
-        verdict = "holds" if run.holds else "missed"
+        verdict = "the pace" if run.holds is None else "holds" if run.holds else "missed"
         console.row(table, *cells, f"{run.simulated:.1f}", f"{run.off:+.0%}", verdict)
     console.show(table)

@@ -44,7 +44,7 @@ def chance_of(accepted: float, k: int) -> float:
     accepted.
 
     >>> chance_of(0.6, 1), round(chance_of(0.4, 3), 3)
-    (0.6, 0.61)
+    (0.6, 0.607)
     """
     low, high = 0.0, 1.0
     for _ in range(60):
