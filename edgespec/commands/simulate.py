@@ -116,8 +116,8 @@ def _list(as_json: bool) -> None:
 
     known = figures()
     if as_json:
-        chips = {name: chip.title for name, chip in known.chips.items()}
-        screen.write(json.dumps({"chips": chips, "pairs": list(known.pairs)}) + "\n")
+        titles = {name: chip.title for name, chip in known.chips.items()}
+        screen.write(json.dumps({"chips": titles, "pairs": list(known.pairs)}) + "\n")
         return
     chips = Table("chip", "is", "devices", title="Chips", title_justify="left")
     for name, chip in known.chips.items():

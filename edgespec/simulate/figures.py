@@ -9,6 +9,7 @@ from typing import Literal, TypeVar
 import msgspec
 
 from edgespec.errors import SettingError
+from edgespec.manifest import Strict
 
 FILE = Path(__file__).with_name("figures.toml")
 Basis = Literal["measured", "published", "derived", "assumed"]
@@ -16,11 +17,7 @@ Schedule = Literal["synchronous", "overlapped"]
 T = TypeVar("T")
 
 
-class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Unknown keys are errors."""
-
-
-class Figure(_Strict):
+class Figure(Strict, frozen=True):
     """A number, and how it is known. source: a key of ``Figures.sources``."""
 
     value: float
@@ -29,7 +26,7 @@ class Figure(_Strict):
     note: str = ""
 
 
-class Device(_Strict):
+class Device(Strict, frozen=True):
     """A device of a chip. The file's first lines describe the fields."""
 
     gb_per_s: Figure
@@ -40,7 +37,7 @@ class Device(_Strict):
     watts: Figure
 
 
-class Chip(_Strict):
+class Chip(Strict, frozen=True):
     """bus_share: of ``bus_gb_per_s``, what devices reach that read at once. same_cores: the devices are engines on the
     same cores, so only one of them runs at a time."""
 
@@ -55,7 +52,7 @@ class Chip(_Strict):
         return self.bus_gb_per_s.value * self.bus_share.value
 
 
-class ModelSize(_Strict):
+class ModelSize(Strict, frozen=True):
     """What a forward of a model reads and computes. kv_kb: of a token in the cache."""
 
     params_b: float
@@ -63,7 +60,7 @@ class ModelSize(_Strict):
     kv_kb: float
 
 
-class Forwards(_Strict):
+class Forwards(Strict, frozen=True):
     """Measured milliseconds of forwards by width, behind a short context."""
 
     chip: str
@@ -74,13 +71,13 @@ class Forwards(_Strict):
     source: str
 
 
-class Pair(_Strict):
+class Pair(Strict, frozen=True):
     target: str
     draft: str
     acceptance: Figure
 
 
-class Case(_Strict):
+class Case(Strict, frozen=True):
     """A published result. Either of a chip with its models, or of forwards whose times were published too.
 
     accepted: accepted / drafted. acceptance: chance of a token if all before it are right. miss: why it is not met.
@@ -107,7 +104,7 @@ class Case(_Strict):
     miss: str = ""
 
 
-class Unsimulated(_Strict):
+class Unsimulated(Strict, frozen=True):
     """A published result that lacks what a simulation needs."""
 
     name: str
@@ -115,7 +112,7 @@ class Unsimulated(_Strict):
     why: str
 
 
-class Figures(_Strict):
+class Figures(Strict, frozen=True):
     """The whole file."""
 
     sources: dict[str, str]
