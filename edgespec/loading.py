@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,10 +27,11 @@ from edgespec.errors import IncompatiblePair
 from edgespec.hub import catalog
 from edgespec.hub.resolve import resolve
 from edgespec.load_options import LoadOptions
+from edgespec.machine import schedule_choice
 from edgespec.machine.loader import Machine
 from edgespec.pipeline import Pipeline
 from edgespec.protocols import Drafter
-from edgespec.types import Backend, GGUFWeights, Needs, Numerics
+from edgespec.types import Backend, GGUFWeights, Needs, Numerics, Schedule
 
 if TYPE_CHECKING:
     from edgespec.adaptive.draft_cost import DraftCost
@@ -50,6 +52,7 @@ def load(
     num_draft_tokens: int | None = None,
     context_length: int | None = None,
     weights: GGUFWeights | None = None,
+    schedule: Schedule | None = None,
     needs: Needs | None = None,
     accept_licence: bool = False,
     progress: bool = False,
@@ -76,6 +79,8 @@ def load(
     context_length: most rows of KV cache; None takes the model's own.
     weights: of a GGUF file. "faithful", which None means, keeps the file's own numbers. "int4" codes them again in 4
         bits, a step for 128 of them: faster, and another model.
+    schedule: "synchronous"; "overlapped", where the draft model drafts while the target verifies, each on its own
+        device or cores; or None: overlapped only where that was measured to be faster (see docs/overlapped.md).
     needs: what a drafter of your own needs from the target, beyond the needs of those that are loaded.
     accept_licence: consent to a licence that allows research only, for models that have one.
     progress: report slow steps on stderr; on a terminal, with bars for downloads.
@@ -91,6 +96,7 @@ def load(
         num_draft_tokens=num_draft_tokens,
         context_length=context_length,
         weights=weights,
+        schedule=schedule,
         needs=needs or Needs(),
         accept_licence=accept_licence,
         progress=progress,
@@ -124,11 +130,20 @@ def _wired(pair: Bundle, options: LoadOptions, draft: str | None) -> Pipeline:
     other = draft is not None and not drafter_loading.is_own(pair, draft)
     head = next((entry.name for entry in entries if entry.is_head), NGram.name)
     options.require_own_model(own_model or other, draft or head)
-    machine = Machine(options.context_length or longest, options.progress, options.accept_licence)
+    used = next((entry for entry in entries if entry.model is not None), None)
+    is_head = not other and used is not None and used.is_head
+    options.require_beside(
+        other or (used is not None and not is_head), is_head, draft or (used.name if used else "auto")
+    )
+    threads = schedule_choice.threads(options.device, options.draft_device) if options.overlaps else None
+    machine = Machine(options.context_length or longest, options.progress, options.accept_licence, threads)
     lookups: list[Drafter] = []
     if options.draft_from is not None:
         lookups.append(drafter_loading.retrieval(pair, options.draft_from, options.progress))
     target, own_lookups, modelled = _models(machine, pair, options, draft)
+    if options.schedule is None and modelled and schedule_choice.overlapped_is_faster(target, modelled.drafter.model):
+        del target, modelled
+        return _wired(pair, replace(options, schedule="overlapped"), draft)
     lookups += own_lookups
     model = modelled.drafter if modelled else None
     table = drafter_loading.recycling(pair, target, options.remember) if draft in (None, "recycling") or other else None
@@ -139,15 +154,27 @@ def _wired(pair: Bundle, options: LoadOptions, draft: str | None) -> Pipeline:
     arbiter, target_s = None, None
     if lookups or model:
         drafter = FirstMatch(lookups, model)
-        target_s, draft_s = _costs(machine, target, modelled, k)
+        target_s, draft_s = _costs(machine, target, None if options.overlaps else modelled, k)
         if target_s is not None and k is None:
             # Not with a fixed k: a table always has something to say, and would leave nothing to the model.
             free = [*lookups, table] if table and table not in lookups else lookups
             arbiter = Arbiter(free, model, target_s=target_s, draft_s=draft_s, trees=target.capabilities.tree)
     if k is None:
         k = fixed_k(entries)
+    if options.overlaps:
+        assert model is not None
+        drafter, arbiter = model, None
     devices = {"target": options.device} | ({"draft": _draft_device(options, modelled)} if modelled else {})
-    return Pipeline(pair, target, drafter, arbiter=arbiter, target_s=target_s, num_draft_tokens=k, devices=devices)
+    return Pipeline(
+        pair,
+        target,
+        drafter,
+        arbiter=arbiter,
+        target_s=target_s,
+        num_draft_tokens=k,
+        devices=devices,
+        beside=model if options.overlaps else None,
+    )
 
 
 def _draft_device(options: LoadOptions, modelled: Modelled) -> str:

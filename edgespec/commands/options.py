@@ -11,7 +11,7 @@ import click
 
 from edgespec.errors import EdgespecError, SettingError
 from edgespec.sampling_params import SamplingParams
-from edgespec.types import Backend, GGUFWeights, Verification
+from edgespec.types import Backend, GGUFWeights, Schedule, Verification
 
 if TYPE_CHECKING:
     from edgespec.pipeline import Pipeline
@@ -67,6 +67,12 @@ _MODEL = [
     ),
     click.option(
         "--context-length", type=int, metavar="N", help="Most tokens of prompt and text; default: the model's own."
+    ),
+    click.option(
+        "--schedule",
+        type=click.Choice(get_args(Schedule)),
+        help="overlapped: the draft model drafts while the target verifies, each on its own device or cores. Default: "
+        "synchronous, unless overlapped was measured to be faster here.",
     ),
     weights_option,
     accept_licence,

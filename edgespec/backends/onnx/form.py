@@ -43,7 +43,13 @@ def write_form(xml: Path, folder: Path, *, context_length: int, shares_weights: 
 
 
 def open_bundled(
-    path: Path, ir: Path | None, numerics: Numerics, *, capacity: int, layers: tuple[int, ...] = ()
+    path: Path,
+    ir: Path | None,
+    numerics: Numerics,
+    *,
+    capacity: int,
+    layers: tuple[int, ...] = (),
+    threads: int | None = None,
 ) -> OnnxRuntimeModel:
     """The model of the form in a bundle, which is checked first. ir: the .xml beside it, if there is one. layers: whose
     hidden states it returns.
@@ -56,6 +62,7 @@ def open_bundled(
         numerics,
         capacity=capacity,
         layers=layers,
+        threads=threads,
         cpu=cpu_name(),
         file=path.name,
         data=form_graph.read_form(path, allowed),
@@ -71,21 +78,25 @@ def open_form(
     context_length: int,
     say: Callable[[str], None],
     layers: tuple[int, ...] = (),
+    threads: int | None = None,
 ) -> OnnxRuntimeModel:
     """The model of an IR on ONNX Runtime. A form that was damaged is made again. layers: whose hidden states it has.
 
     Raises NoONNXForm: it has none. Other ConversionErrors, and BackendErrors, say nothing of the model.
     """
+
+    def opened(folder: Path) -> OnnxRuntimeModel:
+        return OnnxRuntimeModel(folder, numerics, capacity=capacity, layers=layers, threads=threads, cpu=cpu_name())
+
     folder = make_form(xml, context_length, say)
     try:
-        return OnnxRuntimeModel(folder, numerics, capacity=capacity, layers=layers, cpu=cpu_name())
+        return opened(folder)
     except NoSuchLayer:
         raise
     except BackendError:
         with _WRITING, cache.locked():
             shutil.rmtree(folder, ignore_errors=True)
-        again = _folder_of(xml, context_length, say)
-        return OnnxRuntimeModel(again, numerics, capacity=capacity, layers=layers, cpu=cpu_name())
+        return opened(_folder_of(xml, context_length, say))
 
 
 def make_form(xml: Path, context_length: int, say: Callable[[str], None]) -> Path:

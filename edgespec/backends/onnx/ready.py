@@ -111,12 +111,20 @@ class ReadyModel(SessionModel):
     cache: BoundCache | JoinedCache
 
     def __init__(
-        self, path: Path, numerics: Numerics | None, *, capacity: int, layers: tuple[int, ...] = (), cpu: str = ""
+        self,
+        path: Path,
+        numerics: Numerics | None,
+        *,
+        capacity: int,
+        layers: tuple[int, ...] = (),
+        threads: int | None = None,
+        cpu: str = "",
     ) -> None:
         graph = ready_graph.read(path)
         rows = _MOST_LOGITS_BYTES // (4 * graph.vocab_size)
         chunk = next((chunk for chunk in _CHUNKS if chunk <= rows), _CHUNKS[-1])
-        super().__init__(path, numerics or ("exact" if graph.shared else "fast"), chunk, layers=layers, hint=AGAIN)
+        kind: Numerics = numerics or ("exact" if graph.shared else "fast")
+        super().__init__(path, kind, chunk, layers=layers, threads=threads, hint=AGAIN)
         if graph.positions is not None:
             longest = graph.positions - LONGEST_PAD  # pads have positions, too
             capacity = min(capacity, longest)
