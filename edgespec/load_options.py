@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from edgespec.errors import SettingError
 from edgespec.sampling_params import is_whole
-from edgespec.types import Backend, GGUFWeights, Needs, Numerics, Schedule
+from edgespec.types import Backend, GGUFWeights, Needs, Numerics, Prefer, Schedule
 
 _NOTHING_BESIDE = "the overlapped schedule drafts while the target verifies: number of draft tokens"
 
@@ -31,13 +31,20 @@ class LoadOptions:
     context_length: int | None = None
     weights: GGUFWeights | None = None
     schedule: Schedule | None = None
+    prefer: Prefer = "speed"
     needs: Needs = field(default_factory=Needs)
     accept_licence: bool = False
     progress: bool = False
 
     def __post_init__(self) -> None:
         k = self.num_draft_tokens
-        choices = {"numerics": Numerics, "backend": Backend, "weights": GGUFWeights, "schedule": Schedule}
+        choices = {
+            "numerics": Numerics,
+            "backend": Backend,
+            "weights": GGUFWeights,
+            "schedule": Schedule,
+            "prefer": Prefer,
+        }
         for setting, kinds in ((setting, get_args(choice)) for setting, choice in choices.items()):
             self._require(setting, getattr(self, setting) in (None, *kinds), allowed=", ".join(kinds))
         holds = k is None or (is_whole(k) and k >= 0)

@@ -45,6 +45,11 @@ def named(asked: str | None, device: str) -> Backend | None:
     return "openvino" if given == "openvino" or device != "CPU" or missing() else None
 
 
+def asked_by_environment() -> Backend | None:
+    """What EDGESPEC_BACKEND names. Raises SettingError like ``named``."""
+    return named(None, "CPU") if os.environ.get("EDGESPEC_BACKEND") else None
+
+
 def of_ready(graph: Path, asked: str | None, device: str, hint: str | None = None) -> Backend:
     """The only engine of a model that is there in ONNX alone. Raises SettingError if another one is asked for.
 
