@@ -205,7 +205,8 @@ def _wired(pair: Bundle, options: LoadOptions, draft: str | None) -> Pipeline:
     if options.draft_from is not None:
         lookups.append(drafter_loading.retrieval(pair, options.draft_from, options.progress))
     target, own_lookups, modelled = _models(machine, pair, options, draft)
-    if options.schedule is None and modelled and schedule_choice.overlapped_is_faster(target, modelled.drafter.model):
+    choose = options.schedule is None and options.num_draft_tokens != 0
+    if choose and modelled and schedule_choice.overlapped_is_faster(target, modelled.drafter.model):
         del target, modelled
         return _wired(pair, replace(options, schedule="overlapped"), draft)
     lookups += own_lookups
@@ -216,18 +217,18 @@ def _wired(pair: Bundle, options: LoadOptions, draft: str | None) -> Pipeline:
     k = options.num_draft_tokens
     drafter: Drafter | None = None
     arbiter, target_s = None, None
-    if lookups or model:
+    if options.overlaps:
+        drafter = model
+        target_s, _ = _costs(machine, target, None, k)
+    elif lookups or model:
         drafter = FirstMatch(lookups, model)
-        target_s, draft_s = _costs(machine, target, None if options.overlaps else modelled, k)
+        target_s, draft_s = _costs(machine, target, modelled, k)
         if target_s is not None and k is None:
             # Not with a fixed k: a table always has something to say, and would leave nothing to the model.
             free = [*lookups, table] if table and table not in lookups else lookups
             arbiter = Arbiter(free, model, target_s=target_s, draft_s=draft_s, trees=target.capabilities.tree)
     if k is None:
         k = fixed_k(entries)
-    if options.overlaps:
-        assert model is not None
-        drafter, arbiter = model, None
     devices = {"target": options.device} | ({"draft": _draft_device(options, modelled)} if modelled else {})
     return Pipeline(
         pair,

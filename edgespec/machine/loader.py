@@ -229,7 +229,7 @@ class Machine:
             layers=layers,
             is_draft=is_draft,
             say=self._say,
-            threads=self._threads and (self._threads.draft if is_draft else self._threads.target),
+            threads=None if self._threads is None else self._threads.draft if is_draft else self._threads.target,
         )
 
     def _path(self, bundle: Bundle, model: ModelFile) -> Path:
