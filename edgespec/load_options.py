@@ -24,6 +24,7 @@ class LoadOptions:
     device: str = "CPU"
     draft_device: str | None = None
     backend: Backend | None = None
+    draft_backend: Backend | None = None
     numerics: Numerics | None = None
     num_draft_tokens: int | None = None
     context_length: int | None = None
@@ -34,7 +35,7 @@ class LoadOptions:
 
     def __post_init__(self) -> None:
         k = self.num_draft_tokens
-        choices = {"numerics": Numerics, "backend": Backend, "weights": GGUFWeights}
+        choices = {"numerics": Numerics, "backend": Backend, "draft_backend": Backend, "weights": GGUFWeights}
         for setting, kinds in ((setting, get_args(choice)) for setting, choice in choices.items()):
             self._require(setting, getattr(self, setting) in (None, *kinds), allowed=", ".join(kinds))
         holds = k is None or (is_whole(k) and k >= 0)
@@ -78,7 +79,9 @@ class LoadOptions:
         holds = self.context_length is None or 1 <= self.context_length <= longest
         self._require("context_length", holds, allowed=f"1 to {longest}, what {name} was made for")
 
-    def require_own_model(self, has_own: bool, drafter: str) -> None:
-        """has_own: there is a draft model to put on a device of its own; else ``drafter`` drafts."""
-        holds = self.draft_device is None or has_own
-        self._require("draft_device", holds, f"only a draft model has a draft device, and {drafter} is none")
+    def require_own_model(self, has_own: bool, has_head: bool, drafter: str) -> None:
+        """has_own, has_head: there is a draft model or a head to put on a device of its own; else ``drafter`` drafts.
+        A head has one engine only."""
+        for setting, holds in (("draft_device", has_own or has_head), ("draft_backend", has_own)):
+            what = f"only a draft model has a {setting.replace('_', ' ')}, and {drafter} is none"
+            self._require(setting, getattr(self, setting) is None or holds, what)

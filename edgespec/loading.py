@@ -26,6 +26,7 @@ from edgespec.errors import IncompatiblePair
 from edgespec.hub import catalog
 from edgespec.hub.resolve import resolve
 from edgespec.load_options import LoadOptions
+from edgespec.machine import engine_choice
 from edgespec.machine.loader import Machine
 from edgespec.pipeline import Pipeline
 from edgespec.protocols import Drafter
@@ -46,6 +47,7 @@ def load(
     device: str = "CPU",
     draft_device: str | None = None,
     backend: Backend | None = None,
+    draft_backend: Backend | None = None,
     numerics: Numerics | None = None,
     num_draft_tokens: int | None = None,
     context_length: int | None = None,
@@ -66,10 +68,12 @@ def load(
         the bundle's drafters uses that one alone.
     draft_from: a folder of the user's own texts, to copy drafts from too (see drafters.retrieval_folder).
     remember: with draft "recycling", keep its table in the cache for the next process.
-    device, draft_device: OpenVINO device names; by default the draft runs on the target's device.
+    device, draft_device: names of devices, as ``edgespec doctor`` lists them: OpenVINO's, or OPENVINO, DML and CUDA of
+        ONNX Runtime. By default a draft model runs on the target's device, and a head on the CPU.
     backend: "openvino", "onnxruntime", or None. None takes EDGESPEC_BACKEND if it is set. Else, on CPU, it takes the
         engine that is faster on this machine (measured once), and otherwise OpenVINO. The two round differently, so a
-        text may differ between them. Only OpenVINO runs trees, and devices other than CPU.
+        text may differ between them. Only OpenVINO runs trees.
+    draft_backend: the engine of a draft model. None takes the target's on CPU, else that of ``draft_device``.
     numerics: "exact", "fast", or None: exact where it is known to hold.
     num_draft_tokens: k of every round. None takes the bundle's own k. Without one, measured costs decide. With a number
         the costs of drafting are not measured, so this pipeline always drafts a fixed number.
@@ -87,6 +91,7 @@ def load(
         device=device,
         draft_device=draft_device,
         backend=backend,
+        draft_backend=draft_backend,
         numerics=numerics,
         num_draft_tokens=num_draft_tokens,
         context_length=context_length,
@@ -122,8 +127,8 @@ def _wired(pair: Bundle, options: LoadOptions, draft: str | None) -> Pipeline:
     entries = [entry for entry in pair.manifest.drafters if draft is None or entry.is_called(draft)]
     own_model = any(entry.model is not None and not entry.is_head for entry in entries)
     other = draft is not None and not drafter_loading.is_own(pair, draft)
-    head = next((entry.name for entry in entries if entry.is_head), NGram.name)
-    options.require_own_model(own_model or other, draft or head)
+    head = next((entry.name for entry in entries if entry.is_head), None)
+    options.require_own_model(own_model or other, head is not None, draft or head or NGram.name)
     machine = Machine(options.context_length or longest, options.progress, options.accept_licence)
     lookups: list[Drafter] = []
     if options.draft_from is not None:
@@ -146,12 +151,8 @@ def _wired(pair: Bundle, options: LoadOptions, draft: str | None) -> Pipeline:
             arbiter = Arbiter(free, model, target_s=target_s, draft_s=draft_s, trees=target.capabilities.tree)
     if k is None:
         k = fixed_k(entries)
-    devices = {"target": options.device} | ({"draft": _draft_device(options, modelled)} if modelled else {})
+    devices = {"target": options.device} | ({"draft": modelled.device} if modelled else {})
     return Pipeline(pair, target, drafter, arbiter=arbiter, target_s=target_s, num_draft_tokens=k, devices=devices)
-
-
-def _draft_device(options: LoadOptions, modelled: Modelled) -> str:
-    return "CPU" if modelled.call else options.draft_device or options.device
 
 
 def fixed_k(entries: Sequence[DrafterEntry]) -> int | None:
@@ -171,9 +172,11 @@ def _models(
     device, draft_device = options.device, options.draft_device or options.device
     trial = _Trials(machine, pair, options, *_auto(pair, draft, other, options))
     engine = machine.backend(pair, device, options.numerics, options.backend, trial, options.needs.layers)
-    draft_engine: Backend = engine if draft_device == "CPU" else "openvino"
+    draft_engine = engine_choice.of_draft(options.draft_backend, draft_device, engine)
+    head_device = options.draft_device or "CPU"
+    places = (draft_device, draft_engine, head_device)
     with ThreadPoolExecutor(1) as beside:  # two models compile, each mostly on one thread
-        drafting = beside.submit(drafter_loading.drafters, machine, pair, draft, other, draft_device, draft_engine)
+        drafting = beside.submit(drafter_loading.drafters, machine, pair, draft, other, *places)
         try:
             target = machine.model(
                 pair, pair.manifest.target, device, backend=engine, numerics=options.numerics, layers=layers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from edgespec.backends.onnx.session import SessionModel
 from edgespec.backends.openvino.paged import OpenVINOPagedModel
 from edgespec.protocols import Model
 from edgespec.types import Logits, Numerics
-from tests.conftest import load_ir, load_onnx
+from tests.conftest import load_ir, load_npu, load_onnx
 
 CAPACITY = 700
 Make = Callable[..., Model]
@@ -28,12 +29,16 @@ LAYERS = (0, 1, 2)
     params=[
         *("fake", "paged-exact", "paged-exact-5-to-32", "paged-fast", "onnx-exact", "onnx-fast", "onnx-int4-exact"),
         *("ready-genai-exact", "ready-optimum-fast"),
+        pytest.param("npu", marks=pytest.mark.slow),
     ]
 )
 def make(request: pytest.FixtureRequest) -> Make:
     if request.param == "fake":
         table = random_table(50, seed=1, order=1000)  # sensitive to the whole text
         return lambda layers=(): FakeModel(table, 50, capacity=CAPACITY, layers=layers)
+    if request.param == "npu":
+        request.getfixturevalue("npu_on_cpu")
+        return partial(load_npu, request.getfixturevalue("tiny_ir"), capacity=CAPACITY)
     if request.param == "paged-fast":
         fast_ir: Path = request.getfixturevalue("tiny_fast_ir")
         return lambda layers=(): by_channel(load_ir(fast_ir, "fast", capacity=CAPACITY, layers=layers))

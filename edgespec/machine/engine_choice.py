@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import get_args
 
 from edgespec import cache
+from edgespec.backends.onnx import providers
 from edgespec.errors import BackendError, ConversionError, SettingError, SourceError
 from edgespec.machine import engine_comparison, measurement_store
 from edgespec.machine.engine_comparison import Comparison
@@ -31,13 +32,19 @@ def named(asked: str | None, device: str) -> Backend | None:
 
     Raises SettingError if no engine has this name, if it is not installed, or if it does not run on this device.
     """
+    if providers.is_other(device):
+        if asked == "openvino":
+            allowed = "CPU, and what edgespec doctor lists"
+            raise SettingError("this device belongs to ONNX Runtime", got=device, allowed=allowed)
+        asked = "onnxruntime"
     given = asked or os.environ.get("EDGESPEC_BACKEND") or None
     source = given if asked or not given else f"{given} (EDGESPEC_BACKEND)"
     if given not in (None, *get_args(Backend)):
         raise SettingError("backend", got=source, allowed=", ".join(get_args(Backend)))
     if given == "onnxruntime":
-        if device != "CPU":
-            raise SettingError(f"backend {source} runs on CPU only", got=f"device {device}", allowed="CPU")
+        if providers.of(device) is None:
+            allowed = ", ".join(providers.PROVIDERS)
+            raise SettingError(f"backend {source} has no such device", got=f"device {device}", allowed=allowed)
         if reason := missing() or broken():
             hint = "pip install --force-reinstall onnx onnxruntime"
             raise SettingError(f"backend {source} is not here", got=reason, hint=hint)
@@ -50,12 +57,18 @@ def of_ready(graph: Path, asked: str | None, device: str, hint: str | None = Non
 
     hint: what to do then.
     """
-    if asked == "openvino" or device != "CPU":
-        got = f"device {device}" if device != "CPU" else f"backend {asked}"
-        allowed = "backend onnxruntime, device CPU"
+    if asked == "openvino" or providers.of(device) is None:
+        got = f"device {device}" if providers.of(device) is None else f"backend {asked}"
+        allowed = f"backend onnxruntime, device {', '.join(providers.PROVIDERS)}"
         raise SettingError(f"{graph} runs on ONNX Runtime only", got=got, allowed=allowed, hint=hint)
     named("onnxruntime", device)  # it is here
     return "onnxruntime"
+
+
+def of_draft(asked: Backend | None, device: str, target: Backend) -> Backend:
+    """The engine of a draft model: the one asked for, else that of its device. On the CPU, its target's."""
+    found = named(asked, device) if asked or providers.is_other(device) else None
+    return found or (target if device == "CPU" else "openvino")
 
 
 def faster(
