@@ -13,6 +13,7 @@ from edgespec.backends.exact_widths import ExactWidths, find_exact_widths
 from edgespec.backends.fake import FakeModel, random_table
 from edgespec.backends.onnx.ready import ReadyModel
 from edgespec.backends.onnx.session import SessionModel
+from edgespec.backends.openvino.npu import OpenVINONPUModel
 from edgespec.backends.openvino.paged import OpenVINOPagedModel
 from edgespec.protocols import Model
 from edgespec.types import Logits, Numerics
@@ -96,5 +97,5 @@ def takes_trees(model: Model) -> bool:
 
 
 def skip_without_masks(model: Model) -> None:
-    if isinstance(model, SessionModel):
-        pytest.skip("attention on ONNX Runtime is given chains only")
+    if isinstance(model, SessionModel | OpenVINONPUModel):
+        pytest.skip("attention on ONNX Runtime and on NPUs is given chains only")

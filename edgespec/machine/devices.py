@@ -33,10 +33,14 @@ _ADVICE = {
 
 def devices() -> list[Device]:
     """All devices OpenVINO finds, CPU first."""
+    from edgespec.backends.openvino import npu_settings
     from edgespec.backends.openvino.runtime import core
 
     found = []
-    for name in sorted(core().available_devices, key=lambda n: (n != "CPU", n)):
+    here = list(core().available_devices)
+    if npu_settings.on_cpu():
+        here.append(npu_settings.NPU)
+    for name in sorted(here, key=lambda n: (n != "CPU", n)):
         found.append(
             Device(
                 name=name,

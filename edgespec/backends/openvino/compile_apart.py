@@ -9,6 +9,7 @@ reads those of the graph it was made from. So its name is a hash of that graph a
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import subprocess
@@ -37,7 +38,7 @@ def blob_name(xml: Path, properties: Mapping[str, object], plugin: str) -> str:
     size = weights.stat().st_size
     with weights.open("rb") as file:
         for index in range(_SAMPLES):
-            file.seek(index * max(0, size - _SAMPLE_BYTES) // _SAMPLES)
+            file.seek(index * max(0, size - _SAMPLE_BYTES) // (_SAMPLES - 1))
             digest.update(file.read(_SAMPLE_BYTES))
     digest.update(json.dumps([size, sorted(properties.items()), plugin], default=str).encode())
     return f"npu-{digest.hexdigest()[:24]}.blob"
@@ -110,7 +111,9 @@ def _work(job: dict[str, Any]) -> None:
         compiled = core().compile_model(core().read_model(job["xml"]), job["device"], job["properties"])
     try:
         made = blob.with_name(f"{blob.name}.{os.getpid()}.partial")
-        made.write_bytes(compiled.export_model())
+        stream = io.BytesIO()  # without one, releases differ in what they return
+        compiled.export_model(stream)
+        made.write_bytes(stream.getvalue())
         made.replace(blob)
     except (RuntimeError, OSError) as error:  # it compiles: that is what the process was for
         sys.stderr.write(f"{error}\n")
