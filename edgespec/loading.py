@@ -28,7 +28,7 @@ from edgespec.hub import catalog
 from edgespec.hub.resolve import resolve
 from edgespec.load_options import LoadOptions
 from edgespec.machine import engine_choice, schedule_choice
-from edgespec.machine.devices import AUTO, devices
+from edgespec.machine.devices import AUTO
 from edgespec.machine.loader import Machine
 from edgespec.machine.plans import Plan, plans
 from edgespec.machine.progress_line import ProgressLine
@@ -52,6 +52,7 @@ def load(
     device: str = "CPU",
     draft_device: str | None = None,
     backend: Backend | None = None,
+    draft_backend: Backend | None = None,
     numerics: Numerics | None = None,
     num_draft_tokens: int | None = None,
     context_length: int | None = None,
@@ -74,12 +75,14 @@ def load(
         the bundle's drafters uses that one alone.
     draft_from: a folder of the user's own texts, to copy drafts from too (see drafters.retrieval_folder).
     remember: with draft "recycling", keep its table in the cache for the next process.
-    device, draft_device: OpenVINO device names; by default the draft runs on the target's device. device "auto" takes
+    device, draft_device: names of devices, as ``edgespec doctor`` lists them: OpenVINO's, or OPENVINO, DML and CUDA of
+        ONNX Runtime. By default a draft model runs on the target's device, and a head on the CPU. device "auto" takes
         the plan that is fastest on this machine, or takes least energy: devices, engine, schedule, drafters. It is
         measured once, which takes minutes. Whatever you name stays as you say (see docs/devices.md).
     backend: "openvino", "onnxruntime", or None. None takes EDGESPEC_BACKEND if it is set. Else, on CPU, it takes the
         engine that is faster on this machine (measured once), and otherwise OpenVINO. The two round differently, so a
-        text may differ between them. Only OpenVINO runs trees, and devices other than CPU.
+        text may differ between them. Only OpenVINO runs trees.
+    draft_backend: the engine of a draft model. None takes the target's on CPU, else that of ``draft_device``.
     numerics: "exact", "fast", or None: exact where it is known to hold.
     num_draft_tokens: k of every round. None takes the bundle's own k. Without one, measured costs decide. With a number
         the costs of drafting are not measured, so this pipeline always drafts a fixed number.
@@ -100,6 +103,7 @@ def load(
         device=device,
         draft_device=draft_device,
         backend=backend,
+        draft_backend=draft_backend,
         numerics=numerics,
         num_draft_tokens=num_draft_tokens,
         context_length=context_length,
@@ -158,14 +162,11 @@ def _fetched(ref: str, options: LoadOptions) -> tuple[Bundle, str | None]:
 def _planned(pair: Bundle, options: LoadOptions, chosen: str | None, *, again: bool = False) -> PlanTable:
     other = chosen is not None and not drafter_loading.is_own(pair, chosen)
     own = None if other or chosen == "none" else drafter_loading.planned(pair, chosen)[1]
-    here = [device.name for device in devices()]
-    engines: list[Backend] = ["openvino"]
-    if not (engine_choice.missing() or engine_choice.broken()):
-        engines.append("onnxruntime")
-    if asked := engine_choice.asked_by_environment():
-        engines = [asked]
     found = plans(
-        options, here, engines, has_model=other or own is not None, can_overlap=other or bool(own and not own.is_head)
+        options,
+        engine_choice.places(),
+        has_model=other or own is not None,
+        is_head=own is not None and own.is_head,
     )
     key = planner.key_of(pair.manifest, options)
     say = ProgressLine(options.progress)
@@ -192,8 +193,8 @@ def _wired(pair: Bundle, options: LoadOptions, draft: str | None) -> Pipeline:
     entries = [entry for entry in pair.manifest.drafters if draft is None or entry.is_called(draft)]
     own_model = any(entry.model is not None and not entry.is_head for entry in entries)
     other = draft is not None and not drafter_loading.is_own(pair, draft)
-    head = next((entry.name for entry in entries if entry.is_head), NGram.name)
-    options.require_own_model(own_model or other, draft or head)
+    head = next((entry.name for entry in entries if entry.is_head), None)
+    options.require_own_model(own_model or other, head is not None, draft or head or NGram.name)
     used = next((entry for entry in entries if entry.model is not None), None)
     is_head = not other and used is not None and used.is_head
     options.require_beside(
@@ -229,7 +230,7 @@ def _wired(pair: Bundle, options: LoadOptions, draft: str | None) -> Pipeline:
             arbiter = Arbiter(free, model, target_s=target_s, draft_s=draft_s, trees=target.capabilities.tree)
     if k is None:
         k = fixed_k(entries)
-    devices = {"target": options.device} | ({"draft": _draft_device(options, modelled)} if modelled else {})
+    devices = {"target": options.device} | ({"draft": modelled.device} if modelled else {})
     return Pipeline(
         pair,
         target,
@@ -240,10 +241,6 @@ def _wired(pair: Bundle, options: LoadOptions, draft: str | None) -> Pipeline:
         devices=devices,
         beside=model if options.overlaps else None,
     )
-
-
-def _draft_device(options: LoadOptions, modelled: Modelled) -> str:
-    return "CPU" if modelled.call else options.draft_device or options.device
 
 
 def fixed_k(entries: Sequence[DrafterEntry]) -> int | None:
@@ -263,9 +260,11 @@ def _models(
     device, draft_device = options.device, options.draft_device or options.device
     trial = _Trials(machine, pair, options, *_auto(pair, draft, other, options))
     engine = machine.backend(pair, device, options.numerics, options.backend, trial, options.needs.layers)
-    draft_engine: Backend = engine if draft_device == "CPU" else "openvino"
+    draft_engine = engine_choice.of_draft(options.draft_backend, draft_device, engine)
+    head_device = options.draft_device or "CPU"
+    places = (draft_device, draft_engine, head_device)
     with ThreadPoolExecutor(1) as beside:  # two models compile, each mostly on one thread
-        drafting = beside.submit(drafter_loading.drafters, machine, pair, draft, other, draft_device, draft_engine)
+        drafting = beside.submit(drafter_loading.drafters, machine, pair, draft, other, *places)
         try:
             target = machine.model(
                 pair, pair.manifest.target, device, backend=engine, numerics=options.numerics, layers=layers

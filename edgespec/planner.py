@@ -39,6 +39,8 @@ _LEAST_OVERLAP = 0.05
 """A draft step of so small a share of a forward leaves nothing to overlap."""
 _SLOWEST_ON_BATTERY = 1.5
 """times as long as the fastest plan may take, to save energy"""
+_FAR_BEHIND = 2.0
+"""times as long as the best plan so far: a place whose simplest plan took that is left"""
 _ROOM = 2
 """Memory that another plan takes, in sizes of its target's weights"""
 _LOOK_S, _AGAIN_S = 0.2, 24 * 3600
@@ -107,12 +109,12 @@ def measure(plans: Sequence[Plan], open_plan: Open, say: Say, turns: int = _TURN
     failed: EdgespecError | None = None
     for candidate in plans:
         say(f"trying {candidate}")
-        if first is not None and (reason := _no_room(first) or _not_worth_trying(candidate, first)):
+        if first is not None and (reason := _not_worth_trying(candidate, first, rows)):
             rows.append(Row(candidate, why=f"not tried: {reason}"))
             continue
         try:
             runner = _Runner(candidate, open_plan(candidate), first.written if first is not None else ())
-            rows.append(Row(candidate) if first is None else _beside(first, runner, turns))
+            rows.append(Row(candidate, ratio=1.0) if first is None else _beside(first, runner, turns))
         except EdgespecError as error:
             failed = error
             rows.append(Row(candidate, why=f"does not run: {error}"))
@@ -201,8 +203,8 @@ class _Runner:
             self.pipeline.target = self.target
         stats = result.stats
         if not self.metered:
-            drafts_on = self.plan.draft_device
-            self.joules = energy.modelled_joules(stats, self.plan.device, drafts_on) / max(1, stats.decoded)
+            drafts_on = self.plan.draft_model.device if self.plan.draft_model else None
+            self.joules = energy.modelled_joules(stats, self.plan.target.device, drafts_on) / stats.decoded
         return result.token_ids, stats.decode_s / stats.decoded
 
 
@@ -215,6 +217,11 @@ def _beside(first: _Runner, other: _Runner, turns: int) -> Row:
     return Row(other.plan, best, median(ratios), other.joules)
 
 
+def _not_worth_trying(candidate: Plan, first: _Runner, rows: Sequence[Row]) -> str | None:
+    """A reason that is known before anything is loaded."""
+    return _no_room(first) or _slow_place(candidate, rows) or _nothing_to_overlap(candidate, first)
+
+
 def _no_room(first: _Runner) -> str | None:
     """Two plans are loaded at once."""
     import psutil
@@ -224,10 +231,18 @@ def _no_room(first: _Runner) -> str | None:
     return f"{need / 1e9:.1f} GB of memory needed, {free / 1e9:.1f} GB free" if free < need else None
 
 
-def _not_worth_trying(candidate: Plan, first: _Runner) -> str | None:
-    """Where costs say so before anything is loaded: of a schedule on the same devices as the first plan."""
+def _slow_place(candidate: Plan, rows: Sequence[Row]) -> str | None:
+    """Where another plan of the same target was far behind, no draft makes up for it."""
+    ran = [row for row in rows if row.ratio is not None]
+    there = [_ratio(row) for row in ran if row.plan.target == candidate.target]
+    behind = min(there) / min(map(_ratio, ran)) if there else 1.0
+    return f"another plan of {candidate.target} took {behind:.1f} times as long" if behind > _FAR_BEHIND else None
+
+
+def _nothing_to_overlap(candidate: Plan, first: _Runner) -> str | None:
+    """On the first plan's places its measured costs tell."""
     arbiter = first.pipeline.arbiter
-    same = (candidate.device, candidate.draft_device) == (first.plan.device, first.plan.draft_device)
+    same = replace(candidate, schedule=first.plan.schedule) == first.plan
     if candidate.schedule != "overlapped" or not same or arbiter is None or arbiter.draft_s is None:
         return None
     length = len(first.prompt)

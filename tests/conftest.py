@@ -12,6 +12,7 @@ import pytest
 from edgespec.backends.exact_widths import ExactWidths, find_exact_widths
 from edgespec.backends.onnx.graph import MODEL_FILE, write_onnx
 from edgespec.backends.onnx.session import OnnxRuntimeModel
+from edgespec.backends.openvino.npu import OpenVINONPUModel
 from edgespec.backends.openvino.paged import OpenVINOPagedModel
 from edgespec.pipeline import Pipeline
 from edgespec.types import Numerics
@@ -152,6 +153,30 @@ def load_ir(
             _exact_widths[xml] = find_exact_widths(model)
         model.set_exact_widths(_exact_widths[xml])
     return model
+
+
+@pytest.fixture
+def npu_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device NPU is this machine's CPU, under the NPU plugin's own code."""
+    monkeypatch.setenv("EDGESPEC_NPU_ON_CPU", "1")
+
+
+def load_npu(
+    folder: Path, layers: tuple[int, ...] = (), *, capacity: int = 512, is_draft: bool = False
+) -> OpenVINONPUModel:
+    """Compiled in this process, with small chunks. It needs ``npu_on_cpu``."""
+    import openvino as ov
+
+    from edgespec.backends.openvino.graph import read_graph
+    from edgespec.backends.openvino.npu import require_graph
+    from edgespec.backends.openvino.npu_settings import Windows
+
+    core, xml = ov.Core(), folder if folder.suffix == ".xml" else folder / "openvino_model.xml"
+    windows = Windows.of(capacity, is_draft=is_draft, chunk=64)
+    graph = read_graph(core, xml)
+    require_graph(graph, xml, layers)
+    compiled = core.compile_model(graph, "NPU", windows.properties())
+    return OpenVINONPUModel(core, xml, graph, compiled, windows, capacity)
 
 
 def load_onnx(

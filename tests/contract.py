@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,11 @@ from edgespec.backends.exact_widths import ExactWidths, find_exact_widths
 from edgespec.backends.fake import FakeModel, random_table
 from edgespec.backends.onnx.ready import ReadyModel
 from edgespec.backends.onnx.session import SessionModel
+from edgespec.backends.openvino.npu import OpenVINONPUModel
 from edgespec.backends.openvino.paged import OpenVINOPagedModel
 from edgespec.protocols import Model
 from edgespec.types import Logits, Numerics
-from tests.conftest import load_ir, load_onnx
+from tests.conftest import load_ir, load_npu, load_onnx
 
 CAPACITY = 700
 Make = Callable[..., Model]
@@ -28,12 +30,16 @@ LAYERS = (0, 1, 2)
     params=[
         *("fake", "paged-exact", "paged-exact-5-to-32", "paged-fast", "onnx-exact", "onnx-fast", "onnx-int4-exact"),
         *("ready-genai-exact", "ready-optimum-fast"),
+        pytest.param("npu", marks=pytest.mark.slow),
     ]
 )
 def make(request: pytest.FixtureRequest) -> Make:
     if request.param == "fake":
         table = random_table(50, seed=1, order=1000)  # sensitive to the whole text
         return lambda layers=(): FakeModel(table, 50, capacity=CAPACITY, layers=layers)
+    if request.param == "npu":
+        request.getfixturevalue("npu_on_cpu")
+        return partial(load_npu, request.getfixturevalue("tiny_ir"), capacity=CAPACITY)
     if request.param == "paged-fast":
         fast_ir: Path = request.getfixturevalue("tiny_fast_ir")
         return lambda layers=(): by_channel(load_ir(fast_ir, "fast", capacity=CAPACITY, layers=layers))
@@ -91,5 +97,5 @@ def takes_trees(model: Model) -> bool:
 
 
 def skip_without_masks(model: Model) -> None:
-    if isinstance(model, SessionModel):
-        pytest.skip("attention on ONNX Runtime is given chains only")
+    if isinstance(model, SessionModel | OpenVINONPUModel):
+        pytest.skip("attention on ONNX Runtime and on NPUs is given chains only")

@@ -17,7 +17,7 @@ from edgespec import bundle, draft_folder, drafter_loading, load
 from edgespec.backends.openvino.runtime import ops, ov
 from edgespec.bundle import IR_FILE
 from edgespec.cli import cli
-from edgespec.errors import BackendError, BundleError, EdgespecError, IncompatiblePair, SettingError
+from edgespec.errors import BackendError, BundleError, DeviceError, EdgespecError, IncompatiblePair, SettingError
 from edgespec.hub import catalog
 from edgespec.hub.resolve import resolve
 from edgespec.pipeline import Pipeline
@@ -196,6 +196,10 @@ def test_a_damaged_head_is_refused(target: Path, make: Callable[..., Path]) -> N
         load(target, draft=folder, **FAST)
 
 
-def test_a_head_has_no_device_of_its_own(target: Path, make: Callable[..., Path]) -> None:
-    with pytest.raises(SettingError, match="only a draft model has a draft device, and head is none"):
-        load(target, draft=make(), draft_device="CPU", **FAST)
+def test_a_head_has_a_device_and_no_engine_of_its_own(target: Path, make: Callable[..., Path]) -> None:
+    head = make()
+    assert load(target, draft=head, draft_device="CPU", **FAST).devices["draft"] == "CPU"
+    with pytest.raises(SettingError, match="only a draft model has a draft backend, and head is none"):
+        load(target, draft=head, draft_backend="openvino", **FAST)
+    with pytest.raises(DeviceError, match="no such device here; got NOPE"):
+        load(target, draft=head, draft_device="nope", **FAST)

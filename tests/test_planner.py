@@ -15,62 +15,71 @@ from edgespec.errors import BackendError, EdgespecError, SettingError
 from edgespec.load_options import LoadOptions
 from edgespec.machine import energy
 from edgespec.machine.engine_comparison import Pace
-from edgespec.machine.plans import Plan, plans
+from edgespec.machine.plans import Place, Plan, plans
 from edgespec.planner import PlanTable, Row, ranked
 from edgespec.stats import Guessed, Stats
 from edgespec.types import Round
 
 AUTO = LoadOptions(device="auto")
-OV, ORT = Plan("CPU", "openvino", draft_device="CPU"), Plan("CPU", "onnxruntime", draft_device="CPU")
+CPU, CPU_ORT, GPU = Place("CPU", "openvino"), Place("CPU", "onnxruntime"), Place("GPU", "openvino")
+OV, ORT = Plan(CPU, CPU), Plan(CPU_ORT, CPU_ORT)
 OVERLAPPED = replace(OV, schedule="overlapped")
-LOOKUPS = Plan("CPU", "openvino", draft="ngram")
+LOOKUPS = Plan(CPU, draft="ngram")
 
 
-def here(options: LoadOptions = AUTO, devices: tuple[str, ...] = ("CPU",), **how: bool) -> list[Plan]:
-    known = {"has_model": True, "can_overlap": True} | how
-    return plans(options, devices, ["openvino", "onnxruntime"], **known)
+def here(options: LoadOptions = AUTO, places: tuple[Place, ...] = (CPU, CPU_ORT), **how: bool) -> list[Plan]:
+    return plans(options, places, **({"has_model": True, "is_head": False} | how))
 
 
 # --- Which plans there are
 
 
 def test_on_a_cpu_plans_are_engines_schedules_and_drafters() -> None:
-    assert here() == [
-        OV, OVERLAPPED, LOOKUPS, ORT, replace(ORT, schedule="overlapped"), replace(LOOKUPS, backend="onnxruntime"),
-    ]  # fmt: skip
-    assert OVERLAPPED not in here(can_overlap=False)
-    assert here(has_model=False) == [Plan("CPU", "openvino"), Plan("CPU", "onnxruntime")]
+    mixed = Plan(CPU, CPU_ORT)
+    assert here()[:5] == [OV, OVERLAPPED, mixed, replace(mixed, schedule="overlapped"), LOOKUPS]
+    assert [plan.target for plan in here()] == 5 * [CPU] + 5 * [CPU_ORT]
+    assert here(is_head=True) == [Plan(CPU), LOOKUPS, Plan(CPU_ORT), replace(LOOKUPS, target=CPU_ORT)]
+    assert here(has_model=False) == [Plan(CPU), Plan(CPU_ORT)]
 
 
 def test_with_a_gpu_each_model_may_run_on_either() -> None:
-    found = here(devices=("CPU", "GPU"))
-    places = {(plan.device, plan.draft_device) for plan in found if plan.draft_device}
-    assert places == {("CPU", "CPU"), ("CPU", "GPU"), ("GPU", "CPU"), ("GPU", "GPU")}
-    assert all(plan.backend == "openvino" for plan in found if plan.device == "GPU")
+    found = here(places=(CPU, GPU))
+    assert {(plan.target, plan.draft_model) for plan in found if plan.draft_model} == {
+        (CPU, CPU), (CPU, GPU), (GPU, CPU), (GPU, GPU),
+    }  # fmt: skip
+    assert Plan(GPU, GPU, "overlapped") not in found and Plan(GPU, CPU, "overlapped") in found
 
 
 @pytest.mark.parametrize(
     "given, holds",
     [
-        ({"backend": "onnxruntime"}, lambda plan: plan.backend == "onnxruntime"),
+        ({"backend": "onnxruntime"}, lambda plan: plan.target == CPU_ORT),
+        ({"draft_backend": "onnxruntime"}, lambda plan: plan.draft_model in (CPU_ORT, None)),
         ({"schedule": "synchronous"}, lambda plan: plan.schedule == "synchronous"),
         ({"schedule": "overlapped"}, lambda plan: plan.schedule == "overlapped"),
-        ({"draft_device": "GPU"}, lambda plan: plan.draft_device == "GPU" or plan.draft == "ngram"),
-        ({"device": "GPU"}, lambda plan: plan.device == "GPU"),
+        ({"draft_device": "GPU"}, lambda plan: plan.draft_model in (GPU, None)),
+        ({"device": "GPU"}, lambda plan: plan.target == GPU),
         ({"draft": "small"}, lambda plan: plan.draft == "small"),
     ],
 )
 def test_what_the_user_names_restricts_the_plans(given: dict[str, Any], holds: Callable[[Plan], bool]) -> None:
-    found = here(LoadOptions(**({"device": "auto"} | given)), ("CPU", "GPU"))
+    places = (CPU, CPU_ORT, GPU)
+    found = here(LoadOptions(**({"device": "auto"} | given)), places)
     assert found and all(map(holds, found))
-    assert len(found) < len(here(devices=("CPU", "GPU")))
+    assert len(found) < len(here(places=places))
+
+
+def test_a_device_that_is_not_listed_is_taken_at_the_users_word() -> None:
+    """NPU on a CPU, for one; a device that is not there fails when it is loaded."""
+    assert {plan.target for plan in here(LoadOptions(device="NPU"))} == {Place("NPU", "openvino")}
 
 
 def test_a_plan_becomes_options_and_leaves_those_of_the_user() -> None:
     asked = LoadOptions(device="auto", numerics="fast", context_length=512)
-    options = replace(OVERLAPPED, draft_device="GPU").applied(asked)
-    assert (options.device, options.backend, options.schedule) == ("CPU", "openvino", "overlapped")
-    assert (options.draft_device, options.numerics, options.context_length) == ("GPU", "fast", 512)
+    options = Plan(CPU_ORT, GPU, "overlapped").applied(asked)
+    assert (options.device, options.backend, options.schedule) == ("CPU", "onnxruntime", "overlapped")
+    assert (options.draft_device, options.draft_backend) == ("GPU", "openvino")
+    assert (options.numerics, options.context_length) == ("fast", 512)
     assert OV.applied(asked).draft_device is None  # beside its target
 
 
@@ -164,6 +173,13 @@ def test_a_draft_too_cheap_to_overlap_is_not_tried(scripted: type[Scripted]) -> 
     assert OVERLAPPED not in scripted.made
 
 
+def test_a_place_far_behind_is_left(scripted: type[Scripted]) -> None:
+    more = replace(ORT, schedule="overlapped")
+    found = planner.measure([OV, ORT, more], lambda plan: fake_pipeline(), lambda what: None)[0]
+    assert found[1].ratio == 3.0 and more not in scripted.made
+    assert found[2].why == "not tried: another plan of ONNX Runtime on CPU took 3.0 times as long"
+
+
 def test_two_plans_are_not_loaded_where_memory_is_short(scripted: type[Scripted]) -> None:
     found = measure(fake_pipeline(weights=10**15))
     assert all("GB of memory needed" in each.why for each in found[1:]) and scripted.made == [OV]
@@ -191,7 +207,7 @@ def test_the_table_is_stored_and_measured_again_when_asked(
 
 def test_auto_loads_the_plan_that_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[LoadOptions] = []
-    table = PlanTable("m", "speed", (row(replace(LOOKUPS, backend="onnxruntime"), 1.0),))
+    table = PlanTable("m", "speed", (row(replace(LOOKUPS, target=CPU_ORT), 1.0),))
     monkeypatch.setattr(loading, "_fetched", lambda ref, options: (None, None))
     monkeypatch.setattr(loading, "_planned", lambda pair, options, chosen: table)
     monkeypatch.setattr(loading, "_wired", lambda pair, options, draft: seen.append(options) or draft)
@@ -209,9 +225,9 @@ def test_prefer_is_checked() -> None:
 def test_the_default_pair_is_planned_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("EDGESPEC_BACKEND", raising=False)
     table = loading.plan("default", LoadOptions(device="auto"), again=True)
-    assert {each.plan.backend for each in table.rows} == {"openvino", "onnxruntime"}
+    assert {each.plan.target.backend for each in table.rows} == {"openvino", "onnxruntime"}
     assert sum(each.ratio is not None for each in table.rows) >= 4
-    assert loading.load("default", device="auto").target.capabilities.backend == table.taken.backend
+    assert loading.load("default", device="auto").target.capabilities.backend == table.taken.target.backend
 
 
 # --- Energy

@@ -18,15 +18,15 @@ from edgespec.commands import report
 from edgespec.errors import BackendError, SettingError
 from edgespec.load_options import LoadOptions
 from edgespec.machine.engine_comparison import Pace
-from edgespec.machine.plans import Plan
+from edgespec.machine.plans import Place, Plan
 from edgespec.planner import PlanTable, Row
 
 TABLE = PlanTable(
     "ada-model",
     "speed",
     (
-        Row(Plan("CPU", "openvino"), Pace(0.001, 0.01, 0.005), 1.0, 2.0, "no other is faster"),
-        Row(Plan("GPU", "openvino"), why="does not run: cannot open /home/ada/model.xml on ada-laptop"),
+        Row(Plan(Place("CPU", "openvino")), Pace(0.001, 0.01, 0.005), 1.0, 2.0, "no other is faster"),
+        Row(Plan(Place("GPU", "openvino")), why="does not run: cannot open /home/ada/model.xml on ada-laptop"),
     ),
 )
 

@@ -116,6 +116,7 @@ def _facts(model: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": _versions(),
         "devices": _devices(),
+        "onnxruntime": _onnx_devices(),
         "memory": _memory(),
         "model": _plan(model),
     }
@@ -148,6 +149,12 @@ def _devices() -> list[dict[str, Any]]:
     from edgespec.machine.devices import devices
 
     return [asdict(device) for device in devices()]
+
+
+def _onnx_devices() -> dict[str, str]:
+    from edgespec.machine.devices import onnx_devices
+
+    return onnx_devices()
 
 
 def _memory() -> dict[str, int]:
@@ -199,6 +206,10 @@ def _print(report: dict[str, Any]) -> None:
         console.row(
             table, device["name"], device["full_name"], device["driver"] or "built in", memory, device["advice"]
         )
+    things.append(table)
+    table = Table("device", "here", title="Devices of ONNX Runtime, beside the CPU", title_justify="left")
+    for name, reason in report["onnxruntime"].items():
+        console.row(table, name, reason)
     things.append(table)
     memory = report["memory"]
     things.append(f"Memory: {memory['available_bytes'] / 1e9:.1f} of {memory['total_bytes'] / 1e9:.1f} GB free")

@@ -62,6 +62,9 @@ _MODEL = [
     ),
     click.option("--draft-device", metavar="D", help="Where the draft runs; default: beside the target."),
     click.option(
+        "--draft-backend", type=click.Choice(get_args(Backend)), help="Engine of a draft model; default: the target's."
+    ),
+    click.option(
         "--backend",
         type=click.Choice(get_args(Backend)),
         help="Engine. Default: EDGESPEC_BACKEND, else the faster one on this CPU, measured once.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from edgespec import console
@@ -33,11 +34,10 @@ def as_dict(table: PlanTable, verified: float | None) -> dict[str, Any]:
     rows = [
         {
             "plan": str(row.plan),
-            "device": row.plan.device,
-            "backend": row.plan.backend,
+            "target": asdict(row.plan.target),
+            "draft_model": asdict(row.plan.draft_model) if row.plan.draft_model else None,
             "schedule": row.plan.schedule,
             "draft": row.plan.draft or "auto",
-            "draft_device": row.plan.draft_device,
             "tok_per_s": None
             if row.pace is None
             else {"read": 1 / row.pace.read_s, "write": 1 / row.pace.write_s, "copy": 1 / row.pace.copy_s},
@@ -67,11 +67,13 @@ def _figures(row: Row) -> tuple[str, ...]:
 
 def _options(table: PlanTable) -> str:
     plan = table.taken
-    options = [f"--device {plan.device}", f"--backend {plan.backend}"]
+    options = [f"--device {plan.target.device}", f"--backend {plan.target.backend}"]
     if plan.draft is not None:
         options.append(f"--draft {plan.draft}")
-    if plan.draft_device not in (None, plan.device):
-        options.append(f"--draft-device {plan.draft_device}")
-    if plan.draft_device is not None:
+    if plan.draft_model is not None:
+        if plan.draft_model.device != plan.target.device:
+            options.append(f"--draft-device {plan.draft_model.device}")
+        if plan.draft_model.backend != plan.target.backend:
+            options.append(f"--draft-backend {plan.draft_model.backend}")
         options.append(f"--schedule {plan.schedule}")
     return " ".join(options)

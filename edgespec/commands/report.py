@@ -9,6 +9,7 @@ import getpass
 import platform
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from edgespec.errors import EdgespecError
 
 if TYPE_CHECKING:
     from edgespec.load_options import LoadOptions
-    from edgespec.machine.plans import Plan
+    from edgespec.machine.plans import Place, Plan
     from edgespec.pipeline import Pipeline
     from edgespec.planner import PlanTable
 
@@ -79,10 +80,10 @@ def _cpu() -> dict[str, Any]:
 
 def _each_device(table: PlanTable) -> list[Plan]:
     """A synchronous plan that ran, for each device and engine of a target."""
-    found: dict[tuple[str, str], Plan] = {}
+    found: dict[Place, Plan] = {}
     for row in table.rows:
         if row.pace is not None and row.plan.schedule == "synchronous":
-            found.setdefault((row.plan.device, row.plan.backend), row.plan)
+            found.setdefault(row.plan.target, row.plan)
     return list(found.values())
 
 
@@ -90,7 +91,7 @@ def _checked(ref: str, options: LoadOptions, plan: Plan) -> dict[str, Any]:
     """Forward times, and whether texts with drafts are those without, on one device."""
     from edgespec import loading
 
-    where = {"device": plan.device, "backend": plan.backend}
+    where = asdict(plan.target)
     try:
         pipeline = loading.load_plan(ref, options, plan)
         return where | {"forward_ms": _forwards(pipeline), "parity": _parity(pipeline)}
