@@ -162,9 +162,7 @@ def npu_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGESPEC_NPU_ON_CPU", "1")
 
 
-def load_npu(
-    folder: Path, layers: tuple[int, ...] = (), *, capacity: int = 512, is_draft: bool = False
-) -> OpenVINONPUModel:
+def load_npu(folder: Path, layers: tuple[int, ...] = (), *, capacity: int = 512) -> OpenVINONPUModel:
     """Compiled in this process, with small chunks. It needs ``npu_on_cpu``."""
     import openvino as ov
 
@@ -173,7 +171,7 @@ def load_npu(
     from edgespec.backends.openvino.npu_settings import Windows
 
     core, xml = ov.Core(), folder if folder.suffix == ".xml" else folder / "openvino_model.xml"
-    windows = Windows.of(capacity, is_draft=is_draft, chunk=64)
+    windows = Windows.of(capacity, chunk=64)
     graph = read_graph(core, xml)
     require_graph(graph, xml, layers)
     compiled = core.compile_model(graph, "NPU", windows.properties())
