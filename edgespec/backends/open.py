@@ -22,7 +22,8 @@ class Opening:
     graph: the .xml of an IR, or an .onnx file. form: the .onnx of edgespec's own form, if the bundle has one; it may be
     ``graph`` itself. device: OpenVINO's name of a device that exists.
     numerics: None is exact where that is known to hold. capacity: rows of KV cache.
-    context_length: rows that the model was made for. layers: whose hidden states it returns.
+    context_length: rows that the model was made for. layers: whose hidden states it returns. trees: whether its drafter
+    drafts trees.
     say: reports slow steps.
     """
 
@@ -33,6 +34,7 @@ class Opening:
     capacity: int
     context_length: int
     layers: tuple[int, ...]
+    trees: bool
     is_draft: bool
     say: Callable[[str], None]
 
@@ -55,7 +57,8 @@ def _openvino(opening: Opening) -> PaddedModel:
     device = opening.device
     if is_ready(opening.graph):
         raise BackendError(f"{opening.graph} runs on ONNX Runtime only", hint="use --backend onnxruntime")
-    settings = Settings.of_draft(device) if opening.is_draft else Settings.make(device, opening.numerics)
+    target = Settings.make(device, opening.numerics, trees=opening.trees)
+    settings = Settings.of_draft(device) if opening.is_draft else target
     # On CPU the engine's model cache saves nothing (docs/log/engines.md); on GPU it keeps compiled kernels.
     kernels = None if device.startswith("CPU") else cache.cache_dir() / "compiled"
     return OpenVINOPagedModel(
