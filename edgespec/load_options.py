@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from edgespec.errors import SettingError
 from edgespec.sampling_params import is_whole
-from edgespec.types import Backend, GGUFWeights, Needs, Numerics
+from edgespec.types import Backend, GGUFWeights, KVPath, Needs, Numerics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,13 +28,14 @@ class LoadOptions:
     num_draft_tokens: int | None = None
     context_length: int | None = None
     weights: GGUFWeights | None = None
+    kv: KVPath | None = None
     needs: Needs = field(default_factory=Needs)
     accept_licence: bool = False
     progress: bool = False
 
     def __post_init__(self) -> None:
         k = self.num_draft_tokens
-        choices = {"numerics": Numerics, "backend": Backend, "weights": GGUFWeights}
+        choices = {"numerics": Numerics, "backend": Backend, "weights": GGUFWeights, "kv": KVPath}
         for setting, kinds in ((setting, get_args(choice)) for setting, choice in choices.items()):
             self._require(setting, getattr(self, setting) in (None, *kinds), allowed=", ".join(kinds))
         holds = k is None or (is_whole(k) and k >= 0)
@@ -62,10 +63,22 @@ class LoadOptions:
         if self.remember and self.draft != "recycling":
             what, got = "only the draft recycling can be remembered", f"draft {self.draft or 'auto'}"
             raise SettingError(what, got=got, setting="remember")
+        self._require_kv()
         if self.draft == "auto":
             object.__setattr__(self, "draft", None)
         object.__setattr__(self, "device", self.device.upper())
         object.__setattr__(self, "draft_device", self.draft_device and self.draft_device.upper())
+
+    def _require_kv(self) -> None:
+        """Only OpenVINO has two kinds of cache: to name one is to name the engine."""
+        if self.kv is None:
+            return
+        self._require("kv", self.backend != "onnxruntime", "backend onnxruntime has a cache of its own: kv")
+        npu = self.device.upper().startswith("NPU")
+        self._require("kv", not npu, "the NPU has a cache of its own: kv")
+        holds = self.kv == "paged" or self.numerics != "exact"
+        self._require("kv", holds, "numerics exact are known to hold with the paged cache only: kv", allowed="paged")
+        object.__setattr__(self, "backend", "openvino")
 
     def _require(self, setting: str, holds: bool, what: str | None = None, allowed: str | None = None) -> None:
         if not holds:

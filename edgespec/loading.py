@@ -29,7 +29,7 @@ from edgespec.load_options import LoadOptions
 from edgespec.machine.loader import Machine
 from edgespec.pipeline import Pipeline
 from edgespec.protocols import Drafter
-from edgespec.types import Backend, GGUFWeights, Needs, Numerics
+from edgespec.types import Backend, GGUFWeights, KVPath, Needs, Numerics
 
 if TYPE_CHECKING:
     from edgespec.adaptive.draft_cost import DraftCost
@@ -50,6 +50,7 @@ def load(
     num_draft_tokens: int | None = None,
     context_length: int | None = None,
     weights: GGUFWeights | None = None,
+    kv: KVPath | None = None,
     needs: Needs | None = None,
     accept_licence: bool = False,
     progress: bool = False,
@@ -76,6 +77,8 @@ def load(
     context_length: most rows of KV cache; None takes the model's own.
     weights: of a GGUF file. "faithful", which None means, keeps the file's own numbers. "int4" codes them again in 4
         bits, a step for 128 of them: faster, and another model.
+    kv: "paged", "stateful", or None: where OpenVINO keeps keys and values (see docs/engines.md). None is paged on CPU
+        and stateful elsewhere. With "stateful" numerics are fast.
     needs: what a drafter of your own needs from the target, beyond the needs of those that are loaded.
     accept_licence: consent to a licence that allows research only, for models that have one.
     progress: report slow steps on stderr; on a terminal, with bars for downloads.
@@ -91,6 +94,7 @@ def load(
         num_draft_tokens=num_draft_tokens,
         context_length=context_length,
         weights=weights,
+        kv=kv,
         needs=needs or Needs(),
         accept_licence=accept_licence,
         progress=progress,
@@ -125,6 +129,7 @@ def _wired(pair: Bundle, options: LoadOptions, draft: str | None) -> Pipeline:
     head = next((entry.name for entry in entries if entry.is_head), NGram.name)
     options.require_own_model(own_model or other, draft or head)
     machine = Machine(options.context_length or longest, options.progress, options.accept_licence)
+    machine.kv = options.kv
     lookups: list[Drafter] = []
     if options.draft_from is not None:
         lookups.append(drafter_loading.retrieval(pair, options.draft_from, options.progress))

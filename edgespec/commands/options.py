@@ -11,7 +11,7 @@ import click
 
 from edgespec.errors import EdgespecError, SettingError
 from edgespec.sampling_params import SamplingParams
-from edgespec.types import Backend, GGUFWeights, Verification
+from edgespec.types import Backend, GGUFWeights, KVPath, Verification
 
 if TYPE_CHECKING:
     from edgespec.pipeline import Pipeline
@@ -67,6 +67,11 @@ _MODEL = [
     ),
     click.option(
         "--context-length", type=int, metavar="N", help="Most tokens of prompt and text; default: the model's own."
+    ),
+    click.option(
+        "--kv",
+        type=click.Choice(get_args(KVPath)),
+        help="Where OpenVINO keeps keys and values. Default: paged on CPU, stateful elsewhere (fast numerics).",
     ),
     weights_option,
     accept_licence,

@@ -19,7 +19,7 @@ from edgespec.machine.devices import require_device
 from edgespec.machine.engine_comparison import Comparison, Engine
 from edgespec.machine.measure_forwards import call_seconds, exact_widths, forward_times
 from edgespec.machine.progress_line import ProgressLine
-from edgespec.types import Backend, Numerics
+from edgespec.types import Backend, KVPath, Numerics
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,6 +42,8 @@ class Machine:
         self.capacity = capacity
         self.progress = progress
         self.accept_licence = accept_licence
+        self.kv: KVPath | None = None
+        """where OpenVINO keeps keys and values; None: the device's own way"""
         self._say = ProgressLine(progress)
 
     def model(
@@ -224,6 +226,7 @@ class Machine:
             layers=layers,
             is_draft=is_draft,
             say=self._say,
+            kv=self.kv,
         )
 
     def _path(self, bundle: Bundle, model: ModelFile) -> Path:
