@@ -19,7 +19,7 @@ from edgespec.errors import BackendError, wrap_errors
 
 _MOST_WASTE = 256
 """rows that went and are still in the states. To rewrite the states takes as long as a few forwards, and attention over
-so many rows a small part of one (docs/log/devices.md)."""
+so many rows a small part of one (docs/log/engines.md)."""
 _SHARE = 4
 """or a quarter of the text, if that is more"""
 
