@@ -36,7 +36,7 @@ from edgespec.machine.progress_line import ProgressLine
 from edgespec.pipeline import Pipeline
 from edgespec.planner import PlanTable
 from edgespec.protocols import Drafter
-from edgespec.types import Backend, GGUFWeights, Needs, Numerics, Prefer, Schedule
+from edgespec.types import Backend, GGUFWeights, KVPath, Needs, Numerics, Prefer, Schedule
 
 if TYPE_CHECKING:
     from edgespec.adaptive.draft_cost import DraftCost
@@ -60,6 +60,7 @@ def load(
     weights: GGUFWeights | None = None,
     schedule: Schedule | None = None,
     prefer: Prefer = "speed",
+    kv: KVPath | None = None,
     needs: Needs | None = None,
     accept_licence: bool = False,
     progress: bool = False,
@@ -93,6 +94,8 @@ def load(
     schedule: "synchronous"; "overlapped", where the draft model drafts while the target verifies, each on its own
         device or cores; or None: overlapped only where that was measured to be faster (see docs/overlapped.md).
     prefer: what device "auto" chooses by: "speed" or "battery".
+    kv: "paged", "stateful", or None: where OpenVINO keeps keys and values (see docs/engines.md). None is paged on CPU
+        and stateful elsewhere. With "stateful" numerics are fast.
     needs: what a drafter of your own needs from the target, beyond the needs of those that are loaded.
     accept_licence: consent to a licence that allows research only, for models that have one.
     progress: report slow steps on stderr; on a terminal, with bars for downloads.
@@ -111,6 +114,7 @@ def load(
         weights=weights,
         schedule=schedule,
         prefer=prefer,
+        kv=kv,
         needs=needs or Needs(),
         accept_licence=accept_licence,
         progress=progress,
@@ -203,6 +207,7 @@ def _wired(pair: Bundle, options: LoadOptions, draft: str | None) -> Pipeline:
     )
     threads = schedule_choice.threads(options.device, options.draft_device) if options.overlaps else None
     machine = Machine(options.context_length or longest, options.progress, options.accept_licence, threads)
+    machine.kv = options.kv
     lookups: list[Drafter] = []
     if options.draft_from is not None:
         lookups.append(drafter_loading.retrieval(pair, options.draft_from, options.progress))
