@@ -63,9 +63,11 @@ WINGS: dict[str, set[str]] = {
     "machine": {"adaptive", "backends", "hub"},
     "pipeline": {"adaptive", "decode", "drafters", "text"},
     "engine_trial": {"adaptive", "decode", "drafters"},
-    "drafter_loading": {"adaptive", "backends", "drafters", "hub", "machine", "text"},
+    "adaptive_loading": {"backends", "drafters", "text"},
+    "drafter_loading": {"adaptive", "adaptive_loading", "backends", "drafters", "hub", "machine", "text"},
     "loading": {
         "adaptive",
+        "adaptive_loading",
         "backends",
         "drafter_loading",
         "drafters",
