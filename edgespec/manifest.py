@@ -7,7 +7,7 @@ The format is described in docs/bundle.md.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -280,6 +280,24 @@ def read(path: Path) -> Manifest:
         for drafter in manifest.drafters:
             check_drafter(drafter)
     return manifest
+
+
+def adaptive_drafters(name: str, adaptive: Adaptive, k: Mapping[bool, int] | None = None) -> tuple[Drafter, Drafter]:
+    """The two drafters of some adaptive tokens: two-step under ``name``, and one-forward.
+
+    k: tokens a round, by whether it is one-forward; by default as many as there are.
+    """
+    two, one = (
+        Drafter(
+            name=name + end,
+            kind="adaptive",
+            adaptive=msgspec.structs.replace(adaptive, one_forward=bool(end)),
+            num_draft_tokens=k[bool(end)] if k else None,
+            needs=DrafterNeeds(extra=adaptive.count),
+        )
+        for end in ("", "-one-forward")
+    )
+    return two, one
 
 
 def check_drafter(drafter: Drafter) -> None:

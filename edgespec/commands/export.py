@@ -64,7 +64,8 @@ def command(
 
     With --draft and the folder of a trained draft, SOURCE is a bundle too: the draft is added to a copy of it.
 
-    With --adaptive-token the target drafts for itself: edgespec run -m DIR --draft adaptive "..."
+    With --adaptive-token the target drafts for itself: edgespec run -m DIR --draft adaptive "...", or
+    --draft adaptive-one-forward.
 
     With --format onnx or both, SOURCE may be a bundle: its models get the ONNX form, in a new bundle.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgespec import bundle
-from edgespec.manifest import Adaptive, DrafterNeeds
+from edgespec.manifest import Adaptive, adaptive_drafters
 from edgespec.text.placeholder_ids import require_placeholders
 from edgespec.text.vocabulary import Vocabulary, check_pair
 from edgespec_export import convert, forms, parity, staging, texts
@@ -115,20 +115,13 @@ def _drafter(target: _Part, draft: _Part, model: bundle.ModelFile) -> bundle.Dra
     )
 
 
-def _adaptive(request: Request, target: _Part) -> list[bundle.Drafter]:
-    """The drafter of a target that guesses at placeholders. Raises SettingError for ids that are none."""
+def _adaptive(request: Request, target: _Part) -> tuple[bundle.Drafter, ...]:
+    """The drafters of a target that guesses at placeholders. Raises SettingError for ids that are none."""
     if request.adaptive_count is None:
-        return []
+        return ()
     ends = target.texts.generation.eos_token_ids
     require_placeholders(request.adaptive_tokens, request.adaptive_count, target.vocabulary(), ends=ends)
-    return [
-        bundle.Drafter(
-            name="adaptive",
-            kind="adaptive",
-            adaptive=Adaptive(tokens=request.adaptive_tokens, count=request.adaptive_count),
-            needs=DrafterNeeds(extra=request.adaptive_count),
-        )
-    ]
+    return adaptive_drafters("adaptive", Adaptive(tokens=request.adaptive_tokens, count=request.adaptive_count))
 
 
 def _convert(part: _Part, folder: Path, say: Say) -> tuple[bundle.ModelFile, dict[str, Any], list[str]]:
