@@ -1,30 +1,28 @@
 """Adds trained placeholders to the target's own graph: its weights stay as they are, in whatever form they are.
 
 The placeholders are ids behind the vocabulary. ``ids - min(ids, last)`` is 0 for a real token and 1, 2, .. for them. It
-chooses a row of two tables: what is added to the embedding, and whether an adapter acts. Both are 0 for real tokens,
-and a sum with 0 is the same number. So their rows stay bit for bit what they were.
+chooses a row of three tables: whether the embedding is that of a real token, what is added to it, and whether an
+adapter acts. For real tokens these are 1, 0 and 0: a product with 1 and a sum with 0 are the same number.
 """
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from edgespec.backends.openvino.runtime import ops, ov
 from edgespec.errors import ConversionError
 from edgespec_train.sdsat.placeholders import GROUPS, Placeholders
+from edgespec_train.sdsat.rows import recognised
 
 
-def with_placeholders(xml: Path, out: Path, placeholders: Placeholders, embedding: torch.Tensor) -> int:
+def with_placeholders(xml: Path, out: Path, placeholders: Placeholders) -> int:
     """Write the graph with its placeholders, and its weights beside it; returns the id of the first placeholder.
 
-    embedding: of the last id of the vocabulary, ``(d,)``. Raises ConversionError for a graph whose
-    products are not those that the adapters were trained at.
+    Raises ConversionError for a graph whose products are not those that the adapters were trained at.
     """
     core = ov.Core()
     core.set_property({"ENABLE_MMAP": False})  # a mapped file could not be replaced on Windows
@@ -37,9 +35,10 @@ def with_placeholders(xml: Path, out: Path, placeholders: Placeholders, embeddin
     number = ops.subtract(indices, real)
     lookup.input(1).replace_source_output(real.output(0))
     vectors = placeholders.embeddings.detach().float().numpy()
-    table = np.concatenate([np.zeros_like(vectors[:1]), vectors - embedding.detach().float().numpy()])
+    table = np.concatenate([np.zeros_like(vectors[:1]), vectors])
+    is_real = _rows(np.array([[1.0], *([[0.0]] * len(vectors))], np.float32), number)
     readers = lookup.output(0).get_target_inputs()
-    embedded = ops.add(lookup, _rows(table, number))
+    embedded = ops.add(ops.multiply(lookup, is_real), _rows(table, number))
     for port in readers:
         port.replace_source_output(embedded.output(0))
     acts = _rows(np.array([[0.0], *([[1.0]] * len(vectors))], np.float32), number)
@@ -47,18 +46,16 @@ def with_placeholders(xml: Path, out: Path, placeholders: Placeholders, embeddin
     for layer, found_adapters in enumerate(placeholders.layers):
         adapters: Any = found_adapters
         for group, names in GROUPS.items():
-            found = _take(products, names, layer)
+            found = _take(products, len(names), layer)
             if group not in adapters:
                 continue
             adapter = adapters[group]
-            widths = [int(node.get_output_partial_shape(0)[-1].get_length()) for node in found]
-            if widths not in (adapter.sizes, [sum(adapter.sizes)]):
-                what = f"the products of layer {layer} are not those that were trained: {', '.join(names)}"
-                raise ConversionError(what, got=widths, allowed=adapter.sizes)
-            up, begin = adapter.up.detach().float().numpy(), 0
+            order = recognised(found, placeholders.weights(adapter), f"layer {layer}, {', '.join(names)}")
+            up, begin = adapter.up.detach().float().numpy()[order], 0
             narrow = ops.matmul(found[0].input_value(0), _matrix(adapter.down.detach().float().numpy()), False, True)
             acting = ops.multiply(narrow, acts)
-            for product, size in zip(found, widths, strict=True):
+            for product in found:
+                size = int(product.get_output_partial_shape(0)[-1].get_length())
                 _add_to(product, ops.matmul(acting, _matrix(up[begin : begin + size]), False, True))
                 begin += size
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -110,17 +107,14 @@ def _is_constant(node: Any) -> bool:
     )
 
 
-def _take(products: list[Any], names: tuple[str, ...], layer: int) -> list[Any]:
-    """The next products: one for all of a group, or one for each of its names, in the order of the names."""
+def _take(products: list[Any], most: int, layer: int) -> list[Any]:
+    """The next products: those that read what the first one reads. There is one for all of a group, or up to one for
+    each of its names."""
     if not products:
         raise ConversionError("the target's graph has fewer products than its layers", got=f"none in layer {layer}")
     first = products[0].input_value(0)
-    together = [node for node in products[: len(names)] if node.input_value(0) == first]
-    taken = [products.pop(0) for _ in together]
-    if len(taken) > 1:
-        called = {name: node for node in taken for name in names if re.search(rf"\b{name}\b", node.get_friendly_name())}
-        taken = [called[name] for name in names if name in called] if len(called) == len(names) else taken
-    return taken
+    together = [node for node in products[:most] if node.input_value(0) == first]
+    return [products.pop(0) for _ in together]
 
 
 def _add_to(product: Any, change: Any) -> None:

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 from transformers import DynamicCache
@@ -69,6 +71,11 @@ class Placeholders(nn.Module):
                 adapter = adapters[group] = Adapter(products, rank)
                 self._products += [(product, adapter, index) for index, product in enumerate(products)]
             self.layers.append(adapters)
+
+    def weights(self, adapter: Adapter) -> NDArray[np.float32]:
+        """``(out, in)`` of the target's products that an adapter is added to, one after the other."""
+        found = [product.weight for product, own, _ in self._products if own is adapter]
+        return torch.cat(found).detach().float().cpu().numpy()
 
     def embedded(self, slots: torch.Tensor) -> torch.Tensor:
         """slots: 0 for the first placeholder behind a token, and so on."""

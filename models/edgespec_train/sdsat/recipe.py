@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
@@ -20,15 +21,15 @@ import torch
 from accelerate import Accelerator, PartialState
 
 from edgespec import bundle
-from edgespec.bundle import IR_FILE, Bundle, Drafter
+from edgespec.bundle import IR_FILE, Bundle
 from edgespec.errors import ConversionError, SettingError
 from edgespec.hub.resolve import model_path
 from edgespec.machine.devices import machine
-from edgespec.manifest import Adaptive, DrafterNeeds
+from edgespec.manifest import Adaptive, adaptive_drafters
 from edgespec_export import staging
 from edgespec_train import loop
 from edgespec_train.corpus import shards
-from edgespec_train.corpus.build import identity, read_manifest, write_json
+from edgespec_train.corpus.build import identity, read_manifest, require_target, write_json
 from edgespec_train.corpus.texts import TargetTexts
 from edgespec_train.plot import plot
 from edgespec_train.progress import progress_bar
@@ -84,9 +85,13 @@ def make(settings: Settings, say: Say) -> Path:
     placeholders = Placeholders(model, count, rank=recipe.rank, groups=recipe.groups)
     with PartialState().main_process_first():  # the other processes find target and corpus
         pair = target_bundle(settings.target, folder, say)
+        with TemporaryDirectory(prefix="edgespec-") as scratch:  # a graph that cannot have them is refused first
+            with_placeholders(_graph(pair), Path(scratch) / IR_FILE, placeholders)
         plan = dict(settings.plan)
         corpus = settings.corpus or corpus_of(pair, folder / "corpus", plan.pop("corpus_tokens"), say, **plan)
+    require_target(corpus, pair)
     texts = TargetTexts(shards.shard_paths(corpus))
+    texts.check_ids(pair.manifest.target.vocab_size)
     texts, held_out = texts.split(shards.held_out_share(len(texts.texts)))
     if not texts.texts or not held_out.texts:
         raise SettingError("too few texts to train on", got=len(texts.texts), hint="more --corpus-tokens")
@@ -114,7 +119,8 @@ def make(settings: Settings, say: Say) -> Path:
     plot(curve, folder / "curve.png")
     greedy = [text for text in held_out.texts if held_out.temperature(text) == 0] or held_out.texts
     figures = worth(right_guesses(model, placeholders, held_out, greedy, recipe))
-    say(f"tokens a forward on held-out text: {figures['two_step']:.2f} two-step, {figures['one_forward']:.2f} merged")
+    two, one = figures["two_step"], figures["one_forward"]
+    say(f"tokens a forward on held-out text: {two:.2f} two-step, {one:.2f} one-forward")
     provenance = {
         "recipe": asdict(settings.schedule) | asdict(recipe),
         "corpus": {key: value for key, value in read_manifest(corpus).items() if key != "shards"},
@@ -137,32 +143,41 @@ def pack(
     say: Say,
 ) -> Path:
     """A bundle at ``out``: the target's own graph with placeholders. text: tokens on which the two are compared."""
-    own = model_path(pair, pair.manifest.target)
-    if own.suffix != ".xml":
-        raise ConversionError("the target has no OpenVINO IR to add placeholders to", got=own.name)
-    manifest = pair.manifest
+    own, manifest = _graph(pair), pair.manifest
     with staging.staged(out) as new:
         for file in filter(None, (manifest.tokenizer, manifest.chat_template)):
             shutil.copyfile(pair.path(file.file), new / file.file)
-        first = with_placeholders(own, new / IR_FILE, placeholders, model.get_input_embeddings().weight[-1])
+        first = with_placeholders(own, new / IR_FILE, placeholders)
         found = compare(own, new / IR_FILE, first, model, placeholders, text, recipe.count)
         difference = f"largest difference {found.standard_difference:.3g}"
         say(f"real tokens' logits: {difference}; guesses: {found.agreement:.2f} alike")
         ids = tuple(range(first, first + len(placeholders.embeddings)))
-        adaptive = Adaptive(tokens=ids, count=recipe.count if recipe.separate else MOST_TOKENS, rows=len(ids))
-        entry = Drafter(
-            name=NAME,
-            kind="adaptive",
-            adaptive=adaptive,
-            num_draft_tokens=1,
-            needs=DrafterNeeds(extra=adaptive.count),
+        adaptive = Adaptive(
+            tokens=ids,
+            count=recipe.count if recipe.separate else MOST_TOKENS,
+            rows=ids[-1] + 1 - manifest.target.vocab_size,
         )
+        best = {one: int(provenance["held_out"]["one_forward_k" if one else "two_step_k"]) for one in (False, True)}
         target = bundle.model_file(
             new, IR_FILE, precision=manifest.target.precision, vocab_size=manifest.target.vocab_size
         )
         lookups = tuple(drafter for drafter in manifest.drafters if drafter.kind == "ngram")
         measured = manifest.measured | {"draft": provenance | {"compared": found.as_dict()}}
         bundle.write(
-            new, msgspec.structs.replace(manifest, target=target, drafters=(*lookups, entry), measured=measured)
+            new,
+            msgspec.structs.replace(
+                manifest,
+                target=target,
+                drafters=(*lookups, *adaptive_drafters(NAME, adaptive, best)),
+                measured=measured,
+            ),
         )
     return out
+
+
+def _graph(pair: Bundle) -> Path:
+    """The target's own IR."""
+    own = model_path(pair, pair.manifest.target)
+    if own.suffix != ".xml":
+        raise ConversionError("the target has no OpenVINO IR to add placeholders to", got=own.name)
+    return own

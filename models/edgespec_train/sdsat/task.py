@@ -7,7 +7,7 @@ log-probabilities.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -104,8 +104,11 @@ class Guesses:
         return (each * weight).sum() / weight.sum().clamp(min=1e-9), len(each)
 
     def judge(self) -> Judged:
-        """On held-out texts that the target wrote greedily: what it says itself is the measure."""
-        return Judged.of(right_guesses(self._target, self.module, self._held_out, self._judged, self._recipe))
+        """On held-out texts that the target wrote greedily: what it says itself is the measure.
+
+        Block efficiency is that of one-forward rounds."""
+        right = right_guesses(self._target, self.module, self._held_out, self._judged, self._recipe)
+        return replace(Judged.of(right), block_efficiency=worth(right)["one_forward"])
 
 
 @torch.no_grad()
@@ -130,17 +133,20 @@ def right_guesses(
 
 
 def worth(right: Sequence[NDArray[np.bool_]]) -> dict[str, float]:
-    """Tokens a forward of the target, at the best number of guesses.
+    """Tokens a forward of the target, at the best number of guesses, which is said too.
 
     two_step: a forward drafts, the next one verifies. one_forward: each does both; what it drafts is of use only if it
     accepts its whole draft, else the next one begins anew.
 
     >>> worth([np.array([[True], [False]])])
-    {'two_step': 1.25, 'one_forward': 1.3333333333333333}
+    {'two_step': 1.25, 'two_step_k': 1, 'one_forward': 1.3333333333333333, 'one_forward_k': 1}
     """
     runs = [np.logical_and.accumulate(text, axis=1) for text in right if len(text)]
-    accepted = np.concatenate(runs).mean(0) if runs else np.zeros(0)  # by number: share with so many right
+    accepted = np.concatenate(runs).mean(0) if runs else np.zeros(1)  # by number: share with so many right
     expected = np.cumsum(accepted)
-    two = [1 + tokens / 2 for tokens in expected]
-    one = [1 + tokens / (2 - whole) for tokens, whole in zip(expected, accepted, strict=True)]
-    return {"two_step": max([1.0, *map(float, two)]), "one_forward": max([1.0, *map(float, one)])}
+    schemes = {"two_step": 1 + expected / 2, "one_forward": 1 + expected / (2 - accepted)}
+    found: dict[str, float] = {}
+    for name, tokens in schemes.items():
+        best = int(tokens.argmax())
+        found |= {name: float(tokens[best]), f"{name}_k": best + 1}
+    return found
