@@ -38,12 +38,14 @@ def sdsat(target: str, output: Path, **options: Any) -> None:
     """Train adaptive tokens for TARGET (SDSAT, arXiv 2403.18647); prints the folder of the bundle.
 
     TARGET is a transformers folder, a .gguf file, a name of one, or OWNER/NAME[@REVISION] on the Hugging Face hub.
-    It is frozen: what it writes stays bit for bit the same. Only the new tokens' embeddings are trained, and small
-    adapters that act on their rows. All work is in DIR; after an interruption the same command goes on.
+    It is frozen: its logits stay bit for bit the same on OpenVINO, and but for rounding on ONNX Runtime. Only the new
+    tokens' embeddings are trained, and small adapters that act on their rows. All work is in DIR; after an
+    interruption the same command goes on.
 
     \b
     edgespec train sdsat default -o work --corpus-tokens 300000
     edgespec run -m work/bundle --draft sdsat "Hello"
+    edgespec run -m work/bundle --draft sdsat-one-forward "Hello"
     """
     from edgespec_train import train_sdsat
 
