@@ -38,6 +38,7 @@ FORMATS = ("openvino", "onnx", "both")
     help="Placeholder that SOURCE was trained to guess at (SDSAT). One for all places, or one for each.",
 )
 @click.option("--adaptive-count", type=int, metavar="N", help="How many of them follow a token.")
+@click.option("--aot", is_flag=True, help="Compile the models for the NPU of this machine too, into the bundle.")
 @click.option("--trust-remote-code", is_flag=True, help="Run Python code that comes with SOURCE.")
 @click.option("--force", is_flag=True, help="Replace the bundle at DIR.")
 @click.option("--verbose", is_flag=True, help="Show what the conversion libraries print.")
@@ -53,6 +54,7 @@ def command(
     output_format: str,
     adaptive_tokens: tuple[int, ...],
     adaptive_count: int | None,
+    aot: bool,
     trust_remote_code: bool,
     force: bool,
     verbose: bool,
@@ -75,6 +77,10 @@ def command(
     """
     from edgespec_export import Request, export, is_bundle, split_weights
 
+    if aot:
+        from edgespec.machine import ahead_of_time
+
+        ahead_of_time.require_npu()
     if is_bundle(source) and (weights or draft_weights or group_size or sym or ratio is not None):
         got = weights or draft_weights or "--group-size, --sym or --ratio"
         raise SettingError("the models of a bundle keep their weights", got=got, hint="export the original model")
@@ -94,4 +100,7 @@ def command(
         force=force,
         verbose=verbose,
     )
-    click.echo(export(request, lambda line: click.echo(line, err=True)))
+    folder = export(request, lambda line: click.echo(line, err=True))
+    if aot:
+        ahead_of_time.write_blobs(folder, lambda line: click.echo(line, err=True))
+    click.echo(folder)
