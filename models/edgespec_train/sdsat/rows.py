@@ -39,7 +39,7 @@ def recognised(products: list[Any], weights: NDArray[np.float32], name: str) -> 
     if len(np.unique(order)) < len(order) or likeness.max(1).min() < _ALIKE:
         known = np.unique(order[likeness.max(1) >= _ALIKE])
         raise ConversionError(what, got=f"{len(known)} rows alike", allowed=str(len(order)))
-    return order
+    return np.asarray(order, np.intp)
 
 
 def _rows(products: list[Any]) -> NDArray[np.float32]:
@@ -51,4 +51,5 @@ def _rows(products: list[Any]) -> NDArray[np.float32]:
 
 
 def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    return rows / (np.linalg.norm(rows, axis=1, keepdims=True) + np.float32(1e-12))
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True) + np.float32(1e-12)
+    return np.asarray(rows / lengths, np.float32)
