@@ -1,8 +1,8 @@
 """The KV cache inside an engine: states that only grow, and a list of where the text is in them.
 
-In a masked graph a row that went stays in the states, and no row sees it. So a crop changes a length, and ``keep`` moves
-a number, not keys and values. Rows that went cost attention time all the same. When they are too many, the states are
-rewritten without them, between two forwards. In a cut graph the engine drops them (see ``stateful_graph``).
+In a masked graph a row that went stays in the states, and no row sees it. So a crop changes a length, and ``keep``
+moves a number, not keys and values. Rows that went cost attention time all the same. When they are too many, the states
+are rewritten without them, between two forwards. In a cut graph the engine drops them (see ``stateful_graph``).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A causal language model whose cache is inside the engine, as states: on GPU, or on CPU if asked for.
 
 Rolling back is a shorter list of rows (``engine_states``). Its graph is made in memory from any IR with states
-(``stateful_graph``). Numerics are fast only: attention over states sums in another order at other widths, and where rows
-that went lie between those that stay.
+(``stateful_graph``). Numerics are fast only: attention over states sums in another order at other widths, and where
+rows that went lie between those that stay.
 """
 
 from __future__ import annotations
