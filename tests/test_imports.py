@@ -63,10 +63,12 @@ WINGS: dict[str, set[str]] = {
     "machine": {"adaptive", "backends", "hub"},
     "pipeline": {"adaptive", "decode", "drafters", "text"},
     "engine_trial": {"adaptive", "decode", "drafters"},
+    "adaptive_loading": {"backends", "drafters", "text"},
     "planner": {"backends", "engine_trial", "machine", "pipeline"},
-    "drafter_loading": {"adaptive", "backends", "drafters", "hub", "machine", "text"},
+    "drafter_loading": {"adaptive", "adaptive_loading", "backends", "drafters", "hub", "machine", "text"},
     "loading": {
         "adaptive",
+        "adaptive_loading",
         "backends",
         "drafter_loading",
         "drafters",

@@ -334,3 +334,16 @@ def _initialise(
         taken = take_over(draft, id_map, earlier.to(accelerator.device), np.load(settings.from_draft / "id_map.npy"))
         say(f"goes on from {settings.from_draft.name}: {taken} of its ids")
     return draft  # type: ignore[no-any-return]
+
+
+def checkpoint_of(reference: str) -> PreTrainedModel:
+    """A model as torch reads it, in float32. Raises SettingError where torch cannot."""
+    try:
+        source = _source(reference)
+    except EdgespecError as error:
+        if _is_checkpoint(reference):
+            raise
+        hint = "name its transformers folder or .gguf file, or OWNER/NAME on the hub"
+        raise SettingError(f"{reference} cannot be trained through: {error}", hint=hint) from error
+    model: PreTrainedModel = convert.load(source, Weights("f32"), convert.read_config(source))
+    return model
