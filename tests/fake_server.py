@@ -19,7 +19,9 @@ from edgespec.bundle import Bundle, Generation, HashedFile, Manifest, ModelFile,
 from edgespec.drafters.ngram import NGram
 from edgespec.pipeline import Pipeline
 from edgespec.protocols import Model
+from edgespec.server.address import Address
 from edgespec.server.app import application
+from edgespec.server.listen import Listener
 from edgespec.server.residents import Offer, Residents
 from edgespec.server.service import Service
 from tests.tiny_models import TEMPLATE, train_tokenizer
@@ -97,13 +99,12 @@ def service_of(*pipelines: Pipeline, **options: Any) -> Service:
 @contextmanager
 def on_a_port(service: Service, **options: Any) -> Iterator[str]:
     """The server on a port of this machine, as ``edgespec serve`` runs it. Yields its address."""
-    from edgespec.server.listen import Listener
-
-    listener = Listener(application(service, **options), service, host="127.0.0.1", port=0)
+    address = Address("127.0.0.1", 0)
+    listener = Listener(application(service, **options), service, address)
     thread = threading.Thread(target=lambda: asyncio.run(listener.run()), daemon=True)
     thread.start()
     try:
-        yield listener.url
+        yield address.url
     finally:
         listener.stop()
         thread.join(20)

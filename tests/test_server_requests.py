@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import threading
@@ -16,6 +17,7 @@ import pytest
 from edgespec.errors import SettingError
 from edgespec.pipeline import Pipeline
 from edgespec.server import wire
+from edgespec.server.address import Address
 from edgespec.server.app import application
 from edgespec.server.listen import Listener
 from edgespec.server.service import Service
@@ -204,12 +206,11 @@ def test_a_server_that_stops_ends_a_long_stream_with_an_error(
     pipeline: Pipeline, engine: Engine, service: Service
 ) -> None:
     engine.pace_s = 0.02
-    listener = Listener(application(service), service, host="127.0.0.1", port=0, grace_s=0.2)
-    import asyncio
-
+    address = Address("127.0.0.1", 0)
+    listener = Listener(application(service), service, address, grace_s=0.2)
     thread = Beside(lambda: asyncio.run(listener.run()))
     fields = body(stream=True, ignore_eos=True, max_tokens=450)
-    with httpx.stream("POST", f"{listener.url}/v1/chat/completions", json=fields, timeout=LONG_S) as answer:
+    with httpx.stream("POST", f"{address.url}/v1/chat/completions", json=fields, timeout=LONG_S) as answer:
         lines = answer.iter_lines()
         next(line for line in lines if '"content":"' in line)
         listener.stop()
@@ -218,15 +219,15 @@ def test_a_server_that_stops_ends_a_long_stream_with_an_error(
     thread.end()
 
 
-def test_a_port_in_use_is_named_and_a_second_server_recognized(url: str, service: Service) -> None:
+def test_a_port_in_use_is_named_and_a_second_server_recognized(url: str) -> None:
     port = int(url.rsplit(":", 1)[1])
     with pytest.raises(SettingError, match="An edgespec server is running there") as error:
-        Listener(application(service), service, host="127.0.0.1", port=port)
+        Address("127.0.0.1", port)
     assert str(port) in str(error.value) and error.value.setting == "port"
     with socket.create_server(("127.0.0.1", 0)) as other:
         other.settimeout(0.01)
         with pytest.raises(SettingError, match="in use. Stop what uses it"):
-            Listener(application(service), service, host="127.0.0.1", port=other.getsockname()[1])
+            Address("127.0.0.1", other.getsockname()[1])
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,17 +250,15 @@ def test_a_slow_reader_keeps_nobody_waiting(url: str) -> None:
 
 @pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="no such sockets here")
 def test_a_socket_in_the_file_system(service: Service, tmp_path: Path) -> None:
-    import asyncio
-
     path = tmp_path / "edgespec.sock"
     for _ in range(2):
-        listener = Listener(application(service), service, host="", port=0, path=path)
+        listener = Listener(application(service), service, Address("", 0, path))
         thread = Beside(lambda: asyncio.run(listener.run()))  # noqa: B023
         with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://any") as client:
             until(lambda: path.exists())
             assert client.get("/health").status_code == 200
             with pytest.raises(SettingError, match="in use"):
-                Listener(application(service), service, host="", port=0, path=path)
+                Address("", 0, path)
         listener.stop()
         thread.end()
         service = Service(service.residents)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
+import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HTTPRequest
@@ -13,10 +15,19 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
 from edgespec.server import openai
-from edgespec.server.refusals import NoRoute, Refusal, Unavailable, WrongMethod
-from edgespec.server.security import Guard
+from edgespec.server.metrics import CONTENT_TYPE, Metrics
+from edgespec.server.refusals import NoRoute, Refusal, Unauthorized, Unavailable, WrongMethod
+from edgespec.server.security import SHUTDOWN_PATH, Guard, same_secret
 from edgespec.server.service import Service
 from edgespec.server.wire import Endpoint, Json, ShapeError, refused
+
+
+@dataclass(frozen=True)
+class Shutdown:
+    """token: what ``POST /shutdown`` asks for. stop: begins a graceful stop."""
+
+    token: str
+    stop: Callable[[], None]
 
 
 def application(
@@ -25,10 +36,13 @@ def application(
     api_key: str | None = None,
     hosts: Collection[str] | None = (),
     origins: Collection[str] = (),
+    shutdown: Shutdown | None = None,
     more: Sequence[BaseRoute] = (),
 ) -> ASGIApp:
     """The server without its socket. more: further routes, such as those of a page."""
-    routes = [*openai.routes(service), *_own(service), *more]
+    metrics = Metrics(service.residents)
+    service.listeners.append(metrics.ended)
+    routes = [*openai.routes(service), *_own(service, metrics, shutdown), *more]
     app = Starlette(routes=routes, exception_handlers={HTTPException: _not_routed})
     return Guard(app, shape_of, api_key=api_key, hosts=hosts, origins=origins)
 
@@ -38,7 +52,7 @@ def shape_of(path: str) -> ShapeError:
     return openai.shape_error
 
 
-def _own(service: Service) -> list[Route]:
+def _own(service: Service, metrics: Metrics, shutdown: Shutdown | None) -> list[Route]:
     async def health(http: HTTPRequest, body: bytes) -> Json:
         if service.stopping is not None:
             return refused(service.stopping, _shape_health)
@@ -46,7 +60,21 @@ def _own(service: Service) -> list[Route]:
             return refused(Unavailable("Loading model", retry_after_s=1.0), _shape_health)
         return Json({"status": "ok"})
 
-    return [Route(path, Endpoint(health, openai.shape_error), methods=["GET"]) for path in ("/health", "/v1/health")]
+    async def numbers(http: HTTPRequest, body: bytes) -> Json:
+        return Json(metrics.text(), media_type=CONTENT_TYPE)
+
+    async def stop(http: HTTPRequest, body: bytes) -> Json:
+        token = http.headers.get("authorization", "").removeprefix("Bearer ")
+        if shutdown is None or not same_secret(token, shutdown.token):
+            raise Unauthorized("wrong or missing token; it is in server.json of the user's data folder")
+        shutdown.stop()
+        return Json({"status": "stopping"})
+
+    return [
+        *[Route(path, Endpoint(health, openai.shape_error), methods=["GET"]) for path in ("/health", "/v1/health")],
+        Route("/metrics", Endpoint(numbers, openai.shape_error), methods=["GET"]),
+        Route(SHUTDOWN_PATH, Endpoint(stop, openai.shape_error), methods=["POST"]),
+    ]
 
 
 def _shape_health(why: Refusal) -> dict[str, Any]:
@@ -61,7 +89,5 @@ async def _not_routed(request: HTTPRequest, error: Exception) -> Response:
     if status == WrongMethod.status:
         why = WrongMethod(f"{path} does not take {request.method}")
     found = refused(why, shape_of(path))
-    import msgspec
-
     headers = dict(cast(HTTPException, error).headers or {})
     return Response(msgspec.json.encode(found.content), found.status, headers, found.media_type)

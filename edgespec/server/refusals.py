@@ -60,6 +60,12 @@ class Replaced(Refusal):
     status, code = 409, "replaced"
 
 
+class Gone(Refusal):
+    """The client closed its connection: nobody reads this."""
+
+    status, code = 499, "client_gone"
+
+
 class TooLarge(Refusal):
     status, code = 413, "body_too_large"
 

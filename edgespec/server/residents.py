@@ -17,16 +17,25 @@ from edgespec.server.schema import Kind
 from edgespec.server.sequences import Sequences
 from edgespec.server.worker import Worker
 
+_UNLOAD_S = 5.0
+"""for a thread to end; one that still loads its model is not waited for"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Offer:
-    """A model that may be loaded. ``size_bytes``: of its weights, as far as that is known before it is loaded."""
+    """A model that may be loaded.
+
+    size_bytes: of its weights, as far as that is known before it is loaded. aliases: other names of it. keep_alive_s:
+    how long it stays loaded when it is not used, unless a request says otherwise; None or below 0: for good.
+    """
 
     name: str
     load: Callable[[], Pipeline]
     size_bytes: int = 0
     context_length: int | None = None
+    aliases: tuple[str, ...] = ()
     created: int = 0
+    keep_alive_s: float | None = None
 
 
 @dataclass(eq=False)
@@ -60,10 +69,7 @@ class Resident:
 
 
 class Residents:
-    """offers: by name, the default one first. budget_bytes: of weights and KV caches together; None: no limit.
-
-    keep_alive_s: how long an unused model stays, unless a request says otherwise; None or below 0: for good.
-    """
+    """offers: by name, the default one first. budget_bytes: of weights and KV caches together; None: no limit."""
 
     def __init__(
         self,
@@ -71,13 +77,12 @@ class Residents:
         sequences: Sequences | None = None,
         *,
         budget_bytes: int | None = None,
-        keep_alive_s: float | None = None,
         longest_queue: int = 64,
     ) -> None:
         self.offers = dict(offers)
         self.sequences = sequences or Sequences(0)
         self.loaded: dict[str, Resident] = {}
-        self._budget_bytes, self._keep_alive_s, self._longest_queue = budget_bytes, keep_alive_s, longest_queue
+        self._budget_bytes, self._longest_queue = budget_bytes, longest_queue
         self._leaving: set[asyncio.Task[None]] = set()
 
     def find(self, name: str | None) -> Offer:
@@ -85,8 +90,9 @@ class Residents:
         if name is None:
             return next(iter(self.offers.values()))
         for spelt in (name, name.removesuffix(":latest")):
-            if spelt in self.offers:
-                return self.offers[spelt]
+            for offer in self.offers.values():
+                if spelt == offer.name or spelt in offer.aliases:
+                    return offer
         raise NoModel(f"no model {name!r}; there is {', '.join(self.offers)}", param="model")
 
     async def take(self, name: str | None, kind: Kind) -> Resident:
@@ -121,7 +127,7 @@ class Residents:
         if resident := self.loaded.pop(name, None):
             self._keep(resident)
             resident.worker.close(why or Unavailable(f"{name} was unloaded", retry_after_s=1.0))
-            await asyncio.to_thread(resident.worker.join)
+            await asyncio.to_thread(resident.worker.join, _UNLOAD_S)
 
     async def close(self, why: Refusal) -> None:
         for name in list(self.loaded):
@@ -134,7 +140,7 @@ class Residents:
         if resident := self.loaded.get(offer.name):  # while others were unloaded, somebody else began to load it
             return resident
         worker = Worker(offer.name, offer.load, self.sequences, longest_queue=self._longest_queue)
-        self.loaded[offer.name] = resident = Resident(offer, worker, kind, keep_alive_s=self._keep_alive_s)
+        self.loaded[offer.name] = resident = Resident(offer, worker, kind, keep_alive_s=offer.keep_alive_s)
         worker.start()
         return resident
 
@@ -151,7 +157,7 @@ class Residents:
             await self.unload(oldest.offer.name)
 
     def _bytes(self) -> int:
-        return self.sequences.nbytes + sum(each.bytes for each in self.loaded.values())
+        return sum(each.bytes for each in self.loaded.values())
 
     def _may_leave(self, kind: Kind) -> Iterator[Resident]:
         """Unused models, longest unused first. A completion does not take the place of a chat's model."""

@@ -4,20 +4,35 @@ model's thread to the event loop."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from time import perf_counter
 
 from edgespec.generation import Generation
 from edgespec.pipeline import Pipeline
 from edgespec.server.prepare import Prepared, prepare
-from edgespec.server.refusals import Failed, Refusal, Unavailable, refusal
+from edgespec.server.refusals import Failed, Gone, Refusal, Unavailable, refusal
 from edgespec.server.residents import Resident, Residents
 from edgespec.server.schema import Chunk, Request
 from edgespec.server.worker import Job
 
-Finished = Callable[[str, Request, Generation | None, Refusal | None, float, float | None], None]
-"""Told of each request that ended: model, request, result, why there is none, seconds in all, seconds until a text."""
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """A request that ended, for metrics and the terminal.
+
+    why: there is no result. total_s: since it was queued. first_s: until the first text, if one came. plain_s: expected
+    time per token without drafts, if costs were measured.
+    """
+
+    model: str
+    request: Request
+    result: Generation | None
+    why: Refusal | None
+    total_s: float
+    first_s: float | None
+    plain_s: float | None
 
 
 class Answer(AsyncIterator[Chunk]):
@@ -58,21 +73,32 @@ class Answer(AsyncIterator[Chunk]):
     def close(self, why: Refusal | None = None) -> None:
         """Nobody reads on: the engine stops at the next round."""
         if not self._over:
-            why = why or Unavailable("the client is gone")
+            why = why or Gone("the client is gone")
             self._resident.worker.end(self._job, why)
             self._end(None, why)
 
     def _end(self, result: Generation | None, why: Refusal | None) -> None:
         self._over = True
-        self._service.ended(self._resident, self._job, result, why, self._first_s)
+        self._service.ended(
+            self._resident,
+            Ended(
+                model=self.model,
+                request=self._job.request,
+                result=result,
+                why=why,
+                total_s=perf_counter() - self._job.queued_s,
+                first_s=self._first_s,
+                plain_s=self.pipeline.expected_plain_s(result.stats) if result else None,
+            ),
+        )
 
 
 class Service:
-    """finished: told of each request that ended, for metrics and the terminal."""
+    """listeners: told of each request that ended. time_limit_s: of one answer, which is cut short there."""
 
-    def __init__(self, residents: Residents, *, finished: Finished | None = None, time_limit_s: float = 600.0) -> None:
+    def __init__(self, residents: Residents, *, time_limit_s: float = 600.0) -> None:
         self.residents = residents
-        self._finished = finished
+        self.listeners: list[Callable[[Ended], None]] = []
         self.time_limit_s = time_limit_s
         self.stopping: Refusal | None = None
         self.is_ready = True
@@ -106,12 +132,17 @@ class Service:
         resident.worker.submit(job)
         return answer
 
-    def ended(
-        self, resident: Resident, job: Job, result: Generation | None, why: Refusal | None, first_s: float | None
-    ) -> None:
-        self.residents.give_back(resident, job.request.keep_alive_s)
-        if self._finished is not None:
-            self._finished(resident.offer.name, job.request, result, why, perf_counter() - job.queued_s, first_s)
+    def ended(self, resident: Resident, ended: Ended) -> None:
+        self.residents.give_back(resident, ended.request.keep_alive_s)
+        for tell in self.listeners:
+            tell(ended)
+
+    async def begin(self, names: Sequence[str]) -> None:
+        """Load the models that the server begins with. Raises Refusal."""
+        self.is_ready = False
+        for name in names:
+            self.residents.give_back(await self.residents.take(name, "chat"))
+        self.is_ready = True
 
     async def stop(self, grace_s: float) -> None:
         """Take no more requests, let those that run go on for a while, then end them."""
