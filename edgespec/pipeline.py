@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from operator import index
 from statistics import median
 from typing import Any
@@ -16,16 +17,23 @@ from edgespec.decode.speculative import speculative
 from edgespec.drafters.none import NoDrafter
 from edgespec.errors import ContextFull, SettingError
 from edgespec.generation import Generation, Stream
-from edgespec.protocols import Drafter, Model, Policy, Progress
+from edgespec.protocols import Constraint, Drafter, Model, Policy, Progress
 from edgespec.sampling_params import SamplingParams, is_whole
 from edgespec.stats import Stats
 from edgespec.text.chat_template import ChatTemplate, Message
 from edgespec.text.control_tokens import ControlTokens, texts_in
+from edgespec.text.hole_end import HoleEnd
+from edgespec.text.infill import Files, Infill, InfillPrompt
 from edgespec.text.response_format import Grammar, Grammars, grammar_of
+from edgespec.text.token_boundary import BeginsWith
 from edgespec.text.tokenizer import Detokenizer, StopStrings, Tokenizer
 from edgespec.turn import Turn
 
 DEFAULT_NEW_TOKENS = 512
+DEFAULT_HOLE_TOKENS = 128
+"""of the text of a hole"""
+DEFAULT_HOLE_PROMPT = 2048
+"""tokens of the text around a hole, and of other files"""
 
 
 class Pipeline:
@@ -137,6 +145,56 @@ class Pipeline:
         ids = self.tokenizer.encode_parts(self._control.parts(text, mark)) if mark else self.tokenizer.encode(text)
         return self.stream_tokens(ids, **options)
 
+    def infill(self, prefix: str, suffix: str = "", **options: Any) -> Generation:
+        """Like ``stream_infill``, but returns the whole generation."""
+        stream = self.stream_infill(prefix, suffix, **options)
+        for _ in stream:
+            pass
+        return stream.result
+
+    def stream_infill(
+        self,
+        prefix: str,
+        suffix: str = "",
+        *,
+        files: Files = (),
+        path: str | None = None,
+        prompt_tokens: int = DEFAULT_HOLE_PROMPT,
+        indent: int = 0,
+        max_s: float | None = None,
+        max_new_tokens: int = DEFAULT_HOLE_TOKENS,
+        stop: str | Sequence[str] | None = (),
+        **options: Any,
+    ) -> Stream:
+        """Write the text between ``prefix`` and ``suffix``, as an editor asks at its cursor.
+
+        A model that knows how to fill a hole is shown both. Any other goes on with the prefix, and its text ends where
+        it meets the suffix (see ``text.fim``).
+
+        files: other texts to know, as ``{path: text}``, the most important one last. path: of the file with the hole.
+        prompt_tokens: most tokens of all these. What is nearest to the hole is kept (see ``text.infill``).
+        indent: the text ends before a line that is indented by fewer characters. 0 is off.
+        max_s: the text ends after so many seconds, but not within its first line.
+        stop, other options: see ``stream_tokens``.
+        """
+        room = self.target.cache.capacity
+        if is_whole(max_new_tokens):
+            room -= max_new_tokens
+        if not (is_whole(prompt_tokens) and prompt_tokens >= 1):
+            raise SettingError("prompt_tokens", got=prompt_tokens, allowed="1 or more", setting="prompt_tokens")
+        prompt = self._infilling.prompt(
+            prefix,
+            suffix,
+            files=files,
+            path=path,
+            room=min(room, prompt_tokens),
+            indent=indent,
+            seconds=max_s,
+            heal=options.get("response_format") is None,
+        )
+        stops = (*_strings(stop), *prompt.stops)
+        return self.stream_tokens(prompt.tokens, max_new_tokens=max_new_tokens, stop=stops, hole=prompt, **options)
+
     def stream_tokens(
         self,
         prompt: list[int],
@@ -151,6 +209,7 @@ class Pipeline:
         policy: Policy | None = None,
         progress: Progress | None = None,
         wait: bool = True,
+        hole: InfillPrompt | None = None,
     ) -> Stream:
         """Continue a prompt of token ids.
 
@@ -164,6 +223,7 @@ class Pipeline:
         num_draft_tokens: k for every round. None takes the pipeline's own k. Without one, measured costs decide.
         drafter: used instead of the pipeline's own. policy: used instead of both. progress: called during the prefill.
         wait: wait for the text of another thread. If False, SettingError is raised when the first piece is asked for.
+        hole: what ``prompt`` was made of, if it is the prompt of a hole: see ``stream_infill``.
         """
         if max_new_tokens is None:
             max_new_tokens = DEFAULT_NEW_TOKENS if response_format is None else self.target.cache.capacity
@@ -207,7 +267,9 @@ class Pipeline:
             seed=params.seed,
         )
         began = result.stats.clock()
-        constraint = self._constraint(response_format, ignore_eos)
+        constraint: Constraint | None = self._constraint(response_format, ignore_eos)
+        if hole is not None and hole.again:
+            constraint = BeginsWith(hole.again, self._infilling.spellings(self.target.vocab_size))
         stops = _strings(stop)
         ends = self.tokenizer.stop_tokens(stops)
         lists = speculative(
@@ -221,7 +283,11 @@ class Pipeline:
             progress=progress,
             constraint=constraint,
         )
-        pieces = self._texts(lists, StopStrings(stops, ends), result, ignore_eos, began)
+        scan = StopStrings(stops, ends)
+        if hole is not None:
+            scan = HoleEnd(stops, ends, hole.rules, result.stats.clock, skip=hole.typed_again)
+            lists = _reading_as(drafter or self.drafter, hole, lists)
+        pieces = self._texts(lists, scan, result, ignore_eos, began)
         return Stream(self._turn.run(pieces, wait=wait), result)
 
     def fixed_length(self, k: int) -> FixedLength:
@@ -263,6 +329,10 @@ class Pipeline:
         length = stats.prompt_tokens + stats.committed
         return self._target_s.seconds(1, length) + median(round_.host_s for round_ in stats.rounds)
 
+    @cached_property
+    def _infilling(self) -> Infill:
+        return Infill(self.tokenizer)
+
     def _constraint(self, response_format: Mapping[str, Any] | None, ignore_eos: bool) -> Grammar | None:
         """A fresh constraint for one generation."""
         grammar = grammar_of(response_format, ignore_eos=ignore_eos)
@@ -299,6 +369,12 @@ class Pipeline:
         result.finish_reason = "stop" if stops.found is not None or ended else "length"
         if tail:
             yield tail
+
+
+def _reading_as(drafter: Drafter, hole: InfillPrompt, lists: Iterator[list[int]]) -> Iterator[list[int]]:
+    """The same tokens. The drafter is told within the turn of their text, before its first step."""
+    drafter.read_as(hole.anchor, hole.as_read)
+    yield from lists
 
 
 def _strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
