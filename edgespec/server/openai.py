@@ -15,12 +15,14 @@ from starlette.routing import Route
 
 from edgespec.generation import Generation
 from edgespec.server import figures, wire
+from edgespec.server.answer_parts import Parts, PartScanner
 from edgespec.server.fields import Common, read
 from edgespec.server.messages import plain_messages
 from edgespec.server.refusals import BadRequest, Refusal, refusal
 from edgespec.server.schema import Chat, Chunk, Request, Text, Tokens
 from edgespec.server.service import Answer, Service
 from edgespec.server.wire import Endpoint, Json, Streamed, event
+from edgespec.text.tool_calls import ToolCall
 
 PREFIXES = ("/v1", "/v3")
 _MOST_ANSWERS = 8
@@ -213,21 +215,51 @@ class _ChatShape(_Shape):
     prefix, object, part_object = "chatcmpl-", "chat.completion", "chat.completion.chunk"
 
     def first(self, index: int, answer: Answer) -> dict[str, Any]:
+        self._scan, self._calls = PartScanner(answer.prepared), 0
         return self._part(index, {"delta": {"role": "assistant", "content": ""}})
 
     def parts(self, index: int, chunk: Chunk) -> list[dict[str, Any]]:
-        parts = []
-        if chunk.text or (self._progress and chunk.read):
-            delta = {"content": chunk.text} if chunk.text else {}
-            parts.append(self._noted(self._part(index, {"delta": delta}), replace(chunk, result=None)))
+        found = self._scan.push(chunk.text)
         if chunk.result is not None:
-            last = self._part(index, {"delta": {}}, chunk.result.finish_reason)
-            parts.append(self._noted(last, replace(chunk, read=None, rounds=() if parts else chunk.rounds)))
+            last = self._scan.flush()
+            found = Parts(found.content + last.content, found.reasoning + last.reasoning, found.calls + last.calls)
+        parts = []
+        if found or chunk.rounds or (self._progress and chunk.read):
+            delta = self._delta(found)
+            if delta or self._rounds or chunk.read:
+                parts.append(self._noted(self._part(index, {"delta": delta}), replace(chunk, result=None)))
+        if chunk.result is not None:
+            finish = "tool_calls" if self._calls else chunk.result.finish_reason
+            parts.append(self._noted(self._part(index, {"delta": {}}, finish), Chunk(result=chunk.result)))
         return parts
 
+    def _delta(self, found: Parts) -> dict[str, Any]:
+        delta: dict[str, Any] = {}
+        if found.reasoning:
+            delta["reasoning_content"] = found.reasoning
+        if found.content:
+            delta["content"] = found.content
+        if found.calls:
+            delta["tool_calls"] = [
+                {"index": self._calls + number, **call} for number, call in enumerate(map(_called, found.calls))
+            ]
+            self._calls += len(found.calls)
+        return delta
+
     def choice(self, index: int, answer: Answer, result: Generation) -> dict[str, Any]:
-        message = {"role": "assistant", "content": result.text}
-        return {"index": index, "message": message, "logprobs": None, "finish_reason": result.finish_reason}
+        found = PartScanner(answer.prepared).whole(result.text)
+        message: dict[str, Any] = {"role": "assistant", "content": found.content}
+        if found.reasoning:
+            message["reasoning_content"] = found.reasoning
+        if found.calls:
+            message |= {"content": found.content or None, "tool_calls": [_called(call) for call in found.calls]}
+        finish = "tool_calls" if found.calls else result.finish_reason
+        return {"index": index, "message": message, "logprobs": None, "finish_reason": finish}
+
+
+def _called(call: tuple[str, ToolCall]) -> dict[str, Any]:
+    name, arguments = call[1].name, call[1].arguments
+    return {"id": call[0], "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 class _TextShape(_Shape):
