@@ -95,6 +95,16 @@ class Residents:
                     return offer
         raise NoModel(f"no model {name!r}; there is {', '.join(self.offers)}", param="model")
 
+    def has(self, name: str) -> bool:
+        try:
+            self.find(name)
+        except NoModel:
+            return False
+        return True
+
+    def add(self, offer: Offer) -> None:
+        self.offers.setdefault(offer.name, offer)
+
     async def take(self, name: str | None, kind: Kind) -> Resident:
         """A loaded model, which stays until it is given back. Raises NoModel, Unavailable, Failed."""
         offer = self.find(name)
