@@ -109,7 +109,7 @@ class Ollama:
             self._service.residents.give_back(resident)
         length = pipeline.target.cache.capacity
         source = pipeline.template.source if pipeline.template else ""
-        fills = pipeline._infilling.format.fills
+        fills = pipeline.fills_holes
         capabilities = ["completion", *(["tools"] if is_known_to(source) else []), *(["insert"] if fills else [])]
         ends = "".join(
             f"\nstop {pipeline.tokenizer.engine.id_to_token(token)!r}" for token in sorted(pipeline.stop_ids)
@@ -190,7 +190,9 @@ class Ollama:
         raise NotOffered(f"{offer.name} is unloaded; its files stay. Remove the folder that `edgespec models` names")
 
     async def refuse(self, http: HTTPRequest, body: bytes) -> Json:
-        raise NotOffered(f"{http.url.path} is not supported: this server writes texts, and makes no embeddings or models")
+        raise NotOffered(
+            f"{http.url.path} is not supported: this server writes texts, and makes no embeddings or models"
+        )
 
     async def _load(self, asked: ChatRequest | GenerateRequest, kind: Kind, content: Mapping[str, Any]) -> Json:
         """A request without a prompt loads a model, or unloads it where it is kept for no time."""
@@ -203,9 +205,7 @@ class Ollama:
         reason = "unload" if asked.keep_alive_s == 0 else "load"
         return Json({"model": offer.name, "created_at": _now(), **content, "done": True, "done_reason": reason})
 
-    async def _respond(
-        self, asked: ChatRequest | GenerateRequest, request: Request, part: _Part
-    ) -> Json | Streamed:
+    async def _respond(self, asked: ChatRequest | GenerateRequest, request: Request, part: _Part) -> Json | Streamed:
         answer = await self._service.answer(request)
         if asked.stream is None or asked.stream:
             return Streamed(_lines(answer, part), wire.NDJSON)

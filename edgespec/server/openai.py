@@ -19,12 +19,13 @@ from edgespec.server.answer_parts import Parts, PartScanner
 from edgespec.server.fields import Common, read
 from edgespec.server.messages import plain_messages
 from edgespec.server.refusals import BadRequest, Refusal, refusal
-from edgespec.server.schema import Chat, Chunk, Request, Text, Tokens
+from edgespec.server.schema import Chat, Chunk, Infill, Prompt, Request, Text, Tokens
 from edgespec.server.service import Answer, Service
 from edgespec.server.wire import Endpoint, Json, Streamed, event
 from edgespec.text.tool_calls import ToolCall
 
 PREFIXES = ("/v1", "/v3")
+_OWN_VARIABLES = {"add_generation_prompt", "allow_special", "begun", "messages", "tools"}
 _MOST_ANSWERS = 8
 
 
@@ -101,6 +102,8 @@ class OpenAI:
         asked = read(body, ChatRequest)
         messages = plain_messages(asked.messages)
         variables = dict(asked.chat_template_kwargs or {})
+        if taken := sorted(_OWN_VARIABLES & variables.keys()):
+            raise BadRequest(f"chat_template_kwargs: {taken[0]} is set by the server", param="chat_template_kwargs")
         prompt = Chat(messages, tuple(asked.tools or ()), _tool_choice(asked), variables)
         request = _request(asked, prompt, "chat")
         return await self._respond(asked, request, _ChatShape(asked))
@@ -108,6 +111,8 @@ class OpenAI:
     async def completion(self, http: HTTPRequest, body: bytes) -> Json | Streamed:
         asked = read(body, CompletionRequest)
         request = _request(asked, _prompt(asked), "completion")
+        if asked.suffix and asked.key is None:  # an editor types on: what it asked for before is of no use
+            request = replace(request, key=f"{http.client.host if http.client else ''} {http.url.path}")
         return await self._respond(asked, request, _TextShape(asked))
 
     async def _respond(
@@ -278,10 +283,12 @@ class _TextShape(_Shape):
         return {"index": index, "text": result.text, "logprobs": None, "finish_reason": result.finish_reason}
 
 
-def _prompt(asked: CompletionRequest) -> Text | Tokens:
+def _prompt(asked: CompletionRequest) -> Text | Tokens | Infill:
     given = asked.prompt
     if isinstance(given, str):
-        return Text(given)
+        return Infill(given, asked.suffix) if asked.suffix else Text(given)
+    if asked.suffix:
+        raise BadRequest("suffix: it goes with a prompt that is one text", param="suffix")
     ids = [each for each in given if isinstance(each, int)]
     if len(ids) == len(given):
         return Tokens(ids)
@@ -290,7 +297,7 @@ def _prompt(asked: CompletionRequest) -> Text | Tokens:
     return Text(given[0])
 
 
-def _request(asked: ChatRequest | CompletionRequest, prompt: Chat | Text | Tokens, kind: Any) -> Request:
+def _request(asked: ChatRequest | CompletionRequest, prompt: Prompt, kind: Any) -> Request:
     return Request(
         prompt=prompt,
         kind=kind,

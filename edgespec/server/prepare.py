@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edgespec.pipeline import Pipeline
-from edgespec.server.refusals import BadRequest, NotOffered
+from edgespec.pipeline import DEFAULT_HOLE_TOKENS, Pipeline
+from edgespec.server.refusals import BadRequest
 from edgespec.server.schema import Chat, Infill, Request, Text, Tokens
 from edgespec.text import reasoning, tool_calls
+from edgespec.text.infill import InfillPrompt
 from edgespec.text.response_format import grammar_of
 
 _LAST = 4
@@ -20,17 +21,20 @@ _LAST = 4
 class Prepared:
     """tokens: of the prompt. response_format: of the answer, the request's own or that of a tool.
 
-    has_tools: the answer may be calls of tools. is_reasoning: the prompt ends within reasoning.
+    hole: what the prompt was made of, if it is that of a hole. has_tools: the answer may be calls of tools.
+    is_reasoning: the prompt ends within reasoning.
     """
 
     tokens: list[int]
     response_format: Mapping[str, Any] | None = None
+    hole: InfillPrompt | None = None
     has_tools: bool = False
     is_reasoning: bool = False
 
 
 def prepare(request: Request, pipeline: Pipeline) -> Prepared:
     """Raises EdgespecError for what this model cannot do, ContextFull for a prompt that is too long."""
+    hole: InfillPrompt | None = None
     match request.prompt:
         case Chat() as chat:
             return _prepare_chat(chat, request, pipeline)
@@ -38,9 +42,10 @@ def prepare(request: Request, pipeline: Pipeline) -> Prepared:
             tokens = pipeline.text_tokens(text)
         case Tokens(ids):
             tokens = list(ids)
-        case Infill():
-            raise NotOffered("this server fills no holes yet")
-    return _checked(Prepared(tokens=tokens, response_format=request.response_format), request, pipeline)
+        case Infill() as asked:
+            hole = _hole(asked, request, pipeline)
+            tokens = hole.tokens
+    return _checked(Prepared(tokens=tokens, response_format=request.response_format, hole=hole), request, pipeline)
 
 
 def _checked(prepared: Prepared, request: Request, pipeline: Pipeline) -> Prepared:
@@ -96,3 +101,17 @@ def _chosen(tools: list[Mapping[str, Any]], choice: str) -> list[Mapping[str, An
     if not chosen:
         raise BadRequest(f"tool_choice names no tool of this request: {name}", param="tool_choice")
     return chosen
+
+
+def _hole(asked: Infill, request: Request, pipeline: Pipeline) -> InfillPrompt:
+    length = request.max_new_tokens
+    return pipeline.infill_prompt(
+        asked.prefix + asked.typed,
+        asked.suffix,
+        files=asked.files,
+        path=asked.path,
+        max_new_tokens=DEFAULT_HOLE_TOKENS if length is None else min(length, pipeline.target.cache.capacity // 2),
+        indent=asked.indent,
+        max_s=asked.line_time_s,
+        heal=request.response_format is None and request.max_new_tokens != 0,
+    )

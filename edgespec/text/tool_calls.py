@@ -1,8 +1,8 @@
 """Calls of tools in the text of an answer, and the format that makes a model write one.
 
-Models write a call as JSON. Some put it between tags, ``<tool_call>`` and ``</tool_call>``, with text before, and
-several calls in a row. Others write nothing but the JSON of one call, or a list of calls; their tags are control tokens, which
-have no text. Some say ``arguments``, some ``parameters``.
+Models write a call as JSON. Some put it between tags, ``<tool_call>`` and ``</tool_call>``. They may write text before
+it, and several calls in a row. Others write nothing but the JSON of one call, or a list of calls. Their tags are
+control tokens, which have no text. Some say ``arguments``, some ``parameters``.
 """
 
 from __future__ import annotations
