@@ -116,7 +116,7 @@ def command(
             api_key=api_key,
             hosts=hosts,
             origins=allow_origin,
-            shutdown=record and Shutdown(record.token, lambda: listener.stop()),
+            shutdown=Shutdown(record.token, lambda: listener.stop()) if record else None,
         )
         listener = Listener(terminal.RefusedLines(app), service, address, begin=lambda: _begin(service, names, address))
         try:

@@ -40,12 +40,16 @@ def application(
     more: Sequence[BaseRoute] = (),
 ) -> ASGIApp:
     """The server without its socket. more: further routes, such as those of a page."""
+    app = Starlette(routes=[*more, *routes_of(service, shutdown)], exception_handlers={HTTPException: _not_routed})
+    return Guard(app, shape_of, api_key=api_key, hosts=hosts, origins=origins)
+
+
+def routes_of(service: Service, shutdown: Shutdown | None = None) -> list[Route]:
+    """All routes of the server's own."""
     metrics = Metrics(service.residents)
     service.listeners.append(metrics.ended)
     formats = [*openai.routes(service), *ollama.routes(service), *llama_cpp.routes(service)]
-    routes = [*more, *formats, *_own(service, metrics, shutdown)]
-    app = Starlette(routes=routes, exception_handlers={HTTPException: _not_routed})
-    return Guard(app, shape_of, api_key=api_key, hosts=hosts, origins=origins)
+    return [*formats, *_own(service, metrics, shutdown)]
 
 
 def shape_of(path: str) -> ShapeError:

@@ -28,7 +28,7 @@ from edgespec.text.tool_calls import is_known_to
 VERSION = "0.18.3"
 """of the Ollama whose routes these are; editors refuse an older one, or anything that is no number"""
 _ARCHITECTURE = "edgespec"
-_NOT_OFFERED = ("create", "copy", "push", "embed", "embeddings", "blobs/{digest}")
+NOT_OFFERED = ("create", "copy", "push", "embed", "embeddings", "blobs/{digest}")
 
 
 class ChatRequest(Common, kw_only=True):
@@ -70,7 +70,7 @@ def routes(service: Service) -> list[Route]:
         *[Route(f"/api/{name}", Endpoint(each, shape_error), methods=["POST"]) for name, each in posts.items()],
         *[Route(f"/api/{name}", Endpoint(each, shape_error), methods=["GET"]) for name, each in gets.items()],
         Route("/api/delete", Endpoint(handlers.delete, shape_error), methods=["DELETE"]),
-        *[Route(f"/api/{n}", Endpoint(handlers.refuse, shape_error), methods=["POST"]) for n in _NOT_OFFERED],
+        *[Route(f"/api/{n}", Endpoint(handlers.refuse, shape_error), methods=["POST"]) for n in NOT_OFFERED],
         Route("/", Endpoint(handlers.root, shape_error), methods=["GET"]),
     ]
 

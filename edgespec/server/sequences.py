@@ -118,8 +118,7 @@ class Sequences:
 
     def _shrink(self, kind: Kind) -> None:
         """Drop the oldest, down to the budget."""
-        for each in ("completion", "chat"):
-            ages = self._by_age[each]  # type: ignore[index]
+        for each, ages in self._by_age.items():  # completions first
             while self.nbytes > self._budget_bytes and ages:
                 if each == "chat" and kind == "completion":
                     return
