@@ -19,7 +19,7 @@ SECRET = "a very private question"
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
-    return fake_pipeline(tmp_path_factory.mktemp("metrics"), order=1)  # repeats itself, so that lookups draft
+    return fake_pipeline(tmp_path_factory.mktemp("metrics"), order=1, seed=1)  # repeats itself, so that lookups draft
 
 
 @pytest.fixture
