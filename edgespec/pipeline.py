@@ -386,6 +386,11 @@ class Pipeline:
         length = stats.prompt_tokens + stats.committed
         return self._target_s.seconds(1, length) + median(round_.host_s for round_ in stats.rounds)
 
+    @property
+    def fills_holes(self) -> bool:
+        """Whether the model reads the text behind a hole. Any other writes on from what stands before it."""
+        return self._infilling.format.fills
+
     @cached_property
     def _infilling(self) -> Infill:
         return Infill(self.tokenizer)

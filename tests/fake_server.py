@@ -63,6 +63,7 @@ def fake_pipeline(
     name: str = "tiny",
     template: str | None = TEMPLATE,
     seed: int = 3,
+    order: int = 3,
     model: Callable[..., Model] = Engine,
     **options: Any,
 ) -> Pipeline:
@@ -83,7 +84,7 @@ def fake_pipeline(
         generation=Generation(eos_token_ids=(EOS,), context_length=CAPACITY, eos_token="<|eos|>"),
     )
     options.setdefault("capacity", CAPACITY)
-    target = model(random_table(400, seed, order=3), 400, **options)
+    target = model(random_table(400, seed, order=order), 400, **options)
     return Pipeline(Bundle(folder, manifest), target, NGram(), num_draft_tokens=3)
 
 

@@ -27,6 +27,9 @@ HEAVY = {
     "jinja2",
     "rich",
     "llguidance",
+    "starlette",
+    "uvicorn",
+    "prometheus_client",
 }
 GROUND = {
     "bundle",
@@ -76,7 +79,8 @@ WINGS: dict[str, set[str]] = {
         "text",
     },
     "bench": BELOW | {"loading", "pipeline"},
-    "commands": {"bench", "hub", "loading", "machine", "pipeline", "text"},
+    "server": {"backends", "hub", "loading", "pipeline", "text"},
+    "commands": {"bench", "hub", "loading", "machine", "pipeline", "server", "text"},
     "laboratory": BELOW | {"bench", "commands", "door", "loading", "pipeline"},
     "door": {"commands", "loading", "pipeline"},
 }

@@ -76,7 +76,7 @@ def command(
     from edgespec.server.app import Shutdown, application
     from edgespec.server.fields import seconds
     from edgespec.server.listen import Listener
-    from edgespec.server.offers import offers
+    from edgespec.server.offers import fetcher, offers
     from edgespec.server.refusals import BadRequest, Refusal
     from edgespec.server.residents import Residents
     from edgespec.server.security import is_loopback, require_safe
@@ -106,6 +106,7 @@ def command(
         )
         service = Service(residents, time_limit_s=time_limit)
         service.is_ready = False
+        service.fetch = fetcher(options, keep_alive_s=keep_alive_s)
         service.listeners.append(terminal.ended)
         with suppress(OSError):  # only convenience: without a data folder nobody finds this server by itself
             record = found.record(address.local_url)
@@ -115,7 +116,7 @@ def command(
             api_key=api_key,
             hosts=hosts,
             origins=allow_origin,
-            shutdown=record and Shutdown(record.token, lambda: listener.stop()),
+            shutdown=Shutdown(record.token, lambda: listener.stop()) if record else None,
         )
         listener = Listener(terminal.RefusedLines(app), service, address, begin=lambda: _begin(service, names, address))
         try:

@@ -24,6 +24,8 @@ def _plain(message: Mapping[str, Any], where: str) -> dict[str, Any]:
     role = message.get("role")
     if not isinstance(role, str):
         raise BadRequest(f"{where}: it has no role", param="messages")
+    if message.get("images"):
+        raise BadRequest(f"{where}: images are not supported; allowed: text", param="messages")
     found = {**message, "role": "system" if role in _AS_SYSTEM else role, "content": _text(message, where)}
     if calls := message.get("tool_calls"):
         found["tool_calls"] = [_call(call, where) for call in _list(calls, f"{where}.tool_calls")]

@@ -21,27 +21,26 @@ class Metrics:
     """Counts of one server."""
 
     def __init__(self, residents: Residents) -> None:
-        disable_created_metrics()
-        self.registry = CollectorRegistry()
-        by_model = {"labelnames": ["model"], "registry": self.registry}
-        self._requests = Counter(
-            "edgespec_requests", "Requests by how they ended", ["model", "kind", "outcome"], registry=self.registry
-        )
-        self._ttft_s = Histogram("edgespec_ttft_seconds", "Time to the first text", buckets=_TTFT_S, **by_model)
-        self._tpot_s = Histogram("edgespec_tpot_seconds", "Time per token after it", buckets=_TPOT_S, **by_model)
-        self._prompt = Counter("edgespec_prompt_tokens", "Tokens of prompts", **by_model)
-        self._reused = Counter("edgespec_reused_tokens", "Those of them that a cache still held", **by_model)
-        self._generated = Counter("edgespec_generated_tokens", "Tokens of answers", **by_model)
-        self._speedup = Gauge(
-            "edgespec_speedup", "Expected time per token without drafts, over the real one", **by_model
-        )
-        drafted = {"labelnames": ["model", "drafter"], "registry": self.registry}
-        self._proposed = Counter("edgespec_proposed_tokens", "Tokens that drafters proposed", **drafted)
-        self._accepted = Counter("edgespec_accepted_tokens", "Those of them that the target agreed with", **drafted)
-        self._at_position = Counter(
-            "edgespec_accepted_at_position", "Accepted tokens by place in their draft", ["model", "position"],
-            registry=self.registry,
-        )  # fmt: skip
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self.registry = registry = CollectorRegistry()
+
+        def counter(name: str, about: str, *labels: str) -> Counter:
+            return Counter(f"edgespec_{name}", about, ("model", *labels), registry=registry)
+
+        def times(name: str, about: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(f"edgespec_{name}_seconds", about, ("model",), registry=registry, buckets=buckets)
+
+        self._requests = counter("requests", "Requests by how they ended", "kind", "outcome")
+        self._ttft_s = times("ttft", "Time to the first text", _TTFT_S)
+        self._tpot_s = times("tpot", "Time per token after it", _TPOT_S)
+        self._prompt = counter("prompt_tokens", "Tokens of prompts")
+        self._reused = counter("reused_tokens", "Those of them that a cache still held")
+        self._generated = counter("generated_tokens", "Tokens of answers")
+        self._proposed = counter("proposed_tokens", "Tokens that drafters proposed", "drafter")
+        self._accepted = counter("accepted_tokens", "Those of them that the target agreed with", "drafter")
+        self._at_position = counter("accepted_at_position", "Accepted tokens by place in their draft", "position")
+        about = "Expected time per token without drafts, over the real one"
+        self._speedup = Gauge("edgespec_speedup", about, ("model",), registry=registry)
         self._llama = _LlamaCpp(self.registry)
         self.registry.register(_Now(residents))
 

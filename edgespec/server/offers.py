@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from time import time
@@ -13,6 +13,7 @@ from edgespec.errors import SettingError
 from edgespec.hub import catalog
 from edgespec.hub import resolve as hub
 from edgespec.loading import load
+from edgespec.server.refusals import NoModel
 from edgespec.server.residents import Offer
 
 _OF_ONE = ("draft", "draft_from", "remember", "num_draft_tokens", "context_length", "weights", "draft_device")
@@ -33,6 +34,26 @@ def offers(refs: Sequence[str], options: Mapping[str, Any], *, keep_alive_s: flo
         offer = _offer(ref, others, keep_alive_s)
         found.setdefault(offer.name, offer)
     return found
+
+
+def fetcher(options: Mapping[str, Any], *, keep_alive_s: float | None) -> Callable[[str], Callable[[], Offer]]:
+    """What fetches a model by its short name. A client cannot have anything else fetched."""
+    others = {name: value for name, value in options.items() if name not in _OF_ONE}
+
+    def fetch(name: str) -> Callable[[], Offer]:
+        name = name.removesuffix(":latest")
+        wanted = hub.on_hub(name) if catalog.find(name) else None
+        if wanted is None:
+            raise NoModel(f"no model {name!r} to fetch; `edgespec models` lists their names", param="model")
+        catalog.require_consent(name, accepted=bool(options.get("accept_licence")))
+
+        def run() -> Offer:
+            hub.fetch_from_hub(wanted, accept_licence=bool(options.get("accept_licence")), progress=False)
+            return _offer(name, others, keep_alive_s)
+
+        return run
+
+    return fetch
 
 
 def here() -> list[str]:

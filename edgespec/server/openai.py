@@ -15,14 +15,17 @@ from starlette.routing import Route
 
 from edgespec.generation import Generation
 from edgespec.server import figures, wire
+from edgespec.server.answer_parts import Parts, PartScanner
 from edgespec.server.fields import Common, read
 from edgespec.server.messages import plain_messages
 from edgespec.server.refusals import BadRequest, Refusal, refusal
-from edgespec.server.schema import Chat, Chunk, Request, Text, Tokens
+from edgespec.server.schema import Chat, Chunk, Infill, Prompt, Request, Text, Tokens
 from edgespec.server.service import Answer, Service
 from edgespec.server.wire import Endpoint, Json, Streamed, event
+from edgespec.text.tool_calls import ToolCall
 
 PREFIXES = ("/v1", "/v3")
+_OWN_VARIABLES = {"add_generation_prompt", "allow_special", "begun", "messages", "tools"}
 _MOST_ANSWERS = 8
 
 
@@ -99,6 +102,8 @@ class OpenAI:
         asked = read(body, ChatRequest)
         messages = plain_messages(asked.messages)
         variables = dict(asked.chat_template_kwargs or {})
+        if taken := sorted(_OWN_VARIABLES & variables.keys()):
+            raise BadRequest(f"chat_template_kwargs: {taken[0]} is set by the server", param="chat_template_kwargs")
         prompt = Chat(messages, tuple(asked.tools or ()), _tool_choice(asked), variables)
         request = _request(asked, prompt, "chat")
         return await self._respond(asked, request, _ChatShape(asked))
@@ -106,6 +111,8 @@ class OpenAI:
     async def completion(self, http: HTTPRequest, body: bytes) -> Json | Streamed:
         asked = read(body, CompletionRequest)
         request = _request(asked, _prompt(asked), "completion")
+        if asked.suffix and asked.key is None:  # an editor types on: what it asked for before is of no use
+            request = replace(request, key=f"{http.client.host if http.client else ''} {http.url.path}")
         return await self._respond(asked, request, _TextShape(asked))
 
     async def _respond(
@@ -213,21 +220,51 @@ class _ChatShape(_Shape):
     prefix, object, part_object = "chatcmpl-", "chat.completion", "chat.completion.chunk"
 
     def first(self, index: int, answer: Answer) -> dict[str, Any]:
+        self._scan, self._calls = PartScanner(answer.prepared), 0
         return self._part(index, {"delta": {"role": "assistant", "content": ""}})
 
     def parts(self, index: int, chunk: Chunk) -> list[dict[str, Any]]:
-        parts = []
-        if chunk.text or (self._progress and chunk.read):
-            delta = {"content": chunk.text} if chunk.text else {}
-            parts.append(self._noted(self._part(index, {"delta": delta}), replace(chunk, result=None)))
+        found = self._scan.push(chunk.text)
         if chunk.result is not None:
-            last = self._part(index, {"delta": {}}, chunk.result.finish_reason)
-            parts.append(self._noted(last, replace(chunk, read=None, rounds=() if parts else chunk.rounds)))
+            last = self._scan.flush()
+            found = Parts(found.content + last.content, found.reasoning + last.reasoning, found.calls + last.calls)
+        parts = []
+        if found or chunk.rounds or (self._progress and chunk.read):
+            delta = self._delta(found)
+            if delta or self._rounds or chunk.read:
+                parts.append(self._noted(self._part(index, {"delta": delta}), replace(chunk, result=None)))
+        if chunk.result is not None:
+            finish = "tool_calls" if self._calls else chunk.result.finish_reason
+            parts.append(self._noted(self._part(index, {"delta": {}}, finish), Chunk(result=chunk.result)))
         return parts
 
+    def _delta(self, found: Parts) -> dict[str, Any]:
+        delta: dict[str, Any] = {}
+        if found.reasoning:
+            delta["reasoning_content"] = found.reasoning
+        if found.content:
+            delta["content"] = found.content
+        if found.calls:
+            delta["tool_calls"] = [
+                {"index": self._calls + number, **call} for number, call in enumerate(map(_called, found.calls))
+            ]
+            self._calls += len(found.calls)
+        return delta
+
     def choice(self, index: int, answer: Answer, result: Generation) -> dict[str, Any]:
-        message = {"role": "assistant", "content": result.text}
-        return {"index": index, "message": message, "logprobs": None, "finish_reason": result.finish_reason}
+        found = PartScanner(answer.prepared).whole(result.text)
+        message: dict[str, Any] = {"role": "assistant", "content": found.content}
+        if found.reasoning:
+            message["reasoning_content"] = found.reasoning
+        if found.calls:
+            message |= {"content": found.content or None, "tool_calls": [_called(call) for call in found.calls]}
+        finish = "tool_calls" if found.calls else result.finish_reason
+        return {"index": index, "message": message, "logprobs": None, "finish_reason": finish}
+
+
+def _called(call: tuple[str, ToolCall]) -> dict[str, Any]:
+    name, arguments = call[1].name, call[1].arguments
+    return {"id": call[0], "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 class _TextShape(_Shape):
@@ -246,10 +283,12 @@ class _TextShape(_Shape):
         return {"index": index, "text": result.text, "logprobs": None, "finish_reason": result.finish_reason}
 
 
-def _prompt(asked: CompletionRequest) -> Text | Tokens:
+def _prompt(asked: CompletionRequest) -> Text | Tokens | Infill:
     given = asked.prompt
     if isinstance(given, str):
-        return Text(given)
+        return Infill(given, asked.suffix) if asked.suffix else Text(given)
+    if asked.suffix:
+        raise BadRequest("suffix: it goes with a prompt that is one text", param="suffix")
     ids = [each for each in given if isinstance(each, int)]
     if len(ids) == len(given):
         return Tokens(ids)
@@ -258,7 +297,7 @@ def _prompt(asked: CompletionRequest) -> Text | Tokens:
     return Text(given[0])
 
 
-def _request(asked: ChatRequest | CompletionRequest, prompt: Chat | Text | Tokens, kind: Any) -> Request:
+def _request(asked: ChatRequest | CompletionRequest, prompt: Prompt, kind: Any) -> Request:
     return Request(
         prompt=prompt,
         kind=kind,

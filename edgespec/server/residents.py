@@ -12,7 +12,7 @@ from time import monotonic, time
 
 from edgespec.errors import EdgespecError
 from edgespec.pipeline import Pipeline
-from edgespec.server.refusals import NoModel, Refusal, Unavailable, refusal
+from edgespec.server.refusals import Forbidden, NoModel, Refusal, Unavailable, refusal
 from edgespec.server.schema import Kind
 from edgespec.server.sequences import Sequences
 from edgespec.server.worker import Worker
@@ -96,8 +96,18 @@ class Residents:
                     return offer
         raise NoModel(f"no model {name!r}; there is {', '.join(self.offers)}", param="model")
 
+    def has(self, name: str) -> bool:
+        try:
+            self.find(name)
+        except NoModel:
+            return False
+        return True
+
+    def add(self, offer: Offer) -> None:
+        self.offers.setdefault(offer.name, offer)
+
     async def take(self, name: str | None, kind: Kind) -> Resident:
-        """A loaded model, which stays until it is given back. Raises NoModel, Unavailable, Failed."""
+        """A loaded model, which stays until it is given back. Raises NoModel, Unavailable, Forbidden."""
         offer = self.find(name)
         resident = self.loaded.get(offer.name) or await self._load(offer, kind)
         resident.users += 1
@@ -187,8 +197,7 @@ class Residents:
 
 
 def _failed(offer: Offer, error: BaseException) -> Refusal:
-    if not isinstance(error, EdgespecError):
-        return Unavailable(f"{offer.name} cannot be loaded: {type(error).__name__}")
+    reason = str(error) if isinstance(error, EdgespecError) else type(error).__name__
     found = refusal(error)
-    status = found if found.status >= 500 or isinstance(found, NoModel) else Unavailable(found.message)
-    return type(status)(f"{offer.name} cannot be loaded: {error}")
+    kind = type(found) if isinstance(found, NoModel | Forbidden) else Unavailable
+    return kind(f"{offer.name} cannot be loaded: {reason}")

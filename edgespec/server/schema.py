@@ -19,7 +19,7 @@ Kind = Literal["chat", "completion"]
 class Chat:
     """A conversation to answer.
 
-    tools: as OpenAI writes them. tool_choice: "auto", "none", "required", or the name of one of them.
+    tools: as OpenAI writes them. tool_choice: "auto", "none", "required", or "function:" and the name of one.
     variables: further ones of the chat template.
     """
 

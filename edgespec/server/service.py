@@ -13,7 +13,7 @@ from edgespec.generation import Generation
 from edgespec.pipeline import Pipeline
 from edgespec.server.prepare import Prepared, prepare
 from edgespec.server.refusals import Failed, Gone, Refusal, Unavailable, refusal
-from edgespec.server.residents import Resident, Residents
+from edgespec.server.residents import Offer, Resident, Residents
 from edgespec.server.schema import Chunk, Request
 from edgespec.server.worker import Job
 
@@ -45,6 +45,9 @@ class Answer(AsyncIterator[Chunk]):
         self.prepared: Prepared = job.prepared
         self._service, self._resident, self._job = service, resident, job
         self._chunks: asyncio.Queue[Chunk | BaseException] = asyncio.Queue()
+        self.result: Generation | None = None
+        self.total_s = 0.0
+        """since it was queued, when it has ended"""
         self._over = False
         self._first_s: float | None = None
 
@@ -80,6 +83,7 @@ class Answer(AsyncIterator[Chunk]):
 
     def _end(self, result: Generation | None, why: Refusal | None) -> None:
         self._over = True
+        self.result, self.total_s = result, perf_counter() - self._job.queued_s
         self._service.ended(
             self._resident,
             Ended(
@@ -87,7 +91,7 @@ class Answer(AsyncIterator[Chunk]):
                 request=self._job.request,
                 result=result,
                 why=why,
-                total_s=perf_counter() - self._job.queued_s,
+                total_s=self.total_s,
                 first_s=self._first_s,
                 plain_s=self.pipeline.expected_plain_s(result.stats) if result else None,
             ),
@@ -101,6 +105,8 @@ class Service:
         self.residents = residents
         self.listeners: list[Callable[[Ended], None]] = []
         self.time_limit_s = time_limit_s
+        self.fetch: Callable[[str], Callable[[], Offer]] | None = None
+        """for a name that may be fetched: what fetches it. Raises Refusal for any other name."""
         self.stopping: Refusal | None = None
         self.is_ready = True
         """whether the models are loaded that the server begins with"""

@@ -10,6 +10,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from edgespec.errors import printable
 from edgespec.server.service import Ended
 
+_POLLED = ("/health", "/v1/health")
+"""asked for again and again while a model loads"""
 _LONGEST_PATH = 80
 """characters"""
 
@@ -48,7 +50,8 @@ class RefusedLines:
         began = perf_counter()
 
         async def watching(message: Message) -> None:
-            if message["type"] == "http.response.start" and message["status"] >= 400:
+            refused = message["type"] == "http.response.start" and message["status"] >= 400
+            if refused and scope["path"] not in _POLLED:
                 path = scope["path"][:_LONGEST_PATH]
                 say(f"{scope['method']} {path}: {message['status']} after {perf_counter() - began:.2f} s")
             await send(message)

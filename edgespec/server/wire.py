@@ -141,7 +141,7 @@ async def pinged(source: AsyncIterator[T], every_s: float = PING_S) -> AsyncGene
     coming: asyncio.Future[T] | None = None
     try:
         while True:
-            coming = coming or asyncio.ensure_future(anext(source))  # type: ignore[arg-type]
+            coming = coming or asyncio.ensure_future(anext(source))
             done, _ = await asyncio.wait({coming}, timeout=every_s)
             if not done:
                 yield None
