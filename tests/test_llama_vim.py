@@ -36,7 +36,9 @@ func! Ghost()
     endfor
     return join(l:texts, '')
   endif
-  return join(map(filter(prop_list(line('.')), {_, each -> has_key(each, 'text')}), {_, each -> each.text}), '')
+  let l:row = screenpos(0, line('.'), 1).row
+  let l:shown = join(map(range(1, &columns), {_, column -> screenstring(l:row, column)}), '')
+  return matchstr(l:shown[len(getline('.')):], '^.\{-}\ze\s*$')
 endfunc
 func! Look(timer)
   let l:text = Ghost()
