@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -34,6 +35,7 @@ LLAMA_VIM = {
     "t_max_prompt_ms": 500,
     "t_max_predict_ms": 60000,
     "response_fields": ["content", "timings/prompt_n", "timings/predicted_per_second", "truncated", "tokens_cached"],
+    "model": "",
 } | HOLE
 """a request as the plugin sends it"""
 
@@ -178,7 +180,8 @@ def test_the_newest_request_of_a_slot_wins(tmp_path: Path) -> None:
     train_tokenizer(tmp_path / "tokenizer.json", special=(*SPECIAL, *FIM))
     pipeline = fake_pipeline(tmp_path)
     engine = cast(Engine, pipeline.target)
-    with on_a_port(service_of(pipeline)) as url:
+    service = service_of(pipeline)
+    with on_a_port(service) as url:
         engine.gate.clear()
         answers: dict[str, httpx.Response] = {}
 
@@ -192,7 +195,10 @@ def test_the_newest_request_of_a_slot_wins(tmp_path: Path) -> None:
         threads.append(threading.Thread(target=post, args=("newest",), kwargs={"prompt": "    wi"}))
         for thread in threads[1:]:
             thread.start()
-        threads[2].join(0.5)
+        running = service.residents.loaded["tiny"].worker.running
+        until = time.monotonic() + 20
+        while (running is None or running.ended is None) and time.monotonic() < until:
+            time.sleep(0.01)
         engine.gate.set()
         for thread in threads:
             thread.join(30)

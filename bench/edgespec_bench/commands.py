@@ -60,7 +60,7 @@ def loop(pairs: int, new_tokens: int, **options: Any) -> None:
 def states(layers: tuple[str, ...], pairs: int, **options: Any) -> None:
     """What a forward costs more if the target returns hidden states of some layers.
 
-    The target is loaded twice without them, as a control, and once for each --layers.
+    The target is loaded without them, and beside it once for each --layers, and once more without as a control.
     """
     from edgespec.types import Needs
     from edgespec_bench.states import bench_states
@@ -127,6 +127,34 @@ def verify(pairs: int, new_tokens: int, **options: Any) -> None:
 
 
 @command.command()
+@model_options
+@fetch_options
+@click.option("--pairs", type=click.IntRange(1), default=3, show_default=True, help="Interleaved repetitions.")
+@click.option("--new-tokens", type=click.IntRange(2), default=64, show_default=True)
+@click.option("--per-category", type=click.IntRange(1), metavar="N", help="Take the first N prompts of each category.")
+@click.option("--lengths", default="1,2,4", show_default=True, metavar="K,K,...", help="Of synchronous drafts.")
+@click.option("--own-cores-only", is_flag=True, help="Load the pair once, and leave out what runs with all cores.")
+def overlapped(
+    pairs: int, new_tokens: int, per_category: int | None, lengths: str, own_cores_only: bool, **options: Any
+) -> None:
+    """Compare the overlapped schedule with the synchronous one and plain decoding. The result is kept for later loads.
+
+    Needs a pair with a draft model. It is loaded twice: each model with cores of its own, and both with all of them.
+    """
+    from edgespec.bench.prompts import read
+    from edgespec_bench.overlapped import bench_overlapped
+
+    if (asked := options.pop("schedule")) == "synchronous":
+        raise SettingError("this compares both: --schedule", got=asked, allowed="overlapped")
+    drafted = _numbers(lengths, "lengths")
+    if not drafted or min(drafted) < 1:
+        raise SettingError("lengths", got=lengths, allowed="numbers from 1 on, with commas", setting="lengths")
+    beside = load_pair({**options, "schedule": "overlapped"})
+    together = None if own_cores_only else load_pair({**options, "schedule": "synchronous"})
+    bench_overlapped(beside, together, read(None, per_category), new_tokens=new_tokens, pairs=pairs, lengths=drafted)
+
+
+@command.command()
 @click.option("--model", "-m", metavar="REF", default="default", show_default=True)
 @fetch_options
 @click.option("--draft", metavar="REF", help="Draft model, for all that take one; default: the pair's own.")
@@ -173,6 +201,30 @@ def peers(
     fetch_missing([model, options["draft"]], yes=yes, mirror=mirror)
     sources = Sources(**{name: options.pop(name) for name in ("gguf", "gguf_draft", "hf", "hf_draft")})
     bench_peers(model, read(prompts, per_category), page=report, command=typed, sources=sources, **options)
+
+
+@command.command()
+@model_options
+@fetch_options
+@click.option(
+    "--gguf", type=_PATH, metavar="FILE", help="Ask llama.cpp too, with these weights (the model's own file)."
+)
+@click.option("--holes", type=click.IntRange(1), default=100, show_default=True)
+@click.option("--new-tokens", type=click.IntRange(1), default=48, show_default=True)
+@click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads of llama.cpp; default: physical cores.")
+def infill(gguf: Path | None, holes: int, new_tokens: int, threads: int | None, **options: Any) -> None:
+    """Fill holes cut from Python's own library: lines that come back, tokens a second. llama.cpp's /infill beside it.
+
+    \b
+    edgespec bench infill --model coder.gguf --gguf coder.gguf
+    """
+    from edgespec_bench.peers.infill import bench_infill
+    from edgespec_bench.peers.run import physical_cores
+
+    if gguf is not None and not gguf.is_file():
+        raise SettingError("no such file", got=str(gguf), setting="gguf")
+    pipeline = load_pair(options)
+    bench_infill(pipeline, gguf=gguf, count=holes, new_tokens=new_tokens, threads=threads or physical_cores())
 
 
 @command.command()

@@ -86,8 +86,9 @@ class Residents:
         self._leaving: set[asyncio.Task[None]] = set()
 
     def find(self, name: str | None) -> Offer:
-        """The model of a name, as clients spell it; None is the first one. Raises NoModel."""
-        if name is None:
+        """The model of a name, as clients spell it; None is the first one. Raises NoModel. llama.vim always sends a
+        name, an empty one where the user gave none."""
+        if not name:
             return next(iter(self.offers.values()))
         for spelt in (name, name.removesuffix(":latest")):
             for offer in self.offers.values():
