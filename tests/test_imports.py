@@ -27,6 +27,9 @@ HEAVY = {
     "jinja2",
     "rich",
     "llguidance",
+    "starlette",
+    "uvicorn",
+    "prometheus_client",
 }
 GROUND = {
     "bundle",
@@ -81,7 +84,8 @@ WINGS: dict[str, set[str]] = {
     },
     "simulate": set(),
     "bench": BELOW | {"loading", "pipeline", "simulate"},
-    "commands": {"bench", "hub", "loading", "machine", "pipeline", "planner", "simulate", "text"},
+    "server": {"backends", "hub", "loading", "pipeline", "text"},
+    "commands": {"bench", "hub", "loading", "machine", "pipeline", "planner", "server", "simulate", "text"},
     "laboratory": BELOW | {"bench", "commands", "door", "loading", "pipeline"},
     "door": {"commands", "loading", "pipeline"},
 }
