@@ -336,14 +336,9 @@ def _initialise(
     return draft  # type: ignore[no-any-return]
 
 
-def checkpoint_of(reference: str) -> PreTrainedModel:
+def torch_model(reference: str) -> PreTrainedModel:
     """A model as torch reads it, in float32. Raises SettingError where torch cannot."""
-    try:
-        source = _source(reference)
-    except EdgespecError as error:
-        if _is_checkpoint(reference):
-            raise
-        hint = "name its transformers folder or .gguf file, or OWNER/NAME on the hub"
-        raise SettingError(f"{reference} cannot be trained through: {error}", hint=hint) from error
+    hint = "name its transformers folder or .gguf file, or OWNER/NAME on the hub"
+    source = checkpoint_of(reference, None, "weights", hint)
     model: PreTrainedModel = convert.load(source, Weights("f32"), convert.read_config(source))
     return model

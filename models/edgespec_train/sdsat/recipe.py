@@ -37,7 +37,7 @@ from edgespec_train.sdsat.check import compare
 from edgespec_train.sdsat.graph import with_placeholders
 from edgespec_train.sdsat.placeholders import GROUPS, Placeholders
 from edgespec_train.sdsat.task import Guesses, Recipe, right_guesses, worth
-from edgespec_train.stages import checkpoint_of, corpus_of, target_bundle
+from edgespec_train.stages import corpus_of, target_bundle, torch_model
 
 Say = Callable[[str], None]
 NAME = "sdsat"
@@ -79,7 +79,7 @@ def make(settings: Settings, say: Say) -> Path:
     recipe, folder = settings.recipe, settings.folder
     if settings.corpus is not None:
         shards.require_shards(settings.corpus)
-    model: Any = checkpoint_of(settings.target)
+    model: Any = torch_model(settings.target)
     torch.manual_seed(settings.schedule.seed)
     count = recipe.count if recipe.separate else 1
     placeholders = Placeholders(model, count, rank=recipe.rank, groups=recipe.groups)
