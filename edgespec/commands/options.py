@@ -29,15 +29,15 @@ weights_option = click.option(
     type=click.Choice(get_args(GGUFWeights)),
     help="Of a GGUF file. faithful: its own numbers (default). int4: 4 bits again, a step for 128; faster, less true.",
 )
-_MODEL = [
-    click.option(
-        "--model",
-        "-m",
-        metavar="REF",
-        default="default",
-        show_default=True,
-        help="A known name, a bundle, OpenVINO IR or ONNX folder, a .gguf file, or a hub id.",
-    ),
+_MODEL = click.option(
+    "--model",
+    "-m",
+    metavar="REF",
+    default="default",
+    show_default=True,
+    help="A known name, a bundle, OpenVINO IR or ONNX folder, a .gguf file, or a hub id.",
+)
+_LOADING = [
     click.option(
         "--draft",
         metavar="auto|ngram|recycling|none|REF",
@@ -145,7 +145,12 @@ def worded(error: EdgespecError, command: click.Command) -> str:
 
 
 def model_options(function: F) -> F:
-    for option in reversed(_MODEL):
+    return _MODEL(loading_options(function))
+
+
+def loading_options(function: F) -> F:
+    """Of ``load``, without the model itself."""
+    for option in reversed(_LOADING):
         function = option(function)
     return function
 
