@@ -115,7 +115,7 @@ const tests = {
   async "chats are renamed, pinned, found, deleted and brought back"(page) {
     await imported(page, "apples", ["tell me of orchards", "Orchards have trees."]);
     await imported(page, "pears", ["tell me of pears", "Pears are green."]);
-    await page.getByRole("button", { name: "More" }).click();
+    await page.getByRole("button", { name: "More", exact: true }).click();
     await page.getByRole("button", { name: "Pin / Unpin" }).click();
     await page.getByRole("img", { name: "pinned" }).waitFor();
     await page.getByRole("searchbox").fill("orchards");
@@ -125,14 +125,14 @@ const tests = {
     await page.getByText("Nothing found.").waitFor();
     await page.getByRole("searchbox").fill("");
     await page.locator(".chats button").filter({ hasText: "pears" }).waitFor();
-    await page.getByRole("button", { name: "More" }).click();
+    await page.getByRole("button", { name: "More", exact: true }).click();
     await page.getByRole("button", { name: "Options of this chat" }).click();
     await page.getByLabel("Title").fill("Pears and more");
     await page.getByLabel("Instructions for the model").fill("Be brief.");
     await accessible(page, "dialog");
     await page.getByRole("button", { name: "Save" }).click();
     await page.getByRole("heading", { name: "Pears and more" }).waitFor();
-    await page.getByRole("button", { name: "More" }).click();
+    await page.getByRole("button", { name: "More", exact: true }).click();
     await page.getByRole("button", { name: "Delete" }).click();
     await page.getByRole("button", { name: "Undo" }).click();
     await page.getByRole("heading", { name: "Pears and more" }).waitFor();
@@ -154,7 +154,7 @@ const tests = {
     await page.waitForTimeout(500);
     const found = await page.evaluate(() => ({
       hacked: globalThis.hacked,
-      foreign: document.querySelectorAll("main script, main img, main iframe, main svg, main object, main embed, main form:not(.composer), main style, main video, base").length,
+      foreign: document.querySelectorAll("main script, main img, main iframe, main svg:not(.pic), main object, main embed, main form:not(.composer), main style, main video, base").length,
       links: [...document.querySelectorAll(".log a")].map((link) => link.getAttribute("href")).filter((href) => !/^(https?:|mailto:)/.test(href)),
       turns: document.querySelectorAll(".turn").length,
     }));

@@ -66,7 +66,7 @@ export class App {
     this.picker.setAttribute("aria-label", say("model"));
     this.gauge.setAttribute("aria-label", say("context"));
     const head = h("header", {},
-      iconButton("☰", say("menu"), () => document.body.classList.toggle("nav"), { class: "icon burger" }),
+      iconButton("menu", say("menu"), () => document.body.classList.toggle("nav"), { class: "icon burger" }),
       this.title, this.picker, h("span", { class: "context" }, this.gauge, this.gaugeText), this.menu());
     document.body.replaceChildren(
       h("a", { class: "skip", href: "#question" }, say("skip")), this.sidebar.element,
@@ -86,7 +86,7 @@ export class App {
       act(say("exportMarkdown"), (chat) => download(api.exportUrl(chat.id, "markdown"))),
       act(say("exportChat"), (chat) => download(api.exportUrl(chat.id, "jsonl"))),
       act(say("delete"), (chat) => this.delete(chat)));
-    return h("span", {}, iconButton("⋯", say("more"), () => {}, { popovertarget: "menu" }), list);
+    return h("span", {}, iconButton("more", say("more"), () => {}, { popovertarget: "menu" }), list);
   }
 
   private readonly doing: Doing = {
@@ -314,7 +314,7 @@ export class App {
     const close = () => this.toast.replaceChildren();
     this.toast.replaceChildren(h("span", {}, message),
       action ? h("button", { type: "button", onclick: () => { close(); act?.(); } }, action) : "",
-      iconButton("×", say("close"), close));
+      iconButton("close", say("close"), close));
   }
 }
 

@@ -1,6 +1,7 @@
 /** Where a message is written: text, files, and the button that sends or stops. */
 
 import { h, iconButton } from "./dom.js";
+import { icon } from "./icons.js";
 import { say } from "./texts.js";
 import type { File as TextFile } from "./tree.js";
 
@@ -34,7 +35,7 @@ export class Composer {
     });
     this.picker.addEventListener("change", () => void this.take(this.picker.files).then(() => (this.picker.value = "")));
     this.element = h("form", { class: "composer" }, this.chips,
-      h("div", { class: "row" }, iconButton("📎", say("attach"), () => this.picker.click()), this.picker, this.text, this.send));
+      h("div", { class: "row" }, iconButton("attach", say("attach"), () => this.picker.click()), this.picker, this.text, this.send));
     this.element.addEventListener("submit", (event) => {
       event.preventDefault();
       if (this.busy) this.stopped();
@@ -88,7 +89,7 @@ export class Composer {
 
   private showFiles(): void {
     const chips = this.files.map((file) =>
-      h("li", {}, `📄 ${file.name} `, iconButton("×", say("remove", file.name), () => {
+      h("li", {}, icon("file"), ` ${file.name} `, iconButton("close", say("remove", file.name), () => {
         this.files = this.files.filter((other) => other !== file);
         this.showFiles();
         this.text.focus();

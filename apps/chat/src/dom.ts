@@ -1,5 +1,7 @@
 /** Elements by function. Text is only ever set as text, so nothing that a model or a file says becomes markup. */
 
+import { icon, type Icon } from "./icons.js";
+
 type Child = Node | string | null | undefined | false;
 type Properties = Record<string, unknown>;
 
@@ -19,6 +21,6 @@ export function h<K extends keyof HTMLElementTagNameMap>(
 }
 
 /** A button with an icon alone, and a name for those who do not see it. */
-export function iconButton(icon: string, name: string, onclick: (event: MouseEvent) => void, more: Properties = {}): HTMLButtonElement {
-  return h("button", { type: "button", class: "icon", "aria-label": name, title: name, onclick, ...more }, h("span", { "aria-hidden": "true" }, icon));
+export function iconButton(picture: Icon, name: string, onclick: (event: MouseEvent) => void, more: Properties = {}): HTMLButtonElement {
+  return h("button", { type: "button", class: "icon", "aria-label": name, title: name, onclick, ...more }, icon(picture));
 }

@@ -3,6 +3,7 @@
 import { marked, type Token, type Tokens } from "marked";
 
 import { h, iconButton } from "./dom.js";
+import { icon } from "./icons.js";
 import { say } from "./texts.js";
 
 /** Shows `text` in `element`, and leaves the blocks alone that have not changed since the last call. */
@@ -95,10 +96,10 @@ function link(token: Tokens.Link): Node {
 }
 
 function code(token: Tokens.Code): HTMLElement {
-  const copy = iconButton("⧉", say("copyCode"), async () => {
+  const copy = iconButton("copy", say("copyCode"), async () => {
     await navigator.clipboard.writeText(token.text);
-    copy.firstElementChild!.textContent = "✓";
-    setTimeout(() => (copy.firstElementChild!.textContent = "⧉"), 1200);
+    copy.replaceChildren(icon("done"));
+    setTimeout(() => copy.replaceChildren(icon("copy")), 1200);
   });
   const name = (token.lang ?? "").split(/\s/, 1)[0] ?? "";
   const text = h("pre", { tabindex: 0, role: "region", "aria-label": name || say("code") }, h("code", {}, token.text));

@@ -2,6 +2,7 @@
 
 import type { Chat } from "./api.js";
 import { h, iconButton } from "./dom.js";
+import { icon } from "./icons.js";
 import { say } from "./texts.js";
 
 export interface ListDoing {
@@ -27,7 +28,7 @@ export class Sidebar {
       h("button", { type: "button", class: "new", onclick: () => doing.create() }, `+ ${say("newChat")}`),
       this.field,
       this.list,
-      h("div", { class: "local" }, h("span", {}, say("local")), iconButton("⚙", say("settings"), () => doing.settings())));
+      h("div", { class: "local" }, h("span", {}, say("local")), iconButton("settings", say("settings"), () => doing.settings())));
   }
 
   get searched(): string {
@@ -42,7 +43,7 @@ export class Sidebar {
     const items = chats.map((chat) =>
       h("li", {},
         h("button", { type: "button", "aria-current": chat.id === open && "page", onclick: () => this.doing.open(chat) },
-          chat.pinned ? h("span", { "aria-label": say("pinned"), role: "img" }, "📌 ") : null,
+          chat.pinned ? h("span", { "aria-label": say("pinned"), role: "img" }, icon("pin")) : null,
           h("span", { class: "title" }, chat.title || say("newChat")),
           chat.place ? h("span", { class: "place" }, chat.place) : null)));
     const none = h("li", { class: "none" }, say(this.searched ? "nothingFound" : "noChats"));

@@ -1,6 +1,7 @@
 /** The turns of a branch, and what can be done with each. */
 
 import { h, iconButton } from "./dom.js";
+import { icon } from "./icons.js";
 import { render } from "./markdown.js";
 import { number, say } from "./texts.js";
 import { branch, siblings, spans, type Facts, type Turn } from "./tree.js";
@@ -24,7 +25,7 @@ export class TurnView {
 
   constructor(readonly turn: Turn, private readonly all: readonly Turn[], private readonly doing: Doing) {
     const name = turn.role === "user" ? say("you") : turn.facts?.model || say("model");
-    const files = turn.files.map((file) => h("details", { class: "file" }, h("summary", {}, `📄 ${file.name}`), h("pre", {}, file.text)));
+    const files = turn.files.map((file) => h("details", { class: "file" }, h("summary", {}, icon("file"), ` ${file.name}`), h("pre", {}, file.text)));
     this.element = h("article", { class: `turn ${turn.role}`, "aria-label": turn.role === "user" ? say("you") : say("answerOf") }, h("div", { class: "who" }, name), ...files, this.body, this.foot);
     this.update();
   }
@@ -45,14 +46,14 @@ export class TurnView {
     const beside = siblings(this.all, turn);
     const at = beside.indexOf(turn);
     const versions = beside.length > 1 && h("span", { class: "versions" },
-      iconButton("‹", say("older"), () => doing.choose(beside[at - 1]!), { disabled: at === 0 }),
+      iconButton("older", say("older"), () => doing.choose(beside[at - 1]!), { disabled: at === 0 }),
       h("span", {}, say("version", at + 1, beside.length)),
-      iconButton("›", say("newer"), () => doing.choose(beside[at + 1]!), { disabled: at === beside.length - 1 }));
-    const copy = iconButton("⧉", say("copy"), () => void navigator.clipboard.writeText(turn.content));
-    const edit = iconButton("✎", say("edit"), () => this.edit());
-    const own = turn.role === "assistant" ? [iconButton("↻", say("again"), () => doing.again(turn))] : [];
+      iconButton("newer", say("newer"), () => doing.choose(beside[at + 1]!), { disabled: at === beside.length - 1 }));
+    const copy = iconButton("copy", say("copy"), () => void navigator.clipboard.writeText(turn.content));
+    const edit = iconButton("edit", say("edit"), () => this.edit());
+    const own = turn.role === "assistant" ? [iconButton("again", say("again"), () => doing.again(turn))] : [];
     if (turn.facts?.drafted?.some(([, drafter]) => drafter)) {
-      own.push(iconButton("◧", say(this.drafts ? "noDrafts" : "drafts"), () => {
+      own.push(iconButton("drafts", say(this.drafts ? "noDrafts" : "drafts"), () => {
         this.drafts = !this.drafts;
         this.update();
       }, { "aria-pressed": String(this.drafts) }));
