@@ -17,6 +17,7 @@ from edgespec.errors import EdgespecError, SettingError
 
 COMMANDS = {
     "run": "Generate text from a prompt (the default command).",
+    "infill": "Write the text that is missing at a place in a file.",
     "chat": "Talk to a model in the terminal.",
     "serve": "Serve models to clients of OpenAI, Ollama and llama.cpp.",
     "pull": "Fetch a model into the cache.",

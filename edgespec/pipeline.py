@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import cached_property
 from operator import index
 from statistics import median
 from typing import Any
@@ -17,16 +18,23 @@ from edgespec.decode.speculative import speculative
 from edgespec.drafters.none import NoDrafter
 from edgespec.errors import ContextFull, SettingError
 from edgespec.generation import Generation, Stream
-from edgespec.protocols import Drafter, Model, Policy, Progress
+from edgespec.protocols import Constraint, Drafter, Model, Policy, Progress
 from edgespec.sampling_params import SamplingParams, is_whole
 from edgespec.stats import Stats
 from edgespec.text.chat_template import ChatTemplate, Message
 from edgespec.text.control_tokens import ControlTokens, texts_in
+from edgespec.text.hole_end import HoleEnd
+from edgespec.text.infill import Files, Infill, InfillPrompt
 from edgespec.text.response_format import Grammar, Grammars, grammar_of
+from edgespec.text.token_boundary import BeginsWith
 from edgespec.text.tokenizer import Detokenizer, StopStrings, Tokenizer
 from edgespec.turn import Turn
 
 DEFAULT_NEW_TOKENS = 512
+DEFAULT_HOLE_TOKENS = 128
+"""of the text of a hole"""
+DEFAULT_HOLE_PROMPT = 2048
+"""tokens of the text around a hole, and of other files"""
 
 
 class Pipeline:
@@ -151,6 +159,66 @@ class Pipeline:
         self.tokenizer.require_fit(text, self.target.cache.capacity)
         return self.tokenizer.encode(text, raw=True)
 
+    def infill(self, prefix: str, suffix: str = "", **options: Any) -> Generation:
+        """Like ``stream_infill``, but returns the whole generation."""
+        stream = self.stream_infill(prefix, suffix, **options)
+        for _ in stream:
+            pass
+        return stream.result
+
+    def stream_infill(
+        self,
+        prefix: str,
+        suffix: str = "",
+        *,
+        files: Files = (),
+        path: str | None = None,
+        prompt_tokens: int = DEFAULT_HOLE_PROMPT,
+        indent: int = 0,
+        max_s: float | None = None,
+        max_new_tokens: int = DEFAULT_HOLE_TOKENS,
+        **options: Any,
+    ) -> Stream:
+        """Write the text between ``prefix`` and ``suffix``, as an editor asks at its cursor.
+
+        A model that knows how to fill a hole is shown both. Any other goes on with the prefix, and its text ends where
+        it meets the suffix (see ``text.fim``).
+
+        files: other texts to know, as ``{path: text}``, the most important one last. path: of the file with the hole.
+        prompt_tokens: most tokens of all these. What is nearest to the hole is kept (see ``text.infill``).
+        indent: the text ends before a line that is indented by fewer characters. 0 is off.
+        max_s: the text ends after so many seconds, but not within its first line.
+        Other options: see ``stream_tokens``.
+        """
+        hole = self.infill_prompt(
+            prefix,
+            suffix,
+            files=files,
+            path=path,
+            prompt_tokens=prompt_tokens,
+            indent=indent,
+            max_s=max_s,
+            max_new_tokens=max_new_tokens,
+            heal=options.get("response_format") is None,
+        )
+        return self.stream_tokens(hole.tokens, max_new_tokens=max_new_tokens, hole=hole, **options)
+
+    def infill_prompt(
+        self,
+        prefix: str,
+        suffix: str,
+        *,
+        prompt_tokens: int = DEFAULT_HOLE_PROMPT,
+        max_new_tokens: int = DEFAULT_HOLE_TOKENS,
+        max_s: float | None = None,
+        **options: Any,
+    ) -> InfillPrompt:
+        """The prompt of a hole: see ``stream_infill`` and ``text.infill``. Computes nothing on an engine."""
+        if not (is_whole(prompt_tokens) and prompt_tokens >= 1):
+            raise SettingError("prompt_tokens", got=prompt_tokens, allowed="1 or more", setting="prompt_tokens")
+        room = self.target.cache.capacity - (max_new_tokens if is_whole(max_new_tokens) else 0)
+        return self._infilling.prompt(prefix, suffix, room=min(room, prompt_tokens), seconds=max_s, **options)
+
     def stream_tokens(
         self,
         prompt: list[int],
@@ -166,6 +234,7 @@ class Pipeline:
         progress: Progress | None = None,
         cancelled: Callable[[], bool] | None = None,
         wait: bool = True,
+        hole: InfillPrompt | None = None,
     ) -> Stream:
         """Continue a prompt of token ids.
 
@@ -181,6 +250,7 @@ class Pipeline:
         cancelled: asked after each chunk of the prompt and each round, on the thread that reads the stream. True ends
             the text there: finish_reason stays None, and the caches keep what was computed.
         wait: wait for the text of another thread. If False, SettingError is raised when the first piece is asked for.
+        hole: what ``prompt`` was made of, if it is the prompt of a hole: see ``stream_infill``.
         """
         if max_new_tokens is None:
             max_new_tokens = DEFAULT_NEW_TOKENS if response_format is None else self.target.cache.capacity
@@ -196,8 +266,10 @@ class Pipeline:
             policy = self._policy(drafter, k)
         result = self._result(policy.name, params)
         began = result.stats.clock()
-        constraint = self._constraint(response_format, ignore_eos)
-        stops = _strings(stop)
+        constraint: Constraint | None = self._constraint(response_format, ignore_eos)
+        if hole is not None and hole.again:
+            constraint = BeginsWith(hole.again, self._infilling.spellings(self.target.vocab_size))
+        stops = (*_strings(stop), *(hole.stops if hole is not None else ()))
         ends = self.tokenizer.stop_tokens(stops)
         lists = speculative(
             self.target,
@@ -210,7 +282,11 @@ class Pipeline:
             progress=_stopping(progress, cancelled),
             constraint=constraint,
         )
-        pieces = self._texts(lists, StopStrings(stops, ends), result, ignore_eos, began, cancelled)
+        scan = StopStrings(stops, ends)
+        if hole is not None:
+            scan = HoleEnd(stops, ends, hole.rules, result.stats.clock, skip=hole.typed_again)
+            lists = _reading_as(drafter or self.drafter, hole, lists)
+        pieces = self._texts(lists, scan, result, ignore_eos, began, cancelled)
         return Stream(self._turn.run(_until_cancelled(pieces), wait=wait), result)
 
     def read(self, prompt: Sequence[int], *, cancelled: Callable[[], bool] | None = None) -> Generation:
@@ -310,6 +386,10 @@ class Pipeline:
         length = stats.prompt_tokens + stats.committed
         return self._target_s.seconds(1, length) + median(round_.host_s for round_ in stats.rounds)
 
+    @cached_property
+    def _infilling(self) -> Infill:
+        return Infill(self.tokenizer)
+
     def _constraint(self, response_format: Mapping[str, Any] | None, ignore_eos: bool) -> Grammar | None:
         """A fresh constraint for one generation."""
         grammar = grammar_of(response_format, ignore_eos=ignore_eos)
@@ -358,6 +438,12 @@ class Pipeline:
             result.finish_reason = "length"
         if tail:
             yield tail
+
+
+def _reading_as(drafter: Drafter, hole: InfillPrompt, lists: Iterator[list[int]]) -> Iterator[list[int]]:
+    """The same tokens. The drafter is told within the turn of their text, before its first step."""
+    drafter.read_as(hole.anchor, hole.as_read)
+    yield from lists
 
 
 class _Cancelled(Exception):

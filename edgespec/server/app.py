@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
-from edgespec.server import openai
+from edgespec.server import llama_cpp, openai
 from edgespec.server.metrics import CONTENT_TYPE, Metrics
 from edgespec.server.refusals import NoRoute, Refusal, Unauthorized, Unavailable, WrongMethod
 from edgespec.server.security import SHUTDOWN_PATH, Guard, same_secret
@@ -42,14 +42,14 @@ def application(
     """The server without its socket. more: further routes, such as those of a page."""
     metrics = Metrics(service.residents)
     service.listeners.append(metrics.ended)
-    routes = [*openai.routes(service), *_own(service, metrics, shutdown), *more]
+    routes = [*openai.routes(service), *llama_cpp.routes(service), *_own(service, metrics, shutdown), *more]
     app = Starlette(routes=routes, exception_handlers={HTTPException: _not_routed})
     return Guard(app, shape_of, api_key=api_key, hosts=hosts, origins=origins)
 
 
 def shape_of(path: str) -> ShapeError:
     """How errors look to who asks for this path."""
-    return openai.shape_error
+    return llama_cpp.shape_error if path.startswith(llama_cpp.PATHS) else openai.shape_error
 
 
 def _own(service: Service, metrics: Metrics, shutdown: Shutdown | None) -> list[Route]:

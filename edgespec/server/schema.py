@@ -47,13 +47,17 @@ class Tokens:
 class Infill:
     """A hole to fill.
 
-    files: names and texts of other files. typed: what stands before the hole on its line, behind the prefix.
+    files: names and texts of other files, the most important one last. typed: what stands before the hole on its line,
+    behind the prefix. path: of the file with the hole. indent, line_time_s: see ``text.hole_end.LineRules``.
     """
 
     prefix: str
     suffix: str
     files: Sequence[tuple[str, str]] = ()
     typed: str = ""
+    path: str | None = None
+    indent: int = 0
+    line_time_s: float | None = None
 
 
 Prompt = Chat | Text | Tokens | Infill

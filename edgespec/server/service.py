@@ -41,6 +41,7 @@ class Answer(AsyncIterator[Chunk]):
     def __init__(self, service: Service, resident: Resident, pipeline: Pipeline, job: Job) -> None:
         self.model = resident.offer.name
         self.pipeline = pipeline
+        self.request = job.request
         self.prepared: Prepared = job.prepared
         self._service, self._resident, self._job = service, resident, job
         self._chunks: asyncio.Queue[Chunk | BaseException] = asyncio.Queue()

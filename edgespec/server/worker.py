@@ -168,6 +168,7 @@ class Worker:
             num_draft_tokens=request.num_draft_tokens,
             progress=lambda done, total: job.emit(Chunk(read=(done, total))),
             cancelled=job.is_over,
+            hole=prepared.hole,
         )
         result, seen = stream.result, 0
         for piece in stream:
