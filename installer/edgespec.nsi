@@ -53,7 +53,7 @@ Section
   ${EndIf}
   WriteUninstaller "$INSTDIR\uninstall.exe"
   IfFileExists "$INSTDIR\bin\edgespec-chat.cmd" 0 +3
-    CreateShortcut "$SMPROGRAMS\edgespec.lnk" "$INSTDIR\app\python\pythonw.exe" "-I -m edgespec_chat"
+    CreateShortcut "$SMPROGRAMS\edgespec.lnk" "$INSTDIR\app\python\pythonw.exe" "-I -m edgespec.server.window"
     Goto +2
   CreateShortcut "$SMPROGRAMS\edgespec.lnk" "$SYSDIR\cmd.exe" '/k ""$INSTDIR\bin\edgespec.cmd" chat"'
   WriteRegStr HKCU "${APP_PATH}" "" "$INSTDIR\bin\edgespec.cmd"
