@@ -37,6 +37,7 @@ GROUND = {
     "console",
     "draft_folder",
     "errors",
+    "explain",
     "files",
     "generation",
     "ir_folder",
