@@ -30,7 +30,6 @@ export interface Model {
 }
 
 export interface State {
-  readonly version: string;
   readonly models: readonly Model[];
   readonly mended: string;
   readonly ready: boolean;

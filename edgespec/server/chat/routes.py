@@ -20,7 +20,6 @@ import msgspec
 from starlette.requests import Request as HTTPRequest
 from starlette.routing import BaseRoute, Route
 
-from edgespec import __version__
 from edgespec.explain import explain
 from edgespec.sampling_params import SamplingParams
 from edgespec.server import figures, openai, wire
@@ -139,7 +138,7 @@ class ChatPage:
                 }
             )
         mended = await self._do(lambda store: store.mended)
-        return Json({"version": __version__, "models": models, "mended": mended, "ready": self._service.is_ready})
+        return Json({"models": models, "mended": mended, "ready": self._service.is_ready})
 
     async def _list(self, http: HTTPRequest, body: bytes) -> Json:
         text = http.query_params.get("q", "").strip()
