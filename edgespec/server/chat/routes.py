@@ -242,7 +242,11 @@ class ChatPage:
             answer.close()
             # Also where this task is cancelled: the store's thread writes on.
             last = facts or {"stopped": True, "drafted": drafted.spans}
-            self._writer.submit(lambda: self._opened and self._opened.write(turn.id, text, last))
+            self._writer.submit(self._end, turn.id, text, last)
+
+    def _end(self, turn: int, text: str, facts: Mapping[str, Any]) -> None:
+        if self._opened is not None:
+            self._opened.write(turn, text, facts)
 
     async def _export(self, http: HTTPRequest, body: bytes) -> Json:
         key = http.path_params["chat"]
