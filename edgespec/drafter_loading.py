@@ -68,11 +68,13 @@ class Modelled:
     """A drafter with a model or a head.
 
     costs: measures what its drafts take, given its target and the costs of that. call: of a head, one run of its graph.
+    device: where it runs.
     """
 
     drafter: StepwiseDrafter
     costs: Callable[[PaddedModel, ForwardCost], DraftCost]
     call: Callable[[], None] | None = None
+    device: str = "CPU"
 
 
 def without_model(pair: Bundle) -> set[str]:
@@ -101,11 +103,18 @@ def other_model(machine: Machine, pair: Bundle, draft: str | None) -> Bundle | N
 
 
 def drafters(
-    machine: Machine, pair: Bundle, draft: str | None, other: Bundle | None, device: str, backend: Backend
+    machine: Machine,
+    pair: Bundle,
+    draft: str | None,
+    other: Bundle | None,
+    device: str,
+    backend: Backend,
+    head_device: str = "CPU",
 ) -> tuple[list[Drafter], Modelled | None]:
     """The drafters asked for: the lookups that do not need the target, and the one with a model or a head.
 
-    draft: a name of the pair's drafters, or None for all. other: a draft model that is not of the pair.
+    draft: a name of the pair's drafters, or None for all. other: a draft model that is not of the pair. device,
+    backend: of a draft model.
     """
     if draft in ("none", Recycling.name):
         return [], None
@@ -119,12 +128,13 @@ def drafters(
         reads = input_map(None, None, other.manifest.target.vocab_size, vocab_size)
         name = draft if draft and catalog.find(draft) else other.name
         small = SmallModel(model, vocab_size, blocked=pairing.blocked, reads=reads, name=name)
-        return lookups(), Modelled(small, partial(machine.draft_costs, model))
+        return lookups(), Modelled(small, partial(machine.draft_costs, model), device=model.capabilities.device)
     free, own = planned(pair, draft)
     if own is None:
         return free, None
-    made = _head(machine, pair, own) if own.is_head else _small_model(machine, pair, own, device, backend)
-    return free, made
+    if own.is_head:
+        return free, _head(machine, pair, own, head_device)
+    return free, _small_model(machine, pair, own, device, backend)
 
 
 def planned(pair: Bundle, draft: str | None) -> tuple[list[Drafter], DrafterEntry | None]:
@@ -184,20 +194,20 @@ def _small_model(machine: Machine, pair: Bundle, own: DrafterEntry, device: str,
     model = machine.model(pair, own.model, device, backend=backend, is_draft=True, context_length=own.context_length)
     reads = input_map(own, id_map, own.model.vocab_size, vocab_size)
     small = SmallModel(model, vocab_size, id_map=id_map, blocked=own.blocked, reads=reads, name=own.name)
-    return Modelled(small, partial(machine.draft_costs, model))
+    return Modelled(small, partial(machine.draft_costs, model), device=model.capabilities.device)
 
 
-def _head(machine: Machine, pair: Bundle, own: DrafterEntry) -> Modelled:
+def _head(machine: Machine, pair: Bundle, own: DrafterEntry, device: str) -> Modelled:
     """A drafting head from the bundle itself."""
     assert own.model is not None
     vocab_size, id_map = pair.manifest.target.vocab_size, _id_map(pair, own)
-    graph = machine.head(pair, own.model)
+    graph = machine.head(pair, own.model, device)
     ids = np.arange(own.model.vocab_size, dtype=np.int32) if id_map is None else id_map
     with foreign(BundleError, f"{own.name} is not a head of kind {own.kind}", hint=_AGAIN):
         if ids.max() >= vocab_size:
             raise ValueError(f"{len(ids)} ids; allowed: {vocab_size}")
         made = HEADS[own.kind](graph, ids, own.needs.layers, vocab_size=vocab_size, blocked=own.blocked, name=own.name)
-    return Modelled(made, partial(machine.call_costs, graph), graph.repeat)
+    return Modelled(made, partial(machine.call_costs, graph), graph.repeat, graph.device)
 
 
 def tokenizer_of(bundle: Bundle) -> Tokenizer:

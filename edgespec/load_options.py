@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from edgespec.errors import SettingError
 from edgespec.sampling_params import is_whole
-from edgespec.types import Backend, GGUFWeights, Needs, Numerics, Schedule
+from edgespec.types import Backend, GGUFWeights, Needs, Numerics, Prefer, Schedule
 
 _NOTHING_BESIDE = "the overlapped schedule drafts while the target verifies: number of draft tokens"
 
@@ -26,18 +26,27 @@ class LoadOptions:
     device: str = "CPU"
     draft_device: str | None = None
     backend: Backend | None = None
+    draft_backend: Backend | None = None
     numerics: Numerics | None = None
     num_draft_tokens: int | None = None
     context_length: int | None = None
     weights: GGUFWeights | None = None
     schedule: Schedule | None = None
+    prefer: Prefer = "speed"
     needs: Needs = field(default_factory=Needs)
     accept_licence: bool = False
     progress: bool = False
 
     def __post_init__(self) -> None:
         k = self.num_draft_tokens
-        choices = {"numerics": Numerics, "backend": Backend, "weights": GGUFWeights, "schedule": Schedule}
+        choices = {
+            "numerics": Numerics,
+            "backend": Backend,
+            "draft_backend": Backend,
+            "weights": GGUFWeights,
+            "schedule": Schedule,
+            "prefer": Prefer,
+        }
         for setting, kinds in ((setting, get_args(choice)) for setting, choice in choices.items()):
             self._require(setting, getattr(self, setting) in (None, *kinds), allowed=", ".join(kinds))
         holds = k is None or (is_whole(k) and k >= 0)
@@ -87,10 +96,12 @@ class LoadOptions:
         holds = self.context_length is None or 1 <= self.context_length <= longest
         self._require("context_length", holds, allowed=f"1 to {longest}, what {name} was made for")
 
-    def require_own_model(self, has_own: bool, drafter: str) -> None:
-        """has_own: there is a draft model to put on a device of its own; else ``drafter`` drafts."""
-        holds = self.draft_device is None or has_own
-        self._require("draft_device", holds, f"only a draft model has a draft device, and {drafter} is none")
+    def require_own_model(self, has_own: bool, has_head: bool, drafter: str) -> None:
+        """has_own, has_head: there is a draft model or a head to put on a device of its own; else ``drafter`` drafts.
+        A head has one engine only."""
+        for setting, holds in (("draft_device", has_own or has_head), ("draft_backend", has_own)):
+            what = f"only a draft model has a {setting.replace('_', ' ')}, and {drafter} is none"
+            self._require(setting, getattr(self, setting) is None or holds, what)
 
     def require_beside(self, has_model: bool, is_head: bool, drafter: str) -> None:
         """For the overlapped schedule. has_model: there is a draft model, which can run beside its target; else

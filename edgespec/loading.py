@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgespec import draft_folder, drafter_loading
+from edgespec import draft_folder, drafter_loading, planner
 from edgespec.adaptive.arbiter import Arbiter
 from edgespec.backends.layer_states import NoSuchLayer
 from edgespec.bundle import Bundle
@@ -27,11 +27,15 @@ from edgespec.errors import IncompatiblePair
 from edgespec.hub import catalog
 from edgespec.hub.resolve import resolve
 from edgespec.load_options import LoadOptions
-from edgespec.machine import schedule_choice
+from edgespec.machine import engine_choice, schedule_choice
+from edgespec.machine.devices import AUTO
 from edgespec.machine.loader import Machine
+from edgespec.machine.plans import Plan, plans
+from edgespec.machine.progress_line import ProgressLine
 from edgespec.pipeline import Pipeline
+from edgespec.planner import PlanTable
 from edgespec.protocols import Drafter
-from edgespec.types import Backend, GGUFWeights, Needs, Numerics, Schedule
+from edgespec.types import Backend, GGUFWeights, Needs, Numerics, Prefer, Schedule
 
 if TYPE_CHECKING:
     from edgespec.adaptive.draft_cost import DraftCost
@@ -48,11 +52,13 @@ def load(
     device: str = "CPU",
     draft_device: str | None = None,
     backend: Backend | None = None,
+    draft_backend: Backend | None = None,
     numerics: Numerics | None = None,
     num_draft_tokens: int | None = None,
     context_length: int | None = None,
     weights: GGUFWeights | None = None,
     schedule: Schedule | None = None,
+    prefer: Prefer = "speed",
     needs: Needs | None = None,
     accept_licence: bool = False,
     progress: bool = False,
@@ -69,10 +75,14 @@ def load(
         the bundle's drafters uses that one alone.
     draft_from: a folder of the user's own texts, to copy drafts from too (see drafters.retrieval_folder).
     remember: with draft "recycling", keep its table in the cache for the next process.
-    device, draft_device: OpenVINO device names; by default the draft runs on the target's device.
+    device, draft_device: names of devices, as ``edgespec doctor`` lists them: OpenVINO's, or OPENVINO, DML and CUDA of
+        ONNX Runtime. By default a draft model runs on the target's device, and a head on the CPU. device "auto" takes
+        the plan that is fastest on this machine, or takes least energy: devices, engine, schedule, drafters. It is
+        measured once, which takes minutes. Whatever you name stays as you say (see docs/devices.md).
     backend: "openvino", "onnxruntime", or None. None takes EDGESPEC_BACKEND if it is set. Else, on CPU, it takes the
         engine that is faster on this machine (measured once), and otherwise OpenVINO. The two round differently, so a
-        text may differ between them. Only OpenVINO runs trees, and devices other than CPU.
+        text may differ between them. Only OpenVINO runs trees.
+    draft_backend: the engine of a draft model. None takes the target's on CPU, else that of ``draft_device``.
     numerics: "exact", "fast", or None: exact where it is known to hold.
     num_draft_tokens: k of every round. None takes the bundle's own k. Without one, measured costs decide. With a number
         the costs of drafting are not measured, so this pipeline always drafts a fixed number.
@@ -81,6 +91,7 @@ def load(
         bits, a step for 128 of them: faster, and another model.
     schedule: "synchronous"; "overlapped", where the draft model drafts while the target verifies, each on its own
         device or cores; or None: overlapped only where that was measured to be faster (see docs/overlapped.md).
+    prefer: what device "auto" chooses by: "speed" or "battery".
     needs: what a drafter of your own needs from the target, beyond the needs of those that are loaded.
     accept_licence: consent to a licence that allows research only, for models that have one.
     progress: report slow steps on stderr; on a terminal, with bars for downloads.
@@ -92,25 +103,79 @@ def load(
         device=device,
         draft_device=draft_device,
         backend=backend,
+        draft_backend=draft_backend,
         numerics=numerics,
         num_draft_tokens=num_draft_tokens,
         context_length=context_length,
         weights=weights,
         schedule=schedule,
+        prefer=prefer,
         needs=needs or Needs(),
         accept_licence=accept_licence,
         progress=progress,
     )
-    if draft_from is not None:
-        require_folder(draft_from)
-    for named in filter(None, (str(ref), options.draft)):  # ask for both before either is fetched
-        catalog.require_consent(named, accepted=accept_licence)
-    pair = resolve(str(ref), weights=weights, accept_licence=accept_licence, progress=progress)
-    chosen = options.draft or catalog.default_draft(str(ref))
+    pair, chosen = _fetched(str(ref), options)
+    if options.device == AUTO:
+        taken = _planned(pair, options, chosen).taken
+        options = taken.applied(options)
+        chosen = taken.draft or chosen
+    return _wired(pair, options, chosen)
+
+
+def plan(ref: str | Path, options: LoadOptions, *, again: bool = False) -> PlanTable:
+    """The plans of a pair on this machine, timed; the one to take first. Those that the options rule out are left out.
+
+    again: measure, whatever is stored.
+    """
+    pair, chosen = _fetched(str(ref), options)
+    return _planned(pair, options, chosen, again=again)
+
+
+def load_plan(ref: str | Path, options: LoadOptions, plan: Plan) -> Pipeline:
+    """A pair as a plan says."""
+    pair, chosen = _fetched(str(ref), options)
+    return _opens(pair, options, chosen)(plan)
+
+
+def verify(ref: str | Path, options: LoadOptions, table: PlanTable, turns: int) -> float:
+    """Speed of the plan that a table takes over that of the fastest of all its plans, each timed again in turns."""
+    pair, chosen = _fetched(str(ref), options)
+    plans = [row.plan for row in table.rows if row.ratio is not None]
+    rows, _ = planner.measure(plans, _opens(pair, options, chosen), ProgressLine(options.progress), turns)
+    return planner.worst_case(rows)
+
+
+def _fetched(ref: str, options: LoadOptions) -> tuple[Bundle, str | None]:
+    """The pair, fetched if needed, and what to draft with: None for all that it has."""
+    if options.draft_from is not None:
+        require_folder(options.draft_from)
+    for named in filter(None, (ref, options.draft)):  # ask for both before either is fetched
+        catalog.require_consent(named, accepted=options.accept_licence)
+    pair = resolve(ref, weights=options.weights, accept_licence=options.accept_licence, progress=options.progress)
+    chosen = options.draft or catalog.default_draft(ref)
     if folder := draft_without_target(chosen):
         draft_folder.require_fit(pair, folder)
         pair, chosen = draft_folder.attach(pair, folder, first=True), None
-    return _wired(pair, options, chosen)
+    return pair, chosen
+
+
+def _planned(pair: Bundle, options: LoadOptions, chosen: str | None, *, again: bool = False) -> PlanTable:
+    other = chosen is not None and not drafter_loading.is_own(pair, chosen)
+    own = None if other or chosen == "none" else drafter_loading.planned(pair, chosen)[1]
+    found = plans(
+        options,
+        engine_choice.places(),
+        has_model=other or own is not None,
+        is_head=own is not None and own.is_head,
+    )
+    key = planner.key_of(pair.manifest, options)
+    say = ProgressLine(options.progress)
+    open_plan = _opens(pair, options, chosen)
+    return planner.plan(key, pair.name, found, open_plan, say, prefer=options.prefer, again=again)
+
+
+def _opens(pair: Bundle, options: LoadOptions, chosen: str | None) -> planner.Open:
+    return lambda plan: _wired(pair, plan.applied(options), plan.draft or chosen)
 
 
 def draft_without_target(draft: str | None) -> DraftFolder | None:
@@ -128,8 +193,8 @@ def _wired(pair: Bundle, options: LoadOptions, draft: str | None) -> Pipeline:
     entries = [entry for entry in pair.manifest.drafters if draft is None or entry.is_called(draft)]
     own_model = any(entry.model is not None and not entry.is_head for entry in entries)
     other = draft is not None and not drafter_loading.is_own(pair, draft)
-    head = next((entry.name for entry in entries if entry.is_head), NGram.name)
-    options.require_own_model(own_model or other, draft or head)
+    head = next((entry.name for entry in entries if entry.is_head), None)
+    options.require_own_model(own_model or other, head is not None, draft or head or NGram.name)
     used = next((entry for entry in entries if entry.model is not None), None)
     is_head = not other and used is not None and used.is_head
     options.require_beside(
@@ -165,7 +230,7 @@ def _wired(pair: Bundle, options: LoadOptions, draft: str | None) -> Pipeline:
             arbiter = Arbiter(free, model, target_s=target_s, draft_s=draft_s, trees=target.capabilities.tree)
     if k is None:
         k = fixed_k(entries)
-    devices = {"target": options.device} | ({"draft": _draft_device(options, modelled)} if modelled else {})
+    devices = {"target": options.device} | ({"draft": modelled.device} if modelled else {})
     return Pipeline(
         pair,
         target,
@@ -176,10 +241,6 @@ def _wired(pair: Bundle, options: LoadOptions, draft: str | None) -> Pipeline:
         devices=devices,
         beside=model if options.overlaps else None,
     )
-
-
-def _draft_device(options: LoadOptions, modelled: Modelled) -> str:
-    return "CPU" if modelled.call else options.draft_device or options.device
 
 
 def fixed_k(entries: Sequence[DrafterEntry]) -> int | None:
@@ -199,9 +260,11 @@ def _models(
     device, draft_device = options.device, options.draft_device or options.device
     trial = _Trials(machine, pair, options, *_auto(pair, draft, other, options))
     engine = machine.backend(pair, device, options.numerics, options.backend, trial, options.needs.layers)
-    draft_engine: Backend = engine if draft_device == "CPU" else "openvino"
+    draft_engine = engine_choice.of_draft(options.draft_backend, draft_device, engine)
+    head_device = options.draft_device or "CPU"
+    places = (draft_device, draft_engine, head_device)
     with ThreadPoolExecutor(1) as beside:  # two models compile, each mostly on one thread
-        drafting = beside.submit(drafter_loading.drafters, machine, pair, draft, other, draft_device, draft_engine)
+        drafting = beside.submit(drafter_loading.drafters, machine, pair, draft, other, *places)
         try:
             target = machine.model(
                 pair, pair.manifest.target, device, backend=engine, numerics=options.numerics, layers=layers

@@ -32,10 +32,11 @@ def watched() -> Iterator[list[str]]:
         compiled = compile_model(core, *arguments, **options)
         if (place := _place()) is not None:
             asked = _spelled(next((value for value in (*arguments, *options.values()) if isinstance(value, dict)), {}))
-            missing = [name for name in NUMERIC if name not in asked]
+            on_npu = "NPU" in arguments  # its cache and its products are as they are, and it tells nothing
+            missing = [name for name in (NUMERIC[:1] if on_npu else NUMERIC) if name not in asked]
             if missing:
                 wrong.append(f"{place} compiles without {', '.join(missing)}")
-            for name, got in reported(compiled, asked).items():
+            for name, got in ({} if on_npu else reported(compiled, asked)).items():
                 if name in NUMERIC and got != asked[name]:
                     wrong.append(f"{place} asked for {name} {asked[name]} and got {got}")
         return compiled

@@ -76,7 +76,8 @@ def test_logits_do_not_depend_on_the_width_or_on_the_chunks_of_the_prefill(make:
     model = make()
     text = [(7 * i + i * i) % 50 for i in range(150)]
     alone = fresh_logits(model, text)
-    for width in (2, 3, 5, 8, 16, 31, model.capabilities.max_width):
+    widest = model.capabilities.max_width
+    for width in sorted({min(width, widest) for width in (2, 3, 5, 8, 16, 31, widest)}):
         model.cache.reset()
         model.prefill(text[:-width])
         together = model.forward(text[-width:]).logits[-1]

@@ -12,6 +12,7 @@ import pytest
 
 from edgespec.backends import input_buffers
 from edgespec.backends.onnx.session import OnnxRuntimeModel
+from edgespec.backends.openvino.npu import OpenVINONPUModel
 from edgespec.backends.openvino.paged import OpenVINOPagedModel
 from tests import contract
 from tests.conftest import load_ir, load_onnx
@@ -158,8 +159,9 @@ def test_a_stopped_prefill_keeps_what_it_did(make: Make) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         model.prefill(text, progress=stop_late)
-    assert seen == [(chunk, chunk + 60)] and model.cache.length == chunk
-    assert model.prefill(text[:-1]) == chunk
+    did = len(text) if isinstance(model, OpenVINONPUModel) else chunk  # its plugin makes the chunks
+    assert seen == [(did, len(text))] and model.cache.length == did
+    assert model.prefill(text[:-1]) == min(did, len(text) - 1)
     assert close(model, model.forward(text[-1:]).logits[0], fresh_logits(other, text))
 
 

@@ -113,6 +113,11 @@ class PaddedModel(ABC):
         self.cache.crop(reused)
         self.cache.reserve(len(tokens) + LONGEST_PAD)
         self._progress = progress
+        self._read(tokens, reused, reserve, observe)
+        return reused
+
+    def _read(self, tokens: Sequence[int], reused: int, reserve: int | None, observe: Observe | None) -> None:
+        """Compute the rows of ``tokens`` that follow those held, for ``prefill``."""
         for begin in range(reused, len(tokens), self.max_width):
             if len(tokens) - begin <= may_defer(self.max_width, reserve):
                 self.cache.defer(tokens[begin:])
@@ -121,9 +126,8 @@ class PaddedModel(ABC):
             step = self.forward(chunk, num_logits=0)
             if observe and step.hidden:
                 observe(begin, chunk, step.hidden)
-            if progress:
-                progress(self.cache.length, len(tokens))
-        return reused
+            if self._progress:
+                self._progress(self.cache.length, len(tokens))
 
     def forward(
         self, tokens: Sequence[int], tree: Tree | None = None, *, num_logits: int | None = None, width: int = 1

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgespec import cache
-from edgespec.errors import BackendError
+from edgespec.errors import BackendError, SettingError
 from edgespec.types import Backend, Numerics
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ class Opening:
     """A model to open, and how it will be used.
 
     graph: the .xml of an IR, or an .onnx file. form: the .onnx of edgespec's own form, if the bundle has one; it may be
-    ``graph`` itself. device: OpenVINO's name of a device that exists.
+    ``graph`` itself. device: a device that exists, by its engine's name.
     numerics: None is exact where that is known to hold. capacity: rows of KV cache.
     context_length: rows that the model was made for. layers: whose hidden states it returns.
     threads: how many it computes with on the CPU. None: the engine's own choice, which is all cores.
@@ -50,6 +50,7 @@ def open_model(name: Backend, opening: Opening) -> PaddedModel:
 
 
 def _openvino(opening: Opening) -> PaddedModel:
+    from edgespec.backends.openvino.npu_settings import is_npu
     from edgespec.backends.openvino.paged import OpenVINOPagedModel
     from edgespec.backends.openvino.runtime import core
     from edgespec.backends.openvino.settings import Settings
@@ -57,6 +58,19 @@ def _openvino(opening: Opening) -> PaddedModel:
     device = opening.device
     if is_ready(opening.graph):
         raise BackendError(f"{opening.graph} runs on ONNX Runtime only", hint="use --backend onnxruntime")
+    if is_npu(device):
+        from edgespec.backends.openvino.npu import open_npu
+
+        return open_npu(
+            core(),
+            opening.graph,
+            device,
+            numerics=opening.numerics,
+            capacity=opening.capacity,
+            layers=opening.layers,
+            is_draft=opening.is_draft,
+            say=opening.say,
+        )
     settings = Settings.of_draft(device) if opening.is_draft else Settings.make(device, opening.numerics)
     if opening.threads is not None and device.startswith("CPU"):
         settings = settings.with_threads(opening.threads)
@@ -78,7 +92,10 @@ def _onnxruntime(opening: Opening) -> PaddedModel:
     from edgespec.backends.onnx.ready import ReadyModel
     from edgespec.backends.openvino.runtime import cpu_name
 
-    numerics: Numerics | None = "fast" if opening.is_draft else opening.numerics
+    device = opening.device
+    numerics: Numerics | None = "fast" if opening.is_draft or device != "CPU" else opening.numerics
+    if numerics == "fast" and opening.numerics == "exact" and not opening.is_draft:
+        raise SettingError(f"numerics exact is only known to hold on CPU; device {device}", hint="use fast here")
     if opening.form is not None:
         ir = None if is_ready(opening.graph) else opening.graph
         return open_bundled(
@@ -88,6 +105,7 @@ def _onnxruntime(opening: Opening) -> PaddedModel:
             capacity=opening.capacity,
             layers=opening.layers,
             threads=opening.threads,
+            device=device,
         )
     if is_ready(opening.graph):
         return ReadyModel(
@@ -97,6 +115,7 @@ def _onnxruntime(opening: Opening) -> PaddedModel:
             layers=opening.layers,
             threads=opening.threads,
             cpu=cpu_name(),
+            device=device,
         )
     return open_form(
         opening.graph,
@@ -106,6 +125,7 @@ def _onnxruntime(opening: Opening) -> PaddedModel:
         say=opening.say,
         layers=opening.layers,
         threads=opening.threads,
+        device=device,
     )
 
 

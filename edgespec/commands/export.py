@@ -29,6 +29,7 @@ FORMATS = ("openvino", "onnx", "both")
     show_default=True,
     help="For which engine. ONNX then runs with nothing to write first; both share most weights.",
 )
+@click.option("--aot", is_flag=True, help="Compile the models for the NPU of this machine too, into the bundle.")
 @click.option("--trust-remote-code", is_flag=True, help="Run Python code that comes with SOURCE.")
 @click.option("--force", is_flag=True, help="Replace the bundle at DIR.")
 @click.option("--verbose", is_flag=True, help="Show what the conversion libraries print.")
@@ -42,6 +43,7 @@ def command(
     sym: bool,
     ratio: float | None,
     output_format: str,
+    aot: bool,
     trust_remote_code: bool,
     force: bool,
     verbose: bool,
@@ -61,6 +63,10 @@ def command(
     """
     from edgespec_export import Request, export, is_bundle, split_weights
 
+    if aot:
+        from edgespec.machine import ahead_of_time
+
+        ahead_of_time.require_npu()
     if is_bundle(source) and (weights or draft_weights or group_size or sym or ratio is not None):
         got = weights or draft_weights or "--group-size, --sym or --ratio"
         raise SettingError("the models of a bundle keep their weights", got=got, hint="export the original model")
@@ -78,4 +84,7 @@ def command(
         force=force,
         verbose=verbose,
     )
-    click.echo(export(request, lambda line: click.echo(line, err=True)))
+    folder = export(request, lambda line: click.echo(line, err=True))
+    if aot:
+        ahead_of_time.write_blobs(folder, lambda line: click.echo(line, err=True))
+    click.echo(folder)

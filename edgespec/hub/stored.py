@@ -10,7 +10,7 @@ from edgespec import bundle, cache
 from edgespec.errors import EdgespecError
 from edgespec.hub import catalog, mirrors, repository
 
-_OTHER_FORMS = {"onnx": "for ONNX Runtime", "compiled": "for a GPU", "peers": "for bench peers"}
+_OTHER_FORMS = {"onnx": "for ONNX Runtime", "compiled": "for a GPU or NPU", "peers": "for bench peers"}
 """folder of the cache: the kind of what lies in it. Listed as one: what is made from models has no names there."""
 
 

@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import get_args
 
 from edgespec import cache
+from edgespec.backends.onnx import providers
 from edgespec.errors import BackendError, ConversionError, SettingError, SourceError
 from edgespec.machine import engine_comparison, measurement_store
+from edgespec.machine.devices import devices, onnx_devices
 from edgespec.machine.engine_comparison import Comparison
+from edgespec.machine.plans import Place
 from edgespec.types import Backend, Numerics
 
 REFUSALS = (BackendError, ConversionError, SourceError)
@@ -31,13 +34,19 @@ def named(asked: str | None, device: str) -> Backend | None:
 
     Raises SettingError if no engine has this name, if it is not installed, or if it does not run on this device.
     """
+    if providers.is_other(device):
+        if asked == "openvino":
+            allowed = "CPU, and what edgespec doctor lists"
+            raise SettingError("this device belongs to ONNX Runtime", got=device, allowed=allowed)
+        asked = "onnxruntime"
     given = asked or os.environ.get("EDGESPEC_BACKEND") or None
     source = given if asked or not given else f"{given} (EDGESPEC_BACKEND)"
     if given not in (None, *get_args(Backend)):
         raise SettingError("backend", got=source, allowed=", ".join(get_args(Backend)))
     if given == "onnxruntime":
-        if device != "CPU":
-            raise SettingError(f"backend {source} runs on CPU only", got=f"device {device}", allowed="CPU")
+        if providers.of(device) is None:
+            allowed = ", ".join(providers.PROVIDERS)
+            raise SettingError(f"backend {source} has no such device", got=f"device {device}", allowed=allowed)
         if reason := missing() or broken():
             hint = "pip install --force-reinstall onnx onnxruntime"
             raise SettingError(f"backend {source} is not here", got=reason, hint=hint)
@@ -45,17 +54,37 @@ def named(asked: str | None, device: str) -> Backend | None:
     return "openvino" if given == "openvino" or device != "CPU" or missing() else None
 
 
+def places() -> list[Place]:
+    """Every device here, with the engines that run models on it; the CPU's first. EDGESPEC_BACKEND leaves one engine.
+
+    Raises SettingError like ``named``.
+    """
+    found = [Place(device.name, "openvino") for device in devices()]
+    if not (missing() or broken()):
+        others = [name for name, state in onnx_devices().items() if state == "here"]
+        found[1:1] = [Place("CPU", "onnxruntime")]
+        found += [Place(name, "onnxruntime") for name in others]
+    asked = named(None, "CPU") if os.environ.get("EDGESPEC_BACKEND") else None
+    return [place for place in found if asked in (None, place.backend)]
+
+
 def of_ready(graph: Path, asked: str | None, device: str, hint: str | None = None) -> Backend:
     """The only engine of a model that is there in ONNX alone. Raises SettingError if another one is asked for.
 
     hint: what to do then.
     """
-    if asked == "openvino" or device != "CPU":
-        got = f"device {device}" if device != "CPU" else f"backend {asked}"
-        allowed = "backend onnxruntime, device CPU"
+    if asked == "openvino" or providers.of(device) is None:
+        got = f"device {device}" if providers.of(device) is None else f"backend {asked}"
+        allowed = f"backend onnxruntime, device {', '.join(providers.PROVIDERS)}"
         raise SettingError(f"{graph} runs on ONNX Runtime only", got=got, allowed=allowed, hint=hint)
     named("onnxruntime", device)  # it is here
     return "onnxruntime"
+
+
+def of_draft(asked: Backend | None, device: str, target: Backend) -> Backend:
+    """The engine of a draft model: the one asked for, else that of its device. On the CPU, its target's."""
+    found = named(asked, device) if asked or providers.is_other(device) else None
+    return found or (target if device == "CPU" else "openvino")
 
 
 def faster(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, get_args
 
 from edgespec import cache
@@ -11,9 +12,10 @@ from edgespec.adaptive.draft_cost import CallCost
 from edgespec.adaptive.forward_cost import ForwardCost
 from edgespec.backends.cores import Threads
 from edgespec.backends.exact_widths import ROWS_NEEDED, guess_exact_widths
+from edgespec.backends.onnx import providers
 from edgespec.backends.open import Opening, is_ready, open_model
 from edgespec.bundle import Bundle, ModelFile, OnnxForm
-from edgespec.errors import BackendError, BundleError
+from edgespec.errors import BackendError, BundleError, DeviceError, SettingError
 from edgespec.hub.resolve import model_path
 from edgespec.machine import engine_choice, engine_comparison
 from edgespec.machine.devices import require_device
@@ -72,11 +74,13 @@ class Machine:
         opening = self._opening(bundle, graph, form, device, numerics, rows, layers=layers, is_draft=is_draft)
         try:
             loaded = open_model(backend, opening)
-        except engine_choice.REFUSALS:
-            if not is_draft or backend == "openvino" or is_ready(graph):
+        except (*engine_choice.REFUSALS, DeviceError) as error:
+            if not is_draft or is_ready(graph) or (backend == "openvino" and device == "CPU"):
                 raise
-            # A draft may run on another engine than its target.
-            loaded = open_model("openvino", opening)
+            # A draft may run on another engine than its target, and its text does not depend on where.
+            if device != "CPU":
+                self._say(f"the draft runs on the CPU: {error}")
+            loaded = open_model("openvino", replace(opening, device="CPU"))
         if loaded.vocab_size != model.vocab_size:
             raise BundleError(
                 f"{graph} does not fit its manifest: logits", got=loaded.vocab_size, allowed=model.vocab_size
@@ -90,12 +94,21 @@ class Machine:
         loaded.cache.capacity = min(capacity, loaded.cache.capacity)
         return loaded
 
-    def head(self, bundle: Bundle, model: ModelFile) -> OpenVINOStaticGraph:
-        """A drafting head. It runs on OpenVINO's CPU, whatever its target runs on."""
+    def head(self, bundle: Bundle, model: ModelFile, device: str = "CPU") -> OpenVINOStaticGraph:
+        """A drafting head. It runs on an OpenVINO device, whatever its target runs on."""
         from edgespec.backends.openvino.runtime import core
         from edgespec.backends.openvino.static_graph import OpenVINOStaticGraph
 
-        return OpenVINOStaticGraph(core(), self._path(bundle, model))
+        if providers.is_other(device):
+            raise SettingError("a drafting head runs on OpenVINO", got=f"device {device}", setting="draft_device")
+        path = self._path(bundle, model)
+        try:
+            return OpenVINOStaticGraph(core(), path, require_device(device), self._say)
+        except BackendError as error:
+            if device == "CPU":
+                raise
+            self._say(f"the head runs on the CPU: {error}")
+            return OpenVINOStaticGraph(core(), path)
 
     def backend(
         self,

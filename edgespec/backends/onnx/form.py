@@ -13,7 +13,7 @@ from threading import Lock
 from edgespec import cache, files
 from edgespec.backends.engine_model import fingerprint
 from edgespec.backends.layer_states import NoSuchLayer
-from edgespec.backends.onnx import check, form_graph, graph
+from edgespec.backends.onnx import check, form_graph, graph, providers
 from edgespec.backends.onnx.session import OnnxRuntimeModel
 from edgespec.backends.onnx.weights import NoONNXForm
 from edgespec.backends.openvino.graph import NoPagedForm
@@ -50,9 +50,10 @@ def open_bundled(
     capacity: int,
     layers: tuple[int, ...] = (),
     threads: int | None = None,
+    device: str = providers.CPU,
 ) -> OnnxRuntimeModel:
     """The model of the form in a bundle, which is checked first. ir: the .xml beside it, if there is one. layers: whose
-    hidden states it returns.
+    hidden states it returns. device: of ``providers``.
 
     Raises BackendError: it is damaged, or is no form.
     """
@@ -67,6 +68,7 @@ def open_bundled(
         file=path.name,
         data=form_graph.read_form(path, allowed),
         hint=form_graph.AGAIN,
+        device=device,
     )
 
 
@@ -79,14 +81,18 @@ def open_form(
     say: Callable[[str], None],
     layers: tuple[int, ...] = (),
     threads: int | None = None,
+    device: str = providers.CPU,
 ) -> OnnxRuntimeModel:
     """The model of an IR on ONNX Runtime. A form that was damaged is made again. layers: whose hidden states it has.
+    device: of ``providers``.
 
     Raises NoONNXForm: it has none. Other ConversionErrors, and BackendErrors, say nothing of the model.
     """
 
     def opened(folder: Path) -> OnnxRuntimeModel:
-        return OnnxRuntimeModel(folder, numerics, capacity=capacity, layers=layers, threads=threads, cpu=cpu_name())
+        return OnnxRuntimeModel(
+            folder, numerics, capacity=capacity, layers=layers, threads=threads, cpu=cpu_name(), device=device
+        )
 
     folder = make_form(xml, context_length, say)
     try:
@@ -94,6 +100,8 @@ def open_form(
     except NoSuchLayer:
         raise
     except BackendError:
+        if device != providers.CPU:  # the device may be at fault, and not the form
+            raise
         with _WRITING, cache.locked():
             shutil.rmtree(folder, ignore_errors=True)
         return opened(_folder_of(xml, context_length, say))

@@ -17,7 +17,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from edgespec.backends.engine_model import LONGEST_PAD, Forward, GrowingCache, fingerprint
-from edgespec.backends.onnx import ready_graph
+from edgespec.backends.onnx import providers, ready_graph
 from edgespec.backends.onnx.ready_graph import AGAIN, present_of
 from edgespec.backends.onnx.session import FIRST_ROWS, GROWTH, BoundCache, SessionModel, inputs_of
 from edgespec.errors import BackendError, wrap_errors
@@ -105,7 +105,7 @@ class ReadyModel(SessionModel):
 
     path: a stranger's .onnx file, which is checked first. numerics: None is exact where attention keeps its place in
     memory; elsewhere its kernels see another length in every forward. layers: whose hidden states it returns (see
-    ``types.Hidden``). cpu: its name, for the fingerprint.
+    ``types.Hidden``). cpu: its name, for the fingerprint. device: of ``providers``.
     """
 
     cache: BoundCache | JoinedCache
@@ -119,12 +119,13 @@ class ReadyModel(SessionModel):
         layers: tuple[int, ...] = (),
         threads: int | None = None,
         cpu: str = "",
+        device: str = providers.CPU,
     ) -> None:
         graph = ready_graph.read(path)
         rows = _MOST_LOGITS_BYTES // (4 * graph.vocab_size)
         chunk = next((chunk for chunk in _CHUNKS if chunk <= rows), _CHUNKS[-1])
         kind: Numerics = numerics or ("exact" if graph.shared else "fast")
-        super().__init__(path, kind, chunk, layers=layers, threads=threads, hint=AGAIN)
+        super().__init__(path, kind, chunk, layers=layers, threads=threads, hint=AGAIN, device=device)
         if graph.positions is not None:
             longest = graph.positions - LONGEST_PAD  # pads have positions, too
             capacity = min(capacity, longest)
@@ -132,13 +133,16 @@ class ReadyModel(SessionModel):
                 allowed = f"{_LEAST_ROWS + LONGEST_PAD} or more"
                 raise BackendError(f"positions in the tables of {path}", got=graph.positions, allowed=allowed)
         if graph.shared:
-            self.cache = BoundCache(self.session, self._binding, capacity, graph.shapes)
+            memory = providers.PROVIDERS[device.split(".")[0]].memory
+            self.cache = BoundCache(self.session, self._binding, capacity, graph.shapes, memory)
         else:
             self.cache = JoinedCache(graph.shapes, self._binding, capacity)
         stats = [file.stat() for file in (path, graph.data) if file is not None]
         self.weights_bytes = sum(stat.st_size for stat in stats)
         identity = [(stat.st_size, stat.st_mtime_ns) for stat in stats]
-        self.fingerprint = fingerprint(["ready", onnxruntime.__version__, *identity, cpu, self.threads, *layers])
+        elsewhere = [device] if device != providers.CPU else []
+        kept = ["ready", onnxruntime.__version__, *identity, cpu, self.threads, *layers, *elsewhere]
+        self.fingerprint = fingerprint(kept)
         self._inputs = inputs_of(self.session, self._binding)
         self._last_position = capacity - 1
         self._counted = {

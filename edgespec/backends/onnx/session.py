@@ -1,4 +1,5 @@
-"""A causal language model on ONNX Runtime's CPU kernels, from the graph that ``backends.onnx.graph`` writes.
+"""A causal language model on ONNX Runtime, from the graph that ``backends.onnx.graph`` writes. See ``providers`` for
+the devices; what is said of kernels is said of those on the CPU.
 
 Where the CPU has no dot products of 8-bit numbers (VNNI), these kernels multiply integers all the same, and OpenVINO's
 turn the weights into floating point: a forward of one token takes half the time (docs/log/engines.md).
@@ -24,7 +25,7 @@ from edgespec.backends.cores import available_cores
 from edgespec.backends.engine_model import LONGEST_PAD, Forward, GrowingCache, PaddedModel, fingerprint
 from edgespec.backends.input_buffers import Inputs
 from edgespec.backends.layer_states import NoSuchLayer, require_width
-from edgespec.backends.onnx import hidden_states
+from edgespec.backends.onnx import hidden_states, providers
 from edgespec.backends.onnx.graph import MODEL_FILE, WEIGHTS_FILE
 from edgespec.backends.onnx.output_rows import OutputRows
 from edgespec.backends.onnx.tables import RotaryTables
@@ -47,7 +48,8 @@ SPARE_ROWS = 1
 class BoundCache(GrowingCache):
     """A tensor ``(1, heads, rows, size)`` for the keys and one for the values of each layer.
 
-    shapes: heads and size of a head by the name of the input, if the session does not know them.
+    shapes: heads and size of a head by the name of the input, if the session does not know them. memory: where the
+    tensors are, as ONNX Runtime names it.
     """
 
     def __init__(
@@ -56,17 +58,20 @@ class BoundCache(GrowingCache):
         binding: Any,
         capacity: int,
         shapes: dict[str, tuple[int, int]] | None = None,
+        memory: str = "cpu",
     ) -> None:
         super().__init__(capacity)
         self._binding = binding
+        self._memory = memory
         inputs = {port.name: port.shape for port in session.get_inputs() if port.name.startswith("past_key_values.")}
         self._shapes = shapes or {name: (shape[1], shape[3]) for name, shape in inputs.items()}
         self._tensors: dict[str, NDArray[np.float32]] = {}
+        self._values: dict[str, OrtValue] = {}  # the same, where the device has memory of its own
         self.rows = 0
 
     @property
     def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self._tensors.values())
+        return sum(4 * heads * self.rows * size for heads, size in self._shapes.values())
 
     def reserve(self, rows: int) -> None:
         """The engine writes where it is told to: never run a forward without this."""
@@ -78,6 +83,7 @@ class BoundCache(GrowingCache):
             self._grow(min(most + SPARE_ROWS, max(rows, FIRST_ROWS, int(self.rows * GROWTH))))
         except BaseException:  # Ctrl-C or no memory with half the layers grown: begin again from nothing
             self._tensors.clear()
+            self._values.clear()
             self.rows = 0
             self.reset()
             raise
@@ -86,11 +92,21 @@ class BoundCache(GrowingCache):
         """One layer at a time: the peak is one layer's copy, not a second cache."""
         with wrap_errors(BackendError, "no memory for the KV cache", hint="use a smaller --context-length"):
             for name, (heads, size) in self._shapes.items():
-                self._tensors[name] = new = self._allocate((1, heads, rows, size), self._tensors.get(name))
-                bound = ("cpu", 0, np.float32, new.shape, new.ctypes.data)
+                new = self._allocate((1, heads, rows, size), self._held(name))
+                place = new.ctypes.data
+                if self._memory == "cpu":
+                    self._tensors[name] = new
+                else:
+                    self._values[name] = OrtValue.ortvalue_from_numpy(new, self._memory, 0)
+                    place = self._values[name].data_ptr()
+                bound = (self._memory, 0, np.float32, new.shape, place)
                 self._binding.bind_input(name, *bound)
                 self._binding.bind_output(name.replace("past_key_values", "present"), *bound)
         self.rows = rows
+
+    def _held(self, name: str) -> NDArray[np.float32] | None:
+        value = self._values.get(name)
+        return self._tensors.get(name) if value is None else value.numpy()
 
     def _allocate(self, shape: tuple[int, ...], old: NDArray[np.float32] | None) -> NDArray[np.float32]:
         new = np.zeros(shape, np.float32)  # zeros: a row nobody wrote must not be a NaN
@@ -99,7 +115,7 @@ class BoundCache(GrowingCache):
         return new
 
     def repeat(self, length: int) -> bool:
-        return self._repeat(length)
+        return self._memory == "cpu" and self._repeat(length)
 
     def _move(self, source: int, target: int) -> None:
         for tensor in self._tensors.values():
@@ -107,10 +123,10 @@ class BoundCache(GrowingCache):
 
 
 class SessionModel(PaddedModel):
-    """What models on ONNX Runtime do alike: a session on the CPU, a thread to run it beside, places for its outputs.
+    """What models on ONNX Runtime do alike: a session, a thread to run it beside, places for its outputs.
 
     path: of a graph with an output ``logits``. layers: whose hidden states it returns too. hint: what to do if the
-    engine does not take it.
+    engine does not take it. device: of ``providers``, which the installed package has.
     """
 
     def __init__(
@@ -122,8 +138,10 @@ class SessionModel(PaddedModel):
         layers: Sequence[int] = (),
         threads: int | None = None,
         hint: str,
+        device: str = providers.CPU,
     ) -> None:
         super().__init__(numerics, prefill_chunk)
+        self._device = device
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what fails is raised, too
         # Threads that wait for work keep a core busy. Between two forwards it is the other model's turn.
@@ -137,7 +155,9 @@ class SessionModel(PaddedModel):
             if states:
                 graph = hidden_states.with_outputs(path, states.names.values())
                 options.add_session_config_entry(_WEIGHTS_FOLDER, str(path.parent))
-            self.session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+            providers.tune(options, device)
+            self.session = onnxruntime.InferenceSession(graph, options, providers=providers.session_providers(device))
+            providers.require_taken(self.session, device)
             self._binding = self.session.io_binding()
         columns = {port.name: port.shape[-1] for port in self.session.get_outputs() if port.shape}
         self.vocab_size = int(columns["logits"])
@@ -161,7 +181,7 @@ class SessionModel(PaddedModel):
             asynchronous=True,
             numerics=self.numerics,
             compute_precision="f32",
-            device="CPU",
+            device=self._device,
             backend="onnxruntime",
         )
 
@@ -200,6 +220,7 @@ class OnnxRuntimeModel(SessionModel):
 
     folder: what ``onnx.graph.write_onnx`` wrote. layers: whose hidden states it returns (see ``types.Hidden``). cpu:
     its name, for the fingerprint. data: files with its weights. hint: what to do if the engine does not take it.
+    device: of ``providers``.
     """
 
     cache: BoundCache
@@ -216,6 +237,7 @@ class OnnxRuntimeModel(SessionModel):
         file: str = MODEL_FILE,
         data: Sequence[Path] = (),
         hint: str = "delete that folder; it is made again",
+        device: str = providers.CPU,
     ) -> None:
         path = folder / file
         with foreign(BackendError, f"cannot load {path}", hint=hint):
@@ -223,14 +245,16 @@ class OnnxRuntimeModel(SessionModel):
         self.weights_bytes = sum(stat.st_size for stat in weights)
         chunk = _LARGE_CHUNK if self.weights_bytes > _LARGE_BYTES else 256
         chunk = chunk if numerics == "exact" else 512
-        super().__init__(path, numerics, chunk, layers=layers, threads=threads, hint=hint)
+        super().__init__(path, numerics, chunk, layers=layers, threads=threads, hint=hint, device=device)
         self.folder = folder
         with foreign(BackendError, f"cannot load {path}", hint=hint):
             self._rotary = RotaryTables(folder, self.session, self._binding)
         stamps = [number for stat in (path.stat(), *weights) for number in (stat.st_size, stat.st_mtime_ns)]
         identity = (cache.VERSIONS["onnx_form"], onnxruntime.__version__, *stamps, cpu)
-        self.fingerprint = fingerprint([*identity, self.threads, *layers])
-        self.cache = BoundCache(self.session, self._binding, capacity)
+        elsewhere = [device] if device != providers.CPU else []
+        self.fingerprint = fingerprint([*identity, self.threads, *layers, *elsewhere])
+        memory = providers.PROVIDERS[device.split(".")[0]].memory
+        self.cache = BoundCache(self.session, self._binding, capacity, memory=memory)
         self._inputs = inputs_of(self.session, self._binding)
         self._width_given = -1  # that ``attention_rows`` and ``own_rows`` hold
         self.least_attended = 1 + SPARE_ROWS if numerics == "exact" else 1

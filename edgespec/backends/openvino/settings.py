@@ -63,6 +63,12 @@ class Settings:
         return replace(self, properties=self.properties | own)
 
     @classmethod
+    def over_states(cls, device: str) -> Settings:
+        """Settings of a model whose cache is inside the engine: fast, with keys that survive a rollback. A chunk's mask
+        has a number for each row of the text."""
+        return cls("fast", 256, _latency(device, "f16"))
+
+    @classmethod
     def in_full_precision(cls) -> Settings:
         """On CPU, with activations, keys and values as they are: what another engine is held against."""
         return cls("exact", 256, _latency("CPU", "f16") | FULL_PRECISION)

@@ -1,4 +1,4 @@
-"""A graph of fixed shapes on OpenVINO's CPU, such as a drafting head: one inference computes a whole draft.
+"""A graph of fixed shapes on an OpenVINO device, such as a drafting head: one inference computes a whole draft.
 
 The file may come from a stranger. So its shapes are read before it is compiled, and the work of a run is bounded by
 them: no shape may depend on data, nothing may loop, and no state may be kept from run to run.
@@ -6,7 +6,7 @@ them: no shape may depend on data, nothing may loop, and no state may be kept fr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgespec.backends import mapped_weights
+from edgespec.backends.engine_model import fingerprint
+from edgespec.backends.openvino import npu_blobs
 from edgespec.backends.openvino.graph import read_graph
+from edgespec.backends.openvino.npu_rules import require_weights
+from edgespec.backends.openvino.npu_settings import is_npu, plugin_properties
 from edgespec.backends.openvino.paged import fingerprint_of
 from edgespec.backends.openvino.runtime import ov
 from edgespec.backends.openvino.settings import Settings
@@ -23,6 +27,10 @@ from edgespec.errors import BackendError, foreign, wrap_errors
 
 _MOST_ELEMENTS = 1 << 29
 """of a tensor inside the graph. The embeddings of the largest vocabularies have as many."""
+_MOST_IN_ALL = 1 << 31
+"""of all tensors that a run makes. A beam search of 16 steps with 64 beams over the largest vocabulary has as many."""
+_MOST_PER_WEIGHT = 8
+"""A weight in 4 bits goes through five operations before it is used. Each has a tensor, until they become one."""
 _MOST_PORT_ELEMENTS = 1 << 24
 """of an input or output. The logits of 64 steps over the largest vocabulary have as many."""
 _MOST_OPERATIONS = 20_000
@@ -30,29 +38,35 @@ _MOST_OPERATIONS = 20_000
 _TYPES = ("f32", "i32", "i64")
 """of inputs and outputs"""
 _STATE = {"ReadValue", "Assign"}
-_DEVICE = "CPU"
 _AGAIN = "export or train the draft again"
 
 
 class OpenVINOStaticGraph:
-    """See ``protocols.StaticGraph``.
+    """See ``protocols.StaticGraph``. say: reports a slow step.
 
     fingerprint: all that a measurement of this graph depends on. Raises BackendError for a graph that is damaged or
     that is not one of fixed shapes.
     """
 
-    def __init__(self, core: ov.Core, xml: Path) -> None:
+    def __init__(
+        self, core: ov.Core, xml: Path, device: str = "CPU", say: Callable[[str], None] = lambda text: None
+    ) -> None:
         model = read_graph(core, xml)
         with foreign(BackendError, f"{xml} is not a graph of fixed shapes", hint=_AGAIN):
             _require_static(model)
             types = {port.get_any_name(): port.get_element_type().to_dtype() for port in model.inputs}
             self.inputs: dict[str, tuple[int, ...]] = _shapes(model.inputs)
             self.outputs: dict[str, tuple[int, ...]] = _shapes(model.outputs)
-        properties = Settings.of_draft(_DEVICE).properties
-        with foreign(BackendError, f"cannot compile {xml} for {_DEVICE}", hint="see: edgespec doctor"):
-            compiled = core.compile_model(model, _DEVICE, properties)
+        with foreign(BackendError, f"cannot compile {xml} for {device}", hint="see: edgespec doctor"):
+            if is_npu(device):
+                require_weights(model, xml)
+                compiled = npu_blobs.compiled(core, xml, model, plugin_properties(), say)
+                self.fingerprint = fingerprint([npu_blobs.name_of(core, xml, plugin_properties())])
+            else:
+                compiled = core.compile_model(model, device, Settings.of_draft(device).properties)
+                self.fingerprint = fingerprint_of(core, compiled, xml, device)
             self._request = compiled.create_infer_request()
-            self.fingerprint = fingerprint_of(core, compiled, xml, _DEVICE)
+        self.device = device
         self._xml = xml
         self._buffers = {name: np.zeros(shape, types[name]) for name, shape in self.inputs.items()}
         for name, buffer in self._buffers.items():
@@ -86,15 +100,23 @@ def _require_static(model: ov.Model) -> None:
         raise ValueError(f"{len(nodes)} operations; allowed: {_MOST_OPERATIONS}")
     if kept := sorted({node.get_type_name() for node in nodes} & _STATE):
         raise ValueError(f"operation {kept[0]} keeps a state")
+    stored = made = 0
     for node in nodes:
         for output in node.outputs():
             shape = output.get_partial_shape()
             if shape.is_dynamic:
                 raise ValueError(f"{node.get_type_name()} {node.get_friendly_name()} has the shape {shape}")
-            if prod(shape.to_shape()) > _MOST_ELEMENTS:
+            size = prod(shape.to_shape())
+            if size > _MOST_ELEMENTS:
                 raise ValueError(
                     f"{node.get_friendly_name()} has the shape {shape}; allowed: {_MOST_ELEMENTS} elements"
                 )
+            if node.get_type_name() == "Constant":  # it lies in the file
+                stored += size
+            else:
+                made += size
+    if made > (most := _MOST_IN_ALL + _MOST_PER_WEIGHT * stored):
+        raise ValueError(f"its tensors have {made} elements; allowed: {most}")
 
 
 def _shapes(ports: list[Any]) -> dict[str, tuple[int, ...]]:

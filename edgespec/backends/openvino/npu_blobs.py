@@ -1,0 +1,45 @@
+"""Compiled graphs for an NPU: from a blob beside the model or in the cache, else made in a process of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from edgespec import cache
+from edgespec.backends.openvino.compile_apart import blob_name, compile_apart
+from edgespec.backends.openvino.npu_settings import NPU, on_cpu
+from edgespec.backends.openvino.runtime import ov
+from edgespec.errors import BackendError, wrap_errors
+
+
+def compiled(
+    core: ov.Core, xml: Path, graph: ov.Model, properties: Mapping[str, object], say: Callable[[str], None]
+) -> Any:
+    """``graph`` is what is in ``xml``. Raises DeviceError, BackendError."""
+    name = name_of(core, xml, properties)
+    made = cache.cache_dir() / "compiled" / name
+    blob = next((place for place in (xml.with_name(name), made) if place.is_file()), None)
+    if blob is None and compile_apart(xml, NPU, properties, made, say=say):
+        blob = made
+    if blob is not None:
+        if on_cpu():  # a blob does not say in which type a CPU computes
+            core.set_property("CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        try:
+            with wrap_errors(BackendError, f"cannot import {blob}"):
+                return core.import_model(blob.read_bytes(), NPU, {"WEIGHTS_PATH": str(xml.with_suffix(".bin"))})
+        except BackendError as error:
+            say(f"{error}; it is compiled again")
+    with wrap_errors(BackendError, f"cannot compile {xml} for {NPU}", hint="use --device CPU"):
+        return core.compile_model(graph, NPU, dict(properties))
+
+
+def name_of(core: ov.Core, xml: Path, properties: Mapping[str, object]) -> str:
+    """Of the blob of a graph: it depends on the plugin, its driver and its device too."""
+    found = [core.get_versions(NPU)[NPU].build_number]
+    for name in ("NPU_DRIVER_VERSION", "FULL_DEVICE_NAME"):
+        try:
+            found.append(str(core.get_property(NPU, name)))
+        except RuntimeError:  # on a CPU
+            found.append("")
+    return blob_name(xml, properties, " ".join(found))

@@ -1,0 +1,341 @@
+"""The NPU without one: what is refused, what happens when its compiler fails, and, slowly, its plugin on a CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import edgespec
+from edgespec.backends.layer_states import NoSuchLayer
+from edgespec.backends.openvino import npu_blobs
+from edgespec.backends.openvino.compile_apart import blob_name, compile_apart, limit_s
+from edgespec.backends.openvino.npu import OpenVINONPUModel, open_npu, require_graph
+from edgespec.backends.openvino.npu_settings import MOST_ROWS, Windows
+from edgespec.backends.openvino.runtime import core, ops, ov
+from edgespec.backends.openvino.static_graph import OpenVINOStaticGraph
+from edgespec.cli import cli
+from edgespec.decode.autoregressive import autoregressive
+from edgespec.decode.policy import FixedLength
+from edgespec.decode.speculative import speculative
+from edgespec.drafters.small_model import SmallModel
+from edgespec.errors import BackendError, DeviceError, SettingError
+from edgespec.machine import ahead_of_time, devices
+from edgespec.sampling_params import SamplingParams
+from edgespec.stats import Stats
+from tests.conftest import load_ir, load_npu
+from tests.contract import close, fresh_logits
+from tests.test_static_graph import head, opened, write
+
+TEXT = [(7 * i + i * i) % 50 for i in range(400)]
+
+
+def child(code: str) -> tuple[str, ...]:
+    """A compiler's process that does something else."""
+    return sys.executable, "-c", code
+
+
+def test_without_an_npu_it_is_an_error_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EDGESPEC_NPU_ON_CPU", raising=False)
+    if "NPU" in core().available_devices:
+        pytest.skip("this machine has one")
+    with pytest.raises(DeviceError, match=r"no such device here; got NPU; allowed: .*CPU.*doctor"):
+        devices.require_device("NPU")
+    monkeypatch.setenv("EDGESPEC_NPU_ON_CPU", "1")
+    assert devices.require_device("NPU") == "NPU"
+    assert [device.name for device in devices.devices()].count("NPU") == 1
+
+
+@pytest.mark.parametrize(
+    ("version", "is_old"), [(1_700_000_000, True), (1_738_334_590, False), (3104, False), (None, False)]
+)
+def test_a_driver_that_is_too_old_is_refused(
+    version: int | None, is_old: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("EDGESPEC_NPU_ON_CPU", raising=False)
+    known = devices._property
+
+    def told(device: str, name: str) -> Any:
+        return version if name == "NPU_DRIVER_VERSION" else known(device, name)
+
+    monkeypatch.setattr(devices, "_property", told)
+    monkeypatch.setattr(type(core()), "available_devices", ["CPU", "NPU"])
+    if is_old:
+        with pytest.raises(DeviceError, match=r"driver of the NPU is too old; got 1700000000; allowed: 17298"):
+            devices.require_device("NPU")
+    else:
+        assert devices.require_device("NPU") == "NPU"
+
+
+def test_a_compiler_that_hangs_is_stopped(tiny_ir: Path, tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match=r"did not end; got 0.3 s\. Use --device CPU"):
+        compile_apart(tiny_ir, "NPU", {}, tmp_path / "blob", limit=0.3, command=child("import time; time.sleep(60)"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no signals")
+def test_a_compiler_that_dies_takes_its_own_process_only(tiny_ir: Path, tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match=r"ended its process at .*; got signal 6"):
+        compile_apart(tiny_ir, "NPU", {}, tmp_path / "blob", command=child("import os; os.abort()"))
+
+
+def test_a_compiler_that_ends_without_a_word_is_no_success(tiny_ir: Path, tmp_path: Path) -> None:
+    for code in ("pass", "print('[]')", "print('{}')", "import sys; sys.exit('no memory')"):
+        with pytest.raises(BackendError, match="cannot compile"):
+            compile_apart(tiny_ir, "NPU", {}, tmp_path / "blob", command=child(code))
+    with pytest.raises(DeviceError, match="cannot start a process"):
+        compile_apart(tiny_ir, "NPU", {}, tmp_path / "blob", command=(str(tmp_path / "nothing"),))
+
+
+def test_what_the_compiler_refuses_is_told(tiny_ir: Path, tmp_path: Path) -> None:
+    """No memory on the device is told like this, too."""
+    code = 'print(\'{"error": "the plugin refuses it: out of memory"}\'); raise SystemExit(1)'
+    with pytest.raises(BackendError, match="refuses it: out of memory"):
+        compile_apart(tiny_ir, "NPU", {}, tmp_path / "blob", command=child(code))
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "soon", "nan", "inf"])
+def test_the_limit_is_a_time(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGESPEC_COMPILE_LIMIT", given)
+    with pytest.raises(SettingError, match="EDGESPEC_COMPILE_LIMIT; got"):
+        limit_s()
+
+
+def test_a_blob_is_of_one_graph_one_plugin_and_these_weights(tmp_path: Path) -> None:
+    xml = tmp_path / "openvino_model.xml"
+    xml.write_text("<net></net>", encoding="utf-8")
+    weights = np.zeros(1 << 20, np.uint8)
+    names = set()
+    for byte in (0, 1):
+        weights[-1] = byte
+        xml.with_suffix(".bin").write_bytes(weights.tobytes())
+        names |= {
+            blob_name(xml, {"a": 1}, "driver"),
+            blob_name(xml, {"a": 2}, "driver"),
+            blob_name(xml, {"a": 1}, "other"),
+        }
+    assert len(names) == 6
+
+
+def weights_of(kind: str, shape: tuple[int, ...], zero_points: bool) -> ov.Model:
+    x = ops.parameter([1, 256], np.float32, name="x")
+    integers = ops.constant(np.ones(shape, np.int8 if kind[0] == "i" else np.uint8), getattr(ov.Type, kind))
+    value = ops.convert(integers, np.float32)
+    if zero_points:
+        value = ops.subtract(value, ops.constant(np.float32(8)))
+    value = ops.reshape(ops.multiply(value, ops.constant(np.float32(0.1))), [8, 256], special_zero=False)
+    return ov.Model([ops.result(ops.matmul(x, value, False, True))], [x], "weights")
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "zero_points", "wrong"),
+    [
+        ("i4", (8, 2, 128), False, None),
+        ("i4", (8, 256), False, None),
+        ("i8", (8, 256), True, None),
+        ("i4", (8, 8, 32), False, "a step for 32"),
+        ("u4", (8, 2, 128), True, "zero points"),
+    ],
+)
+def test_weights_that_end_the_compilers_process_are_refused_before(
+    kind: str, shape: tuple[int, ...], zero_points: bool, wrong: str | None
+) -> None:
+    graph, xml = weights_of(kind, shape, zero_points), Path("pair/target/openvino_model.xml")
+    if wrong is None:
+        require_graph(graph, xml)
+        return
+    with pytest.raises(
+        DeviceError, match=rf"does not take the weights of pair.*got 4-bit weights with {wrong}.*export"
+    ):
+        require_graph(graph, xml)
+
+
+def test_it_returns_no_hidden_states_and_is_not_exact(tiny_ir: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    options: dict[str, Any] = {"capacity": 512, "is_draft": False, "say": said.append}
+    xml = tiny_ir if tiny_ir.suffix == ".xml" else tiny_ir / "openvino_model.xml"
+    with pytest.raises(NoSuchLayer, match=r"no hidden states; got layers \[1\]"):
+        open_npu(core(), xml, "NPU", numerics=None, layers=(1,), **options)
+    with pytest.raises(SettingError, match="exact is only known to hold on CPU"):
+        open_npu(core(), xml, "NPU", numerics="exact", layers=(), **options)
+
+
+@pytest.mark.parametrize("capacity", [1, 336, 700, 1 << 20])
+def test_windows_have_room_for_the_pads_of_a_last_forward(capacity: int) -> None:
+    windows = Windows.of(capacity)
+    assert min(capacity, MOST_ROWS) <= windows.prompt <= MOST_ROWS and windows.prompt % windows.chunk == 0
+    assert windows.prompt >= 2 * windows.chunk and windows.past >= windows.prompt + 64
+
+
+@pytest.fixture(scope="module")
+def on_cpu() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGESPEC_NPU_ON_CPU", "1")
+        yield
+
+
+@pytest.fixture(scope="module")
+def model(on_cpu: None, tiny_ir: Path) -> OpenVINONPUModel:
+    return load_npu(tiny_ir, capacity=512)
+
+
+@pytest.mark.slow
+def test_a_long_prompt_is_read_in_chunks_and_a_longer_one_goes_on(model: OpenVINONPUModel, tiny_ir: Path) -> None:
+    full, forwards = load_ir(tiny_ir), []
+    told = model._give
+
+    def give(tokens: Any, past: int, mask: Any) -> None:
+        forwards.append((past, len(tokens)))
+        told(tokens, past, mask)
+
+    model._give = give  # type: ignore[method-assign]
+    model.cache.reset()
+    assert model.prefill(TEXT[:200]) == 0 and forwards == [(0, 200)]
+    forwards.clear()
+    assert model.continues and model.prefill(TEXT[:390]) == 200
+    assert forwards == [(200, 1), (192, 198)]  # a forward hands the rows over; three whole chunks are kept
+    forwards.clear()
+    assert model.prefill([*TEXT[:100], 9]) == 100
+    assert forwards == [(390, 1), (100, 8)]  # a few tokens are read in forwards
+    step = model.forward([8])
+    assert close(model, step.logits[0], fresh_logits(full, [*TEXT[:100], 9, 8]))
+
+
+@pytest.mark.slow
+def test_what_was_rejected_is_not_read_again(model: OpenVINONPUModel, tiny_ir: Path) -> None:
+    """Rows that a longer forward wrote behind this one's are masked."""
+    full = load_ir(tiny_ir)
+    model.cache.reset()
+    model.prefill(TEXT[:150])
+    for wrong in ([41, 42, 43, 44, 45, 46, 47], [44, 45, 46]):
+        model.forward(wrong)
+        model.cache.crop(150)
+        assert close(model, model.forward([8]).logits[0], fresh_logits(full, [*TEXT[:150], 8]))
+        model.cache.crop(150)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_draft_changes_no_token(model: OpenVINONPUModel, tiny_ir: Path, temperature: float) -> None:
+    """As target and as draft. The draft is the target on CPU, and on the NPU: of both, tokens are accepted."""
+    sampling = SamplingParams(temperature=temperature, seed=7)
+    prompt, length = TEXT[:90], 40
+    plain = list(prompt)
+    model.cache.reset()
+    for _ in autoregressive(model, plain, sampling, stop=(), budget=length):
+        pass
+    for draft in (load_ir(tiny_ir, is_draft=True), load_npu(tiny_ir, capacity=512)):
+        drafter, text, stats = SmallModel(draft, model.vocab_size, name="itself"), list(prompt), Stats()
+        model.cache.reset()
+        policy = FixedLength(drafter, 4)
+        for _ in speculative(model, policy, text, sampling, stop=(), budget=length, stats=stats):
+            pass
+        assert text == plain and stats.accepted > length / 2
+
+
+@pytest.mark.slow
+def test_a_device_that_is_lost_ends_one_text_and_not_the_next(model: OpenVINONPUModel, tiny_ir: Path) -> None:
+    full = load_ir(tiny_ir)
+    model.cache.reset()
+    model.prefill(TEXT[:60])
+    request = model._request
+
+    class Lost:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(request, name)
+
+        def infer(self) -> None:
+            raise RuntimeError("ZE_RESULT_ERROR_DEVICE_LOST")
+
+    model._request = Lost()
+    with pytest.raises(BackendError, match="inference failed: ZE_RESULT_ERROR_DEVICE_LOST"):
+        model.forward([1, 2])
+    model._request = request
+    assert model.cache.length == 0
+    model.prefill(TEXT[:70])
+    assert close(model, model.forward([8]).logits[0], fresh_logits(full, [*TEXT[:70], 8]))
+
+
+@pytest.mark.slow
+def test_a_pair_is_compiled_once_and_then_imported(
+    on_cpu: None, tiny_ir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EDGESPEC_CACHE", str(tmp_path))
+    folder = tiny_ir.parent if tiny_ir.suffix else tiny_ir
+    options: dict[str, Any] = {"device": "NPU", "context_length": 400, "num_draft_tokens": 3, "progress": True}
+    texts = []
+    for _ in range(2):
+        pipeline = edgespec.load(folder, **options)
+        assert pipeline.target.capabilities.device == "NPU" and pipeline.target.capabilities.numerics == "fast"
+        texts.append(pipeline.generate(TEXT[:40], max_new_tokens=20, ignore_eos=True).token_ids)
+    assert texts[0] == texts[1]
+    assert len(list((tmp_path / "compiled").glob("npu-*.blob"))) == 1
+    assert capfd.readouterr().err.count("compiling") == 1
+
+
+@pytest.mark.slow
+def test_a_blob_that_is_damaged_is_made_again_in_this_process(
+    on_cpu: None, tiny_ir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGESPEC_CACHE", str(tmp_path))
+    xml = tiny_ir if tiny_ir.suffix == ".xml" else tiny_ir / "openvino_model.xml"
+    windows, said = Windows.of(512), list[str]()
+    blob = tmp_path / "compiled" / npu_blobs.name_of(core(), xml, windows.properties())
+    blob.parent.mkdir()
+    blob.write_bytes(b"no blob")
+    options: dict[str, Any] = {"capacity": 512, "is_draft": False, "say": said.append, "layers": ()}
+    made = open_npu(core(), xml, "NPU", numerics=None, **options)
+    assert close(made, fresh_logits(made, TEXT[:30]), fresh_logits(load_ir(tiny_ir), TEXT[:30]))
+    assert any("compiled again" in line for line in said)
+
+
+@pytest.mark.slow
+def test_a_head_is_one_call_there(on_cpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGESPEC_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "head").mkdir()
+    on_npu = OpenVINOStaticGraph(ov.Core(), write(head(), tmp_path / "head"), "NPU")
+    inputs = {"state": np.ones((2, 4), np.float32), "token": np.array([3], np.int32)}
+    expected = {name: array.copy() for name, array in opened(head(), tmp_path).run(inputs).items()}
+    found = on_npu.run(inputs)
+    assert found["after"] == expected["after"] and np.allclose(found["logits"], expected["logits"], atol=2e-2)
+    assert on_npu.device == "NPU"
+
+
+def test_the_childs_report_is_its_last_line(tiny_ir: Path, tmp_path: Path) -> None:
+    """What a compiler prints before it does not matter."""
+    report = json.dumps({"error": ""})
+    blob = tmp_path / "blob"
+    code = f"print('VPUX says hello'); open({str(blob)!r}, 'w').close(); print({report!r})"
+    assert compile_apart(tiny_ir, "NPU", {}, blob, command=child(code))
+    blob.unlink()
+    assert not compile_apart(tiny_ir, "NPU", {}, blob, command=child(f"print({report!r})"))
+
+
+@pytest.mark.slow
+def test_a_blob_made_ahead_of_time_is_taken(
+    on_cpu: None, tiny_ir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EDGESPEC_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "pair"
+    shutil.copytree(tiny_ir.parent, folder)
+    [blob] = ahead_of_time.write_blobs(folder, lambda text: None)
+    assert blob.parent == folder
+    pipeline = edgespec.load(folder, draft="none", device="NPU", progress=True)
+    assert "compiling" not in capfd.readouterr().err and not (tmp_path / "cache" / "compiled").exists()
+    assert len(pipeline.generate(TEXT[:40], max_new_tokens=5, ignore_eos=True).token_ids) == 5
+
+
+def test_ahead_of_time_needs_an_npu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is said before anything is exported."""
+    monkeypatch.delenv("EDGESPEC_NPU_ON_CPU", raising=False)
+    if "NPU" in core().available_devices:
+        pytest.skip("this machine has one")
+    result = CliRunner().invoke(cli, ["export", str(tmp_path), "-o", str(tmp_path / "out"), "--aot"])
+    assert isinstance(result.exception, DeviceError) or "no such device here; got NPU" in result.output
+    assert not (tmp_path / "out").exists()
