@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgespec import cache
+from edgespec.backends.cores import kind_of
 from edgespec.errors import BackendError, SettingError
 from edgespec.types import Backend, Numerics
 
@@ -74,12 +75,13 @@ def _openvino(opening: Opening) -> PaddedModel:
     settings = Settings.of_draft(device) if opening.is_draft else Settings.make(device, opening.numerics)
     if opening.threads is not None and device.startswith("CPU"):
         settings = settings.with_threads(opening.threads)
+    settings = settings.with_cores(device)
     # On CPU the engine's model cache saves nothing (docs/log/engines.md); on GPU it keeps compiled kernels.
     kernels = None if device.startswith("CPU") else cache.cache_dir() / "compiled"
     return OpenVINOPagedModel(
         core(),
         opening.graph,
-        device,
+        "CPU" if kind_of(device) else device,
         settings,
         capacity=opening.capacity,
         layers=opening.layers,
@@ -93,7 +95,7 @@ def _onnxruntime(opening: Opening) -> PaddedModel:
     from edgespec.backends.openvino.runtime import cpu_name
 
     device = opening.device
-    numerics: Numerics | None = "fast" if opening.is_draft or device != "CPU" else opening.numerics
+    numerics: Numerics | None = "fast" if opening.is_draft or not device.startswith("CPU") else opening.numerics
     if numerics == "fast" and opening.numerics == "exact" and not opening.is_draft:
         raise SettingError(f"numerics exact is only known to hold on CPU; device {device}", hint="use fast here")
     if opening.form is not None:
