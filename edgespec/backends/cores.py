@@ -87,7 +87,7 @@ def processors_of(text: str) -> list[int]:
     >>> processors_of("0-3,8"), processors_of("")
     ([0, 1, 2, 3, 8], [])
     """
-    found = []
+    found: list[int] = []
     for part in filter(None, text.strip().split(",")):
         first, _, last = part.partition("-")
         found += range(int(first), int(last or first) + 1)

@@ -64,7 +64,7 @@ def plans(options: LoadOptions, places: Sequence[Place], *, has_model: bool, is_
 
     places: of this machine, the CPU's first. has_model: a draft model or head drafts, unless told otherwise.
     """
-    found = []
+    found: list[Plan] = []
     for target in _allowed(places, options.device, options.backend):
         if has_model:
             found += [Plan(target, draft=options.draft)] if is_head else _with_model(options, target, places)
