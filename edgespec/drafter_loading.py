@@ -149,7 +149,7 @@ def planned(pair: Bundle, draft: str | None) -> tuple[list[Drafter], DrafterEntr
 def layers_for(pair: Bundle, draft: str | None, other: Bundle | None) -> Needs:
     """What the drafters of ``drafters`` need from the target, known before any is loaded."""
     entry = None if other is not None or draft in ("none", Recycling.name) else planned(pair, draft)[1]
-    return Needs() if entry is None else Needs(entry.needs.layers, entry.needs.extra)
+    return Needs() if entry is None else Needs(entry.needs.layers, entry.needs.extra, entry.needs.trees)
 
 
 def require_states(drafter: StepwiseDrafter, target: PaddedModel, name: str) -> None:

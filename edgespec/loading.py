@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -182,8 +183,8 @@ def draft_without_target(draft: str | None) -> DraftFolder | None:
     """The draft that ships with edgespec under this name, or that lies in a folder with a ``draft.json``."""
     if draft is None or catalog.find(draft):
         return None
-    named = catalog.trained_draft_named(draft)
-    return draft_folder.read(Path(draft)) if named is None and draft_folder.is_one(Path(draft)) else named
+    named, folder = catalog.trained_draft_named(draft), Path(os.path.expanduser(draft))  # noqa: PTH111 - as in resolve
+    return draft_folder.read(folder) if named is None and draft_folder.is_one(folder) else named
 
 
 def _wired(pair: Bundle, options: LoadOptions, draft: str | None) -> Pipeline:
@@ -256,7 +257,7 @@ def _models(
     """The target, the lookups that do not need the target, and the drafter with a model or head."""
     other = drafter_loading.other_model(machine, pair, draft)
     # Hidden states are further outputs: the logits keep all their bits (docs/log/exactness.md).
-    layers = (options.needs | drafter_loading.layers_for(pair, draft, other)).layers
+    needs = options.needs | drafter_loading.layers_for(pair, draft, other)
     device, draft_device = options.device, options.draft_device or options.device
     trial = _Trials(machine, pair, options, *_auto(pair, draft, other, options))
     engine = machine.backend(pair, device, options.numerics, options.backend, trial, options.needs.layers)
@@ -267,7 +268,7 @@ def _models(
         drafting = beside.submit(drafter_loading.drafters, machine, pair, draft, other, *places)
         try:
             target = machine.model(
-                pair, pair.manifest.target, device, backend=engine, numerics=options.numerics, layers=layers
+                pair, pair.manifest.target, device, backend=engine, numerics=options.numerics, needs=needs
             )
             lookups, modelled = drafting.result()
             _fit(modelled, target, pair)

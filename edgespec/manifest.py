@@ -177,6 +177,7 @@ class DrafterNeeds(Strict, frozen=True, kw_only=True):
 
     layers: Annotated[tuple[LayerIndex, ...], msgspec.Meta(max_length=_MOST_LAYERS)] = ()
     extra: Annotated[int, msgspec.Meta(ge=0, le=_MOST_EXTRA)] = 0
+    trees: bool = False
 
 
 class Drafter(Strict, frozen=True, kw_only=True):

@@ -321,6 +321,7 @@ def test_doctor_reports_and_plans() -> None:
     assert report["devices"][0]["name"] == "CPU"
     assert report["model"]["context_length"] == 8192
     assert {"edgespec", "openvino"} <= set(report["versions"])
+    assert report["onnxruntime"].keys() == {"OPENVINO", "DML", "CUDA"}
     text = edgespec("doctor").stdout.decode()
     assert "exact" in text and "Memory:" in text
 

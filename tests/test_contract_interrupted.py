@@ -12,6 +12,7 @@ import pytest
 
 from edgespec.backends import input_buffers
 from edgespec.backends.onnx.session import OnnxRuntimeModel
+from edgespec.backends.openvino.npu import OpenVINONPUModel
 from edgespec.backends.openvino.paged import OpenVINOPagedModel
 from tests import contract
 from tests.conftest import load_ir, load_onnx

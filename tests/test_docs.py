@@ -183,8 +183,8 @@ def test_the_glossarys_words_are_the_codes_words() -> None:
 
 
 _ORDINARY = """
-    adjust at begin by change check choose clock distribution fresh is learn left line long longest merge model name
-    next nothing of per pick read reset s scale seconds short times token under uniform update
+    adjust at begin by change check choose clock distribution done first fresh is kept learn left line long longest
+    merge model name next nothing of per pick read reset reused s scale seconds short times token under uniform update
 """
 """words of English, of numpy and of programming"""
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import edgespec
 from edgespec.backends.layer_states import NoSuchLayer
@@ -19,12 +21,13 @@ from edgespec.backends.openvino.npu import OpenVINONPUModel, open_npu, require_g
 from edgespec.backends.openvino.npu_settings import MOST_ROWS, Windows
 from edgespec.backends.openvino.runtime import core, ops, ov
 from edgespec.backends.openvino.static_graph import OpenVINOStaticGraph
+from edgespec.cli import cli
 from edgespec.decode.autoregressive import autoregressive
 from edgespec.decode.policy import FixedLength
 from edgespec.decode.speculative import speculative
 from edgespec.drafters.small_model import SmallModel
 from edgespec.errors import BackendError, DeviceError, SettingError
-from edgespec.machine import devices
+from edgespec.machine import ahead_of_time, devices
 from edgespec.sampling_params import SamplingParams
 from edgespec.stats import Stats
 from tests.conftest import load_ir, load_npu
@@ -227,7 +230,7 @@ def test_a_draft_changes_no_token(model: OpenVINONPUModel, tiny_ir: Path, temper
     model.cache.reset()
     for _ in autoregressive(model, plain, sampling, stop=(), budget=length):
         pass
-    for draft in (load_ir(tiny_ir, is_draft=True), load_npu(tiny_ir, capacity=512, is_draft=True)):
+    for draft in (load_ir(tiny_ir, is_draft=True), load_npu(tiny_ir, capacity=512)):
         drafter, text, stats = SmallModel(draft, model.vocab_size, name="itself"), list(prompt), Stats()
         model.cache.reset()
         policy = FixedLength(drafter, 4)
@@ -312,3 +315,27 @@ def test_the_childs_report_is_its_last_line(tiny_ir: Path, tmp_path: Path) -> No
     assert compile_apart(tiny_ir, "NPU", {}, blob, command=child(code))
     blob.unlink()
     assert not compile_apart(tiny_ir, "NPU", {}, blob, command=child(f"print({report!r})"))
+
+
+@pytest.mark.slow
+def test_a_blob_made_ahead_of_time_is_taken(
+    on_cpu: None, tiny_ir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EDGESPEC_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "pair"
+    shutil.copytree(tiny_ir.parent, folder)
+    [blob] = ahead_of_time.write_blobs(folder, lambda text: None)
+    assert blob.parent == folder
+    pipeline = edgespec.load(folder, draft="none", device="NPU", progress=True)
+    assert "compiling" not in capfd.readouterr().err and not (tmp_path / "cache" / "compiled").exists()
+    assert len(pipeline.generate(TEXT[:40], max_new_tokens=5, ignore_eos=True).token_ids) == 5
+
+
+def test_ahead_of_time_needs_an_npu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is said before anything is exported."""
+    monkeypatch.delenv("EDGESPEC_NPU_ON_CPU", raising=False)
+    if "NPU" in core().available_devices:
+        pytest.skip("this machine has one")
+    result = CliRunner().invoke(cli, ["export", str(tmp_path), "-o", str(tmp_path / "out"), "--aot"])
+    assert isinstance(result.exception, DeviceError) or "no such device here; got NPU" in result.output
+    assert not (tmp_path / "out").exists()

@@ -17,7 +17,7 @@ from edgespec.errors import SettingError
 from edgespec.sampling_params import SamplingParams
 from edgespec.stats import Stats
 from edgespec.types import Logits
-from tests.loop_cases import MODES, PROMPT, TABLE, VOCAB, oracle
+from tests.loop_cases import DRAFTERS, MODES, PROMPT, TABLE, VOCAB, oracle
 
 STEP_S = 1.0
 
@@ -52,12 +52,14 @@ class Pair:
         budget: int = 40,
         most: int = 4,
         look_ahead: int = 8,
+        least_chance: float = 0.0,
         stop: Sequence[int] = (),
     ) -> Generator[list[int], None, None]:
         return overlapped(
             *(self.target, self.drafter, context, params),
             most=most,
             look_ahead=look_ahead,
+            least_chance=least_chance,
             budget=budget,
             stop=stop,
             stats=self.stats,
@@ -86,6 +88,50 @@ def in_turn(seconds: Sequence[float]) -> Callable[[int], float]:
 @pytest.mark.parametrize("target_s", [0.1, 0.9, 1.0, 2.5, 7.0])
 def test_tokens_are_the_oracles_at_any_pace(mode: str, target_s: float) -> None:
     assert Pair(constant(target_s)).run(MODES[mode]) == oracle(MODES[mode])
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "name", ["equal", "close", "opposite", "short-context", "trimmed", "trimmed on both sides", "padded"]
+)
+def test_tokens_are_the_oracles_with_any_draft_model(mode: str, name: str) -> None:
+    """As ``test_loop`` has it for the synchronous loop."""
+    pair = Pair(constant(2.5))
+    made = DRAFTERS[name]()
+    assert isinstance(made, SmallModel) and isinstance(made.model, FakeModel)
+    made.model.clock = pair.clock
+    pair.drafter, pair.draft = made, made.model
+    context = list(PROMPT)
+    list(pair.rounds(context, MODES[mode]))
+    assert context == oracle(MODES[mode])
+    assert pair.stats.guessed is not None and (pair.stats.guessed.kept > 0 or name not in ("equal", "close"))
+
+
+def test_every_guess_is_kept_or_stale_or_not_yet_verified() -> None:
+    pair = Pair(constant(2.5))
+    pair.run(budget=40, look_ahead=8)
+    assert pair.stats.guessed is not None
+    guessed = pair.stats.guessed.kept + pair.stats.guessed.stale
+    steps = len(pair.draft.widths)
+    assert steps - 8 <= guessed <= steps and pair.stats.guessed.kept >= pair.stats.accepted
+
+
+def test_it_does_not_go_on_behind_guesses_that_are_unlikely() -> None:
+    """The scores of these models are some 0.7: one guess is likely enough, and a second one is."""
+    found = []
+    for least_chance in (0.0, 0.6, 1.0):
+        pair = Pair(constant(9.0))
+        pair.run(least_chance=least_chance)
+        found.append(len(pair.draft.widths) / len(pair.stats.rounds))
+    assert found[0] > found[1] > found[2] and found[2] <= 1, "steps a round"
+
+
+def test_a_step_that_would_end_late_is_not_begun() -> None:
+    """A forward takes 1.2 steps. The second step of a round would make the target wait for 0.8."""
+    pair = Pair(constant(1.2), table=TABLE)
+    pair.run(budget=40)
+    waited = [round_.target_s - 1.2 for round_ in pair.stats.rounds]
+    assert sum(late > 0.1 for late in waited) <= 6, "only until the forward's time is known at each width"
 
 
 def test_tokens_are_the_oracles_in_every_interleaving_of_four_rounds() -> None:

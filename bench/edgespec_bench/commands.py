@@ -60,7 +60,7 @@ def loop(pairs: int, new_tokens: int, **options: Any) -> None:
 def states(layers: tuple[str, ...], pairs: int, **options: Any) -> None:
     """What a forward costs more if the target returns hidden states of some layers.
 
-    The target is loaded twice without them, as a control, and once for each --layers.
+    The target is loaded without them, and beside it once for each --layers, and once more without as a control.
     """
     from edgespec.types import Needs
     from edgespec_bench.states import bench_states

@@ -23,7 +23,8 @@ class Opening:
     graph: the .xml of an IR, or an .onnx file. form: the .onnx of edgespec's own form, if the bundle has one; it may be
     ``graph`` itself. device: a device that exists, by its engine's name.
     numerics: None is exact where that is known to hold. capacity: rows of KV cache.
-    context_length: rows that the model was made for. layers: whose hidden states it returns.
+    context_length: rows that the model was made for. layers: whose hidden states it returns. trees: whether its drafter
+    drafts trees.
     threads: how many it computes with on the CPU. None: the engine's own choice, which is all cores.
     say: reports slow steps.
     """
@@ -35,6 +36,7 @@ class Opening:
     capacity: int
     context_length: int
     layers: tuple[int, ...]
+    trees: bool
     is_draft: bool
     say: Callable[[str], None]
     threads: int | None = None
@@ -72,7 +74,8 @@ def _openvino(opening: Opening) -> PaddedModel:
             is_draft=opening.is_draft,
             say=opening.say,
         )
-    settings = Settings.of_draft(device) if opening.is_draft else Settings.make(device, opening.numerics)
+    target = Settings.make(device, opening.numerics, trees=opening.trees)
+    settings = Settings.of_draft(device) if opening.is_draft else target
     if opening.threads is not None and device.startswith("CPU"):
         settings = settings.with_threads(opening.threads)
     settings = settings.with_cores(device)

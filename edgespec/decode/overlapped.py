@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 
 from edgespec.decode.constraint import masked
 from edgespec.decode.verify import check_draft, verify
@@ -37,6 +38,10 @@ _LONGEST_PAUSE = 64
 # step in each round. With nearly all of it a right draft idles. In simulation either loses up to a tenth.
 _LEAST_SHARE = 0.6
 
+LEAST_CHANCE = 0.3
+"""The least probability, by the draft's own scores, that all guesses are kept, for another step. Two cores on one
+memory bus slow each other by a quarter. In simulation texts that are hard to draft lose a tenth without such a bound.
+From 0.2 to 0.4 it is the same."""
 MOST, LOOK_AHEAD = 4, 8
 """guesses in a forward, and behind the committed text, at most. A draft of a quarter of a forward or more, which this
 schedule is for, makes no more of them in time."""
@@ -56,6 +61,11 @@ class Guesses:
     scores: list[float] = field(default_factory=list)
     kept: int = 0
     stale: int = 0
+
+    @property
+    def chance(self) -> float:
+        """That all of them are right, by the draft's own scores."""
+        return prod(self.scores)
 
     def first(self, n: int) -> Draft:
         """The next draft."""
@@ -157,6 +167,7 @@ def overlapped(
     *,
     most: int = MOST,
     look_ahead: int = LOOK_AHEAD,
+    least_chance: float = LEAST_CHANCE,
     stop: Collection[int],
     budget: int,
     stats: Stats,
@@ -167,6 +178,7 @@ def overlapped(
     """Like ``decode.speculative.speculative``. Raises SettingError for verification by rejection.
 
     most: guesses verified in one forward, at most. look_ahead: guesses behind the committed text, at most.
+    least_chance: that all guesses are kept, by the draft's scores, for it to go on.
     """
     require_matching(params)
     clock, began = stats.clock, stats.clock()
@@ -186,7 +198,7 @@ def overlapped(
         width = 1 + len(draft) if widths is None else widths.width(1 + len(draft), len(context))
         target.start([context[-1], *draft.tokens], width=width)
         pace.begin(width)
-        _go_on(target, drafter, context, guesses, pause, pace, min(look_ahead, budget_left), constraint)
+        _go_on(target, drafter, context, guesses, pause, pace, min(look_ahead, budget_left), least_chance, constraint)
         step = target.wait()
         pace.done(step.prompt_rows > 0)
         t2 = clock()
@@ -221,10 +233,11 @@ def _go_on(
     pause: _Pause,
     pace: _Pace,
     most: int,
+    least_chance: float,
     constraint: Constraint | None,
 ) -> None:
     """Guess on until the forward that runs is done, or there are ``most`` guesses."""
-    if len(guesses.tokens) >= most or pause.goes_on():
+    if len(guesses.tokens) >= most or guesses.chance < least_chance or pause.goes_on():
         return
     ahead = list(guesses.tokens)
     allowed = None if constraint is None else lambda drafted: constraint.allowed([*ahead, *drafted])
@@ -234,7 +247,7 @@ def _go_on(
         if not target.ready():
             pace.running()
             pause.in_time()
-            return pace.is_worth_a_step()
+            return guesses.chance * prod(scores) >= least_chance and pace.is_worth_a_step()
         if len(scores) == 1:
             pause.late()
         return False

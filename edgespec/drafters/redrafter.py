@@ -52,11 +52,11 @@ class ReDrafter(StepwiseDrafter):
         name: str = "redrafter",
     ) -> None:
         self.name = name
-        self.needs = Needs(tuple(layers))
         _check(graph, len(ids), len(layers), name)
         self.hidden_size = graph.inputs["states"][1] // len(layers)
         self.longest: int = graph.inputs["noise"][0]
         self._beams = "beams" in graph.outputs
+        self.needs = Needs(tuple(layers), trees=self._beams)
         self._graph = graph
         self._choice = TokenChoice(ids, vocab_size, blocked=blocked, name=name)
         self._state = LastState(self.needs.layers)
@@ -80,9 +80,6 @@ class ReDrafter(StepwiseDrafter):
 
     def reset(self) -> None:
         self._state.reset()
-
-    def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
-        return self.propose_while(context, k, lambda scores: True, allowed)
 
     def propose_while(
         self,

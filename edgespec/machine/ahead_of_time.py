@@ -32,17 +32,17 @@ def write_blobs(folder: Path, say: Callable[[str], None]) -> list[Path]:
     require_npu()
     pair = resolve(str(folder), progress=False)
     longest = pair.manifest.generation.context_length
-    models = [(pair.manifest.target, False, longest)]
+    models = [(pair.manifest.target, longest)]
     for entry in pair.manifest.drafters:
         if entry.model is not None and not entry.is_head:
-            models.append((entry.model, True, min(longest, entry.context_length or longest)))
+            models.append((entry.model, min(longest, entry.context_length or longest)))
     written = []
-    for model, is_draft, rows in models:
+    for model, rows in models:
         xml = pair.model_path(model)
         if is_ready(xml):
             raise BackendError(f"{xml} runs on ONNX Runtime only", hint="export with --format both")
         require_graph(read_graph(core(), xml), xml)
-        properties = Windows.of(max(rows, ROWS_NEEDED), is_draft=is_draft).properties()
+        properties = Windows.of(max(rows, ROWS_NEEDED)).properties()
         blob = xml.with_name(npu_blobs.name_of(core(), xml, properties))
         if not compile_apart(xml, NPU, properties, blob, say=say):
             raise BackendError(f"{xml} compiles, but the plugin cannot write a blob of it", hint="leave out --aot")

@@ -198,8 +198,9 @@ class OpenVINONPUModel(PaddedModel):
 
     def _step(self, forward: Forward) -> Step:
         """The plugin aligns the rows of a forward, and the last ones of a prompt, with the end of its logits."""
-        begin = self._windows.forward - self._given + self._first
-        logits = self._request.get_tensor("logits").data[0, begin : begin + forward.num_logits]
+        rows = self._request.get_tensor("logits").data[0]
+        begin = len(rows) - self._given + self._first
+        logits = rows[begin : begin + forward.num_logits]
         return Step(logits, {}, forward.width, forward.prompt_rows)
 
 
@@ -217,7 +218,7 @@ def open_npu(
     """Check a model, compile it (once), open it. Raises SettingError, DeviceError, BackendError."""
     if numerics == "exact" and not is_draft:
         raise SettingError(f"numerics exact is only known to hold on CPU; device {device}", hint="use fast here")
-    windows = Windows.of(capacity, is_draft=is_draft)
+    windows = Windows.of(capacity)
     graph = read_graph(core, xml)
     require_graph(graph, xml, layers)
     if capacity > windows.prompt:

@@ -14,8 +14,8 @@ ON_CPU = "EDGESPEC_NPU_ON_CPU"
 """Set to 1, it lets the device NPU be this machine's CPU, for tests: the plugin's own code, on another processor."""
 MOST_ROWS = 4096
 """of KV cache. Every forward computes over all of them, and the plugin holds them twice: once for each graph."""
-TARGET_ROWS, DRAFT_ROWS = 8, 4
-"""rows of a forward behind a cache, always. A target verifies drafts of one less. A draft mostly runs one of them."""
+ROWS = 8
+"""of a forward behind a cache, always: a target verifies drafts of one less. The plugin rounds fewer up to this."""
 CHUNK = 256
 """rows of a prompt that are read at once, a power of two. A prompt of one token costs as much."""
 _ROUND = 64
@@ -43,11 +43,11 @@ class Windows:
     forward: int
 
     @classmethod
-    def of(cls, capacity: int, *, is_draft: bool = False, chunk: int = CHUNK) -> Windows:
+    def of(cls, capacity: int, *, chunk: int = CHUNK) -> Windows:
         """capacity: rows of KV cache that are wanted."""
         rows = min(capacity, MOST_ROWS)
         prompt = -(-rows // chunk) * chunk
-        return cls(max(prompt, 2 * chunk), chunk, DRAFT_ROWS if is_draft else TARGET_ROWS)
+        return cls(max(prompt, 2 * chunk), chunk, ROWS)
 
     @property
     def beyond(self) -> int:

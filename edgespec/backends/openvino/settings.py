@@ -41,8 +41,9 @@ class Settings:
     properties: dict[str, str]
 
     @classmethod
-    def make(cls, device: str, numerics: Numerics | None) -> Settings:
-        """Settings of a target. numerics None: exact on CPU, where it is known to hold, fast elsewhere."""
+    def make(cls, device: str, numerics: Numerics | None, *, trees: bool = False) -> Settings:
+        """Settings of a target. numerics None: exact on CPU, where it is known to hold, fast elsewhere. trees: its rows
+        must be able to move, which those of 8-bit keys by channel cannot."""
         if numerics not in (None, "exact", "fast"):
             raise SettingError("numerics", got=numerics, allowed="exact, fast")
         on_cpu = device.startswith("CPU")
@@ -50,7 +51,7 @@ class Settings:
             raise SettingError(f"numerics exact is only known to hold on CPU; device {device}", hint="use fast here")
         if on_cpu and numerics != "fast":
             return cls("exact", 256, _latency(device, "f16"))
-        return cls("fast", 512, _latency(device, "u8" if on_cpu else "f16"))
+        return cls("fast", 512, _latency(device, "u8" if on_cpu and not trees else "f16"))
 
     @classmethod
     def of_draft(cls, device: str) -> Settings:
@@ -70,6 +71,12 @@ class Settings:
             return self
         own = {"SCHEDULING_CORE_TYPE": f"{kind}CORE_ONLY", "INFERENCE_NUM_THREADS": str(len(kinds()[kind]))}
         return replace(self, properties=self.properties | own)
+
+    @classmethod
+    def over_states(cls, device: str) -> Settings:
+        """Settings of a model whose cache is inside the engine: fast, with keys that survive a rollback. A chunk's mask
+        has a number for each row of the text."""
+        return cls("fast", 256, _latency(device, "f16"))
 
     @classmethod
     def in_full_precision(cls) -> Settings:
