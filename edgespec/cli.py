@@ -17,7 +17,9 @@ from edgespec.errors import EdgespecError, SettingError
 
 COMMANDS = {
     "run": "Generate text from a prompt (the default command).",
+    "infill": "Write the text that is missing at a place in a file.",
     "chat": "Talk to a model in the terminal.",
+    "serve": "Serve models to clients of OpenAI, Ollama and llama.cpp.",
     "pull": "Fetch a model into the cache.",
     "models": "List models: cached and known.",
     "export": "Convert a target and its draft into a bundle.",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import cached_property
 from operator import index
 from statistics import median
 from typing import Any, TypedDict
@@ -22,12 +24,19 @@ from edgespec.sampling_params import SamplingParams, is_whole
 from edgespec.stats import Stats
 from edgespec.text.chat_template import ChatTemplate, Message
 from edgespec.text.control_tokens import ControlTokens, texts_in
+from edgespec.text.hole_end import HoleEnd
+from edgespec.text.infill import Files, Infill, InfillPrompt
 from edgespec.text.response_format import Grammar, Grammars, grammar_of
+from edgespec.text.token_boundary import BeginsWith
 from edgespec.text.tokenizer import Detokenizer, StopStrings, Tokenizer
 from edgespec.turn import Turn
 from edgespec.types import Schedule
 
 DEFAULT_NEW_TOKENS = 512
+DEFAULT_HOLE_TOKENS = 128
+"""of the text of a hole"""
+DEFAULT_HOLE_PROMPT = 2048
+"""tokens of the text around a hole, and of other files"""
 
 
 class _LoopOptions(TypedDict):
@@ -120,8 +129,7 @@ class Pipeline:
                 raise SettingError(
                     "a system prompt needs a chat template", hint="put it into the prompt", setting="system"
                 )
-            self.tokenizer.require_fit(prompt, self.target.cache.capacity)
-            return self.stream_tokens(self.tokenizer.encode(prompt, raw=True), **options)
+            return self.stream_tokens(self.text_tokens(prompt), **options)
         messages = [{"role": "system", "content": system}] if system is not None else []
         messages = [*messages, {"role": "user", "content": prompt}]
         return self.stream_chat(messages, allow_special=allow_special, **options)
@@ -139,18 +147,92 @@ class Pipeline:
         allow_special: content that spells a control token, like ``<|im_end|>``, becomes that token. Otherwise it stays
             text.
         """
+        return self.stream_tokens(self.chat_tokens(messages, allow_special=allow_special), **options)
+
+    def chat_tokens(
+        self, messages: Sequence[Message], *, allow_special: bool = False, begun: str = "", **variables: Any
+    ) -> list[int]:
+        """The prompt of a conversation. Loads nothing and computes nothing on an engine.
+
+        begun: how the answer begins; the model goes on behind it. variables: of the template, such as ``tools``.
+        """
         if self.template is None:
             raise SettingError(f"{self.bundle.name} has no chat template", hint="use a plain prompt (--raw)")
         capacity = self.target.cache.capacity
-        for content in texts_in(messages):
+        for content in (*texts_in(messages), *texts_in(variables)):
             self.tokenizer.require_fit(content, capacity)
         mark = ""
-        if not allow_special:
-            messages, mark = self._control.marked(messages)
-        text = self.template.render(messages)
+        given: Mapping[str, Any] = variables
+        if not allow_special and isinstance(messages, Sequence):
+            (*messages, given), mark = self._control.marked([*messages, variables])
+        text = self.template.render(messages, **given) + begun
         self.tokenizer.require_fit(text, capacity)
-        ids = self.tokenizer.encode_parts(self._control.parts(text, mark)) if mark else self.tokenizer.encode(text)
-        return self.stream_tokens(ids, **options)
+        return self.tokenizer.encode_parts(self._control.parts(text, mark)) if mark else self.tokenizer.encode(text)
+
+    def text_tokens(self, text: str) -> list[int]:
+        """The prompt of a plain text. Control tokens that it spells become tokens."""
+        self.tokenizer.require_fit(text, self.target.cache.capacity)
+        return self.tokenizer.encode(text, raw=True)
+
+    def infill(self, prefix: str, suffix: str = "", **options: Any) -> Generation:
+        """Like ``stream_infill``, but returns the whole generation."""
+        stream = self.stream_infill(prefix, suffix, **options)
+        for _ in stream:
+            pass
+        return stream.result
+
+    def stream_infill(
+        self,
+        prefix: str,
+        suffix: str = "",
+        *,
+        files: Files = (),
+        path: str | None = None,
+        prompt_tokens: int = DEFAULT_HOLE_PROMPT,
+        indent: int = 0,
+        max_s: float | None = None,
+        max_new_tokens: int = DEFAULT_HOLE_TOKENS,
+        **options: Any,
+    ) -> Stream:
+        """Write the text between ``prefix`` and ``suffix``, as an editor asks at its cursor.
+
+        A model that knows how to fill a hole is shown both. Any other goes on with the prefix, and its text ends where
+        it meets the suffix (see ``text.fim``).
+
+        files: other texts to know, as ``{path: text}``, the most important one last. path: of the file with the hole.
+        prompt_tokens: most tokens of all these. What is nearest to the hole is kept (see ``text.infill``).
+        indent: the text ends before a line that is indented by fewer characters. 0 is off.
+        max_s: the text ends after so many seconds, but not within its first line.
+        Other options: see ``stream_tokens``.
+        """
+        hole = self.infill_prompt(
+            prefix,
+            suffix,
+            files=files,
+            path=path,
+            prompt_tokens=prompt_tokens,
+            indent=indent,
+            max_s=max_s,
+            max_new_tokens=max_new_tokens,
+            heal=options.get("response_format") is None,
+        )
+        return self.stream_tokens(hole.tokens, max_new_tokens=max_new_tokens, hole=hole, **options)
+
+    def infill_prompt(
+        self,
+        prefix: str,
+        suffix: str,
+        *,
+        prompt_tokens: int = DEFAULT_HOLE_PROMPT,
+        max_new_tokens: int = DEFAULT_HOLE_TOKENS,
+        max_s: float | None = None,
+        **options: Any,
+    ) -> InfillPrompt:
+        """The prompt of a hole: see ``stream_infill`` and ``text.infill``. Computes nothing on an engine."""
+        if not (is_whole(prompt_tokens) and prompt_tokens >= 1):
+            raise SettingError("prompt_tokens", got=prompt_tokens, allowed="1 or more", setting="prompt_tokens")
+        room = self.target.cache.capacity - (max_new_tokens if is_whole(max_new_tokens) else 0)
+        return self._infilling.prompt(prefix, suffix, room=min(room, prompt_tokens), seconds=max_s, **options)
 
     def stream_tokens(
         self,
@@ -165,7 +247,9 @@ class Pipeline:
         drafter: Drafter | None = None,
         policy: Policy | None = None,
         progress: Progress | None = None,
+        cancelled: Callable[[], bool] | None = None,
         wait: bool = True,
+        hole: InfillPrompt | None = None,
     ) -> Stream:
         """Continue a prompt of token ids.
 
@@ -180,34 +264,18 @@ class Pipeline:
             the overlapped schedule it is the most.
         drafter: used instead of the pipeline's own. policy: used instead of both. With either, the schedule is
             synchronous. progress: called during the prefill.
+        cancelled: asked after each chunk of the prompt and each round, on the thread that reads the stream. True ends
+            the text there: finish_reason stays None, and the caches keep what was computed.
         wait: wait for the text of another thread. If False, SettingError is raised when the first piece is asked for.
+        hole: what ``prompt`` was made of, if it is the prompt of a hole: see ``stream_infill``.
         """
         if max_new_tokens is None:
             max_new_tokens = DEFAULT_NEW_TOKENS if response_format is None else self.target.cache.capacity
         if not (is_whole(max_new_tokens) and max_new_tokens >= 1):
             raise SettingError("max_new_tokens", got=max_new_tokens, allowed="1 or more", setting="max_new_tokens")
-        if not prompt:
-            raise SettingError("prompt is empty", hint="it needs at least one token")
-        try:
-            prompt = [index(token) for token in prompt]
-        except TypeError as error:
-            raise SettingError("prompt", got=str(error), allowed="a text, or token ids") from error
-        if bad := [t for t in prompt if not 0 <= t < self.target.vocab_size]:
-            raise SettingError(
-                "prompt holds an unknown token id", got=bad[0], allowed=f"0..{self.target.vocab_size - 1}"
-            )
-        capacity = self.target.cache.capacity
-        if len(prompt) > capacity:
-            raise ContextFull(
-                "prompt is longer than the context",
-                got=f"{len(prompt)} tokens",
-                allowed=f"{capacity} tokens",
-                hint="shorten the prompt or start a new conversation",
-            )
+        prompt = self.require_prompt(prompt)
         k = num_draft_tokens if num_draft_tokens is not None else self.num_draft_tokens
-        widest = self.target.capabilities.max_width - 1
-        if k is not None and not (is_whole(k) and 0 <= k <= widest):
-            raise SettingError("number of draft tokens", got=k, allowed=f"0 to {widest}", setting="num_draft_tokens")
+        self.require_k(k)
         params = sampling or SamplingParams()
         if not params.greedy:
             params = params.seeded(secrets.randbits(63))
@@ -216,25 +284,18 @@ class Pipeline:
             require_matching(params)
         elif policy is None:
             policy = self._policy(drafter, k)
-        result = Generation(
-            model=self.bundle.name,
-            drafter=(beside or policy or self.drafter).name,
-            numerics=self.target.capabilities.numerics,
-            compute_precision=self.target.capabilities.compute_precision,
-            devices=self.devices,
-            backend=self.target.capabilities.backend,
-            verification=None if params.greedy else params.verification,
-            seed=params.seed,
-        )
+        result = self._result((beside or policy or self.drafter).name, params)
         began = result.stats.clock()
-        constraint = self._constraint(response_format, ignore_eos)
-        stops = _strings(stop)
+        constraint: Constraint | None = self._constraint(response_format, ignore_eos)
+        if hole is not None and hole.again:
+            constraint = BeginsWith(hole.again, self._infilling.spellings(self.target.vocab_size))
+        stops = (*_strings(stop), *(hole.stops if hole is not None else ()))
         ends = self.tokenizer.stop_tokens(stops)
         options: _LoopOptions = {
             "stop": frozenset(ends) if ignore_eos else self.stop_ids | ends.keys(),
             "budget": max_new_tokens,
             "stats": result.stats,
-            "progress": progress,
+            "progress": _stopping(progress, cancelled),
             "constraint": constraint,
         }
         lists: Iterator[list[int]]
@@ -246,8 +307,70 @@ class Pipeline:
         else:
             assert policy is not None
             lists = speculative(self.target, policy, list(prompt), params, **options)
-        pieces = self._texts(lists, StopStrings(stops, ends), result, ignore_eos, began)
-        return Stream(self._turn.run(pieces, wait=wait), result)
+        scan = StopStrings(stops, ends)
+        if hole is not None:
+            scan = HoleEnd(stops, ends, hole.rules, result.stats.clock, skip=hole.typed_again)
+            lists = _reading_as(drafter or self.drafter, hole, lists)
+        pieces = self._texts(lists, scan, result, ignore_eos, began, cancelled)
+        return Stream(self._turn.run(_until_cancelled(pieces), wait=wait), result)
+
+    def read(self, prompt: Sequence[int], *, cancelled: Callable[[], bool] | None = None) -> Generation:
+        """Read a prompt of token ids ahead, so that a text behind it starts at once. The generation has no text."""
+        tokens = self.require_prompt(prompt)
+        result = self._result(NoDrafter.name, SamplingParams())
+
+        def steps() -> Generator[str, None, None]:
+            stats = result.stats
+            began, stats.prompt_tokens = stats.clock(), len(tokens)
+            stats.reused_tokens = self.target.prefill(tokens[:-1], progress=_stopping(None, cancelled))
+            stats.prefill_s = stats.clock() - began
+            result.finish_reason = "length"
+            yield ""
+
+        for _ in self._turn.run(_until_cancelled(steps())):
+            pass
+        return result
+
+    def require_prompt(self, prompt: Sequence[int]) -> list[int]:
+        """The ids of a prompt as plain numbers. Raises SettingError, and ContextFull for one that is too long."""
+        if not prompt:
+            raise SettingError("prompt is empty", hint="it needs at least one token")
+        try:
+            tokens = [index(token) for token in prompt]
+        except TypeError as error:
+            raise SettingError("prompt", got=str(error), allowed="a text, or token ids") from error
+        if bad := [t for t in tokens if not 0 <= t < self.target.vocab_size]:
+            raise SettingError(
+                "prompt holds an unknown token id", got=bad[0], allowed=f"0..{self.target.vocab_size - 1}"
+            )
+        capacity = self.target.cache.capacity
+        if len(prompt) > capacity:
+            raise ContextFull(
+                "prompt is longer than the context",
+                got=f"{len(prompt)} tokens",
+                allowed=f"{capacity} tokens",
+                hint="shorten the prompt or start a new conversation",
+            )
+        return tokens
+
+    def require_k(self, k: int | None) -> None:
+        """Raises SettingError for a number of draft tokens that the target cannot verify."""
+        widest = self.target.capabilities.max_width - 1
+        if k is not None and not (is_whole(k) and 0 <= k <= widest):
+            raise SettingError("number of draft tokens", got=k, allowed=f"0 to {widest}", setting="num_draft_tokens")
+
+    def _result(self, drafter: str, params: SamplingParams) -> Generation:
+        """An empty one, to be filled."""
+        return Generation(
+            model=self.bundle.name,
+            drafter=drafter,
+            numerics=self.target.capabilities.numerics,
+            compute_precision=self.target.capabilities.compute_precision,
+            devices=self.devices,
+            backend=self.target.capabilities.backend,
+            verification=None if params.greedy else params.verification,
+            seed=params.seed,
+        )
 
     def fixed_length(self, k: int) -> FixedLength:
         """A policy that drafts k tokens every round, with all drafters of this pipeline."""
@@ -292,6 +415,15 @@ class Pipeline:
         length = stats.prompt_tokens + stats.committed
         return self._target_s.seconds(1, length) + median(round_.host_s for round_ in stats.rounds)
 
+    @property
+    def fills_holes(self) -> bool:
+        """Whether the model reads the text behind a hole. Any other writes on from what stands before it."""
+        return self._infilling.format.fills
+
+    @cached_property
+    def _infilling(self) -> Infill:
+        return Infill(self.tokenizer)
+
     def _constraint(self, response_format: Mapping[str, Any] | None, ignore_eos: bool) -> Grammar | None:
         """A fresh constraint for one generation."""
         grammar = grammar_of(response_format, ignore_eos=ignore_eos)
@@ -302,11 +434,18 @@ class Pipeline:
         return self._grammars.constraint(grammar)
 
     def _texts(
-        self, lists: Iterator[list[int]], stops: StopStrings, result: Generation, ignore_eos: bool, began: float
+        self,
+        lists: Iterator[list[int]],
+        stops: StopStrings,
+        result: Generation,
+        ignore_eos: bool,
+        began: float,
+        cancelled: Callable[[], bool] | None,
     ) -> Generator[str, None, None]:
         """Turn lists of tokens into text, and fill ``result``. Tokens are taken one by one. So a stop string ends a
         speculative run at the same token as a plain one."""
         detokenizer = Detokenizer(self.tokenizer)
+        over = False
         for tokens in lists:
             if result.ttft_s is None:
                 result.ttft_s = result.stats.clock() - began
@@ -321,13 +460,47 @@ class Pipeline:
                 yield text
             if stops.found is not None:
                 break
+            if over := cancelled is not None and cancelled():
+                break
         tail = stops.push(detokenizer.flush()) + stops.flush()
         result.text += tail
         result.stop_string = stops.found
         ended = not ignore_eos and result.token_ids[-1:] and result.token_ids[-1] in self.stop_ids
-        result.finish_reason = "stop" if stops.found is not None or ended else "length"
+        if stops.found is not None or ended:
+            result.finish_reason = "stop"
+        elif not over:
+            result.finish_reason = "length"
         if tail:
             yield tail
+
+
+def _reading_as(drafter: Drafter, hole: InfillPrompt, lists: Iterator[list[int]]) -> Iterator[list[int]]:
+    """The same tokens. The drafter is told within the turn of their text, before its first step."""
+    drafter.read_as(hole.anchor, hole.as_read)
+    yield from lists
+
+
+class _Cancelled(Exception):
+    """The prompt need not be read any further."""
+
+
+def _stopping(progress: Progress | None, cancelled: Callable[[], bool] | None) -> Progress | None:
+    """``progress`` that also ends a prefill between two chunks."""
+    if cancelled is None:
+        return progress
+
+    def step(done: int, total: int) -> None:
+        if progress is not None:
+            progress(done, total)
+        if done < total and cancelled():
+            raise _Cancelled
+
+    return step
+
+
+def _until_cancelled(pieces: Iterator[str]) -> Generator[str, None, None]:
+    with suppress(_Cancelled):
+        yield from pieces
 
 
 def _strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -171,6 +171,11 @@ class Drafter(Protocol):
         """A new generation starts from ``context``. State of an earlier generation may be reused."""
         return
 
+    def read_as(self, anchor: int, tokens: Sequence[int]) -> None:
+        """Called before ``begin``, for this generation only: a lookup reads ``tokens`` in the place of the first
+        ``anchor`` tokens of its context. Other drafters read what the target reads."""
+        return
+
     @abstractmethod
     def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
         """At most k tokens to follow ``context``: fewer or none if there are no better ones. Never made-up tokens.

@@ -16,6 +16,10 @@ Logits = NDArray[np.float32]
 Backend = Literal["openvino", "onnxruntime"]
 """The engine that runs a model."""
 
+KVPath = Literal["paged", "stateful"]
+"""Where OpenVINO keeps keys and values. paged: in blocks of memory that belong to edgespec. stateful: in states inside
+the engine."""
+
 GGUFWeights = Literal["faithful", "int4"]
 """What a GGUF file is converted to: its own numbers, or 4 bits over 128 for speed."""
 

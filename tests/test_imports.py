@@ -27,6 +27,9 @@ HEAVY = {
     "jinja2",
     "rich",
     "llguidance",
+    "starlette",
+    "uvicorn",
+    "prometheus_client",
 }
 GROUND = {
     "bundle",
@@ -34,6 +37,7 @@ GROUND = {
     "console",
     "draft_folder",
     "errors",
+    "explain",
     "files",
     "generation",
     "ir_folder",
@@ -63,10 +67,12 @@ WINGS: dict[str, set[str]] = {
     "machine": {"adaptive", "backends", "hub"},
     "pipeline": {"adaptive", "decode", "drafters", "text"},
     "engine_trial": {"adaptive", "decode", "drafters"},
+    "adaptive_loading": {"backends", "drafters", "text"},
     "planner": {"backends", "engine_trial", "machine", "pipeline"},
-    "drafter_loading": {"adaptive", "backends", "drafters", "hub", "machine", "text"},
+    "drafter_loading": {"adaptive", "adaptive_loading", "backends", "drafters", "hub", "machine", "text"},
     "loading": {
         "adaptive",
+        "adaptive_loading",
         "backends",
         "drafter_loading",
         "drafters",
@@ -79,7 +85,8 @@ WINGS: dict[str, set[str]] = {
     },
     "simulate": set(),
     "bench": BELOW | {"loading", "pipeline", "simulate"},
-    "commands": {"bench", "hub", "loading", "machine", "pipeline", "planner", "simulate", "text"},
+    "server": {"backends", "hub", "loading", "pipeline", "text"},
+    "commands": {"bench", "hub", "loading", "machine", "pipeline", "planner", "server", "simulate", "text"},
     "laboratory": BELOW | {"bench", "commands", "door", "loading", "pipeline"},
     "door": {"commands", "loading", "pipeline"},
 }

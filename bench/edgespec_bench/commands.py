@@ -206,6 +206,30 @@ def peers(
 @command.command()
 @model_options
 @fetch_options
+@click.option(
+    "--gguf", type=_PATH, metavar="FILE", help="Ask llama.cpp too, with these weights (the model's own file)."
+)
+@click.option("--holes", type=click.IntRange(1), default=100, show_default=True)
+@click.option("--new-tokens", type=click.IntRange(1), default=48, show_default=True)
+@click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads of llama.cpp; default: physical cores.")
+def infill(gguf: Path | None, holes: int, new_tokens: int, threads: int | None, **options: Any) -> None:
+    """Fill holes cut from Python's own library: lines that come back, tokens a second. llama.cpp's /infill beside it.
+
+    \b
+    edgespec bench infill --model coder.gguf --gguf coder.gguf
+    """
+    from edgespec_bench.peers.infill import bench_infill
+    from edgespec_bench.peers.run import physical_cores
+
+    if gguf is not None and not gguf.is_file():
+        raise SettingError("no such file", got=str(gguf), setting="gguf")
+    pipeline = load_pair(options)
+    bench_infill(pipeline, gguf=gguf, count=holes, new_tokens=new_tokens, threads=threads or physical_cores())
+
+
+@command.command()
+@model_options
+@fetch_options
 @click.option("-o", "--output", metavar="FILE", required=True, type=click.Path(path_type=Path), help="File to write.")
 @click.option("--prompts", type=click.Path(path_type=Path), metavar="FILE", help="Lines of JSON (kind, text).")
 @click.option("--per-category", type=click.IntRange(1), metavar="N", help="Take the first N prompts of each category.")

@@ -12,7 +12,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from edgespec.backends.kv_rows import KVRows, may_defer
+from edgespec.backends.kv_blocks import Block, BlockCopies
+from edgespec.backends.kv_rows import may_defer
 from edgespec.errors import ContextFull
 from edgespec.protocols import Capabilities, Observe, Progress, common_prefix
 from edgespec.types import Logits, Step, Tree, behind
@@ -34,7 +35,7 @@ class VirtualClock:
         return self.now_s
 
 
-class FakeCache(KVRows):
+class FakeCache(BlockCopies):
     """Physical rows that hold their token; rejected rows stay, as they do in memory."""
 
     def __init__(self, capacity: int) -> None:
@@ -44,6 +45,17 @@ class FakeCache(KVRows):
     @property
     def nbytes(self) -> int:
         return 8 * self.capacity
+
+    def reserve(self, rows: int) -> None:
+        return
+
+    def copy_block(self, index: int) -> Block:
+        begin = index * self.block_rows
+        return [np.array(self.physical[begin : begin + self.block_rows])]
+
+    def _put_block(self, index: int, block: Block) -> None:
+        begin = index * self.block_rows
+        self.physical[begin : begin + len(block[0])] = block[0].tolist()
 
     def _move(self, source: int, target: int) -> None:
         self.physical[target] = self.physical[source]

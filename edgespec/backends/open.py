@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgespec import cache
 from edgespec.backends.cores import kind_of
 from edgespec.errors import BackendError, SettingError
-from edgespec.types import Backend, Numerics
+from edgespec.types import Backend, KVPath, Numerics
 
 if TYPE_CHECKING:
     from edgespec.backends.engine_model import PaddedModel
@@ -26,7 +27,7 @@ class Opening:
     context_length: rows that the model was made for. layers: whose hidden states it returns. trees: whether its drafter
     drafts trees.
     threads: how many it computes with on the CPU. None: the engine's own choice, which is all cores.
-    say: reports slow steps.
+    say: reports slow steps. kv: where OpenVINO keeps keys and values; None: the device's own way.
     """
 
     graph: Path
@@ -40,6 +41,7 @@ class Opening:
     is_draft: bool
     say: Callable[[str], None]
     threads: int | None = None
+    kv: KVPath | None = None
 
 
 def is_ready(graph: Path) -> bool:
@@ -53,10 +55,12 @@ def open_model(name: Backend, opening: Opening) -> PaddedModel:
 
 
 def _openvino(opening: Opening) -> PaddedModel:
+    from edgespec.backends.openvino import rollback_check
     from edgespec.backends.openvino.npu_settings import is_npu
     from edgespec.backends.openvino.paged import OpenVINOPagedModel
     from edgespec.backends.openvino.runtime import core
     from edgespec.backends.openvino.settings import Settings
+    from edgespec.backends.openvino.stateful_model import OpenVINOStatefulModel
 
     device = opening.device
     if is_ready(opening.graph):
@@ -79,17 +83,32 @@ def _openvino(opening: Opening) -> PaddedModel:
     if opening.threads is not None and device.startswith("CPU"):
         settings = settings.with_threads(opening.threads)
     settings = settings.with_cores(device)
+    on_cpu, plugin = device.startswith("CPU"), "CPU" if kind_of(device) else device
     # On CPU the engine's model cache saves nothing (docs/log/engines.md); on GPU it keeps compiled kernels.
-    kernels = None if device.startswith("CPU") else cache.cache_dir() / "compiled"
-    return OpenVINOPagedModel(
+    kernels = None if on_cpu else cache.cache_dir() / "compiled"
+    paged = partial(
+        OpenVINOPagedModel,
         core(),
         opening.graph,
-        "CPU" if kind_of(device) else device,
+        plugin,
         settings,
         capacity=opening.capacity,
         layers=opening.layers,
         cache_dir=kernels,
     )
+    stateful = partial(
+        OpenVINOStatefulModel,
+        core(),
+        opening.graph,
+        plugin,
+        Settings.over_states(device).with_cores(device),
+        capacity=opening.capacity,
+        layers=opening.layers,
+        cache_dir=kernels,
+    )
+    if opening.kv == "stateful" or (opening.kv is None and not on_cpu):
+        return stateful()
+    return paged() if on_cpu else rollback_check.either(paged, stateful, device, opening.say)
 
 
 def _onnxruntime(opening: Opening) -> PaddedModel:

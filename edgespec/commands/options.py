@@ -11,7 +11,7 @@ import click
 
 from edgespec.errors import EdgespecError, SettingError
 from edgespec.sampling_params import SamplingParams
-from edgespec.types import Backend, GGUFWeights, Prefer, Schedule, Verification
+from edgespec.types import Backend, GGUFWeights, KVPath, Prefer, Schedule, Verification
 
 if TYPE_CHECKING:
     from edgespec.pipeline import Pipeline
@@ -29,15 +29,15 @@ weights_option = click.option(
     type=click.Choice(get_args(GGUFWeights)),
     help="Of a GGUF file. faithful: its own numbers (default). int4: 4 bits again, a step for 128; faster, less true.",
 )
-_MODEL = [
-    click.option(
-        "--model",
-        "-m",
-        metavar="REF",
-        default="default",
-        show_default=True,
-        help="A known name, a bundle, OpenVINO IR or ONNX folder, a .gguf file, or a hub id.",
-    ),
+_MODEL = click.option(
+    "--model",
+    "-m",
+    metavar="REF",
+    default="default",
+    show_default=True,
+    help="A known name, a bundle, OpenVINO IR or ONNX folder, a .gguf file, or a hub id.",
+)
+_LOADING = [
     click.option(
         "--draft",
         metavar="auto|ngram|recycling|none|REF",
@@ -89,6 +89,11 @@ _MODEL = [
         type=click.Choice(get_args(Schedule)),
         help="overlapped: the draft model drafts while the target verifies, each on its own device or cores. Default: "
         "synchronous, unless overlapped was measured to be faster here.",
+    ),
+    click.option(
+        "--kv",
+        type=click.Choice(get_args(KVPath)),
+        help="Where OpenVINO keeps keys and values. Default: paged on CPU, stateful elsewhere (fast numerics).",
     ),
     weights_option,
     accept_licence,
@@ -167,7 +172,12 @@ def worded(error: EdgespecError, command: click.Command) -> str:
 
 
 def model_options(function: F) -> F:
-    for option in reversed(_MODEL):
+    return _MODEL(loading_options(function))
+
+
+def loading_options(function: F) -> F:
+    """Of ``load``, without the model itself."""
+    for option in reversed(_LOADING):
         function = option(function)
     return function
 

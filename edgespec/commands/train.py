@@ -9,6 +9,7 @@ import click
 
 from edgespec.bench.report import show
 from edgespec.commands.options import accept_licence, fetch_options, model_options
+from edgespec.commands.train_sdsat import sdsat
 from edgespec.commands.training_options import (
     PATH,
     PLAN,
@@ -370,3 +371,6 @@ def latency(model: str, rounds: int) -> None:
         say(f"{rows[-1][0]}: {timed.step_ms:.2f} ms, {timed.ratio:.3f} of a step of the target")
     columns = ["draft", "MB", "ms a step", "of a target step"]
     show("latency of draft shapes", columns, rows, {"shapes": {row[0]: row[1:] for row in rows}})
+
+
+command.add_command(sdsat)

@@ -45,6 +45,10 @@ class FirstMatch(Drafter):
                 self._asked = [drafter for drafter in self.lookups if not drafter.uses_history]
             self.last.begin(context, params, read=params.rejects)
 
+    def read_as(self, anchor: int, tokens: Sequence[int]) -> None:
+        for drafter in self._all:
+            drafter.read_as(anchor, tokens)
+
     def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
         if k == 0:
             return Draft(note=DraftNote(reason="none asked for"))

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgespec.protocols import Drafter, common_prefix
+from edgespec.drafters.lookup import Lookup
+from edgespec.protocols import common_prefix
 from edgespec.sampling_params import SamplingParams
 from edgespec.types import Allowed, Draft, Step, Verdict
 
 _LONGEST_MATCH = 64
 
 
-class NGram(Drafter):
+class NGram(Lookup):
     """Longest n-gram first, newest match first. Without a match there is no draft, and never padding.
 
     The score of a token says how long the match before it is: ``1 - 1 / (1 + tokens)``. Long matches rarely end at
@@ -39,6 +40,8 @@ class NGram(Drafter):
         self._continuation: dict[tuple[int, ...], int] = {}  # n-gram -> index of the token after it
 
     def begin(self, context: Sequence[int], params: SamplingParams) -> None:
+        self.begin_reading()
+        context = self.reading(context)
         if common_prefix(self._text, context) < len(self._text):
             self.reset()  # the index cannot forget a part
         self._extend(context)
@@ -46,6 +49,7 @@ class NGram(Drafter):
     def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
         if k == 0:
             return Draft()
+        context = self.reading(context)
         for n in self._lengths:
             index = self._continuation.get(tuple(context[-n:])) if n <= len(context) else None
             if index is not None:
@@ -62,7 +66,7 @@ class NGram(Drafter):
         return n
 
     def commit(self, context: Sequence[int], draft: Draft, verdict: Verdict, step: Step) -> None:
-        self._extend(context)
+        self._extend(self.reading(context))
 
     def _extend(self, context: Sequence[int]) -> None:
         """Index every n-gram that has a continuation. Those that end with the last token have none yet."""

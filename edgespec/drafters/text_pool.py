@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from edgespec.drafters.lookup import Lookup
 from edgespec.errors import SettingError
-from edgespec.protocols import Drafter
 from edgespec.sampling_params import SamplingParams
 from edgespec.types import Allowed, Draft, Step, Verdict
 
@@ -17,7 +17,7 @@ _END = -1  # follows every text; not a token
 _LONGEST_MATCH = 64
 
 
-class Pool(Drafter):
+class Pool(Lookup):
     """Longest n-gram first, newest match first. Without a match there is no draft, and never padding.
 
     capacity: tokens to keep, about 240 bytes each, index included. New tokens replace the oldest. Token ``i``, counted
@@ -54,12 +54,16 @@ class Pool(Drafter):
         """The text before this one is finished, so it is added."""
         if self._written:
             self.add([*self._prompt_end, *self._written])
-        self._prompt_end = list(context[-self._lengths[0] :])  # so that the beginning of an answer is found too
+        self.begin_reading()
+        self._prompt_end = list(
+            self.reading(context)[-self._lengths[0] :]
+        )  # so that the beginning of an answer is found too
         self._written = []
 
     def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
         if k == 0:
             return Draft()
+        context = self.reading(context)
         for n in self._lengths:
             index = self._continuation.get(tuple(context[-n:])) if n <= len(context) else None
             if index is not None:

@@ -22,7 +22,7 @@ from edgespec.machine.devices import require_device
 from edgespec.machine.engine_comparison import Comparison, Engine
 from edgespec.machine.measure_forwards import call_seconds, exact_widths, forward_times
 from edgespec.machine.progress_line import ProgressLine
-from edgespec.types import Backend, Needs, Numerics
+from edgespec.types import Backend, KVPath, Needs, Numerics
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,6 +49,8 @@ class Machine:
         self.progress = progress
         self.accept_licence = accept_licence
         self._threads = threads
+        self.kv: KVPath | None = None
+        """where OpenVINO keeps keys and values; None: the device's own way"""
         self._say = ProgressLine(progress)
 
     def model(
@@ -244,6 +246,7 @@ class Machine:
             is_draft=is_draft,
             say=self._say,
             threads=None if self._threads is None else self._threads.draft if is_draft else self._threads.target,
+            kv=self.kv,
         )
 
     def _path(self, bundle: Bundle, model: ModelFile) -> Path:

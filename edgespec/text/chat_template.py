@@ -18,6 +18,7 @@ class ChatTemplate:
 
         with foreign(BundleError, "chat template does not compile", hint="export the model again"):
             self._template = Sandbox(source)
+        self.source = source
         self._tokens = {"bos_token": bos_token or "", "eos_token": eos_token or ""}
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **extra: Any) -> str:

@@ -121,13 +121,24 @@ class Tokenizer:
         engine = tokenizers.Tokenizer.from_str(self.engine.to_str())
         name = secrets.token_hex(8)
         cut, mark = f"\ue000{name}\ue000", ""
-        if _puts_before(engine):
+        if self.puts_before:
             mark = f"\ue001{name}\ue001"
             removing = pre_tokenizers.Split(tokenizers.Regex(rf"(?m)\A.*{mark}"), "removed")
             own = [engine.pre_tokenizer] if engine.pre_tokenizer is not None else []
             engine.pre_tokenizer = pre_tokenizers.Sequence([*own, removing])
         engine.add_tokens([tokenizers.AddedToken(cut, normalized=False)])
         return engine, cut, cut + mark, engine.token_to_id(cut)
+
+    @cached_property
+    def puts_before(self) -> bool:
+        """Whether the tokenizer puts something before every text between added tokens, like a space."""
+        engine = self.engine
+        steps = [
+            json.loads(each.__getstate__()) for each in (engine.normalizer, engine.pre_tokenizer) if each is not None
+        ]
+        for step in steps:
+            steps += [*step.get("normalizers", ()), *step.get("pretokenizers", ())]
+        return any(step["type"] == "Prepend" or step.get("prepend_scheme") == "always" for step in steps)
 
     @cached_property
     def _added_texts(self) -> tuple[str, ...]:
@@ -200,14 +211,6 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.engine.decode(list(ids), skip_special_tokens=True))
-
-
-def _puts_before(engine: Any) -> bool:
-    """Whether the tokenizer puts something before every text between added tokens."""
-    steps = [json.loads(step.__getstate__()) for step in (engine.normalizer, engine.pre_tokenizer) if step is not None]
-    for step in steps:
-        steps += [*step.get("normalizers", ()), *step.get("pretokenizers", ())]
-    return any(step["type"] == "Prepend" or step.get("prepend_scheme") == "always" for step in steps)
 
 
 def _is_tag(text: str) -> bool:

@@ -114,6 +114,19 @@ def train_head(recipe: str, target: str, folder: Path, say: Say, options: dict[s
         return made
 
 
+def train_sdsat(target: str, folder: Path, say: Say, options: dict[str, Any]) -> Path:
+    """Train adaptive tokens for ``target``; returns the bundle's folder.
+
+    options: those of ``sdsat.recipe.Settings.of``.
+    """
+    _check_installed(*_EXPORT, "accelerate", "matplotlib", *(["ray"] if options["ray"] else []))
+    with quiet.libraries(verbose=False):
+        from edgespec_train.sdsat import recipe
+
+        folder.mkdir(parents=True, exist_ok=True)
+        return recipe.make(recipe.Settings.of(target, folder, options), say)
+
+
 def pack_draft(packing: dict[str, Any], say: Say) -> Path:
     """Pack a trained draft as a folder of its own. packing: arguments of ``ship.Packing``."""
     _check_installed(*_EXPORT)

@@ -334,3 +334,11 @@ def _initialise(
         taken = take_over(draft, id_map, earlier.to(accelerator.device), np.load(settings.from_draft / "id_map.npy"))
         say(f"goes on from {settings.from_draft.name}: {taken} of its ids")
     return draft  # type: ignore[no-any-return]
+
+
+def torch_model(reference: str) -> PreTrainedModel:
+    """A model as torch reads it, in float32. Raises SettingError where torch cannot."""
+    hint = "name its transformers folder or .gguf file, or OWNER/NAME on the hub"
+    source = checkpoint_of(reference, None, "weights", hint)
+    model: PreTrainedModel = convert.load(source, Weights("f32"), convert.read_config(source))
+    return model

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 class Unavailable(Exception):
@@ -118,6 +118,24 @@ class Peer(Protocol):
         """Greedy, exactly ``new_tokens`` tokens, end tokens included. The runtime may use its own prefix cache."""
 
     def versions(self) -> dict[str, str]: ...
+
+
+@dataclass
+class Filled:
+    """The text of one hole. seconds: to write it, from the first token on. prompt_tokens: read for it."""
+
+    text: str
+    tokens: int
+    seconds: float
+    prompt_tokens: int
+
+
+@runtime_checkable
+class Filler(Protocol):
+    """A runtime that also fills holes, in its own format."""
+
+    def infill(self, prefix: str, typed: str, suffix: str, new_tokens: int) -> Filled:
+        """Greedy, at most ``new_tokens`` tokens. typed: the text on the hole's line, behind ``prefix``."""
 
 
 def package_versions(*names: str) -> dict[str, str]:

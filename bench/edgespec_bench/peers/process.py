@@ -14,7 +14,7 @@ from pathlib import Path
 from queue import Empty, Queue
 from typing import Any
 
-from edgespec_bench.peers.base import Run, WeightFormats
+from edgespec_bench.peers.base import Filled, Run, WeightFormats
 from edgespec_bench.peers.entries import Runtime
 
 
@@ -52,6 +52,9 @@ class Process:
         if len(run.tokens) != new_tokens:
             raise RuntimeFailed(f"{len(run.tokens)} tokens instead of {new_tokens}")
         return run
+
+    def infill(self, prefix: str, typed: str, suffix: str, new_tokens: int) -> Filled:
+        return Filled(**self._ask(do="infill", prefix=prefix, typed=typed, suffix=suffix, new_tokens=new_tokens))
 
     def peak_bytes(self) -> int:
         return int(self._ask(do="memory")["peak_bytes"])

@@ -51,7 +51,7 @@ def bench_peers(
     runtimes = choose(only)
     if page is not None:
         _check(page)
-    threads = threads or _physical_cores()
+    threads = threads or physical_cores()
     for line in list_missing(runtimes):
         _tell(line)
     task = make_task(resolve(ref), prompts, new_tokens=new_tokens, pairs=pairs, threads=threads)
@@ -169,7 +169,7 @@ def _medians(measured: Measured) -> dict[str, object]:
     return asdict(measured) | {"ttft_s": {what: seconds(measured, what) for what in measured.ttft_s}}
 
 
-def _physical_cores() -> int:
+def physical_cores() -> int:
     import psutil
 
     return int(psutil.cpu_count(logical=False) or psutil.cpu_count() or 1)

@@ -7,6 +7,8 @@ through a private copy of standard output. Argument: the adapter's module.
         -> {"load_s": ..., "versions": {...}, "settings": "..."}
     {"do": "generate", "prompt": [1, 2], "new_tokens": 4}
         -> {"tokens": [...], "at_s": [...], ...}
+    {"do": "infill", "prefix": "...", "typed": "...", "suffix": "...", "new_tokens": 4}
+        -> {"text": "...", "tokens": 4, "seconds": ..., "prompt_tokens": ...}
     {"do": "memory"}
         -> {"peak_bytes": ...}
 
@@ -26,7 +28,7 @@ from time import perf_counter
 from typing import Any, BinaryIO
 
 from edgespec import telemetry
-from edgespec_bench.peers.base import Peer, WeightFormats, describe
+from edgespec_bench.peers.base import Filler, Peer, WeightFormats, describe
 
 
 def private_stdout() -> BinaryIO:
@@ -59,6 +61,8 @@ def _answer(peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
             return {"load_s": perf_counter() - began, "versions": peer.versions(), "settings": peer.settings}
         case "generate":
             return asdict(peer.generate(request["prompt"], request["new_tokens"]))
+        case "infill" if isinstance(peer, Filler):
+            return asdict(peer.infill(**request))
         case "memory":
             return {"peak_bytes": peak_bytes()}
         case other:

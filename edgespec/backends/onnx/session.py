@@ -24,6 +24,7 @@ from edgespec import cache
 from edgespec.backends.cores import available_cores, kind_of, kinds
 from edgespec.backends.engine_model import LONGEST_PAD, Forward, GrowingCache, PaddedModel, fingerprint
 from edgespec.backends.input_buffers import Inputs
+from edgespec.backends.kv_blocks import Block, BlockCopies
 from edgespec.backends.layer_states import NoSuchLayer, require_width
 from edgespec.backends.onnx import hidden_states, providers
 from edgespec.backends.onnx.graph import MODEL_FILE, WEIGHTS_FILE
@@ -45,7 +46,7 @@ SPARE_ROWS = 1
 """exact numerics give the attention two rows at least: one alone takes another kernel. No one reads the second's key"""
 
 
-class BoundCache(GrowingCache):
+class BoundCache(BlockCopies, GrowingCache):
     """A tensor ``(1, heads, rows, size)`` for the keys and one for the values of each layer.
 
     shapes: heads and size of a head by the name of the input, if the session does not know them. memory: where the
@@ -116,6 +117,16 @@ class BoundCache(GrowingCache):
 
     def repeat(self, length: int) -> bool:
         return self._memory == "cpu" and self._repeat(length)
+
+    def copy_block(self, index: int) -> Block:
+        begin = index * self.block_rows
+        return [tensor[:, :, begin : begin + self.block_rows].copy() for tensor in self._tensors.values()]
+
+    def _put_block(self, index: int, block: Block) -> None:
+        begin = index * self.block_rows
+        for tensor, held in zip(self._tensors.values(), block, strict=True):
+            rows = min(held.shape[2], self.rows - begin)  # the end of a text: the rest of its block means nothing
+            tensor[:, :, begin : begin + rows] = held[:, :, :rows]
 
     def _move(self, source: int, target: int) -> None:
         for tensor in self._tensors.values():

@@ -12,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgespec.backends.engine_model import LONGEST_PAD, GrowingCache
+from edgespec.backends.kv_blocks import Block, BlockCopies
 from edgespec.backends.openvino.runtime import ov
 from edgespec.errors import BackendError, wrap_errors
 
 _GROWTH = 1.25
 
 
-class PagedCache(GrowingCache):
+class PagedCache(BlockCopies, GrowingCache):
     """Grows on demand; rolling back moves a length and touches no memory."""
 
     def __init__(
@@ -28,7 +29,7 @@ class PagedCache(GrowingCache):
         self._request = request
         self._on_cpu = device.startswith("CPU")
         self._context = None if self._on_cpu else core.get_default_context(device)
-        self.rows_per_block = 32 if self._on_cpu else 16
+        self.rows_per_block = self.block_rows = 32 if self._on_cpu else 16
         ports = [port for port in compiled.inputs if "_cache." in port.get_any_name()]
         shapes = [[d.get_length() for d in list(port.partial_shape)[1:]] for port in ports]
         if not ports:
@@ -95,6 +96,17 @@ class PagedCache(GrowingCache):
 
     def repeat(self, length: int) -> bool:
         return self.rows_can_move and self._repeat(length)
+
+    @property
+    def can_copy(self) -> bool:
+        return self._on_cpu
+
+    def copy_block(self, index: int) -> Block:
+        return [np.array(tensor.data[index]) for tensor in self._tensors.values()]
+
+    def _put_block(self, index: int, block: Block) -> None:
+        for tensor, held in zip(self._tensors.values(), block, strict=True):
+            tensor.data[index] = held
 
     def _move(self, source: int, target: int) -> None:
         assert self.rows_can_move, "trees need rows that can move"

@@ -58,7 +58,7 @@ def decoder_layers(core: ov.Core, xml: Path) -> tuple[int, int]:
     does."""
     model = paged_graph(core, xml)
     last = _output_head(model).input_value(0)
-    return len(_states(model, last)), last.get_partial_shape()[-1].get_length()
+    return len(_states(model, last, "PagedAttentionExtension")), last.get_partial_shape()[-1].get_length()
 
 
 def uncapped_graph(core: ov.Core, xml: Path, layers: Sequence[int] = ()) -> tuple[ov.Model, list[float]]:

@@ -14,7 +14,7 @@ from time import perf_counter
 from typing import Any
 from urllib.parse import urlsplit
 
-from edgespec_bench.peers.base import Run, WeightFormats, package_versions
+from edgespec_bench.peers.base import Filled, Run, WeightFormats, package_versions
 
 
 class Peer:
@@ -70,6 +70,23 @@ class Peer:
             }
         return Run(tokens, at_s, **counted)
 
+    def infill(self, prefix: str, typed: str, suffix: str, new_tokens: int) -> Filled:
+        body = {
+            "input_prefix": prefix,
+            "prompt": typed,
+            "input_suffix": suffix,
+            "n_predict": new_tokens,
+            "samplers": ["top_k"],
+            "top_k": 1,
+            "cache_prompt": True,
+        }
+        [answer] = self._ask("/infill", body)
+        if "error" in answer:
+            raise RuntimeError(answer["error"].get("message", answer["error"]))
+        timings = answer["timings"]
+        seconds = timings["predicted_ms"] / 1e3
+        return Filled(answer["content"], timings["predicted_n"], seconds, answer["tokens_evaluated"])
+
     def versions(self) -> dict[str, str]:
         return package_versions("xllamacpp")
 
@@ -85,9 +102,12 @@ class Peer:
             "return_tokens": True,
             "cache_prompt": True,
         }
+        return self._ask("/completion", body)
+
+    def _ask(self, route: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         connection = HTTPConnection(self._address)
         try:
-            connection.request("POST", "/completion", json.dumps(body), {"Content-Type": "application/json"})
+            connection.request("POST", route, json.dumps(body), {"Content-Type": "application/json"})
             for line in connection.getresponse():
                 if line.startswith(b"data: {"):
                     yield json.loads(line.removeprefix(b"data: "))

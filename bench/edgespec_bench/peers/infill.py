@@ -1,0 +1,114 @@
+"""The holes of ``edgespec_bench.holes``: how often the missing lines come back, and how fast. llama.cpp's beside it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from edgespec.bench.report import show
+from edgespec.errors import SettingError
+from edgespec.pipeline import Pipeline
+from edgespec_bench.holes import Hole, holes
+from edgespec_bench.peers import entries, process
+from edgespec_bench.peers.base import Filled, WeightFormats
+
+
+@dataclass(frozen=True)
+class Score:
+    """Shares of the holes whose first line came back, and all lines; tokens a second of writing."""
+
+    first_line: float
+    every_line: float
+    tok_per_s: float
+    tokens: int
+
+
+Fill = Callable[[Hole], Filled]
+
+
+def measure(
+    fills: dict[str, Fill], asked: Sequence[Hole]
+) -> tuple[dict[str, Score], list[tuple[Hole, dict[str, str]]]]:
+    """Every hole by each runtime, in turns. Returns scores, and the texts by hole."""
+    filled: dict[str, list[Filled]] = {name: [] for name in fills}
+    for number, hole in enumerate(asked):
+        for name in fills if number % 2 else reversed(fills):
+            filled[name].append(fills[name](hole))
+    texts = [(hole, {name: filled[name][number].text for name in fills}) for number, hole in enumerate(asked)]
+    return {name: score(asked, answers) for name, answers in filled.items()}, texts
+
+
+def score(asked: Sequence[Hole], answers: Sequence[Filled]) -> Score:
+    """Spaces at the ends of lines do not count, nor lines behind the missing ones.
+
+    >>> hole = Hole("m", 0, "", "x = ", "\\n", "f(1)\\ny = 2")
+    >>> score([hole, hole], [Filled("f(1) \\ny = 2\\nz", 8, 2.0, 9), Filled("f(1)\\ny = 3", 4, 1.0, 9)])
+    Score(first_line=1.0, every_line=0.5, tok_per_s=4.0, tokens=12)
+    """
+    first = every = 0
+    for hole, answer in zip(asked, answers, strict=True):
+        expected = _lines(hole.missing)
+        written = _lines(answer.text)[: len(expected)]
+        first += written[:1] == expected[:1]
+        every += written == expected
+    seconds, tokens = sum(answer.seconds for answer in answers), sum(answer.tokens for answer in answers)
+    return Score(first / len(asked), every / len(asked), tokens / seconds if seconds else 0.0, tokens)
+
+
+def _lines(text: str) -> list[str]:
+    return [line.rstrip() for line in text.split("\n")]
+
+
+def of_pipeline(pipeline: Pipeline, new_tokens: int) -> Fill:
+    def fill(hole: Hole) -> Filled:
+        result = pipeline.infill(hole.prefix + hole.typed, hole.suffix, max_new_tokens=new_tokens)
+        stats = result.stats
+        return Filled(result.text, stats.decoded, stats.decode_s, stats.prompt_tokens)
+
+    return fill
+
+
+def bench_infill(
+    pipeline: Pipeline, *, gguf: Path | None = None, count: int = 100, new_tokens: int = 48, threads: int = 1
+) -> None:
+    """gguf: the same weights for llama.cpp, if it is to run beside. threads: of llama.cpp."""
+    asked = holes(count)
+    with ExitStack() as stack:
+        fills: dict[str, Fill] = {"edgespec": of_pipeline(pipeline, new_tokens)}
+        if gguf is not None:
+            fills["llama.cpp"] = of_llama_cpp(stack, gguf, new_tokens, threads)
+        scores, texts = measure(fills, asked)
+    ours = scores["edgespec"].tok_per_s
+    show(
+        f"infill, {pipeline.bundle.name}, {len(asked)} holes in Python's library",
+        ["runtime", "first line", "every line", "tokens a second", "edgespec / this"],
+        [
+            (
+                name,
+                f"{each.first_line:.0%}",
+                f"{each.every_line:.0%}",
+                each.tok_per_s,
+                ours / (each.tok_per_s or ours or 1),
+            )
+            for name, each in scores.items()
+        ],
+        {
+            "scores": {name: asdict(each) for name, each in scores.items()},
+            "python": sys.version.split()[0],
+            "new_tokens": new_tokens,
+            "answers": [asdict(hole) | {"prefix": "", "suffix": "", "texts": by_name} for hole, by_name in texts],
+        },
+    )
+
+
+def of_llama_cpp(stack: ExitStack, gguf: Path, new_tokens: int, threads: int) -> Fill:
+    """Of llama.cpp's server in a process of its own, which ends with ``stack``."""
+    [runtime] = [each for each in entries.choose("llama.cpp plain") if each.module == "llama_cpp"]
+    if reason := process.missing(runtime):
+        raise SettingError(f"llama.cpp cannot run beside: {reason}", hint='pip install ".[bench]", or leave --gguf out')
+    peer = stack.enter_context(closing(process.start(runtime)))
+    peer.load(WeightFormats(ref="", gguf=str(gguf)), runtime.mode, threads, None)
+    return lambda hole: peer.infill(hole.prefix, hole.typed, hole.suffix, new_tokens)

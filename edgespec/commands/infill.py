@@ -1,0 +1,146 @@
+"""``edgespec infill``: write the text at a place in a file, as an editor asks at its cursor."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from edgespec.commands import screen
+from edgespec.commands.options import fetch_options, learning_options, model_options, sampling_from, sampling_options
+from edgespec.commands.run import summary, versions
+from edgespec.errors import SettingError
+
+_PLACE = re.compile(r"(?P<file>.+):(?P<line>\d+):(?P<column>\d+)", re.DOTALL)
+_LARGEST = 64 << 20
+"""bytes of a file. Only what is near the hole is read by the model."""
+_FORM = "FILE:LINE:COL, both numbers from 1, or -:LINE:COL"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where to write: before the character ``column`` of ``line``, both from 1. file: "-" is standard input."""
+
+    file: str
+    line: int
+    column: int
+
+    @classmethod
+    def of(cls, text: str) -> Place:
+        """Read from the right, since a path may hold colons.
+
+        >>> Place.of("C:\\\\code\\\\a.py:12:1")
+        Place(file='C:\\\\code\\\\a.py', line=12, column=1)
+        """
+        found = _PLACE.fullmatch(text)
+        if found is None:
+            raise SettingError("a place in a file", got=text, allowed=_FORM)
+        line, column = (int(found[name][:9]) for name in ("line", "column"))
+        if not (line and column):
+            raise SettingError("a place in a file", got=text, allowed=_FORM)
+        return cls(found["file"], line, column)
+
+    def split(self, text: str) -> tuple[str, str]:
+        """The text before this place, and behind it. Raises SettingError if the text has no such place."""
+        lines = text.split("\n")
+        if self.line > len(lines):
+            raise SettingError(f"{self.file} has no line {self.line}", allowed=f"1 to {len(lines)}")
+        line = lines[self.line - 1].removesuffix("\r")
+        if self.column > len(line) + 1:
+            raise SettingError(
+                f"line {self.line} of {self.file} has no column {self.column}", allowed=f"1 to {len(line) + 1}"
+            )
+        at = sum(len(before) + 1 for before in lines[: self.line - 1]) + self.column - 1
+        return text[:at], text[at:]
+
+
+class _Command(click.Command):
+    """Takes ``-:LINE:COL`` for the place that it is, and not for an option."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        places = [arg for arg in args if arg.startswith("-:")]
+        return super().parse_args(
+            ctx, [*(arg for arg in args if arg not in places), *(["--"] if places else []), *places]
+        )
+
+
+@click.command(name="infill", cls=_Command, context_settings={"ignore_unknown_options": False})
+@click.argument("place", metavar="FILE:LINE:COL")
+@click.option("--files", multiple=True, metavar="FILE", help="Another file to know; may be repeated, nearest last.")
+@click.option("--path", metavar="PATH", help="The file's path as the model is told it; default: FILE.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="End the text before this string; may be repeated.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+@model_options
+@fetch_options
+@learning_options
+@sampling_options
+def command(
+    place: str, files: tuple[str, ...], path: str | None, stop: tuple[str, ...], as_json: bool, **options: object
+) -> None:
+    """Write the text that is missing at a place in a file: before character COL of line LINE, both counted from 1.
+
+    The model reads what is before and behind it. -:LINE:COL takes the file from standard input. Only the new text goes
+    to stdout, a one-line summary to stderr. Models without tokens for it only read what is before the place; their text
+    ends where it meets what is behind.
+
+    \b
+    edgespec infill --model qwen2.5-coder-0.5b src/app.py:12:5
+    edgespec infill -:3:1 --path app.py --files util.py < app.py
+    """
+    where = Place.of(place)
+    prefix, suffix = where.split(_read(where.file))
+    others = {name: _read(name) for name in files}
+    sampling, max_new_tokens, load_options = sampling_from(options)
+    length = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+
+    from edgespec.commands.fetching import fetch_first
+    from edgespec.loading import load
+
+    fetch_first(load_options)
+    pipeline = load(**load_options, progress=True)
+    stream = pipeline.stream_infill(
+        prefix,
+        suffix,
+        files=others,
+        path=path or (None if where.file == "-" else Path(where.file).as_posix()),
+        stop=stop,
+        sampling=sampling,
+        **length,
+    )
+    for piece in stream:
+        if not as_json:
+            screen.write(piece)
+    if as_json:
+        figures = stream.result.as_dict() | {"versions": versions(stream.result.backend)}
+        screen.write(json.dumps(figures, ensure_ascii=False))
+    screen.write("\n")
+    click.echo(summary(stream.result), err=True)
+
+
+def _read(file: str) -> str:
+    """A text file, or standard input. Raises SettingError for anything else."""
+    name = "standard input" if file == "-" else file
+    try:
+        if file == "-":
+            data = sys.stdin.buffer.read(_LARGEST + 1)
+        else:
+            with Path(file).open("rb") as opened:
+                data = opened.read(_LARGEST + 1)
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        raise SettingError(f"cannot read {name}", got=getattr(error, "strerror", None) or str(error)) from error
+    if len(data) > _LARGEST:
+        raise SettingError(f"{name} is too long", got="more", allowed=f"{_LARGEST} bytes")
+    if b"\0" in data:
+        raise SettingError(f"{name} is a binary file", got=f"a zero byte at {data.index(0)}", allowed="a text file")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SettingError(
+            f"{name} is not valid UTF-8",
+            got=f"byte {error.object[error.start]:#04x} at {error.start}",
+            hint="convert it to UTF-8 first",
+        ) from error

@@ -1,0 +1,225 @@
+"""The fields of requests that formats share, under all their names, and two lists of others: refused, and ignored.
+
+A field that would change the answer and that this server does not know is refused, unless its value changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar, cast
+
+import msgspec
+
+from edgespec.sampling_params import SamplingParams
+from edgespec.server.refusals import BadRequest
+
+REFUSED: dict[str, tuple[Any, ...]] = {
+    "adapter": (None, ""),
+    "audio": (None,),
+    "best_of": (None, 1),
+    "dry_multiplier": (None, 0),
+    "dynatemp_range": (None, 0),
+    "echo": (None, False),
+    "frequency_penalty": (None, 0),
+    "function_call": (None, "none", "auto"),
+    "functions": (None, []),
+    "grammar": (None, ""),
+    "images": (None, []),
+    "logprobs": (None, False, 0),
+    "lora": (None, []),
+    "min_keep": (None, 0),
+    "min_tokens": (None, 0),
+    "mirostat": (None, 0),
+    "modalities": (None, ["text"]),
+    "n_cmpl": (None, 1),
+    "n_probs": (None, 0),
+    "post_sampling_probs": (None, False),
+    "prediction": (None,),
+    "presence_penalty": (None, 0),
+    "tfs_z": (None, 1),
+    "top_logprobs": (None, 0),
+    "typical_p": (None, 1),
+    "web_search_options": (None,),
+    "xtc_probability": (None, 0),
+}
+"""name -> values that change nothing. Any other value is refused."""
+
+IGNORED = {
+    "add_generation_prompt",
+    "backend_sampling",
+    "cache_prompt",
+    "dry_allowed_length",
+    "dry_base",
+    "dry_penalty_last_n",
+    "dry_sequence_breakers",
+    "dynatemp_exponent",
+    "main_gpu",
+    "metadata",
+    "mirostat_eta",
+    "mirostat_tau",
+    "n_discard",
+    "n_keep",
+    "num_batch",
+    "num_ctx",
+    "num_gpu",
+    "num_keep",
+    "num_thread",
+    "numa",
+    "parallel_tool_calls",
+    "penalize_nl",
+    "prompt_cache_key",
+    "reasoning_effort",
+    "reasoning_format",
+    "repeat_last_n",
+    "safety_identifier",
+    "samplers",
+    "service_tier",
+    "store",
+    "timings_per_token",
+    "use_mlock",
+    "use_mmap",
+    "user",
+    "verbosity",
+    "xtc_threshold",
+}
+"""names that change how an answer is computed or kept elsewhere, and not what it may be here"""
+
+LENGTHS = ("max_tokens", "max_completion_tokens", "n_predict", "num_predict", "max_new_tokens")
+
+
+class Common(msgspec.Struct, kw_only=True):
+    """Of every request for a text, on every route. ``options``: the same fields again, where Ollama puts them."""
+
+    model: str | None = None
+    stream: bool | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    n_predict: int | None = None
+    num_predict: int | None = None
+    max_new_tokens: int | None = None
+    stop: str | list[str] | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    repeat_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    ignore_eos: bool | None = None
+    keep_alive: str | float | None = None
+    id_slot: int | None = None
+    options: dict[str, Any] | None = None
+    num_draft_tokens: int | None = None
+    verification: str | None = None
+    edgespec_rounds: bool = False
+    return_progress: bool = False
+
+    @property
+    def length(self) -> int | None:
+        """Most tokens of the answer. None: not limited by the request. Raises BadRequest for two that differ."""
+        given = {name: value for name in LENGTHS if (value := getattr(self, name)) is not None}
+        if len(set(given.values())) > 1:
+            raise BadRequest(f"{' and '.join(given)} differ; give one of them", param=next(iter(given)))
+        value = next(iter(given.values()), None)
+        return None if value is None or value < 0 else value
+
+    @property
+    def is_unlimited(self) -> bool:
+        """Whether the request asks for a text as long as the context has room for, as llama.cpp and Ollama spell it."""
+        return any((getattr(self, name) or 0) < 0 for name in LENGTHS)
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        if len(stops) > _MOST_STOPS:
+            raise BadRequest(f"stop: {len(stops)} texts; allowed: {_MOST_STOPS}", param="stop")
+        return tuple(stop for stop in stops if stop)
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """Greedy where the request names no temperature. Raises SettingError."""
+        bias: dict[int, float] = {}
+        for name, value in (self.logit_bias or {}).items():
+            if not name.isascii() or not name.isdigit():
+                raise BadRequest(f"logit_bias: {name!r} is not the id of a token", param="logit_bias")
+            bias[int(name)] = value
+        penalty = self.repetition_penalty if self.repetition_penalty is not None else self.repeat_penalty
+        return SamplingParams(
+            temperature=self.temperature or 0.0,
+            top_k=max(self.top_k or 0, 0),
+            top_p=1.0 if self.top_p is None else self.top_p,
+            min_p=self.min_p or 0.0,
+            repetition_penalty=1.0 if penalty is None else penalty,
+            logit_bias=bias,
+            verification=cast(Any, self.verification or "coupled"),
+            seed=None if self.seed is None or self.seed < 0 else self.seed,
+        )
+
+    @property
+    def key(self) -> str | None:
+        """Of requests that take each other's place: the slot, where the client names one."""
+        return None if self.id_slot is None or self.id_slot < 0 else f"slot {self.id_slot}"
+
+    @property
+    def keep_alive_s(self) -> float | None:
+        return None if self.keep_alive is None else seconds(self.keep_alive)
+
+
+_MOST_STOPS = 64
+S = TypeVar("S", bound=msgspec.Struct)
+_UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def seconds(value: str | float) -> float:
+    """A duration as Ollama spells it. Below 0 is for good.
+
+    >>> seconds("5m"), seconds(-1), seconds("90")
+    (300.0, -1.0, 90.0)
+    """
+    try:
+        if isinstance(value, str):
+            unit = next((unit for unit in ("ms", "s", "m", "h") if value.endswith(unit)), "")
+            number = float(value.removesuffix(unit)) * _UNITS.get(unit, 1.0)
+        else:
+            number = float(value)
+        if not -1e9 < number < 1e9:
+            raise ValueError
+    except ValueError as error:
+        raise BadRequest(
+            f"keep_alive: got {value!r}; allowed: seconds, or a text like 5m", param="keep_alive"
+        ) from error
+    return number
+
+
+def read(body: bytes, kind: type[S], *, empty: bool = False) -> S:
+    """The fields of a body. Raises BadRequest. empty: a body that is empty stands for an empty object."""
+    try:
+        fields = msgspec.json.decode(body) if body or not empty else {}
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise BadRequest(f"the body is not JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise BadRequest("the body is not a JSON object")
+    known = {field.encode_name for field in msgspec.structs.fields(kind)}
+    fields = _with_options(fields, known)
+    for name, value in fields.items():
+        if name in REFUSED and name not in known and not _is_harmless(value, REFUSED[name]):
+            raise BadRequest(f"{name} is not supported; leave it out", param=name)
+    try:
+        return msgspec.convert(fields, kind)
+    except (msgspec.ValidationError, RecursionError) as error:
+        where = str(error).rpartition("`$.")[2].rstrip("`") if "`$." in str(error) else None
+        raise BadRequest(str(error).replace("`", ""), param=where) from error
+
+
+def _with_options(fields: dict[str, Any], known: set[str]) -> dict[str, Any]:
+    """Fields within ``options`` count like those beside it, which go before."""
+    options = fields.get("options")
+    if not isinstance(options, Mapping) or "options" not in known:
+        return fields
+    inner = {name: value for name, value in options.items() if fields.get(name) is None and name != "options"}
+    return {**fields, **inner}
+
+
+def _is_harmless(value: Any, harmless: tuple[Any, ...]) -> bool:
+    return any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in harmless)

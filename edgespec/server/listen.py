@@ -1,0 +1,108 @@
+"""Serving at an address, until a signal or a word, with a stop that lets answers end."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from edgespec.server.address import BACKLOG, Address
+from edgespec.server.service import Service
+
+GRACE_S = 5.0
+"""for answers that are on their way when the server is told to stop"""
+_KEEP_CONNECTION_S = 75
+_CLOSE_S = 2
+
+
+class Listener:
+    """An application at an address. begin: run once the server answers; if it fails, so does ``run``."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        service: Service,
+        address: Address,
+        *,
+        grace_s: float = GRACE_S,
+        begin: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        self._service, self._address, self._grace_s, self._begin = service, address, grace_s, begin
+        self._server = _Server(
+            uvicorn.Config(
+                app,
+                http="h11",
+                loop="asyncio",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                headers=[("server", "edgespec")],
+                backlog=BACKLOG,
+                timeout_keep_alive=_KEEP_CONNECTION_S,
+                timeout_graceful_shutdown=_CLOSE_S,
+                ws="none",
+            )
+        )
+        self._server.before_shutdown = self._stop_service
+
+    async def run(self) -> None:
+        """Serve until ``stop``, or a signal."""
+        beginning = asyncio.ensure_future(self._begin_or_stop())
+        try:
+            await self._server.serve(sockets=[self._address.socket])
+        finally:
+            self._address.close()
+            beginning.cancel()
+            with suppress(asyncio.CancelledError):
+                await beginning
+
+    def stop(self) -> None:
+        """From any thread."""
+        self._server.should_exit = True
+
+    async def _begin_or_stop(self) -> None:
+        try:
+            if self._begin is not None:
+                await self._begin()
+        except BaseException:
+            self.stop()
+            raise
+
+    async def _stop_service(self) -> None:
+        await self._service.stop(self._grace_s)
+
+
+class _Server(uvicorn.Server):
+    """Lets the service end its answers before connections are closed."""
+
+    before_shutdown: Callable[[], Awaitable[None]]
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Unlike uvicorn's own, it does not raise the signal again: a stop that was asked for is no failure."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        names = ("SIGINT", "SIGTERM", "SIGBREAK")
+        known = [getattr(signal, name) for name in names if hasattr(signal, name)]
+        before = {each: signal.signal(each, self.handle_exit) for each in known}
+        try:
+            yield
+        finally:
+            for each, handler in before.items():
+                signal.signal(each, handler)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()  # takes no new connections; those that are open get their answers
+        stopping = asyncio.ensure_future(self.before_shutdown())
+        while not stopping.done() and not self.force_exit:
+            await asyncio.wait({stopping}, timeout=0.1)
+        await super().shutdown(sockets)

@@ -1,0 +1,82 @@
+"""Which models a server may load: those it was told, and those that are on this machine under a short name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from time import time
+from typing import Any
+
+from edgespec import cache
+from edgespec.errors import SettingError
+from edgespec.hub import catalog
+from edgespec.hub import resolve as hub
+from edgespec.loading import load
+from edgespec.server.refusals import NoModel
+from edgespec.server.residents import Offer
+
+_OF_ONE = ("draft", "draft_from", "remember", "num_draft_tokens", "context_length", "weights", "draft_device")
+"""options that mean the models that were named; the others hold for every model"""
+
+
+def offers(refs: Sequence[str], options: Mapping[str, Any], *, keep_alive_s: float | None) -> dict[str, Offer]:
+    """By name. refs: named by the user, the first is the default. options: of ``load``. keep_alive_s: of the models
+    that nobody named, which are loaded when they are asked for."""
+    found: dict[str, Offer] = {}
+    for ref in refs:
+        offer = _offer(ref, options, None)
+        if offer.name in found:
+            raise SettingError(f"two models are called {offer.name}", hint="name each model once", setting="model")
+        found[offer.name] = offer
+    others = {name: value for name, value in options.items() if name not in _OF_ONE}
+    for ref in here():
+        offer = _offer(ref, others, keep_alive_s)
+        found.setdefault(offer.name, offer)
+    return found
+
+
+def fetcher(options: Mapping[str, Any], *, keep_alive_s: float | None) -> Callable[[str], Callable[[], Offer]]:
+    """What fetches a model by its short name. A client cannot have anything else fetched."""
+    others = {name: value for name, value in options.items() if name not in _OF_ONE}
+
+    def fetch(name: str) -> Callable[[], Offer]:
+        name = name.removesuffix(":latest")
+        wanted = hub.on_hub(name) if catalog.find(name) else None
+        if wanted is None:
+            raise NoModel(f"no model {name!r} to fetch; `edgespec models` lists their names", param="model")
+        catalog.require_consent(name, accepted=bool(options.get("accept_licence")))
+
+        def run() -> Offer:
+            hub.fetch_from_hub(wanted, accept_licence=bool(options.get("accept_licence")), progress=False)
+            return _offer(name, others, keep_alive_s)
+
+        return run
+
+    return fetch
+
+
+def here() -> list[str]:
+    """Short names of models that were fetched, and the default one."""
+    fetched = [name for name in catalog.listed_names() if (wanted := hub.on_hub(name)) and hub.is_here(wanted)]
+    return [*fetched, catalog.KNOWN[0].name]
+
+
+def _offer(ref: str, options: Mapping[str, Any], keep_alive_s: float | None) -> Offer:
+    known = next((known for known in catalog.KNOWN if ref in (known.name, *known.aliases)), None)
+    name, aliases = (known.name, known.aliases) if known else (ref, ())
+    path = Path(ref)
+    size = 0
+    if known is None and (model := catalog.find(ref)) is not None:
+        size = model.bytes or 0
+    elif known is None and path.exists():
+        name, aliases = path.resolve().name.removesuffix(".gguf"), (ref,)
+        size = cache.size_on_disk(path)
+    return Offer(
+        name=name,
+        load=partial(load, ref, **options, progress=True),
+        size_bytes=size,
+        aliases=tuple(aliases),
+        created=int(time()),
+        keep_alive_s=keep_alive_s,
+    )

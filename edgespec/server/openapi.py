@@ -1,0 +1,105 @@
+"""The routes as an OpenAPI document. Bodies come from the structs that read them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from starlette.routing import Route
+
+from edgespec.server import llama_cpp, ollama, openai
+from edgespec.server.app import routes_of
+from edgespec.server.residents import Residents
+from edgespec.server.service import Service
+
+BODIES: dict[str, type[msgspec.Struct]] = {
+    "/v1/chat/completions": openai.ChatRequest,
+    "/v1/completions": openai.CompletionRequest,
+    "/api/chat": ollama.ChatRequest,
+    "/api/generate": ollama.GenerateRequest,
+    "/api/show": ollama.NameRequest,
+    "/api/pull": ollama.NameRequest,
+    "/api/delete": ollama.NameRequest,
+    "/infill": llama_cpp.InfillRequest,
+    "/completion": llama_cpp.CompletionRequest,
+    "/completions": llama_cpp.CompletionRequest,
+    "/slots/{number}": llama_cpp.SlotRequest,
+    "/tokenize": llama_cpp.TokenizeRequest,
+    "/detokenize": llama_cpp.DetokenizeRequest,
+    "/apply-template": llama_cpp.TemplateRequest,
+}
+"""path -> what reads the body of its requests"""
+SUMMARIES = {
+    "/": "Says that the server runs",
+    "/health": "200 once the models are loaded, 503 before",
+    "/metrics": "Counts and times for Prometheus",
+    "/shutdown": "A graceful stop, for who has the token of server.json",
+    "/v1/models": "The models, with their context",
+    "/v1/models/{name}": "One of them",
+    "/v1/chat/completions": "Answer a conversation",
+    "/v1/completions": "Continue a text, or fill a hole (suffix)",
+    "/api/version": "The version of Ollama whose routes these are",
+    "/api/tags": "The models",
+    "/api/ps": "The loaded models",
+    "/api/show": "What a model can do; loads it",
+    "/api/generate": "Answer or continue a prompt, or fill a hole (suffix); without one, load or unload the model",
+    "/api/chat": "Answer a conversation; without one, load or unload the model",
+    "/api/pull": "Fetch a model by its short name",
+    "/api/delete": "Unload a model; its files stay (501)",
+    "/infill": "Fill a hole, as editors ask",
+    "/completion": "Continue a text",
+    "/completions": "Continue a text",
+    "/tokenize": "The tokens of a text",
+    "/detokenize": "The text of tokens",
+    "/apply-template": "The prompt of a conversation",
+    "/props": "Context and chat template of a model",
+    "/slots": "What the loaded models do",
+    "/slots/{number}": "Save, restore or erase a slot",
+}
+_NOT_OFFERED = "Not supported (501)"
+_OFF = {f"/api/{name}" for name in ollama.NOT_OFFERED}
+
+
+def operations() -> list[tuple[str, str, str]]:
+    """Method, path and summary of each route, but for aliases of paths."""
+    found = []
+    for route in routes_of(Service(Residents({}))):
+        assert isinstance(route, Route)
+        path = route.path.replace(":path}", "}")
+        if path.startswith("/v3/") or path == "/v1/health":
+            continue
+        summary = _NOT_OFFERED if path in _OFF else SUMMARIES[path]
+        found += [(method, path, summary) for method in sorted((route.methods or set()) - {"HEAD"})]
+    return found
+
+
+def document(version: str) -> dict[str, Any]:
+    """The whole document. version: of edgespec."""
+    kinds = list(dict.fromkeys(BODIES.values()))
+    schemas, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
+    by_kind = dict(zip(kinds, schemas, strict=True))
+    paths: dict[str, dict[str, Any]] = {}
+    for method, path, summary in operations():
+        operation: dict[str, Any] = {
+            "summary": summary,
+            "responses": {"default": {"description": "JSON, a stream, or an error in the shape of this API"}},
+        }
+        if names := [part[1:-1] for part in path.split("/") if part.startswith("{")]:
+            operation["parameters"] = [
+                {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
+            ]
+        if path in BODIES:
+            content = {"application/json": {"schema": by_kind[BODIES[path]]}}
+            operation["requestBody"] = {"required": True, "content": content}
+        paths.setdefault(path, {})[method.lower()] = operation
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "edgespec", "version": version, "description": "See docs/server.md."},
+        "servers": [{"url": "http://127.0.0.1:8012"}],
+        "paths": paths,
+        "components": {
+            "schemas": components,
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{}, {"key": []}],
+    }

@@ -1,0 +1,107 @@
+"""Why a request gets no answer, with the HTTP status of it. Each wire format has a shape of its own for them."""
+
+from __future__ import annotations
+
+from edgespec.errors import ContextFull, EdgespecError, LicenceError, NoSuchModel, SettingError
+
+
+class Refusal(Exception):
+    """status: of HTTP. kind: OpenAI's type of error. code: a short name for programs. param: the field that is wrong.
+
+    retry_after_s: when to ask again.
+    """
+
+    status = 400
+    kind = "invalid_request_error"
+    code: str | None = None
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+
+class BadRequest(Refusal):
+    """Wrong types or values, or a field that this server refuses."""
+
+
+class TooLong(Refusal):
+    code = "context_length_exceeded"
+
+
+class Forbidden(Refusal):
+    status, kind, code = 403, "permission_error", "forbidden"
+
+
+class Unauthorized(Refusal):
+    status, kind, code = 401, "authentication_error", "invalid_api_key"
+
+
+class NoModel(Refusal):
+    status, code = 404, "model_not_found"
+
+
+class NoRoute(Refusal):
+    status, code = 404, "not_found"
+
+
+class WrongMethod(Refusal):
+    status, code = 405, "method_not_allowed"
+
+
+class Slow(Refusal):
+    status, code = 408, "request_timeout"
+
+
+class Replaced(Refusal):
+    """A newer request of the same client took its place."""
+
+    status, code = 409, "replaced"
+
+
+class Gone(Refusal):
+    """The client closed its connection: nobody reads this."""
+
+    status, code = 499, "client_gone"
+
+
+class TooLarge(Refusal):
+    status, code = 413, "body_too_large"
+
+
+class Busy(Refusal):
+    status, kind, code = 429, "rate_limit_error", "queue_full"
+
+
+class Failed(Refusal):
+    status, kind, code = 500, "server_error", "engine_failed"
+
+
+class NotOffered(Refusal):
+    status, code = 501, "not_supported"
+
+
+class Unavailable(Refusal):
+    """Stopping, loading, or no memory for one more model."""
+
+    status, kind, code = 503, "unavailable_error", "unavailable"
+
+
+def refusal(error: BaseException) -> Refusal:
+    """What an error means to a client. What nobody foresaw is the server's fault; its text stays in the log."""
+    match error:
+        case Refusal():
+            return error
+        case ContextFull():
+            return TooLong(str(error), param="messages")
+        case NoSuchModel():
+            return NoModel(str(error), param="model")
+        case LicenceError():
+            return Forbidden(str(error))
+        case SettingError():
+            return BadRequest(str(error), param=error.setting)
+        case EdgespecError():
+            return Failed(str(error))
+        case _:
+            return Failed("the server failed; its terminal says more")

@@ -1,0 +1,203 @@
+"""The models that are loaded: on demand, within one memory budget, and not longer than they are used.
+
+All calls come from the event loop's thread. A model loads and unloads on its own thread (``worker``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from time import monotonic, time
+
+from edgespec.errors import EdgespecError
+from edgespec.pipeline import Pipeline
+from edgespec.server.refusals import Forbidden, NoModel, Refusal, Unavailable, refusal
+from edgespec.server.schema import Kind
+from edgespec.server.sequences import Sequences
+from edgespec.server.worker import Worker
+
+_UNLOAD_S = 5.0
+"""for a thread to end; one that still loads its model is not waited for"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offer:
+    """A model that may be loaded.
+
+    size_bytes: of its weights, as far as that is known before it is loaded. aliases: other names of it. keep_alive_s:
+    how long it stays loaded when it is not used, unless a request says otherwise; None or below 0: for good.
+    """
+
+    name: str
+    load: Callable[[], Pipeline]
+    size_bytes: int = 0
+    context_length: int | None = None
+    aliases: tuple[str, ...] = ()
+    created: int = 0
+    keep_alive_s: float | None = None
+
+
+@dataclass(eq=False)
+class Resident:
+    """A loaded model. kind: of its last request. users: requests on their way.
+
+    expires: when it is unloaded, if it is.
+    """
+
+    offer: Offer
+    worker: Worker
+    kind: Kind
+    users: int = 0
+    used_s: float = field(default_factory=monotonic)
+    keep_alive_s: float | None = None
+    expires: asyncio.TimerHandle | None = None
+    expires_at: float | None = None
+
+    @property
+    def pipeline(self) -> Pipeline | None:
+        """None while it loads."""
+        ready = self.worker.ready
+        return ready.result() if ready.done() and ready.exception() is None else None
+
+    @property
+    def bytes(self) -> int:
+        if (pipeline := self.pipeline) is None:
+            return self.offer.size_bytes
+        models = [model for model in (pipeline.target, pipeline.draft_model) if model is not None]
+        return sum(getattr(model, "weights_bytes", 0) + model.cache.nbytes for model in models)
+
+
+class Residents:
+    """offers: by name, the default one first. budget_bytes: of weights and KV caches together; None: no limit."""
+
+    def __init__(
+        self,
+        offers: Mapping[str, Offer],
+        sequences: Sequences | None = None,
+        *,
+        budget_bytes: int | None = None,
+        longest_queue: int = 64,
+    ) -> None:
+        self.offers = dict(offers)
+        self.sequences = sequences or Sequences(0)
+        self.loaded: dict[str, Resident] = {}
+        self._budget_bytes, self._longest_queue = budget_bytes, longest_queue
+        self._leaving: set[asyncio.Task[None]] = set()
+
+    def find(self, name: str | None) -> Offer:
+        """The model of a name, as clients spell it; None is the first one. Raises NoModel. llama.vim always sends a
+        name, an empty one where the user gave none."""
+        if not name:
+            return next(iter(self.offers.values()))
+        for spelt in (name, name.removesuffix(":latest")):
+            for offer in self.offers.values():
+                if spelt == offer.name or spelt in offer.aliases:
+                    return offer
+        raise NoModel(f"no model {name!r}; there is {', '.join(self.offers)}", param="model")
+
+    def has(self, name: str) -> bool:
+        try:
+            self.find(name)
+        except NoModel:
+            return False
+        return True
+
+    def add(self, offer: Offer) -> None:
+        self.offers.setdefault(offer.name, offer)
+
+    async def take(self, name: str | None, kind: Kind) -> Resident:
+        """A loaded model, which stays until it is given back. Raises NoModel, Unavailable, Forbidden."""
+        offer = self.find(name)
+        resident = self.loaded.get(offer.name) or await self._load(offer, kind)
+        resident.users += 1
+        resident.kind = kind
+        self._keep(resident)
+        try:
+            await asyncio.shield(asyncio.wrap_future(resident.worker.ready))
+        except Exception as error:
+            resident.users -= 1
+            if self.loaded.get(offer.name) is resident:
+                del self.loaded[offer.name]
+            raise _failed(offer, error) from error
+        except asyncio.CancelledError:
+            self.give_back(resident)
+            raise
+        return resident
+
+    def give_back(self, resident: Resident, keep_alive_s: float | None = None) -> None:
+        resident.users -= 1
+        resident.used_s = monotonic()
+        if keep_alive_s is not None:
+            resident.keep_alive_s = keep_alive_s
+        if not resident.users:
+            self._expire_later(resident)
+
+    async def unload(self, name: str, why: Refusal | None = None) -> None:
+        """Free the memory of a model. Requests on their way to it end."""
+        if resident := self.loaded.pop(name, None):
+            self._keep(resident)
+            resident.worker.close(why or Unavailable(f"{name} was unloaded", retry_after_s=1.0))
+            await asyncio.to_thread(resident.worker.join, _UNLOAD_S)
+
+    async def close(self, why: Refusal) -> None:
+        for name in list(self.loaded):
+            await self.unload(name, why)
+        for task in list(self._leaving):
+            await task
+
+    async def _load(self, offer: Offer, kind: Kind) -> Resident:
+        await self._make_room(offer, kind)
+        if resident := self.loaded.get(offer.name):  # while others were unloaded, somebody else began to load it
+            return resident
+        worker = Worker(offer.name, offer.load, self.sequences, longest_queue=self._longest_queue)
+        self.loaded[offer.name] = resident = Resident(offer, worker, kind, keep_alive_s=offer.keep_alive_s)
+        worker.start()
+        return resident
+
+    async def _make_room(self, offer: Offer, kind: Kind) -> None:
+        """Unload what was not used for longest, until this model fits."""
+        while self._budget_bytes is not None and self._bytes() + offer.size_bytes > self._budget_bytes:
+            if (oldest := next(self._may_leave(kind), None)) is None:
+                held = ", ".join(f"{each.offer.name} ({each.bytes >> 20} MiB)" for each in self.loaded.values())
+                raise Unavailable(
+                    f"no memory for {offer.name} ({offer.size_bytes >> 20} MiB) within {self._budget_bytes >> 20} MiB: "
+                    f"{held or 'nothing'} is loaded and in use. Unload a model (keep_alive 0), or raise --memory",
+                    retry_after_s=5.0,
+                )
+            await self.unload(oldest.offer.name)
+
+    def _bytes(self) -> int:
+        return sum(each.bytes for each in self.loaded.values())
+
+    def _may_leave(self, kind: Kind) -> Iterator[Resident]:
+        """Unused models, longest unused first. A completion does not take the place of a chat's model."""
+        for each in sorted(self.loaded.values(), key=lambda each: each.used_s):
+            if not each.users and (kind == "chat" or each.kind != "chat"):
+                yield each
+
+    def _keep(self, resident: Resident) -> None:
+        if resident.expires is not None:
+            resident.expires.cancel()
+        resident.expires = resident.expires_at = None
+
+    def _expire_later(self, resident: Resident) -> None:
+        self._keep(resident)
+        seconds = resident.keep_alive_s
+        if seconds is None or seconds < 0:
+            return
+        resident.expires_at = time() + seconds
+        resident.expires = asyncio.get_running_loop().call_later(seconds, self._expire, resident)
+
+    def _expire(self, resident: Resident) -> None:
+        if self.loaded.get(resident.offer.name) is resident and not resident.users:
+            task = asyncio.ensure_future(self.unload(resident.offer.name))
+            self._leaving.add(task)
+            task.add_done_callback(self._leaving.discard)
+
+
+def _failed(offer: Offer, error: BaseException) -> Refusal:
+    reason = str(error) if isinstance(error, EdgespecError) else type(error).__name__
+    found = refusal(error)
+    kind = type(found) if isinstance(found, NoModel | Forbidden) else Unavailable
+    return kind(f"{offer.name} cannot be loaded: {reason}")

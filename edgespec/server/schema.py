@@ -1,0 +1,102 @@
+"""One request and its answer, as the engine side sees them. A wire format translates to a ``Request`` and from
+``Chunk``; it knows no engine, and the engine knows no format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from edgespec.generation import Generation
+from edgespec.sampling_params import SamplingParams
+from edgespec.types import Round
+
+Kind = Literal["chat", "completion"]
+"""A completion never takes the memory of a chat (see ``residents`` and ``sequences``)."""
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A conversation to answer.
+
+    tools: as OpenAI writes them. tool_choice: "auto", "none", "required", or "function:" and the name of one.
+    variables: further ones of the chat template.
+    """
+
+    messages: Sequence[Mapping[str, Any]]
+    tools: Sequence[Mapping[str, Any]] = ()
+    tool_choice: str = "auto"
+    variables: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text to continue as it is."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids to continue as they are."""
+
+    ids: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Infill:
+    """A hole to fill.
+
+    files: names and texts of other files, the most important one last. typed: what stands before the hole on its line,
+    behind the prefix. path: of the file with the hole. indent, line_time_s: see ``text.hole_end.LineRules``.
+    """
+
+    prefix: str
+    suffix: str
+    files: Sequence[tuple[str, str]] = ()
+    typed: str = ""
+    path: str | None = None
+    indent: int = 0
+    line_time_s: float | None = None
+
+
+Prompt = Chat | Text | Tokens | Infill
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """model: None is the first one. key: a newer request with the same key ends this one; None: nothing ends it.
+
+    max_new_tokens: None as in ``Pipeline.stream_tokens``; 0 only reads the prompt. is_unlimited: the text may be as
+    long as the context has room for. time_limit_s: the text ends there, as at a length. keep_alive_s: how long the
+    model stays loaded after it; None: as the server was told; below 0: for good.
+    """
+
+    prompt: Prompt
+    kind: Kind
+    model: str | None = None
+    key: str | None = None
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    max_new_tokens: int | None = None
+    is_unlimited: bool = False
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    response_format: Mapping[str, Any] | None = None
+    num_draft_tokens: int | None = None
+    time_limit_s: float | None = None
+    keep_alive_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A part of an answer.
+
+    text: a piece of it, maybe empty. rounds: those that came since the last chunk; they wrote this piece, and what is
+    held back of it. read: tokens of the prompt that are read, and all of them. result: of the whole answer, in its last
+    chunk.
+    """
+
+    text: str = ""
+    rounds: tuple[Round, ...] = ()
+    read: tuple[int, int] | None = None
+    result: Generation | None = None

@@ -1,0 +1,163 @@
+"""What the wire formats ask for an answer: it finds the model, prepares the prompt, and hands chunks over from the
+model's thread to the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from time import perf_counter
+
+from edgespec.generation import Generation
+from edgespec.pipeline import Pipeline
+from edgespec.server.prepare import Prepared, prepare
+from edgespec.server.refusals import Failed, Gone, Refusal, Unavailable, refusal
+from edgespec.server.residents import Offer, Resident, Residents
+from edgespec.server.schema import Chunk, Request
+from edgespec.server.worker import Job
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """A request that ended, for metrics and the terminal.
+
+    why: there is no result. total_s: since it was queued. first_s: until the first text, if one came. plain_s: expected
+    time per token without drafts, if costs were measured.
+    """
+
+    model: str
+    request: Request
+    result: Generation | None
+    why: Refusal | None
+    total_s: float
+    first_s: float | None
+    plain_s: float | None
+
+
+class Answer(AsyncIterator[Chunk]):
+    """Chunks of one answer. Iterating raises Refusal where it ends too early. Close it in any case."""
+
+    def __init__(self, service: Service, resident: Resident, pipeline: Pipeline, job: Job) -> None:
+        self.model = resident.offer.name
+        self.pipeline = pipeline
+        self.request = job.request
+        self.prepared: Prepared = job.prepared
+        self._service, self._resident, self._job = service, resident, job
+        self._chunks: asyncio.Queue[Chunk | BaseException] = asyncio.Queue()
+        self.result: Generation | None = None
+        self.total_s = 0.0
+        """since it was queued, when it has ended"""
+        self._over = False
+        self._first_s: float | None = None
+
+    def put(self, chunk: Chunk | BaseException) -> None:
+        self._chunks.put_nowait(chunk)
+
+    async def __anext__(self) -> Chunk:
+        if self._over:
+            raise StopAsyncIteration
+        chunk = await self._chunks.get()
+        if isinstance(chunk, BaseException):
+            self._end(None, found := refusal(chunk))
+            raise found from chunk
+        if chunk.text and self._first_s is None:
+            self._first_s = perf_counter() - self._job.queued_s
+        if chunk.result is not None:
+            self._end(chunk.result, None)
+        return chunk
+
+    async def whole(self) -> Generation:
+        """The finished generation, if nobody reads along."""
+        async for chunk in self:
+            if chunk.result is not None:
+                return chunk.result
+        raise Failed("the answer has no end")
+
+    def close(self, why: Refusal | None = None) -> None:
+        """Nobody reads on: the engine stops at the next round."""
+        if not self._over:
+            why = why or Gone("the client is gone")
+            self._resident.worker.end(self._job, why)
+            self._end(None, why)
+
+    def _end(self, result: Generation | None, why: Refusal | None) -> None:
+        self._over = True
+        self.result, self.total_s = result, perf_counter() - self._job.queued_s
+        self._service.ended(
+            self._resident,
+            Ended(
+                model=self.model,
+                request=self._job.request,
+                result=result,
+                why=why,
+                total_s=self.total_s,
+                first_s=self._first_s,
+                plain_s=self.pipeline.expected_plain_s(result.stats) if result else None,
+            ),
+        )
+
+
+class Service:
+    """listeners: told of each request that ended. time_limit_s: of one answer, which is cut short there."""
+
+    def __init__(self, residents: Residents, *, time_limit_s: float = 600.0) -> None:
+        self.residents = residents
+        self.listeners: list[Callable[[Ended], None]] = []
+        self.time_limit_s = time_limit_s
+        self.fetch: Callable[[str], Callable[[], Offer]] | None = None
+        """for a name that may be fetched: what fetches it. Raises Refusal for any other name."""
+        self.stopping: Refusal | None = None
+        self.is_ready = True
+        """whether the models are loaded that the server begins with"""
+        self._preparing = ThreadPoolExecutor(1, "edgespec-prompts")
+
+    async def answer(self, request: Request) -> Answer:
+        """Begin an answer. Whatever is wrong with the request is raised here: Refusal."""
+        if self.stopping is not None:
+            raise self.stopping
+        resident = await self.residents.take(request.model, request.kind)
+        try:
+            return await self._begin(request, resident)
+        except BaseException as error:
+            self.residents.give_back(resident, request.keep_alive_s)
+            if isinstance(error, Exception):
+                raise refusal(error) from error
+            raise
+
+    async def _begin(self, request: Request, resident: Resident) -> Answer:
+        loop = asyncio.get_running_loop()
+        pipeline = resident.worker.ready.result()
+        prepared = await loop.run_in_executor(self._preparing, prepare, request, pipeline)
+
+        def emit(chunk: Chunk | BaseException) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(answer.put, chunk)
+
+        job = Job(request, prepared, emit, time_limit_s=self.time_limit_s)
+        answer = Answer(self, resident, pipeline, job)
+        resident.worker.submit(job)
+        return answer
+
+    def ended(self, resident: Resident, ended: Ended) -> None:
+        self.residents.give_back(resident, ended.request.keep_alive_s)
+        for tell in self.listeners:
+            tell(ended)
+
+    async def begin(self, names: Sequence[str]) -> None:
+        """Load the models that the server begins with. Raises Refusal."""
+        self.is_ready = False
+        for name in names:
+            self.residents.give_back(await self.residents.take(name, "chat"))
+        self.is_ready = True
+
+    async def stop(self, grace_s: float) -> None:
+        """Take no more requests, let those that run go on for a while, then end them."""
+        self.stopping = self.stopping or Unavailable("the server is stopping")
+        until = perf_counter() + grace_s
+        for each in self.residents.loaded.values():
+            each.worker.end_waiting(self.stopping)
+        while perf_counter() < until and any(each.users for each in self.residents.loaded.values()):
+            await asyncio.sleep(0.05)
+        await self.residents.close(self.stopping)
+        self._preparing.shutdown(wait=False, cancel_futures=True)

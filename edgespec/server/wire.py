@@ -1,0 +1,188 @@
+"""What the wire formats do alike over HTTP: read a body, send JSON or a stream, and stop when the client is gone.
+
+JSON has no spaces between its parts: llama.vim reads answers by a pattern.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import Request as HTTPRequest
+from starlette.types import Message, Receive, Scope, Send
+
+from edgespec.server.refusals import Refusal, Slow, TooLarge, refusal
+
+T = TypeVar("T")
+MOST_BODY = 16 << 20
+"""bytes. The longest context, in bytes of text, with room for escapes."""
+BODY_S = 30.0
+"""for a body to come; a client that sends none would hold its connection for good"""
+PING_S = 5.0
+"""between signs of life in a stream: proxies and clients give up on a silent one"""
+
+SSE, NDJSON = "text/event-stream", "application/x-ndjson"
+
+
+@dataclass
+class Json:
+    """An answer in one piece. content: what msgspec writes, or bytes as they are."""
+
+    content: Any
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    media_type: str = "application/json"
+
+    async def send(self, send: Send) -> None:
+        body = self.content if isinstance(self.content, bytes) else msgspec.json.encode(self.content)
+        await send(
+            _start(self.status, {"content-length": str(len(body)), "content-type": self.media_type, **self.headers})
+        )
+        await send({"type": "http.response.body", "body": body})
+
+
+@dataclass
+class Streamed:
+    """An answer in pieces, sent as they come."""
+
+    pieces: AsyncGenerator[bytes, None]
+    media_type: str
+
+    async def send(self, send: Send) -> None:
+        await send(
+            _start(200, {"content-type": self.media_type, "cache-control": "no-store", "x-accel-buffering": "no"})
+        )
+        async with aclosing(self.pieces) as pieces:
+            async for piece in pieces:
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+
+Handle = Callable[[HTTPRequest, bytes], Awaitable["Json | Streamed"]]
+ShapeError = Callable[[Refusal], Any]
+
+
+class Endpoint:
+    """An ASGI application of one route. shape_error: the body of a refusal, as the clients of this route expect it."""
+
+    def __init__(self, handle: Handle, shape_error: ShapeError) -> None:
+        self._handle, self._shape_error = handle, shape_error
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            body = await read_body(receive)
+        except _Gone:
+            return
+        except Refusal as found:
+            await refused(found, self._shape_error).send(send)
+            return
+        work = asyncio.ensure_future(self._respond(HTTPRequest(scope), body, send))
+        gone = asyncio.ensure_future(_until_gone(receive))
+        try:
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (work, gone):
+                task.cancel()
+            results = await asyncio.gather(work, gone, return_exceptions=True)
+        if isinstance(results[0], Exception) and not gone.done():
+            raise results[0]
+
+    async def _respond(self, request: HTTPRequest, body: bytes, send: Send) -> None:
+        try:
+            answer = await self._handle(request, body)
+        except Exception as error:
+            answer = refused(refusal(error), self._shape_error)
+            if answer.status == 500:
+                report(error)
+        await answer.send(send)
+
+
+class _Gone(Exception):
+    """The client closed the connection."""
+
+
+def refused(why: Refusal, shape_error: ShapeError) -> Json:
+    headers = {} if why.retry_after_s is None else {"retry-after": str(math.ceil(why.retry_after_s))}
+    return Json(shape_error(why), why.status, headers)
+
+
+async def read_body(receive: Receive) -> bytes:
+    """Raises TooLarge, Slow."""
+    parts, size = [], 0
+
+    async def read() -> None:
+        nonlocal size
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise _Gone
+            part = message.get("body", b"")
+            size += len(part)
+            if size > MOST_BODY:
+                raise TooLarge(f"the body is too large; allowed: {MOST_BODY >> 20} MiB")
+            parts.append(part)
+            if not message.get("more_body"):
+                return
+
+    try:
+        await asyncio.wait_for(read(), BODY_S)
+    except asyncio.TimeoutError as error:
+        raise Slow(f"the body did not come within {BODY_S:g} seconds") from error
+    return b"".join(parts)
+
+
+async def pinged(source: AsyncIterator[T], every_s: float = PING_S) -> AsyncGenerator[T | None, None]:
+    """The items of ``source``, and None whenever none came for a while."""
+    coming: asyncio.Future[T] | None = None
+    try:
+        while True:
+            coming = coming or asyncio.ensure_future(anext(source))
+            done, _ = await asyncio.wait({coming}, timeout=every_s)
+            if not done:
+                yield None
+                continue
+            item, coming = coming, None
+            try:
+                yield item.result()
+            except StopAsyncIteration:
+                return
+    finally:
+        if coming is not None:
+            coming.cancel()
+
+
+def event(content: Any) -> bytes:
+    """One server-sent event."""
+    return b"data: " + (content if isinstance(content, bytes) else msgspec.json.encode(content)) + b"\n\n"
+
+
+PING, DONE = b": ping\n\n", event(b"[DONE]")
+
+
+def line(content: Any) -> bytes:
+    """One line of JSON."""
+    return msgspec.json.encode(content) + b"\n"
+
+
+def report(error: BaseException) -> None:
+    """For who runs the server: where it failed in code, and not the message, which may hold a text."""
+    import sys
+    import traceback
+
+    where = "".join(traceback.format_tb(error.__traceback__)[-3:])
+    print(f"edgespec: {type(error).__name__}\n{where}", end="", file=sys.stderr)
+
+
+async def _until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _start(status: int, headers: dict[str, str]) -> Message:
+    named = [(name.encode(), value.encode()) for name, value in headers.items()]
+    return {"type": "http.response.start", "status": status, "headers": named}

@@ -1,0 +1,215 @@
+"""The prompt for the text of a hole: what stands before it, behind it, and in other files, within a budget of tokens.
+
+The hole is anchored at the start of its line. What was typed on that line since comes last, behind the token for the
+middle. So a prompt after one more keystroke differs at its end only, and a cache holds all before it. (Without a token
+for the middle, the text before the hole is last anyway, and is read as one.)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from edgespec.errors import ContextFull, SettingError
+from edgespec.text.control_tokens import ControlTokens
+from edgespec.text.fim import FILES, PREFIX, SUFFIX, FimFormat, format_for
+from edgespec.text.hole_end import LineRules
+from edgespec.text.token_boundary import Spellings
+from edgespec.text.tokenizer import Tokenizer
+
+REPOSITORY = "project"
+"""the name that models are told: no client knows another"""
+_STEP = 16
+"""lines. The beginning of a text that is cut moves by so many, so that not every new line makes the cache useless."""
+_LEAST = 16
+"""tokens of a prompt"""
+_LINES = re.compile(r"[^\n]*\n|[^\n]+")
+_LETTERS_A_TOKEN = 16
+"""characters, as a bound. A text with more is not encoded as a whole."""
+_UNREAD = 1024
+"""tokens of files that did not fit, for lookups only"""
+_UNNAMED = "filename"
+"""the path of the hole's file, if nobody knows it"""
+
+Files = Mapping[str, str] | Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class InfillPrompt:
+    """tokens: to go on with. anchor: how many of them stand before what was typed on the hole's line.
+
+    as_read: what a lookup reads in the place of the first ``anchor`` tokens. It is the text as it stands in its files,
+        with what lies before the hole at the end. So the hole's beginning is found where it occurs elsewhere, and a
+        model that is not shown the suffix can still copy from it.
+    again: letters of the last token that was typed, in the tokenizer's spelling. It is not in ``tokens``, and the text
+        has to begin with it (see ``text.token_boundary``). typed_again: how many characters these are.
+    stops: of the format. rules: where the text meets the suffix, for a model that is not shown it.
+    """
+
+    tokens: list[int]
+    anchor: int
+    as_read: list[int]
+    again: str
+    typed_again: int
+    stops: tuple[str, ...]
+    rules: LineRules
+
+
+class Infill:
+    """Makes prompts for the holes of texts, in the format that a tokenizer's tokens tell."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.format: FimFormat = format_for(tokenizer.engine.token_to_id)
+        self._spellings: Spellings | None = None
+
+    def prompt(
+        self,
+        prefix: str,
+        suffix: str,
+        *,
+        files: Files = (),
+        path: str | None = None,
+        room: int,
+        indent: int = 0,
+        seconds: float | None = None,
+        heal: bool = True,
+    ) -> InfillPrompt:
+        """A prompt of at most ``room`` tokens. The nearest text comes first: what was typed on the line, then a quarter
+        for the suffix, at most half for the files, and the prefix. All is cut at lines.
+
+        files: paths and texts, the most important one last. path: of the file with the hole. indent, seconds: see
+        ``LineRules``. heal: choose the last token again (see ``InfillPrompt.again``).
+        """
+        if room < _LEAST:
+            raise ContextFull("no room for the text around the hole", got=f"{room} tokens", allowed=f"{_LEAST} or more")
+        others, form = _checked(files), self.format
+        begin = prefix.rfind("\n") + 1 if form.layout[-1] != PREFIX else len(prefix)
+        typed = self._ids(prefix[begin:], goes_on=True)[-(room // 4) :]
+        left = room - len(typed) - len(form.layout) - 1
+        while len(paths := self._around(others, path, [()] * len(others))) > left // 2:
+            if not others:
+                path = None
+                break
+            others = others[1:]
+        left -= len(paths) if others or path else 0
+        shown, unread = self._files(others, left // 2)
+        left -= sum(map(len, shown))
+        behind = self._fitting(suffix, room // 4, goes_on=True)
+        before = self._fitting(prefix[:begin], left - (len(behind) if form.fills else 0), from_end=True)
+        again, typed_again = "", 0
+        if heal and len(end := typed if form.layout[-1] != PREFIX else before) >= (1 if form.fills else 2):
+            again, typed_again = self._again(end, prefix)
+        places = {FILES: self._around(others, path, shown), PREFIX: before, SUFFIX: behind}
+        tokens = self._tokenizer.encode("", raw=True)
+        for part in form.layout:
+            tokens += places[part] if part in places else [self._id(part)]
+        anchor = len(tokens)
+        tokens += typed
+        if not tokens:
+            raise SettingError("there is no text before the hole", hint="write something first")
+        to_meet = "" if form.fills else suffix
+        return InfillPrompt(
+            tokens,
+            anchor,
+            as_read=[*unread, *(token for ids in shown for token in ids), *behind, *before],
+            again=again,
+            typed_again=typed_again,
+            stops=form.stops,
+            rules=LineRules.meeting(to_meet, indent=indent, seconds=seconds),
+        )
+
+    def _again(self, ids: list[int], prefix: str) -> tuple[str, int]:
+        """Take the last token off, if it stands for whole characters at the end of the prefix: its letters, and how
+        many characters it is."""
+        text = self._tokenizer.decode(ids[-1:])
+        if not text or not prefix.endswith(text) or self._tokenizer.puts_before:
+            return "", 0
+        return str(self._tokenizer.engine.id_to_token(ids.pop())), len(text)
+
+    def spellings(self, vocab_size: int) -> Spellings:
+        """Of the tokens that stand for text."""
+        if self._spellings is None:
+            tokenizer = self._tokenizer
+            special = (
+                tokenizer.engine.token_to_id(text)
+                for text in (*tokenizer.control_texts, *self.format.tokens, *self.format.stops)
+            )
+            left_out = frozenset(token for token in special if token is not None)
+            self._spellings = Spellings(tokenizer.engine.get_vocab(), left_out, vocab_size)
+        return self._spellings
+
+    def _files(self, files: Sequence[tuple[str, str]], room: int) -> tuple[list[list[int]], list[int]]:
+        """Tokens of each file, and some of what does not fit. The last file comes first."""
+        shown: list[list[int]] = []
+        unread: list[int] = []
+        for _, text in reversed(files):
+            ids = self._fitting(text, room)
+            room -= len(ids)
+            shown.append(ids)
+            if len(unread) < _UNREAD:
+                longer = self._fitting(text, len(ids) + _UNREAD - len(unread))
+                unread += longer if len(longer) > len(ids) else []
+        return shown[::-1], unread
+
+    def _around(self, files: Sequence[tuple[str, str]], path: str | None, texts: Sequence[Sequence[int]]) -> list[int]:
+        """The texts of files, each behind its path, and the path of the hole's own file. Empty if no path is known."""
+        if not files and path is None:
+            return []
+        form = self.format
+        ids = [self._id(form.repository), *self._ids(REPOSITORY + form.after_name)] if form.repository else []
+        for (name, _), text in zip([*files, (path or _UNNAMED, "")], [*texts, ()], strict=True):
+            if form.file:
+                ids += [self._id(form.file), *self._ids(f"{name}\n"), *text]
+            else:
+                ids += [*self._ids(f"\n\n--- {name} ---\n\n"), *text]
+        return ids
+
+    def _fitting(self, text: str, room: int, *, from_end: bool = False, goes_on: bool = False) -> list[int]:
+        """Tokens of as many whole lines as fit: the first lines, or with ``from_end`` the last ones.
+
+        A first line that is too long gives as many of its tokens as fit. goes_on: see ``_ids``.
+        """
+        if room <= 0 or not text:
+            return []
+        if len(text) <= room * _LETTERS_A_TOKEN and len(ids := self._ids(text, goes_on=goes_on)) <= room:
+            return ids
+        lines = _LINES.findall(text)
+        kept = used = 0
+        for line in reversed(lines) if from_end else lines:
+            used += len(self._tokenizer.encode(line[: room * _LETTERS_A_TOKEN]))
+            if used > room:
+                break
+            kept += 1
+        if not from_end:
+            shown = lines[:kept] or [lines[0][: room * _LETTERS_A_TOKEN]]
+            return self._ids("".join(shown), goes_on=goes_on)[:room]
+        begin = -((kept - len(lines)) // _STEP) * _STEP
+        return self._ids("".join(lines[begin if begin < len(lines) else len(lines) - kept :]))[-room:]
+
+    def _ids(self, text: str, *, goes_on: bool = False) -> list[int]:
+        """Tokens of a text, in which a spelling of a special token stays text. goes_on: the text follows another one.
+        Some tokenizers would put a space before it."""
+        [message], mark = self._control.marked([{"content": text}])
+        parts = self._control.parts(message["content"], mark)
+        if goes_on and text and self._tokenizer.puts_before:
+            parts = ["", *parts]
+        return self._tokenizer.encode(text) if len(parts) == 1 else self._tokenizer.encode_parts(parts)
+
+    def _id(self, token: str) -> int:
+        return int(self._tokenizer.engine.token_to_id(token))
+
+    @cached_property
+    def _control(self) -> ControlTokens:
+        texts = [*self._tokenizer.control_texts, *self.format.tokens, *self.format.stops]
+        return ControlTokens(list(dict.fromkeys(texts)))
+
+
+def _checked(files: Files) -> list[tuple[str, str]]:
+    pairs = list(files.items() if isinstance(files, Mapping) else files)
+    for pair in pairs:
+        if not (isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(part, str) for part in pair)):
+            raise SettingError("files", got=pair, allowed="pairs of a path and its text", setting="files")
+    return [(" ".join(name.split()) or _UNNAMED, text) for name, text in pairs]

@@ -1,0 +1,267 @@
+"""Requests on their way: turns, cancelling, newest wins, queues, failures, and the stop of a server. Real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import httpx
+import pytest
+
+from edgespec.errors import SettingError
+from edgespec.pipeline import Pipeline
+from edgespec.server import wire
+from edgespec.server.address import Address
+from edgespec.server.app import application
+from edgespec.server.listen import Listener
+from edgespec.server.service import Service
+from tests.fake_server import Engine, fake_pipeline, on_a_port, service_of
+
+LONG_S = 20.0
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path) -> Pipeline:
+    return fake_pipeline(tmp_path)
+
+
+@pytest.fixture
+def engine(pipeline: Pipeline) -> Iterator[Engine]:
+    engine = cast(Engine, pipeline.target)
+    yield engine
+    engine.gate.set()
+
+
+@pytest.fixture
+def service(pipeline: Pipeline) -> Service:
+    return service_of(pipeline, longest_queue=2)
+
+
+@pytest.fixture
+def url(service: Service) -> Iterator[str]:
+    with on_a_port(service) as url:
+        yield url
+
+
+def body(text: str = "hello", **fields: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": text}], "max_tokens": 8} | fields
+
+
+def ask(url: str, *args: Any, **fields: Any) -> httpx.Response:
+    return httpx.post(f"{url}/v1/chat/completions", json=body(*args, **fields), timeout=LONG_S)
+
+
+def text_of(answer: httpx.Response) -> str:
+    assert answer.status_code == 200, answer.text
+    return cast(str, answer.json()["choices"][0]["message"]["content"])
+
+
+class Beside(threading.Thread):
+    """A call on another thread, and its result."""
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        super().__init__(daemon=True)
+        self._call, self.result = call, None
+        self.start()
+
+    def run(self) -> None:
+        self.result = self._call()
+
+    def end(self) -> Any:
+        self.join(LONG_S)
+        assert not self.is_alive()
+        return self.result
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LONG_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def held(engine: Engine, call: Callable[[], Any]) -> Beside:
+    """A call that waits within its first forward."""
+    engine.gate.clear()
+    thread = Beside(call)
+    assert engine.entered.acquire(timeout=LONG_S)
+    return thread
+
+
+def test_requests_are_answered_in_turn(url: str, pipeline: Pipeline, engine: Engine) -> None:
+    alone = {text: pipeline.chat(body(text)["messages"], max_new_tokens=8).text for text in ("one", "two", "three")}
+    first = held(engine, lambda: ask(url, "one"))
+    others = [Beside(lambda text=text: ask(url, text)) for text in ("two", "three")]  # type: ignore[misc]
+    engine.gate.set()
+    assert [text_of(thread.end()) for thread in (first, *others)] == list(alone.values())
+
+
+def test_a_client_that_goes_away_stops_the_engine_at_the_next_round(
+    url: str, service: Service, pipeline: Pipeline, engine: Engine
+) -> None:
+    expected = pipeline.chat(body("next")["messages"], max_new_tokens=8).text
+    for stream in (False, True):
+        client = socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])))
+        content = json.dumps(body("long", max_tokens=400, ignore_eos=True, stream=stream))
+        engine.gate.clear()
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(content)}"
+        client.sendall(f"{head}\r\n\r\n{content}".encode())
+        assert engine.entered.acquire(timeout=LONG_S)
+        running = service.residents.loaded["tiny"].worker.running
+        assert running is not None
+        client.close()
+        until(lambda: running.ended is not None)  # noqa: B023
+        before = engine.forwards
+        engine.gate.set()
+        assert text_of(ask(url, "next")) == expected
+        assert engine.forwards - before < 20
+
+
+def test_a_long_prompt_is_left_between_two_chunks(
+    url: str, service: Service, pipeline: Pipeline, engine: Engine
+) -> None:
+    engine.gate.clear()
+    with pytest.raises(httpx.ReadTimeout):  # of the client: it goes away
+        httpx.post(f"{url}/v1/completions", json={"prompt": [5] * 500, "max_tokens": 4}, timeout=0.3)
+    worker = service.residents.loaded["tiny"].worker
+    until(lambda: worker.running is not None and worker.running.ended is not None)
+    before = engine.forwards
+    engine.gate.set()
+    until(lambda: worker.running is None)
+    assert engine.forwards == before and pipeline.target.cache.length == pipeline.target.capabilities.max_width
+
+
+def test_the_newest_request_of_a_slot_wins(url: str, service: Service, pipeline: Pipeline, engine: Engine) -> None:
+    expected = pipeline.chat(body("third")["messages"], max_new_tokens=8).text
+    first = held(engine, lambda: ask(url, "first", id_slot=3, ignore_eos=True, max_tokens=400))
+    second = Beside(lambda: ask(url, "second", id_slot=3))
+    until(lambda: service.residents.loaded["tiny"].worker.waiting == 1)
+    other = Beside(lambda: ask(url, "third"))
+    third = Beside(lambda: ask(url, "third", id_slot=3))
+    assert second.end().status_code == 409  # it never began
+    engine.gate.set()
+    assert first.end().status_code == 409 and first.end().json()["error"]["code"] == "replaced"
+    assert text_of(third.end()) == text_of(other.end()) == expected
+
+
+def test_a_full_queue_says_when_to_come_again(url: str, service: Service, engine: Engine) -> None:
+    first = held(engine, lambda: ask(url, "one"))
+    others = [Beside(lambda: ask(url, "two")) for _ in range(2)]
+    until(lambda: service.residents.loaded["tiny"].worker.waiting == 2)
+    refused = ask(url, "three", stream=True)
+    assert int(refused.headers["retry-after"]) >= 1 and refused.json()["error"]["code"] == "queue_full"
+    engine.gate.set()
+    assert all(thread.end().status_code == 200 for thread in (first, *others))
+
+
+def test_an_engine_that_fails_says_so_and_answers_the_next(
+    url: str, pipeline: Pipeline, engine: Engine, capfd: pytest.CaptureFixture[str]
+) -> None:
+    expected = text_of(ask(url))
+    for stream in (False, True):
+        pipeline.target.cache.reset()
+        engine.error = RuntimeError("secret text")
+        answer = ask(url, stream=stream)
+        if stream:
+            assert answer.status_code == 200 and "[DONE]" not in answer.text
+            error = json.loads(answer.text.strip().rsplit("data: ", 1)[1])["error"]
+        else:
+            assert answer.status_code == 500
+            error = answer.json()["error"]
+        assert error["code"] == "engine_failed" and "secret" not in error["message"]
+        assert text_of(ask(url)) == expected
+    said = capfd.readouterr().err
+    assert "RuntimeError" in said and "secret" not in said
+
+
+def test_a_silent_stream_shows_signs_of_life(url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire.pinged, "__defaults__", (0.02,))
+    engine.gate.clear()
+    with httpx.stream("POST", f"{url}/v1/chat/completions", json=body(stream=True), timeout=LONG_S) as answer:
+        lines = answer.iter_lines()
+        assert next(line for line in lines if line.startswith(":")) == ": ping"
+        engine.gate.set()
+        assert "data: [DONE]" in list(lines)
+
+
+def test_a_server_that_stops_lets_answers_end_and_ends_those_that_do_not(
+    pipeline: Pipeline, engine: Engine, service: Service
+) -> None:
+    with on_a_port(service) as url:
+        quick = held(engine, lambda: ask(url, "quick"))
+        waiting = Beside(lambda: ask(url, "waits"))
+        until(lambda: service.residents.loaded["tiny"].worker.waiting == 1)
+        threading.Timer(0.3, engine.gate.set).start()
+    assert quick.end().status_code == 200
+    assert waiting.end().status_code == 503 and "stopping" in waiting.end().json()["error"]["message"]
+
+
+def test_a_server_that_stops_ends_a_long_stream_with_an_error(
+    pipeline: Pipeline, engine: Engine, service: Service
+) -> None:
+    engine.pace_s = 0.02
+    address = Address("127.0.0.1", 0)
+    listener = Listener(application(service), service, address, grace_s=0.2)
+    thread = Beside(lambda: asyncio.run(listener.run()))
+    fields = body(stream=True, ignore_eos=True, max_tokens=450)
+    with httpx.stream("POST", f"{address.url}/v1/chat/completions", json=fields, timeout=LONG_S) as answer:
+        lines = answer.iter_lines()
+        next(line for line in lines if '"content":"' in line)
+        listener.stop()
+        last = [line for line in lines if line][-1]
+    assert json.loads(last.removeprefix("data: "))["error"]["message"] == "the server is stopping"
+    thread.end()
+
+
+def test_a_port_in_use_is_named_and_a_second_server_recognized(url: str) -> None:
+    port = int(url.rsplit(":", 1)[1])
+    with pytest.raises(SettingError, match="An edgespec server is running there") as error:
+        Address("127.0.0.1", port)
+    assert str(port) in str(error.value) and error.value.setting == "port"
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        other.settimeout(0.01)
+        with pytest.raises(SettingError, match="in use. Stop what uses it"):
+            Address("127.0.0.1", other.getsockname()[1])
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "BODY_S", 0.05)
+    with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))) as client:
+        client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\n{")
+        client.settimeout(LONG_S)
+        assert client.recv(1000).startswith(b"HTTP/1.1 408")
+    assert ask(url).status_code == 200
+
+
+def test_a_slow_reader_keeps_nobody_waiting(url: str) -> None:
+    fields = body(stream=True, ignore_eos=True, max_tokens=400, edgespec_rounds=True)
+    with httpx.stream("POST", f"{url}/v1/chat/completions", json=fields, timeout=LONG_S) as slow:
+        began = time.monotonic()
+        assert ask(url).status_code == 200
+        assert time.monotonic() - began < LONG_S / 2
+        assert "data: [DONE]" in list(slow.iter_lines())
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="no such sockets here")
+def test_a_socket_in_the_file_system(service: Service, tmp_path: Path) -> None:
+    path = tmp_path / "edgespec.sock"
+    for _ in range(2):
+        listener = Listener(application(service), service, Address("", 0, path))
+        thread = Beside(lambda: asyncio.run(listener.run()))  # noqa: B023
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://any") as client:
+            until(lambda: path.exists())
+            assert client.get("/health").status_code == 200
+            with pytest.raises(SettingError, match="in use"):
+                Address("", 0, path)
+        listener.stop()
+        thread.end()
+        service = Service(service.residents)
+        assert not path.exists()
+        with socket.socket(socket.AF_UNIX) as left:
+            left.bind(str(path))  # as a killed server leaves it

@@ -1,0 +1,163 @@
+"""Loaded models: on demand, within a budget, unloaded when nobody uses them; a chat's model keeps its place."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgespec.errors import NoSuchModel, SourceError
+from edgespec.pipeline import Pipeline
+from edgespec.server.refusals import NoModel, Unavailable
+from edgespec.server.residents import Offer, Residents
+from edgespec.server.schema import Chat, Request
+from edgespec.server.service import Service
+from tests.fake_server import CAPACITY, fake_pipeline
+
+MODEL_BYTES = 1000 + 8 * CAPACITY
+"""weights and cache of a fake model"""
+
+
+@pytest.fixture
+def loads() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def offers(tmp_path: Path, loads: list[str]) -> dict[str, Offer]:
+    def offer(name: str) -> Offer:
+        def load() -> Pipeline:
+            loads.append(name)
+            if name == "broken":
+                raise SourceError("no such file")
+            return fake_pipeline(tmp_path, name=name)
+
+        return Offer(name=name, load=load, size_bytes=MODEL_BYTES)
+
+    return {name: offer(name) for name in ("one", "two", "three", "broken")}
+
+
+def run(work: Callable[[], Awaitable[Any]]) -> Any:
+    async def within() -> Any:
+        return await work()
+
+    return asyncio.run(within())
+
+
+async def use(residents: Residents, name: str, kind: Any = "chat", keep_alive_s: float | None = None) -> None:
+    residents.give_back(await residents.take(name, kind), keep_alive_s)
+
+
+def test_a_model_loads_once_and_the_one_unused_for_longest_leaves(offers: dict[str, Offer], loads: list[str]) -> None:
+    async def work() -> None:
+        residents = Residents(offers, budget_bytes=2 * MODEL_BYTES)
+        for name in ("one", "two", "one", "three", "one"):
+            await use(residents, name)
+        assert loads == ["one", "two", "three"] and list(residents.loaded) == ["one", "three"]
+        await asyncio.gather(*(use(residents, "two") for _ in range(5)))
+        assert loads.count("two") == 2
+
+    run(work)
+
+
+def test_a_completion_takes_no_chats_place_but_a_chat_takes_any(offers: dict[str, Offer]) -> None:
+    async def work() -> None:
+        residents = Residents(offers, budget_bytes=MODEL_BYTES)
+        await use(residents, "one", "chat")
+        with pytest.raises(Unavailable, match="no memory for two") as error:
+            await use(residents, "two", "completion")
+        assert error.value.retry_after_s and "one" in error.value.message
+        await use(residents, "one", "completion")
+        await use(residents, "two", "completion")
+        await use(residents, "three", "chat")
+        assert list(residents.loaded) == ["three"]
+
+    run(work)
+
+
+def test_a_model_in_use_stays(offers: dict[str, Offer]) -> None:
+    async def work() -> None:
+        residents = Residents(offers, budget_bytes=MODEL_BYTES)
+        resident = await residents.take("one", "completion")
+        with pytest.raises(Unavailable):
+            await residents.take("two", "chat")
+        residents.give_back(resident)
+        await use(residents, "two")
+
+    run(work)
+
+
+def test_a_model_that_is_not_used_is_unloaded_and_its_memory_is_free(offers: dict[str, Offer]) -> None:
+    async def work() -> None:
+        residents = Residents(offers)
+        await use(residents, "one", keep_alive_s=0.05)
+        pipeline = weakref.ref(residents.loaded["one"].pipeline)  # type: ignore[arg-type]
+        await use(residents, "two", keep_alive_s=-1)
+        await use(residents, "three")
+        for _ in range(100):
+            await asyncio.sleep(0.02)
+            if "one" not in residents.loaded:
+                break
+        assert list(residents.loaded) == ["two", "three"]
+        await asyncio.sleep(0.1)
+        assert pipeline() is None
+
+    run(work)
+
+
+def test_a_request_moves_the_end_of_its_model(offers: dict[str, Offer]) -> None:
+    async def work() -> None:
+        residents = Residents(offers)
+        await use(residents, "one", keep_alive_s=0.05)
+        await use(residents, "one", keep_alive_s=30)
+        await asyncio.sleep(0.15)
+        assert residents.loaded["one"].expires_at
+
+    run(work)
+
+
+def test_a_model_that_does_not_load_says_why_and_may_be_asked_for_again(
+    offers: dict[str, Offer], loads: list[str]
+) -> None:
+    async def work() -> None:
+        residents = Residents(offers)
+        for _ in range(2):
+            with pytest.raises(Unavailable, match="broken cannot be loaded: no such file"):
+                await residents.take("broken", "chat")
+        assert loads == ["broken", "broken"] and not residents.loaded
+        with pytest.raises(NoModel, match="no model 'four'; there is one, two"):
+            await residents.take("four", "chat")
+
+    run(work)
+
+
+def test_a_stop_while_a_model_loads_does_not_wait_for_it(tmp_path: Path) -> None:
+    async def work() -> None:
+        loading, go_on = asyncio.Event(), asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def load() -> Pipeline:
+            loop.call_soon_threadsafe(loading.set)
+            asyncio.run_coroutine_threadsafe(go_on.wait(), loop).result()
+            raise NoSuchModel("never")
+
+        import edgespec.server.residents as module
+
+        module._UNLOAD_S, before = 0.05, module._UNLOAD_S
+        try:
+            service = Service(Residents({"slow": Offer(name="slow", load=load)}))
+            request = Request(prompt=Chat([{"role": "user", "content": "x"}]), kind="chat")
+            asked = asyncio.ensure_future(service.answer(request))
+            await loading.wait()
+            await asyncio.wait_for(service.stop(0.05), 5)
+            go_on.set()
+            with pytest.raises(NoModel):
+                await asked
+        finally:
+            module._UNLOAD_S = before
+
+    run(work)

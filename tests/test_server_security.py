@@ -1,0 +1,97 @@
+"""Who may use the server: hosts, origins, keys, addresses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from edgespec.errors import SettingError
+from edgespec.server.app import application
+from edgespec.server.security import require_safe
+from tests.fake_server import fake_pipeline, service_of
+
+KEY = "a-long-secret"
+
+
+@pytest.fixture
+def client(tmp_path: Path, request: pytest.FixtureRequest) -> TestClient:
+    options: dict[str, Any] = getattr(request, "param", {})
+    return TestClient(application(service_of(fake_pipeline(tmp_path)), **options), base_url="http://127.0.0.1:8012")
+
+
+def status(client: TestClient, path: str = "/v1/models", **headers: str) -> int:
+    return client.get(path, headers=headers).status_code
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:8012", "localhost", "LOCALHOST:1", "[::1]:8012", "127.0.0.2"])
+def test_names_of_this_machine_are_let_in(client: TestClient, host: str) -> None:
+    assert status(client, host=host) == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "evil@127.0.0.1", "", "::::", "10.0.0.1"],
+)
+def test_a_name_that_points_here_is_not(client: TestClient, host: str) -> None:
+    """DNS rebinding: the page's own name resolves to 127.0.0.1, and the browser sends it as the Host."""
+    answer = client.get("/v1/models", headers={"host": host})
+    assert answer.status_code == 403 and answer.json()["error"]["type"] == "permission_error"
+
+
+@pytest.mark.parametrize(
+    "origin", ["http://evil.example", "null", "http://127.0.0.1:9999", "https://localhost", "file://"]
+)
+def test_pages_of_other_origins_are_not(client: TestClient, origin: str) -> None:
+    assert status(client, origin=origin) == 403
+    preflight = client.options("/v1/chat/completions", headers={"origin": origin})
+    assert preflight.status_code == 403 and "access-control-allow-origin" not in preflight.headers
+    sent = client.post("/v1/chat/completions", content=b'{"messages":[]}', headers={"origin": origin})
+    assert sent.status_code == 403
+
+
+def test_the_servers_own_page_is_let_in(client: TestClient) -> None:
+    assert status(client, origin="http://127.0.0.1:8012") == 200
+
+
+@pytest.mark.parametrize("client", [{"origins": ["http://page.example"], "hosts": ["nas.local"]}], indirect=True)
+def test_pages_and_names_can_be_allowed(client: TestClient) -> None:
+    assert status(client, host="nas.local:8012") == 200
+    answer = client.get("/v1/models", headers={"origin": "http://page.example"})
+    assert answer.headers["access-control-allow-origin"] == "http://page.example" and answer.headers["vary"] == "Origin"
+    preflight = client.options(
+        "/v1/chat/completions",
+        headers={
+            "origin": "http://page.example",
+            "access-control-request-method": "POST",
+            "access-control-request-headers": "authorization,content-type",
+        },
+    )
+    assert preflight.status_code == 204
+    assert "authorization" in preflight.headers["access-control-allow-headers"]
+    assert status(client, origin="http://other.example") == 403
+
+
+@pytest.mark.parametrize("client", [{"api_key": KEY}], indirect=True)
+def test_a_key_is_asked_for(client: TestClient) -> None:
+    assert status(client, authorization=f"Bearer {KEY}") == status(client, **{"x-api-key": KEY}) == 200
+    assert status(client, "/health") == 200
+    for wrong in ("", "Bearer", f"Bearer {KEY}x", f"Basic {KEY}", "Bearer \u00e9"):
+        answer = client.get("/v1/models", headers={"authorization": wrong.encode()})  # type: ignore[dict-item]
+        assert answer.status_code == 401 and answer.json()["error"]["code"] == "invalid_api_key"
+
+
+def test_other_machines_need_a_key_or_a_word() -> None:
+    for host in ("127.0.0.1", "::1", "localhost"):
+        require_safe(host, None, insecure=False)
+    for host in ("0.0.0.0", "::", "192.168.1.2", "nas.local"):
+        with pytest.raises(SettingError, match="other machines can reach"):
+            require_safe(host, None, insecure=False)
+        require_safe(host, KEY, insecure=False)
+        require_safe(host, None, insecure=True)
+    for short in ("", "short", "ключключ"):
+        with pytest.raises(SettingError, match="API key") as error:
+            require_safe("0.0.0.0", short, insecure=False)
+        assert not short or short not in str(error.value)
