@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgespec import cache
+from edgespec.backends.cores import kind_of
 from edgespec.errors import BackendError, SettingError
 from edgespec.types import Backend, KVPath, Numerics
 
@@ -81,14 +82,15 @@ def _openvino(opening: Opening) -> PaddedModel:
     settings = Settings.of_draft(device) if opening.is_draft else target
     if opening.threads is not None and device.startswith("CPU"):
         settings = settings.with_threads(opening.threads)
-    on_cpu = device.startswith("CPU")
+    settings = settings.with_cores(device)
+    on_cpu, plugin = device.startswith("CPU"), "CPU" if kind_of(device) else device
     # On CPU the engine's model cache saves nothing (docs/log/engines.md); on GPU it keeps compiled kernels.
     kernels = None if on_cpu else cache.cache_dir() / "compiled"
     paged = partial(
         OpenVINOPagedModel,
         core(),
         opening.graph,
-        device,
+        plugin,
         settings,
         capacity=opening.capacity,
         layers=opening.layers,
@@ -98,8 +100,8 @@ def _openvino(opening: Opening) -> PaddedModel:
         OpenVINOStatefulModel,
         core(),
         opening.graph,
-        device,
-        Settings.over_states(device),
+        plugin,
+        Settings.over_states(device).with_cores(device),
         capacity=opening.capacity,
         layers=opening.layers,
         cache_dir=kernels,
@@ -115,7 +117,7 @@ def _onnxruntime(opening: Opening) -> PaddedModel:
     from edgespec.backends.openvino.runtime import cpu_name
 
     device = opening.device
-    numerics: Numerics | None = "fast" if opening.is_draft or device != "CPU" else opening.numerics
+    numerics: Numerics | None = "fast" if opening.is_draft or not device.startswith("CPU") else opening.numerics
     if numerics == "fast" and opening.numerics == "exact" and not opening.is_draft:
         raise SettingError(f"numerics exact is only known to hold on CPU; device {device}", hint="use fast here")
     if opening.form is not None:

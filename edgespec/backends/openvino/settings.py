@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from edgespec.backends.cores import kind_of, kinds
 from edgespec.errors import SettingError
 from edgespec.types import Numerics
 
@@ -61,6 +62,14 @@ class Settings:
         """On so many threads of the CPU, beside another model. They are not pinned: each model would pin its threads to
         the first cores."""
         own = {"INFERENCE_NUM_THREADS": str(threads), "ENABLE_CPU_PINNING": "NO"}
+        return replace(self, properties=self.properties | own)
+
+    def with_cores(self, device: str) -> Settings:
+        """On the cores that a device names: CPU.P or CPU.E of a hybrid CPU."""
+        kind = kind_of(device)
+        if kind is None:
+            return self
+        own = {"SCHEDULING_CORE_TYPE": f"{kind}CORE_ONLY", "INFERENCE_NUM_THREADS": str(len(kinds()[kind]))}
         return replace(self, properties=self.properties | own)
 
     @classmethod
