@@ -23,6 +23,7 @@ COMMANDS = {
     "export": "Convert a target and its draft into a bundle.",
     "train": "Train a draft for a target, and measure what it is worth.",
     "bench": "Measure the loop on this machine.",
+    "simulate": "Simulate a pair on a laptop chip that is not here.",
     "doctor": "Show devices, versions and memory, and what will run where.",
 }
 DEFAULT = "run"

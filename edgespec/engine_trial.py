@@ -48,13 +48,13 @@ EDIT = f"""
 ```python
 {_CODE.replace("total", "amount")}"""
 """An answer that copies from the prompt. It is given, since a small model may write something else."""
-_LONGEST_PROMPT = 128
+LONGEST_PROMPT = 128
 """tokens: a vocabulary may spell code letter by letter"""
-_LONGEST_EDIT = 40
+LONGEST_EDIT = 40
 _WIDTHS = (1, 2, 4, 12)
 """whose times are measured; those between lie near a line"""
 _DRAFT_WIDTHS = (1, 2, 4)
-ROWS_NEEDED = 2 * _LONGEST_PROMPT
+ROWS_NEEDED = 2 * LONGEST_PROMPT
 """of cache: a prompt, an answer, and the drafts behind it"""
 
 
@@ -78,8 +78,8 @@ class Trial:
         step: int = 1,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
-        self.prompt = list(prompt[:_LONGEST_PROMPT])
-        self.edit = list(edit[:_LONGEST_EDIT])
+        self.prompt = list(prompt[:LONGEST_PROMPT])
+        self.edit = list(edit[:LONGEST_EDIT])
         if len(self.prompt) < 2 or not self.edit:
             raise BackendError("this tokenizer reads no text to compare engines by")
         self._target, self._clock = target, clock
@@ -106,7 +106,7 @@ class Trial:
         arbiter = self._arbiter.only(*self._arbiter.drafters)
         self._target.cache.crop(len(self.prompt) - 1)
         context, stats = list(self.prompt), Stats(clock=self._clock)
-        target = cast("Model", _Following(self._target, [*self.prompt, *text]))
+        target = cast("Model", Following(self._target, [*self.prompt, *text]))
         ends_s = self._clock() + most_s
         for _ in speculative(target, arbiter, context, SamplingParams(), stop=(), budget=tokens, stats=stats):
             if self._clock() > ends_s:
@@ -171,7 +171,7 @@ class Trial:
         return self._clock() - began
 
 
-class _Following:
+class Following:
     """A model that goes on with a given text as long as there is one.
 
     The engine computes all that it would compute. Only where another token is likelier than the text's, the text's gets
@@ -180,6 +180,7 @@ class _Following:
 
     def __init__(self, model: Model, text: list[int]) -> None:
         self._model, self._text = model, text
+        self._started: tuple[Sequence[int], Tree | None] = (), None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
@@ -187,7 +188,18 @@ class _Following:
     def forward(
         self, tokens: Sequence[int], tree: Tree | None = None, *, num_logits: int | None = None, width: int = 1
     ) -> Step:
-        step = self._model.forward(tokens, tree, num_logits=num_logits, width=width)
+        return self._led(self._model.forward(tokens, tree, num_logits=num_logits, width=width), tokens, tree)
+
+    def start(
+        self, tokens: Sequence[int], tree: Tree | None = None, *, num_logits: int | None = None, width: int = 1
+    ) -> None:
+        self._started = tokens, tree
+        self._model.start(tokens, tree, num_logits=num_logits, width=width)
+
+    def wait(self) -> Step:
+        return self._led(self._model.wait(), *self._started)
+
+    def _led(self, step: Step, tokens: Sequence[int], tree: Tree | None) -> Step:
         logits = step.logits
         parents = range(len(tokens) - 1) if tree is None else tree
         places: list[int | None] = [self._model.cache.length - len(tokens)]  # of each row in the text; None: not in it

@@ -67,6 +67,8 @@ class Generation:
             "idle_row": asdict(stats.idle_row) if stats.idle_row else None,
             "rounds_by_drafter": {name: len(rounds) for name, rounds in stats.by_drafter.items()},
             "undrafted": dict(stats.reasons),
+            "schedule": stats.schedule,
+            "guesses": asdict(stats.guessed) if stats.guessed else None,
             "verification": self.verification,
             "seed": self.seed,
             "drafter": self.drafter,

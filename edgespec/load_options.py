@@ -8,7 +8,9 @@ from typing import Any, get_args
 
 from edgespec.errors import SettingError
 from edgespec.sampling_params import is_whole
-from edgespec.types import Backend, GGUFWeights, Needs, Numerics
+from edgespec.types import Backend, GGUFWeights, Needs, Numerics, Prefer, Schedule
+
+_NOTHING_BESIDE = "the overlapped schedule drafts while the target verifies: number of draft tokens"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,13 +31,22 @@ class LoadOptions:
     num_draft_tokens: int | None = None
     context_length: int | None = None
     weights: GGUFWeights | None = None
+    schedule: Schedule | None = None
+    prefer: Prefer = "speed"
     needs: Needs = field(default_factory=Needs)
     accept_licence: bool = False
     progress: bool = False
 
     def __post_init__(self) -> None:
         k = self.num_draft_tokens
-        choices = {"numerics": Numerics, "backend": Backend, "draft_backend": Backend, "weights": GGUFWeights}
+        choices = {
+            "numerics": Numerics,
+            "backend": Backend,
+            "draft_backend": Backend,
+            "weights": GGUFWeights,
+            "schedule": Schedule,
+            "prefer": Prefer,
+        }
         for setting, kinds in ((setting, get_args(choice)) for setting, choice in choices.items()):
             self._require(setting, getattr(self, setting) in (None, *kinds), allowed=", ".join(kinds))
         holds = k is None or (is_whole(k) and k >= 0)
@@ -55,6 +66,7 @@ class LoadOptions:
             not (self.draft == "none" and k),
             "without a drafter there is nothing to draft: number of draft tokens",
         )
+        self._require("num_draft_tokens", not (self.overlaps and k == 0), _NOTHING_BESIDE, allowed="1 or more")
         self._require(
             "draft_from",
             not (self.draft == "none" and self.draft_from is not None),
@@ -67,6 +79,11 @@ class LoadOptions:
             object.__setattr__(self, "draft", None)
         object.__setattr__(self, "device", self.device.upper())
         object.__setattr__(self, "draft_device", self.draft_device and self.draft_device.upper())
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether the overlapped schedule is asked for."""
+        return self.schedule == "overlapped"
 
     def _require(self, setting: str, holds: bool, what: str | None = None, allowed: str | None = None) -> None:
         if not holds:
@@ -85,3 +102,15 @@ class LoadOptions:
         for setting, holds in (("draft_device", has_own or has_head), ("draft_backend", has_own)):
             what = f"only a draft model has a {setting.replace('_', ' ')}, and {drafter} is none"
             self._require(setting, getattr(self, setting) is None or holds, what)
+
+    def require_beside(self, has_model: bool, is_head: bool, drafter: str) -> None:
+        """For the overlapped schedule. has_model: there is a draft model, which can run beside its target; else
+        ``drafter`` drafts. is_head: that is a head."""
+        if self.overlaps and not has_model:
+            why = "a head reads what the target's last forward gave" if is_head else "a lookup takes no time"
+            raise SettingError(
+                "only a draft model can run while its target does: the overlapped schedule",
+                got=f"draft {drafter}: {why}",
+                hint="name one: --draft REF, or use --schedule synchronous",
+                setting="schedule",
+            )

@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgespec import draft_folder, drafter_loading
+from edgespec import draft_folder, drafter_loading, planner
 from edgespec.adaptive.arbiter import Arbiter
 from edgespec.backends.layer_states import NoSuchLayer
 from edgespec.bundle import Bundle
@@ -26,11 +27,15 @@ from edgespec.errors import IncompatiblePair
 from edgespec.hub import catalog
 from edgespec.hub.resolve import resolve
 from edgespec.load_options import LoadOptions
-from edgespec.machine import engine_choice
+from edgespec.machine import engine_choice, schedule_choice
+from edgespec.machine.devices import AUTO
 from edgespec.machine.loader import Machine
+from edgespec.machine.plans import Plan, plans
+from edgespec.machine.progress_line import ProgressLine
 from edgespec.pipeline import Pipeline
+from edgespec.planner import PlanTable
 from edgespec.protocols import Drafter
-from edgespec.types import Backend, GGUFWeights, Needs, Numerics
+from edgespec.types import Backend, GGUFWeights, Needs, Numerics, Prefer, Schedule
 
 if TYPE_CHECKING:
     from edgespec.adaptive.draft_cost import DraftCost
@@ -52,6 +57,8 @@ def load(
     num_draft_tokens: int | None = None,
     context_length: int | None = None,
     weights: GGUFWeights | None = None,
+    schedule: Schedule | None = None,
+    prefer: Prefer = "speed",
     needs: Needs | None = None,
     accept_licence: bool = False,
     progress: bool = False,
@@ -69,7 +76,9 @@ def load(
     draft_from: a folder of the user's own texts, to copy drafts from too (see drafters.retrieval_folder).
     remember: with draft "recycling", keep its table in the cache for the next process.
     device, draft_device: names of devices, as ``edgespec doctor`` lists them: OpenVINO's, or OPENVINO, DML and CUDA of
-        ONNX Runtime. By default a draft model runs on the target's device, and a head on the CPU.
+        ONNX Runtime. By default a draft model runs on the target's device, and a head on the CPU. device "auto" takes
+        the plan that is fastest on this machine, or takes least energy: devices, engine, schedule, drafters. It is
+        measured once, which takes minutes. Whatever you name stays as you say (see docs/devices.md).
     backend: "openvino", "onnxruntime", or None. None takes EDGESPEC_BACKEND if it is set. Else, on CPU, it takes the
         engine that is faster on this machine (measured once), and otherwise OpenVINO. The two round differently, so a
         text may differ between them. Only OpenVINO runs trees.
@@ -80,6 +89,9 @@ def load(
     context_length: most rows of KV cache; None takes the model's own.
     weights: of a GGUF file. "faithful", which None means, keeps the file's own numbers. "int4" codes them again in 4
         bits, a step for 128 of them: faster, and another model.
+    schedule: "synchronous"; "overlapped", where the draft model drafts while the target verifies, each on its own
+        device or cores; or None: overlapped only where that was measured to be faster (see docs/overlapped.md).
+    prefer: what device "auto" chooses by: "speed" or "battery".
     needs: what a drafter of your own needs from the target, beyond the needs of those that are loaded.
     accept_licence: consent to a licence that allows research only, for models that have one.
     progress: report slow steps on stderr; on a terminal, with bars for downloads.
@@ -96,20 +108,74 @@ def load(
         num_draft_tokens=num_draft_tokens,
         context_length=context_length,
         weights=weights,
+        schedule=schedule,
+        prefer=prefer,
         needs=needs or Needs(),
         accept_licence=accept_licence,
         progress=progress,
     )
-    if draft_from is not None:
-        require_folder(draft_from)
-    for named in filter(None, (str(ref), options.draft)):  # ask for both before either is fetched
-        catalog.require_consent(named, accepted=accept_licence)
-    pair = resolve(str(ref), weights=weights, accept_licence=accept_licence, progress=progress)
-    chosen = options.draft or catalog.default_draft(str(ref))
+    pair, chosen = _fetched(str(ref), options)
+    if options.device == AUTO:
+        taken = _planned(pair, options, chosen).taken
+        options = taken.applied(options)
+        chosen = taken.draft or chosen
+    return _wired(pair, options, chosen)
+
+
+def plan(ref: str | Path, options: LoadOptions, *, again: bool = False) -> PlanTable:
+    """The plans of a pair on this machine, timed; the one to take first. Those that the options rule out are left out.
+
+    again: measure, whatever is stored.
+    """
+    pair, chosen = _fetched(str(ref), options)
+    return _planned(pair, options, chosen, again=again)
+
+
+def load_plan(ref: str | Path, options: LoadOptions, plan: Plan) -> Pipeline:
+    """A pair as a plan says."""
+    pair, chosen = _fetched(str(ref), options)
+    return _opens(pair, options, chosen)(plan)
+
+
+def verify(ref: str | Path, options: LoadOptions, table: PlanTable, turns: int) -> float:
+    """Speed of the plan that a table takes over that of the fastest of all its plans, each timed again in turns."""
+    pair, chosen = _fetched(str(ref), options)
+    plans = [row.plan for row in table.rows if row.ratio is not None]
+    rows, _ = planner.measure(plans, _opens(pair, options, chosen), ProgressLine(options.progress), turns)
+    return planner.worst_case(rows)
+
+
+def _fetched(ref: str, options: LoadOptions) -> tuple[Bundle, str | None]:
+    """The pair, fetched if needed, and what to draft with: None for all that it has."""
+    if options.draft_from is not None:
+        require_folder(options.draft_from)
+    for named in filter(None, (ref, options.draft)):  # ask for both before either is fetched
+        catalog.require_consent(named, accepted=options.accept_licence)
+    pair = resolve(ref, weights=options.weights, accept_licence=options.accept_licence, progress=options.progress)
+    chosen = options.draft or catalog.default_draft(ref)
     if folder := draft_without_target(chosen):
         draft_folder.require_fit(pair, folder)
         pair, chosen = draft_folder.attach(pair, folder, first=True), None
-    return _wired(pair, options, chosen)
+    return pair, chosen
+
+
+def _planned(pair: Bundle, options: LoadOptions, chosen: str | None, *, again: bool = False) -> PlanTable:
+    other = chosen is not None and not drafter_loading.is_own(pair, chosen)
+    own = None if other or chosen == "none" else drafter_loading.planned(pair, chosen)[1]
+    found = plans(
+        options,
+        engine_choice.places(),
+        has_model=other or own is not None,
+        is_head=own is not None and own.is_head,
+    )
+    key = planner.key_of(pair.manifest, options)
+    say = ProgressLine(options.progress)
+    open_plan = _opens(pair, options, chosen)
+    return planner.plan(key, pair.name, found, open_plan, say, prefer=options.prefer, again=again)
+
+
+def _opens(pair: Bundle, options: LoadOptions, chosen: str | None) -> planner.Open:
+    return lambda plan: _wired(pair, plan.applied(options), plan.draft or chosen)
 
 
 def draft_without_target(draft: str | None) -> DraftFolder | None:
@@ -129,11 +195,21 @@ def _wired(pair: Bundle, options: LoadOptions, draft: str | None) -> Pipeline:
     other = draft is not None and not drafter_loading.is_own(pair, draft)
     head = next((entry.name for entry in entries if entry.is_head), None)
     options.require_own_model(own_model or other, head is not None, draft or head or NGram.name)
-    machine = Machine(options.context_length or longest, options.progress, options.accept_licence)
+    used = next((entry for entry in entries if entry.model is not None), None)
+    is_head = not other and used is not None and used.is_head
+    options.require_beside(
+        other or (used is not None and not is_head), is_head, draft or (used.name if used else "auto")
+    )
+    threads = schedule_choice.threads(options.device, options.draft_device) if options.overlaps else None
+    machine = Machine(options.context_length or longest, options.progress, options.accept_licence, threads)
     lookups: list[Drafter] = []
     if options.draft_from is not None:
         lookups.append(drafter_loading.retrieval(pair, options.draft_from, options.progress))
     target, own_lookups, modelled = _models(machine, pair, options, draft)
+    choose = options.schedule is None and options.num_draft_tokens != 0
+    if choose and modelled and schedule_choice.overlapped_is_faster(target, modelled.drafter.model):
+        del target, modelled
+        return _wired(pair, replace(options, schedule="overlapped"), draft)
     lookups += own_lookups
     model = modelled.drafter if modelled else None
     table = drafter_loading.recycling(pair, target, options.remember) if draft in (None, "recycling") or other else None
@@ -142,7 +218,10 @@ def _wired(pair: Bundle, options: LoadOptions, draft: str | None) -> Pipeline:
     k = options.num_draft_tokens
     drafter: Drafter | None = None
     arbiter, target_s = None, None
-    if lookups or model:
+    if options.overlaps:
+        drafter = model
+        target_s, _ = _costs(machine, target, None, k)
+    elif lookups or model:
         drafter = FirstMatch(lookups, model)
         target_s, draft_s = _costs(machine, target, modelled, k)
         if target_s is not None and k is None:
@@ -152,7 +231,16 @@ def _wired(pair: Bundle, options: LoadOptions, draft: str | None) -> Pipeline:
     if k is None:
         k = fixed_k(entries)
     devices = {"target": options.device} | ({"draft": modelled.device} if modelled else {})
-    return Pipeline(pair, target, drafter, arbiter=arbiter, target_s=target_s, num_draft_tokens=k, devices=devices)
+    return Pipeline(
+        pair,
+        target,
+        drafter,
+        arbiter=arbiter,
+        target_s=target_s,
+        num_draft_tokens=k,
+        devices=devices,
+        beside=model if options.overlaps else None,
+    )
 
 
 def fixed_k(entries: Sequence[DrafterEntry]) -> int | None:

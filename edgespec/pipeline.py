@@ -6,17 +6,18 @@ import secrets
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from operator import index
 from statistics import median
-from typing import Any
+from typing import Any, TypedDict
 
 from edgespec.adaptive.arbiter import Arbiter
 from edgespec.adaptive.forward_cost import ForwardCost
 from edgespec.bundle import Bundle
+from edgespec.decode.overlapped import MOST, overlapped, require_matching
 from edgespec.decode.policy import FixedLength, Heuristic
 from edgespec.decode.speculative import speculative
 from edgespec.drafters.none import NoDrafter
 from edgespec.errors import ContextFull, SettingError
 from edgespec.generation import Generation, Stream
-from edgespec.protocols import Drafter, Model, Policy, Progress
+from edgespec.protocols import Constraint, Drafter, Model, Policy, Progress, StepwiseDrafter
 from edgespec.sampling_params import SamplingParams, is_whole
 from edgespec.stats import Stats
 from edgespec.text.chat_template import ChatTemplate, Message
@@ -24,8 +25,19 @@ from edgespec.text.control_tokens import ControlTokens, texts_in
 from edgespec.text.response_format import Grammar, Grammars, grammar_of
 from edgespec.text.tokenizer import Detokenizer, StopStrings, Tokenizer
 from edgespec.turn import Turn
+from edgespec.types import Schedule
 
 DEFAULT_NEW_TOKENS = 512
+
+
+class _LoopOptions(TypedDict):
+    """What both schedules take."""
+
+    stop: frozenset[int]
+    budget: int
+    stats: Stats
+    progress: Progress | None
+    constraint: Constraint | None
 
 
 class Pipeline:
@@ -36,6 +48,7 @@ class Pipeline:
     drafter: all drafters of the pair as one, for a fixed number of tokens per round. None: plain decoding.
     arbiter: decides between the same drafters if no number is fixed. Without an arbiter, a rule of thumb decides.
     target_s: the cost of a forward of the target, if it was measured.
+    beside: the draft model, if the schedule is overlapped: it drafts while the target verifies.
     """
 
     def __init__(
@@ -48,6 +61,7 @@ class Pipeline:
         target_s: ForwardCost | None = None,
         num_draft_tokens: int | None = None,
         devices: dict[str, str] | None = None,
+        beside: StepwiseDrafter | None = None,
     ) -> None:
         generation = bundle.manifest.generation
         self.bundle = bundle
@@ -55,6 +69,7 @@ class Pipeline:
         self.drafter: Drafter = drafter or NoDrafter()
         self.arbiter = arbiter
         self._target_s = target_s
+        self._beside = beside
         self.num_draft_tokens = num_draft_tokens
         self.devices = devices or {"target": target.capabilities.device}
         self._turn = Turn()
@@ -161,8 +176,10 @@ class Pipeline:
         response_format: what the text must be: a JSON object, JSON of a schema, a match of a regular expression, a
             sentence of a grammar (see ``text.response_format.grammar_of``). The text is complete if finish_reason is
             "stop" and no stop string was found. "length" means that max_new_tokens or the context ended it early.
-        num_draft_tokens: k for every round. None takes the pipeline's own k. Without one, measured costs decide.
-        drafter: used instead of the pipeline's own. policy: used instead of both. progress: called during the prefill.
+        num_draft_tokens: k for every round. None takes the pipeline's own k. Without one, measured costs decide. Under
+            the overlapped schedule it is the most.
+        drafter: used instead of the pipeline's own. policy: used instead of both. With either, the schedule is
+            synchronous. progress: called during the prefill.
         wait: wait for the text of another thread. If False, SettingError is raised when the first piece is asked for.
         """
         if max_new_tokens is None:
@@ -194,11 +211,14 @@ class Pipeline:
         params = sampling or SamplingParams()
         if not params.greedy:
             params = params.seeded(secrets.randbits(63))
-        if policy is None:
+        beside = self._beside if drafter is None and policy is None and k != 0 else None
+        if beside is not None:
+            require_matching(params)
+        elif policy is None:
             policy = self._policy(drafter, k)
         result = Generation(
             model=self.bundle.name,
-            drafter=policy.name,
+            drafter=(beside or policy or self.drafter).name,
             numerics=self.target.capabilities.numerics,
             compute_precision=self.target.capabilities.compute_precision,
             devices=self.devices,
@@ -210,17 +230,22 @@ class Pipeline:
         constraint = self._constraint(response_format, ignore_eos)
         stops = _strings(stop)
         ends = self.tokenizer.stop_tokens(stops)
-        lists = speculative(
-            self.target,
-            policy,
-            list(prompt),
-            params,
-            stop=frozenset(ends) if ignore_eos else self.stop_ids | ends.keys(),
-            budget=max_new_tokens,
-            stats=result.stats,
-            progress=progress,
-            constraint=constraint,
-        )
+        options: _LoopOptions = {
+            "stop": frozenset(ends) if ignore_eos else self.stop_ids | ends.keys(),
+            "budget": max_new_tokens,
+            "stats": result.stats,
+            "progress": progress,
+            "constraint": constraint,
+        }
+        lists: Iterator[list[int]]
+        if beside is not None:
+            most = MOST if k is None else k
+            lists = overlapped(
+                *(self.target, beside, list(prompt), params), most=most, widths=self._target_s, **options
+            )
+        else:
+            assert policy is not None
+            lists = speculative(self.target, policy, list(prompt), params, **options)
         pieces = self._texts(lists, StopStrings(stops, ends), result, ignore_eos, began)
         return Stream(self._turn.run(pieces, wait=wait), result)
 
@@ -250,6 +275,10 @@ class Pipeline:
         self.drafter.reset()
         if self.arbiter is not None:  # it has drafters that a fixed number of tokens has not
             self.arbiter.reset()
+
+    @property
+    def schedule(self) -> Schedule:
+        return "synchronous" if self._beside is None else "overlapped"
 
     @property
     def draft_model(self) -> Model | None:

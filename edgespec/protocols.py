@@ -218,6 +218,9 @@ class StepwiseDrafter(Drafter, Protocol):
     def read(self, context: Sequence[int]) -> None:
         """Read the context except its last token. A proposal begins with that one."""
 
+    def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
+        return self.propose_while(context, k, lambda scores: True, allowed)
+
     def propose_while(
         self,
         context: Sequence[int],

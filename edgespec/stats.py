@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from math import ceil
 from time import perf_counter
 
-from edgespec.types import Round
+from edgespec.types import Round, Schedule
 
 Clock = Callable[[], float]
 
@@ -28,6 +28,18 @@ class IdleRow:
     tok_per_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Guessed:
+    """What the draft guessed while the target verified (see ``decode.overlapped``).
+
+    kept: guesses that were committed. stale: those that were dropped, since another token was committed before or at
+    their place.
+    """
+
+    kept: int = 0
+    stale: int = 0
+
+
 @dataclass(slots=True)
 class Stats:
     """The counts and times of one generation, written by the loop.
@@ -35,6 +47,7 @@ class Stats:
     prompt_tokens, reused_tokens: prompt length, and how much of it the cache still held.
     prefill_s: time until the prompt was in the cache. Its last token, or a deferred end, is left to the first forward.
     rounds: one entry per target forward. plain_width: rows of a forward of one token, padding included.
+    guessed: of the overlapped schedule; None under the synchronous one.
     """
 
     prompt_tokens: int = 0
@@ -42,6 +55,7 @@ class Stats:
     prefill_s: float = 0.0
     rounds: list[Round] = field(default_factory=list)
     plain_width: int = 1
+    guessed: Guessed | None = None
     clock: Clock = perf_counter
 
     @property
@@ -59,6 +73,10 @@ class Stats:
     @property
     def forced(self) -> int:
         return sum(r.forced for r in self.rounds)
+
+    @property
+    def schedule(self) -> Schedule:
+        return "synchronous" if self.guessed is None else "overlapped"
 
     @property
     def acceptance_rate(self) -> float | None:

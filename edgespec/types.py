@@ -26,6 +26,12 @@ Verification = Literal["coupled", "rejection"]
 """How sampled tokens are verified. coupled: the target draws its own token, with noise that the drafter shares.
 rejection: a token that the draft drew is accepted with probability min(1, target / draft)."""
 
+Schedule = Literal["synchronous", "overlapped"]
+"""synchronous: the draft is written, then the target verifies it. overlapped: the draft goes on meanwhile."""
+
+Prefer = Literal["speed", "battery"]
+"""What the planner chooses by."""
+
 DraftKind = Literal["deterministic", "sampled"]
 """deterministic: the tokens are a function of the context, and perhaps of the noise that the target will draw with. The
 target draws its own token and compares, which is right for any draft. sampled: the tokens are drawn from known

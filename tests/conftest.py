@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,6 +15,8 @@ from edgespec.backends.onnx.graph import MODEL_FILE, write_onnx
 from edgespec.backends.onnx.session import OnnxRuntimeModel
 from edgespec.backends.openvino.npu import OpenVINONPUModel
 from edgespec.backends.openvino.paged import OpenVINOPagedModel
+from edgespec.backends.openvino.settings import Settings
+from edgespec.backends.openvino.stateful_model import OpenVINOStatefulModel
 from edgespec.pipeline import Pipeline
 from edgespec.types import Numerics
 from tests.compiles import watched
@@ -140,8 +143,6 @@ def load_ir(
     """full_precision: of activations, to hold another engine against."""
     import openvino as ov
 
-    from edgespec.backends.openvino.settings import Settings
-
     core = ov.Core()
     settings = Settings.of_draft("CPU") if is_draft else Settings.make("CPU", numerics)
     if full_precision:
@@ -175,6 +176,25 @@ def load_npu(folder: Path, layers: tuple[int, ...] = (), *, capacity: int = 512)
     require_graph(graph, xml, layers)
     compiled = core.compile_model(graph, "NPU", windows.properties())
     return OpenVINONPUModel(core, xml, graph, compiled, windows, capacity)
+
+
+def load_stateful(
+    folder: Path,
+    *,
+    device: str = "CPU",
+    capacity: int = 512,
+    layers: tuple[int, ...] = (),
+    masked: bool = True,
+    precision: str | None = None,
+) -> OpenVINOStatefulModel:
+    """precision: of activations, if not the device's."""
+    from edgespec.backends.openvino.runtime import core
+
+    settings = Settings.over_states(device)
+    if precision is not None:
+        settings = replace(settings, properties=settings.properties | {"INFERENCE_PRECISION_HINT": precision})
+    xml = folder if folder.suffix == ".xml" else folder / "openvino_model.xml"
+    return OpenVINOStatefulModel(core(), xml, device, settings, capacity=capacity, layers=layers, masked=masked)
 
 
 def load_onnx(

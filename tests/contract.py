@@ -15,9 +15,10 @@ from edgespec.backends.onnx.ready import ReadyModel
 from edgespec.backends.onnx.session import SessionModel
 from edgespec.backends.openvino.npu import OpenVINONPUModel
 from edgespec.backends.openvino.paged import OpenVINOPagedModel
+from edgespec.backends.openvino.stateful_model import OpenVINOStatefulModel
 from edgespec.protocols import Model
 from edgespec.types import Logits, Numerics
-from tests.conftest import load_ir, load_npu, load_onnx
+from tests.conftest import load_ir, load_npu, load_onnx, load_stateful
 
 CAPACITY = 700
 Make = Callable[..., Model]
@@ -30,6 +31,7 @@ LAYERS = (0, 1, 2)
     params=[
         *("fake", "paged-exact", "paged-exact-5-to-32", "paged-fast", "onnx-exact", "onnx-fast", "onnx-int4-exact"),
         *("ready-genai-exact", "ready-optimum-fast"),
+        *("stateful", "stateful-rewriting", "stateful-cut"),
         pytest.param("npu", marks=pytest.mark.slow),
     ]
 )
@@ -55,6 +57,9 @@ def make(request: pytest.FixtureRequest) -> Make:
         _, kind, numerics = request.param.split("-")
         return lambda layers=(): ready(request.getfixturevalue(f"tiny_{kind}"), numerics, layers)
     ir: Path = request.getfixturevalue("tiny_ir")
+    if request.param.startswith("stateful"):
+        kind = request.param.removeprefix("stateful").removeprefix("-")
+        return lambda layers=(): stateful(ir, kind, layers)
     if request.param == "paged-exact-5-to-32":
         return lambda layers=(): narrowed(load_ir(ir, capacity=CAPACITY, layers=layers))
     return lambda layers=(): load_ir(ir, capacity=CAPACITY, layers=layers)
@@ -80,6 +85,15 @@ def ready(path: Path, numerics: Numerics, layers: tuple[int, ...]) -> ReadyModel
     return model
 
 
+def stateful(ir: Path, kind: str, layers: tuple[int, ...]) -> OpenVINOStatefulModel:
+    """rewriting: as soon as a quarter of its rows went. cut: by the engine, as where attention has a window."""
+    model = load_stateful(ir, capacity=CAPACITY, layers=layers, masked=kind != "cut")
+    assert model.cache.masked == model.capabilities.tree == (kind != "cut")
+    if kind == "rewriting":
+        model.cache.most_waste = 0
+    return model
+
+
 def narrowed(model: OpenVINOPagedModel) -> OpenVINOPagedModel:
     """As on a machine where one function begins at five rows and ends at 32."""
     model.set_exact_widths(ExactWidths(5, 32))
@@ -99,9 +113,13 @@ def close(model: Model, left: Logits, right: Logits) -> bool:
 
 
 def takes_trees(model: Model) -> bool:
-    return isinstance(model, FakeModel) or (isinstance(model, OpenVINOPagedModel) and model.cache.rows_can_move)
+    if isinstance(model, OpenVINOPagedModel):
+        return model.cache.rows_can_move
+    return isinstance(model, FakeModel) or (isinstance(model, OpenVINOStatefulModel) and model.cache.masked)
 
 
 def skip_without_masks(model: Model) -> None:
     if isinstance(model, SessionModel | OpenVINONPUModel):
         pytest.skip("attention on ONNX Runtime and on NPUs is given chains only")
+    if isinstance(model, OpenVINOStatefulModel) and not model.cache.masked:
+        pytest.skip("the graph's own masks know chains only")

@@ -57,9 +57,6 @@ class Head(StepwiseDrafter):
     def unread_tokens(self, length: int) -> int:
         return self._states.unread_tokens(length)
 
-    def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
-        return self.propose_while(context, k, lambda scores: True, allowed)
-
     def propose_while(
         self,
         context: Sequence[int],

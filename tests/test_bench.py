@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from edgespec.bench import speed
 from edgespec.bench.prompts import Prompt, behind, encode, read, read_before
+from edgespec.bench.simulation import compare_here
 from edgespec.cli import cli
 from edgespec.drafters.none import NoDrafter
 from edgespec.drafters.recycling import Recycling
@@ -116,3 +117,12 @@ def test_no_drafter_keeps_what_a_repetition_could_copy(pipeline: Pipeline) -> No
     assert (recycling._successors >= 0).any()
     read_before(pipeline, ids)
     assert (recycling._successors < 0).all()
+
+
+def test_runs_are_compared_with_their_simulation(pipeline: Pipeline) -> None:
+    """How near they are is the machine's affair; here only that both are of the same run."""
+    plain, drafted = compare_here(pipeline, (2,), new_tokens=12)
+    assert (plain.drafter, plain.k, plain.acceptance_rate) == ("none", 0, 0.0)
+    assert drafted.drafter == "fastdraft" and drafted.k == 2 and 0 < drafted.acceptance_rate <= 1
+    for one in (plain, drafted):
+        assert one.engine == "openvino" and 0.2 < one.simulated / one.measured < 5

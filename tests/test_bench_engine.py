@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from edgespec import loading
+from edgespec.backends.fake import FakeModel, random_table
 from edgespec.bench import plot as plots
 from edgespec.bench import speed
 from edgespec.bench.prompts import Prompt
@@ -21,6 +24,7 @@ from edgespec.types import Round
 from edgespec_bench import bandwidth, engine
 from edgespec_bench.engine import lost_to_trials
 from edgespec_bench.ideal import Call, Parts, again, causes, parts, watched
+from edgespec_bench.states import bench_states
 
 
 @pytest.fixture
@@ -149,6 +153,22 @@ def test_bench_states_compares_each_set_of_layers_with_none(tiny_fast_ir: Path) 
     assert all(ratio > 0 for widths in found["over_none"].values() for ratio in widths.values())
     with pytest.raises(SettingError, match="layers; got 2,x; allowed: numbers"):
         CliRunner().invoke(cli, [*arguments, "--layers", "2,x"], catch_exceptions=False)
+
+
+def test_bench_states_holds_two_models_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:
+    alive: weakref.WeakSet[FakeModel] = weakref.WeakSet()
+    counts: list[int] = []
+
+    def load(layers: tuple[int, ...]) -> FakeModel:
+        gc.collect()
+        alive.add(model := FakeModel(random_table(8, seed=0), 8, layers=layers))
+        counts.append(len(alive))
+        return model
+
+    bench_states(load, [(1,), (2,), (1, 2)], pairs=1)
+    assert counts == [1, 2, 2, 2, 2]
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])["over_none"]
+    assert list(figures) == ["1", "2", "1,2", "control"]
 
 
 def test_what_a_forward_waits_for() -> None:

@@ -73,8 +73,9 @@ def test_a_head_drafts_on_both_engines(
     assert found.drafter == "ngram+pool+head" and "head" in found.stats.by_drafter
 
 
-def test_the_kind_of_a_head_is_a_name_for_it(target: Path, make: Callable[..., Path], tmp_path: Path) -> None:
-    """In a bundle to which a head was added."""
+@pytest.fixture
+def pair(target: Path, make: Callable[..., Path], tmp_path: Path) -> Path:
+    """A bundle to which a head was added."""
     folder, own = tmp_path / "pair", tmp_path / "own"
     read = bundle.read(target)
     (own / "target").mkdir(parents=True)
@@ -86,6 +87,22 @@ def test_the_kind_of_a_head_is_a_name_for_it(target: Path, make: Callable[..., P
     bundle.write(own, msgspec.structs.replace(read.manifest, target=model, chat_template=None, drafters=(lookup,)))
     export(Request(str(own), folder, Weights(), draft=str(make())))
     shutil.rmtree(tmp_path / "head")
+    return folder
+
+
+@pytest.mark.parametrize("output", ["onnx", "both"])
+def test_a_head_stays_as_it_is_beside_an_onnx_form(output: Any, pair: Path, tmp_path: Path) -> None:
+    out = export(Request(str(pair), tmp_path / output, Weights(), format=output))
+    before, after = (bundle.read(folder).manifest for folder in (pair, out))
+    assert after.drafters == before.drafters and after.target.onnx and (after.target.file is None) == (output == "onnx")
+    plain = tokens(load(out, draft="none", backend="onnxruntime", num_draft_tokens=0))
+    found = load(out, draft="block", backend="onnxruntime", num_draft_tokens=4).generate(
+        list(PROMPT), max_new_tokens=TOKENS, ignore_eos=True
+    )
+    assert found.token_ids == plain and found.drafter == "head" and found.stats.proposed > 0
+
+
+def test_the_kind_of_a_head_is_a_name_for_it(pair: Path) -> None:
     for draft, drafters, layers in (
         ("block", "head", (1, 2)),
         ("head", "head", (1, 2)),
@@ -95,12 +112,12 @@ def test_the_kind_of_a_head_is_a_name_for_it(target: Path, make: Callable[..., P
         ("recycling", "recycling", ()),
     ):
         k: dict[str, Any] = {"num_draft_tokens": 0 if draft == "none" else 4, "numerics": "fast"}
-        pipeline = load(folder, draft=draft, **k)
+        pipeline = load(pair, draft=draft, **k)
         assert (pipeline.drafter.name, pipeline.target.capabilities.hidden) == (drafters, layers), draft
     with pytest.raises(
         EdgespecError, match="no such draft; got redrafter; allowed: auto, none, ngram, recycling, head"
     ):
-        load(folder, draft="redrafter", **FAST)
+        load(pair, draft="redrafter", **FAST)
 
 
 def test_the_arbiter_gets_the_measured_cost_of_a_call(

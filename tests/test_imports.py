@@ -63,6 +63,7 @@ WINGS: dict[str, set[str]] = {
     "machine": {"adaptive", "backends", "hub"},
     "pipeline": {"adaptive", "decode", "drafters", "text"},
     "engine_trial": {"adaptive", "decode", "drafters"},
+    "planner": {"backends", "engine_trial", "machine", "pipeline"},
     "drafter_loading": {"adaptive", "backends", "drafters", "hub", "machine", "text"},
     "loading": {
         "adaptive",
@@ -73,10 +74,12 @@ WINGS: dict[str, set[str]] = {
         "hub",
         "machine",
         "pipeline",
+        "planner",
         "text",
     },
-    "bench": BELOW | {"loading", "pipeline"},
-    "commands": {"bench", "hub", "loading", "machine", "pipeline", "text"},
+    "simulate": set(),
+    "bench": BELOW | {"loading", "pipeline", "simulate"},
+    "commands": {"bench", "hub", "loading", "machine", "pipeline", "planner", "simulate", "text"},
     "laboratory": BELOW | {"bench", "commands", "door", "loading", "pipeline"},
     "door": {"commands", "loading", "pipeline"},
 }
@@ -85,6 +88,8 @@ edgespec_bench, and "door" is what a user imports or starts: __init__, __main__ 
 EXCEPTIONS = {
     ("commands.bench", "laboratory"): "the command that loads it when a bench is named",
     ("commands.doctor", "backends.openvino.settings"): "says in which precision models would be compiled",
+    ("commands.report", "backends.cores"): "says how many cores a model gets",
+    ("commands.report", "decode.policy"): "writes texts without drafts, to compare those with drafts",
 }
 """importer, imported -> why a rule is broken; each must still be needed"""
 

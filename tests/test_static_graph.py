@@ -18,6 +18,14 @@ from tests.test_programs import PROGRAMS
 WEIGHTS = np.random.default_rng(1).standard_normal((4, 6)).astype(np.float32)
 
 
+def wide(x: Any) -> Any:
+    """Five tensors of 2**29 elements, each as large as one may be."""
+    at = ops.broadcast(x, [1 << 15, 1 << 14])
+    for _ in range(4):
+        at = ops.relu(at)
+    return ops.reduce_sum(at, [0, 1])
+
+
 def named(node: Any, name: str) -> Any:
     node.output(0).get_tensor().set_names({name})
     return node
@@ -95,6 +103,7 @@ REFUSED: dict[str, tuple[Callable[[], ov.Model], str]] = {
         lambda: of(lambda x: ops.reduce_sum(ops.broadcast(x, [1 << 15, 1 << 15]), [0, 1])),
         "allowed: 536870912 elements",
     ),
+    "huge in all": (lambda: of(wide), r"its tensors have 268\d{7} elements; allowed: 2147483\d{3}"),
     "huge output": (lambda: of(lambda x: ops.broadcast(x, [1 << 13, 1 << 13])), "allowed: 16777216 elements"),
     "type": (lambda: of(ops.relu, kind=np.float16), "x is of type f16; allowed: f32, i32, i64"),
     **{kind: (partial(of, make), "is a program") for kind, make in PROGRAMS.items()},

@@ -60,7 +60,7 @@ def loop(pairs: int, new_tokens: int, **options: Any) -> None:
 def states(layers: tuple[str, ...], pairs: int, **options: Any) -> None:
     """What a forward costs more if the target returns hidden states of some layers.
 
-    The target is loaded twice without them, as a control, and once for each --layers.
+    The target is loaded without them, and beside it once for each --layers, and once more without as a control.
     """
     from edgespec.types import Needs
     from edgespec_bench.states import bench_states
@@ -124,6 +124,34 @@ def verify(pairs: int, new_tokens: int, **options: Any) -> None:
     from edgespec_bench.verification import bench_verify
 
     bench_verify(load_pair(options), pairs=pairs, new_tokens=new_tokens)
+
+
+@command.command()
+@model_options
+@fetch_options
+@click.option("--pairs", type=click.IntRange(1), default=3, show_default=True, help="Interleaved repetitions.")
+@click.option("--new-tokens", type=click.IntRange(2), default=64, show_default=True)
+@click.option("--per-category", type=click.IntRange(1), metavar="N", help="Take the first N prompts of each category.")
+@click.option("--lengths", default="1,2,4", show_default=True, metavar="K,K,...", help="Of synchronous drafts.")
+@click.option("--own-cores-only", is_flag=True, help="Load the pair once, and leave out what runs with all cores.")
+def overlapped(
+    pairs: int, new_tokens: int, per_category: int | None, lengths: str, own_cores_only: bool, **options: Any
+) -> None:
+    """Compare the overlapped schedule with the synchronous one and plain decoding. The result is kept for later loads.
+
+    Needs a pair with a draft model. It is loaded twice: each model with cores of its own, and both with all of them.
+    """
+    from edgespec.bench.prompts import read
+    from edgespec_bench.overlapped import bench_overlapped
+
+    if (asked := options.pop("schedule")) == "synchronous":
+        raise SettingError("this compares both: --schedule", got=asked, allowed="overlapped")
+    drafted = _numbers(lengths, "lengths")
+    if not drafted or min(drafted) < 1:
+        raise SettingError("lengths", got=lengths, allowed="numbers from 1 on, with commas", setting="lengths")
+    beside = load_pair({**options, "schedule": "overlapped"})
+    together = None if own_cores_only else load_pair({**options, "schedule": "synchronous"})
+    bench_overlapped(beside, together, read(None, per_category), new_tokens=new_tokens, pairs=pairs, lengths=drafted)
 
 
 @command.command()

@@ -1,6 +1,6 @@
 """What does a forward cost more if it returns hidden states, too?
 
-The same target is loaded without outputs and with each set of them. Their forwards run in turns.
+The same target is loaded without outputs, and with one set of them after the other. The forwards of two run in turns.
 """
 
 from __future__ import annotations
@@ -19,24 +19,31 @@ _TIMED = 5
 
 def bench_states(load: Callable[[tuple[int, ...]], Model], sets: Sequence[tuple[int, ...]], *, pairs: int) -> None:
     """load: the target that returns the states of some layers. sets: of layers. pairs: turns of each."""
-    # First and last the target without outputs: how far those two differ is how little the other figures tell.
-    models = [(layers, load(layers)) for layers in ((), *sets, ())]
-    for _, model in models:
-        model.prefill([0] * _CONTEXT)
+    plain = _read(load(()))
     rows: list[tuple[str, int, float]] = []
     figures: dict[str, dict[str, float]] = {}
-    for width in _WIDTHS:
-        seconds = _in_turns([model for _, model in models], width, pairs)
-        plain_s = [(first + last) / 2 for first, last in zip(seconds[0], seconds[-1], strict=True)]
-        for layers, own_s in zip(sets, seconds[1:-1], strict=True):
-            name = ",".join(map(str, layers))
-            rows.append((name, width, paired_ratio(own_s, plain_s)))
-            figures.setdefault(name, {})[str(width)] = rows[-1][-1]
-        rows.append(("none, last / first", width, paired_ratio(seconds[-1], seconds[0])))
-        figures.setdefault("control", {})[str(width)] = rows[-1][-1]
-    engine = models[0][1].capabilities.backend
+    # At last the target without outputs again: how far those two differ is how little the other figures tell.
+    for layers in (*sets, ()):
+        name = ",".join(map(str, layers)) or "control"
+        figures[name] = _ratios(plain, _read(load(layers)), pairs)  # which makes room for the next
+        rows += [(name, int(width), ratio) for width, ratio in figures[name].items()]
+    engine = plain.capabilities.backend
     columns = ["layers", "rows", "time over that without"]
     show(f"hidden states, {engine}", columns, rows, {"over_none": figures, "pairs": pairs})
+
+
+def _read(model: Model) -> Model:
+    model.prefill([0] * _CONTEXT)
+    return model
+
+
+def _ratios(plain: Model, other: Model, pairs: int) -> dict[str, float]:
+    """Time of a forward over that of ``plain``, by width."""
+    found = {}
+    for width in _WIDTHS:
+        plain_s, other_s = _in_turns((plain, other), width, pairs)
+        found[str(width)] = paired_ratio(other_s, plain_s)
+    return found
 
 
 def _in_turns(models: Sequence[Model], width: int, turns: int) -> list[list[float]]:

@@ -23,6 +23,7 @@ class Opening:
     ``graph`` itself. device: a device that exists, by its engine's name.
     numerics: None is exact where that is known to hold. capacity: rows of KV cache.
     context_length: rows that the model was made for. layers: whose hidden states it returns.
+    threads: how many it computes with on the CPU. None: the engine's own choice, which is all cores.
     say: reports slow steps.
     """
 
@@ -35,6 +36,7 @@ class Opening:
     layers: tuple[int, ...]
     is_draft: bool
     say: Callable[[str], None]
+    threads: int | None = None
 
 
 def is_ready(graph: Path) -> bool:
@@ -70,6 +72,8 @@ def _openvino(opening: Opening) -> PaddedModel:
             say=opening.say,
         )
     settings = Settings.of_draft(device) if opening.is_draft else Settings.make(device, opening.numerics)
+    if opening.threads is not None and device.startswith("CPU"):
+        settings = settings.with_threads(opening.threads)
     # On CPU the engine's model cache saves nothing (docs/log/engines.md); on GPU it keeps compiled kernels.
     kernels = None if device.startswith("CPU") else cache.cache_dir() / "compiled"
     return OpenVINOPagedModel(
@@ -95,11 +99,23 @@ def _onnxruntime(opening: Opening) -> PaddedModel:
     if opening.form is not None:
         ir = None if is_ready(opening.graph) else opening.graph
         return open_bundled(
-            opening.form, ir, numerics or "exact", capacity=opening.capacity, layers=opening.layers, device=device
+            opening.form,
+            ir,
+            numerics or "exact",
+            capacity=opening.capacity,
+            layers=opening.layers,
+            threads=opening.threads,
+            device=device,
         )
     if is_ready(opening.graph):
         return ReadyModel(
-            opening.graph, numerics, capacity=opening.capacity, layers=opening.layers, cpu=cpu_name(), device=device
+            opening.graph,
+            numerics,
+            capacity=opening.capacity,
+            layers=opening.layers,
+            threads=opening.threads,
+            cpu=cpu_name(),
+            device=device,
         )
     return open_form(
         opening.graph,
@@ -108,6 +124,7 @@ def _onnxruntime(opening: Opening) -> PaddedModel:
         context_length=opening.context_length,
         say=opening.say,
         layers=opening.layers,
+        threads=opening.threads,
         device=device,
     )
 

@@ -1,4 +1,7 @@
-"""``edgespec doctor``: devices, drivers, versions, memory, which engine will run on which device, and why."""
+"""``edgespec doctor``: devices, drivers, versions, memory, which engine will run on which device, and why.
+
+``--plan`` measures the plans of a pair on this machine. ``--report`` is what owners of other machines can send.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +9,109 @@ import json
 import platform
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from edgespec import console
 from edgespec.commands import screen
+from edgespec.commands.options import fetch_options, model_options
+from edgespec.errors import SettingError
+
+if TYPE_CHECKING:
+    from edgespec.load_options import LoadOptions
 
 RUNTIME = ("edgespec", "openvino", "onnx", "tokenizers", "numpy", "huggingface_hub")
 EXPORT = ("torch", "optimum-intel", "nncf", "transformers")
 """packages that the extra ``export`` installs"""
+_VERIFY_TURNS = 7
+"""of each plan beside the one that is taken"""
 
 
 @click.command(name="doctor")
-@click.option("--model", "-m", metavar="REF", default="default", show_default=True, help="Plan for this model.")
+@model_options
+@fetch_options
+@click.option("--plan", is_flag=True, help="Time all plans of the pair: devices, engines, schedules, drafters.")
+@click.option("--again", is_flag=True, help="With --plan: measure, whatever was measured before.")
+@click.option("--verify", is_flag=True, help="With --plan: time all plans once more, in turns, and judge the choice.")
+@click.option("--report", is_flag=True, help="A report to send to the makers: no names of users or hosts, no paths.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(model: str, as_json: bool) -> None:
-    """Show what is here, and what will run where and why. Loads no model and fetches none. A GGUF file is converted
-    first."""
-    report = {
+@click.pass_context
+def command(
+    context: click.Context,
+    /,
+    plan: bool,
+    again: bool,
+    verify: bool,
+    report: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Show what is here, and what will run where and why. Loads no model and fetches none, except for --plan and
+    --report, which take minutes. A GGUF file is converted first.
+
+    Other options restrict the plans: what you name stays as you say. What --device auto does is the plan taken here.
+
+    \b
+    edgespec doctor --plan
+    edgespec doctor --plan --backend openvino --prefer battery
+    edgespec doctor --report > report.json
+    """
+    model = options["model"]
+    if not (plan or report):
+        _refuse_plan_options(context)
+        found = _facts(model)
+        if as_json:
+            screen.write(json.dumps(found, ensure_ascii=False) + "\n")
+        else:
+            _print(found)
+        return
+    ref, wanted = _wanted(context, options)
+    if report:
+        from edgespec.commands.report import report as make_report
+
+        screen.write(json.dumps(make_report(ref, wanted, _facts(model)), ensure_ascii=False, indent=1) + "\n")
+    else:
+        _show_plans(ref, wanted, again, verify, as_json)
+
+
+def _refuse_plan_options(context: click.Context) -> None:
+    """The options of plans say nothing without one."""
+    alone = ("model", "as_json")
+    for name in context.params:
+        if name not in alone and context.get_parameter_source(name) == ParameterSource.COMMANDLINE:
+            typed = name.replace("_", "-")
+            raise SettingError(f"--{typed} is for plans", hint=f"edgespec doctor --plan --{typed} ...")
+
+
+def _wanted(context: click.Context, options: dict[str, Any]) -> tuple[str, LoadOptions]:
+    """What to plan for: every device, unless one is named."""
+    from edgespec.commands.fetching import fetch_first
+    from edgespec.load_options import LoadOptions
+
+    if context.get_parameter_source("device") != ParameterSource.COMMANDLINE:
+        options["device"] = "auto"
+    options["ref"] = options.pop("model")
+    fetch_first(options)
+    ref = options.pop("ref")
+    return ref, LoadOptions(**options, progress=True)
+
+
+def _show_plans(ref: str, wanted: LoadOptions, again: bool, verify: bool, as_json: bool) -> None:
+    from edgespec import loading
+    from edgespec.commands import plan_table
+
+    table = loading.plan(ref, wanted, again=again)
+    verified = loading.verify(ref, wanted, table, _VERIFY_TURNS) if verify else None
+    if as_json:
+        screen.write(json.dumps(plan_table.as_dict(table, verified), ensure_ascii=False) + "\n")
+    else:
+        plan_table.show(table, verified)
+
+
+def _facts(model: str) -> dict[str, Any]:
+    return {
         "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
         "python": platform.python_version(),
         "versions": _versions(),
@@ -33,10 +120,6 @@ def command(model: str, as_json: bool) -> None:
         "memory": _memory(),
         "model": _plan(model),
     }
-    if as_json:
-        screen.write(json.dumps(report, ensure_ascii=False) + "\n")
-    else:
-        _print(report)
 
 
 def _versions() -> dict[str, str]:

@@ -34,6 +34,11 @@ def _lines(stats: Stats, plain_s: float | None) -> Iterator[str]:
         yield f"Without drafting a token is expected to take {_ms(plain_s)}: this was {verdict}{little}."
     for name, rounds in sorted(stats.by_drafter.items(), key=lambda item: -len(item[1])):
         yield _drafter(name, rounds, len(stats.rounds))
+    if (guessed := stats.guessed) is not None:
+        yield (
+            f"While the target verified, the draft wrote {_count(guessed.kept + guessed.stale, 'guess', 'guesses')}: "
+            f"{guessed.kept} were kept, {guessed.stale} were behind or at another token and were dropped."
+        )
     if (idle := stats.idle_row) is not None:
         yield (
             f"A plain step has {_count(stats.plain_width, 'row')} here. What is idle of them carried a guess in "
@@ -49,7 +54,7 @@ def _lines(stats: Stats, plain_s: float | None) -> Iterator[str]:
         expected, accepted = sum(r.expected or 0.0 for r in foreseen), sum(r.accepted for r in foreseen)
         yield f"It expected {expected:.0f} drafted tokens to be accepted, and {accepted} were."
     parts = {
-        "the target": sum(r.target_s for r in stats.decoding),
+        "the target" + (" and the draft beside it" if stats.guessed else ""): sum(r.target_s for r in stats.decoding),
         "drafting": sum(r.draft_s for r in stats.decoding),
         "the rest": sum(r.host_s for r in stats.decoding),
     }
@@ -78,8 +83,8 @@ def _prompt(stats: Stats) -> str:
     return f"{_count(stats.prompt_tokens, 'token')}{kept}"
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def _count(number: int, noun: str, plural: str = "") -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {plural or noun + 's'}"
 
 
 def _ms(seconds: float) -> str:

@@ -11,7 +11,7 @@ import click
 
 from edgespec.errors import EdgespecError, SettingError
 from edgespec.sampling_params import SamplingParams
-from edgespec.types import Backend, GGUFWeights, Verification
+from edgespec.types import Backend, GGUFWeights, Prefer, Schedule, Verification
 
 if TYPE_CHECKING:
     from edgespec.pipeline import Pipeline
@@ -53,7 +53,13 @@ _MODEL = [
         metavar="N",
         help="Tokens to draft each round; default: the bundle's own number, else it adapts.",
     ),
-    click.option("--device", default="CPU", show_default=True, metavar="D", help="Where the target runs (see doctor)."),
+    click.option(
+        "--device",
+        default="CPU",
+        show_default=True,
+        metavar="D",
+        help="Where the target runs (see doctor). auto: the best plan of this machine, measured once (doctor --plan).",
+    ),
     click.option("--draft-device", metavar="D", help="Where the draft runs; default: beside the target."),
     click.option(
         "--draft-backend", type=click.Choice(get_args(Backend)), help="Engine of a draft model; default: the target's."
@@ -70,6 +76,19 @@ _MODEL = [
     ),
     click.option(
         "--context-length", type=int, metavar="N", help="Most tokens of prompt and text; default: the model's own."
+    ),
+    click.option(
+        "--prefer",
+        type=click.Choice(get_args(Prefer)),
+        default="speed",
+        show_default=True,
+        help="What --device auto chooses by.",
+    ),
+    click.option(
+        "--schedule",
+        type=click.Choice(get_args(Schedule)),
+        help="overlapped: the draft model drafts while the target verifies, each on its own device or cores. Default: "
+        "synchronous, unless overlapped was measured to be faster here.",
     ),
     weights_option,
     accept_licence,

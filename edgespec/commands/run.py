@@ -120,6 +120,8 @@ def summary(result: Generation) -> str:
         parts.append(f"forced by the format: {stats.forced}")
     engine = ENGINES.get(result.backend, result.backend)
     parts.append(f"{result.numerics} in {result.compute_precision} on {result.devices['target']} with {engine}")
+    if stats.schedule == "overlapped":
+        parts.append("overlapped")
     if result.verification == "rejection":
         parts.append("rejection")
     if result.seed is not None:

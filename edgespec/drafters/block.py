@@ -1,9 +1,9 @@
 """A block drafter (DFlash, DSpark, arXiv 2607.05147): one inference drafts a block of tokens from the target's states.
 
 The graph reads a window of the target's hidden states and the last token, and chooses the whole block: each token of
-its own logits, plus what a low-rank Markov head says of the token before. In coupled sampling it chooses with the
-target's noise, which it is given. Where penalties, truncation or a constraint choose another token than the graph did,
-the draft ends with that token, since what follows was computed behind the graph's own.
+its own logits, plus what a low-rank Markov head says of the token before. In sampling it is given the noise to choose
+with. Where penalties, truncation or a constraint choose another token than the graph did, the draft ends with that
+token, since what follows was computed behind the graph's own.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from edgespec.drafters.state_window import StateWindow
 from edgespec.drafters.token_choice import TokenChoice
 from edgespec.errors import BackendError, IncompatiblePair, foreign
 from edgespec.protocols import StaticGraph, StepwiseDrafter
-from edgespec.sampling import gumbel
 from edgespec.sampling_params import SamplingParams
 from edgespec.types import Allowed, Draft, Hidden, Logits, Needs
 
@@ -64,11 +63,8 @@ class Block(StepwiseDrafter):
         self._own = np.full(vocab_size, m, np.int32)
         known = np.flatnonzero(ids >= 0)
         self._own[ids[known]] = known
-        self._noise = np.zeros((k, m), np.float32)
-        self._params = SamplingParams()
 
     def begin(self, context: Sequence[int], params: SamplingParams, *, read: bool = True) -> None:
-        self._params = params
         self._choice.begin(params)
         self._window.begin(context, params)
 
@@ -80,9 +76,6 @@ class Block(StepwiseDrafter):
 
     def unread_tokens(self, length: int) -> int:
         return int(bool(self._window.count(length)))
-
-    def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
-        return self.propose_while(context, k, lambda scores: True, allowed)
 
     def propose_while(
         self,
@@ -99,7 +92,7 @@ class Block(StepwiseDrafter):
                 "states": self._window.rows,
                 "count": np.array([count], np.int32),
                 "token": self._own[[context[-1]]],
-                "noise": self._noise_at(len(context), min(k, self.longest)),
+                "noise": self._choice.noise(len(context), self.longest),
             }
         )
         with foreign(BackendError, f"draft {self.name} chose what is none of its ids", hint="train the draft again"):
@@ -121,15 +114,6 @@ class Block(StepwiseDrafter):
             step, context, k, lambda given: go_on(scores(given)), allowed, runners_up=self.alternatives
         )
         return replace(draft, scores=tuple(scores(draft.scores)))
-
-    def _noise_at(self, position: int, k: int) -> NDArray[np.float32]:
-        """What the target will add to its logits at the next k positions. By rejection the drafter draws by itself."""
-        self._noise[:] = 0
-        if not self._params.greedy and not self._params.rejects:
-            assert self._params.seed is not None
-            for place in range(k):
-                self._noise[place] = self._params.temperature * gumbel(self._params.seed, position + place, self._ids)
-        return self._noise
 
     def reset(self) -> None:
         self._window.reset()

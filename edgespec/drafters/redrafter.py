@@ -52,11 +52,11 @@ class ReDrafter(StepwiseDrafter):
         name: str = "redrafter",
     ) -> None:
         self.name = name
-        self.needs = Needs(tuple(layers))
         _check(graph, len(ids), len(layers), name)
         self.hidden_size = graph.inputs["states"][1] // len(layers)
         self.longest: int = graph.inputs["noise"][0]
         self._beams = "beams" in graph.outputs
+        self.needs = Needs(tuple(layers), trees=self._beams)
         self._graph = graph
         self._choice = TokenChoice(ids, vocab_size, blocked=blocked, name=name)
         self._state = LastState(self.needs.layers)

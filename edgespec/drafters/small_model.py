@@ -56,9 +56,6 @@ class SmallModel(StepwiseDrafter):
         if len(context) <= self.model.cache.capacity:
             self.model.prefill(self._read(context[:-1]))
 
-    def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
-        return self.propose_while(context, k, lambda scores: True, allowed)
-
     def unread_tokens(self, length: int) -> int:
         cache = self.model.cache
         return length - min(cache.length, length - 1) if length <= cache.capacity else 0

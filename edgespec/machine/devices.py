@@ -1,7 +1,8 @@
 """What the engines find on this machine: devices, with advice for each (``edgespec doctor`` prints them).
 
-The user chooses a device with ``--device`` (CPU by default), and ``require_device`` checks that it is here. Nothing is
-chosen by itself. ``machine`` describes the whole machine, for reports of measurements.
+The user chooses a device with ``--device`` (CPU by default), and ``require_device`` checks that it is here. With
+``--device auto`` the planner chooses (``planner``). ``machine`` describes the whole machine, for reports of
+measurements.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ class Device:
     capabilities: tuple[str, ...]
     advice: str
 
+
+AUTO = "AUTO"
+"""in the place of a device: the planner chooses"""
 
 _ADVICE = {
     "CPU": "default for target and draft; exact numerics hold here",

@@ -16,7 +16,9 @@ from edgespec import cache
 from edgespec.backends.onnx import providers
 from edgespec.errors import BackendError, ConversionError, SettingError, SourceError
 from edgespec.machine import engine_comparison, measurement_store
+from edgespec.machine.devices import devices, onnx_devices
 from edgespec.machine.engine_comparison import Comparison
+from edgespec.machine.plans import Place
 from edgespec.types import Backend, Numerics
 
 REFUSALS = (BackendError, ConversionError, SourceError)
@@ -50,6 +52,20 @@ def named(asked: str | None, device: str) -> Backend | None:
             raise SettingError(f"backend {source} is not here", got=reason, hint=hint)
         return "onnxruntime"
     return "openvino" if given == "openvino" or device != "CPU" or missing() else None
+
+
+def places() -> list[Place]:
+    """Every device here, with the engines that run models on it; the CPU's first. EDGESPEC_BACKEND leaves one engine.
+
+    Raises SettingError like ``named``.
+    """
+    found = [Place(device.name, "openvino") for device in devices()]
+    if not (missing() or broken()):
+        others = [name for name, state in onnx_devices().items() if state == "here"]
+        found[1:1] = [Place("CPU", "onnxruntime")]
+        found += [Place(name, "onnxruntime") for name in others]
+    asked = named(None, "CPU") if os.environ.get("EDGESPEC_BACKEND") else None
+    return [place for place in found if asked in (None, place.backend)]
 
 
 def of_ready(graph: Path, asked: str | None, device: str, hint: str | None = None) -> Backend:

@@ -10,6 +10,7 @@ from edgespec import cache
 from edgespec.adaptive.calibration import Beside
 from edgespec.adaptive.draft_cost import CallCost
 from edgespec.adaptive.forward_cost import ForwardCost
+from edgespec.backends.cores import Threads
 from edgespec.backends.exact_widths import ROWS_NEEDED, guess_exact_widths
 from edgespec.backends.onnx import providers
 from edgespec.backends.open import Opening, is_ready, open_model
@@ -37,13 +38,17 @@ _BOTH_ENGINES = 3
 class Machine:
     """Loads models for one pipeline.
 
-    capacity: most rows of KV cache. progress: report slow steps on stderr.
+    capacity: most rows of KV cache. progress: report slow steps on stderr. threads: of target and draft, if both run at
+    once on the CPU.
     """
 
-    def __init__(self, capacity: int, progress: bool, accept_licence: bool = False) -> None:
+    def __init__(
+        self, capacity: int, progress: bool, accept_licence: bool = False, threads: Threads | None = None
+    ) -> None:
         self.capacity = capacity
         self.progress = progress
         self.accept_licence = accept_licence
+        self._threads = threads
         self._say = ProgressLine(progress)
 
     def model(
@@ -237,6 +242,7 @@ class Machine:
             layers=layers,
             is_draft=is_draft,
             say=self._say,
+            threads=None if self._threads is None else self._threads.draft if is_draft else self._threads.target,
         )
 
     def _path(self, bundle: Bundle, model: ModelFile) -> Path:

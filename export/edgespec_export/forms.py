@@ -1,4 +1,4 @@
-"""The ONNX form of each model in a bundle: ONNX Runtime runs it as it is, with nothing to write at the first run.
+"""The ONNX form of each model in a bundle but heads: ONNX Runtime runs it as it is, with nothing to write first.
 
 No torch in here: a form is written from the OpenVINO IR, and compared with it.
 """
@@ -74,7 +74,9 @@ def export_forms(request: Request, source: Path, say: Say) -> Path:
             return add_form(folder, msgspec.structs.replace(model, onnx=None), role, request.format, length, say)
 
         def drafter(entry: Drafter) -> Drafter:
-            return msgspec.structs.replace(entry, model=made(entry.model, entry.name)) if entry.model else entry
+            if entry.model is None or entry.is_head:  # a head runs on OpenVINO, whichever engine its target has
+                return entry
+            return msgspec.structs.replace(entry, model=made(entry.model, entry.name))
 
         target = made(manifest.target, "target")
         drafters = tuple(drafter(entry) for entry in manifest.drafters)

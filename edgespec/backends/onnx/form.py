@@ -49,6 +49,7 @@ def open_bundled(
     *,
     capacity: int,
     layers: tuple[int, ...] = (),
+    threads: int | None = None,
     device: str = providers.CPU,
 ) -> OnnxRuntimeModel:
     """The model of the form in a bundle, which is checked first. ir: the .xml beside it, if there is one. layers: whose
@@ -62,6 +63,7 @@ def open_bundled(
         numerics,
         capacity=capacity,
         layers=layers,
+        threads=threads,
         cpu=cpu_name(),
         file=path.name,
         data=form_graph.read_form(path, allowed),
@@ -78,6 +80,7 @@ def open_form(
     context_length: int,
     say: Callable[[str], None],
     layers: tuple[int, ...] = (),
+    threads: int | None = None,
     device: str = providers.CPU,
 ) -> OnnxRuntimeModel:
     """The model of an IR on ONNX Runtime. A form that was damaged is made again. layers: whose hidden states it has.
@@ -85,9 +88,15 @@ def open_form(
 
     Raises NoONNXForm: it has none. Other ConversionErrors, and BackendErrors, say nothing of the model.
     """
-    folder, name = make_form(xml, context_length, say), cpu_name()
+
+    def opened(folder: Path) -> OnnxRuntimeModel:
+        return OnnxRuntimeModel(
+            folder, numerics, capacity=capacity, layers=layers, threads=threads, cpu=cpu_name(), device=device
+        )
+
+    folder = make_form(xml, context_length, say)
     try:
-        return OnnxRuntimeModel(folder, numerics, capacity=capacity, layers=layers, cpu=name, device=device)
+        return opened(folder)
     except NoSuchLayer:
         raise
     except BackendError:
@@ -95,8 +104,7 @@ def open_form(
             raise
         with _WRITING, cache.locked():
             shutil.rmtree(folder, ignore_errors=True)
-        again = _folder_of(xml, context_length, say)
-        return OnnxRuntimeModel(again, numerics, capacity=capacity, layers=layers, cpu=name)
+        return opened(_folder_of(xml, context_length, say))
 
 
 def make_form(xml: Path, context_length: int, say: Callable[[str], None]) -> Path:

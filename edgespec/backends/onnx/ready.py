@@ -117,14 +117,15 @@ class ReadyModel(SessionModel):
         *,
         capacity: int,
         layers: tuple[int, ...] = (),
+        threads: int | None = None,
         cpu: str = "",
         device: str = providers.CPU,
     ) -> None:
         graph = ready_graph.read(path)
         rows = _MOST_LOGITS_BYTES // (4 * graph.vocab_size)
         chunk = next((chunk for chunk in _CHUNKS if chunk <= rows), _CHUNKS[-1])
-        numerics = numerics or ("exact" if graph.shared else "fast")
-        super().__init__(path, numerics, chunk, layers=layers, hint=AGAIN, device=device)
+        kind: Numerics = numerics or ("exact" if graph.shared else "fast")
+        super().__init__(path, kind, chunk, layers=layers, threads=threads, hint=AGAIN, device=device)
         if graph.positions is not None:
             longest = graph.positions - LONGEST_PAD  # pads have positions, too
             capacity = min(capacity, longest)

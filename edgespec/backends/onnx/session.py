@@ -10,7 +10,6 @@ to the same memory. Rolling back is a smaller ``seqlens_k``.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from onnxruntime import OrtValue
 
 from edgespec import cache
+from edgespec.backends.cores import available_cores
 from edgespec.backends.engine_model import LONGEST_PAD, Forward, GrowingCache, PaddedModel, fingerprint
 from edgespec.backends.input_buffers import Inputs
 from edgespec.backends.layer_states import NoSuchLayer, require_width
@@ -136,6 +136,7 @@ class SessionModel(PaddedModel):
         prefill_chunk: int,
         *,
         layers: Sequence[int] = (),
+        threads: int | None = None,
         hint: str,
         device: str = providers.CPU,
     ) -> None:
@@ -145,7 +146,8 @@ class SessionModel(PaddedModel):
         options.log_severity_level = 4  # what fails is raised, too
         # Threads that wait for work keep a core busy. Between two forwards it is the other model's turn.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        options.intra_op_num_threads = self.threads = options.intra_op_num_threads or _cores()
+        # Unasked, the engine takes as many, and ties each to a core: a tenth slower.
+        options.intra_op_num_threads = self.threads = threads or options.intra_op_num_threads or available_cores()
         with foreign(BackendError, f"cannot load {path}", hint=hint):
             with foreign(NoSuchLayer, f"no hidden states were found in {path}"):
                 states = hidden_states.values_of(path, layers) if layers else None
@@ -230,6 +232,7 @@ class OnnxRuntimeModel(SessionModel):
         *,
         capacity: int,
         layers: tuple[int, ...] = (),
+        threads: int | None = None,
         cpu: str = "",
         file: str = MODEL_FILE,
         data: Sequence[Path] = (),
@@ -241,7 +244,8 @@ class OnnxRuntimeModel(SessionModel):
             weights = [held.stat() for held in data or (folder / WEIGHTS_FILE,)]
         self.weights_bytes = sum(stat.st_size for stat in weights)
         chunk = _LARGE_CHUNK if self.weights_bytes > _LARGE_BYTES else 256
-        super().__init__(path, numerics, chunk if numerics == "exact" else 512, layers=layers, hint=hint, device=device)
+        chunk = chunk if numerics == "exact" else 512
+        super().__init__(path, numerics, chunk, layers=layers, threads=threads, hint=hint, device=device)
         self.folder = folder
         with foreign(BackendError, f"cannot load {path}", hint=hint):
             self._rotary = RotaryTables(folder, self.session, self._binding)
@@ -283,11 +287,3 @@ def inputs_of(session: onnxruntime.InferenceSession, binding: Any) -> Inputs[Ort
     """All but the KV cache, which is in floating point."""
     kinds = {port.name: _KINDS[port.type] for port in session.get_inputs() if port.type in _KINDS}
     return Inputs(kinds, OrtValue.ortvalue_from_numpy, binding.bind_ortvalue_input)
-
-
-def _cores() -> int:
-    """How many threads to ask for. Unasked, the engine takes as many and ties each to a core: a tenth slower."""
-    import psutil
-
-    available = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    return min(psutil.cpu_count(logical=False) or len(available), len(available))

@@ -20,7 +20,7 @@ from edgespec.backends.openvino.merge_matmuls import merge_products
 from edgespec.backends.openvino.runtime import ops, ov, paged_attention_transformation
 from edgespec.errors import BackendError, foreign, wrap_errors
 
-_SMALL = 64 * 2**20
+SMALL = 64 * 2**20
 """bytes of weights that may be in memory twice"""
 LOGITS_ROWS = "logits_rows"
 """Input of the changed graph: indices of the rows that get logits, ``(r,)`` int64."""
@@ -58,14 +58,13 @@ def uncapped_graph(core: ov.Core, xml: Path, layers: Sequence[int] = ()) -> tupl
     for each layer or none."""
     model = read_graph(core, xml)
     with wrap_errors(BackendError, f"{xml} cannot be made a paged graph", hint="is it a decoder exported with past?"):
-        if xml.with_suffix(".bin").stat().st_size <= _SMALL:
+        if xml.with_suffix(".bin").stat().st_size <= SMALL:
             merge_products(model)
         caps = soft_caps.fold(model)
         expected = windows.named(model)
         paged_attention_transformation(model, allow_qq_bias=True)
-        last = _output_head(model).input_value(0)
-        _gather_rows(model, last)
-        _add_hidden_outputs(model, last, layers)
+        # The transformation moved tokens to the first axis: activations are (tokens, 1, d).
+        choose_outputs(model, layers, attention="PagedAttentionExtension", tokens_axis=0)
         model.validate_nodes_and_infer_types()
     windows.require(model, expected)
     return model, caps
@@ -100,23 +99,32 @@ def _is_whole(xml: Path) -> bool:
         return b"<net" in head and file.read().rstrip().endswith(b"</net>")
 
 
-def _gather_rows(model: ov.Model, last: Any) -> None:
+def choose_outputs(model: ov.Model, layers: Sequence[int], *, attention: str, tokens_axis: int) -> None:
+    """Logits for the rows of the input LOGITS_ROWS alone, and the hidden states of ``layers``.
+
+    attention: the operation that is one in each layer. tokens_axis: of activations.
+    """
+    last = _output_head(model).input_value(0)
+    _gather_rows(model, last, tokens_axis)
+    _add_hidden_outputs(model, last, layers, attention)
+
+
+def _gather_rows(model: ov.Model, last: Any, axis: int) -> None:
     """last: what goes into the output head, which may be several products of it."""
     rows = ops.parameter([-1], np.int64, name=LOGITS_ROWS)
     rows.output(0).get_tensor().set_names({LOGITS_ROWS})
     readers = last.get_target_inputs()
-    # The transformation moved tokens to the first axis: activations are (tokens, 1, d).
-    gathered = ops.gather(last, rows, ops.constant(0, np.int64))
+    gathered = ops.gather(last, rows, ops.constant(axis, np.int64))
     for reader in readers:
         reader.replace_source_output(gathered.output(0))
     model.add_parameters([rows])
 
 
-def _add_hidden_outputs(model: ov.Model, last: Any, layers: Sequence[int]) -> None:
+def _add_hidden_outputs(model: ov.Model, last: Any, layers: Sequence[int], attention: str) -> None:
     """last: what goes into the output head."""
     if not layers:
         return
-    found = chosen([*_states(model, last), last], layers)
+    found = chosen([*_states(model, last, attention), last], layers)
     columns = {layer: states.get_partial_shape()[-1] for layer, states in found.items()}
     require_width(columns, last.get_partial_shape()[-1])
     for layer, states in found.items():
@@ -125,7 +133,7 @@ def _add_hidden_outputs(model: ov.Model, last: Any, layers: Sequence[int]) -> No
         model.add_results([result])
 
 
-def _states(model: ov.Model, last: Any) -> list[Any]:
+def _states(model: ov.Model, last: Any, attention: str) -> list[Any]:
     """What each decoder layer begins from."""
     nodes = model.get_ordered_ops()
     place = {node.get_name(): index for index, node in enumerate(nodes)}
@@ -136,7 +144,7 @@ def _states(model: ov.Model, last: Any) -> list[Any]:
         sources.append([source for source in above if carries[source]])
         begins = "input_ids" in node.output(0).get_names() if node.get_type_name() == "Parameter" else False
         carries[index] = begins or (bool(sources[index]) and node.get_type_name() != "ShapeOf")
-    attentions = {index for index, node in enumerate(nodes) if node.get_type_name() == "PagedAttentionExtension"}
+    attentions = {index for index, node in enumerate(nodes) if node.get_type_name() == attention}
     found = states_before_attention(sources, attentions, place[last.get_node().get_name()])
     return [nodes[index].output(0) for index in found]
 

@@ -7,7 +7,6 @@ engine is a few small arrays.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,12 @@ import numpy as np
 
 from edgespec import cache
 from edgespec.backends import mapped_weights
-from edgespec.backends.engine_model import Forward, PaddedModel, fingerprint
+from edgespec.backends.engine_model import Forward, fingerprint
 from edgespec.backends.input_buffers import Inputs
 from edgespec.backends.openvino import windows
 from edgespec.backends.openvino.blocks import PagedCache
 from edgespec.backends.openvino.graph import LOGITS_ROWS, hidden_name, paged_graph
+from edgespec.backends.openvino.request_model import RequestModel
 from edgespec.backends.openvino.runtime import ov
 from edgespec.backends.openvino.settings import NUMERIC, Settings, reported
 from edgespec.errors import BackendError, foreign, wrap_errors
@@ -30,7 +30,7 @@ _PACKING_FORWARDS = 4
 """the first forwards pack the weights: of the layers, then of the head, which a prompt's chunks leave out"""
 
 
-class OpenVINOPagedModel(PaddedModel):
+class OpenVINOPagedModel(RequestModel):
     """See ``protocols.Model``. Not thread-safe; one text at a time."""
 
     cache: PagedCache
@@ -89,23 +89,6 @@ class OpenVINOPagedModel(PaddedModel):
             device=self._device,
         )
 
-    def __del__(self) -> None:
-        if getattr(self, "_pending", None) is not None:  # a forward runs, and reads arrays that are about to go
-            with suppress(Exception):  # it failed: nobody is left to be told
-                self._request.wait()
-
-    def ready(self) -> bool:
-        return bool(self._request.wait_for(0))
-
-    def _infer(self) -> None:
-        self._request.infer(share_outputs=True, decode_strings=False)  # else it copies all logits
-
-    def _start(self) -> None:
-        self._request.start_async()
-
-    def _wait(self) -> None:
-        self._request.wait()
-
     def _set_inputs(self, tokens: Sequence[int], past: int, rows: Sequence[int], tree: Tree | None) -> None:
         n = len(tokens)
         blocks = -(-(past + n) // self.cache.rows_per_block)
@@ -153,9 +136,9 @@ def inputs_of(compiled: ov.CompiledModel, request: ov.InferRequest) -> Inputs[ov
 
 
 def fingerprint_of(
-    core: ov.Core, compiled: ov.CompiledModel, xml: Path, device: str, layers: tuple[int, ...] = ()
+    core: ov.Core, compiled: ov.CompiledModel, xml: Path, device: str, layers: tuple[int, ...] = (), form: str = ""
 ) -> str:
-    """Of a compiled IR (see ``PaddedModel.fingerprint``)."""
+    """Of a compiled IR (see ``PaddedModel.fingerprint``). form: of its graph, if it is not paged."""
     weights = xml.with_suffix(".bin").stat()
     return fingerprint(
         [
@@ -167,6 +150,7 @@ def fingerprint_of(
             core.get_versions(device)[device].build_number,
             *reported(compiled, ("INFERENCE_NUM_THREADS", *NUMERIC)).values(),
             *layers,
+            *([form] if form else []),
         ]
     )
 

@@ -7,7 +7,7 @@ without it in f32: the same model writes another text, and a check of full preci
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from edgespec.errors import SettingError
@@ -55,6 +55,18 @@ class Settings:
     def of_draft(cls, device: str) -> Settings:
         """Settings of a draft: speed first (its numerics never reach the output), but keys that survive a rollback."""
         return cls("fast", 512, _latency(device, "f16"))
+
+    def with_threads(self, threads: int) -> Settings:
+        """On so many threads of the CPU, beside another model. They are not pinned: each model would pin its threads to
+        the first cores."""
+        own = {"INFERENCE_NUM_THREADS": str(threads), "ENABLE_CPU_PINNING": "NO"}
+        return replace(self, properties=self.properties | own)
+
+    @classmethod
+    def over_states(cls, device: str) -> Settings:
+        """Settings of a model whose cache is inside the engine: fast, with keys that survive a rollback. A chunk's mask
+        has a number for each row of the text."""
+        return cls("fast", 256, _latency(device, "f16"))
 
     @classmethod
     def in_full_precision(cls) -> Settings:

@@ -27,6 +27,10 @@ from edgespec.errors import BackendError, foreign, wrap_errors
 
 _MOST_ELEMENTS = 1 << 29
 """of a tensor inside the graph. The embeddings of the largest vocabularies have as many."""
+_MOST_IN_ALL = 1 << 31
+"""of all tensors that a run makes. A beam search of 16 steps with 64 beams over the largest vocabulary has as many."""
+_MOST_PER_WEIGHT = 8
+"""A weight in 4 bits goes through five operations before it is used. Each has a tensor, until they become one."""
 _MOST_PORT_ELEMENTS = 1 << 24
 """of an input or output. The logits of 64 steps over the largest vocabulary have as many."""
 _MOST_OPERATIONS = 20_000
@@ -96,15 +100,23 @@ def _require_static(model: ov.Model) -> None:
         raise ValueError(f"{len(nodes)} operations; allowed: {_MOST_OPERATIONS}")
     if kept := sorted({node.get_type_name() for node in nodes} & _STATE):
         raise ValueError(f"operation {kept[0]} keeps a state")
+    stored = made = 0
     for node in nodes:
         for output in node.outputs():
             shape = output.get_partial_shape()
             if shape.is_dynamic:
                 raise ValueError(f"{node.get_type_name()} {node.get_friendly_name()} has the shape {shape}")
-            if prod(shape.to_shape()) > _MOST_ELEMENTS:
+            size = prod(shape.to_shape())
+            if size > _MOST_ELEMENTS:
                 raise ValueError(
                     f"{node.get_friendly_name()} has the shape {shape}; allowed: {_MOST_ELEMENTS} elements"
                 )
+            if node.get_type_name() == "Constant":  # it lies in the file
+                stored += size
+            else:
+                made += size
+    if made > (most := _MOST_IN_ALL + _MOST_PER_WEIGHT * stored):
+        raise ValueError(f"its tensors have {made} elements; allowed: {most}")
 
 
 def _shapes(ports: list[Any]) -> dict[str, tuple[int, ...]]:

@@ -1,0 +1,176 @@
+"""The overlapped schedule on real models: the synchronous text whatever the delays, and what is left after an end."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from time import sleep
+from typing import Any
+
+import pytest
+
+from edgespec.decode.policy import Plain
+from edgespec.drafters.first_match import FirstMatch
+from edgespec.drafters.small_model import SmallModel
+from edgespec.pipeline import Pipeline
+from edgespec.protocols import Model, StepwiseDrafter
+from edgespec.sampling_params import SamplingParams
+from edgespec.types import Step, Tree
+from tests.conftest import load_ir
+from tests.test_parity_real import MODES, PROMPTS, TOKENS
+
+
+class Delayed:
+    """A model whose forwards take longer, at random, and may fail."""
+
+    def __init__(self, model: Model, seed: int) -> None:
+        self._model, self._delays = model, random.Random(seed)
+        self.failing: BaseException | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def forward(
+        self, tokens: Sequence[int], tree: Tree | None = None, *, num_logits: int | None = None, width: int = 1
+    ) -> Step:
+        if self.failing is not None:
+            raise self.failing
+        sleep(self._delays.choice((0.0, 0.0, 0.002, 0.03)))
+        return self._model.forward(tokens, tree, num_logits=num_logits, width=width)
+
+    def ready(self) -> bool:
+        sleep(self._delays.choice((0.0, 0.0, 0.01)))
+        return bool(self._model.ready())
+
+
+@pytest.fixture(scope="session")
+def shipped(pipeline: Pipeline) -> SmallModel:
+    assert isinstance(pipeline.drafter, FirstMatch) and isinstance(pipeline.drafter.last, SmallModel)
+    return pipeline.drafter.last
+
+
+@pytest.fixture(scope="session")
+def overlapping(pipeline: Pipeline, shipped: SmallModel) -> Pipeline:
+    return over(pipeline, shipped)
+
+
+def over(pipeline: Pipeline, drafter: StepwiseDrafter) -> Pipeline:
+    """The same models under the overlapped schedule."""
+    return Pipeline(pipeline.bundle, pipeline.target, drafter, beside=drafter)
+
+
+@contextmanager
+def delayed(drafter: SmallModel, seed: int) -> Iterator[Delayed]:
+    model = drafter.model
+    drafter.model = slow = Delayed(model, seed)
+    try:
+        yield slow
+    finally:
+        drafter.model = model
+
+
+def both(pipeline: Pipeline, overlapping: Pipeline, call: Callable[[Pipeline], Any]) -> tuple[Any, Any]:
+    pipeline.target.cache.reset()
+    expected = call(pipeline)
+    overlapping.target.cache.reset()
+    return call(overlapping), expected
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "most", [None, pytest.param(1, marks=pytest.mark.slow), pytest.param(8, marks=pytest.mark.slow)]
+)
+def test_tokens_are_plain_decodings(pipeline: Pipeline, overlapping: Pipeline, mode: str, most: int | None) -> None:
+    for prompt in PROMPTS:
+        options: dict[str, Any] = {"sampling": MODES[mode], "max_new_tokens": TOKENS, "ignore_eos": True}
+        ids = pipeline.tokenizer.encode(prompt)
+        plain = pipeline.generate(ids, policy=Plain(), **options)
+        ours = overlapping.generate(ids, num_draft_tokens=most, **options)
+        assert ours.token_ids == plain.token_ids
+        assert ours.stats.guessed is not None and ours.stats.guessed.kept >= ours.stats.accepted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+def test_so_they_are_with_a_draft_that_is_always_right_and_one_that_is_always_wrong(
+    pipeline: Pipeline, random_draft_ir: Any, mode: str
+) -> None:
+    from edgespec.hub.resolve import model_path
+
+    itself = model_path(pipeline.bundle, pipeline.bundle.manifest.target)
+    for xml in (itself, random_draft_ir):
+        drafter = SmallModel(load_ir(xml, is_draft=True), pipeline.target.vocab_size)
+        test_tokens_are_plain_decodings(pipeline, over(pipeline, drafter), mode, None)
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 12))])
+def test_random_delays_change_no_token(
+    pipeline: Pipeline, overlapping: Pipeline, shipped: SmallModel, seed: int
+) -> None:
+    mode = list(MODES.values())[seed % len(MODES)]
+    options: dict[str, Any] = {"sampling": mode, "max_new_tokens": TOKENS, "ignore_eos": True}
+    ids = pipeline.tokenizer.encode(PROMPTS[seed % 2])
+    expected = pipeline.generate(ids, policy=Plain(), **options).token_ids
+    target = overlapping.target
+    with delayed(shipped, seed):
+        overlapping.target = Delayed(target, seed + 100)  # type: ignore[assignment]
+        try:
+            assert overlapping.generate(ids, num_draft_tokens=1 + seed % 6, **options).token_ids == expected
+        finally:
+            overlapping.target = target
+
+
+def test_stop_strings_formats_and_turns_of_a_chat(pipeline: Pipeline, overlapping: Pipeline) -> None:
+    turns: list[dict[str, str]] = []
+    for content in ("Name three colours.", "And three animals."):
+        turns.append({"role": "user", "content": content})
+        ours, theirs = (pair.chat(turns, max_new_tokens=20) for pair in (overlapping, pipeline))
+        assert (ours.text, ours.finish_reason) == (theirs.text, theirs.finish_reason)
+        turns.append({"role": "assistant", "content": theirs.text})
+    again = overlapping.chat(turns[:-1], max_new_tokens=4)
+    assert again.stats.reused_tokens > len(overlapping.tokenizer.encode(turns[0]["content"])), "rows were not reused"
+    response_format = {"type": "regex", "regex": r"[0-9]{2} (cats|dogs) and [0-9] birds"}
+    for options in ({"stop": [","]}, {"response_format": response_format}):
+        ours, theirs = both(pipeline, overlapping, lambda pair, o=options: pair.generate(PROMPTS[0], raw=True, **o))  # type: ignore[misc]
+        assert (ours.text, ours.finish_reason) == (theirs.text, theirs.finish_reason)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("the engine is gone"), KeyboardInterrupt()])
+def test_whatever_ends_a_text_the_next_one_is_right(
+    pipeline: Pipeline, overlapping: Pipeline, shipped: SmallModel, error: BaseException
+) -> None:
+    """A reader that stops, an error of the draft, and Ctrl-C, each while the target runs."""
+    ids = pipeline.tokenizer.encode(PROMPTS[1])
+    options: dict[str, Any] = {"max_new_tokens": TOKENS, "ignore_eos": True}
+    expected = pipeline.generate(ids, policy=Plain(), **options).token_ids
+    for read in (1, 3):
+        stream = overlapping.stream(ids, **options)
+        for _ in range(read):
+            next(stream)
+        stream.close()
+        assert overlapping.generate(ids, **options).token_ids == expected
+        with delayed(shipped, seed=read) as draft:
+            stream = overlapping.stream(ids, **options)
+            for _ in range(read):
+                next(stream)
+            draft.failing = error
+            with pytest.raises(type(error)):
+                list(stream)
+        assert overlapping.generate(ids, **options).token_ids == expected
+        assert pipeline.generate(ids, **options).token_ids == expected, "nor is another schedule's"
+
+
+def test_a_draft_that_shares_no_context_length_ends_its_guesses_and_not_the_text(
+    pipeline: Pipeline, overlapping: Pipeline, shipped: SmallModel
+) -> None:
+    cache = shipped.model.cache
+    ids = pipeline.tokenizer.encode(PROMPTS[0])
+    expected = pipeline.generate(ids, policy=Plain(), max_new_tokens=TOKENS, ignore_eos=True).token_ids
+    capacity = cache.capacity
+    cache.capacity = len(ids) + 6  # type: ignore[misc]
+    try:
+        result = overlapping.generate(ids, max_new_tokens=TOKENS, ignore_eos=True, sampling=SamplingParams())
+    finally:
+        cache.capacity = capacity  # type: ignore[misc]
+    assert result.token_ids == expected

@@ -1,0 +1,253 @@
+"""Plans: which there are, which is taken, and that the user's word wins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from edgespec import loading, planner
+from edgespec.errors import BackendError, EdgespecError, SettingError
+from edgespec.load_options import LoadOptions
+from edgespec.machine import energy
+from edgespec.machine.engine_comparison import Pace
+from edgespec.machine.plans import Place, Plan, plans
+from edgespec.planner import PlanTable, Row, ranked
+from edgespec.stats import Guessed, Stats
+from edgespec.types import Round
+
+AUTO = LoadOptions(device="auto")
+CPU, CPU_ORT, GPU = Place("CPU", "openvino"), Place("CPU", "onnxruntime"), Place("GPU", "openvino")
+OV, ORT = Plan(CPU, CPU), Plan(CPU_ORT, CPU_ORT)
+OVERLAPPED = replace(OV, schedule="overlapped")
+LOOKUPS = Plan(CPU, draft="ngram")
+
+
+def here(options: LoadOptions = AUTO, places: tuple[Place, ...] = (CPU, CPU_ORT), **how: bool) -> list[Plan]:
+    return plans(options, places, **({"has_model": True, "is_head": False} | how))
+
+
+# --- Which plans there are
+
+
+def test_on_a_cpu_plans_are_engines_schedules_and_drafters() -> None:
+    mixed = Plan(CPU, CPU_ORT)
+    assert here()[:5] == [OV, OVERLAPPED, mixed, replace(mixed, schedule="overlapped"), LOOKUPS]
+    assert [plan.target for plan in here()] == 5 * [CPU] + 5 * [CPU_ORT]
+    assert here(is_head=True) == [Plan(CPU), LOOKUPS, Plan(CPU_ORT), replace(LOOKUPS, target=CPU_ORT)]
+    assert here(has_model=False) == [Plan(CPU), Plan(CPU_ORT)]
+
+
+def test_with_a_gpu_each_model_may_run_on_either() -> None:
+    found = here(places=(CPU, GPU))
+    assert {(plan.target, plan.draft_model) for plan in found if plan.draft_model} == {
+        (CPU, CPU), (CPU, GPU), (GPU, CPU), (GPU, GPU),
+    }  # fmt: skip
+    assert Plan(GPU, GPU, "overlapped") not in found and Plan(GPU, CPU, "overlapped") in found
+
+
+@pytest.mark.parametrize(
+    "given, holds",
+    [
+        ({"backend": "onnxruntime"}, lambda plan: plan.target == CPU_ORT),
+        ({"draft_backend": "onnxruntime"}, lambda plan: plan.draft_model in (CPU_ORT, None)),
+        ({"schedule": "synchronous"}, lambda plan: plan.schedule == "synchronous"),
+        ({"schedule": "overlapped"}, lambda plan: plan.schedule == "overlapped"),
+        ({"draft_device": "GPU"}, lambda plan: plan.draft_model in (GPU, None)),
+        ({"device": "GPU"}, lambda plan: plan.target == GPU),
+        ({"draft": "small"}, lambda plan: plan.draft == "small"),
+    ],
+)
+def test_what_the_user_names_restricts_the_plans(given: dict[str, Any], holds: Callable[[Plan], bool]) -> None:
+    places = (CPU, CPU_ORT, GPU)
+    found = here(LoadOptions(**({"device": "auto"} | given)), places)
+    assert found and all(map(holds, found))
+    assert len(found) < len(here(places=places))
+
+
+def test_a_device_that_is_not_listed_is_taken_at_the_users_word() -> None:
+    """NPU on a CPU, for one; a device that is not there fails when it is loaded."""
+    assert {plan.target for plan in here(LoadOptions(device="NPU"))} == {Place("NPU", "openvino")}
+
+
+def test_a_plan_becomes_options_and_leaves_those_of_the_user() -> None:
+    asked = LoadOptions(device="auto", numerics="fast", context_length=512)
+    options = Plan(CPU_ORT, GPU, "overlapped").applied(asked)
+    assert (options.device, options.backend, options.schedule) == ("CPU", "onnxruntime", "overlapped")
+    assert (options.draft_device, options.draft_backend) == ("GPU", "openvino")
+    assert (options.numerics, options.context_length) == ("fast", 512)
+    assert OV.applied(asked).draft_device is None  # beside its target
+
+
+# --- Which one is taken
+
+
+def row(plan: Plan, ratio: float, joules: float = 1.0) -> Row:
+    return Row(plan, Pace(0.001, 0.01 * ratio, 0.005 * ratio), ratio, joules)
+
+
+def test_the_fastest_is_taken_and_each_row_says_why() -> None:
+    failed = Row(ORT, why="does not run: no room")
+    found = ranked([row(OV, 1.0), failed, row(OVERLAPPED, 0.8), row(LOOKUPS, 1.2)], "speed")
+    assert [(each.plan, each.why) for each in found] == [
+        (OVERLAPPED, "the fastest"), (OV, "25% slower"), (LOOKUPS, "50% slower"), (ORT, "does not run: no room"),
+    ]  # fmt: skip
+
+
+def test_within_noise_the_first_plan_stays() -> None:
+    found = ranked([row(OV, 1.0), row(OVERLAPPED, 0.985)], "speed")
+    assert (found[0].plan, found[0].why) == (OV, "no other is faster")
+
+
+def test_battery_takes_the_least_energy_but_not_at_any_speed() -> None:
+    rows = [row(OV, 1.0, 3.0), row(LOOKUPS, 1.3, 2.0), row(ORT, 1.8, 1.0)]
+    assert ranked(rows, "battery")[0].plan == LOOKUPS
+    assert ranked([replace(each, joules=None) for each in rows], "battery")[0].plan == OV
+
+
+class Scripted:
+    """A plan whose uses take given seconds. It stands in for ``planner._Runner``."""
+
+    seconds: dict[Plan, float] = {}  # noqa: RUF012
+    made: list[Plan] = []  # noqa: RUF012
+
+    def __init__(self, plan: Plan, pipeline: Any, text: Any = ()) -> None:
+        self.plan, self.pipeline, self.written = plan, pipeline, [1]
+        self.turns: list[Pace] = []
+        self.joules, self.metered, self.target, self.prompt = 1.0, False, pipeline.target, [1, 2]
+        Scripted.made.append(plan)
+
+    def turn(self) -> Pace:
+        seconds = self.seconds[self.plan]
+        self.turns.append(Pace(seconds, seconds, seconds))
+        return self.turns[-1]
+
+
+def cost(seconds: float) -> Any:
+    return SimpleNamespace(seconds=lambda width, context: seconds)
+
+
+def fake_pipeline(draft_s: float = 0.3, weights: int = 0) -> Any:
+    manifest = SimpleNamespace(target=SimpleNamespace(weights_bytes=weights))
+    arbiter = SimpleNamespace(target_s=cost(1.0), draft_s=cost(draft_s))
+    return SimpleNamespace(bundle=SimpleNamespace(manifest=manifest), arbiter=arbiter, target=None, draft_model=None)
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> type[Scripted]:
+    monkeypatch.setattr(planner, "_Runner", Scripted)
+    Scripted.made, Scripted.seconds = [], {OV: 1.0, OVERLAPPED: 0.5, LOOKUPS: 2.0, ORT: 3.0}
+    return Scripted
+
+
+def measure(pipeline: Any, broken: tuple[Plan, ...] = ()) -> list[Row]:
+    def open_plan(plan: Plan) -> Any:
+        if plan in broken:
+            raise BackendError("no such kernel")
+        return pipeline
+
+    return planner.measure([OV, OVERLAPPED, LOOKUPS, ORT], open_plan, lambda what: None)[0]
+
+
+def test_every_plan_is_timed_beside_the_first(scripted: type[Scripted]) -> None:
+    assert [each.ratio for each in measure(fake_pipeline())] == [1.0, 0.5, 2.0, 3.0]
+
+
+def test_a_plan_that_does_not_run_stays_in_the_table(scripted: type[Scripted]) -> None:
+    found = measure(fake_pipeline(), broken=(OV, LOOKUPS))
+    assert [each.ratio for each in found] == [None, 1.0, None, 6.0]
+    assert found[0].why == found[2].why == "does not run: no such kernel"
+    with pytest.raises(BackendError, match="no such kernel"):
+        measure(fake_pipeline(), broken=(OV, OVERLAPPED, LOOKUPS, ORT))
+    with pytest.raises(SettingError, match="leave no plan"):
+        planner.measure([], lambda plan: fake_pipeline(), lambda what: None)
+
+
+def test_a_draft_too_cheap_to_overlap_is_not_tried(scripted: type[Scripted]) -> None:
+    found = measure(fake_pipeline(draft_s=0.05))
+    assert found[1].why == "not tried: a draft step is 0.05 of a forward, too little to overlap"
+    assert OVERLAPPED not in scripted.made
+
+
+def test_a_place_far_behind_is_left(scripted: type[Scripted]) -> None:
+    more = replace(ORT, schedule="overlapped")
+    found = planner.measure([OV, ORT, more], lambda plan: fake_pipeline(), lambda what: None)[0]
+    assert found[1].ratio == 3.0 and more not in scripted.made
+    assert found[2].why == "not tried: another plan of ONNX Runtime on CPU took 3.0 times as long"
+
+
+def test_two_plans_are_not_loaded_where_memory_is_short(scripted: type[Scripted]) -> None:
+    found = measure(fake_pipeline(weights=10**15))
+    assert all("GB of memory needed" in each.why for each in found[1:]) and scripted.made == [OV]
+
+
+def test_the_table_is_stored_and_measured_again_when_asked(
+    scripted: type[Scripted], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("EDGESPEC_CACHE", str(tmp_path))
+    monkeypatch.setattr("edgespec.machine.other_programs.Others.cores", lambda self: 0.0)
+
+    def table(**how: bool) -> PlanTable:
+        return planner.plan(
+            "key", "m", [OV, OVERLAPPED], lambda plan: fake_pipeline(), lambda what: None, prefer="speed", **how
+        )
+
+    assert table().taken == OVERLAPPED
+    scripted.seconds[OVERLAPPED] = 9.0
+    assert table().taken == OVERLAPPED and len(scripted.made) == 2
+    assert table(again=True).taken == OV and len(scripted.made) == 4
+
+
+# --- What a load does with it
+
+
+def test_auto_loads_the_plan_that_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[LoadOptions] = []
+    table = PlanTable("m", "speed", (row(replace(LOOKUPS, target=CPU_ORT), 1.0),))
+    monkeypatch.setattr(loading, "_fetched", lambda ref, options: (None, None))
+    monkeypatch.setattr(loading, "_planned", lambda pair, options, chosen: table)
+    monkeypatch.setattr(loading, "_wired", lambda pair, options, draft: seen.append(options) or draft)
+    assert loading.load("m", device="auto") == "ngram"
+    assert (seen[0].device, seen[0].backend, seen[0].draft) == ("CPU", "onnxruntime", "ngram")
+
+
+def test_prefer_is_checked() -> None:
+    with pytest.raises(EdgespecError, match="prefer; got silence; allowed: speed, battery"):
+        LoadOptions(prefer="silence")  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+@pytest.mark.real
+def test_the_default_pair_is_planned_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EDGESPEC_BACKEND", raising=False)
+    table = loading.plan("default", LoadOptions(device="auto"), again=True)
+    assert {each.plan.target.backend for each in table.rows} == {"openvino", "onnxruntime"}
+    assert sum(each.ratio is not None for each in table.rows) >= 4
+    assert loading.load("default", device="auto").target.capabilities.backend == table.taken.target.backend
+
+
+# --- Energy
+
+
+def test_the_counter_of_the_cpu(tmp_path: Path) -> None:
+    assert energy.read_joules(tmp_path / "none") is None
+    (tmp_path / "energy_uj").write_text("2500000\n")
+    (tmp_path / "max_energy_range_uj").write_text("10000000\n")
+    assert energy.read_joules(tmp_path) == 2.5
+    assert energy.joules_between(2.5, 4.0, tmp_path) == 1.5
+    assert energy.joules_between(9.0, 1.0, tmp_path) == 2.0  # it began again at 10
+    assert energy.joules_between(None, 4.0) is None
+
+
+def test_the_model_of_energy() -> None:
+    rounds = [Round("m", 2, 2, 1, 2, 1.0, 2.0, 0.0)] * 2  # 1 s to draft, 2 s to verify, twice
+    stats = Stats(rounds=rounds)
+    assert energy.modelled_joules(stats, "CPU", "CPU") == 6 * 25
+    assert energy.modelled_joules(stats, "GPU.1", "NPU") == 4 * 20 + 2 * 6
+    overlapped = Stats(rounds=rounds, guessed=Guessed())
+    assert energy.modelled_joules(overlapped, "CPU", None) == 4 * 25  # they share the cores
+    assert energy.modelled_joules(overlapped, "GPU", "CPU") == 4 * 20 + 4 * 25
