@@ -219,14 +219,28 @@ def test_a_reference_that_is_no_draft_is_one_line(
     (tmp_path / "empty").mkdir()
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "draft.json").write_bytes(b"{}")
-    command = ["run", "-m", str(gguf), "-k", "2", "--numerics", "fast", "--backend", "openvino", "-n", "2", "--raw"]
+    command = [
+        "run",
+        "-m",
+        str(gguf),
+        "-k",
+        "2",
+        "--numerics",
+        "fast",
+        "--backend",
+        "openvino",
+        "-n",
+        "2",
+        "--raw",
+        "--yes",
+    ]
     for draft, error, said in (
         (tmp_path / "nothing" / "here", NoSuchModel, "no such draft; got .*here; allowed: auto, none, ngram"),
         ("owner/name", SourceError, "cannot fetch owner/name"),
-        (tmp_path / "empty", BundleError, "neither bundle.json nor openvino_model.xml"),
+        (tmp_path / "empty", EdgespecError, "neither bundle.json nor openvino_model.xml"),
         (tmp_path / "other.json", SourceError, "not a model"),
         (tmp_path / "damaged", BundleError, "draft.json is not a valid draft"),
-        (other, BundleError, "edgespec export"),
+        (other, EdgespecError, "edgespec export"),
         (tiny_models.write_gguf(other, tmp_path / "other.gguf"), IncompatiblePair, "does not fit target"),
     ):
         found = CliRunner().invoke(cli, [*command, "--draft", str(draft), "x"])
