@@ -188,3 +188,11 @@ def test_the_state_names_models_and_a_mended_file(service: Service, tmp_path: Pa
     assert [model["name"] for model in state["models"]] == ["tiny"]
     assert "damaged" in state["mended"]
     assert Store(path).listed() == []
+
+
+def test_models_are_listed_with_what_they_ask(client: TestClient) -> None:
+    models = {model["name"]: model for model in client.get("/app/models").json()}
+    coder = models["qwen2.5-coder-1.5b"]
+    assert (coder["licence"], coder["use"], coder["here"], coder["drafts"]) == ("Apache-2.0", "any", False, True)
+    assert coder["bytes"] > 1e9
+    assert any(model["use"] == "research" for model in models.values())

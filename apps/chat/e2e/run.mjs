@@ -189,6 +189,15 @@ const tests = {
     await finished(page);
   },
 
+  async "models are listed with size and licence"(page) {
+    await page.getByRole("button", { name: "Settings" }).click();
+    await page.getByRole("button", { name: "Models" }).click();
+    await page.getByRole("row", { name: /qwen2.5-coder-1.5b.*1\.1 GB.*Apache-2.0/ }).waitFor();
+    await accessible(page, "models");
+    await picture(page, "models");
+    await page.getByRole("button", { name: "Close", exact: true }).last().click();
+  },
+
   async "an unsent message and the open chat outlive a reload"(page) {
     await ask(page, "Say hi.");
     await finished(page);

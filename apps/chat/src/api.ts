@@ -29,6 +29,16 @@ export interface Model {
   readonly context_length: number | null;
 }
 
+export interface Known {
+  readonly name: string;
+  readonly bytes: number | null;
+  readonly licence: string;
+  readonly use: "any" | "conditions" | "research";
+  readonly url: string;
+  readonly here: boolean;
+  readonly drafts: boolean;
+}
+
 export interface State {
   readonly models: readonly Model[];
   readonly mended: string;
@@ -83,9 +93,17 @@ export const api = {
   ask: (chat: string, parent: number | null, content: string, files: readonly File[]) =>
     json<Turn>("POST", `${chatPath(chat)}/turns`, { parent, content, files }),
   edit: (chat: string, turn: number, content: string) => json<Turn>("PUT", `${chatPath(chat)}/turns/${turn}`, { content }),
+  models: () => json<Known[]>("GET", "/app/models"),
   importChats: (text: string) => json<{ chats: number }>("POST", "/app/import", text),
   exportUrl: (chat: string | null, format: "jsonl" | "markdown") =>
     chat === null ? "/app/export" : `${chatPath(chat)}/export?format=${format}`,
+
+  /** Fetches a model; returns when it is there. What broke off goes on the next time. */
+  async pull(model: string): Promise<void> {
+    const lines = (await (await call("POST", "/api/pull", { model })).text()).trim().split("\n");
+    const last = JSON.parse(lines.at(-1) ?? "{}") as { status?: string; error?: string };
+    if (last.status !== "success") throw new ApiError(last.error ?? "the download ended");
+  },
 
   /** The parts of an answer as they come. */
   async *answer(chat: string, parent: number, signal: AbortSignal): AsyncGenerator<Part> {

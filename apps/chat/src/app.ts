@@ -2,7 +2,7 @@
 
 import { api, ApiError, Unreachable, type Chat, type Model, type Part, type State } from "./api.js";
 import { Composer } from "./composer.js";
-import { chatOptions, settings, type Look } from "./dialogs.js";
+import { chatOptions, models, settings, type Look } from "./dialogs.js";
 import { h, iconButton } from "./dom.js";
 import { Sidebar } from "./sidebar.js";
 import { Sentences } from "./stream.js";
@@ -256,6 +256,17 @@ export class App {
       void this.guard(() => this.list());
     }, {
       exportAll: api.exportUrl(null, "jsonl"),
+      models: () => void this.guard(async () => models(await api.models(), async ({ name }) => {
+        try {
+          await api.pull(name);
+        } catch (error) {
+          this.tell(say("failed", error instanceof Error ? error.message : String(error)));
+          throw error;
+        }
+        this.models = (await api.state()).models;
+        this.render();
+        this.tell(say("downloaded", name));
+      })),
       importFile: (file) => void this.guard(async () => {
         const { chats } = await api.importChats(await file.text());
         this.tell(say("imported", chats));

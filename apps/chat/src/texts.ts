@@ -19,6 +19,8 @@ const EN = {
   why: "Why this speed", context: "Context", contextUse: "{0} of {1} tokens of context", local: "Everything stays on this machine.",
   drafter: "drafted by {0}", modelSize: "{0} ({1} GB)", tooLarge: "{0} is too large: at most 1 MB of text.", notText: "{0} is not a text file.",
   skip: "Go to the message", first: "Write a message. The model runs on this machine.", close: "Close", answerOf: "Answer of the model",
+  models: "Models", licence: "Licence", size: "Size and memory", here: "On this machine", download: "Download", downloading: "Downloading …", ownDraft: "brings its draft",
+  onConditions: "with conditions", research: "research only: edgespec pull --accept-licence", downloaded: "{0} is here.",
 };
 
 const DE: typeof EN = {
@@ -40,6 +42,8 @@ const DE: typeof EN = {
   why: "Warum so schnell", context: "Kontext", contextUse: "{0} von {1} Token Kontext", local: "Alles bleibt auf diesem Gerät.",
   drafter: "entworfen von {0}", modelSize: "{0} ({1} GB)", tooLarge: "{0} ist zu groß: höchstens 1 MB Text.", notText: "{0} ist keine Textdatei.",
   skip: "Zur Nachricht", first: "Schreib eine Nachricht. Das Modell läuft auf diesem Gerät.", close: "Schließen", answerOf: "Antwort des Modells",
+  models: "Modelle", licence: "Lizenz", size: "Größe und Speicher", here: "Auf diesem Gerät", download: "Herunterladen", downloading: "Wird geladen …", ownDraft: "bringt Entwürfe mit",
+  onConditions: "mit Bedingungen", research: "nur für Forschung: edgespec pull --accept-licence", downloaded: "{0} ist da.",
 };
 
 export const LANGUAGES = { en: "English", de: "Deutsch" } as const;

@@ -21,6 +21,7 @@ from starlette.requests import Request as HTTPRequest
 from starlette.routing import BaseRoute, Route
 
 from edgespec.explain import explain
+from edgespec.hub import catalog
 from edgespec.sampling_params import SamplingParams
 from edgespec.server import figures, openai, wire
 from edgespec.server.chat import exchange
@@ -92,6 +93,7 @@ class ChatPage:
     def routes(self) -> list[BaseRoute]:
         table: list[tuple[str, str, Callable[..., Any]]] = [
             ("GET", "/app/state", self._state),
+            ("GET", "/app/models", self._models),
             ("GET", "/app/chats", self._list),
             ("POST", "/app/chats", self._create),
             ("GET", "/app/chats/{chat}", self._show),
@@ -139,6 +141,24 @@ class ChatPage:
             )
         mended = await self._do(lambda store: store.mended)
         return Json({"models": models, "mended": mended, "ready": self._service.is_ready})
+
+    async def _models(self, http: HTTPRequest, body: bytes) -> Json:
+        """Those with a short name: what each asks of the user and the machine. ``/api/pull`` fetches one."""
+        listed = catalog.load()
+        return Json(
+            [
+                {
+                    "name": name,
+                    "bytes": model.bytes,
+                    "licence": model.licence,
+                    "use": listed.licences[model.licence].use,
+                    "url": listed.licences[model.licence].url,
+                    "here": self._service.residents.has(name),
+                    "drafts": bool(model.draft or model.trained_draft),
+                }
+                for name, model in listed.models.items()
+            ]
+        )
 
     async def _list(self, http: HTTPRequest, body: bytes) -> Json:
         text = http.query_params.get("q", "").strip()
