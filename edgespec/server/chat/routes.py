@@ -228,7 +228,7 @@ class ChatPage:
         except BaseException:
             answer.close()
             raise
-        return Streamed(self._events(answer, turn), wire.SSE)
+        return Streamed(self._events(answer, turn), wire.SSE, answer.close)
 
     async def _events(self, answer: Answer, turn: Turn) -> AsyncGenerator[bytes, None]:
         """Parts of the answer for the page, written into the store on the way, and its end in any case."""
