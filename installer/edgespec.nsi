@@ -31,18 +31,18 @@ UninstPage instfiles
 
 Section
   ; The payload lies beside the program while it is made, so that both are on one disk.
-  SetOutPath "$INSTDIR\setup"
+  SetOutPath "$INSTDIR\edgespec.setup"
   File /r /x wheels /x model "${PAYLOAD}\*.*"
   SetCompress off  ; wheels are compressed already
-  SetOutPath "$INSTDIR\setup\wheels"
+  SetOutPath "$INSTDIR\edgespec.setup\wheels"
   File "${PAYLOAD}\wheels\*.*"
-  SetOutPath "$INSTDIR\setup\model"
+  SetOutPath "$INSTDIR\edgespec.setup\model"
   File "${PAYLOAD}\model\*.*"
   SetCompress auto
-  nsExec::ExecToLog '"$INSTDIR\setup\python\python.exe" -I "$INSTDIR\setup\apply.py" install "$INSTDIR\setup" "$INSTDIR"'
+  nsExec::ExecToLog '"$INSTDIR\edgespec.setup\python\python.exe" -I "$INSTDIR\edgespec.setup\apply.py" install "$INSTDIR\edgespec.setup" "$INSTDIR"'
   Pop $0
   SetOutPath "$TEMP"
-  RMDir /r "$INSTDIR\setup"
+  RMDir /r "$INSTDIR\edgespec.setup"
   ${If} $0 != 0
     RMDir "$INSTDIR"
     DetailPrint "Nothing was installed."

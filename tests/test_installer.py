@@ -6,10 +6,12 @@ The slow test at the end builds the real one, installs it without a network, run
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -62,8 +64,8 @@ class Machine:
         (folder / "payload.json").write_text(json.dumps(facts))
         return folder
 
-    def apply(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        environment = {"HOME": str(self.home), "PATH": os.environ["PATH"]}
+    def apply(self, *arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
+        environment = {"HOME": str(self.home), "PATH": os.environ["PATH"], **variables}
         command = [sys.executable, "-I", APPLY, *arguments]
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
 
@@ -123,6 +125,110 @@ def test_purging_leaves_nothing(machine: Machine) -> None:
     machine.install("1.0")
     assert machine.apply("uninstall", machine.target, "--purge").returncode == 0
     assert machine.files() == {}
+
+
+def test_purging_keeps_a_folder_that_the_user_has_chosen(machine: Machine) -> None:
+    machine.install("1.0")
+    others = machine.root / "elsewhere"
+    for folder in ("edgespec", "data"):
+        (others / folder).mkdir(parents=True)
+        (others / folder / "thesis.txt").write_text("mine")
+    chosen = {"EDGESPEC_CACHE": str(others / "edgespec"), "EDGESPEC_DATA": str(others / "data")}
+    ran = machine.apply("uninstall", machine.target, "--purge", **chosen)
+    assert ran.returncode == 0, ran.stderr
+    assert (others / "edgespec/thesis.txt").exists() and (others / "data/thesis.txt").exists()
+    assert str(others / "edgespec") in ran.stdout and str(others / "data") in ran.stdout
+
+
+@pytest.mark.parametrize("names", [["bin"], ["app", "bin"], ["setup"], ["app.old"]])
+def test_a_folder_of_the_users_own_programs_is_refused(machine: Machine, names: list[str]) -> None:
+    for name in names:
+        (machine.target / name).mkdir(parents=True)
+        (machine.target / name / "mine").write_text("mine")
+    before = machine.files()
+    ran = machine.install("1.0")
+    assert (ran.returncode, machine.files()) == (2, before)
+    assert f"holds files of others ({names[0]})" in ran.stderr
+
+
+def test_programs_that_a_user_has_put_beside_ours_are_kept(machine: Machine) -> None:
+    machine.install("1.0")
+    own = machine.target / "bin" / "mine"
+    own.write_text("mine")
+    assert f"kept, since it is not ours: {own.parent}" in machine.apply("uninstall", machine.target).stdout
+    assert inside(machine.files()) == {".local/opt/edgespec/bin/mine"}
+
+
+def test_the_folder_that_is_installed_from_is_no_target(machine: Machine) -> None:
+    payload = machine.payload("1.0")
+    before = sorted(payload.rglob("*"))
+    for target in (payload, payload / "here", payload / "python" / "here"):
+        ran = machine.apply("install", payload, target)
+        assert ran.returncode == 2
+        assert "is what is installed from" in ran.stderr
+    assert sorted(payload.rglob("*")) == before
+
+
+def test_a_target_that_is_a_link(machine: Machine) -> None:
+    real, link = machine.root / "disk", machine.root / "link"
+    real.mkdir()
+    link.symlink_to(real)
+    assert machine.install("1.0", link).returncode == 0
+    ran = machine.apply("uninstall", link, "--purge")
+    assert ran.returncode == 0, ran.stderr
+    assert machine.files() == {}
+    assert machine.apply("uninstall", link).returncode == 2
+
+
+def test_a_removal_that_was_broken_off_can_be_done_again(machine: Machine) -> None:
+    machine.install("1.0")
+    shutil.rmtree(machine.target / "app")
+    (machine.target / "uninstall.sh").unlink()
+    ran = machine.apply("uninstall", machine.target, "--purge")
+    assert ran.returncode == 0, ran.stderr
+    assert not {name for name in machine.files() if "installed" in name or "applications" in name}
+
+
+def test_an_entry_in_the_menu_that_another_installation_has_made_stays(machine: Machine) -> None:
+    machine.install("1.0")
+    other = machine.root / "other"
+    assert machine.install("1.1", other).returncode == 0
+    assert machine.apply("uninstall", machine.target).returncode == 0
+    assert f"{other}/bin" in machine.files()[".local/share/applications/edgespec.desktop"]
+    assert machine.apply("uninstall", other).returncode == 0
+    assert ".local/share/applications/edgespec.desktop" not in machine.files()
+
+
+def test_the_entry_in_the_menu_names_the_program_whatever_its_path(machine: Machine) -> None:
+    """Unquoted as the specification of desktop entries says: escapes of the file, then quotes of a command."""
+    target = machine.root / 'a "b" $c `d` \\e %f'
+    assert machine.install("1.0", target).returncode == 0
+    entry = machine.files()[".local/share/applications/edgespec.desktop"]
+    [value] = [line.removeprefix("Exec=") for line in entry.splitlines() if line.startswith("Exec=")]
+    assert re.fullmatch(r"([^\\]|\\[sntr\\])*", value)
+    quoted = re.sub(r"\\(.)", lambda found: {"n": "\n", "t": "\t", "r": "\r"}.get(found[1], found[1]), value)
+    assert re.fullmatch(r'"([^"`$\\]|\\["`$\\])*"', quoted)
+    assert re.sub(r"\\(.)", r"\1", quoted[1:-1]).replace("%%", "%") == f"{target}/bin/edgespec-chat"
+
+
+def test_a_console_without_the_letters_of_a_name_is_no_failure(machine: Machine) -> None:
+    """As on Windows, where a pipe has the letters of one country."""
+    call = "import io, runpy, sys; sys.stdout = io.TextIOWrapper(sys.stdout.buffer, 'ascii'); sys.argv = sys.argv[1:]; "
+    call += "runpy.run_path(sys.argv[0], run_name='__main__')"
+    command = [sys.executable, "-c", call, APPLY, "install", machine.payload("1.0"), machine.target]
+    environment = {"HOME": str(machine.home), "PATH": os.environ["PATH"]}
+    ran = subprocess.run(command, env=environment, capture_output=True, timeout=60)
+    assert ran.returncode == 0, ran.stderr
+    assert b"\\u5c71" in ran.stdout
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("1.10", "1.9"), ("1.0", "1.0rc2"), ("1.0", "1.0.dev3"), ("1.0rc1", "1.0b2"), ("1.0.1", "1.0")]
+)
+def test_a_release_is_newer_than_what_came_before_it(one: str, other: str) -> None:
+    newer = runpy.run_path(str(APPLY))["_newer"]
+    assert (newer(one, other), newer(other, one), newer(one, one)) == (True, False, False)
+    assert not newer("1.0", "1.0.0") and not newer("1.0.0", "1.0")
 
 
 def test_files_of_others_in_the_folder_are_kept(machine: Machine) -> None:
@@ -207,18 +313,19 @@ def test_a_kill_between_the_two_renames_is_mended(machine: Machine) -> None:
 
 @pytest.fixture
 def server(machine: Machine) -> Iterator[list[str]]:
-    """A server that runs, as edgespec leaves word of it; the requests to end it."""
+    """A server that runs, as edgespec leaves word of it; what it was asked. It takes its time to end."""
     asked: list[str] = []
+    data = machine.home / ".local/share/edgespec"
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             asked.append(f"{self.path} {self.headers['Authorization']}")
             self.send_response(200)
             self.end_headers()
-            threading.Thread(target=end).start()
+            threading.Thread(target=end_slowly).start()
 
         def do_GET(self) -> None:
-            self.send_response(200)
+            self.send_response(503)
             self.end_headers()
 
         def log_message(self, *args: object) -> None:
@@ -230,9 +337,14 @@ def server(machine: Machine) -> Iterator[list[str]]:
         there.shutdown()
         there.server_close()
 
+    def end_slowly() -> None:
+        time.sleep(0.5)
+        end()
+        asked.append("ended")
+        (data / "server.json").unlink()
+
     thread = threading.Thread(target=there.serve_forever, args=(0.01,))
     thread.start()
-    data = machine.home / ".local/share/edgespec"
     data.mkdir(parents=True)
     found = {"url": f"http://127.0.0.1:{there.server_port}", "token": "secret"}
     (data / "server.json").write_text(json.dumps(found))
@@ -242,8 +354,9 @@ def server(machine: Machine) -> Iterator[list[str]]:
 
 
 def test_a_running_server_is_asked_to_end(machine: Machine, server: list[str]) -> None:
-    assert machine.install("1.0").returncode == 0
-    assert server == ["/shutdown Bearer secret"]
+    """And nothing is changed before it has ended, as files in use cannot be replaced on Windows."""
+    assert machine.apply("stop").returncode == 0
+    assert server == ["/shutdown Bearer secret", "ended"]
 
 
 def test_word_of_a_server_elsewhere_is_not_followed(machine: Machine) -> None:
