@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -90,6 +91,43 @@ def test_the_layout_is_that_of_the_models(tokenizers_: dict[tuple[str, ...], Tok
     assert spelt(tokenizers_[PLAIN], without.tokens) == (
         f"<repo_name>project<file_sep>b.py\nx = 1\n<file_sep>filename\n{BEFORE}  r"
     )
+
+
+def test_thousands_of_files_cost_no_more_than_those_that_fit(tokenizers_: dict[tuple[str, ...], Tokenizer]) -> None:
+    files = [(f"folder/name{number}.py", f"x = {number}\n") for number in range(20_000)]
+    began = time.perf_counter()
+    prompt = Infill(tokenizers_[QWEN]).prompt(BEFORE, BEHIND, files=files, path="a.py", room=300)
+    assert time.perf_counter() - began < 5
+    text = spelt(tokenizers_[QWEN], prompt.tokens)
+    assert "name19999.py\nx = 19999\n" in text and "name19000.py" not in text
+    assert len(prompt.tokens) <= 300
+
+
+def test_a_path_longer_than_the_budget_is_not_read(tokenizers_: dict[tuple[str, ...], Tokenizer]) -> None:
+    infill = Infill(tokenizers_[QWEN])
+    long = "folder/" * 100_000
+    prompt = infill.prompt(BEFORE, BEHIND, files=[(long, "x = 1\n")], path=long, room=300)
+    assert prompt.tokens == infill.prompt(BEFORE, BEHIND, room=300).tokens
+
+
+def test_of_a_long_line_only_its_end_is_encoded(
+    tokenizers_: dict[tuple[str, ...], Tokenizer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Code that was packed into one line, at every key."""
+    tokenizer, longest = tokenizers_[FIM], []
+    encode = Tokenizer.encode
+
+    def noted(self: Tokenizer, text: str, **options: Any) -> list[int]:
+        longest.append(len(text))
+        return encode(self, text, **options)
+
+    monkeypatch.setattr(Tokenizer, "encode", noted)
+    line = "".join(f"f({number});" for number in range(50_000))
+    prompts = [Infill(tokenizer).prompt(line[:size], "", room=200, heal=False) for size in range(300_000, 300_005)]
+    assert max(longest) <= 2 * 50 * 16
+    for size, prompt in zip(range(300_000, 300_005), prompts, strict=True):
+        assert line[:size].endswith(spelt(tokenizer, prompt.tokens[prompt.anchor :]))
+        assert len(prompt.tokens) - prompt.anchor == 50
 
 
 def test_a_text_that_spells_special_tokens_stays_text(tokenizers_: dict[tuple[str, ...], Tokenizer]) -> None:

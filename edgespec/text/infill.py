@@ -87,14 +87,10 @@ class Infill:
             raise ContextFull("no room for the text around the hole", got=f"{room} tokens", allowed=f"{_LEAST} or more")
         others, form = _checked(files), self.format
         begin = prefix.rfind("\n") + 1 if form.layout[-1] != PREFIX else len(prefix)
-        typed = self._ids(prefix[begin:], goes_on=True)[-(room // 4) :]
+        typed = self._ids(_end_of(prefix[begin:], room // 4 * _LETTERS_A_TOKEN), goes_on=True)[-(room // 4) :]
         left = room - len(typed) - len(form.layout) - 1
-        while len(paths := self._around(others, path, [()] * len(others))) > left // 2:
-            if not others:
-                path = None
-                break
-            others = others[1:]
-        left -= len(paths) if others or path else 0
+        others, path = self._named_within(others, path, left // 2)
+        left -= len(self._around(others, path, [()] * len(others)))
         shown, unread = self._files(others, left // 2)
         left -= sum(map(len, shown))
         behind = self._fitting(suffix, room // 4, goes_on=True)
@@ -154,6 +150,24 @@ class Infill:
                 unread += longer if len(longer) > len(ids) else []
         return shown[::-1], unread
 
+    def _named_within(
+        self, files: Sequence[tuple[str, str]], path: str | None, room: int
+    ) -> tuple[list[tuple[str, str]], str | None]:
+        """The last files whose paths fit in so many tokens, and the path of the hole's file if it fits."""
+        kept: list[tuple[str, str]] = []
+        if path is not None and len(path) > room * _LETTERS_A_TOKEN:
+            path = None
+        used = len(self._around((), path or _UNNAMED, ()))
+        for file in reversed(files):
+            name = file[0]
+            used += len(self._beginning(name)) if len(name) <= room * _LETTERS_A_TOKEN else room
+            if used > room:
+                break
+            kept.append(file)
+        if not kept and path is not None and len(self._around((), path, ())) > room:
+            path = None
+        return kept[::-1], path
+
     def _around(self, files: Sequence[tuple[str, str]], path: str | None, texts: Sequence[Sequence[int]]) -> list[int]:
         """The texts of files, each behind its path, and the path of the hole's own file. Empty if no path is known."""
         if not files and path is None:
@@ -161,11 +175,14 @@ class Infill:
         form = self.format
         ids = [self._id(form.repository), *self._ids(REPOSITORY + form.after_name)] if form.repository else []
         for (name, _), text in zip([*files, (path or _UNNAMED, "")], [*texts, ()], strict=True):
-            if form.file:
-                ids += [self._id(form.file), *self._ids(f"{name}\n"), *text]
-            else:
-                ids += [*self._ids(f"\n\n--- {name} ---\n\n"), *text]
+            ids += [*self._beginning(name), *text]
         return ids
+
+    def _beginning(self, name: str) -> list[int]:
+        """Tokens in front of a file's text."""
+        if not self.format.file:
+            return self._ids(f"\n\n--- {name} ---\n\n")
+        return [self._id(self.format.file), *self._ids(f"{name}\n")]
 
     def _fitting(self, text: str, room: int, *, from_end: bool = False, goes_on: bool = False) -> list[int]:
         """Tokens of as many whole lines as fit: the first lines, or with ``from_end`` the last ones.
@@ -205,6 +222,12 @@ class Infill:
     def _control(self) -> ControlTokens:
         texts = [*self._tokenizer.control_texts, *self.format.tokens, *self.format.stops]
         return ControlTokens(list(dict.fromkeys(texts)))
+
+
+def _end_of(line: str, most: int) -> str:
+    """The end of a line that is too long to be encoded: between one and two times so many characters. Its beginning
+    moves in steps, as that of other texts does."""
+    return line if len(line) <= 2 * most else line[(len(line) // most - 1) * most :]
 
 
 def _checked(files: Files) -> list[tuple[str, str]]:
