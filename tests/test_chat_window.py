@@ -44,6 +44,17 @@ def test_a_server_that_runs_is_used_and_left_alone(data: Path, browser: Path, tm
     assert browser.read_text().splitlines() == 2 * [f"--app={url} --user-data-dir={data / 'window'} --no-first-run"]
 
 
+def test_a_proxy_of_the_system_is_not_asked(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with on_a_port(service_of(fake_pipeline(tmp_path / "model"))) as url:
+        recorded = found.record(url)
+        assert found.running() == recorded
+        assert recorded.parent == os.getppid()
+
+
 def test_a_window_that_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(window, "_browser", lambda: None)
     monkeypatch.setattr(window, "find_spec", lambda name: None)

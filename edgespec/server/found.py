@@ -12,19 +12,23 @@ import secrets
 import urllib.error
 import urllib.request
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 _LOOK_S = 1.0
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""A proxy that the system names would look for the server on its own machine, and read the token."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """url: http://HOST:PORT, or unix:PATH. token: what ``POST /shutdown`` asks for."""
+    """url: http://HOST:PORT, or unix:PATH. token: what ``POST /shutdown`` asks for. parent: who started the process: in
+    a virtual environment on Windows a launcher stands between."""
 
     url: str
     pid: int
     token: str
+    parent: int = 0
 
 
 def data_dir() -> Path:
@@ -38,13 +42,13 @@ def data_dir() -> Path:
 
 def record(url: str) -> Found:
     """Name this process as the server. Raises OSError."""
-    found = Found(url, os.getpid(), secrets.token_urlsafe(24))
+    found = Found(url, os.getpid(), secrets.token_urlsafe(24), os.getppid())
     path = _path()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{found.pid}")
     partial.unlink(missing_ok=True)
     with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        json.dump({"url": found.url, "pid": found.pid, "token": found.token}, file)
+        json.dump(asdict(found), file)
     partial.replace(path)
     return found
 
@@ -60,7 +64,7 @@ def recorded() -> Found | None:
     """What the file says; the server may be gone."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         fields = json.loads(_path().read_text(encoding="utf-8"))
-        return Found(str(fields["url"]), int(fields["pid"]), str(fields["token"]))
+        return Found(str(fields["url"]), int(fields["pid"]), str(fields["token"]), int(fields.get("parent", 0)))
     return None
 
 
@@ -75,7 +79,7 @@ def running() -> Found | None:
 def answers(url: str) -> bool:
     """Whether a server of edgespec answers there."""
     try:
-        with urllib.request.urlopen(f"{url}/health", timeout=_LOOK_S) as answer:
+        with _DIRECT.open(f"{url}/health", timeout=_LOOK_S) as answer:
             return bool(answer.headers.get("server") == "edgespec")
     except urllib.error.HTTPError as error:
         return bool(error.headers.get("server") == "edgespec")
@@ -89,7 +93,7 @@ def shut_down(found: Found) -> bool:
         f"{found.url}/shutdown", method="POST", headers={"Authorization": f"Bearer {found.token}"}
     )
     try:
-        with urllib.request.urlopen(request, timeout=_LOOK_S):
+        with _DIRECT.open(request, timeout=_LOOK_S):
             return True
     except (OSError, ValueError):
         return False

@@ -21,8 +21,8 @@ from edgespec.errors import EdgespecError
 from edgespec.server import found
 from edgespec.server.found import Found
 
-START_S = 60.0
-"""for a server to answer; it does so before its models are loaded"""
+START_S = 3600.0
+"""for a server to answer. It does so before its models are loaded, but after they were fetched."""
 STOP_S = 20.0
 """for its last answers to end"""
 _LOOK_S = 0.05
@@ -100,7 +100,7 @@ def _started(model: str | None) -> tuple[Found, subprocess.Popen[bytes]]:
     deadline = time.monotonic() + START_S
     while process.poll() is None and time.monotonic() < deadline:
         server = found.recorded()
-        if server is not None and server.pid == process.pid and found.answers(server.url):
+        if server is not None and process.pid in (server.pid, server.parent) and found.answers(server.url):
             return server, process
         time.sleep(_LOOK_S)
     process.kill()
