@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import threading
@@ -205,3 +206,32 @@ def test_the_newest_request_of_a_slot_wins(tmp_path: Path) -> None:
     assert answers["first"].status_code == 409 and answers["first"].json()["error"]["type"]
     assert answers["newest"].status_code == answers["other slot"].status_code == 200
     assert answers["newest"].json()["content"] and answers["other slot"].json()["content"]
+
+
+def test_a_variable_that_the_server_sets_is_refused(client: TestClient) -> None:
+    for path, more in (("/apply-template", {}), ("/v1/chat/completions", {"max_tokens": 1})):
+        for name in ("messages", "self", "add_generation_prompt"):
+            sent = {"messages": [{"role": "user", "content": "x"}], "chat_template_kwargs": {name: []}} | more
+            answer = client.post(path, json=sent)
+            assert (answer.status_code, f"{name} is set by the server" in answer.text) == (400, True)
+
+
+def test_long_texts_are_encoded_beside_the_event_loop(
+    client: TestClient, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside = []
+    encode = pipeline.tokenizer.encode
+
+    def noted(text: str, **options: Any) -> list[int]:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            beside.append(True)
+        else:
+            beside.append(False)
+        return encode(text, **options)
+
+    monkeypatch.setattr(pipeline.tokenizer, "encode", noted)
+    ids = client.post("/tokenize", json={"content": "hello"}).json()["tokens"]
+    assert client.post("/detokenize", json={"tokens": ids}).json()["content"] == "hello"
+    assert beside and all(beside)

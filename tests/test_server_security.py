@@ -42,7 +42,7 @@ def test_a_name_that_points_here_is_not(client: TestClient, host: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "origin", ["http://evil.example", "null", "http://127.0.0.1:9999", "https://localhost", "file://"]
+    "origin", ["http://evil.example", "null", "http://127.0.0.1:9999", "https://localhost", "file://", "http://[", "//"]
 )
 def test_pages_of_other_origins_are_not(client: TestClient, origin: str) -> None:
     assert status(client, origin=origin) == 403
@@ -74,10 +74,45 @@ def test_pages_and_names_can_be_allowed(client: TestClient) -> None:
     assert status(client, origin="http://other.example") == 403
 
 
+@pytest.mark.parametrize("client", [{"origins": ["http://page.example"]}], indirect=True)
+def test_a_page_that_may_ask_may_not_read_the_chats(client: TestClient) -> None:
+    assert status(client, "/v1/models", origin="http://page.example") == 200
+    for path in ("/app/chats", "/app/export"):
+        assert status(client, path, origin="http://page.example") == 403
+        assert status(client, path, origin="http://127.0.0.1:8012") == 404  # this application has no page
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_a_picture_on_a_page_of_others_loads_no_model(client: TestClient, site: str) -> None:
+    """It has no Origin, as its page cannot read the answer."""
+    sent = {"sec-fetch-site": site, "sec-fetch-mode": "no-cors", "sec-fetch-dest": "image"}
+    assert status(client, "/props?model=tiny", **sent) == 403
+    link = sent | {"sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
+    assert (status(client, "/props?model=tiny", **link), status(client, "/", **link)) == (403, 200)
+    assert status(client, "/", **link | {"sec-fetch-dest": "iframe"}) == 403
+    for own in ("same-origin", "none"):
+        assert status(client, "/props?model=tiny", **sent | {"sec-fetch-site": own}) == 200
+
+
+@pytest.mark.parametrize("client", [{"hosts": ["nas"], "any_address": True}], indirect=True)
+def test_a_name_that_was_rebound_is_refused_without_a_key_too(client: TestClient) -> None:
+    for host in ("192.168.1.2:8012", "nas:8012", "[fe80::1]:8012", "localhost"):
+        assert status(client, host=host, origin=f"http://{host}") == 200
+    assert status(client, host="evil.example:8012", origin="http://evil.example:8012") == 403
+
+
+@pytest.mark.parametrize("client", [{"hosts": None, "api_key": KEY}], indirect=True)
+def test_a_host_that_is_none_is_no_failure(client: TestClient) -> None:
+    for host in ("[", "a b", "\x7f", "[::1"):
+        assert status(client, "/nowhere", host=host, authorization=f"Bearer {KEY}") == 404
+        assert client.post("/api/push", headers={"host": host, "x-api-key": KEY}).status_code == 501
+
+
 @pytest.mark.parametrize("client", [{"api_key": KEY}], indirect=True)
 def test_a_key_is_asked_for(client: TestClient) -> None:
     assert status(client, authorization=f"Bearer {KEY}") == status(client, **{"x-api-key": KEY}) == 200
-    assert status(client, "/health") == 200
+    assert status(client, "/health") == status(client, "/") == 200  # the page asks its user for the key
+    assert status(client, "/app/chats") == 401
     for wrong in ("", "Bearer", f"Bearer {KEY}x", f"Basic {KEY}", "Bearer \u00e9"):
         answer = client.get("/v1/models", headers={"authorization": wrong.encode()})  # type: ignore[dict-item]
         assert answer.status_code == 401 and answer.json()["error"]["code"] == "invalid_api_key"

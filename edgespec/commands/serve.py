@@ -69,6 +69,7 @@ def command(
     edgespec serve qwen2.5-coder-1.5b --port 11434
     """
     import asyncio
+    import platform
 
     from edgespec.commands.fetching import fetch_first
     from edgespec.server import found, terminal
@@ -111,11 +112,13 @@ def command(
         service.listeners.append(terminal.ended)
         with suppress(OSError):  # only convenience: without a data folder nobody finds this server by itself
             record = found.record(address.local_url)
-        hosts = (*allow_host, host) if socket is not None or is_loopback(host) or not (api_key or insecure) else None
+        is_own = socket is not None or is_loopback(host)
+        own_names = () if is_own else (platform.node(), f"{platform.node()}.local")
         app = application(
             service,
             api_key=api_key,
-            hosts=hosts,
+            hosts=None if api_key and not is_own else (*allow_host, host, *own_names),
+            any_address=not is_own,
             origins=allow_origin,
             shutdown=Shutdown(record.token, lambda: listener.stop()) if record else None,
             more=ChatPage(service, found.data_dir() / "chats.sqlite").routes(),

@@ -35,13 +35,14 @@ def application(
     *,
     api_key: str | None = None,
     hosts: Collection[str] | None = (),
+    any_address: bool = False,
     origins: Collection[str] = (),
     shutdown: Shutdown | None = None,
     more: Sequence[BaseRoute] = (),
 ) -> ASGIApp:
     """The server without its socket. more: further routes, such as those of a page."""
     app = Starlette(routes=[*more, *routes_of(service, shutdown)], exception_handlers={HTTPException: _not_routed})
-    return Guard(app, shape_of, api_key=api_key, hosts=hosts, origins=origins)
+    return Guard(app, shape_of, api_key=api_key, hosts=hosts, any_address=any_address, origins=origins)
 
 
 def routes_of(service: Service, shutdown: Shutdown | None = None) -> list[Route]:
@@ -91,7 +92,7 @@ def _shape_health(why: Refusal) -> dict[str, Any]:
 
 async def _not_routed(request: HTTPRequest, error: Exception) -> Response:
     status = cast(HTTPException, error).status_code
-    path = request.url.path
+    path = request.scope["path"]  # ``url`` holds the Host, which may be anything
     why: Refusal = NoRoute(f"no route {request.method} {path}")
     if status == WrongMethod.status:
         why = WrongMethod(f"{path} does not take {request.method}")

@@ -7,10 +7,10 @@ anchored at the start of its line, wherever a client puts what was typed there.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from starlette.requests import Request as HTTPRequest
@@ -20,12 +20,13 @@ from edgespec.generation import Generation
 from edgespec.pipeline import DEFAULT_HOLE_TOKENS, Pipeline
 from edgespec.server import figures, slot_files, wire
 from edgespec.server.fields import Common, read
-from edgespec.server.messages import plain_messages
+from edgespec.server.messages import plain_messages, template_variables
 from edgespec.server.refusals import BadRequest, NotOffered, Refusal, refusal
 from edgespec.server.schema import Chunk, Infill, Request, Text, Tokens
 from edgespec.server.service import Answer, Service
 from edgespec.server.wire import Endpoint, Json, Streamed, event
 
+T = TypeVar("T")
 SLOT_ACTIONS = ("save", "restore", "erase")
 
 
@@ -187,31 +188,36 @@ class LlamaCpp:
 
     async def tokenize(self, http: HTTPRequest, body: bytes) -> Json:
         asked = read(body, TokenizeRequest)
-        async with self._pipeline(asked.model) as pipeline:
+
+        def tokens(pipeline: Pipeline) -> list[Any]:
             tokenizer = pipeline.tokenizer
             tokenizer.require_fit(asked.content, 8 * pipeline.target.cache.capacity)
             ids = tokenizer.encode(asked.content, raw=asked.add_special)
-            if asked.with_pieces:
-                return Json({"tokens": [{"id": each, "piece": _piece(pipeline, each)} for each in ids]})
-            return Json({"tokens": ids})
+            return [{"id": each, "piece": _piece(pipeline, each)} for each in ids] if asked.with_pieces else ids
+
+        return Json({"tokens": await self._ask(asked.model, tokens)})
 
     async def detokenize(self, http: HTTPRequest, body: bytes) -> Json:
         asked = read(body, DetokenizeRequest)
-        async with self._pipeline(asked.model) as pipeline:
+
+        def text(pipeline: Pipeline) -> str:
             size = pipeline.target.vocab_size
             if bad := [each for each in asked.tokens if not 0 <= each < size]:
                 raise BadRequest(f"tokens: got {bad[0]}; allowed: 0 to {size - 1}", param="tokens")
-            return Json({"content": pipeline.tokenizer.engine.decode(asked.tokens, skip_special_tokens=False)})
+            return str(pipeline.tokenizer.engine.decode(asked.tokens, skip_special_tokens=False))
+
+        return Json({"content": await self._ask(asked.model, text)})
 
     async def apply_template(self, http: HTTPRequest, body: bytes) -> Json:
         asked = read(body, TemplateRequest)
-        async with self._pipeline(asked.model) as pipeline:
+        variables = template_variables(asked.chat_template_kwargs) | ({"tools": asked.tools} if asked.tools else {})
+
+        def prompt(pipeline: Pipeline) -> str:
             if pipeline.template is None:
                 raise NotOffered(f"{pipeline.bundle.name} has no chat template")
-            variables = dict(asked.chat_template_kwargs or {})
-            if asked.tools:
-                variables["tools"] = asked.tools
-            return Json({"prompt": pipeline.template.render(plain_messages(asked.messages), **variables)})
+            return pipeline.template.render(plain_messages(asked.messages), **variables)
+
+        return Json({"prompt": await self._ask(asked.model, prompt)})
 
     async def props(self, http: HTTPRequest, body: bytes) -> Json:
         name = http.query_params.get("model")
@@ -237,6 +243,11 @@ class LlamaCpp:
                     "endpoint_metrics": True,
                 }
             )
+
+    async def _ask(self, model: str | None, question: Callable[[Pipeline], T]) -> T:
+        """What may take a while for a long text, beside the event loop: streams of others go on."""
+        async with self._pipeline(model) as pipeline:
+            return await asyncio.to_thread(question, pipeline)
 
     async def slots(self, http: HTTPRequest, body: bytes) -> Json:
         """One slot for each loaded model: requests of one model come in turn."""

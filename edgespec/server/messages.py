@@ -13,6 +13,16 @@ _AS_SYSTEM = ("developer",)
 """roles that OpenAI has added since; templates know them as ``system``"""
 
 
+_OWN_VARIABLES = {"add_generation_prompt", "allow_special", "begun", "messages", "self", "tools"}
+
+
+def template_variables(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Variables of a chat template that a client may set. Raises BadRequest."""
+    if taken := sorted(_OWN_VARIABLES & (given or {}).keys()):
+        raise BadRequest(f"chat_template_kwargs: {taken[0]} is set by the server", param="chat_template_kwargs")
+    return dict(given or {})
+
+
 def plain_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Content as one text, arguments of calls as objects. Raises BadRequest for what no text model reads."""
     if not messages:

@@ -146,7 +146,7 @@ class Ollama:
         key = asked.key
         if asked.suffix:
             prompt = Infill(asked.prompt, asked.suffix)
-            key = key or f"{http.client.host if http.client else ''} {http.url.path}"
+            key = key or f"{http.client.host if http.client else ''} {http.scope['path']}"
         elif asked.raw:
             prompt = Text(asked.prompt)
         else:
@@ -191,7 +191,7 @@ class Ollama:
 
     async def refuse(self, http: HTTPRequest, body: bytes) -> Json:
         raise NotOffered(
-            f"{http.url.path} is not supported: this server writes texts, and makes no embeddings or models"
+            f"{http.scope['path']} is not supported: this server writes texts, and makes no embeddings or models"
         )
 
     async def _load(self, asked: ChatRequest | GenerateRequest, kind: Kind, content: Mapping[str, Any]) -> Json:

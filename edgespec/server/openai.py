@@ -17,7 +17,7 @@ from edgespec.generation import Generation
 from edgespec.server import figures, wire
 from edgespec.server.answer_parts import Parts, PartScanner
 from edgespec.server.fields import Common, read
-from edgespec.server.messages import plain_messages
+from edgespec.server.messages import plain_messages, template_variables
 from edgespec.server.refusals import BadRequest, Refusal, refusal
 from edgespec.server.schema import Chat, Chunk, Infill, Prompt, Request, Text, Tokens
 from edgespec.server.service import Answer, Service
@@ -25,7 +25,6 @@ from edgespec.server.wire import Endpoint, Json, Streamed, event
 from edgespec.text.tool_calls import ToolCall
 
 PREFIXES = ("/v1", "/v3")
-_OWN_VARIABLES = {"add_generation_prompt", "allow_special", "begun", "messages", "tools"}
 _MOST_ANSWERS = 8
 
 
@@ -101,9 +100,7 @@ class OpenAI:
     async def chat(self, http: HTTPRequest, body: bytes) -> Json | Streamed:
         asked = read(body, ChatRequest)
         messages = plain_messages(asked.messages)
-        variables = dict(asked.chat_template_kwargs or {})
-        if taken := sorted(_OWN_VARIABLES & variables.keys()):
-            raise BadRequest(f"chat_template_kwargs: {taken[0]} is set by the server", param="chat_template_kwargs")
+        variables = template_variables(asked.chat_template_kwargs)
         prompt = Chat(messages, tuple(asked.tools or ()), _tool_choice(asked), variables)
         request = _request(asked, prompt, "chat")
         return await self._respond(asked, request, _ChatShape(asked))
@@ -112,7 +109,7 @@ class OpenAI:
         asked = read(body, CompletionRequest)
         request = _request(asked, _prompt(asked), "completion")
         if asked.suffix and asked.key is None:  # an editor types on: what it asked for before is of no use
-            request = replace(request, key=f"{http.client.host if http.client else ''} {http.url.path}")
+            request = replace(request, key=f"{http.client.host if http.client else ''} {http.scope['path']}")
         return await self._respond(asked, request, _TextShape(asked))
 
     async def _respond(

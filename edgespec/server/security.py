@@ -20,6 +20,11 @@ from edgespec.server.refusals import Forbidden, Refusal, Unauthorized
 from edgespec.server.wire import refused
 
 _LOOPBACK_NAMES = ("localhost",)
+_PAGE = "/"
+_PAGE_FILES = (_PAGE, "/app.js", "/app.css")
+"""without the key: a browser has none until the page asks for it, and they hold no secret"""
+_CHATS = "/app/"
+"""what the server's own page reads: a page that may ask for answers may not read the user's chats"""
 SHUTDOWN_PATH = "/shutdown"
 _OPEN_PATHS = ("/health", "/v1/health", SHUTDOWN_PATH)
 """without the key: who watches over a server has none, and a stop asks for a token of its own"""
@@ -33,8 +38,8 @@ _PREFLIGHT = (
 class Guard:
     """An ASGI application around another one.
 
-    hosts: further names of this machine that requests may use; None: any (the address is not loopback, and a key is
-    asked for, or the user said --insecure). origins: of web pages that may ask.
+    hosts: further names of this machine that requests may use; None: any, where a key is asked for. any_address: also
+    every IP address, as none of them can be rebound. origins: of web pages that may ask.
     """
 
     def __init__(
@@ -44,8 +49,10 @@ class Guard:
         *,
         api_key: str | None = None,
         hosts: Collection[str] | None = (),
+        any_address: bool = False,
         origins: Collection[str] = (),
     ) -> None:
+        self._any_address = any_address
         self._app, self._shape_error = app, shape_error
         self._key = api_key
         self._hosts = None if hosts is None else frozenset(host.lower() for host in hosts)
@@ -71,13 +78,19 @@ class Guard:
         if over_network and not self._is_own_host(headers.get("host", "")):
             return Forbidden("the Host of this request is not this machine; see --allow-host")
         origin = headers.get("origin")
-        if origin is not None and not self._is_own_origin(origin, headers.get("host", "")):
+        if origin is None:
+            is_foreign = _is_sent_by_another_page(scope, headers)
+        elif origin.lower() in self._origins:
+            is_foreign = scope["path"].startswith(_CHATS)
+        else:
+            is_foreign = not self._is_own_origin(origin, headers.get("host", ""))
+        if is_foreign:
             return Forbidden("web pages of other origins may not use this server; see --allow-origin")
         is_preflight = scope["method"] == "OPTIONS" and origin is not None  # browsers send no key with it
         if (
             self._key is not None
             and not is_preflight
-            and scope["path"] not in _OPEN_PATHS
+            and scope["path"] not in (*_OPEN_PATHS, *_PAGE_FILES)
             and not self._has_key(headers)
         ):
             return Unauthorized("wrong or missing API key; send it as: Authorization: Bearer KEY")
@@ -87,12 +100,15 @@ class Guard:
         if self._hosts is None:
             return True
         name = _name_of(host)
-        return name is not None and (name in self._hosts or is_loopback(name))
+        if name is None:
+            return False
+        return name in self._hosts or is_loopback(name) or (self._any_address and _is_address(name))
 
     def _is_own_origin(self, origin: str, host: str) -> bool:
-        if origin.lower() in self._origins:
-            return True
-        split = urlsplit(origin.lower())
+        try:
+            split = urlsplit(origin.lower())
+        except ValueError:
+            return False
         return split.scheme in ("http", "https") and split.netloc == host.lower() and self._is_own_host(host)
 
     def _has_key(self, headers: Headers) -> bool:
@@ -100,6 +116,15 @@ class Guard:
         kind, _, token = headers.get("authorization", "").partition(" ")
         given = token.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")
         return same_secret(given, self._key)
+
+
+def _is_sent_by_another_page(scope: Scope, headers: Headers) -> bool:
+    """A request that shows no Origin, such as that of a picture: its page cannot read the answer, but a model would be
+    loaded. Browsers mark it. A link to the chat page is let through."""
+    if headers.get("sec-fetch-site") not in ("cross-site", "same-site"):
+        return False
+    is_link = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
+    return not (is_link and scope["path"] == _PAGE)
 
 
 def _allowing(origin: str, send: Send) -> Send:
@@ -130,6 +155,14 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def require_safe(host: str, api_key: str | None, insecure: bool) -> None:

@@ -63,10 +63,22 @@ export interface Part {
 
 export class ApiError extends Error {}
 export class Unreachable extends Error {}
+/** The server asks for its API key, or the one that was given is wrong. */
+export class KeyNeeded extends ApiError {}
+
+let key = "";
+
+/** For all requests from now on, until the window is closed. */
+export function useKey(given: string): void {
+  key = given;
+  sessionStorage.setItem("key", given);
+}
 
 async function call(method: string, path: string, body?: unknown, signal?: AbortSignal): Promise<Response> {
   let answer: Response;
-  const sent = body === undefined ? {} : { body: typeof body === "string" ? body : JSON.stringify(body), headers: { "content-type": "application/json" } };
+  key ||= sessionStorage.getItem("key") ?? "";
+  const headers = { ...(body === undefined ? {} : { "content-type": "application/json" }), ...(key === "" ? {} : { authorization: `Bearer ${key}` }) };
+  const sent = { headers, ...(body === undefined ? {} : { body: typeof body === "string" ? body : JSON.stringify(body) }) };
   try {
     answer = await fetch(path, { method, ...sent, ...(signal ? { signal } : {}) });
   } catch (error) {
@@ -75,7 +87,8 @@ async function call(method: string, path: string, body?: unknown, signal?: Abort
   }
   if (answer.ok) return answer;
   const found = (await answer.json().catch(() => ({}))) as { error?: { message?: string } };
-  throw new ApiError(found.error?.message ?? `${answer.status} ${answer.statusText}`);
+  const message = found.error?.message ?? `${answer.status} ${answer.statusText}`;
+  throw answer.status === 401 ? new KeyNeeded(message) : new ApiError(message);
 }
 
 async function json<T>(method: string, path: string, body?: unknown): Promise<T> {
@@ -95,8 +108,8 @@ export const api = {
   edit: (chat: string, turn: number, content: string) => json<Turn>("PUT", `${chatPath(chat)}/turns/${turn}`, { content }),
   models: () => json<Known[]>("GET", "/app/models"),
   importChats: (text: string) => json<{ chats: number }>("POST", "/app/import", text),
-  exportUrl: (chat: string | null, format: "jsonl" | "markdown") =>
-    chat === null ? "/app/export" : `${chatPath(chat)}/export?format=${format}`,
+  exported: async (chat: string | null, format: "jsonl" | "markdown") =>
+    (await call("GET", chat === null ? "/app/export" : `${chatPath(chat)}/export?format=${format}`)).blob(),
 
   /** Fetches a model; returns when it is there. What broke off goes on the next time. */
   async pull(model: string): Promise<void> {

@@ -1,8 +1,8 @@
 /** The page: what is open, what is being written, and the parts that show it. */
 
-import { api, ApiError, Unreachable, type Chat, type Model, type Part, type State } from "./api.js";
+import { api, ApiError, KeyNeeded, Unreachable, useKey, type Chat, type Model, type Part, type State } from "./api.js";
 import { Composer } from "./composer.js";
-import { chatOptions, models, settings, type Look } from "./dialogs.js";
+import { askKey, chatOptions, models, settings, type Look } from "./dialogs.js";
 import { h, iconButton } from "./dom.js";
 import { Sidebar } from "./sidebar.js";
 import { Sentences } from "./stream.js";
@@ -83,8 +83,8 @@ export class App {
     const list = h("div", { class: "menu", popover: "auto", id: "menu" },
       act(say("options"), (chat) => chatOptions(chat, (fields) => void this.guard(() => this.change(fields)))),
       act(`${say("pin")} / ${say("unpin")}`, (chat) => this.change({ pinned: !chat.pinned })),
-      act(say("exportMarkdown"), (chat) => download(api.exportUrl(chat.id, "markdown"))),
-      act(say("exportChat"), (chat) => download(api.exportUrl(chat.id, "jsonl"))),
+      act(say("exportMarkdown"), async (chat) => download(await api.exported(chat.id, "markdown"), "chat.md")),
+      act(say("exportChat"), async (chat) => download(await api.exported(chat.id, "jsonl"), "chat.jsonl")),
       act(say("delete"), (chat) => this.delete(chat)));
     return h("span", {}, iconButton("more", say("more"), () => {}, { popovertarget: "menu" }), list);
   }
@@ -255,7 +255,7 @@ export class App {
       this.render();
       void this.guard(() => this.list());
     }, {
-      exportAll: api.exportUrl(null, "jsonl"),
+      exportAll: () => void this.guard(async () => download(await api.exported(null, "jsonl"), "chats.jsonl")),
       models: () => void this.guard(async () => models(await api.models(), async ({ name }) => {
         try {
           await api.pull(name);
@@ -295,7 +295,11 @@ export class App {
     try {
       await run();
     } catch (error) {
-      if (error instanceof Unreachable) {
+      const key = error instanceof KeyNeeded ? await askKey() : "";
+      if (key !== "") {
+        useKey(key);
+        await this.guard(run);
+      } else if (error instanceof Unreachable) {
         this.tell(say("gone"));
         await this.ready();
         this.tell(say("back"));
@@ -364,9 +368,10 @@ function remembered(): Look {
   }
 }
 
-function download(address: string): void {
-  const link = h("a", { href: address, download: true });
+function download(file: Blob, name: string): void {
+  const link = h("a", { href: URL.createObjectURL(file), download: name });
   document.body.append(link);
   link.click();
   link.remove();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
 }

@@ -21,6 +21,13 @@ function buttons(): HTMLElement {
   return h("div", { class: "buttons" }, h("button", { value: "save" }, say("save")), h("button", { value: "", class: "plain", formnovalidate: true }, say("cancel")));
 }
 
+/** The API key that the server asks for; "" if the user gives none. */
+export function askKey(): Promise<string> {
+  const key = h("input", { type: "password", autocomplete: "off", required: true });
+  const shown = dialog(say("key"), field(say("key"), key), buttons());
+  return new Promise((resolve) => shown.addEventListener("close", () => resolve(shown.returnValue === "save" ? key.value : "")));
+}
+
 /** Calls `save` with what has to be changed. */
 export function chatOptions(chat: Chat, save: (fields: { title: string; system: string; options: Options }) => void): void {
   const { options } = chat;
@@ -49,7 +56,7 @@ export interface Look {
   theme: "auto" | "light" | "dark" | "contrast";
 }
 
-export function settings(look: Look, save: (look: Look) => void, more: { exportAll: string; importFile(file: File): void; models(): void }): void {
+export function settings(look: Look, save: (look: Look) => void, more: { exportAll(): void; importFile(file: File): void; models(): void }): void {
   const choice = (values: Record<string, string>, chosen: string) =>
     h("select", {}, ...Object.entries(values).map(([value, name]) => h("option", { value, selected: value === chosen }, name)));
   const language = choice(LANGUAGES, look.language);
@@ -61,7 +68,7 @@ export function settings(look: Look, save: (look: Look) => void, more: { exportA
       shown.close();
       more.models();
     } }, say("models"))),
-    h("p", {}, h("a", { href: more.exportAll, download: true }, say("exportAll"))), field(say("import"), picker), buttons());
+    h("p", {}, h("button", { type: "button", class: "plain", onclick: () => more.exportAll() }, say("exportAll"))), field(say("import"), picker), buttons());
   shown.addEventListener("close", () => {
     if (shown.returnValue === "save") save({ language: language.value as Look["language"], theme: theme.value as Look["theme"] });
   });

@@ -1,14 +1,15 @@
 /** Markdown as elements. The parser only says what the parts are; markup in a text stays text, and pictures are not fetched. */
 
-import { marked, type Token, type Tokens } from "marked";
+import { type Token, type Tokens } from "marked";
 
 import { h, iconButton } from "./dom.js";
 import { icon } from "./icons.js";
+import { lexed } from "./lexed.js";
 import { say } from "./texts.js";
 
 /** Shows `text` in `element`, and leaves the blocks alone that have not changed since the last call. */
 export function render(element: HTMLElement, text: string): void {
-  const blocks = marked.lexer(text, { gfm: true }).filter((block) => block.type !== "space" && block.type !== "def");
+  const blocks = lexed(text).filter((block) => block.type !== "space" && block.type !== "def");
   const shown = [...element.children] as HTMLElement[];
   blocks.forEach((block, at) => {
     const old = shown[at];

@@ -21,6 +21,7 @@ const EN = {
   skip: "Go to the message", first: "Write a message. The model runs on this machine.", close: "Close", answerOf: "Answer of the model",
   models: "Models", licence: "Licence", size: "Size and memory", here: "On this machine", download: "Download", downloading: "Downloading …", ownDraft: "brings its draft",
   onConditions: "with conditions", research: "research only: edgespec pull --accept-licence", downloaded: "{0} is here.",
+  key: "API key of the server",
 };
 
 const DE: typeof EN = {
@@ -44,6 +45,7 @@ const DE: typeof EN = {
   skip: "Zur Nachricht", first: "Schreib eine Nachricht. Das Modell läuft auf diesem Gerät.", close: "Schließen", answerOf: "Antwort des Modells",
   models: "Modelle", licence: "Lizenz", size: "Größe und Speicher", here: "Auf diesem Gerät", download: "Herunterladen", downloading: "Wird geladen …", ownDraft: "bringt Entwürfe mit",
   onConditions: "mit Bedingungen", research: "nur für Forschung: edgespec pull --accept-licence", downloaded: "{0} ist da.",
+  key: "API-Schlüssel des Servers",
 };
 
 export const LANGUAGES = { en: "English", de: "Deutsch" } as const;

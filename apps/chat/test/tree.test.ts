@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
+import { lexed } from "../src/lexed.js";
 import { Events, Sentences } from "../src/stream.js";
 import { TABLES } from "../src/texts.js";
 import { branch, leafOf, siblings, spans, type Turn } from "../src/tree.js";
@@ -57,4 +58,15 @@ test("every language has every text, with the same places", () => {
     assert.deepEqual(Object.keys(table), Object.keys(TABLES.en));
     for (const [name, text] of Object.entries(table)) assert.deepEqual(places(text), places(TABLES.en[name as "ask"]), name);
   }
+});
+
+test("a text of any depth can be shown", () => {
+  const list = Array.from({ length: 400 }, (_, depth) => `${"  ".repeat(depth)}- a`).join("\n");
+  for (const deep of [">".repeat(100_000), "> ".repeat(100_000) + "x", list]) {
+    const began = Date.now();
+    assert.deepEqual(lexed(`before\n\n${deep}`).map((block) => block.type), ["text"]);
+    assert.ok(Date.now() - began < 1000);
+  }
+  assert.deepEqual(lexed("> > one\n\n- a\n  - b").map((block) => block.type), ["blockquote", "space", "list"]);
+  assert.equal(lexed("[".repeat(5000)).length, 1);
 });
