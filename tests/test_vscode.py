@@ -1,5 +1,6 @@
 """The editor's extension: its own tests, run by node, and the size of what is packed."""
 
+import json
 import shutil
 import subprocess
 import zipfile
@@ -9,6 +10,12 @@ import pytest
 
 EXTENSION = Path(__file__).parent.parent / "apps" / "vscode"
 NPM = shutil.which("npm")
+
+
+def test_a_folder_that_is_not_trusted_chooses_no_program_server_or_model_file() -> None:
+    about = json.loads((EXTENSION / "package.json").read_text(encoding="utf-8"))
+    restricted = about["capabilities"]["untrustedWorkspaces"]["restrictedConfigurations"]
+    assert {f"edgespec.{name}" for name in ("command", "url", "model")} <= set(restricted)
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 import * as vscode from "vscode";
 
-import type { Completion } from "./client.js";
+import { ServerError, type Completion } from "./client.js";
 import { Completer } from "./completer.js";
 import { around, Pieces } from "./context.js";
 import { holeAt, isClosing, restOfLine } from "./hole.js";
@@ -72,6 +72,7 @@ class Extension implements vscode.InlineCompletionItemProvider, vscode.Disposabl
       return [new vscode.InlineCompletionItem(shown.text, new vscode.Range(position, position.translate(0, shown.replaces)))];
     } catch (error) {
       this.say(String(error instanceof Error ? error.message : error));
+      if (!(error instanceof ServerError)) void this.start(); // it is gone, maybe with the window that had started it
       return [];
     }
   }
@@ -79,6 +80,7 @@ class Extension implements vscode.InlineCompletionItemProvider, vscode.Disposabl
   async start(): Promise<void> {
     this.waiting?.abort();
     const waiting = (this.waiting = new AbortController());
+    this.model = "";
     this.show("$(sync~spin) edgespec", "The model is being loaded.");
     try {
       await this.server.ready(waiting.signal);
