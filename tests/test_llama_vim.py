@@ -22,7 +22,7 @@ from tests.fake_server import on_a_port, service_of
 PLUGIN = os.environ.get("EDGESPEC_LLAMA_VIM", "")
 PATIENCE_S = 120
 PROGRAM = "def area(width, height):\n    return width * height\n\n\ndef volume(width, height, depth):\n"
-RC = """
+RC = r"""
 set nocompatible noswapfile encoding=utf-8 viminfo= shortmess+=I noautoindent
 filetype plugin indent off
 set runtimepath^=PLUGIN

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -265,3 +269,43 @@ def test_a_socket_in_the_file_system(service: Service, tmp_path: Path) -> None:
         assert not path.exists()
         with socket.socket(socket.AF_UNIX) as left:
             left.bind(str(path))  # as a killed server leaves it
+
+
+def test_an_idle_server_takes_no_time(url: str) -> None:
+    ask(url)
+    began = time.process_time()
+    time.sleep(1.0)
+    assert time.process_time() - began < 0.02
+
+
+SERVER = """
+import asyncio, sys
+from pathlib import Path
+from edgespec.server.address import Address
+from edgespec.server.app import application
+from edgespec.server.listen import Listener
+from tests.fake_server import fake_pipeline, service_of
+
+service, address = service_of(fake_pipeline(Path(sys.argv[1]))), Address("127.0.0.1", 0)
+print(address.url, flush=True)
+asyncio.run(Listener(application(service), service, address).run())
+print("stopped", flush=True)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a signal ends a process there")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_a_graceful_stop(tmp_path: Path, number: signal.Signals) -> None:
+    root = Path(__file__).resolve().parents[1]
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVER, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=root
+    ) as server:
+        assert server.stdout is not None
+        url = server.stdout.readline().strip()
+        with httpx.stream("POST", f"{url}/v1/chat/completions", json=body(stream=True), timeout=LONG_S) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            server.send_signal(number)
+            assert "data: [DONE]" in list(lines)
+        assert server.stdout.read().strip() == "stopped"
+    assert server.returncode == 0
