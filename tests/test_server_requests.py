@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -276,6 +276,48 @@ def test_an_idle_server_takes_no_time(url: str) -> None:
     began = time.process_time()
     time.sleep(1.0)
     assert time.process_time() - began < 0.02
+
+
+def test_a_client_that_leaves_before_the_first_byte_leaves_nothing_behind(service: Service, engine: Engine) -> None:
+    """The stream's generator has not begun then, so its own end never runs."""
+
+    async def work() -> None:
+        content = json.dumps(body(stream=True, ignore_eos=True)).encode()
+        headers = [(b"host", b"127.0.0.1")]
+        scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": headers}
+        messages, sending = [{"type": "http.request", "body": content}], asyncio.Event()
+
+        async def receive() -> dict[str, Any]:
+            if messages:
+                return messages.pop()
+            await sending.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            sending.set()
+            await asyncio.sleep(LONG_S)
+
+        app = application(service)
+        await asyncio.wait_for(app(scope | {"query_string": b"", "server": ("127.0.0.1", 1)}, receive, send), LONG_S)
+        assert service.residents.loaded["tiny"].users == 0
+        await service.stop(0.1)
+
+    asyncio.run(work())
+
+
+async def _nothing() -> AsyncGenerator[bytes, None]:
+    yield b""
+
+
+def test_a_stream_is_closed_even_if_nothing_could_be_sent() -> None:
+    closed: list[bool] = []
+
+    async def fails(message: Any) -> None:
+        raise OSError("gone")
+
+    with pytest.raises(OSError, match="gone"):
+        asyncio.run(wire.Streamed(_nothing(), wire.SSE, lambda: closed.append(True)).send(fails))
+    assert closed == [True]
 
 
 SERVER = """
