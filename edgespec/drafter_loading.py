@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgespec import cache
+from edgespec import adaptive_loading, cache
 from edgespec.bundle import Bundle
 from edgespec.bundle import Drafter as DrafterEntry
 from edgespec.drafters.block import Block
@@ -116,7 +116,7 @@ def drafters(
     draft: a name of the pair's drafters, or None for all. other: a draft model that is not of the pair. device,
     backend: of a draft model.
     """
-    if draft in ("none", Recycling.name):
+    if draft in ("none", Recycling.name) or adaptive_loading.named(pair, draft):
         return [], None
     vocab_size = pair.manifest.target.vocab_size
     if other is not None:
@@ -149,7 +149,7 @@ def planned(pair: Bundle, draft: str | None) -> tuple[list[Drafter], DrafterEntr
 def layers_for(pair: Bundle, draft: str | None, other: Bundle | None) -> Needs:
     """What the drafters of ``drafters`` need from the target, known before any is loaded."""
     entry = None if other is not None or draft in ("none", Recycling.name) else planned(pair, draft)[1]
-    return Needs() if entry is None else Needs(entry.needs.layers, entry.needs.extra)
+    return Needs() if entry is None else Needs(entry.needs.layers, entry.needs.extra, entry.needs.trees)
 
 
 def require_states(drafter: StepwiseDrafter, target: PaddedModel, name: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from edgespec.errors import SettingError
 from edgespec.sampling_params import is_whole
-from edgespec.types import Backend, GGUFWeights, Needs, Numerics, Prefer, Schedule
+from edgespec.types import Backend, GGUFWeights, KVPath, Needs, Numerics, Prefer, Schedule
 
 _NOTHING_BESIDE = "the overlapped schedule drafts while the target verifies: number of draft tokens"
 
@@ -33,6 +33,7 @@ class LoadOptions:
     weights: GGUFWeights | None = None
     schedule: Schedule | None = None
     prefer: Prefer = "speed"
+    kv: KVPath | None = None
     needs: Needs = field(default_factory=Needs)
     accept_licence: bool = False
     progress: bool = False
@@ -44,6 +45,7 @@ class LoadOptions:
             "backend": Backend,
             "draft_backend": Backend,
             "weights": GGUFWeights,
+            "kv": KVPath,
             "schedule": Schedule,
             "prefer": Prefer,
         }
@@ -75,6 +77,7 @@ class LoadOptions:
         if self.remember and self.draft != "recycling":
             what, got = "only the draft recycling can be remembered", f"draft {self.draft or 'auto'}"
             raise SettingError(what, got=got, setting="remember")
+        self._require_kv()
         if self.draft == "auto":
             object.__setattr__(self, "draft", None)
         object.__setattr__(self, "device", self.device.upper())
@@ -84,6 +87,17 @@ class LoadOptions:
     def overlaps(self) -> bool:
         """Whether the overlapped schedule is asked for."""
         return self.schedule == "overlapped"
+
+    def _require_kv(self) -> None:
+        """Only OpenVINO has two kinds of cache: to name one is to name the engine."""
+        if self.kv is None:
+            return
+        self._require("kv", self.backend != "onnxruntime", "backend onnxruntime has a cache of its own: kv")
+        npu = self.device.upper().startswith("NPU")
+        self._require("kv", not npu, "the NPU has a cache of its own: kv")
+        holds = self.kv == "paged" or self.numerics != "exact"
+        self._require("kv", holds, "numerics exact are known to hold with the paged cache only: kv", allowed="paged")
+        object.__setattr__(self, "backend", "openvino")
 
     def _require(self, setting: str, holds: bool, what: str | None = None, allowed: str | None = None) -> None:
         if not holds:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgespec import draft_folder, drafter_loading, planner
+from edgespec import adaptive_loading, draft_folder, drafter_loading, planner
 from edgespec.adaptive.arbiter import Arbiter
 from edgespec.backends.layer_states import NoSuchLayer
 from edgespec.bundle import Bundle
@@ -23,7 +24,7 @@ from edgespec.drafters.recycling import Recycling
 from edgespec.drafters.retrieval_folder import require_folder
 from edgespec.engine_trial import EDIT, PROMPT, Trial
 from edgespec.engine_trial import ROWS_NEEDED as TRIAL_ROWS
-from edgespec.errors import IncompatiblePair
+from edgespec.errors import IncompatiblePair, SettingError
 from edgespec.hub import catalog
 from edgespec.hub.resolve import resolve
 from edgespec.load_options import LoadOptions
@@ -35,7 +36,7 @@ from edgespec.machine.progress_line import ProgressLine
 from edgespec.pipeline import Pipeline
 from edgespec.planner import PlanTable
 from edgespec.protocols import Drafter
-from edgespec.types import Backend, GGUFWeights, Needs, Numerics, Prefer, Schedule
+from edgespec.types import Backend, GGUFWeights, KVPath, Needs, Numerics, Prefer, Schedule
 
 if TYPE_CHECKING:
     from edgespec.adaptive.draft_cost import DraftCost
@@ -59,6 +60,7 @@ def load(
     weights: GGUFWeights | None = None,
     schedule: Schedule | None = None,
     prefer: Prefer = "speed",
+    kv: KVPath | None = None,
     needs: Needs | None = None,
     accept_licence: bool = False,
     progress: bool = False,
@@ -92,6 +94,8 @@ def load(
     schedule: "synchronous"; "overlapped", where the draft model drafts while the target verifies, each on its own
         device or cores; or None: overlapped only where that was measured to be faster (see docs/overlapped.md).
     prefer: what device "auto" chooses by: "speed" or "battery".
+    kv: "paged", "stateful", or None: where OpenVINO keeps keys and values (see docs/engines.md). None is paged on CPU
+        and stateful elsewhere. With "stateful" numerics are fast.
     needs: what a drafter of your own needs from the target, beyond the needs of those that are loaded.
     accept_licence: consent to a licence that allows research only, for models that have one.
     progress: report slow steps on stderr; on a terminal, with bars for downloads.
@@ -110,6 +114,7 @@ def load(
         weights=weights,
         schedule=schedule,
         prefer=prefer,
+        kv=kv,
         needs=needs or Needs(),
         accept_licence=accept_licence,
         progress=progress,
@@ -182,8 +187,8 @@ def draft_without_target(draft: str | None) -> DraftFolder | None:
     """The draft that ships with edgespec under this name, or that lies in a folder with a ``draft.json``."""
     if draft is None or catalog.find(draft):
         return None
-    named = catalog.trained_draft_named(draft)
-    return draft_folder.read(Path(draft)) if named is None and draft_folder.is_one(Path(draft)) else named
+    named, folder = catalog.trained_draft_named(draft), Path(os.path.expanduser(draft))  # noqa: PTH111 - as in resolve
+    return draft_folder.read(folder) if named is None and draft_folder.is_one(folder) else named
 
 
 def _wired(pair: Bundle, options: LoadOptions, draft: str | None) -> Pipeline:
@@ -191,6 +196,7 @@ def _wired(pair: Bundle, options: LoadOptions, draft: str | None) -> Pipeline:
     longest = pair.manifest.generation.context_length
     options.require_context(longest, pair.name)
     entries = [entry for entry in pair.manifest.drafters if draft is None or entry.is_called(draft)]
+    adaptive = adaptive_loading.named(pair, draft)
     own_model = any(entry.model is not None and not entry.is_head for entry in entries)
     other = draft is not None and not drafter_loading.is_own(pair, draft)
     head = next((entry.name for entry in entries if entry.is_head), None)
@@ -202,6 +208,7 @@ def _wired(pair: Bundle, options: LoadOptions, draft: str | None) -> Pipeline:
     )
     threads = schedule_choice.threads(options.device, options.draft_device) if options.overlaps else None
     machine = Machine(options.context_length or longest, options.progress, options.accept_licence, threads)
+    machine.kv = options.kv
     lookups: list[Drafter] = []
     if options.draft_from is not None:
         lookups.append(drafter_loading.retrieval(pair, options.draft_from, options.progress))
@@ -228,6 +235,12 @@ def _wired(pair: Bundle, options: LoadOptions, draft: str | None) -> Pipeline:
             # Not with a fixed k: a table always has something to say, and would leave nothing to the model.
             free = [*lookups, table] if table and table not in lookups else lookups
             arbiter = Arbiter(free, model, target_s=target_s, draft_s=draft_s, trees=target.capabilities.tree)
+    if adaptive is not None:
+        if lookups:
+            raise SettingError(f"{adaptive.name} drafts alone: a folder to copy from", got=str(options.draft_from))
+        k = adaptive_loading.length(adaptive, k)
+        drafter = adaptive_loading.drafter(adaptive, pair, target)
+        target_s, _ = _costs(machine, target, None, k)
     if k is None:
         k = fixed_k(entries)
     devices = {"target": options.device} | ({"draft": modelled.device} if modelled else {})
@@ -246,7 +259,7 @@ def _wired(pair: Bundle, options: LoadOptions, draft: str | None) -> Pipeline:
 def fixed_k(entries: Sequence[DrafterEntry]) -> int | None:
     """The number of tokens that a bundle's drafters name. A model that is not used has no say: the first one is."""
     used = next((entry for entry in entries if entry.model is not None), None)
-    named = (entry.num_draft_tokens for entry in entries if entry.model is None or entry is used)
+    named = (entry.num_draft_tokens for entry in entries if entry is used or entry.kind == NGram.name)
     return next((k for k in named if k is not None), None)
 
 
@@ -256,7 +269,7 @@ def _models(
     """The target, the lookups that do not need the target, and the drafter with a model or head."""
     other = drafter_loading.other_model(machine, pair, draft)
     # Hidden states are further outputs: the logits keep all their bits (docs/log/exactness.md).
-    layers = (options.needs | drafter_loading.layers_for(pair, draft, other)).layers
+    needs = options.needs | drafter_loading.layers_for(pair, draft, other)
     device, draft_device = options.device, options.draft_device or options.device
     trial = _Trials(machine, pair, options, *_auto(pair, draft, other, options))
     engine = machine.backend(pair, device, options.numerics, options.backend, trial, options.needs.layers)
@@ -267,7 +280,7 @@ def _models(
         drafting = beside.submit(drafter_loading.drafters, machine, pair, draft, other, *places)
         try:
             target = machine.model(
-                pair, pair.manifest.target, device, backend=engine, numerics=options.numerics, layers=layers
+                pair, pair.manifest.target, device, backend=engine, numerics=options.numerics, needs=needs
             )
             lookups, modelled = drafting.result()
             _fit(modelled, target, pair)

@@ -7,7 +7,7 @@ The format is described in docs/bundle.md.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -177,6 +177,20 @@ class DrafterNeeds(Strict, frozen=True, kw_only=True):
 
     layers: Annotated[tuple[LayerIndex, ...], msgspec.Meta(max_length=_MOST_LAYERS)] = ()
     extra: Annotated[int, msgspec.Meta(ge=0, le=_MOST_EXTRA)] = 0
+    trees: bool = False
+
+
+class Adaptive(Strict, frozen=True, kw_only=True):
+    """Adaptive tokens (SDSAT): placeholders at which the target itself guesses."""
+
+    tokens: Annotated[tuple[TokenId, ...], msgspec.Meta(min_length=1, max_length=_MOST_EXTRA)]
+    """ids, in the order of their places; the last one is repeated"""
+    count: Annotated[int, msgspec.Meta(gt=0, le=_MOST_EXTRA)]
+    """most of them behind a token"""
+    rows: Annotated[int, msgspec.Meta(ge=0, le=_MOST_EXTRA)] = 0
+    """ids that the target reads behind its vocabulary, from vocab_size on"""
+    one_forward: bool = False
+    """each forward verifies and drafts; else they take turns"""
 
 
 class Drafter(Strict, frozen=True, kw_only=True):
@@ -184,7 +198,7 @@ class Drafter(Strict, frozen=True, kw_only=True):
     a lookup. The first two have a ``model``."""
 
     name: Line
-    kind: Literal["small_model", "ngram", "redrafter", "block"]
+    kind: Literal["small_model", "ngram", "redrafter", "block", "adaptive"]
     model: ModelFile | None = None
     id_map: RelativeFile | None = None
     """file of int32 target ids, one per draft logit, when the draft's vocabulary is trimmed (.npy); -1: no token"""
@@ -200,6 +214,8 @@ class Drafter(Strict, frozen=True, kw_only=True):
     """target ids that mean another token to the draft, which never proposes them"""
     needs: DrafterNeeds = DrafterNeeds()
     """from the target, which is compiled for it if this drafter is loaded"""
+    adaptive: Adaptive | None = None
+    """of a drafter of this kind"""
 
     @property
     def is_head(self) -> bool:
@@ -207,8 +223,8 @@ class Drafter(Strict, frozen=True, kw_only=True):
         return self.kind in HEADS
 
     def is_called(self, name: str) -> bool:
-        """Whether a user means this drafter by a name. The kind of a head is a name too."""
-        return name == self.name or (self.is_head and name == self.kind)
+        """Whether a user means this drafter by a name. The kind of a head, or of adaptive tokens, is a name too."""
+        return name == self.name or (self.kind in (*HEADS, "adaptive") and name == self.kind)
 
 
 class Generation(Strict, frozen=True, kw_only=True):
@@ -267,10 +283,30 @@ def read(path: Path) -> Manifest:
     return manifest
 
 
+def adaptive_drafters(name: str, adaptive: Adaptive, k: Mapping[bool, int] | None = None) -> tuple[Drafter, Drafter]:
+    """The two drafters of some adaptive tokens: two-step under ``name``, and one-forward.
+
+    k: tokens a round, by whether it is one-forward; by default as many as there are.
+    """
+    two, one = (
+        Drafter(
+            name=name + end,
+            kind="adaptive",
+            adaptive=msgspec.structs.replace(adaptive, one_forward=bool(end)),
+            num_draft_tokens=k[bool(end)] if k else None,
+            needs=DrafterNeeds(extra=adaptive.count),
+        )
+        for end in ("", "-one-forward")
+    )
+    return two, one
+
+
 def check_drafter(drafter: Drafter) -> None:
     """Raises ValueError."""
     model, layers = drafter.model, drafter.needs.layers
-    if (model is None) != (drafter.kind == "ngram"):
+    if (drafter.adaptive is None) != (drafter.kind != "adaptive"):
+        raise ValueError(f"a {drafter.kind} drafter {'has no' if drafter.adaptive else 'needs'} adaptive tokens")
+    if (model is None) != (drafter.kind in ("ngram", "adaptive")):
         raise ValueError(f"a {drafter.kind} drafter {'has no' if model else 'needs a'} model")
     if not drafter.is_head:
         return

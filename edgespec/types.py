@@ -16,6 +16,10 @@ Logits = NDArray[np.float32]
 Backend = Literal["openvino", "onnxruntime"]
 """The engine that runs a model."""
 
+KVPath = Literal["paged", "stateful"]
+"""Where OpenVINO keeps keys and values. paged: in blocks of memory that belong to edgespec. stateful: in states inside
+the engine."""
+
 GGUFWeights = Literal["faithful", "int4"]
 """What a GGUF file is converted to: its own numbers, or 4 bits over 128 for speed."""
 
@@ -76,19 +80,22 @@ norm."""
 class Needs:
     """What a drafter needs from the target. It is known before weights are loaded, and the target is compiled for it.
 
-    layers: the layers whose hidden states it reads (see ``Hidden``). extra: most rows of ``Draft.extra``.
+    layers: the layers whose hidden states it reads (see ``Hidden``). extra: most rows of ``Draft.extra``. trees: it
+    drafts trees; where numerics is fast, the target keeps keys that can move then.
     """
 
     layers: tuple[int, ...] = ()
     extra: int = 0
+    trees: bool = False
 
     def __or__(self, other: Needs) -> Needs:
         """What two drafters need together.
 
         >>> Needs((2, 9)) | Needs((2, 4), extra=3)
-        Needs(layers=(2, 4, 9), extra=3)
+        Needs(layers=(2, 4, 9), extra=3, trees=False)
         """
-        return Needs(tuple(sorted({*self.layers, *other.layers})), max(self.extra, other.extra))
+        layers = tuple(sorted({*self.layers, *other.layers}))
+        return Needs(layers, max(self.extra, other.extra), self.trees or other.trees)
 
 
 @dataclass(frozen=True, slots=True)

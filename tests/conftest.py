@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from edgespec.backends.openvino.npu import OpenVINONPUModel
 from edgespec.backends.openvino.paged import OpenVINOPagedModel
 from edgespec.backends.openvino.settings import Settings
 from edgespec.backends.openvino.stateful_model import OpenVINOStatefulModel
+from edgespec.cache import cache_dir
 from edgespec.pipeline import Pipeline
 from edgespec.types import Numerics
 from tests.compiles import watched
@@ -194,7 +196,10 @@ def load_stateful(
     if precision is not None:
         settings = replace(settings, properties=settings.properties | {"INFERENCE_PRECISION_HINT": precision})
     xml = folder if folder.suffix == ".xml" else folder / "openvino_model.xml"
-    return OpenVINOStatefulModel(core(), xml, device, settings, capacity=capacity, layers=layers, masked=masked)
+    options: dict[str, Any] = {"capacity": capacity, "layers": layers, "masked": masked}
+    if not device.startswith("CPU"):
+        options["cache_dir"] = cache_dir() / "compiled"
+    return OpenVINOStatefulModel(core(), xml, device, settings, **options)
 
 
 def load_onnx(

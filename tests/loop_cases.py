@@ -13,6 +13,7 @@ from edgespec.adaptive.forward_cost import ForwardCost
 from edgespec.backends.fake import FakeModel, random_table
 from edgespec.decode.autoregressive import autoregressive
 from edgespec.decode.speculative import speculative
+from edgespec.drafters.adaptive_tokens import AdaptiveTokens
 from edgespec.drafters.ngram import NGram
 from edgespec.drafters.none import NoDrafter
 from edgespec.drafters.recycling import Recycling
@@ -100,6 +101,7 @@ DRAFTERS: dict[str, Callable[[], Drafter | Arbiter]] = {
     "trimmed on both sides": trimmed_on_both_sides,
     "padded": padded,
     "head": lambda: FakeHead(TABLE, VOCAB),
+    "adaptive": lambda: AdaptiveTokens([VOCAB], VOCAB, count=3, one_forward=True),
     "pool": lambda: Pool(32, shortest=2),
     "recycling": lambda: Recycling(VOCAB),
     "recycling tree": lambda: Recycling(VOCAB, width=3),

@@ -112,3 +112,16 @@ def test_where_none_can_be_emulated_it_says_so(
     with pytest.raises(SystemExit, match="2"):
         ran(check, monkeypatch, "--cpu", "avx2")
     assert said in capsys.readouterr().err and not check.ran
+
+
+def test_the_gpu_on_the_cpu_is_refused_where_it_cannot_be_set_up(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check = loaded()
+    for system, found, message in (("Windows", "gcc", "Linux on x86-64 only"), ("Linux", None, "apt-get install gcc")):
+        monkeypatch.setattr(platform, "system", lambda system=system: system)
+        monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+        monkeypatch.setattr(shutil, "which", lambda name, found=found: found)
+        with pytest.raises(SystemExit) as ended:
+            check.gpu_on_cpu()
+        assert ended.value.code == 2 and message in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,15 @@ from click.testing import CliRunner
 
 from edgespec import bundle, draft_folder, load, loading
 from edgespec.cli import cli
-from edgespec.errors import BundleError, EdgespecError, IncompatiblePair, IntegrityError, SettingError
+from edgespec.errors import (
+    BundleError,
+    EdgespecError,
+    IncompatiblePair,
+    IntegrityError,
+    NoSuchModel,
+    SettingError,
+    SourceError,
+)
 from edgespec.hub import catalog
 from edgespec.hub.resolve import resolve
 
@@ -198,6 +207,47 @@ def test_a_target_of_another_vocabulary_is_left_alone_and_refuses_it(
     for draft in (packed, "tiny-coder-fastdraft"):
         with pytest.raises(IncompatiblePair, match="was trained for another vocabulary than that of"):
             load(other, draft=draft)
+
+
+def test_a_reference_that_is_no_draft_is_one_line(
+    hf: Path, gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path, a hub id without a network, files of other kinds, and a model that speaks another language."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    tokenizer = tiny_models.with_two_tokens_swapped(hf / "tokenizer.json", tmp_path / "other.json")
+    other = tiny_models.build("qwen2", tmp_path / "other", tokenizer=tokenizer)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "draft.json").write_bytes(b"{}")
+    command = [
+        "run",
+        "-m",
+        str(gguf),
+        "-k",
+        "2",
+        "--numerics",
+        "fast",
+        "--backend",
+        "openvino",
+        "-n",
+        "2",
+        "--raw",
+        "--yes",
+    ]
+    for draft, error, said in (
+        (tmp_path / "nothing" / "here", NoSuchModel, "no such draft; got .*here; allowed: auto, none, ngram"),
+        ("owner/name", SourceError, "cannot fetch owner/name"),
+        (tmp_path / "empty", EdgespecError, "neither bundle.json nor openvino_model.xml"),
+        (tmp_path / "other.json", SourceError, "not a model"),
+        (tmp_path / "damaged", BundleError, "draft.json is not a valid draft"),
+        (other, EdgespecError, "edgespec export"),
+        (tiny_models.write_gguf(other, tmp_path / "other.gguf"), IncompatiblePair, "does not fit target"),
+    ):
+        found = CliRunner().invoke(cli, [*command, "--draft", str(draft), "x"])
+        assert isinstance(found.exception, error), (draft, found.output, found.exception)
+        assert re.search(said, str(found.exception)) and "\n" not in str(found.exception)
+    ran = CliRunner().invoke(cli, [*command, "--draft", str(gguf), "x"])
+    assert ran.exit_code == 0, "a whole model drafts too"
 
 
 def test_a_tokenizer_without_a_table_of_texts_only_costs_the_draft(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from edgespec.commands.explain import explain
+from edgespec.explain import explain
 from edgespec.stats import Stats, accepted_by_place
 from edgespec.types import Round
 

@@ -9,9 +9,9 @@ import pytest
 
 from edgespec.backends.exact_widths import ExactWidths
 from edgespec.backends.fake import FakeModel, VirtualClock, random_table
-from edgespec.commands.explain import explain
 from edgespec.decode.policy import FixedLength, Plain
 from edgespec.decode.speculative import speculative
+from edgespec.explain import explain
 from edgespec.generation import Generation
 from edgespec.protocols import Drafter, Policy
 from edgespec.sampling_params import SamplingParams

@@ -90,7 +90,7 @@ def test_output_is_the_oracles_where_the_first_forward_reads_the_end_of_the_prom
         assert list(target.cache.tokens) == context[:-1]
         unread = len(PROMPT) - 1
         assert [r.read for r in stats.rounds] == [unread] + [0] * (len(stats.rounds) - 1)
-        assert target.widths[0] == unread + 1 + stats.rounds[0].evaluated
+        assert target.widths[0] == unread + stats.rounds[0].tokens
         assert stats.decoded == stats.committed - stats.rounds[0].committed
         again, stats, _ = run(drafter, MODES[mode], k, target=target)  # nothing is unread this time
         assert again == context and stats.rounds[0].read == 0

@@ -208,6 +208,17 @@ def test_a_long_prompt_is_read_in_chunks_and_a_longer_one_goes_on(model: OpenVIN
 
 
 @pytest.mark.slow
+def test_a_long_window_has_one_mask(on_cpu: None, tiny_fast_ir: Path) -> None:
+    """By default the plugin makes graphs of several lengths of it, and the first has a shorter mask."""
+    model = load_npu(tiny_fast_ir, capacity=2048)
+    model.prefill(TEXT[:20])
+    early = model.forward([8]).logits[0].copy()
+    model.prefill((TEXT * 4)[:1500])
+    model.prefill(TEXT[:20])
+    assert close(model, model.forward([8]).logits[0], early)
+
+
+@pytest.mark.slow
 def test_what_was_rejected_is_not_read_again(model: OpenVINONPUModel, tiny_ir: Path) -> None:
     """Rows that a longer forward wrote behind this one's are masked."""
     full = load_ir(tiny_ir)

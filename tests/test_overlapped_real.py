@@ -136,7 +136,9 @@ def test_stop_strings_formats_and_turns_of_a_chat(pipeline: Pipeline, overlappin
         assert (ours.text, ours.finish_reason) == (theirs.text, theirs.finish_reason)
 
 
-@pytest.mark.parametrize("error", [RuntimeError("the engine is gone"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), pytest.param(RuntimeError("the engine is gone"), marks=pytest.mark.slow)]
+)
 def test_whatever_ends_a_text_the_next_one_is_right(
     pipeline: Pipeline, overlapping: Pipeline, shipped: SmallModel, error: BaseException
 ) -> None:
@@ -161,6 +163,7 @@ def test_whatever_ends_a_text_the_next_one_is_right(
         assert pipeline.generate(ids, **options).token_ids == expected, "nor is another schedule's"
 
 
+@pytest.mark.slow
 def test_a_draft_that_shares_no_context_length_ends_its_guesses_and_not_the_text(
     pipeline: Pipeline, overlapping: Pipeline, shipped: SmallModel
 ) -> None:

@@ -162,7 +162,7 @@ def test_what_editors_ask_a_server_for(client: TestClient) -> None:
         ("/detokenize", {"tokens": [-1]}, 400),
         ("/tokenize", {"content": 3}, 400),
         ("/slots/0?action=x", {}, 400),
-        ("/slots/0?action=save", {"filename": "a.bin"}, 501),
+        ("/slots/99?action=save", {"filename": "a.bin"}, 400),
     ],
 )
 def test_bad_requests_have_the_shape_that_clients_know(

@@ -260,7 +260,7 @@ def accepted_of(pair: Path) -> float:
         (["fastdraft", "default", "-o", "{}", "--corpus", "{}"], "no shards in the corpus"),
         (
             ["fastdraft", "default", "-o", "{}", "--corpus", "{}", "--corpus-tokens", "9"],
-            "shards that are made already",
+            "what is made already",
         ),
         (["fastdraft", "default", "-o", "{}", "--from-draft", "{}"], "no trained draft there"),
         (["fastdraft", "qwen2.5-1.5b", "-o", "{}"], "an OpenVINO model already"),

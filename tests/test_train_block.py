@@ -207,7 +207,10 @@ def test_total_variation_is_the_share_of_draws_that_are_rejected() -> None:
         ([], "no hidden states there"),
     ],
 )
-def test_bad_input_is_one_line(options: list[str], line: str, target_folder: Path, tmp_path: Path) -> None:
-    result = run("train", "block", target_folder, "-o", tmp_path / "work", "--states", tmp_path, *options)
+def test_bad_input_is_one_line(
+    options: list[str], line: str, target: Path, target_folder: Path, tmp_path: Path
+) -> None:
+    command = ["train", "block", target, "-o", tmp_path / "work", "--embeddings-from", target_folder]
+    result = run(*command, "--states", tmp_path, *options)
     assert isinstance(result.exception, SettingError)
     assert line in str(result.exception)

@@ -12,6 +12,7 @@ import pytest
 from edgespec import SamplingParams, bundle, draft_folder, load
 from edgespec.backends.openvino.runtime import ov
 from edgespec.backends.openvino.static_graph import OpenVINOStaticGraph
+from edgespec.decode.policy import FixedLength
 from edgespec.drafters.redrafter import ReDrafter
 from edgespec.errors import SettingError
 
@@ -21,13 +22,17 @@ pytest.importorskip("accelerate", reason="training needs the train extra")
 import torch
 from click.testing import Result
 
+from edgespec_train import report, table
 from edgespec_train.corpus import shards
 from edgespec_train.corpus.replay import Choice, replay
 from edgespec_train.corpus.states import States
 from edgespec_train.draft_model import choose_vocabulary, invert
 from edgespec_train.redrafter import graph, warm_start
 from edgespec_train.redrafter.head import Head, HeadShape
+from edgespec_train.redrafter.recipe import Options, write
 from edgespec_train.redrafter.training import LookAhead
+from edgespec_train.ship_head import TrainedHead, pack_head
+from edgespec_train.weights_read import bytes_read
 from tests import test_train, test_train_ready_corpus
 from tests.test_train import VOCAB, run
 
@@ -185,12 +190,60 @@ def test_the_command_trains_packs_and_goes_on_and_the_draft_changes_no_token(
         vocab_size=VOCAB,
     )
     assert beams.longest == 2 and beams.hidden_size == States(states).hidden_size
+    for numerics, trees in (("fast", True), ("exact", False)):
+        loaded = load(target, draft=str(packed), backend="openvino", numerics=numerics)  # type: ignore[arg-type]
+        assert loaded.target.capabilities.tree == trees
+        made = loaded.generate([5, 6, 7, 8], policy=FixedLength(loaded.drafter.last, 4), max_new_tokens=24)  # type: ignore[attr-defined]
+        assert (max(r.proposed for r in made.stats.rounds) > 2) == trees, "two beams of two tokens, folded"
+        if not trees:
+            assert made.token_ids == plain.generate([5, 6, 7, 8], max_new_tokens=24).token_ids
 
 
-def test_settings_that_cannot_be_are_named(target: Path, states: Path, tmp_path: Path) -> None:
-    command = ["train", "redrafter", target, "-o", tmp_path / "work", "--states", states, "--layers"]
+def test_each_step_reads_its_matrices_again(tmp_path: Path) -> None:
+    head = made(HeadShape(LAYERS, state=32))
+    read = []
+    for k in (1, 2, 3):
+        opened(graph.chain(head, np.array([3]), k), tmp_path)
+        read.append(bytes_read(tmp_path / "openvino_model.xml"))
+    of_a_step = sum(part.numel() for name, part in head.named_parameters() if part.ndim > 1 and "states" not in name)
+    of_a_step += head.table.numel() - head.first.weight.numel()
+    assert read[2] - read[1] == read[1] - read[0]
+    assert of_a_step <= read[1] - read[0] < 1.15 * of_a_step
+
+
+def test_a_head_of_a_folder_is_judged_without_lookups(
+    target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the table always, except for "auto"; by evaluate if it is asked to."""
+    head, pair = made(HeadShape(LAYERS, state=32)), bundle.read(target)
+    ids = np.array([*range(IDS - 1), -1], np.int32)
+    options = Options(draft_length=2)
+    trained = TrainedHead("redrafter", ids, LAYERS, lambda xml: write(head, ids, options, xml), "int8", {})
+    packed = pack_head(trained, pair, str(target), tmp_path / "packed", ("Tiny-Model",))
+    assert draft_folder.read(packed).manifest.target_names == ("tiny-model",)
+    judged: list[str] = []
+    of = table.figures
+
+    def recording(pipeline: Any, *given: Any, **more: Any) -> Any:
+        judged.append(pipeline.drafter.name)
+        return of(pipeline, *given, **more)
+
+    for module in (table, report):
+        monkeypatch.setattr(module, "figures", recording)
+    (tmp_path / "p.jsonl").write_text(json.dumps({"kind": "a", "text": "hello there"}) + "\n")
+    same = ["-m", target, "--prompts", tmp_path / "p.jsonl", "--new-tokens", 4, "--timed", 0, "-t", 0, "-k", 2]
+    assert run("train", "table", *same, "--draft", packed, "--draft", "auto").exit_code == 0
+    for options_ in ([], ["--alone"]):
+        assert run("train", "evaluate", *same, "--draft", packed, *options_).exit_code == 0
+    assert judged == ["redrafter", "ngram+pool", "ngram+pool+redrafter", "redrafter"]
+
+
+def test_settings_that_cannot_be_are_named(target_folder: Path, target: Path, states: Path, tmp_path: Path) -> None:
+    command = ["train", "redrafter", target, "-o", tmp_path / "work", "--states", states]
+    command += ["--embeddings-from", target_folder, "--layers"]
     for options, said in (
-        (["2,9"], "no hidden states of these layers"),
+        (["2,9"], "no such layer of the target; got 9; allowed: 0 to 3"),
+        (["1,3"], "no hidden states of these layers"),
         (["2,3", "--vocabulary", 20, "--beams", 30], "beams"),
     ):
         with pytest.raises(SettingError, match=said):

@@ -121,6 +121,16 @@ def export_ir(folder: Path, out: Path, kind: str = "f32", **weights: Any) -> Pat
     return out / raw.name
 
 
+def with_two_tokens_swapped(tokenizer: Path, out: Path) -> Path:
+    """Another vocabulary of the same size."""
+    raw = json.loads(tokenizer.read_text(encoding="utf-8"))
+    ids = raw["model"]["vocab"]
+    first, second = [*ids][-2:]
+    ids[first], ids[second] = ids[second], ids[first]
+    out.write_text(json.dumps(raw), encoding="utf-8")
+    return out
+
+
 def write_gguf(
     folder: Path, path: Path, more: Mapping[str, Any] | None = None, keys: Mapping[str, Any] | None = None
 ) -> Path:

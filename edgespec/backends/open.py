@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgespec import cache
+from edgespec.backends.cores import kind_of
 from edgespec.errors import BackendError, SettingError
-from edgespec.types import Backend, Numerics
+from edgespec.types import Backend, KVPath, Numerics
 
 if TYPE_CHECKING:
     from edgespec.backends.engine_model import PaddedModel
@@ -22,9 +24,10 @@ class Opening:
     graph: the .xml of an IR, or an .onnx file. form: the .onnx of edgespec's own form, if the bundle has one; it may be
     ``graph`` itself. device: a device that exists, by its engine's name.
     numerics: None is exact where that is known to hold. capacity: rows of KV cache.
-    context_length: rows that the model was made for. layers: whose hidden states it returns.
+    context_length: rows that the model was made for. layers: whose hidden states it returns. trees: whether its drafter
+    drafts trees.
     threads: how many it computes with on the CPU. None: the engine's own choice, which is all cores.
-    say: reports slow steps.
+    say: reports slow steps. kv: where OpenVINO keeps keys and values; None: the device's own way.
     """
 
     graph: Path
@@ -34,9 +37,11 @@ class Opening:
     capacity: int
     context_length: int
     layers: tuple[int, ...]
+    trees: bool
     is_draft: bool
     say: Callable[[str], None]
     threads: int | None = None
+    kv: KVPath | None = None
 
 
 def is_ready(graph: Path) -> bool:
@@ -50,10 +55,12 @@ def open_model(name: Backend, opening: Opening) -> PaddedModel:
 
 
 def _openvino(opening: Opening) -> PaddedModel:
+    from edgespec.backends.openvino import rollback_check
     from edgespec.backends.openvino.npu_settings import is_npu
     from edgespec.backends.openvino.paged import OpenVINOPagedModel
     from edgespec.backends.openvino.runtime import core
     from edgespec.backends.openvino.settings import Settings
+    from edgespec.backends.openvino.stateful_model import OpenVINOStatefulModel
 
     device = opening.device
     if is_ready(opening.graph):
@@ -71,20 +78,37 @@ def _openvino(opening: Opening) -> PaddedModel:
             is_draft=opening.is_draft,
             say=opening.say,
         )
-    settings = Settings.of_draft(device) if opening.is_draft else Settings.make(device, opening.numerics)
+    target = Settings.make(device, opening.numerics, trees=opening.trees)
+    settings = Settings.of_draft(device) if opening.is_draft else target
     if opening.threads is not None and device.startswith("CPU"):
         settings = settings.with_threads(opening.threads)
+    settings = settings.with_cores(device)
+    on_cpu, plugin = device.startswith("CPU"), "CPU" if kind_of(device) else device
     # On CPU the engine's model cache saves nothing (docs/log/engines.md); on GPU it keeps compiled kernels.
-    kernels = None if device.startswith("CPU") else cache.cache_dir() / "compiled"
-    return OpenVINOPagedModel(
+    kernels = None if on_cpu else cache.cache_dir() / "compiled"
+    paged = partial(
+        OpenVINOPagedModel,
         core(),
         opening.graph,
-        device,
+        plugin,
         settings,
         capacity=opening.capacity,
         layers=opening.layers,
         cache_dir=kernels,
     )
+    stateful = partial(
+        OpenVINOStatefulModel,
+        core(),
+        opening.graph,
+        plugin,
+        Settings.over_states(device).with_cores(device),
+        capacity=opening.capacity,
+        layers=opening.layers,
+        cache_dir=kernels,
+    )
+    if opening.kv == "stateful" or (opening.kv is None and not on_cpu):
+        return stateful()
+    return paged() if on_cpu else rollback_check.either(paged, stateful, device, opening.say)
 
 
 def _onnxruntime(opening: Opening) -> PaddedModel:
@@ -93,7 +117,7 @@ def _onnxruntime(opening: Opening) -> PaddedModel:
     from edgespec.backends.openvino.runtime import cpu_name
 
     device = opening.device
-    numerics: Numerics | None = "fast" if opening.is_draft or device != "CPU" else opening.numerics
+    numerics: Numerics | None = "fast" if opening.is_draft or not device.startswith("CPU") else opening.numerics
     if numerics == "fast" and opening.numerics == "exact" and not opening.is_draft:
         raise SettingError(f"numerics exact is only known to hold on CPU; device {device}", hint="use fast here")
     if opening.form is not None:

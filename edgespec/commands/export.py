@@ -29,6 +29,15 @@ FORMATS = ("openvino", "onnx", "both")
     show_default=True,
     help="For which engine. ONNX then runs with nothing to write first; both share most weights.",
 )
+@click.option(
+    "--adaptive-token",
+    "adaptive_tokens",
+    type=int,
+    multiple=True,
+    metavar="ID",
+    help="Placeholder that SOURCE was trained to guess at (SDSAT). One for all places, or one for each.",
+)
+@click.option("--adaptive-count", type=int, metavar="N", help="How many of them follow a token.")
 @click.option("--aot", is_flag=True, help="Compile the models for the NPU of this machine too, into the bundle.")
 @click.option("--trust-remote-code", is_flag=True, help="Run Python code that comes with SOURCE.")
 @click.option("--force", is_flag=True, help="Replace the bundle at DIR.")
@@ -43,6 +52,8 @@ def command(
     sym: bool,
     ratio: float | None,
     output_format: str,
+    adaptive_tokens: tuple[int, ...],
+    adaptive_count: int | None,
     aot: bool,
     trust_remote_code: bool,
     force: bool,
@@ -54,6 +65,9 @@ def command(
     bundle's path. The result is compared with the original on a page of text; the figures go into bundle.json.
 
     With --draft and the folder of a trained draft, SOURCE is a bundle too: the draft is added to a copy of it.
+
+    With --adaptive-token the target drafts for itself: edgespec run -m DIR --draft adaptive "...", or
+    --draft adaptive-one-forward.
 
     With --format onnx or both, SOURCE may be a bundle: its models get the ONNX form, in a new bundle.
 
@@ -80,6 +94,8 @@ def command(
         weights=own,
         draft_weights=draft_own,
         format=output_format,
+        adaptive_tokens=adaptive_tokens,
+        adaptive_count=adaptive_count,
         trust_remote_code=trust_remote_code,
         force=force,
         verbose=verbose,

@@ -11,7 +11,7 @@ import click
 
 from edgespec.errors import EdgespecError, SettingError
 from edgespec.sampling_params import SamplingParams
-from edgespec.types import Backend, GGUFWeights, Prefer, Schedule, Verification
+from edgespec.types import Backend, GGUFWeights, KVPath, Prefer, Schedule, Verification
 
 if TYPE_CHECKING:
     from edgespec.pipeline import Pipeline
@@ -89,6 +89,11 @@ _LOADING = [
         type=click.Choice(get_args(Schedule)),
         help="overlapped: the draft model drafts while the target verifies, each on its own device or cores. Default: "
         "synchronous, unless overlapped was measured to be faster here.",
+    ),
+    click.option(
+        "--kv",
+        type=click.Choice(get_args(KVPath)),
+        help="Where OpenVINO keeps keys and values. Default: paged on CPU, stateful elsewhere (fast numerics).",
     ),
     weights_option,
     accept_licence,

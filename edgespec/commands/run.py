@@ -92,7 +92,7 @@ def command(
     screen.write("\n")
     click.echo(summary(stream.result), err=True)
     if explain:
-        from edgespec.commands.explain import explain as in_words
+        from edgespec.explain import explain as in_words
 
         stats = stream.result.stats
         words = [*in_words(stats, pipeline.expected_plain_s(stats)), _engine(stream.result, load_options["backend"])]

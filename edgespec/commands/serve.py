@@ -74,6 +74,7 @@ def command(
     from edgespec.server import found, terminal
     from edgespec.server.address import Address
     from edgespec.server.app import Shutdown, application
+    from edgespec.server.chat.routes import ChatPage
     from edgespec.server.fields import seconds
     from edgespec.server.listen import Listener
     from edgespec.server.offers import fetcher, offers
@@ -117,6 +118,7 @@ def command(
             hosts=hosts,
             origins=allow_origin,
             shutdown=Shutdown(record.token, lambda: listener.stop()) if record else None,
+            more=ChatPage(service, found.data_dir() / "chats.sqlite").routes(),
         )
         listener = Listener(terminal.RefusedLines(app), service, address, begin=lambda: _begin(service, names, address))
         try:

@@ -6,11 +6,21 @@ from pathlib import Path
 from typing import Any, get_args
 
 import click
-from click.core import ParameterSource
 
 from edgespec.bench.report import show
 from edgespec.commands.options import accept_licence, fetch_options, model_options
-from edgespec.commands.training_options import PATH, corpus_options, head_options, output, say
+from edgespec.commands.train_sdsat import sdsat
+from edgespec.commands.training_options import (
+    PATH,
+    PLAN,
+    called,
+    check_head_options,
+    corpus_options,
+    head_options,
+    output,
+    refuse_with_ready,
+    say,
+)
 from edgespec.errors import SettingError
 from edgespec.types import Backend
 
@@ -35,7 +45,9 @@ def corpus(target: str, output: Path, **plan: Any) -> None:
 @click.argument("target")
 @click.option("--corpus", "corpus_folder", type=PATH, metavar="DIR", required=True, help="The shards to read.")
 @click.option("-o", "--output", metavar="DIR", required=True, type=PATH, help="The folder to fill.")
-@click.option("--layers", metavar="I,J,...", help="Keep the states of these layers; the last is the output head's.")
+@click.option(
+    "--layers", metavar="I,J,...", help="Whose states are kept; none: of no layer.  [default: as train block]"
+)
 @click.option("--longest", type=click.IntRange(2), default=448, show_default=True, help="Most tokens of a text.")
 @click.option(
     "--prompt-share", type=click.FloatRange(0, 1), default=0.45, show_default=True, help="Most of it that is prompt."
@@ -52,11 +64,7 @@ def states(target: str, corpus_folder: Path, output: Path, layers: str | None, *
     """
     from edgespec_train import replay_corpus
 
-    try:
-        numbers = tuple(int(layer) for layer in layers.split(",")) if layers else ()
-    except ValueError as error:
-        raise SettingError("layers of the target", got=layers, allowed="numbers with commas, as 2,14,28") from error
-    click.echo(replay_corpus(target, corpus_folder, output, say, numbers, **choice))
+    click.echo(replay_corpus(target, corpus_folder, output, say, layers, **choice))
 
 
 @command.command()
@@ -126,26 +134,17 @@ def fastdraft(context: click.Context, /, target: str, output: Path, **options: A
     """
     from edgespec_train import train_fastdraft
 
-    plan = {name: options.pop(name) for name in ("corpus_tokens", "folders", "exclude", "new_tokens", "ray")}
-    plan |= {name: options.pop(name) for name in ("texts_per_shard", "corpus_seed")}
+    plan = {name: options.pop(name) for name in PLAN}
     # Plain text is read from --folder too, and benchmarks are left out of it.
     of_plain = {"folders", "exclude"} if options["pretrain_tokens"] or options["continue_tokens"] else set()
-    given = [
-        "--folder" if name == "folders" else f"--{name.replace('_', '-')}"
-        for name in plan
-        if name not in of_plain and context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-    ]
-    if given and options["corpus_folder"]:
-        raise SettingError(
-            "--corpus names shards that are made already", got=", ".join(given), hint="leave out one of them"
-        )
+    refuse_with_ready(context, "corpus_folder", plan.keys() - of_plain)
     click.echo(train_fastdraft(target, output, say, plan, options))
 
 
 @command.command()
 @click.argument("target")
 @output
-@head_options(layers="14,25,28")
+@head_options()
 @click.option(
     "--state", type=click.IntRange(0), default=768, show_default=True, help="Width of the recurrence; 0: none."
 )
@@ -175,26 +174,28 @@ def fastdraft(context: click.Context, /, target: str, output: Path, **options: A
     help="Of what a round reads once.",
 )
 @click.option("--embeddings-from", metavar="SOURCE", help="A checkpoint of TARGET that torch reads.")
-def redrafter(target: str, output: Path, **options: Any) -> None:
+@click.pass_context
+def redrafter(context: click.Context, /, target: str, output: Path, **options: Any) -> None:
     """Train a recurrent head for TARGET (ReDrafter, arXiv 2403.09919); prints the folder to use with --draft.
 
-    It drafts in one inference, from the hidden states of TARGET's last row; the last of --layers is the final one. Each
+    It drafts in one inference, from the hidden states of TARGET's last row. The last of --layers is the final one. Each
     step of the look-ahead is trained on a --share of the places of the step before it. All work is in DIR; after an
     interruption the same command goes on. After training it packs with other --weights, --draft-length or --beams.
 
     \b
-    edgespec train redrafter default --layers 30 -o work --corpus-tokens 300000
+    edgespec train redrafter default -o work --corpus-tokens 300000
     edgespec run -m default --draft work/draft "Hello"
     """
     from edgespec_train import train_head
 
+    check_head_options(context)
     click.echo(train_head("redrafter", target, output, say, options))
 
 
 @command.command()
 @click.argument("target")
 @output
-@head_options(layers="14,25,28", learning_rate=3e-4)
+@head_options(learning_rate=3e-4)
 @click.option("--block", type=click.IntRange(1, 16), default=5, show_default=True, help="Tokens of a draft.")
 @click.option("--window", type=click.IntRange(1), default=32, show_default=True, help="Rows of states that are read.")
 @click.option("--width", type=click.IntRange(2), default=640, show_default=True)
@@ -209,7 +210,8 @@ def redrafter(target: str, output: Path, **options: Any) -> None:
 @click.option("--fit-rows", type=click.IntRange(0), default=60_000, show_default=True, help="To fit before training.")
 @click.option("--weights", type=click.Choice(["int8", "int4", "f16", "f32"]), default="int8", show_default=True)
 @click.option("--embeddings-from", metavar="SOURCE", help="A checkpoint of TARGET that torch reads.")
-def block(target: str, output: Path, **options: Any) -> None:
+@click.pass_context
+def block(context: click.Context, /, target: str, output: Path, **options: Any) -> None:
     """Train a block drafter for TARGET (as DFlash and DSpark); prints the folder to use with --draft.
 
     It drafts a block of tokens in one inference, from the hidden states of TARGET's last rows; the last of --layers is
@@ -217,11 +219,12 @@ def block(target: str, output: Path, **options: Any) -> None:
     command goes on. After training it packs with other --weights.
 
     \b
-    edgespec train block default --layers 15,27,30 -o work --corpus-tokens 300000
+    edgespec train block default -o work --corpus-tokens 300000
     edgespec run -m default --draft work/draft "Hello"
     """
     from edgespec_train import train_head
 
+    check_head_options(context)
     click.echo(train_head("block", target, output, say, options))
 
 
@@ -231,7 +234,7 @@ def block(target: str, output: Path, **options: Any) -> None:
 @click.option("-o", "--output", metavar="DIR", required=True, type=PATH, help="The folder to write.")
 @click.option("--weights", type=click.Choice(["int8", "int4", "f16", "f32"]), default="int4", show_default=True)
 @click.option("--group-size", type=int, metavar="N", help="Weights that share a step in int4.  [default: 128]")
-@click.option("--called", "target_names", multiple=True, metavar="NAME", help="What other files of TARGET begin with.")
+@called
 @click.option("--licence", metavar="ID", help="Of the draft.  [default: the target's]")
 @click.option(
     "--corpus", type=PATH, metavar="DIR", help="The shards it was trained on, to check it and for the record."
@@ -266,6 +269,7 @@ def pack(**packing: Any) -> None:
 @click.option("--texts", "recorded", type=PATH, metavar="FILE", help="Keep what the target writes, for other drafts.")
 @click.option("--held-out", type=PATH, metavar="CORPUS", help="Take the greedy texts of CORPUS not trained on.")
 @click.option("--timed", type=click.IntRange(0), default=2, show_default=True, help="Texts to time in each category.")
+@click.option("--alone", is_flag=True, help="Judge the model or head of --draft without the lookups beside it.")
 def evaluate(
     prompts: Path | None,
     new_tokens: int,
@@ -274,6 +278,7 @@ def evaluate(
     per_category: int | None,
     recorded: Path | None,
     held_out: Path | None,
+    alone: bool,
     **options: Any,
 ) -> None:
     """What a pair's drafter is worth, by category: acceptance by position, tokens per forward, MBSU, measured speed-up.
@@ -284,6 +289,7 @@ def evaluate(
     from edgespec.commands.fetching import fetch_first
     from edgespec.loading import load
     from edgespec_train.evaluate import LENGTHS
+    from edgespec_train.report import alone as without_lookups
     from edgespec_train.report import evaluate_pair
 
     options["ref"] = options.pop("model")
@@ -298,6 +304,8 @@ def evaluate(
         raise SettingError("number of draft tokens", got=k, allowed=allowed, setting="num_draft_tokens")
     fetch_first(options)
     pipeline = load(**options, progress=True)
+    if alone:
+        without_lookups(pipeline)
     evaluate_pair(
         *(pipeline, prompts),
         new_tokens=new_tokens,
@@ -312,7 +320,14 @@ def evaluate(
 
 @command.command()
 @click.option("--model", "-m", metavar="REF", default="default", show_default=True, help="The target.")
-@click.option("--draft", "drafts", multiple=True, required=True, metavar="REF", help="One to judge; may be repeated.")
+@click.option(
+    "--draft",
+    "drafts",
+    multiple=True,
+    required=True,
+    metavar="REF",
+    help="One to judge alone; may be repeated. auto: with all lookups.",
+)
 @click.option("-k", "k", type=click.IntRange(1, 8), default=3, show_default=True, help="Tokens to draft each round.")
 @click.option("--temperature", "-t", type=click.FloatRange(0), default=0.6, show_default=True, help="Beside greedy.")
 @click.option(
@@ -356,3 +371,6 @@ def latency(model: str, rounds: int) -> None:
         say(f"{rows[-1][0]}: {timed.step_ms:.2f} ms, {timed.ratio:.3f} of a step of the target")
     columns = ["draft", "MB", "ms a step", "of a target step"]
     show("latency of draft shapes", columns, rows, {"shapes": {row[0]: row[1:] for row in rows}})
+
+
+command.add_command(sdsat)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
+
+from edgespec.errors import SettingError
 
 PATH = click.Path(path_type=Path)
+called = click.option(
+    "--called", "target_names", multiple=True, metavar="NAME", help="What other files of TARGET begin with."
+)
 output = click.option("-o", "--output", metavar="DIR", required=True, type=PATH, help="Work folder.")
 _OF_CORPUS = [
     click.option("--corpus-tokens", type=click.IntRange(1), default=1_000_000, show_default=True, metavar="N"),
@@ -21,6 +27,12 @@ _OF_CORPUS = [
 ]
 
 
+PLAN = ("corpus_tokens", "folders", "exclude", "new_tokens", "ray", "texts_per_shard", "corpus_seed")
+"""options that say how a corpus is made"""
+_CHOICE = {"longest", "prompt_share", "state_tokens"}
+"""options that say which texts of a corpus a head is trained on"""
+
+
 def say(line: str) -> None:
     click.echo(line, err=True)
 
@@ -31,12 +43,16 @@ def corpus_options(function: Any) -> Any:
     return function
 
 
-def head_options(*, layers: str, vocabulary: int = 8192, learning_rate: float = 1e-3) -> Callable[[Any], Any]:
+def head_options(*, vocabulary: int = 8192, learning_rate: float = 1e-3) -> Callable[[Any], Any]:
     """Of a head, with a recipe's own defaults: the corpus, its states, and the schedule."""
     some = [
         click.option("--corpus", "corpus_folder", type=PATH, metavar="DIR", help="Shards made before."),
         click.option("--states", "states_folder", type=PATH, metavar="DIR", help="Made by: edgespec train states."),
-        click.option("--layers", default=layers, show_default=True, metavar="I,J,...", help="Whose states it reads."),
+        click.option(
+            "--layers",
+            metavar="I,J,...",
+            help="Whose states it reads.  [default: half and nine tenths of the way, and the last]",
+        ),
         click.option(
             "--longest", type=click.IntRange(2), default=448, show_default=True, help="Most tokens of a text."
         ),
@@ -51,6 +67,7 @@ def head_options(*, layers: str, vocabulary: int = 8192, learning_rate: float = 
         click.option("--precision", type=click.Choice(["f32", "bf16"]), default="f32", show_default=True),
         click.option("--evaluate-every", type=click.IntRange(1), default=200, show_default=True, metavar="STEPS"),
         click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
+        called,
     ]
 
     def add(function: Any) -> Any:
@@ -59,3 +76,27 @@ def head_options(*, layers: str, vocabulary: int = 8192, learning_rate: float = 
         return corpus_options(function)
 
     return add
+
+
+def check_head_options(context: click.Context) -> None:
+    """Raises SettingError for options of a head that contradict each other."""
+    refuse_with_ready(context, "states_folder", {"corpus_folder", *PLAN, *_CHOICE})
+    refuse_with_ready(context, "corpus_folder", PLAN)
+
+
+def refuse_with_ready(context: click.Context, ready: str, names: Collection[str]) -> None:
+    """Raises SettingError if a folder is named that is there already, and options that say how to make it.
+
+    ready: parameter of the folder. names: parameters of those options.
+    """
+    if context.params[ready] is None:
+        return
+    options = {option.name: max(option.opts, key=len) for option in context.command.params if option.name}
+    given = [
+        option
+        for name, option in options.items()
+        if name in names and context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    ]
+    if given:
+        what = f"{options[ready]} names what is made already"
+        raise SettingError(what, got=", ".join(given), hint="leave out one of them")

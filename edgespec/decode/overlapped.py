@@ -67,8 +67,8 @@ class Guesses:
         """That all of them are right, by the draft's own scores."""
         return prod(self.scores)
 
-    def first(self, n: int) -> Draft:
-        """The next draft."""
+    def next_draft(self, n: int) -> Draft:
+        """The first of them, to be verified."""
         return Draft(tuple(self.tokens[:n]), scores=tuple(self.scores[:n]))
 
     def add(self, draft: Draft) -> None:
@@ -135,7 +135,7 @@ class _Pace:
         known_s = self._forward_s.get(self._width)
         return known_s is None or self._began + known_s - self._clock() >= _LEAST_SHARE * self._step_s
 
-    def done(self, read: bool) -> None:
+    def update(self, read: bool) -> None:
         """The forward is done. read: it read a prompt too, and says nothing of its width."""
         if read:
             return
@@ -193,14 +193,14 @@ def overlapped(
 
     while budget_left > 0:
         t0 = clock()
-        draft = guesses.first(min(most, budget_left - 1, target.free_width - 1))
+        draft = guesses.next_draft(min(most, budget_left - 1, target.free_width - 1))
         check_draft(draft, drafter.name, target)
         width = 1 + len(draft) if widths is None else widths.width(1 + len(draft), len(context))
         target.start([context[-1], *draft.tokens], width=width)
         pace.begin(width)
         _go_on(target, drafter, context, guesses, pause, pace, min(look_ahead, budget_left), least_chance, constraint)
         step = target.wait()
-        pace.done(step.prompt_rows > 0)
+        pace.update(step.prompt_rows > 0)
         t2 = clock()
         assert guesses.context_length == len(context), "guesses of another text"
         verdict = verify(draft, masked(step.logits, draft, constraint), context, params).until(stop, budget_left)

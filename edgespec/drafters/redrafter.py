@@ -81,9 +81,6 @@ class ReDrafter(StepwiseDrafter):
     def reset(self) -> None:
         self._state.reset()
 
-    def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
-        return self.propose_while(context, k, lambda scores: True, allowed)
-
     def propose_while(
         self,
         context: Sequence[int],

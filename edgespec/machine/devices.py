@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from edgespec.backends.cores import kind_of, kinds
 from edgespec.errors import DeviceError
 
 
@@ -79,6 +80,10 @@ def require_device(name: str) -> str:
     from edgespec.backends.openvino import npu_settings
     from edgespec.backends.openvino.runtime import core
 
+    if kind := kind_of(name):
+        if kind not in kinds():
+            raise DeviceError("this CPU has cores of one kind", got=name, allowed="CPU", hint="see: edgespec doctor")
+        return name
     if providers.is_other(name):
         providers.require(name)
         return name

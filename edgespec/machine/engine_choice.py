@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import get_args
 
 from edgespec import cache
+from edgespec.backends.cores import kinds
 from edgespec.backends.onnx import providers
 from edgespec.errors import BackendError, ConversionError, SettingError, SourceError
 from edgespec.machine import engine_comparison, measurement_store
@@ -55,7 +56,8 @@ def named(asked: str | None, device: str) -> Backend | None:
 
 
 def places() -> list[Place]:
-    """Every device here, with the engines that run models on it; the CPU's first. EDGESPEC_BACKEND leaves one engine.
+    """Every device here, with the engines that run models on it; the CPU's first. A hybrid CPU's kinds of cores are
+    devices too. EDGESPEC_BACKEND leaves one engine.
 
     Raises SettingError like ``named``.
     """
@@ -64,6 +66,8 @@ def places() -> list[Place]:
         others = [name for name, state in onnx_devices().items() if state == "here"]
         found[1:1] = [Place("CPU", "onnxruntime")]
         found += [Place(name, "onnxruntime") for name in others]
+    of_cpu = [place.backend for place in found if place.device == "CPU"]
+    found += [Place(f"CPU.{kind}", backend) for kind in kinds() for backend in of_cpu]
     asked = named(None, "CPU") if os.environ.get("EDGESPEC_BACKEND") else None
     return [place for place in found if asked in (None, place.backend)]
 
@@ -84,7 +88,7 @@ def of_ready(graph: Path, asked: str | None, device: str, hint: str | None = Non
 def of_draft(asked: Backend | None, device: str, target: Backend) -> Backend:
     """The engine of a draft model: the one asked for, else that of its device. On the CPU, its target's."""
     found = named(asked, device) if asked or providers.is_other(device) else None
-    return found or (target if device == "CPU" else "openvino")
+    return found or (target if device.split(".")[0] == "CPU" else "openvino")
 
 
 def faster(

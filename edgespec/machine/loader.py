@@ -22,7 +22,7 @@ from edgespec.machine.devices import require_device
 from edgespec.machine.engine_comparison import Comparison, Engine
 from edgespec.machine.measure_forwards import call_seconds, exact_widths, forward_times
 from edgespec.machine.progress_line import ProgressLine
-from edgespec.types import Backend, Numerics
+from edgespec.types import Backend, KVPath, Needs, Numerics
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,6 +49,8 @@ class Machine:
         self.progress = progress
         self.accept_licence = accept_licence
         self._threads = threads
+        self.kv: KVPath | None = None
+        """where OpenVINO keeps keys and values; None: the device's own way"""
         self._say = ProgressLine(progress)
 
     def model(
@@ -61,9 +63,9 @@ class Machine:
         numerics: Numerics | None = None,
         is_draft: bool = False,
         context_length: int | None = None,
-        layers: tuple[int, ...] = (),
+        needs: Needs | None = None,
     ) -> PaddedModel:
-        """layers: those whose hidden states the model is compiled to return."""
+        """needs: what it is compiled for."""
         capacity = min(self.capacity, context_length or self.capacity)
         graph = self._path(bundle, model)
         if is_draft and is_ready(graph):  # whatever its target runs on
@@ -71,7 +73,7 @@ class Machine:
         form = self._form(bundle, model) if backend == "onnxruntime" else None
         # The search for exact widths needs this room, even if the context is limited to less afterwards.
         rows = max(capacity, ROWS_NEEDED)
-        opening = self._opening(bundle, graph, form, device, numerics, rows, layers=layers, is_draft=is_draft)
+        opening = self._opening(bundle, graph, form, device, numerics, rows, needs=needs or Needs(), is_draft=is_draft)
         try:
             loaded = open_model(backend, opening)
         except (*engine_choice.REFUSALS, DeviceError) as error:
@@ -123,7 +125,7 @@ class Machine:
         ONNX model runs on one engine only.
 
         trial: loads the target and its drafters on an engine, to be timed (see ``for_trial``).
-        layers: as for ``model``.
+        layers: those whose hidden states the model is compiled to return.
         """
         target = bundle.manifest.target
         graph = self._path(bundle, target)
@@ -217,7 +219,7 @@ class Machine:
     def _trial_opening(self, bundle: Bundle, numerics: Numerics | None, layers: tuple[int, ...]) -> Opening:
         target = bundle.manifest.target
         path, form = self._path(bundle, target), self._form(bundle, target)
-        return self._opening(bundle, path, form, "CPU", numerics, ROWS_NEEDED, layers=layers)
+        return self._opening(bundle, path, form, "CPU", numerics, ROWS_NEEDED, needs=Needs(layers))
 
     def _opening(
         self,
@@ -228,7 +230,7 @@ class Machine:
         numerics: Numerics | None,
         rows: int,
         *,
-        layers: tuple[int, ...] = (),
+        needs: Needs,
         is_draft: bool = False,
     ) -> Opening:
         """rows: of KV cache."""
@@ -239,10 +241,12 @@ class Machine:
             numerics=numerics,
             capacity=rows,
             context_length=bundle.manifest.generation.context_length,
-            layers=layers,
+            layers=needs.layers,
+            trees=needs.trees,
             is_draft=is_draft,
             say=self._say,
             threads=None if self._threads is None else self._threads.draft if is_draft else self._threads.target,
+            kv=self.kv,
         )
 
     def _path(self, bundle: Bundle, model: ModelFile) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from edgespec.backends.cores import kind_of
 from edgespec.load_options import LoadOptions
 from edgespec.machine.devices import AUTO
 from edgespec.types import Backend, Schedule
@@ -63,7 +64,7 @@ def plans(options: LoadOptions, places: Sequence[Place], *, has_model: bool, is_
 
     places: of this machine, the CPU's first. has_model: a draft model or head drafts, unless told otherwise.
     """
-    found = []
+    found: list[Plan] = []
     for target in _allowed(places, options.device, options.backend):
         if has_model:
             found += [Plan(target, draft=options.draft)] if is_head else _with_model(options, target, places)
@@ -81,7 +82,9 @@ def _with_model(options: LoadOptions, target: Place, places: Sequence[Place]) ->
             if options.schedule not in (None, schedule):
                 continue
             if schedule == "overlapped" and place.device == target.device != "CPU":
-                continue  # only a CPU's cores can be shared
+                continue  # only all cores of a CPU can be shared
+            if "CPU" in (place.device, target.device) and (kind_of(place.device) or kind_of(target.device)):
+                continue  # some cores beside all of them
             yield Plan(target, place, schedule, options.draft)
 
 

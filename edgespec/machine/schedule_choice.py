@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from edgespec import cache
-from edgespec.backends.cores import Threads, available_cores, shared
+from edgespec.backends.cores import Threads, available_cores, kind_of, shared
 from edgespec.errors import SettingError
 from edgespec.machine import measurement_store
 
@@ -41,9 +41,11 @@ class Schedules:
 
 
 def threads(device: str, draft_device: str | None) -> Threads | None:
-    """How the models of an overlapped pair share the CPU. None: they are not both there. Raises SettingError if it has
+    """How the models of an overlapped pair share the CPU. None: they are not both there, or each has cores
+    of its own kind. Raises SettingError if it has
     one core."""
-    if not device.startswith("CPU") or not (draft_device or device).startswith("CPU"):
+    beside = draft_device or device
+    if not device.startswith("CPU") or not beside.startswith("CPU") or {kind_of(device), kind_of(beside)} == {"P", "E"}:
         return None
     found = shared(available_cores())
     if found is None:

@@ -6,8 +6,10 @@ anchored at the start of its line, wherever a client puts what was typed there.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, asynccontextmanager
+from time import perf_counter
 from typing import Any
 
 import msgspec
@@ -16,7 +18,7 @@ from starlette.routing import Route
 
 from edgespec.generation import Generation
 from edgespec.pipeline import DEFAULT_HOLE_TOKENS, Pipeline
-from edgespec.server import figures, wire
+from edgespec.server import figures, slot_files, wire
 from edgespec.server.fields import Common, read
 from edgespec.server.messages import plain_messages
 from edgespec.server.refusals import BadRequest, NotOffered, Refusal, refusal
@@ -59,6 +61,10 @@ class InfillRequest(GenerationRequest, kw_only=True):
 
 class CompletionRequest(GenerationRequest, kw_only=True):
     prompt: str | list[int | str]
+
+
+class SlotRequest(msgspec.Struct, kw_only=True):
+    filename: str | None = None
 
 
 class TokenizeRequest(msgspec.Struct, kw_only=True):
@@ -250,11 +256,28 @@ class LlamaCpp:
         return Json(found)
 
     async def slot_action(self, http: HTTPRequest, body: bytes) -> Json:
-        """This server keeps prefixes by itself and within one budget. It has no files of slots."""
-        action = http.query_params.get("action")
+        """Write what a model's cache holds to a file, take it back from there, or forget it."""
+        action, number = http.query_params.get("action"), http.path_params["number"]
         if action not in SLOT_ACTIONS:
             raise BadRequest(f"action: got {action!r}; allowed: {', '.join(SLOT_ACTIONS)}", param="action")
-        raise NotOffered(f"this server does not {action} slots; it keeps and finds prefixes by itself")
+        names = list(self._service.residents.loaded)
+        if not (number.isascii() and number.isdigit() and int(number) < len(names)):
+            raise BadRequest(f"slot: got {number!r}; allowed: 0 to {len(names) - 1}", param="id_slot")
+        path = slot_files.path_of(read(body, SlotRequest, empty=True).filename) if action != "erase" else None
+        resident = await self._service.residents.take(names[int(number)], "completion")
+        try:
+            began = perf_counter()
+            head: dict[str, Any] = {"id_slot": int(number)}
+            if path is None:
+                erased = await asyncio.wrap_future(resident.worker.call(slot_files.erase))
+                return Json(head | {"n_erased": erased})
+            move = slot_files.save if action == "save" else slot_files.restore
+            moved = await asyncio.wrap_future(resident.worker.call(lambda pipeline: move(pipeline, path)))
+            tokens, size = ("n_saved", "n_written") if action == "save" else ("n_restored", "n_read")
+            timings = {f"{action}_ms": 1e3 * (perf_counter() - began)}
+            return Json(head | {"filename": path.stem, tokens: moved.tokens, size: moved.nbytes, "timings": timings})
+        finally:
+            self._service.residents.give_back(resident)
 
     @asynccontextmanager
     async def _pipeline(self, model: str | None) -> AsyncGenerator[Pipeline, None]:

@@ -23,6 +23,7 @@ BODIES: dict[str, type[msgspec.Struct]] = {
     "/infill": llama_cpp.InfillRequest,
     "/completion": llama_cpp.CompletionRequest,
     "/completions": llama_cpp.CompletionRequest,
+    "/slots/{number}": llama_cpp.SlotRequest,
     "/tokenize": llama_cpp.TokenizeRequest,
     "/detokenize": llama_cpp.DetokenizeRequest,
     "/apply-template": llama_cpp.TemplateRequest,

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from time import perf_counter
+from typing import TypeVar
 
 from edgespec.errors import EdgespecError
 from edgespec.pipeline import Pipeline
@@ -22,6 +23,7 @@ from edgespec.server.refusals import Busy, Refusal, Replaced, Unavailable
 from edgespec.server.schema import Chunk, Request
 from edgespec.server.sequences import Sequences
 
+T = TypeVar("T")
 Emit = Callable[[Chunk | BaseException], None]
 """Called on the worker's thread: chunks, the last with a result, or an error that ends the answer."""
 
@@ -59,6 +61,7 @@ class Worker:
         self._load, self._sequences, self._longest_queue = load, sequences, longest_queue
         self._changed = threading.Condition()
         self._waiting: deque[Job] = deque()
+        self._calls: deque[Callable[[Pipeline], None]] = deque()
         self._closed = False
         self._usual_s = 0.0  # how long a request took, lately
         self._thread = threading.Thread(target=self._run, name=f"edgespec-{name}", daemon=True)
@@ -85,6 +88,23 @@ class Worker:
                 raise Busy(f"{self.name} has {len(self._waiting)} requests waiting", retry_after_s=retry_s)
             self._waiting.append(job)
             self._changed.notify()
+
+    def call(self, work: Callable[[Pipeline], T]) -> Future[T]:
+        """Run something between two texts, on the model's thread. Raises Unavailable."""
+        future: Future[T] = Future()
+
+        def run(pipeline: Pipeline) -> None:
+            try:
+                future.set_result(work(pipeline))
+            except BaseException as error:
+                future.set_exception(error)
+
+        with self._changed:
+            if self._closed:
+                raise Unavailable(f"{self.name} is being unloaded", retry_after_s=_LEAST_RETRY_S)
+            self._calls.append(run)
+            self._changed.notify()
+        return future
 
     def end(self, job: Job, why: Refusal) -> None:
         """End a request: at once if it waits, at the next round if it runs."""
@@ -123,6 +143,9 @@ class Worker:
             return
         self.ready.set_result(pipeline)
         while (job := self._next()) is not None:
+            if not isinstance(job, Job):
+                job(pipeline)
+                continue
             job.emit(self._answer(pipeline, job))
             with self._changed:
                 self.running = None
@@ -132,10 +155,12 @@ class Worker:
         del pipeline
         gc.collect()  # the engine's memory, while someone waits for it
 
-    def _next(self) -> Job | None:
+    def _next(self) -> Job | Callable[[Pipeline], None] | None:
         with self._changed:
-            while not self._waiting and not self._closed:
+            while not (self._waiting or self._calls or self._closed):
                 self._changed.wait()
+            if self._calls:
+                return self._calls.popleft()
             if self._closed:
                 return None
             self.running = self._waiting.popleft()

@@ -1,7 +1,8 @@
 """Turn a transformers folder, a hub repository or a GGUF file into a bundle.
 
 The only part of edgespec that needs torch, transformers, optimum-intel and nncf. It writes bundles and knows nothing
-of the runtime but ``edgespec.bundle``, ``edgespec.text.vocabulary``, ``edgespec.gguf.convert`` and the errors.
+of the runtime but ``edgespec.bundle``, ``edgespec.manifest``, ``edgespec.text``, ``edgespec.gguf.convert`` and the
+errors.
 
     settings  what to export and how, checked first
     sources   reference -> Source (a local folder or GGUF file, its revision and licence)

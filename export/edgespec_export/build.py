@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from edgespec import bundle
+from edgespec.manifest import Adaptive, adaptive_drafters
+from edgespec.text.placeholder_ids import require_placeholders
 from edgespec.text.vocabulary import Vocabulary, check_pair
 from edgespec_export import convert, forms, parity, staging, texts
 from edgespec_export.settings import Request, Weights
@@ -46,6 +48,7 @@ def export_bundle(request: Request, found: list[Source], say: Say) -> Path:
     """
     say(f"reading {' and '.join(source.name for source in found)}")
     target, *drafts = [_read(request, source, role) for source, role in zip(found, ("target", "draft"), strict=False)]
+    adaptive = _adaptive(request, target)
     notes: list[str] = []
     for draft in drafts:
         # A conversion takes minutes, so the vocabularies come first.
@@ -73,7 +76,7 @@ def export_bundle(request: Request, found: list[Source], say: Say) -> Path:
             format=bundle.FORMAT,
             name=bundle.line(request.out.name),
             target=files["target"],
-            drafters=tuple(_drafter(target, draft, files["draft"]) for draft in drafts),
+            drafters=(*(_drafter(target, draft, files["draft"]) for draft in drafts), *adaptive),
             tokenizer=tokenizer,
             chat_template=template,
             generation=target.texts.generation,
@@ -110,6 +113,15 @@ def _drafter(target: _Part, draft: _Part, model: bundle.ModelFile) -> bundle.Dra
         context_length=length if length < target.texts.generation.context_length else None,
         blocked=tuple(sorted(index for index in pairing.blocked if index < target.config.vocab_size)),
     )
+
+
+def _adaptive(request: Request, target: _Part) -> tuple[bundle.Drafter, ...]:
+    """The drafters of a target that guesses at placeholders. Raises SettingError for ids that are none."""
+    if request.adaptive_count is None:
+        return ()
+    ends = target.texts.generation.eos_token_ids
+    require_placeholders(request.adaptive_tokens, request.adaptive_count, target.vocabulary(), ends=ends)
+    return adaptive_drafters("adaptive", Adaptive(tokens=request.adaptive_tokens, count=request.adaptive_count))
 
 
 def _convert(part: _Part, folder: Path, say: Say) -> tuple[bundle.ModelFile, dict[str, Any], list[str]]:

@@ -114,7 +114,7 @@ def logits_on(model: PreTrainedModel, ids: NDArray[np.int64]) -> Reference:
 
 def compare(expected: Reference, xml: Path) -> Parity:
     """Run the IR on the same tokens."""
-    actual = _run_ir(xml, expected.ids)  # (n, vocab)
+    actual = run_ir(xml, expected.ids)  # (n, vocab)
     if actual.shape != expected.logits.shape or not np.isfinite(actual).all():
         raise ConversionError("the exported graph returns wrong logits", got=f"{actual.shape}, or not finite numbers")
     n = len(expected.ids)
@@ -154,7 +154,8 @@ def judge(parity: Parity, weights: Weights) -> None:
         )
 
 
-def _run_ir(xml: Path, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+def run_ir(xml: Path, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Logits ``(n, vocab)`` of tokens ``(n,)``, in float32."""
     core = ov.Core()
     # A mapped file could not be renamed with its folder on Windows.
     core.set_property({"ENABLE_MMAP": False})

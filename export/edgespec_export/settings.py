@@ -44,7 +44,10 @@ class Weights:
 
 @dataclass(frozen=True)
 class Request:
-    """One run of the exporter."""
+    """One run of the exporter.
+
+    adaptive_tokens: ids of placeholders that the target was trained to guess at, and how many follow a token.
+    """
 
     target: str
     out: Path
@@ -52,9 +55,16 @@ class Request:
     draft: str | None = None
     draft_weights: Weights | None = None
     format: Format = "openvino"
+    adaptive_tokens: tuple[int, ...] = ()
+    adaptive_count: int | None = None
     trust_remote_code: bool = False
     force: bool = False
     verbose: bool = False
+
+    def __post_init__(self) -> None:
+        if bool(self.adaptive_tokens) != (self.adaptive_count is not None):
+            given, missing = ("--adaptive-token", "--adaptive-count")[:: 1 if self.adaptive_tokens else -1]
+            raise SettingError(f"{given} without {missing}", hint="give both, or none")
 
     def command(self, references: Sequence[str]) -> str:
         """The command line that repeats this, for the bundle's provenance; ``references`` name target and draft."""
@@ -68,6 +78,9 @@ class Request:
             words += ["--group-size", str(weights.group_size)] if weights.group_size is not None else []
             words += ["--ratio", str(weights.ratio)] if weights.ratio != 1.0 else []
         words += ["--sym"] if any(weights.sym for weights in settings) else []
+        for token in self.adaptive_tokens:
+            words += ["--adaptive-token", str(token)]
+        words += ["--adaptive-count", str(self.adaptive_count)] if self.adaptive_tokens else []
         words += ["--format", self.format] if self.format != "openvino" else []
         words += ["--trust-remote-code"] if self.trust_remote_code else []
         return shlex.join(words)

@@ -7,13 +7,14 @@
       build          writes all texts into shards on disk (shards), on any number of machines
       plain          real text and code, for the stages before alignment
       replay         completes a corpus: log-probabilities and hidden states of texts that are there
+      layers         whose states are kept
       texts          reads shards back: what is held out, in which order; batches, states: for a draft, for a head
     draft_model  the draft: shape, trimmed vocabulary, weights of the target
     initialise   the output head fitted to the layers that were copied
     loop         training of any recipe: schedule, checkpoint, learning curve; judging, what held-out text says
     pretrain     stages before alignment, for a draft from scratch
     trainer      the task of a small draft; losses
-    heads        what the recipes of heads share: corpus, states, ids, a run of the loop
+    heads        what the recipes of heads share: corpus, states, ids, a run of the loop; ship_head, the packed draft
     pack         OpenVINO IR and bundle; narrow, its embeddings in 4 bits
     ship         a draft as a folder of its own
     stages       runs all of the above in order, in one folder
@@ -26,7 +27,7 @@ See models/README.md for the recipe of the draft that ships.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -52,12 +53,25 @@ def write_corpus(target: str, folder: Path, say: Say, *, corpus_tokens: int, ray
         return stages.corpus_of(pair, folder / "corpus", corpus_tokens, say, ray=ray, **plan)
 
 
-def replay_corpus(target: str, corpus: Path, folder: Path, say: Say, layers: Sequence[int], **choice: Any) -> Path:
-    """Let ``target`` read a corpus once more, into ``folder``, which is returned. choice: of ``replay.Choice``."""
-    from edgespec.hub.resolve import resolve
+def replay_corpus(target: str, corpus: Path, folder: Path, say: Say, layers: str | None, **choice: Any) -> Path:
+    """Let ``target`` read a corpus once more, into ``folder``, which is returned.
+
+    layers: whose states are kept, as the command line has them; None: ``layers.usual_layers``. choice: of
+    ``replay.Choice``.
+    """
+    from edgespec.backends.openvino.graph import decoder_layers
+    from edgespec.backends.openvino.runtime import ov
+    from edgespec.hub.resolve import model_path, resolve
+    from edgespec_train.corpus.layers import check_layers, layers_in, usual_layers
     from edgespec_train.corpus.replay import Choice, replay
 
-    return replay(corpus, resolve(target), folder, say, layers=layers, choice=Choice(**choice))
+    chosen = () if layers == "none" else layers_in(layers)
+    pair = resolve(target)
+    if layers != "none":
+        depth, _ = decoder_layers(ov.Core(), model_path(pair, pair.manifest.target))
+        chosen = chosen or usual_layers(depth)
+        check_layers(chosen, depth)
+    return replay(corpus, pair, folder, say, layers=chosen, choice=Choice(**choice))
 
 
 def train_fastdraft(target: str, folder: Path, say: Say, plan: dict[str, Any], options: dict[str, Any]) -> Path:
@@ -98,6 +112,19 @@ def train_head(recipe: str, target: str, folder: Path, say: Say, options: dict[s
         settings, schedule = HeadSettings.of(target, folder, options)
         made: Path = import_module(f"edgespec_train.{recipe}.recipe").make(settings, schedule, options, say)
         return made
+
+
+def train_sdsat(target: str, folder: Path, say: Say, options: dict[str, Any]) -> Path:
+    """Train adaptive tokens for ``target``; returns the bundle's folder.
+
+    options: those of ``sdsat.recipe.Settings.of``.
+    """
+    _check_installed(*_EXPORT, "accelerate", "matplotlib", *(["ray"] if options["ray"] else []))
+    with quiet.libraries(verbose=False):
+        from edgespec_train.sdsat import recipe
+
+        folder.mkdir(parents=True, exist_ok=True)
+        return recipe.make(recipe.Settings.of(target, folder, options), say)
 
 
 def pack_draft(packing: dict[str, Any], say: Say) -> Path:

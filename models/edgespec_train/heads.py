@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,18 +21,25 @@ import numpy as np
 from accelerate import Accelerator, PartialState
 from numpy.typing import NDArray
 
+from edgespec.backends.openvino.graph import decoder_layers
+from edgespec.backends.openvino.runtime import ov
 from edgespec.bundle import Bundle
 from edgespec.errors import SettingError
+from edgespec.hub.resolve import model_path
+from edgespec_export import convert
 from edgespec_train import loop
+from edgespec_train.checkpoint import has_checkpoint
 from edgespec_train.corpus import shards
 from edgespec_train.corpus.build import identity, same_weights, write_json
+from edgespec_train.corpus.layers import check_layers, layers_in, usual_layers
 from edgespec_train.corpus.replay import Choice, replay
 from edgespec_train.corpus.states import States
 from edgespec_train.draft_model import choose_vocabulary
 from edgespec_train.loop import Point, Schedule, Task
 from edgespec_train.plot import plot
 from edgespec_train.progress import progress_bar
-from edgespec_train.stages import corpus_of, target_bundle
+from edgespec_train.ship_head import HeadKind, TrainedHead, pack_head
+from edgespec_train.stages import check_vocabulary, checkpoint_of, corpus_of, target_bundle
 
 Say = Callable[[str], None]
 _PLAN = ("corpus_tokens", "folders", "exclude", "new_tokens", "ray", "texts_per_shard", "corpus_seed")
@@ -41,9 +48,9 @@ B = TypeVar("B")
 
 @dataclass(frozen=True)
 class HeadSettings:
-    """The settings that all heads have. layers: of the target, whose states the head reads. vocabulary: how many ids
-    it can propose. corpus, states: folders that are there already. plan: of a corpus to be made, see
-    ``stages.corpus_of``."""
+    """The settings that all heads have. layers: of the target, whose states the head reads; (): ``usual_layers``.
+    vocabulary: how many ids it can propose. corpus, states: folders that are there already. plan: of a corpus to be
+    made, see ``stages.corpus_of``. target_names: how other files of the target are called."""
 
     target: str
     folder: Path
@@ -54,22 +61,19 @@ class HeadSettings:
     choice: Choice = field(default_factory=Choice)
     precision: str = "f32"
     plan: dict[str, Any] = field(default_factory=dict)
+    target_names: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, target: str, folder: Path, options: dict[str, Any]) -> tuple[HeadSettings, Schedule]:
         """From the options of the command line, which it takes out of ``options``: those left are the recipe's own."""
         take = options.pop
-        text = take("layers")
-        try:
-            layers = tuple(int(layer) for layer in text.split(","))
-        except ValueError as error:
-            raise SettingError("layers of the target", got=text, allowed="numbers with commas, as 2,14,28") from error
+        layers = layers_in(take("layers"))
         choice = Choice(*(take(name) for name in ("longest", "prompt_share", "state_tokens")))
         corpus, states = take("corpus_folder"), take("states_folder")
         plan = {name: take(name) for name in _PLAN}
-        vocabulary, precision = take("vocabulary"), take("precision")
+        vocabulary, precision, names = take("vocabulary"), take("precision"), take("target_names")
         schedule = Schedule(**{name: take(name) for name in list(options) if name in Schedule.__dataclass_fields__})
-        return cls(target, folder, layers, vocabulary, corpus, states, choice, precision, plan), schedule
+        return cls(target, folder, layers, vocabulary, corpus, states, choice, precision, plan, names), schedule
 
 
 @dataclass(frozen=True)
@@ -84,11 +88,35 @@ class Ground:
     accelerator: Accelerator
 
 
-def ground(settings: HeadSettings, say: Say) -> Ground:
-    """Make what is not there yet. Raises SettingError and others for what cannot be trained on."""
+def prepared(settings: HeadSettings, embeddings: str | None, say: Say, *, reads: bool) -> tuple[HeadSettings, Bundle]:
+    """The settings with their layers, and the target. Raises SettingError and others for what does not fit it, before
+    hours go into a corpus.
+
+    embeddings: the checkpoint of ``--embeddings-from``. reads: whether the head begins with weights of it.
+    """
     settings.folder.mkdir(parents=True, exist_ok=True)
-    with PartialState().main_process_first():  # the other processes find all of it
+    with PartialState().main_process_first():  # the other processes find it
         target = target_bundle(settings.target, settings.folder, say)
+    depth, width = decoder_layers(ov.Core(), model_path(target, target.manifest.target))
+    layers = settings.layers or usual_layers(depth)
+    check_layers(layers, depth)
+    if layers[-1] != depth:
+        raise SettingError(
+            "the last layer whose states a head reads", got=layers[-1], allowed=f"{depth}, the final one"
+        )
+    if reads and not has_checkpoint(settings.folder):
+        hint = "name a checkpoint of it: --embeddings-from SOURCE"
+        source = checkpoint_of(settings.target, embeddings, "embeddings", hint)
+        found = getattr(convert.read_config(source), "hidden_size", width)
+        if found != width:
+            raise SettingError(f"the embeddings of {source.name} are of another width", got=found, allowed=width)
+        check_vocabulary(source, target)
+    return replace(settings, layers=layers), target
+
+
+def ground(settings: HeadSettings, target: Bundle, say: Say) -> Ground:
+    """Make what is not there yet. Raises SettingError and others for what cannot be trained on."""
+    with PartialState().main_process_first():  # the other processes find all of it
         states = settings.states or _replayed(settings, target, say)
         read = States(states, settings.layers)
     vocab_size = target.manifest.target.vocab_size
@@ -130,6 +158,32 @@ def trained(
         write_json(settings.folder / "curve.json", {"curve": [asdict(point) for point in curve]})
         plot(curve, settings.folder / "curve.png")
     return curve
+
+
+def packed(
+    kind: HeadKind,
+    ids: NDArray[np.int32],
+    options: Any,
+    write: Callable[[Path], None],
+    *,
+    settings: HeadSettings,
+    schedule: Schedule,
+    on: Ground,
+    curve: Sequence[Point],
+    trees: bool = False,
+) -> Path:
+    """The folder of the packed draft, which the main process writes. options: of the recipe, a dataclass with
+    ``weights``. ids, write, trees: see ``TrainedHead``."""
+    out = settings.folder / "draft"
+    if not on.accelerator.is_main_process:
+        return out
+    measured = {
+        "recipe": asdict(schedule) | asdict(options) | {"layers": settings.layers},
+        "corpus": {"texts": len(on.states.texts), "answer_tokens": on.states.answer_tokens},
+        "training": asdict(curve[-1]) if curve else {},
+    }
+    head = TrainedHead(kind, ids, settings.layers, write, options.weights, measured, trees)
+    return pack_head(head, on.target, settings.target, out, settings.target_names)
 
 
 def right_ahead(places: Sequence[int], right: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:

@@ -17,6 +17,7 @@ from edgespec import Pipeline
 from edgespec.bench import prompts as bench_prompts
 from edgespec.bench.prompts import Prompt
 from edgespec.bench.report import show
+from edgespec.drafters.first_match import FirstMatch
 from edgespec.errors import SettingError
 from edgespec.sampling_params import SamplingParams
 from edgespec_train.corpus import SOURCES
@@ -112,6 +113,12 @@ def evaluate_pair(
 def require_drafter(pipeline: Pipeline) -> None:
     if pipeline.drafter.name == "none":
         raise SettingError("nothing to evaluate: the pair has no drafter", hint="name one with --draft")
+
+
+def alone(pipeline: Pipeline) -> None:
+    """Leave a pipeline its model or head, without the lookups that ``load`` puts beside one."""
+    if isinstance(pipeline.drafter, FirstMatch) and pipeline.drafter.last is not None:
+        pipeline.drafter = FirstMatch([], pipeline.drafter.last)
 
 
 def texts_to_judge(

@@ -20,20 +20,23 @@ from edgespec.machine.devices import machine
 from edgespec.manifest import DrafterNeeds
 from edgespec_export import staging
 
+HeadKind = Literal["redrafter", "block"]
 HEAD, ID_MAP = "head", "id_map.npy"
 
 
 @dataclass(frozen=True)
 class TrainedHead:
     """ids: ``(m,)`` target id of each of its ids. layers: whose states it reads. write: writes its IR to a path.
-    precision: of the weights there. measured: recipe, corpus and training, for the record."""
+    precision: of the weights there. measured: recipe, corpus and training, for the record. trees: whether it drafts
+    them."""
 
-    kind: Literal["redrafter", "block"]
+    kind: HeadKind
     ids: NDArray[np.int32]
     layers: tuple[int, ...]
     write: Callable[[Path], None]
     precision: str
     measured: dict[str, Any]
+    trees: bool = False
 
 
 def pack_head(head: TrainedHead, target: Bundle, reference: str, out: Path, target_names: Sequence[str] = ()) -> Path:
@@ -53,7 +56,7 @@ def pack_head(head: TrainedHead, target: Bundle, reference: str, out: Path, targ
             model=bundle.model_file(new, file, precision=head.precision, vocab_size=len(head.ids)),
             id_map=f"{HEAD}/{ID_MAP}",
             id_map_sha256=bundle.sha256_of(id_map),
-            needs=DrafterNeeds(layers=head.layers),
+            needs=DrafterNeeds(layers=head.layers, trees=head.trees),
         )
         known = catalog.find(reference)
         own = target.manifest.provenance

@@ -280,7 +280,11 @@ def check_donor(settings: StageSettings, target: Bundle) -> None:
     """Raises IncompatiblePair unless the model that gives the layers has the target's vocabulary."""
     if settings.layers_from is None:
         return
-    source = _source(settings.donor)
+    check_vocabulary(_source(settings.donor), target)
+
+
+def check_vocabulary(source: models.Source, target: Bundle) -> None:
+    """Raises IncompatiblePair unless a checkpoint has the target's vocabulary."""
     rows = convert.read_config(source).vocab_size
     tokenizer = Tokenizer(target.hashed(target.manifest.tokenizer))
     own = Vocabulary.of(tokenizer.engine, target.name, target.manifest.target.vocab_size)
@@ -288,13 +292,19 @@ def check_donor(settings: StageSettings, target: Bundle) -> None:
 
 
 def _source_of_layers(settings: StageSettings) -> models.Source:
+    hint = "name a model of the same vocabulary whose layers the draft begins with: --layers-from SOURCE"
+    return checkpoint_of(settings.target, settings.layers_from, "layers", hint)
+
+
+def checkpoint_of(target: str, named: str | None, what: str, hint: str) -> models.Source:
+    """A checkpoint that torch reads: the one that was named, else the target's own. what: is read from it. hint: where
+    the target has none."""
     try:
-        return _source(settings.donor)
+        return _source(named or target)
     except EdgespecError as error:
-        if settings.layers_from is not None or _is_checkpoint(settings.target):
+        if named is not None or _is_checkpoint(target):
             raise
-        hint = "name a model of the same vocabulary whose layers the draft begins with: --layers-from SOURCE"
-        raise SettingError(f"{settings.target} has no layers that torch can read: {error}", hint=hint) from error
+        raise SettingError(f"{target} has no {what} that torch can read: {error}", hint=hint) from error
 
 
 @cache
@@ -324,3 +334,11 @@ def _initialise(
         taken = take_over(draft, id_map, earlier.to(accelerator.device), np.load(settings.from_draft / "id_map.npy"))
         say(f"goes on from {settings.from_draft.name}: {taken} of its ids")
     return draft  # type: ignore[no-any-return]
+
+
+def torch_model(reference: str) -> PreTrainedModel:
+    """A model as torch reads it, in float32. Raises SettingError where torch cannot."""
+    hint = "name its transformers folder or .gguf file, or OWNER/NAME on the hub"
+    source = checkpoint_of(reference, None, "weights", hint)
+    model: PreTrainedModel = convert.load(source, Weights("f32"), convert.read_config(source))
+    return model

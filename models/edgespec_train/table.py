@@ -16,7 +16,7 @@ from edgespec.bench import prompts as bench_prompts
 from edgespec.hub.resolve import model_path
 from edgespec.loading import draft_without_target
 from edgespec.sampling_params import SamplingParams
-from edgespec_train.report import ALL, Figures, figures, marked, require_drafter, texts_to_judge
+from edgespec_train.report import ALL, Figures, alone, figures, marked, require_drafter, texts_to_judge
 
 _SEED = 1
 _COLUMNS = ("draft", "text", "accepted at 1, 2, ...", "tokens a forward", "MBSU", "MBSU by time", "speed", "over MBSU")
@@ -25,7 +25,8 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Asked:
-    """What to judge, and on what. drafts: references, each alone. texts: a folder that keeps what the target writes."""
+    """What to judge, and on what. drafts: references, each alone; "auto": all that the target has. texts: a folder that
+    keeps what the target writes."""
 
     target: str
     drafts: Sequence[str]
@@ -53,6 +54,8 @@ def table(asked: Asked, say: Say) -> Iterator[str]:
             say(f"judging {draft}")
             pipeline = load(asked.target, draft=draft, num_draft_tokens=asked.k, progress=True, **asked.options or {})
             require_drafter(pipeline)
+            if draft != "auto":
+                alone(pipeline)
             name = f"{pipeline.bundle.name}, {pipeline.target.capabilities.backend}"
             of_all = None
             for temperature in temperatures:

@@ -1,4 +1,7 @@
-"""Bytes of weights that a step of a model reads: all of them, but for tables of which it takes a few rows."""
+"""Bytes of weights that a run of a model reads: all of them, but for tables of which it takes a few rows.
+
+A head whose steps are unrolled reads a matrix at each of them.
+"""
 
 from __future__ import annotations
 
@@ -18,19 +21,22 @@ def bytes_read(xml: Path) -> int:
     """Of an OpenVINO model."""
     total = 0
     for node in ov.Core().read_model(xml).get_ops():
-        if node.get_type_name() == "Constant" and not _is_looked_up(node):
-            total += prod(node.get_output_shape(0)) * node.get_output_element_type(0).get_bitwidth() // 8
+        if node.get_type_name() == "Constant":
+            size = prod(node.get_output_shape(0)) * node.get_output_element_type(0).get_bitwidth() // 8
+            total += size * _times_read(node)
     return total
 
 
-def _is_looked_up(node: Any) -> bool:
-    """Whether all that reads it takes rows of it."""
-    readers = [(port.get_node(), port.get_index()) for port in node.output(0).get_target_inputs()]
-    return bool(readers) and all(
-        (reader.get_type_name() == "Gather" and place == 0)
-        or (reader.get_type_name() in _PASSED_ON and _is_looked_up(reader))
-        for reader, place in readers
-    )
+def _times_read(node: Any) -> int:
+    """How many operations read all of it. One that takes rows of it does not."""
+    times = 0
+    for port in node.output(0).get_target_inputs():
+        reader = port.get_node()
+        if reader.get_type_name() in _PASSED_ON:
+            times += _times_read(reader)
+        elif reader.get_type_name() != "Gather" or port.get_index() != 0:
+            times += 1
+    return times
 
 
 def cost_in_bytes(pipeline: Pipeline, k: int) -> float:

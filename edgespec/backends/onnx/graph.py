@@ -263,6 +263,15 @@ class _Reader:
                 name = self.onnx.constant(origin(value.get_node()), constant.reshape(-1).astype(np.float32))
                 self._add(kind, [source, name], node, self._widths[source])
 
+    def _ids(self, node: Any) -> None:
+        """Whole numbers made of the ids: which row of a table each chooses."""
+        kind = {"Minimum": "Min", "Subtract": "Sub"}[node.get_type_name()]
+        known, other = self._of(node.input_value(0)), node.input_value(1)
+        constant = number(other) if other.get_element_type().is_integral() else None
+        second = self.onnx.integers(int(constant)) if constant is not None else self._of(other)
+        if known is not None and second is not None and node.get_element_type().is_integral():
+            self._add(kind, [known, second], node, 1)
+
     def _block_sums(self, node: Any) -> None:
         """Sums over each block of columns."""
         source, shape = self._of(node.input_value(0)), node.get_input_partial_shape(0)
@@ -426,6 +435,8 @@ _READERS = {
     "Tile": _Reader._repeated,
     "Add": _Reader._sum_or_product,
     "Multiply": _Reader._sum_or_product,
+    "Minimum": _Reader._ids,
+    "Subtract": _Reader._ids,
 } | dict.fromkeys(LAYOUT, _Reader._pass)
 
 

@@ -52,7 +52,7 @@ def of(device: str) -> Provider | None:
 
 def is_other(device: str) -> bool:
     """Whether a device belongs to ONNX Runtime alone."""
-    return device != CPU and of(device) is not None
+    return device.split(".")[0] != CPU and of(device) is not None
 
 
 def missing(device: str) -> str | None:

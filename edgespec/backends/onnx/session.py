@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from onnxruntime import OrtValue
 
 from edgespec import cache
-from edgespec.backends.cores import available_cores
+from edgespec.backends.cores import available_cores, kind_of, kinds
 from edgespec.backends.engine_model import LONGEST_PAD, Forward, GrowingCache, PaddedModel, fingerprint
 from edgespec.backends.input_buffers import Inputs
 from edgespec.backends.kv_blocks import Block, BlockCopies
@@ -159,6 +159,13 @@ class SessionModel(PaddedModel):
         options.add_session_config_entry("session.force_spinning_stop", "1")
         # Unasked, the engine takes as many, and ties each to a core: a tenth slower.
         options.intra_op_num_threads = self.threads = threads or options.intra_op_num_threads or available_cores()
+        if kind := kind_of(device):
+            # Each thread but the caller's is tied to a core of this kind. Processors are counted from 1.
+            own = kinds()[kind]
+            options.intra_op_num_threads = self.threads = len(own)
+            if own[1:]:
+                affinities = ";".join(str(processor + 1) for processor in own[1:])
+                options.add_session_config_entry("session.intra_op_thread_affinities", affinities)
         with foreign(BackendError, f"cannot load {path}", hint=hint):
             with foreign(NoSuchLayer, f"no hidden states were found in {path}"):
                 states = hidden_states.values_of(path, layers) if layers else None

@@ -18,8 +18,8 @@ from edgespec.backends.openvino.runtime import ov
 from edgespec.errors import BackendError, wrap_errors
 
 _MOST_WASTE = 256
-"""rows that went and are still in the states. To rewrite the states takes as long as a few forwards, and attention over
-so many rows a small part of one (docs/log/devices.md)."""
+"""rows that went and are still in the states. Attention over so many is a small part of a forward, and to rewrite the
+states takes as long as several (docs/log/engines.md)."""
 _SHARE = 4
 """or a quarter of the text, if that is more"""
 

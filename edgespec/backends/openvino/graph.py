@@ -53,6 +53,14 @@ def paged_graph(core: ov.Core, xml: Path, layers: Sequence[int] = ()) -> ov.Mode
     return model
 
 
+def decoder_layers(core: ov.Core, xml: Path) -> tuple[int, int]:
+    """How many layers a model has, and how many numbers a hidden state of it. Raises BackendError as ``paged_graph``
+    does."""
+    model = paged_graph(core, xml)
+    last = _output_head(model).input_value(0)
+    return len(_states(model, last, "PagedAttentionExtension")), last.get_partial_shape()[-1].get_length()
+
+
 def uncapped_graph(core: ov.Core, xml: Path, layers: Sequence[int] = ()) -> tuple[ov.Model, list[float]]:
     """The paged graph without the soft caps of attention's scores, and these, in the order of the layers. There is one
     for each layer or none."""

@@ -37,6 +37,7 @@ from edgespec.types import Numerics, Step, Tree
 _STEPS_OF_A_CHUNK = 4
 """How many forwards a chunk of a prompt is taken to cost. It computes more, and reads the weights as often."""
 _CONTINUES = "NPUW_LLM_CONTINUOUS_PREFILL_SUPPORTED"
+_SEVERAL_LENGTHS = "NPUW_LLM_GENERATE_PYRAMID"
 _ANY = 0
 """any token id: its row is never read"""
 _HALF = 2
@@ -81,6 +82,8 @@ class OpenVINONPUModel(PaddedModel):
             self.vocab_size = compiled.output("logits").partial_shape[-1].get_length()
             self._state = self._request.query_state()[0]
             self.continues = bool(compiled.get_property(_CONTINUES))
+            if compiled.get_property(_SEVERAL_LENGTHS):
+                raise ValueError("its masks have several lengths, and ours would be written past their end")
             kinds = {port.get_any_name(): port.element_type.to_dtype() for port in compiled.inputs}
             row_bytes = _row_bytes(graph)
         request = self._request

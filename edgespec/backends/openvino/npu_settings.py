@@ -71,6 +71,8 @@ class Windows:
             # Without it the chunks give logits for the last row only, and a first forward needs those of all its rows.
             "NPUW_LLM_SHARED_HEAD": "YES",
             "NPUW_LLM_ENABLE_CONTINUOUS_PREFILL": "YES",
+            # With graphs of several lengths, a mask of the whole window would be written past the end of a shorter one.
+            "NPUW_LLM_GENERATE_PYRAMID": "NO",
         }
 
 

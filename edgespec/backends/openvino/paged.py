@@ -135,6 +135,12 @@ def inputs_of(compiled: ov.CompiledModel, request: ov.InferRequest) -> Inputs[ov
     )
 
 
+def _core_kind(compiled: ov.CompiledModel) -> list[str]:
+    """Of a hybrid CPU, if it runs on one kind of its cores."""
+    kind = reported(compiled, ("SCHEDULING_CORE_TYPE",)).get("SCHEDULING_CORE_TYPE", "")
+    return [] if not kind or "ANY_CORE" in kind else [kind]
+
+
 def fingerprint_of(
     core: ov.Core, compiled: ov.CompiledModel, xml: Path, device: str, layers: tuple[int, ...] = (), form: str = ""
 ) -> str:
@@ -149,6 +155,7 @@ def fingerprint_of(
             core.get_property(device, "FULL_DEVICE_NAME"),
             core.get_versions(device)[device].build_number,
             *reported(compiled, ("INFERENCE_NUM_THREADS", *NUMERIC)).values(),
+            *_core_kind(compiled),
             *layers,
             *([form] if form else []),
         ]

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from edgespec.backends.cores import kind_of, kinds
 from edgespec.errors import SettingError
 from edgespec.types import Numerics
 
@@ -40,8 +41,9 @@ class Settings:
     properties: dict[str, str]
 
     @classmethod
-    def make(cls, device: str, numerics: Numerics | None) -> Settings:
-        """Settings of a target. numerics None: exact on CPU, where it is known to hold, fast elsewhere."""
+    def make(cls, device: str, numerics: Numerics | None, *, trees: bool = False) -> Settings:
+        """Settings of a target. numerics None: exact on CPU, where it is known to hold, fast elsewhere. trees: its rows
+        must be able to move, which those of 8-bit keys by channel cannot."""
         if numerics not in (None, "exact", "fast"):
             raise SettingError("numerics", got=numerics, allowed="exact, fast")
         on_cpu = device.startswith("CPU")
@@ -49,7 +51,7 @@ class Settings:
             raise SettingError(f"numerics exact is only known to hold on CPU; device {device}", hint="use fast here")
         if on_cpu and numerics != "fast":
             return cls("exact", 256, _latency(device, "f16"))
-        return cls("fast", 512, _latency(device, "u8" if on_cpu else "f16"))
+        return cls("fast", 512, _latency(device, "u8" if on_cpu and not trees else "f16"))
 
     @classmethod
     def of_draft(cls, device: str) -> Settings:
@@ -60,6 +62,14 @@ class Settings:
         """On so many threads of the CPU, beside another model. They are not pinned: each model would pin its threads to
         the first cores."""
         own = {"INFERENCE_NUM_THREADS": str(threads), "ENABLE_CPU_PINNING": "NO"}
+        return replace(self, properties=self.properties | own)
+
+    def with_cores(self, device: str) -> Settings:
+        """On the cores that a device names: CPU.P or CPU.E of a hybrid CPU."""
+        kind = kind_of(device)
+        if kind is None:
+            return self
+        own = {"SCHEDULING_CORE_TYPE": f"{kind}CORE_ONLY", "INFERENCE_NUM_THREADS": str(len(kinds()[kind]))}
         return replace(self, properties=self.properties | own)
 
     @classmethod

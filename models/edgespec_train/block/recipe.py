@@ -23,7 +23,6 @@ from edgespec_train.corpus import shards
 from edgespec_train.draft_model import UNKNOWN
 from edgespec_train.heads import Ground, HeadSettings, Say
 from edgespec_train.loop import Schedule
-from edgespec_train.ship_head import TrainedHead, pack_head
 
 
 @dataclass(frozen=True)
@@ -49,9 +48,10 @@ class Options:
 def make(settings: HeadSettings, schedule: Schedule, options: dict[str, Any], say: Say) -> Path:
     """Train, and return the packed draft's folder. Goes on from a checkpoint if there is one."""
     own = Options(**options)
+    settings, target = heads.prepared(settings, own.embeddings_from, say, reads=own.fit_rows > 0)
     sizes = (own.width, own.block, own.depth, own.heads, own.intermediate, own.window, own.rank)
     shape = Shape(settings.layers, *sizes)
-    on = heads.ground(settings, say)
+    on = heads.ground(settings, target, say)
     ids = on.id_map[on.id_map != UNKNOWN]
     inverse = head_ids(on.id_map, on.target.manifest.target.vocab_size)
     torch.manual_seed(schedule.seed)
@@ -67,23 +67,8 @@ def make(settings: HeadSettings, schedule: Schedule, options: dict[str, Any], sa
         *(head, on.states, on.held_out, inverse), **how, positions=schedule.tokens_per_batch, seed=schedule.seed
     )
     curve = heads.trained(task, schedule, settings, on, say, {"shape": asdict(shape)} | how)
-    out = settings.folder / "draft"
-    if not on.accelerator.is_main_process:
-        return out
-    measured = {
-        "recipe": asdict(schedule) | asdict(own) | {"layers": settings.layers},
-        "corpus": {"texts": len(on.states.texts), "answer_tokens": on.states.answer_tokens},
-        "training": asdict(curve[-1]) if curve else {},
-    }
-    packed = TrainedHead(
-        kind="block",
-        ids=ids,
-        layers=settings.layers,
-        write=lambda xml: write(head, xml, own.weights, say),
-        precision=own.weights,
-        measured=measured,
-    )
-    return pack_head(packed, on.target, settings.target, out)
+    packing: dict[str, Any] = {"settings": settings, "schedule": schedule, "on": on, "curve": curve}
+    return heads.packed("block", ids, own, lambda xml: write(head, xml, own.weights, say), **packing)
 
 
 def write(head: BlockHead, xml: Path, kind: Kind, say: Say) -> None:

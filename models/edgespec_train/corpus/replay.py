@@ -27,6 +27,7 @@ from edgespec.errors import BackendError, SettingError
 from edgespec.hub.resolve import model_path
 from edgespec_train.corpus import shards
 from edgespec_train.corpus.build import identity, read_manifest, require_target, same_weights, write_json
+from edgespec_train.corpus.layers import require_distinct
 from edgespec_train.corpus.paged_texts import TOP, Fed, PagedTexts, blocks_for
 
 MANIFEST = "states.json"
@@ -71,8 +72,7 @@ def replay(
     """
     paths = shards.require_shards(corpus)
     require_target(corpus, target)
-    if len(set(layers)) < len(layers):
-        raise SettingError("a layer is named twice", got=",".join(map(str, layers)))
+    require_distinct(layers)
     longest = min(choice.longest, target.manifest.generation.context_length)
     plan = _Plan(paths, Choice(longest, choice.prompt_share, choice.tokens), target.manifest.target.vocab_size, out)
     wanted = {"target": identity(target), "layers": list(layers), "choice": asdict(choice)}

@@ -25,7 +25,6 @@ from edgespec_train.losses import Loss
 from edgespec_train.redrafter import graph, warm_start
 from edgespec_train.redrafter.head import Head, HeadShape, Rows
 from edgespec_train.redrafter.training import LookAhead
-from edgespec_train.ship_head import TrainedHead, pack_head
 
 _BITS: dict[str, graph.Bits] = {"int4": 4, "int8": 8, "f32": 32}
 
@@ -56,7 +55,8 @@ def make(settings: HeadSettings, schedule: Schedule, options: dict[str, Any], sa
     own = Options(**options)
     if not 1 <= own.beams <= settings.vocabulary - 1:
         raise SettingError("beams", got=own.beams, allowed=f"1 to {settings.vocabulary - 1}")
-    on = heads.ground(settings, say)
+    settings, target = heads.prepared(settings, own.embeddings_from, say, reads=True)
+    on = heads.ground(settings, target, say)
     shape = HeadShape(settings.layers, own.state, own.blocks, own.rows, own.rank, own.lookahead)
     head = _begun(shape, settings, own, on, schedule.seed, say)
     task = LookAhead(
@@ -68,23 +68,14 @@ def make(settings: HeadSettings, schedule: Schedule, options: dict[str, Any], sa
     )
     same = {"shape": asdict(shape), "loss": own.loss, "share": own.share}
     curve = heads.trained(task, schedule, settings, on, say, same)
-    out = settings.folder / "draft"
-    if not on.accelerator.is_main_process:
-        return out
-    measured = {
-        "recipe": asdict(schedule) | asdict(own) | {"layers": settings.layers},
-        "corpus": {"texts": len(on.states.texts), "answer_tokens": on.states.answer_tokens},
-        "training": asdict(curve[-1]) if curve else {},
+    packing: dict[str, Any] = {
+        "settings": settings,
+        "schedule": schedule,
+        "on": on,
+        "curve": curve,
+        "trees": own.beams > 1,
     }
-    packed = TrainedHead(
-        kind="redrafter",
-        ids=on.id_map,
-        layers=settings.layers,
-        write=lambda xml: write(head, on.id_map, own, xml),
-        precision=own.weights,
-        measured=measured,
-    )
-    return pack_head(packed, on.target, settings.target, out)
+    return heads.packed("redrafter", on.id_map, own, lambda xml: write(head, on.id_map, own, xml), **packing)
 
 
 def write(head: Head, id_map: NDArray[np.int32], options: Options, xml: Path) -> None:
@@ -108,7 +99,7 @@ def _begun(shape: HeadShape, settings: HeadSettings, options: Options, on: Groun
     with on.accelerator.main_process_first():
         if not kept.is_file():
             with shards.written(kept) as file:
-                torch.save(_rows(source, on.id_map, on.states.hidden_size), file)
+                torch.save(_rows(source, on.id_map), file)
     embeddings, output = torch.load(kept, weights_only=True)
     torch.manual_seed(seed)
     head = Head(shape, embeddings, output, warm_start.scales_of(on.states))
@@ -121,7 +112,7 @@ def _begun(shape: HeadShape, settings: HeadSettings, options: Options, on: Groun
     return head
 
 
-def _rows(reference: str, id_map: NDArray[np.int32], width: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _rows(reference: str, id_map: NDArray[np.int32]) -> tuple[torch.Tensor, torch.Tensor]:
     """The target's embeddings and output rows of the head's ids; for UNKNOWN the mean of all others."""
     source = stages._source(reference)
     model: Any = convert.load(source, Weights("f32"), convert.read_config(source))
@@ -129,8 +120,6 @@ def _rows(reference: str, id_map: NDArray[np.int32], width: int) -> tuple[torch.
     ids = torch.from_numpy(np.where(id_map == UNKNOWN, 0, id_map).astype(np.int64))
     found = []
     for part in (model.get_input_embeddings(), model.get_output_embeddings()):
-        if part.weight.shape[1] != width:
-            raise SettingError("embeddings of another width", got=part.weight.shape[1], allowed=width)
         rows = part.weight[ids].detach().float().clone()
         if unknown.any():
             rare = torch.ones(len(part.weight), dtype=torch.bool)

@@ -1,0 +1,91 @@
+/** The dialogs: options of a chat, and settings of the page. */
+
+import type { Chat, Known, Options } from "./api.js";
+import { h } from "./dom.js";
+import { LANGUAGES, number, say } from "./texts.js";
+
+function dialog(title: string, ...content: Node[]): HTMLDialogElement {
+  const form = h("form", { method: "dialog" }, h("h2", {}, title), ...content);
+  const shown = h("dialog", { "aria-label": title }, form);
+  document.body.append(shown);
+  shown.addEventListener("close", () => shown.remove());
+  shown.showModal();
+  return shown;
+}
+
+function field(name: string, input: HTMLElement): HTMLLabelElement {
+  return h("label", {}, h("span", {}, name), input);
+}
+
+function buttons(): HTMLElement {
+  return h("div", { class: "buttons" }, h("button", { value: "save" }, say("save")), h("button", { value: "", class: "plain", formnovalidate: true }, say("cancel")));
+}
+
+/** Calls `save` with what has to be changed. */
+export function chatOptions(chat: Chat, save: (fields: { title: string; system: string; options: Options }) => void): void {
+  const { options } = chat;
+  const number = (value: number | undefined, more: Record<string, unknown>) => h("input", { type: "number", value: value ?? "", ...more });
+  const title = h("input", { value: chat.title, maxlength: 200 });
+  const system = h("textarea", { rows: 4, value: chat.system });
+  const temperature = number(options.temperature ?? 0, { min: 0, max: 5, step: 0.1, required: true });
+  const topP = number(options.top_p ?? 1, { min: 0.01, max: 1, step: 0.01, required: true });
+  const most = number(options.max_tokens, { min: 1, step: 1 });
+  const seed = number(options.seed, { min: 0, step: 1 });
+  const shown = dialog(say("options"), field(say("title"), title), field(say("system"), system), field(say("temperature"), temperature),
+    field(say("topP"), topP), field(say("maxTokens"), most), field(say("seed"), seed), buttons());
+  shown.addEventListener("close", () => {
+    if (shown.returnValue !== "save") return;
+    const next: Options = { ...options, temperature: Number(temperature.value), top_p: Number(topP.value) };
+    delete next.max_tokens;
+    delete next.seed;
+    if (most.value !== "") next.max_tokens = Number(most.value);
+    if (seed.value !== "") next.seed = Number(seed.value);
+    save({ title: title.value, system: system.value, options: next });
+  });
+}
+
+export interface Look {
+  language: keyof typeof LANGUAGES;
+  theme: "auto" | "light" | "dark" | "contrast";
+}
+
+export function settings(look: Look, save: (look: Look) => void, more: { exportAll: string; importFile(file: File): void; models(): void }): void {
+  const choice = (values: Record<string, string>, chosen: string) =>
+    h("select", {}, ...Object.entries(values).map(([value, name]) => h("option", { value, selected: value === chosen }, name)));
+  const language = choice(LANGUAGES, look.language);
+  const theme = choice({ auto: say("auto"), light: say("light"), dark: say("dark"), contrast: say("contrast") }, look.theme);
+  const picker = h("input", { type: "file", accept: ".jsonl,.json" });
+  picker.addEventListener("change", () => picker.files?.[0] && more.importFile(picker.files[0]));
+  const shown = dialog(say("settings"), field(say("language"), language), field(say("theme"), theme),
+    h("p", {}, h("button", { type: "button", class: "plain", onclick: () => {
+      shown.close();
+      more.models();
+    } }, say("models"))),
+    h("p", {}, h("a", { href: more.exportAll, download: true }, say("exportAll"))), field(say("import"), picker), buttons());
+  shown.addEventListener("close", () => {
+    if (shown.returnValue === "save") save({ language: language.value as Look["language"], theme: theme.value as Look["theme"] });
+  });
+}
+
+/** Models with a name. `pull` fetches one and returns when it is there. */
+export function models(known: readonly Known[], pull: (model: Known) => Promise<void>): void {
+  const row = (model: Known) => {
+    const state = h("td", {});
+    const button = h("button", { type: "button", "aria-label": `${say("download")} ${model.name}`, onclick: async () => {
+      state.textContent = say("downloading");
+      await pull(model).then(() => (state.textContent = say("here")), () => state.replaceChildren(button));
+    } }, say("download"));
+    if (model.here) state.textContent = say("here");
+    else if (model.use === "research") state.textContent = say("research");
+    else state.replaceChildren(button);
+    const size = model.bytes ? `${number(model.bytes / 1e9, 1)} GB` : "";
+    const licence = h("a", { href: model.url, target: "_blank", rel: "noopener noreferrer" }, model.licence);
+    const about = model.use === "conditions" ? ` (${say("onConditions")})` : "";
+    return h("tr", {}, h("th", { scope: "row" }, model.name, model.drafts ? h("small", {}, ` ${say("ownDraft")}`) : null),
+      h("td", { class: "right" }, size), h("td", {}, licence, about), state);
+  };
+  const head = ["model", "size", "licence", "here"] as const;
+  const table = h("table", {}, h("thead", {}, h("tr", {}, ...head.map((name) => h("th", { scope: "col" }, say(name))))), h("tbody", {}, ...known.map(row)));
+  dialog(say("models"), h("div", { class: "table", tabindex: 0, role: "region", "aria-label": say("models") }, table),
+    h("div", { class: "buttons" }, h("button", { value: "" }, say("close"))));
+}

@@ -1,0 +1,97 @@
+// The extension in a real extension host: code-server from npm, driven in Chromium, against a server with a real model.
+//   CODE_SERVER=.../code-server EDGESPEC_URL=http://127.0.0.1:8012 node e2e/run.mjs edgespec.vsix [FOLDER for a picture]
+// playwright-core is taken from apps/chat.
+import assert from "node:assert/strict";
+import { spawn, execFileSync } from "node:child_process";
+import { mkdirSync, mkdtempSync, writeFileSync } from "node:fs";
+import { createRequire } from "node:module";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+
+const { chromium } = createRequire(new URL("../../chat/package.json", import.meta.url))("playwright-core");
+const [vsix, pictures] = process.argv.slice(2);
+const program = process.env.CODE_SERVER ?? "code-server";
+const server = process.env.EDGESPEC_URL ?? "http://127.0.0.1:8012";
+const work = mkdtempSync(join(tmpdir(), "edgespec-vscode-"));
+const folder = join(work, "project");
+mkdirSync(folder);
+mkdirSync(join(work, "user", "User"), { recursive: true });
+writeFileSync(join(work, "user", "User", "settings.json"), JSON.stringify({ "edgespec.url": server, "edgespec.debounce": 50, "workbench.startupEditor": "none", "editor.quickSuggestions": { other: "off", comments: "off", strings: "off" }, "editor.wordBasedSuggestions": "off" }));
+const filler = Array.from({ length: 60 }, (_, i) => `def scale_${i}(value, factor=${i}):\n    """Return value times factor ${i}."""\n    return value * factor\n`);
+writeFileSync(join(folder, "shapes.py"), [...filler.slice(0, 20), "\n\n", ...filler.slice(40, 48)].join("\n"));
+writeFileSync(join(folder, "other.py"), "def area_of_circle(radius):\n    return 3.14159 * radius ** 2\n");
+
+const port = 8000 + (process.pid % 1000);
+const common = ["--extensions-dir", join(work, "ext"), "--user-data-dir", join(work, "user")];
+execFileSync(program, [...common, "--install-extension", vsix], { stdio: "ignore" });
+const host = spawn(program, [...common, "--auth", "none", "--bind-addr", `127.0.0.1:${port}`, "--disable-telemetry", "--disable-update-check", "--disable-workspace-trust", folder], { stdio: "ignore" });
+const browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", args: ["--no-sandbox"] });
+let failed = false;
+try {
+  const page = await browser.newPage({ viewport: { width: 1280, height: 800 } });
+  for (let tries = 0; ; tries++) {
+    try {
+      await page.goto(`http://127.0.0.1:${port}/?folder=${folder}`);
+      break;
+    } catch (error) {
+      if (tries > 60) throw error;
+      await new Promise((resolve) => setTimeout(resolve, 500));
+    }
+  }
+  await page.locator(".monaco-workbench").waitFor({ timeout: 60_000 });
+  await page.locator(".statusbar-item", { hasText: /zap|tok|smollm|qwen/i }).first().waitFor({ timeout: 60_000 }).catch(() => {});
+  const open = async (name) => {
+    await page.keyboard.press("Control+P");
+    await page.locator(".quick-input-widget input").waitFor();
+    await page.keyboard.type(name);
+    await page.waitForTimeout(700);
+    await page.keyboard.press("Enter");
+    await page.locator(".tab.active", { hasText: name }).waitFor();
+    await page.waitForTimeout(500);
+  };
+  await open("other.py");
+  await open("shapes.py");
+  await page.keyboard.press("Control+G");
+  await page.locator(".quick-input-widget input").waitFor();
+  await page.keyboard.type("82");
+  await page.keyboard.press("Enter");
+  await page.waitForTimeout(500);
+  const ghost = () => page.locator("[class*=ghost-text]").allTextContents();
+  const waits = [];
+  const shown = async (what, type) => {
+    await page.keyboard.press("Escape");
+    await page.waitForTimeout(400);
+    const began = performance.now();
+    await type();
+    await page.waitForFunction(() => [...document.querySelectorAll("[class*=ghost-text]")].some((each) => each.textContent.trim()), undefined, { timeout: 60_000, polling: 10 });
+    waits.push(performance.now() - began);
+    console.log(`${what}: ${waits.at(-1).toFixed(0)} ms from the last key to grey text, debounce of 50 ms included: ${JSON.stringify((await ghost()).join(""))}`);
+  };
+  await shown("cold", () => page.keyboard.type("def area_of_square(", { delay: 5 }));
+  if (pictures) {
+    mkdirSync(pictures, { recursive: true });
+    await page.screenshot({ path: join(pictures, "vscode.png") });
+  }
+  const text = (await ghost()).join("");
+  await page.keyboard.press("Tab");
+  await page.waitForTimeout(300);
+  const line = await page.evaluate(() => [...document.querySelectorAll(".view-line")].map((each) => each.textContent.replaceAll("\u00a0", " ")).find((each) => each.includes("area_of_square")));
+  assert.ok(line.length > "def area_of_square(".length, `Tab took it: ${line} (${text})`);
+  await page.keyboard.press("End");
+  await page.keyboard.press("Enter");
+  for (const typed of ["def ", "area_", "of_cube("]) {
+    await page.keyboard.type(typed.slice(0, -1), { delay: 5 });
+    await page.waitForTimeout(1500);
+    await shown(`one more key: ${typed}`, () => page.keyboard.type(typed.slice(-1)));
+  }
+  console.log("ok");
+} catch (error) {
+  failed = true;
+  console.log(String(error));
+  const page = browser.contexts()[0]?.pages()[0];
+  await page?.screenshot({ path: join(tmpdir(), "vscode-failed.png") });
+} finally {
+  await browser.close();
+  host.kill();
+}
+process.exit(failed ? 1 : 0);

@@ -1,0 +1,83 @@
+/** The server's routes that completion needs. */
+
+import type { Piece } from "./context.js";
+import type { Hole } from "./hole.js";
+
+export interface Timings {
+  readonly prompt_n?: number;
+  readonly prompt_ms?: number;
+  readonly predicted_n?: number;
+  readonly predicted_ms?: number;
+  readonly draft_n?: number;
+  readonly draft_n_accepted?: number;
+}
+
+export interface Completion {
+  readonly content: string;
+  readonly timings: Timings;
+}
+
+export class ServerError extends Error {}
+
+export class Client {
+  constructor(readonly url: string) {}
+
+  /** Whether a server answers, and has its model: "ok", "loading", or undefined. */
+  async health(): Promise<"ok" | "loading" | undefined> {
+    try {
+      const answer = await fetch(new URL("/health", this.url), { signal: AbortSignal.timeout(2000) });
+      return answer.ok ? "ok" : answer.status === 503 ? "loading" : undefined;
+    } catch {
+      return undefined;
+    }
+  }
+
+  /** The name of the model that is loaded; "" where the server does not say. */
+  async model(): Promise<string> {
+    const answer = await fetch(new URL("/v1/models", this.url), { signal: AbortSignal.timeout(2000) });
+    const listed = (await answer.json()) as { data?: { id?: string }[] };
+    return listed.data?.[0]?.id ?? "";
+  }
+
+  /** Fill a hole. Raises ServerError, and AbortError where `signal` is set off: the server then stops within a round.
+   *
+   * slot: whose newer request ends the older one. tokens: most tokens; 0 reads the prompt ahead.
+   */
+  async infill(hole: Hole, pieces: readonly Piece[], slot: number, tokens: number, signal: AbortSignal): Promise<Completion> {
+    const body = {
+      id_slot: slot,
+      input_prefix: hole.prefix,
+      prompt: hole.typed,
+      input_suffix: hole.suffix,
+      input_extra: pieces,
+      n_predict: tokens,
+      temperature: 0,
+      cache_prompt: true,
+      stream: false,
+    };
+    const answer = await fetch(new URL("/infill", this.url), {
+      method: "POST",
+      headers: { "content-type": "application/json" },
+      body: JSON.stringify(body),
+      signal,
+    });
+    const text = await answer.text();
+    if (!answer.ok) throw new ServerError(message(text) ?? `the server answered ${answer.status}`);
+    const read = parsed(text) as Partial<Completion> | undefined;
+    if (typeof read?.content !== "string") throw new ServerError("the server's answer has no content");
+    return { content: read.content, timings: read.timings ?? {} };
+  }
+}
+
+function parsed(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return undefined;
+  }
+}
+
+function message(text: string): string | undefined {
+  const error = (parsed(text) as { error?: { message?: string } } | undefined)?.error;
+  return error?.message;
+}

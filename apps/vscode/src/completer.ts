@@ -1,0 +1,69 @@
+/** One completion: what is kept already, else a pause, then a request that the next key ends. */
+
+import { shown, type Shown } from "./answer.js";
+import { Answers } from "./answers.js";
+import type { Client, Completion } from "./client.js";
+import type { Pieces } from "./context.js";
+import type { Hole } from "./hole.js";
+
+export interface Wanted {
+  readonly filename: string;
+  readonly hole: Hole;
+  readonly several: boolean;
+  readonly tokens: number;
+  /** milliseconds to wait for a further key; 0 where the user asked by hand */
+  readonly pause: number;
+}
+
+export class Completer {
+  private readonly answers = new Answers();
+
+  /** told: hears of each answer, for the status bar. */
+  constructor(
+    private readonly client: () => Client,
+    private readonly pieces: Pieces,
+    private readonly told: (completion: Completion) => void,
+  ) {}
+
+  /** undefined: nothing to show, or `signal` was set off. Raises ServerError and what fetch raises. */
+  async complete(wanted: Wanted, signal: AbortSignal): Promise<Shown | undefined> {
+    const { filename, hole } = wanted;
+    const kept = this.answers.find(filename, hole);
+    if (kept !== undefined) return shown(kept, hole, wanted.several);
+    if (wanted.pause > 0) await pause(wanted.pause, signal);
+    if (signal.aborted) return undefined;
+    try {
+      const completion = await this.client().infill(
+        hole, this.pieces.except(filename), slot(filename), wanted.tokens, signal,
+      );
+      this.told(completion);
+      this.answers.add(filename, hole, completion.content);
+      return shown(completion.content, hole, wanted.several);
+    } catch (error) {
+      if (signal.aborted) return undefined;
+      throw error;
+    }
+  }
+
+  /** Answers of another model are worth nothing. */
+  forget(): void {
+    this.answers.clear();
+  }
+}
+
+/** The same number for the same file: a newer request of a file ends its older one, and finds what was read. */
+export function slot(filename: string): number {
+  let hash = 7;
+  for (const character of filename) hash = (31 * hash + character.codePointAt(0)!) % 1_000_003;
+  return hash;
+}
+
+function pause(ms: number, signal: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    const timer = setTimeout(resolve, ms);
+    signal.addEventListener("abort", () => {
+      clearTimeout(timer);
+      resolve();
+    });
+  });
+}

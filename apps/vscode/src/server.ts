@@ -1,0 +1,80 @@
+/** Finds the server, or starts one and stops it again. */
+
+import { spawn, type ChildProcess } from "node:child_process";
+
+import { Client } from "./client.js";
+
+export type Health = "ok" | "loading" | undefined;
+
+export interface Options {
+  readonly url: string;
+  readonly command: string;
+  readonly model: string;
+  readonly log: (line: string) => void;
+}
+
+/** Milliseconds between two looks at a server that loads. */
+const LOOK_MS = 250;
+
+export class Server {
+  private child: ChildProcess | undefined;
+  private failed = "";
+
+  constructor(private readonly options: Options) {}
+
+  get client(): Client {
+    return new Client(this.options.url);
+  }
+
+  /** Returns once a server has its model. Starts one if none answers. Raises an Error that says what to do. */
+  async ready(signal: AbortSignal): Promise<void> {
+    let health = await this.client.health();
+    if (health === undefined && this.child === undefined) this.start();
+    while (health !== "ok") {
+      if (this.failed !== "") throw new Error(this.failed);
+      if (signal.aborted) throw new Error("stopped");
+      await new Promise((resolve) => setTimeout(resolve, LOOK_MS));
+      health = await this.client.health();
+    }
+  }
+
+  /** Ends a server that was started here; another one is left alone. */
+  stop(): void {
+    const child = this.child;
+    this.child = undefined;
+    this.failed = "";
+    child?.kill();
+  }
+
+  get started(): boolean {
+    return this.child !== undefined;
+  }
+
+  private start(): void {
+    const { url, command, model, log } = this.options;
+    const host = new URL(url).hostname;
+    if (!["127.0.0.1", "localhost", "[::1]"].includes(host)) {
+      throw new Error(`no server answers at ${url}: start it on ${host}`);
+    }
+    const args = ["serve", "--host", host.replace(/[[\]]/g, ""), "--port", new URL(url).port || "80", "--model", model];
+    log(`${command} ${args.join(" ")}`);
+    this.failed = "";
+    const child = spawn(command, args, { windowsHide: true, stdio: ["ignore", "pipe", "pipe"] });
+    this.child = child;
+    let last = "";
+    for (const stream of [child.stdout, child.stderr])
+      stream.on("data", (data: Buffer) => {
+        for (const line of data.toString().split(/\r?\n/)) if (line.trim() !== "") log((last = line));
+      });
+    child.on("error", (error: NodeJS.ErrnoException) => {
+      if (this.child !== child) return;
+      this.child = undefined;
+      this.failed = error.code === "ENOENT" ? `no program ${command}: install edgespec, or set edgespec.command` : error.message;
+    });
+    child.on("exit", (code) => {
+      if (this.child !== child) return;
+      this.child = undefined;
+      this.failed = `the server ended${code === null ? "" : ` with ${code}`}: ${last || "see the log"}`;
+    });
+  }
+}

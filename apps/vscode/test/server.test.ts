@@ -1,0 +1,71 @@
+import assert from "node:assert/strict";
+import { createServer } from "node:net";
+import type { AddressInfo } from "node:net";
+import { chmodSync, mkdtempSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { test } from "node:test";
+
+import { Client } from "../src/client.js";
+import { Server } from "../src/server.js";
+import { status, why } from "../src/status.js";
+
+const port = () =>
+  new Promise<number>((resolve) => {
+    const probe = createServer().listen(0, "127.0.0.1", () => {
+      const { port } = probe.address() as AddressInfo;
+      probe.close(() => resolve(port));
+    });
+  });
+const live = () => new AbortController().signal;
+
+/** A program that does what edgespec serve does: it listens, loads for a moment, then is ready. */
+function program(body: string): string {
+  const file = join(mkdtempSync(join(tmpdir(), "edge spec ü ")), "serve");
+  writeFileSync(file, `#!${process.execPath}\n${body}`);
+  chmodSync(file, 0o755);
+  return file;
+}
+
+const SERVES = `
+const http = require("node:http"), since = Date.now(), port = process.argv[process.argv.indexOf("--port") + 1];
+http.createServer((q, s) => {
+  if (q.url === "/v1/models") return s.end(JSON.stringify({ data: [{ id: process.argv.at(-1) }] }));
+  s.writeHead(Date.now() - since < 400 ? 503 : 200).end("{}");
+}).listen(Number(port), "127.0.0.1");`;
+
+test("a server is started, waited for, and stopped", { skip: process.platform === "win32" && "the program is a script" }, async () => {
+  const at = `http://127.0.0.1:${await port()}`;
+  const lines: string[] = [];
+  const server = new Server({ url: at, command: program(SERVES), model: "m", log: (line) => lines.push(line) });
+  await server.ready(live());
+  assert.ok(server.started);
+  assert.match(lines[0]!, /serve --host 127.0.0.1 --port \d+ --model m$/);
+  assert.equal(await server.client.model(), "m");
+
+  const other = new Server({ url: at, command: "none", model: "m", log: () => {} });
+  await other.ready(live());
+  assert.ok(!other.started, "one that answers is used");
+  other.stop();
+  assert.equal(await new Client(at).health(), "ok", "and left alone");
+
+  server.stop();
+  while ((await new Client(at).health()) !== undefined) await new Promise((resolve) => setTimeout(resolve, 20));
+});
+
+test("what stops a start is said", { skip: process.platform === "win32" && "the program is a script" }, async () => {
+  const at = `http://127.0.0.1:${await port()}`;
+  const options = { url: at, model: "m", log: () => {} };
+  await assert.rejects(new Server({ ...options, command: "no-such-program" }).ready(live()), /no program no-such-program.*edgespec.command/);
+  const fails = program('console.error("edgespec: no model m"); process.exit(2)');
+  await assert.rejects(new Server({ ...options, command: fails }).ready(live()), /ended with 2: edgespec: no model m/);
+  await assert.rejects(new Server({ ...options, url: "http://192.0.2.1:9", command: fails }).ready(AbortSignal.timeout(8000)), /192\.0\.2\.1|stopped/);
+});
+
+test("the status bar has figures, and one sentence of what took the time", () => {
+  const timings = { prompt_n: 3, prompt_ms: 20, predicted_n: 24, predicted_ms: 400, draft_n: 20, draft_n_accepted: 15 };
+  assert.equal(status("m", timings).text, "m  60 tok/s  75 % accepted");
+  assert.match(why(timings), /^Writing 24 tokens took 400 ms; 75 % of 20 drafted tokens were accepted\.$/);
+  assert.match(why({ ...timings, prompt_n: 900, prompt_ms: 900 }), /^Reading 900 tokens that were new took 900 ms/);
+  assert.equal(status("m", {}).text, "m");
+});

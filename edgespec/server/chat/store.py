@@ -1,0 +1,284 @@
+"""The user's chats, in one SQLite file.
+
+A chat is a tree of turns: an edited question or another answer is a further child of the same turn, so nothing that
+was written is lost. ``leaf`` names the turn at the end of the branch that is shown. Deleting hides a chat, until it is
+restored or the time of grace is over.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgespec.errors import EdgespecError
+
+GRACE_S = 30 * 24 * 3600.0
+"""after which a deleted chat is gone"""
+_MOST_FOUND = 50
+_MIGRATIONS = (
+    """
+    CREATE TABLE chats (
+        id TEXT PRIMARY KEY, title TEXT NOT NULL, pinned INTEGER NOT NULL DEFAULT 0, system TEXT NOT NULL DEFAULT '',
+        options TEXT NOT NULL DEFAULT '{}', leaf INTEGER, created REAL NOT NULL, updated REAL NOT NULL, deleted REAL
+    );
+    CREATE TABLE turns (
+        id INTEGER PRIMARY KEY, chat TEXT NOT NULL REFERENCES chats ON DELETE CASCADE, parent INTEGER,
+        role TEXT NOT NULL, content TEXT NOT NULL, files TEXT NOT NULL DEFAULT '[]', facts TEXT, created REAL NOT NULL
+    );
+    CREATE INDEX turns_of_chat ON turns (chat);
+    CREATE VIRTUAL TABLE found USING fts5 (content, content=turns, content_rowid=id);
+    CREATE TRIGGER turns_in AFTER INSERT ON turns BEGIN
+        INSERT INTO found (rowid, content) VALUES (new.id, new.content);
+    END;
+    CREATE TRIGGER turns_out AFTER DELETE ON turns BEGIN
+        INSERT INTO found (found, rowid, content) VALUES ('delete', old.id, old.content);
+    END;
+    CREATE TRIGGER turns_new AFTER UPDATE OF content ON turns BEGIN
+        INSERT INTO found (found, rowid, content) VALUES ('delete', old.id, old.content);
+        INSERT INTO found (rowid, content) VALUES (new.id, new.content);
+    END;
+    """,
+)
+"""Each takes the file to the next version; one that was published never changes."""
+
+
+class NoChat(EdgespecError):
+    """There is no chat or turn of this id."""
+
+
+class NewerFile(EdgespecError):
+    """The chats were written by a later version of edgespec."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """role: "user" or "assistant". files: names and texts that go with a question. facts: of an answer, see ``routes``;
+    None while it is being written, and of a question."""
+
+    id: int
+    parent: int | None
+    role: str
+    content: str
+    files: Sequence[Mapping[str, str]]
+    facts: Mapping[str, Any] | None
+    created: float
+
+
+@dataclass(frozen=True)
+class Chat:
+    """options: of sampling and the model, as the page sends them."""
+
+    id: str
+    title: str
+    pinned: bool
+    system: str
+    options: Mapping[str, Any]
+    leaf: int | None
+    updated: float
+
+
+class Store:
+    """All chats. Not for several threads at once. Raises NewerFile; a damaged file is put aside, see ``mended``."""
+
+    def __init__(self, path: Path) -> None:
+        self.mended = ""
+        """what was done to a damaged file, for the user; "" if it was whole"""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._db = _opened(path)
+        except sqlite3.DatabaseError:
+            self._db, self.mended = _rescued(path)
+        self._db.execute("DELETE FROM chats WHERE deleted < ?", (time.time() - GRACE_S,))
+
+    def close(self) -> None:
+        self._db.close()
+
+    def create(self, options: Mapping[str, Any] | None = None, title: str = "") -> Chat:
+        now, key = time.time(), secrets.token_hex(8)
+        with self.together():
+            self._db.execute(
+                "INSERT INTO chats (id, title, options, created, updated) VALUES (?, ?, ?, ?, ?)",
+                (key, title, json.dumps(options or {}), now, now),
+            )
+        return self.chat(key)
+
+    def chat(self, key: str) -> Chat:
+        row = self._db.execute("SELECT * FROM chats WHERE id = ?", (key,)).fetchone()
+        if row is None:
+            raise NoChat("no such chat", got=key)
+        return _chat(row)
+
+    def listed(self) -> list[Chat]:
+        """Pinned ones first, then those used last."""
+        rows = self._db.execute("SELECT * FROM chats WHERE deleted IS NULL ORDER BY pinned DESC, updated DESC")
+        return [_chat(row) for row in rows]
+
+    def search(self, text: str) -> list[tuple[Chat, str]]:
+        """Chats with all words of ``text`` in one turn, or in the title, with the place where they are."""
+        words = " ".join(f'"{word}"*' for word in text.replace('"', " ").split())
+        if not words:
+            return []
+        like = "%" + text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
+        rows = self._db.execute(
+            """
+            WITH hits AS (
+                SELECT rowid AS turn, snippet(found, 0, '', '', ' … ', 12) AS place
+                FROM found WHERE found MATCH ? ORDER BY rank LIMIT 500
+            )
+            SELECT chats.*, min(hits.place) AS place FROM hits JOIN turns ON turns.id = hits.turn
+            JOIN chats ON chats.id = turns.chat WHERE chats.deleted IS NULL GROUP BY chats.id
+            UNION ALL
+            SELECT chats.*, '' FROM chats WHERE title LIKE ? ESCAPE '\\' AND deleted IS NULL
+            ORDER BY updated DESC LIMIT ?
+            """,
+            (words, like, 2 * _MOST_FOUND),
+        )
+        hits: dict[str, tuple[Chat, str]] = {}
+        for row in rows:
+            chat = _chat(row)
+            hits[chat.id] = (chat, row["place"] or hits.get(chat.id, (chat, ""))[1])
+        return list(hits.values())[:_MOST_FOUND]
+
+    def change(self, key: str, **fields: Any) -> Chat:
+        """Set title, pinned, system, options or leaf."""
+        self.chat(key)
+        if (leaf := fields.get("leaf")) is not None:
+            self._require_turn(key, leaf)
+        if "options" in fields:
+            fields["options"] = json.dumps(fields["options"])
+        with self.together():
+            for name, value in fields.items():
+                assert name in ("title", "pinned", "system", "options", "leaf")
+                self._db.execute(f"UPDATE chats SET {name} = ? WHERE id = ?", (value, key))
+        return self.chat(key)
+
+    def delete(self, key: str) -> None:
+        self._set_deleted(key, time.time())
+
+    def restore(self, key: str) -> None:
+        self._set_deleted(key, None)
+
+    def turns(self, key: str) -> list[Turn]:
+        """All branches, in the order in which they were written."""
+        rows = self._db.execute("SELECT * FROM turns WHERE chat = ? ORDER BY id", (key,))
+        return [_turn(row) for row in rows]
+
+    def branch(self, key: str, leaf: int) -> list[Turn]:
+        """From the first turn to ``leaf``."""
+        known = {turn.id: turn for turn in self.turns(key)}
+        if leaf not in known:
+            raise NoChat("no such turn", got=leaf)
+        found: list[Turn] = []
+        place: int | None = leaf
+        while place is not None and place in known:
+            found.append(turn := known.pop(place))
+            place = turn.parent
+        return found[::-1]
+
+    def add(
+        self, key: str, parent: int | None, role: str, content: str, files: Sequence[Mapping[str, str]] = ()
+    ) -> Turn:
+        """A turn behind ``parent``, which becomes the leaf."""
+        self.chat(key)
+        if parent is not None:
+            self._require_turn(key, parent)
+        now = time.time()
+        with self.together():
+            cursor = self._db.execute(
+                "INSERT INTO turns (chat, parent, role, content, files, created) VALUES (?, ?, ?, ?, ?, ?)",
+                (key, parent, role, content, json.dumps(list(files)), now),
+            )
+            self._db.execute("UPDATE chats SET leaf = ?, updated = ? WHERE id = ?", (cursor.lastrowid, now, key))
+        return self._one(int(cursor.lastrowid or 0))
+
+    def write(self, turn: int, content: str, facts: Mapping[str, Any] | None = None) -> None:
+        """The content of an answer so far; with facts it is finished."""
+        with self.together():
+            found = None if facts is None else json.dumps(facts)
+            self._db.execute("UPDATE turns SET content = ?, facts = ? WHERE id = ?", (content, found, turn))
+
+    def _one(self, turn: int) -> Turn:
+        return _turn(self._db.execute("SELECT * FROM turns WHERE id = ?", (turn,)).fetchone())
+
+    def _require_turn(self, key: str, turn: int) -> None:
+        if self._db.execute("SELECT 1 FROM turns WHERE id = ? AND chat = ?", (turn, key)).fetchone() is None:
+            raise NoChat("no such turn in this chat", got=turn)
+
+    def _set_deleted(self, key: str, when: float | None) -> None:
+        self.chat(key)
+        with self.together():
+            self._db.execute("UPDATE chats SET deleted = ? WHERE id = ?", (when, key))
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """All that is written within, or nothing of it."""
+        if self._db.in_transaction:
+            yield
+            return
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, timeout=5.0, isolation_level=None, check_same_thread=False)
+    try:
+        db.row_factory = sqlite3.Row
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = NORMAL")
+        db.execute("PRAGMA foreign_keys = ON")
+        if (found := db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+            raise sqlite3.DatabaseError(found)
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version > len(_MIGRATIONS):
+            raise NewerFile(
+                "the chats were written by a later version of edgespec", got=str(path), hint="upgrade edgespec"
+            )
+        for number in range(version, len(_MIGRATIONS)):
+            db.executescript(f"BEGIN; {_MIGRATIONS[number]} PRAGMA user_version = {number + 1}; COMMIT;")
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _rescued(path: Path) -> tuple[sqlite3.Connection, str]:
+    """A new file with all that can be read of a damaged one, which is kept under another name."""
+    aside = path.with_name(f"{path.stem}.damaged-{time.strftime('%Y%m%d-%H%M%S')}{path.suffix}")
+    path.replace(aside)
+    for end in ("-wal", "-shm"):
+        with suppress(OSError):
+            path.with_name(path.name + end).unlink()
+    db = _opened(path)
+    db.execute("PRAGMA foreign_keys = OFF")
+    rows = 0
+    for table in ("chats", "turns"):
+        with suppress(sqlite3.DatabaseError), closing(sqlite3.connect(aside)) as old:
+            for row in old.execute(f"SELECT * FROM {table}"):
+                with suppress(sqlite3.DatabaseError):
+                    db.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)
+                    rows += 1
+    db.execute("PRAGMA foreign_keys = ON")
+    return db, f"The file of the chats was damaged. {rows} rows of it were saved; the old file is {aside}."
+
+
+def _chat(row: sqlite3.Row) -> Chat:
+    options = json.loads(row["options"])
+    return Chat(row["id"], row["title"], bool(row["pinned"]), row["system"], options, row["leaf"], row["updated"])
+
+
+def _turn(row: sqlite3.Row) -> Turn:
+    facts = None if row["facts"] is None else json.loads(row["facts"])
+    files = json.loads(row["files"])
+    return Turn(row["id"], row["parent"], row["role"], row["content"], files, facts, row["created"])

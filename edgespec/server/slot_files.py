@@ -1,0 +1,103 @@
+"""What a cache holds, in a file: so that a prompt need not be read again after a restart of the server.
+
+A file means one model on one engine. Another model, engine version or numerics refuses it. Clients choose a plain name;
+the files lie in the user's data folder.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgespec.backends.kv_blocks import BlockCopies
+from edgespec.errors import SettingError, foreign
+from edgespec.pipeline import Pipeline
+from edgespec.server.found import data_dir
+from edgespec.server.refusals import BadRequest, NotOffered
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_MOST_FILES = 64
+_HEADER = "header"
+
+
+@dataclass(frozen=True)
+class Moved:
+    """tokens and bytes of a file that was written or read."""
+
+    tokens: int
+    nbytes: int
+
+
+def path_of(name: object) -> Path:
+    """Raises BadRequest for a name that is no plain one."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise BadRequest("filename: allowed: letters, digits and . _ - (no folders)", param="filename")
+    return data_dir() / "slots" / f"{name}.npz"
+
+
+def save(pipeline: Pipeline, path: Path) -> Moved:
+    """Write the rows of a pipeline's cache. Call it between texts, on the model's thread."""
+    cache = _copies(pipeline)
+    cache.drop_unverified_tree()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not path.exists() and sum(1 for _ in path.parent.glob("*.npz")) >= _MOST_FILES:
+            raise BadRequest(f"{_MOST_FILES} slots are saved already; save over one of them", param="filename")
+        blocks = [cache.copy_block(index) for index in range(-(-cache.length // cache.block_rows))]
+        arrays = {f"block{row}_{part}": each for row, block in enumerate(blocks) for part, each in enumerate(block)}
+        header = json.dumps(_identity(pipeline) | {"tokens": list(cache.tokens)})
+        partial = path.with_name(f"{path.name}.partial")
+        with partial.open("wb") as file:
+            np.savez(file, **{_HEADER: np.frombuffer(header.encode(), np.uint8)}, **arrays)  # type: ignore[arg-type]
+        partial.chmod(0o600)
+        partial.replace(path)
+        return Moved(cache.length, path.stat().st_size)
+    except OSError as error:
+        raise NotOffered(f"the slot cannot be saved: {error.strerror or error}") from error
+
+
+def restore(pipeline: Pipeline, path: Path) -> Moved:
+    """Make a pipeline's cache hold the rows of a file. Raises BadRequest, SettingError."""
+    cache = _copies(pipeline)
+    if not path.is_file():
+        raise BadRequest(f"no slot was saved as {path.stem}", param="filename")
+    with foreign(SettingError, f"the slot saved as {path.stem} is damaged"), np.load(path, allow_pickle=False) as file:
+        header = json.loads(file[_HEADER].tobytes())
+        tokens = [int(token) for token in header.pop("tokens")]
+        if header != _identity(pipeline):
+            raise BadRequest(f"the slot saved as {path.stem} is of another model or engine", param="filename")
+        pipeline.require_prompt([*tokens[:-1], 0])
+        count = -(-len(tokens) // cache.block_rows)
+        parts = sum(name.startswith("block0_") for name in file.files)
+        blocks = [[file[f"block{row}_{part}"] for part in range(parts)] for row in range(count)]
+        cache.reset()
+        cache.restore(tokens, blocks)
+    return Moved(len(tokens), path.stat().st_size)
+
+
+def erase(pipeline: Pipeline) -> int:
+    """Forget what a cache holds. Returns how many tokens that was."""
+    held = pipeline.target.cache.length
+    pipeline.target.cache.reset()
+    return held
+
+
+def _copies(pipeline: Pipeline) -> BlockCopies:
+    cache = pipeline.target.cache
+    if not isinstance(cache, BlockCopies) or not cache.can_copy:
+        raise NotOffered("slots of this model cannot be saved: its engine keeps the rows to itself")
+    return cache
+
+
+def _identity(pipeline: Pipeline) -> dict[str, str]:
+    """All that the rows of a cache depend on, besides the tokens."""
+    target = pipeline.target
+    return {
+        "model": pipeline.bundle.name,
+        "numerics": target.capabilities.numerics,
+        "engine": getattr(target, "fingerprint", target.capabilities.backend),
+    }

@@ -1,0 +1,120 @@
+"""``edgespec-chat``: the chat page in a window of its own.
+
+It uses the server that runs already, or starts one and stops it with the window. The window is pywebview's if that is
+installed, else a browser's window without its bars, else a tab of the browser.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+import webbrowser
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+
+import click
+
+from edgespec.errors import EdgespecError
+from edgespec.server import found
+from edgespec.server.found import Found
+
+START_S = 60.0
+"""for a server to answer; it does so before its models are loaded"""
+STOP_S = 20.0
+"""for its last answers to end"""
+_LOOK_S = 0.05
+BROWSERS = ("msedge", "microsoft-edge", "google-chrome", "chrome", "chromium", "chromium-browser", "brave")
+_WINDOWS_EDGE = (r"C:\Program Files (x86)\Microsoft\Edge\Application\msedge.exe",)
+
+
+class NoServer(EdgespecError):
+    """The server did not start."""
+
+
+@click.command(name="edgespec-chat")
+@click.option("--model", "-m", metavar="REF", help="The model of a server that is started. Default: the small one.")
+@click.option("--window", type=click.Choice(("auto", "webview", "app", "tab")), default="auto", show_default=True)
+@click.help_option("--help", "-h")
+def command(model: str | None, window: str) -> None:
+    """Chat with a model on this machine, in a window.
+
+    It ends with its window. A server that was running before goes on.
+    """
+    server = found.running()
+    started = None
+    if server is None:
+        server, started = _started(model)
+    try:
+        show(server.url, window)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        if started is not None and started.poll() is None:
+            found.shut_down(server)
+            with suppress(subprocess.TimeoutExpired):
+                started.wait(STOP_S)
+            started.kill()
+    if started is not None and started.wait():
+        raise NoServer("the server ended too early", hint="its own message is above")
+
+
+def show(url: str, window: str = "auto") -> None:
+    """Open the page, and return when its window is closed."""
+    if window in ("auto", "webview") and find_spec("webview"):
+        import webview  # type: ignore[import-not-found, unused-ignore]
+
+        webview.create_window("edgespec", url, width=1100, height=800)
+        webview.start(private_mode=False)
+        return
+    if window == "webview":
+        raise EdgespecError("pywebview is not installed", hint="install it with pip, or use --window app")
+    browser = _browser()
+    if window != "tab" and browser is not None:
+        # A profile of its own: else the window belongs to a browser that runs already, and nobody sees it close.
+        profile = found.data_dir() / "window"
+        profile.mkdir(parents=True, exist_ok=True)
+        subprocess.run([browser, f"--app={url}", f"--user-data-dir={profile}", "--no-first-run"], check=False)
+        return
+    if window == "app":
+        raise EdgespecError(
+            "no browser with windows of its own is here", allowed=", ".join(BROWSERS), hint="--window tab"
+        )
+    click.echo(f"edgespec: {url} (Ctrl-C ends it)", err=True)
+    webbrowser.open(url)
+    while found.answers(url):
+        time.sleep(1)
+
+
+def _browser() -> str | None:
+    known = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    return known or next((path for path in _WINDOWS_EDGE if Path(path).is_file()), None)
+
+
+def _started(model: str | None) -> tuple[Found, subprocess.Popen[bytes]]:
+    """A server on any free port. It says on stderr what it does."""
+    named = ["--model", model] if model else []
+    process = subprocess.Popen([sys.executable, "-m", "edgespec", "serve", "--port", "0", "--yes", *named])
+    deadline = time.monotonic() + START_S
+    while process.poll() is None and time.monotonic() < deadline:
+        server = found.recorded()
+        if server is not None and server.pid == process.pid and found.answers(server.url):
+            return server, process
+        time.sleep(_LOOK_S)
+    process.kill()
+    raise NoServer("the server did not start", hint="its own message is above; edgespec serve shows the same")
+
+
+def main() -> None:
+    """The entry point, with errors as the command line has them."""
+    try:
+        command()
+    except EdgespecError as error:
+        click.echo(f"edgespec: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

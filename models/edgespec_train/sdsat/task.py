@@ -1,0 +1,152 @@
+"""How placeholders learn behind a frozen target, and what they are worth: a ``loop.Task``.
+
+The target's own distribution at each place is known, since it reads the real tokens anyway. So the loss needs no stored
+log-probabilities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from edgespec_train.corpus.texts import TargetTexts, TextId
+from edgespec_train.judging import Judged
+from edgespec_train.loop import Schedule
+from edgespec_train.sdsat.placeholders import Placeholders, read
+from edgespec_train.sdsat.places import Groups, Placing, answer_places, choose, groups_of
+
+_EVALUATED_AT_ONCE = 4
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is trained, and on what.
+
+    count: placeholders behind a token. separate: each has an embedding of its own, else they share one. rank, groups:
+    of the adapters; rank 0 for none. placing, share: see ``places``. decay: weight of a placeholder's loss over that of
+    the one before it. judged: every so-manieth place of a held-out text is.
+    """
+
+    count: int = 5
+    separate: bool = False
+    rank: int = 16
+    groups: tuple[str, ...] = ("qkv", "o", "gate_up", "down")
+    placing: Placing = "random"
+    share: float = 0.2
+    loss: Literal["kd", "ce"] = "kd"
+    decay: float = 0.8
+    judged: int = 9
+
+
+class Guesses:
+    """A ``loop.Task``: placeholders guess what the target says behind the tokens that it has not seen yet.
+
+    target: a decoder of transformers; it is frozen. bf16: compute in that type.
+    """
+
+    if_diverged = ""
+
+    def __init__(
+        self,
+        target: Any,
+        placeholders: Placeholders,
+        texts: TargetTexts,
+        held_out: TargetTexts,
+        recipe: Recipe,
+        schedule: Schedule,
+        *,
+        bf16: bool = False,
+    ) -> None:
+        for parameter in target.parameters():
+            parameter.requires_grad_(False)
+        self.module: torch.nn.Module = placeholders
+        self._target, self._recipe, self._schedule, self._bf16 = target, recipe, schedule, bf16
+        self._texts, self._held_out = texts, held_out
+        greedy = [text for text in held_out.texts if held_out.temperature(text) == 0] or held_out.texts
+        self._judged = sorted(greedy, key=held_out.length)
+
+    def batches(self, first: int) -> Iterator[Groups]:
+        seed, recipe = self._schedule.seed, self._recipe
+        planned = self._texts.batches(seed, self._schedule.tokens_per_batch, first)
+        for number, chosen in enumerate(planned, first):
+            random = np.random.default_rng((seed, number))
+            yield groups_of(self._texts, chosen, choose(self._texts, chosen, recipe.placing, recipe.share, random))
+
+    def loss(self, module: torch.nn.Module, batch: Groups, device: torch.device) -> tuple[torch.Tensor, int]:
+        """Mean over the placeholders whose answer the text tells, and their number.
+
+        kd: cross-entropy against the target's distribution there. ce: against the token that stands there.
+        """
+        groups, count = batch.to(device), self._recipe.count
+        head = self._target.get_output_embeddings()
+        told, rows = groups.told(count), groups.teachers(count)
+        line = torch.arange(len(rows), device=device)[:, None, None].expand_as(rows)[told]
+        weight = (self._recipe.decay ** torch.arange(count, device=device)).expand_as(rows)[told]
+        with torch.autocast(device.type, torch.bfloat16, enabled=self._bf16):
+            hidden, cache = read(self._target, groups.tokens)
+            guessed = head(module(self._target, cache, groups.anchors, count)[told])
+            with torch.no_grad():
+                says = head(hidden[line, rows[told]])
+        logprobs = functional.log_softmax(guessed.float(), -1)
+        if self._recipe.loss == "kd":
+            each = -(functional.softmax(says.float(), -1) * logprobs).sum(-1)
+        else:
+            behind = rows[told] + 1
+            weight = weight * (behind < groups.ends[line])
+            labels = groups.tokens[line, behind.clamp(max=groups.tokens.shape[1] - 1)]
+            each = -logprobs.gather(1, labels[:, None])[:, 0]
+        return (each * weight).sum() / weight.sum().clamp(min=1e-9), len(each)
+
+    def judge(self) -> Judged:
+        """On held-out texts that the target wrote greedily: what it says itself is the measure.
+
+        Block efficiency is that of one-forward rounds."""
+        right = right_guesses(self._target, self.module, self._held_out, self._judged, self._recipe)
+        return replace(Judged.of(right), block_efficiency=worth(right)["one_forward"])
+
+
+@torch.no_grad()
+def right_guesses(
+    target: Any, placeholders: torch.nn.Module, texts: TargetTexts, chosen: Sequence[TextId], recipe: Recipe
+) -> list[NDArray[np.bool_]]:
+    """Of each text ``(places, count)``: whether each placeholder guesses what the target says there."""
+    head, device = target.get_output_embeddings(), next(target.parameters()).device
+    found: list[NDArray[np.bool_]] = []
+    for begin in range(0, len(chosen), _EVALUATED_AT_ONCE):
+        some = chosen[begin : begin + _EVALUATED_AT_ONCE]
+        places = [answer_places(texts, text)[:: recipe.judged] for text in some]
+        groups = groups_of(texts, some, places).to(device)
+        hidden, cache = read(target, groups.tokens)
+        said = head(hidden).argmax(-1)
+        guessed = head(placeholders(target, cache, groups.anchors, recipe.count)).argmax(-1)
+        wanted = said.gather(1, groups.teachers(recipe.count).flatten(1)).view_as(guessed)
+        right = (guessed == wanted) & groups.told(recipe.count)
+        whole = groups.told(recipe.count).all(-1)
+        found += [line[kept].cpu().numpy() for line, kept in zip(right, whole, strict=True)]
+    return found
+
+
+def worth(right: Sequence[NDArray[np.bool_]]) -> dict[str, float]:
+    """Tokens a forward of the target, at the best number of guesses, which is said too.
+
+    two_step: a forward drafts, the next one verifies. one_forward: each does both; what it drafts is of use only if it
+    accepts its whole draft, else the next one begins anew.
+
+    >>> worth([np.array([[True], [False]])])
+    {'two_step': 1.25, 'two_step_k': 1, 'one_forward': 1.3333333333333333, 'one_forward_k': 1}
+    """
+    runs = [np.logical_and.accumulate(text, axis=1) for text in right if len(text)]
+    accepted = np.concatenate(runs).mean(0) if runs else np.zeros(1)  # by number: share with so many right
+    expected = np.cumsum(accepted)
+    schemes = {"two_step": 1 + expected / 2, "one_forward": 1 + expected / (2 - accepted)}
+    found: dict[str, float] = {}
+    for name, tokens in schemes.items():
+        best = int(tokens.argmax())
+        found |= {name: float(tokens[best]), f"{name}_k": best + 1}
+    return found

@@ -1,0 +1,198 @@
+"""The routes of the chat page, on fake models."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from edgespec.server.app import application
+from edgespec.server.chat.routes import FILES, ChatPage
+from edgespec.server.chat.store import Store
+from edgespec.server.service import Service
+from tests.fake_server import Engine, fake_pipeline, service_of
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Service:
+    return service_of(fake_pipeline(tmp_path / "model"))
+
+
+@pytest.fixture
+def client(service: Service, tmp_path: Path) -> Iterator[TestClient]:
+    page = ChatPage(service, tmp_path / "data" / "chats.sqlite")
+    app = application(service, more=page.routes())
+    with TestClient(app, base_url="http://127.0.0.1:8012") as client:
+        yield client
+
+
+def ask(client: TestClient, content: str = "Hello there", **options: Any) -> tuple[str, int]:
+    chat = client.post("/app/chats", json={"options": {"max_tokens": 40, **options}}).json()["id"]
+    turn = client.post(f"/app/chats/{chat}/turns", json={"content": content}).json()["id"]
+    return chat, turn
+
+
+def answer(client: TestClient, chat: str, parent: int) -> list[dict[str, Any]]:
+    with client.stream("POST", f"/app/chats/{chat}/answer", json={"parent": parent}) as stream:
+        assert stream.status_code == 200, stream.read()
+        return [json.loads(line[6:]) for line in stream.iter_lines() if line.startswith("data: ")]
+
+
+def text_of(events: list[dict[str, Any]]) -> str:
+    return "".join(event.get("text", "") for event in events)
+
+
+def test_the_page_is_closed_to_scripts_of_others(client: TestClient) -> None:
+    for name in FILES:
+        page = client.get(f"/{name}")
+        assert page.status_code == 200
+        policy = page.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+    index = client.get("/").text
+    assert "http" not in index.replace("http-equiv", "")
+    assert "<script>" not in index
+    assert " style=" not in index
+
+
+def test_an_answer_streams_and_is_kept_with_its_facts(client: TestClient) -> None:
+    chat, turn = ask(client)
+    events = answer(client, chat, turn)
+    shown = client.get(f"/app/chats/{chat}").json()
+    assert shown["title"] == "Hello there"
+    kept = shown["turns"][-1]
+    assert kept["id"] == events[0]["turn"] == shown["leaf"]
+    assert kept["content"] == text_of(events) != ""
+    facts = kept["facts"]
+    assert facts == events[-1]["facts"]
+    assert facts["finish"] in ("stop", "length")
+    assert facts["timings"]["predicted_n"] > 0
+    assert facts["context_length"] == 512
+    assert sum(length for length, _ in facts["drafted"]) == len(kept["content"])
+    assert facts["why"]
+
+
+def test_the_chain_of_turns_is_what_the_model_reads(client: TestClient) -> None:
+    chat, turn = ask(client, "one", temperature=0.0)
+    first = text_of(answer(client, chat, turn))
+    again = text_of(answer(client, chat, turn))
+    assert again == first, "the same question has the same greedy answer, as a branch beside it"
+    messages = [{"role": "user", "content": "one"}]
+    asked = client.post("/v1/chat/completions", json={"messages": messages, "max_tokens": 40, "temperature": 0})
+    assert asked.json()["choices"][0]["message"]["content"] == first
+    client.patch(f"/app/chats/{chat}", json={"system": "Be brief."})
+    other = text_of(answer(client, chat, turn))
+    messages.insert(0, {"role": "system", "content": "Be brief."})
+    asked = client.post("/v1/chat/completions", json={"messages": messages, "max_tokens": 40, "temperature": 0})
+    assert asked.json()["choices"][0]["message"]["content"] == other
+
+
+def test_files_go_in_front_of_the_question(client: TestClient) -> None:
+    chat = client.post("/app/chats", json={"options": {"max_tokens": 4}}).json()["id"]
+    files = [{"name": "a.py", "text": "x = 1"}]
+    turn = client.post(f"/app/chats/{chat}/turns", json={"content": "What is x?", "files": files}).json()
+    assert turn["files"] == files
+    with_file = answer(client, chat, turn["id"])[-1]["facts"]["timings"]
+    assert with_file["prompt_n"] + with_file["cache_n"] > 10
+    export = client.get(f"/app/chats/{chat}/export?format=markdown").text
+    assert "[a.py]\n\n```\nx = 1\n```" in export
+
+
+def test_a_page_that_goes_away_leaves_what_was_written(tmp_path: Path) -> None:
+    pipeline = fake_pipeline(tmp_path / "model", pace_s=0.02)
+    service = service_of(pipeline)
+    path = tmp_path / "chats.sqlite"
+    with TestClient(application(service, more=ChatPage(service, path).routes()), base_url="http://127.0.0.1") as client:
+        chat, turn = ask(client)
+        assert isinstance(pipeline.target, Engine)
+        pipeline.target.error = RuntimeError("the engine broke")
+        events = answer(client, chat, turn)
+        assert "error" in events[-1]["facts"]
+        shown = client.get(f"/app/chats/{chat}").json()["turns"][-1]
+        assert shown["facts"]["error"] == events[-1]["facts"]["error"]
+        assert text_of(answer(client, chat, turn)), "the next answer works"
+
+
+def test_turns_are_edited_into_branches(client: TestClient) -> None:
+    chat, turn = ask(client)
+    first = answer(client, chat, turn)[0]["turn"]
+    edited = client.put(f"/app/chats/{chat}/turns/{first}", json={"content": "Better."}).json()
+    assert (edited["parent"], edited["role"]) == (turn, "assistant")
+    shown = client.get(f"/app/chats/{chat}").json()
+    assert shown["leaf"] == edited["id"]
+    assert [each["id"] for each in shown["turns"]] == [turn, first, edited["id"]]
+    client.patch(f"/app/chats/{chat}", json={"leaf": first})
+    assert client.get(f"/app/chats/{chat}").json()["leaf"] == first
+
+
+def test_chats_are_listed_found_pinned_deleted_and_restored(client: TestClient) -> None:
+    one, _ = ask(client, "about apples")
+    two, _ = ask(client, "about pears")
+    assert [chat["id"] for chat in client.get("/app/chats").json()] == [two, one]
+    client.patch(f"/app/chats/{one}", json={"pinned": True, "title": "Fruit"})
+    assert [chat["title"] for chat in client.get("/app/chats").json()] == ["Fruit", "about pears"]
+    assert [chat["id"] for chat in client.get("/app/chats?q=apples").json()] == [one]
+    client.patch(f"/app/chats/{one}", json={"deleted": True})
+    assert [chat["id"] for chat in client.get("/app/chats").json()] == [two]
+    client.patch(f"/app/chats/{one}", json={"deleted": False})
+    assert len(client.get("/app/chats").json()) == 2
+
+
+def test_chats_leave_and_come_back(client: TestClient) -> None:
+    chat, turn = ask(client)
+    answer(client, chat, turn)
+    exported = client.get("/app/export")
+    assert "attachment" in exported.headers["content-disposition"]
+    assert client.post("/app/import", content=exported.content).json() == {"chats": 1}
+    assert len(client.get("/app/chats").json()) == 2
+    refused = client.post("/app/import", content=b"\xff\xfe")
+    assert refused.status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("GET", "/app/chats/none", None, 404),
+        ("PATCH", "/app/chats/none", {"title": "x"}, 404),
+        ("POST", "/app/chats/none/turns", {"content": "x"}, 404),
+        ("POST", "/app/chats", {"colour": "red"}, 400),
+        ("POST", "/app/chats/{chat}/turns", {"content": " "}, 400),
+        ("POST", "/app/chats/{chat}/turns", {"content": "x", "parent": 10**6}, 404),
+        ("POST", "/app/chats/{chat}/answer", {}, 400),
+        ("POST", "/app/chats/{chat}/answer", {"parent": 10**6}, 404),
+        ("PATCH", "/app/chats/{chat}", {"options": {"temperature": "hot"}}, 400),
+        ("PATCH", "/app/chats/{chat}", {"options": {"temperature": -1}}, 400),
+        ("DELETE", "/app/chats/{chat}", None, 405),
+    ],
+)
+def test_what_is_wrong_is_said(client: TestClient, method: str, path: str, body: Any, status: int) -> None:
+    chat, _ = ask(client)
+    answered = client.request(method, path.format(chat=chat), json=body)
+    assert answered.status_code == status
+    assert answered.json()["error"]["message"]
+
+
+def test_a_page_of_another_origin_is_refused(client: TestClient) -> None:
+    assert client.get("/app/chats", headers={"origin": "http://evil.example"}).status_code == 403
+    assert client.get("/app/chats", headers={"host": "evil.example"}).status_code == 403
+    assert client.get("/app/chats", headers={"origin": "http://127.0.0.1:8012"}).status_code == 200
+
+
+def test_the_state_names_models_and_a_mended_file(service: Service, tmp_path: Path) -> None:
+    path = tmp_path / "chats.sqlite"
+    path.write_bytes(b"damaged" * 1000)
+    with TestClient(application(service, more=ChatPage(service, path).routes()), base_url="http://127.0.0.1") as client:
+        state = client.get("/app/state").json()
+    assert [model["name"] for model in state["models"]] == ["tiny"]
+    assert "damaged" in state["mended"]
+    assert Store(path).listed() == []
+
+
+def test_models_are_listed_with_what_they_ask(client: TestClient) -> None:
+    models = {model["name"]: model for model in client.get("/app/models").json()}
+    coder = models["qwen2.5-coder-1.5b"]
+    assert (coder["licence"], coder["use"], coder["here"], coder["drafts"]) == ("Apache-2.0", "any", False, True)
+    assert coder["bytes"] > 1e9
+    assert any(model["use"] == "research" for model in models.values())

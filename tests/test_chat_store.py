@@ -1,0 +1,203 @@
+"""The file of chats: branches, search, undo, damage, versions, and what a kill leaves."""
+
+import json
+import random
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from edgespec.server.chat import exchange
+from edgespec.server.chat.store import GRACE_S, NewerFile, NoChat, Store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "chats.sqlite")
+
+
+def a_chat(store: Store, *turns: str) -> str:
+    key, parent = store.create(title=turns[0]).id, None
+    for number, content in enumerate(turns):
+        parent = store.add(key, parent, "assistant" if number % 2 else "user", content).id
+    return key
+
+
+def test_an_edited_question_is_a_branch_and_the_old_one_stays(store: Store) -> None:
+    key = a_chat(store, "one", "eins", "two", "zwei")
+    first = store.turns(key)[1]
+    store.add(key, first.id, "user", "three")
+    assert [turn.content for turn in store.branch(key, store.chat(key).leaf or 0)] == ["one", "eins", "three"]
+    assert [turn.content for turn in store.turns(key)] == ["one", "eins", "two", "zwei", "three"]
+    store.change(key, leaf=store.turns(key)[3].id)
+    assert [turn.content for turn in store.branch(key, store.chat(key).leaf or 0)] == ["one", "eins", "two", "zwei"]
+
+
+def test_a_turn_of_another_chat_is_no_parent(store: Store) -> None:
+    one, other = a_chat(store, "one"), a_chat(store, "two")
+    with pytest.raises(NoChat):
+        store.add(other, store.turns(one)[0].id, "user", "x")
+    with pytest.raises(NoChat):
+        store.change(other, leaf=store.turns(one)[0].id)
+
+
+def test_deleting_can_be_undone_until_the_grace_is_over(store: Store, tmp_path: Path) -> None:
+    key = a_chat(store, "one")
+    store.delete(key)
+    assert (store.listed(), store.search("one")) == ([], [])
+    store.restore(key)
+    assert [chat.id for chat in store.listed()] == [key]
+    store.delete(key)
+    store._db.execute("UPDATE chats SET deleted = ?", (time.time() - GRACE_S - 1,))
+    store.close()
+    again = Store(tmp_path / "chats.sqlite")
+    with pytest.raises(NoChat):
+        again.restore(key)
+    assert again.turns(key) == []
+
+
+def test_search_finds_words_in_turns_and_titles(store: Store) -> None:
+    key = a_chat(store, "Warum ist der Himmel blau?", "Because of Rayleigh's 100% scattering.")
+    a_chat(store, "something else", "entirely")
+    for text in ("himmel", "rayleigh scat", "Him", 'blau "'):
+        assert [chat.id for chat, _ in store.search(text)] == [key], text
+    assert store.search("100%")[0][0].id == key
+    assert [store.search(text) for text in ("absent", "", '"', "%", "him NOT blau")] == [[]] * 5
+
+
+def test_ten_thousand_chats_are_searched_quickly(store: Store) -> None:
+    words = [f"w{number}" for number in range(500)]
+    draw = random.Random(1)
+    with store.together():
+        for _ in range(10_000):
+            a_chat(store, " ".join(draw.choices(words, k=12)), " ".join(draw.choices(words, k=40)))
+    rare = a_chat(store, "a needle here")
+    fastest = []
+    for text, least in (("needle", 1), ("w1 w2", 10), ("w7", 50)):
+        began = time.perf_counter()
+        hits = store.search(text)
+        fastest.append(time.perf_counter() - began)
+        assert len(hits) >= least
+    assert store.search("needle")[0][0].id == rare
+    assert min(fastest) < 0.1
+
+
+def test_a_damaged_file_is_put_aside_and_what_can_be_read_is_saved(tmp_path: Path) -> None:
+    path = tmp_path / "chats.sqlite"
+    store = Store(path)
+    for number in range(300):
+        a_chat(store, f"question {number}" * 20, "answer" * 100)
+    store.close()
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 4096] = bytes(4096)
+    path.write_bytes(content)
+    again = Store(path)
+    assert "damaged" in again.mended
+    assert len(again.listed()) > 100
+    assert again.search("question")
+    assert any("damaged-" in other.name for other in tmp_path.iterdir())
+    again.close()
+    assert Store(path).mended == ""
+
+
+def test_a_file_that_is_no_database_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "chats.sqlite"
+    path.write_bytes(b"no database at all" * 100)
+    store = Store(path)
+    assert store.mended
+    assert any(other.read_bytes()[:2] == b"no" for other in tmp_path.iterdir() if other != path)
+
+
+def test_a_file_of_a_later_version_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "chats.sqlite"
+    Store(path).close()
+    with sqlite3.connect(path) as db:
+        db.execute("PRAGMA user_version = 99")
+    db.close()
+    with pytest.raises(NewerFile, match="later version"):
+        Store(path)
+
+
+def test_an_export_reads_back_in_with_its_branches(store: Store) -> None:
+    key = a_chat(store, "one", "eins")
+    store.add(key, store.turns(key)[0].id, "assistant", "uno")
+    store.add(key, None, "user", "with a file", [{"name": "ü.py", "text": "x = 1"}])
+    store.change(key, leaf=store.turns(key)[1].id, pinned=True, system="Be brief.", options={"temperature": 0.5})
+    text = exchange.jsonl(store, store.listed())
+    assert exchange.read_in(store, text) == 1
+    copy = next(chat for chat in store.listed() if chat.id != key)
+    assert exchange.jsonl(store, [copy]).count("\n") == 5
+    assert (copy.title, copy.pinned, copy.system, copy.options) == ("one", True, "Be brief.", {"temperature": 0.5})
+    assert [turn.content for turn in store.branch(copy.id, copy.leaf or 0)] == ["one", "eins"]
+    assert [(turn.content, list(turn.files)) for turn in store.turns(copy.id)] == [
+        (turn.content, list(turn.files)) for turn in store.turns(key)
+    ]
+
+
+def test_conversations_of_other_tools_are_read(store: Store) -> None:
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hello there"},
+        {"role": "assistant", "content": "Hi"},
+    ]
+    assert exchange.read_in(store, json.dumps({"messages": messages})) == 1
+    chat = store.listed()[0]
+    assert (chat.title, chat.system) == ("Hello there", "Be brief.")
+    assert exchange.markdown(chat, store.turns(chat.id)).endswith("## User\n\nHello there\n\n## Assistant\n\nHi\n")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "no json",
+        "[1]",
+        '{"id": 1}',
+        '{"chat": "x"}\n{"id": 1, "role": "root", "content": ""}',
+        '{"chat": "x"}\n{"id": 1, "parent": 7, "role": "user", "content": ""}',
+        '{"messages": [{"role": "user"}]}',
+    ],
+)
+def test_a_file_without_chats_is_refused_and_changes_nothing(store: Store, text: str) -> None:
+    a_chat(store, "one")
+    good = '{"chat": "good"}\n'
+    with pytest.raises(exchange.NotChats):
+        exchange.read_in(store, good + text if text else text)
+    assert [chat.title for chat in store.listed()] == ["one"]
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from edgespec.server.chat.store import Store
+store = Store(Path(sys.argv[1]))
+key = store.create(title="t").id
+turn = store.add(key, None, "assistant", "").id
+for number in range(10**6):
+    store.write(turn, "word " * number)
+    print(number, flush=True)
+"""
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_kill_loses_nothing_that_was_written(tmp_path: Path, seed: int) -> None:
+    path = tmp_path / "chats.sqlite"
+    writer = subprocess.Popen([sys.executable, "-c", KILLED, path], stdout=subprocess.PIPE, text=True)
+    assert writer.stdout is not None
+    last = 0
+    for line in writer.stdout:
+        last = int(line)
+        if last >= 20 + 13 * seed:
+            break
+    writer.kill()
+    last = max([last, *(int(line) for line in writer.stdout if line.strip().isdigit())])
+    writer.wait()
+    writer.stdout.close()
+    store = Store(path)
+    assert store.mended == ""
+    content = store.turns(store.listed()[0].id)[0].content
+    assert len(content) // 5 >= last

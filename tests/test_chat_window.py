@@ -1,0 +1,70 @@
+"""The launcher of the chat window: which server it takes, and what it leaves behind."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from edgespec.errors import EdgespecError
+from edgespec.server import found, window
+from tests.fake_server import fake_pipeline, on_a_port, service_of
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("EDGESPEC_DATA", str(tmp_path / "data"))
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def browser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program in place of a browser, which notes how it was called. Returns its notes."""
+    if os.name == "nt":
+        pytest.skip("the stand-in is a shell script")
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    notes = tmp_path / "notes"
+    script = programs / "chromium"
+    script.write_text(f'#!/bin/sh\necho "$@" >> "{notes}"\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
+    monkeypatch.setattr(window, "BROWSERS", ("chromium",))
+    return notes
+
+
+def test_a_server_that_runs_is_used_and_left_alone(data: Path, browser: Path, tmp_path: Path) -> None:
+    with on_a_port(service_of(fake_pipeline(tmp_path / "model"))) as url:
+        found.record(url)
+        for _ in range(2):  # a second start shows the same chats
+            assert CliRunner().invoke(window.command, ["--window", "app"], catch_exceptions=False).exit_code == 0
+        assert found.answers(url)
+    assert browser.read_text().splitlines() == 2 * [f"--app={url} --user-data-dir={data / 'window'} --no-first-run"]
+
+
+def test_a_window_that_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(window, "_browser", lambda: None)
+    monkeypatch.setattr(window, "find_spec", lambda name: None)
+    with pytest.raises(EdgespecError, match="no browser with windows of its own"):
+        window.show("http://127.0.0.1:1", "app")
+    with pytest.raises(EdgespecError, match="pywebview is not installed"):
+        window.show("http://127.0.0.1:1", "webview")
+
+
+def test_a_server_that_does_not_start_is_said(data: Path, browser: Path) -> None:
+    command = [sys.executable, "-m", "edgespec.server.window", "--window", "app", "--model", "/no/such/model"]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 2
+    assert "/no/such/model" in ran.stderr
+    assert "the server" in ran.stderr.splitlines()[-1]
+    assert "Traceback" not in ran.stderr
+
+
+def test_the_window_ends_the_server_that_it_started(data: Path, browser: Path) -> None:
+    command = [sys.executable, "-m", "edgespec.server.window", "--window", "app"]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    assert browser.read_text().startswith("--app=http://127.0.0.1:")
+    assert found.recorded() is None

@@ -1,0 +1,70 @@
+"""Slots in files: a prompt need not be read again, and a file of something else is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from edgespec.pipeline import Pipeline
+from edgespec.server.app import application
+from tests.fake_server import fake_pipeline, service_of
+
+PROMPT = "The lighthouse had stood on the headland for more than a century. " * 2
+
+
+@pytest.fixture(autouse=True)
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("EDGESPEC_DATA", str(tmp_path / "data"))
+    return tmp_path / "data"
+
+
+def client_of(pipeline: Pipeline) -> TestClient:
+    client = TestClient(application(service_of(pipeline)), base_url="http://127.0.0.1")
+    complete(client, "x")
+    return client
+
+
+def complete(client: TestClient, prompt: str) -> Any:
+    return client.post("/completion", json={"prompt": prompt, "n_predict": 4}).json()
+
+
+def act(client: TestClient, action: str, name: str = "mine", status: int = 200) -> Any:
+    answer = client.post(f"/slots/0?action={action}", json={"filename": name})
+    assert answer.status_code == status, answer.text
+    return answer.json()
+
+
+def test_a_prompt_comes_back_in_another_server(tmp_path: Path, data: Path) -> None:
+    client = client_of(fake_pipeline(tmp_path))
+    expected = complete(client, PROMPT)
+    saved = act(client, "save")
+    assert saved["n_saved"] == expected["tokens_evaluated"] + 3 and saved["filename"] == "mine"
+    assert saved["n_written"] == (data / "slots/mine.npz").stat().st_size
+    assert act(client, "erase")["n_erased"] == saved["n_saved"]
+
+    other = client_of(fake_pipeline(tmp_path))
+    assert act(other, "restore")["n_restored"] == saved["n_saved"]
+    again = complete(other, PROMPT)
+    assert again["content"] == expected["content"]
+    assert again["timings"]["prompt_n"] == 1 and expected["timings"]["prompt_n"] > 20
+
+
+def test_what_is_no_slot_of_this_model_is_refused(tmp_path: Path, data: Path) -> None:
+    client = client_of(fake_pipeline(tmp_path))
+    act(client, "save")
+    for name in ("../mine", "/etc/passwd", "", "a/b", "..", "x" * 200):
+        act(client, "save", name, status=400)
+        act(client, "restore", name, status=400)
+    assert [path.name for path in (data / "slots").iterdir()] == ["mine.npz"]
+    assert "no slot was saved" in act(client, "restore", "other", status=400)["error"]["message"]
+    another = client_of(fake_pipeline(tmp_path, name="another"))
+    assert "another model" in act(another, "restore", status=400)["error"]["message"]
+    for content in (b"", b"PK\x03\x04junk", (data / "slots/mine.npz").read_bytes()[:300]):
+        (data / "slots/mine.npz").write_bytes(content)
+        assert "damaged" in act(client, "restore", status=400)["error"]["message"]
+    act(client, "explode", status=400)
+    assert client.post("/slots/7?action=erase").status_code == 400
+    assert complete(client, "x")["content"]
