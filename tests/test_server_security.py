@@ -74,6 +74,15 @@ def test_pages_and_names_can_be_allowed(client: TestClient) -> None:
     assert status(client, origin="http://other.example") == 403
 
 
+@pytest.mark.parametrize("client", [{"others_reach": True, "hosts": ["nas"]}], indirect=True)
+def test_other_machines_use_numbers_or_names_that_are_known(client: TestClient) -> None:
+    for host in ("192.168.1.2:8012", "[fd00::1]:8012", "nas:8012", "127.0.0.1"):
+        assert status(client, host=host) == 200
+        assert status(client, host=host, origin=f"http://{host}") == 200
+    for host in ("evil.example:8012", "192.168.1.2.evil.example"):
+        assert status(client, host=host) == status(client, host=host, origin=f"http://{host}") == 403
+
+
 @pytest.mark.parametrize("client", [{"api_key": KEY}], indirect=True)
 def test_a_key_is_asked_for(client: TestClient) -> None:
     assert status(client, authorization=f"Bearer {KEY}") == status(client, **{"x-api-key": KEY}) == 200

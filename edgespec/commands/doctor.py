@@ -84,7 +84,7 @@ def _refuse_plan_options(context: click.Context) -> None:
     for name in context.params:
         if name not in alone and context.get_parameter_source(name) == ParameterSource.COMMANDLINE:
             typed = name.replace("_", "-")
-            raise SettingError(f"--{typed} is for plans", hint=f"edgespec doctor --plan --{typed} ...")
+            raise SettingError(f"--{typed} is for plans", hint=f"add --plan: edgespec doctor --plan --{typed}")
 
 
 def _wanted(context: click.Context, options: dict[str, Any]) -> tuple[str, LoadOptions]:

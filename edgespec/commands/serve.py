@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import suppress
 from pathlib import Path
+from socket import gethostname
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -111,11 +112,12 @@ def command(
         service.listeners.append(terminal.ended)
         with suppress(OSError):  # only convenience: without a data folder nobody finds this server by itself
             record = found.record(address.local_url)
-        hosts = (*allow_host, host) if socket is not None or is_loopback(host) or not (api_key or insecure) else None
+        own = gethostname()
         app = application(
             service,
             api_key=api_key,
-            hosts=hosts,
+            hosts=(*allow_host, host, own, f"{own}.local"),
+            others_reach=socket is None and not is_loopback(host),
             origins=allow_origin,
             shutdown=Shutdown(record.token, lambda: listener.stop()) if record else None,
             more=ChatPage(service, found.data_dir() / "chats.sqlite").routes(),

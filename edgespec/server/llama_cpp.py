@@ -178,7 +178,7 @@ class LlamaCpp:
             )
         )
         if asked.stream:
-            return Streamed(_events(answer, asked), wire.SSE)
+            return Streamed(_events(answer, asked), wire.SSE, answer.close)
         try:
             whole = _whole(answer, asked, await answer.whole())
         finally:

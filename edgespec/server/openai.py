@@ -124,7 +124,7 @@ class OpenAI:
         answer = await self._service.answer(request)
         shape.model = answer.model
         if asked.stream:
-            return Streamed(self._events(answer, request, count, shape), wire.SSE)
+            return Streamed(self._events(answer, request, count, shape), wire.SSE, answer.close)
         results: list[Generation] = []
         choices = []
         for index in range(count):

@@ -48,19 +48,22 @@ class Json:
 
 @dataclass
 class Streamed:
-    """An answer in pieces, sent as they come."""
+    """An answer in pieces, sent as they come. close: called at the end in any case, also if no piece was asked for."""
 
     pieces: AsyncGenerator[bytes, None]
     media_type: str
+    close: Callable[[], None] = lambda: None
 
     async def send(self, send: Send) -> None:
-        await send(
-            _start(200, {"content-type": self.media_type, "cache-control": "no-store", "x-accel-buffering": "no"})
-        )
-        async with aclosing(self.pieces) as pieces:
-            async for piece in pieces:
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
+        headers = {"content-type": self.media_type, "cache-control": "no-store", "x-accel-buffering": "no"}
+        try:
+            await send(_start(200, headers))
+            async with aclosing(self.pieces) as pieces:
+                async for piece in pieces:
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
+        finally:
+            self.close()
 
 
 Handle = Callable[[HTTPRequest, bytes], Awaitable["Json | Streamed"]]
