@@ -59,6 +59,8 @@ def command(
     edgespec doctor --report > report.json
     """
     model = options["model"]
+    if report and (plan or again or verify):
+        raise SettingError("--report measures the plans itself", hint="give it alone, or --plan without it")
     if not (plan or report):
         _refuse_plan_options(context)
         found = _facts(model)
