@@ -74,6 +74,8 @@ class LoadOptions:
             not (self.draft == "none" and self.draft_from is not None),
             "without a drafter there is nothing to draft from a folder",
         )
+        alone = "under the overlapped schedule the draft model drafts alone: a folder to draft from"
+        self._require("draft_from", not (self.overlaps and self.draft_from is not None), alone)
         if self.remember and self.draft != "recycling":
             what, got = "only the draft recycling can be remembered", f"draft {self.draft or 'auto'}"
             raise SettingError(what, got=got, setting="remember")

@@ -29,7 +29,7 @@ from edgespec.hub import catalog
 from edgespec.hub.resolve import resolve
 from edgespec.load_options import LoadOptions
 from edgespec.machine import engine_choice, schedule_choice
-from edgespec.machine.devices import AUTO
+from edgespec.machine.devices import AUTO, require_device
 from edgespec.machine.loader import Machine
 from edgespec.machine.plans import Plan, plans
 from edgespec.machine.progress_line import ProgressLine
@@ -119,6 +119,13 @@ def load(
         accept_licence=accept_licence,
         progress=progress,
     )
+    if options.prefer != "speed" and options.device != AUTO:
+        raise SettingError(
+            "nothing is chosen by it on a device that you name: prefer",
+            got=options.prefer,
+            hint="add --device auto",
+            setting="prefer",
+        )
     pair, chosen = _fetched(str(ref), options)
     if options.device == AUTO:
         taken = _planned(pair, options, chosen).taken
@@ -191,8 +198,9 @@ def draft_without_target(draft: str | None) -> DraftFolder | None:
     return draft_folder.read(folder) if named is None and draft_folder.is_one(folder) else named
 
 
-def _wired(pair: Bundle, options: LoadOptions, draft: str | None) -> Pipeline:
-    """The pipeline of a fetched pair. draft: what to draft with, or None for all that the pair has."""
+def _wired(pair: Bundle, options: LoadOptions, draft: str | None, *, unasked: bool = False) -> Pipeline:
+    """The pipeline of a fetched pair. draft: what to draft with, or None for all that the pair has. unasked: the
+    schedule is one that was measured to be faster, and that nobody named."""
     longest = pair.manifest.generation.context_length
     options.require_context(longest, pair.name)
     entries = [entry for entry in pair.manifest.drafters if draft is None or entry.is_called(draft)]
@@ -206,6 +214,8 @@ def _wired(pair: Bundle, options: LoadOptions, draft: str | None) -> Pipeline:
     options.require_beside(
         other or (used is not None and not is_head), is_head, draft or (used.name if used else "auto")
     )
+    for device in filter(None, (options.device, options.draft_device)):
+        require_device(device)  # before anything is compiled
     threads = schedule_choice.threads(options.device, options.draft_device) if options.overlaps else None
     machine = Machine(options.context_length or longest, options.progress, options.accept_licence, threads)
     machine.kv = options.kv
@@ -213,10 +223,11 @@ def _wired(pair: Bundle, options: LoadOptions, draft: str | None) -> Pipeline:
     if options.draft_from is not None:
         lookups.append(drafter_loading.retrieval(pair, options.draft_from, options.progress))
     target, own_lookups, modelled = _models(machine, pair, options, draft)
-    choose = options.schedule is None and options.num_draft_tokens != 0
+    # Under the overlapped schedule nothing is copied from a folder.
+    choose = options.schedule is None and options.num_draft_tokens != 0 and options.draft_from is None
     if choose and modelled and schedule_choice.overlapped_is_faster(target, modelled.drafter.model):
         del target, modelled
-        return _wired(pair, replace(options, schedule="overlapped"), draft)
+        return _wired(pair, replace(options, schedule="overlapped"), draft, unasked=True)
     lookups += own_lookups
     model = modelled.drafter if modelled else None
     table = drafter_loading.recycling(pair, target, options.remember) if draft in (None, "recycling") or other else None
@@ -253,6 +264,7 @@ def _wired(pair: Bundle, options: LoadOptions, draft: str | None) -> Pipeline:
         num_draft_tokens=k,
         devices=devices,
         beside=model if options.overlaps else None,
+        gives_way=unasked,
     )
 
 

@@ -57,7 +57,8 @@ class Pipeline:
     drafter: all drafters of the pair as one, for a fixed number of tokens per round. None: plain decoding.
     arbiter: decides between the same drafters if no number is fixed. Without an arbiter, a rule of thumb decides.
     target_s: the cost of a forward of the target, if it was measured.
-    beside: the draft model, if the schedule is overlapped: it drafts while the target verifies.
+    beside: the draft model, if the schedule is overlapped: it drafts while the target verifies. gives_way: nobody asked
+    for this schedule, so a text that it cannot write is written synchronously.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Pipeline:
         num_draft_tokens: int | None = None,
         devices: dict[str, str] | None = None,
         beside: StepwiseDrafter | None = None,
+        gives_way: bool = False,
     ) -> None:
         generation = bundle.manifest.generation
         self.bundle = bundle
@@ -79,6 +81,7 @@ class Pipeline:
         self.arbiter = arbiter
         self._target_s = target_s
         self._beside = beside
+        self._gives_way = gives_way
         self.num_draft_tokens = num_draft_tokens
         self.devices = devices or {"target": target.capabilities.device}
         self._turn = Turn()
@@ -280,6 +283,8 @@ class Pipeline:
         if not params.greedy:
             params = params.seeded(secrets.randbits(63))
         beside = self._beside if drafter is None and policy is None and k != 0 else None
+        if params.rejects and self._gives_way:
+            beside = None
         if beside is not None:
             require_matching(params)
         elif policy is None:

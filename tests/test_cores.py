@@ -46,6 +46,8 @@ def test_openvino_is_told_the_kind_of_cores(monkeypatch: pytest.MonkeyPatch) -> 
     own = made.with_cores("CPU.E").properties
     assert (own["SCHEDULING_CORE_TYPE"], own["INFERENCE_NUM_THREADS"]) == ("ECORE_ONLY", "3")
     assert made.numerics == "exact" and made.with_cores("CPU") is made
+    assert made.with_threads(2).with_cores("CPU.E").properties["INFERENCE_NUM_THREADS"] == "2", "beside another model"
+    assert made.with_threads(9).with_cores("CPU.E").properties["INFERENCE_NUM_THREADS"] == "3", "it has no more"
 
 
 def test_a_cpu_with_one_kind_has_no_such_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,6 +62,8 @@ def test_models_on_different_kinds_share_no_cores(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(schedule_choice, "available_cores", lambda: 4)
     assert schedule_choice.threads("CPU.P", "CPU.E") is None
     assert schedule_choice.threads("CPU", None) == Threads(3, 1)
+    monkeypatch.setattr(schedule_choice, "kinds", lambda: HYBRID)
+    assert schedule_choice.threads("CPU.P", None) == Threads(1, 1), "both on the two fast cores"
 
 
 def test_plans_of_a_hybrid_cpu() -> None:

@@ -305,3 +305,21 @@ def test_a_hole_needs_text_and_right_arguments(tmp_path: Path) -> None:
             pipeline.infill("a", "b", **wrong)
     with pytest.raises(ContextFull):
         pipeline.infill("a", "b", max_new_tokens=510)
+
+
+def test_the_default_model_fills_holes_exactly_and_a_keystroke_reads_itself(pipeline: Pipeline) -> None:
+    """It has no tokens for holes: files in front, and an end where the text meets the suffix."""
+    prefix = "def area(width, height):\n    return width * height\n\n\ndef volume(width, height, depth):\n    re"
+    suffix = "\n\n\nprint(volume(1, 2, 3))\n"
+    files = {"shapes.py": "def perimeter(width, height):\n    return 2 * (width + height)\n"}
+    plain = pipeline.infill(prefix, suffix, files=files, max_new_tokens=24, drafter=NoDrafter())
+    drafted = pipeline.infill(prefix, suffix, files=files, max_new_tokens=24)
+    assert (drafted.token_ids, drafted.text) == (plain.token_ids, plain.text)
+    assert drafted.text.startswith("turn ") and "print(volume" not in drafted.text
+    more = pipeline.infill(prefix + "t", suffix, files=files, max_new_tokens=4)
+    assert more.text.startswith("urn ") and more.stats.prompt_tokens - more.stats.reused_tokens <= 2
+    capacity = pipeline.target.cache.capacity
+    long = pipeline.infill(
+        prefix * capacity, suffix * capacity, files={"a.py": prefix * capacity}, max_new_tokens=2, prompt_tokens=256
+    )
+    assert long.stats.prompt_tokens <= 256

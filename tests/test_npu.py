@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -290,8 +291,44 @@ def test_a_pair_is_compiled_once_and_then_imported(
     assert capfd.readouterr().err.count("compiling") == 1
 
 
+def test_a_blob_that_is_damaged_is_made_again_in_a_process_of_its_own_and_only_once(
+    tiny_ir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGESPEC_CACHE", str(tmp_path))
+    said, compiled = list[str](), list[Path]()
+
+    class Plugin:
+        def import_model(self, data: bytes, *_: Any) -> str:
+            if data != b"a blob":
+                raise RuntimeError("no blob")
+            return "imported"
+
+        def get_versions(self, device: str) -> Any:
+            return {device: SimpleNamespace(build_number="1")}
+
+        def get_property(self, device: str, name: str) -> str:
+            return name
+
+        def compile_model(self, *_: Any) -> str:
+            pytest.fail("it was compiled in this process")
+
+    def apart(xml: Path, device: str, properties: Any, blob: Path, **_: Any) -> bool:
+        compiled.append(blob)
+        return bool(blob.write_bytes(b"a blob"))
+
+    monkeypatch.setattr(npu_blobs, "compile_apart", apart)
+    monkeypatch.setattr(npu_blobs, "on_cpu", lambda: False)
+    plugin: Any = Plugin()
+    blob = tmp_path / "compiled" / npu_blobs.name_of(plugin, tiny_ir, {})
+    blob.parent.mkdir()
+    blob.write_bytes(b"damaged")
+    for _ in range(2):
+        assert npu_blobs.compiled(plugin, tiny_ir, plugin, {}, said.append) == "imported"
+    assert compiled == [blob] and len(said) == 1 and "compiled again" in said[0]
+
+
 @pytest.mark.slow
-def test_a_blob_that_is_damaged_is_made_again_in_this_process(
+def test_a_blob_that_is_damaged_is_made_again(
     on_cpu: None, tiny_ir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EDGESPEC_CACHE", str(tmp_path))

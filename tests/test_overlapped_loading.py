@@ -17,7 +17,7 @@ from edgespec.backends.cores import Threads
 from edgespec.backends.openvino.settings import Settings
 from edgespec.cli import cli
 from edgespec.drafters.ngram import NGram
-from edgespec.errors import SettingError
+from edgespec.errors import EdgespecError, SettingError
 from edgespec.machine import schedule_choice
 from edgespec.machine.schedule_choice import Schedules
 from edgespec.pipeline import Pipeline
@@ -85,6 +85,8 @@ def test_what_the_cpu_is_told() -> None:
         ({"draft": "recycling"}, "got draft recycling: a lookup takes no time"),
         ({"draft": None}, "got draft auto: a lookup takes no time"),
         ({"num_draft_tokens": 0}, "number of draft tokens; got 0; allowed: 1 or more"),
+        ({"draft_from": "."}, "the draft model drafts alone: a folder to draft from; got ."),
+        ({"draft_device": "NPU.7"}, "no such device here; got NPU.7"),
         ({"schedule": "sideways"}, "schedule; got sideways; allowed: synchronous, overlapped"),
     ],
 )
@@ -92,7 +94,7 @@ def test_who_cannot_run_beside_is_refused_before_anything_is_compiled(
     tiny_ir: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], message: str
 ) -> None:
     monkeypatch.setattr("edgespec.machine.loader.open_model", lambda *_: pytest.fail("a model was opened"))
-    with pytest.raises(SettingError, match=message):
+    with pytest.raises(EdgespecError, match=message):
         load(tiny_ir, **{"schedule": "overlapped", **options})
 
 
@@ -113,7 +115,7 @@ def test_one_core_and_rejection_are_refused(tiny_ir: Path, monkeypatch: pytest.M
         load(tiny_ir, schedule="overlapped")
 
 
-def test_unasked_it_is_taken_only_where_it_measured_faster(tiny_ir: Path) -> None:
+def test_unasked_it_is_taken_only_where_it_measured_faster(tiny_ir: Path, tmp_path: Path) -> None:
     pair = load(tiny_ir)
     assert pair.schedule == "synchronous", "nothing was measured"
     assert pair.draft_model is not None
@@ -122,6 +124,31 @@ def test_unasked_it_is_taken_only_where_it_measured_faster(tiny_ir: Path) -> Non
         assert load(tiny_ir).schedule == expected
         assert load(tiny_ir, schedule="synchronous").schedule == "synchronous", "the user's word wins"
     assert load(tiny_ir, num_draft_tokens=0).schedule == "synchronous", "nothing is drafted"
+    assert load(tiny_ir, draft_from=texts(tmp_path)).schedule == "synchronous", "the folder would not be read"
+
+
+def texts(folder: Path) -> Path:
+    (folder / "texts").mkdir(exist_ok=True)
+    (folder / "texts" / "one.txt").write_text("sea and sand and sun", encoding="utf-8")
+    return folder / "texts"
+
+
+def test_unasked_it_gives_way_to_what_it_cannot_do(tiny_ir: Path) -> None:
+    pair = load(tiny_ir)
+    assert pair.draft_model is not None
+    schedule_choice.remember(pair.target, pair.draft_model, Schedules(1.0, 0.8))
+    unasked = load(tiny_ir)
+    rejecting = SamplingParams(temperature=1.0, verification="rejection", seed=1)
+    options: dict[str, Any] = {"max_new_tokens": 8, "ignore_eos": True}
+    found = unasked.generate(PROMPT, sampling=rejecting, **options)
+    assert (unasked.schedule, found.stats.schedule) == ("overlapped", "synchronous")
+    assert found.stats.decoding and found.drafter == pair.drafter.name.split("+")[-1]
+    assert unasked.generate(PROMPT, **options).stats.schedule == "overlapped", "other texts keep it"
+
+
+def test_a_cache_inside_the_engine_has_its_own_threads_too(tiny_ir: Path) -> None:
+    pair = load(tiny_ir, schedule="overlapped", kv="stateful")
+    assert (threads_of(pair.target), threads_of(pair.draft_model)) == (1, 1)
 
 
 def test_run_tells_of_it(tiny_ir: Path) -> None:

@@ -81,6 +81,19 @@ def test_a_plan_becomes_options_and_leaves_those_of_the_user() -> None:
     assert (options.draft_device, options.draft_backend) == ("GPU", "openvino")
     assert (options.numerics, options.context_length) == ("fast", 512)
     assert OV.applied(asked).draft_device is None  # beside its target
+    anywhere = LoadOptions(device="auto", draft_device="auto")
+    assert OV.applied(anywhere).draft_device is None and Plan(CPU, GPU).applied(anywhere).draft_device == "GPU"
+
+
+@pytest.mark.parametrize("given", [{"draft_from": "texts"}, {"num_draft_tokens": 0}])
+def test_no_plan_overlaps_what_the_overlapped_schedule_refuses(given: dict[str, Any]) -> None:
+    found = here(LoadOptions(**({"device": "auto"} | given)))
+    assert found and {plan.schedule for plan in found} == {"synchronous"}
+
+
+def test_to_prefer_something_a_choice_is_needed() -> None:
+    with pytest.raises(SettingError, match="prefer; got battery. Add --device auto"):
+        loading.load(prefer="battery")
 
 
 # --- Which one is taken

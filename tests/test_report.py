@@ -50,6 +50,9 @@ def private(text: str) -> bool:
         ("not C:\\Users\\ada\\x.gguf, not D:/y", "not PATH, not PATH"),
         ("\\\\server\\share\\x, ~/x/y; (/opt) is", "PATH, PATH; (PATH) is"),
         ("ada@ADA-LAPTOP has Intel(R) Core(TM) 7 258V", "NAME@NAME has Intel(R) Core(TM) 7 258V"),
+        ("file:/home/bob/m.xml; Model:/srv/bob/m.bin: no", "PATH; Model:PATH: no"),
+        ("(file:///C:/Users/bob/x), file:C:\\Users\\bob\\x", "(PATH), PATH"),
+        ("drafts: ../bob/draft, ./x, ~bob/x, ..\\bob\\x", "drafts: PATH, PATH, PATH, PATH"),
         ("see https://docs.openvino.ai/2026/gpu.html", "see https://docs.openvino.ai/2026/gpu.html"),
         ("adaptive, and/or 4/8 cores", "adaptive, and/or 4/8 cores"),
     ],
@@ -87,6 +90,11 @@ def test_a_device_that_fails_is_part_of_the_report(monkeypatch: pytest.MonkeyPat
 
 
 # --- The command
+
+
+@pytest.mark.parametrize("option", ["--plan", "--verify", "--again"])
+def test_a_report_takes_no_option_of_the_table(option: str) -> None:
+    assert isinstance(doctor("--report", option).exception, SettingError)
 
 
 def doctor(*args: str) -> Any:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -267,6 +271,40 @@ def test_a_socket_in_the_file_system(service: Service, tmp_path: Path) -> None:
             left.bind(str(path))  # as a killed server leaves it
 
 
+def test_an_idle_server_takes_no_time(url: str) -> None:
+    ask(url)
+    began = time.process_time()
+    time.sleep(1.0)
+    assert time.process_time() - began < 0.02
+
+
+def test_a_client_that_leaves_before_the_first_byte_leaves_nothing_behind(service: Service, engine: Engine) -> None:
+    """The stream's generator has not begun then, so its own end never runs."""
+
+    async def work() -> None:
+        content = json.dumps(body(stream=True, ignore_eos=True)).encode()
+        headers = [(b"host", b"127.0.0.1")]
+        scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": headers}
+        messages, sending = [{"type": "http.request", "body": content}], asyncio.Event()
+
+        async def receive() -> dict[str, Any]:
+            if messages:
+                return messages.pop()
+            await sending.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            sending.set()
+            await asyncio.sleep(LONG_S)
+
+        app = application(service)
+        await asyncio.wait_for(app(scope | {"query_string": b"", "server": ("127.0.0.1", 1)}, receive, send), LONG_S)
+        assert service.residents.loaded["tiny"].users == 0
+        await service.stop(0.1)
+
+    asyncio.run(work())
+
+
 def asgi(path: str, **fields: Any) -> tuple[dict[str, Any], bytes]:
     scope = {
         "type": "http",
@@ -303,6 +341,54 @@ def test_a_client_that_leaves_before_the_first_byte_ends_its_request(service: Se
         assert [resident.users for resident in service.residents.loaded.values()] == [0]
 
     asyncio.run(work())
+
+
+async def _nothing() -> AsyncGenerator[bytes, None]:
+    yield b""
+
+
+def test_a_stream_is_closed_even_if_nothing_could_be_sent() -> None:
+    closed: list[bool] = []
+
+    async def fails(message: Any) -> None:
+        raise OSError("gone")
+
+    with pytest.raises(OSError, match="gone"):
+        asyncio.run(wire.Streamed(_nothing(), wire.SSE, lambda: closed.append(True)).send(fails))
+    assert closed == [True]
+
+
+SERVER = """
+import asyncio, sys
+from pathlib import Path
+from edgespec.server.address import Address
+from edgespec.server.app import application
+from edgespec.server.listen import Listener
+from tests.fake_server import fake_pipeline, service_of
+
+service, address = service_of(fake_pipeline(Path(sys.argv[1]))), Address("127.0.0.1", 0)
+print(address.url, flush=True)
+asyncio.run(Listener(application(service), service, address).run())
+print("stopped", flush=True)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a signal ends a process there")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_a_graceful_stop(tmp_path: Path, number: signal.Signals) -> None:
+    root = Path(__file__).resolve().parents[1]
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVER, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=root
+    ) as server:
+        assert server.stdout is not None
+        url = server.stdout.readline().strip()
+        with httpx.stream("POST", f"{url}/v1/chat/completions", json=body(stream=True), timeout=LONG_S) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            server.send_signal(number)
+            assert "data: [DONE]" in list(lines)
+        assert server.stdout.read().strip() == "stopped"
+    assert server.returncode == 0
 
 
 def test_a_reader_that_stands_still_does_not_hold_the_model(service: Service) -> None:

@@ -121,6 +121,22 @@ def test_a_model_that_is_not_used_is_unloaded_and_its_memory_is_free(offers: dic
     run(work)
 
 
+def test_a_model_that_is_released_while_it_is_used_goes_behind_its_requests(offers: dict[str, Offer]) -> None:
+    async def work() -> None:
+        residents = Residents(offers)
+        resident = await residents.take("one", "chat")
+        await residents.release("one")
+        assert "one" in residents.loaded
+        residents.give_back(resident)
+        for _ in range(100):
+            await asyncio.sleep(0.02)
+            if not residents.loaded:
+                break
+        assert not residents.loaded
+
+    run(work)
+
+
 def test_a_request_moves_the_end_of_its_model(offers: dict[str, Offer]) -> None:
     async def work() -> None:
         residents = Residents(offers)

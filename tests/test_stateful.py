@@ -157,6 +157,7 @@ def opening(ir: Path, kv: KVPath | None, numerics: Numerics | None = None) -> Op
         capacity=600,
         context_length=600,
         layers=(),
+        trees=False,
         is_draft=False,
         say=lambda line: None,
         kv=kv,

@@ -78,11 +78,14 @@ def _openvino(opening: Opening) -> PaddedModel:
             is_draft=opening.is_draft,
             say=opening.say,
         )
+
+    def on_cores(settings: Settings) -> Settings:
+        if opening.threads is not None and device.startswith("CPU"):
+            settings = settings.with_threads(opening.threads)
+        return settings.with_cores(device)
+
     target = Settings.make(device, opening.numerics, trees=opening.trees)
-    settings = Settings.of_draft(device) if opening.is_draft else target
-    if opening.threads is not None and device.startswith("CPU"):
-        settings = settings.with_threads(opening.threads)
-    settings = settings.with_cores(device)
+    settings = on_cores(Settings.of_draft(device) if opening.is_draft else target)
     on_cpu, plugin = device.startswith("CPU"), "CPU" if kind_of(device) else device
     # On CPU the engine's model cache saves nothing (docs/log/engines.md); on GPU it keeps compiled kernels.
     kernels = None if on_cpu else cache.cache_dir() / "compiled"
@@ -101,7 +104,7 @@ def _openvino(opening: Opening) -> PaddedModel:
         core(),
         opening.graph,
         plugin,
-        Settings.over_states(device).with_cores(device),
+        on_cores(Settings.over_states(device)),
         capacity=opening.capacity,
         layers=opening.layers,
         cache_dir=kernels,

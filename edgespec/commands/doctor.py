@@ -59,6 +59,8 @@ def command(
     edgespec doctor --report > report.json
     """
     model = options["model"]
+    if report and (plan or again or verify):
+        raise SettingError("--report measures the plans itself", hint="give it alone, or --plan without it")
     if not (plan or report):
         _refuse_plan_options(context)
         found = _facts(model)
@@ -82,7 +84,7 @@ def _refuse_plan_options(context: click.Context) -> None:
     for name in context.params:
         if name not in alone and context.get_parameter_source(name) == ParameterSource.COMMANDLINE:
             typed = name.replace("_", "-")
-            raise SettingError(f"--{typed} is for plans", hint=f"edgespec doctor --plan --{typed} ...")
+            raise SettingError(f"--{typed} is for plans", hint=f"add --plan: edgespec doctor --plan --{typed}")
 
 
 def _wanted(context: click.Context, options: dict[str, Any]) -> tuple[str, LoadOptions]:

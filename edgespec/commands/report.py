@@ -24,8 +24,14 @@ if TYPE_CHECKING:
 
 _PROMPTS = ("What is the capital of France?", "Write a Python function that reverses a list.", "1, 2, 3, 4, 5, 6,")
 _TOKENS = 48
-_PATH = re.compile(r"(?<![\w:/.~])(?:~?/|[A-Za-z]:[\\/]|\\\\)[^\s,;'\")].*?(?=: |\. |[,;'\")\n]|$)")
-"""A path of Windows or elsewhere, no URL. It may have spaces: what follows goes too, up to a mark that ends it."""
+_PATH = re.compile(
+    r"(?:\bfile:/*"
+    r"|(?<![\w:/.~])(?:\.{0,2}/|~\w*[\\/]|\.{1,2}\\|[A-Za-z]:[\\/]|\\\\)"
+    r"|(?<=:)(?:/(?!/)|[A-Za-z]:[\\/]))"
+    r"[^\s,;'\")].*?(?=: |\. |[,;'\")\n]|$)"
+)
+"""A path of Windows or elsewhere, or the URL of a file. It may have spaces: what follows goes too, up to a mark that
+ends it."""
 
 
 def report(ref: str, options: LoadOptions, facts: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import suppress
 from pathlib import Path
+from socket import gethostname
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -69,7 +70,6 @@ def command(
     edgespec serve qwen2.5-coder-1.5b --port 11434
     """
     import asyncio
-    import platform
 
     from edgespec.commands.fetching import fetch_first
     from edgespec.server import found, terminal
@@ -112,13 +112,12 @@ def command(
         service.listeners.append(terminal.ended)
         with suppress(OSError):  # only convenience: without a data folder nobody finds this server by itself
             record = found.record(address.local_url)
-        is_own = socket is not None or is_loopback(host)
-        own_names = () if is_own else (platform.node(), f"{platform.node()}.local")
+        own = gethostname()
         app = application(
             service,
             api_key=api_key,
-            hosts=None if api_key and not is_own else (*allow_host, host, *own_names),
-            any_address=not is_own,
+            hosts=(*allow_host, host, own, f"{own}.local"),
+            others_reach=socket is None and not is_loopback(host),
             origins=allow_origin,
             shutdown=Shutdown(record.token, lambda: listener.stop()) if record else None,
             more=ChatPage(service, found.data_dir() / "chats.sqlite").routes(),

@@ -20,12 +20,13 @@ for a second guess, the look-ahead is bounded, and a miss leaves the draft's row
 from __future__ import annotations
 
 from collections.abc import Collection, Generator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from math import prod
 
 from edgespec.decode.constraint import masked
 from edgespec.decode.verify import check_draft, verify
-from edgespec.errors import SettingError
+from edgespec.errors import BackendError, SettingError
 from edgespec.protocols import Constraint, Model, Progress, StepwiseDrafter, WidthPolicy, common_prefix
 from edgespec.sampling_params import SamplingParams
 from edgespec.stats import Clock, Guessed, Stats
@@ -198,7 +199,13 @@ def overlapped(
         width = 1 + len(draft) if widths is None else widths.width(1 + len(draft), len(context))
         target.start([context[-1], *draft.tokens], width=width)
         pace.begin(width)
-        _go_on(target, drafter, context, guesses, pause, pace, min(look_ahead, budget_left), least_chance, constraint)
+        ahead = min(look_ahead, budget_left)
+        try:
+            _go_on(target, drafter, context, guesses, pause, pace, ahead, least_chance, constraint)
+        except BaseException:  # nobody may touch the target's cache while its forward still writes to it
+            with suppress(BackendError):
+                target.wait()
+            raise
         step = target.wait()
         pace.update(step.prompt_rows > 0)
         t2 = clock()

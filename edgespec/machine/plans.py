@@ -38,7 +38,8 @@ class Plan:
 
     def applied(self, options: LoadOptions) -> LoadOptions:
         """The options of ``load`` that follow this plan. What the user gave stays."""
-        device, backend = options.draft_device, options.draft_backend
+        device = None if options.draft_device == AUTO else options.draft_device
+        backend = options.draft_backend
         if self.draft_model is not None:
             device = device or (self.draft_model.device if self.draft_model.device != self.target.device else None)
             backend = backend or (self.draft_model.backend if self.draft_model.backend != self.target.backend else None)
@@ -81,6 +82,8 @@ def _with_model(options: LoadOptions, target: Place, places: Sequence[Place]) ->
         for schedule in schedules:
             if options.schedule not in (None, schedule):
                 continue
+            if schedule == "overlapped" and (options.draft_from is not None or options.num_draft_tokens == 0):
+                continue  # the draft model drafts alone, and always
             if schedule == "overlapped" and place.device == target.device != "CPU":
                 continue  # only all cores of a CPU can be shared
             if "CPU" in (place.device, target.device) and (kind_of(place.device) or kind_of(target.device)):

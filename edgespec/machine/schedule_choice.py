@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from edgespec import cache
-from edgespec.backends.cores import Threads, available_cores, kind_of, shared
+from edgespec.backends.cores import Threads, available_cores, kind_of, kinds, shared
 from edgespec.errors import SettingError
 from edgespec.machine import measurement_store
 
@@ -42,12 +42,13 @@ class Schedules:
 
 def threads(device: str, draft_device: str | None) -> Threads | None:
     """How the models of an overlapped pair share the CPU. None: they are not both there, or each has cores
-    of its own kind. Raises SettingError if it has
-    one core."""
+    of its own kind. Raises SettingError if it has one core."""
     beside = draft_device or device
-    if not device.startswith("CPU") or not beside.startswith("CPU") or {kind_of(device), kind_of(beside)} == {"P", "E"}:
+    used = {kind_of(device), kind_of(beside)}
+    if not device.startswith("CPU") or not beside.startswith("CPU") or used == {"P", "E"}:
         return None
-    found = shared(available_cores())
+    [kind] = used if len(used) == 1 else [None]
+    found = shared(available_cores() if kind is None else len(kinds()[kind]))
     if found is None:
         raise SettingError(
             "the overlapped schedule needs two cores, or a device for the draft: cores",

@@ -34,15 +34,15 @@ def application(
     service: Service,
     *,
     api_key: str | None = None,
-    hosts: Collection[str] | None = (),
-    any_address: bool = False,
+    hosts: Collection[str] = (),
+    others_reach: bool = False,
     origins: Collection[str] = (),
     shutdown: Shutdown | None = None,
     more: Sequence[BaseRoute] = (),
 ) -> ASGIApp:
     """The server without its socket. more: further routes, such as those of a page."""
     app = Starlette(routes=[*more, *routes_of(service, shutdown)], exception_handlers={HTTPException: _not_routed})
-    return Guard(app, shape_of, api_key=api_key, hosts=hosts, any_address=any_address, origins=origins)
+    return Guard(app, shape_of, api_key=api_key, hosts=hosts, others_reach=others_reach, origins=origins)
 
 
 def routes_of(service: Service, shutdown: Shutdown | None = None) -> list[Route]:

@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -43,6 +44,7 @@ class Listener:
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                date_header=False,  # it would have to be kept up to date
                 headers=[("server", "edgespec")],
                 backlog=BACKLOG,
                 timeout_keep_alive=_KEEP_CONNECTION_S,
@@ -65,7 +67,7 @@ class Listener:
 
     def stop(self) -> None:
         """From any thread."""
-        self._server.should_exit = True
+        self._server.leave()
 
     async def _begin_or_stop(self) -> None:
         try:
@@ -83,6 +85,25 @@ class _Server(uvicorn.Server):
     """Lets the service end its answers before connections are closed."""
 
     before_shutdown: Callable[[], Awaitable[None]]
+    _told: asyncio.Event | None = None
+    _loop: asyncio.AbstractEventLoop | None = None
+
+    async def main_loop(self) -> None:
+        """Sleeps until it is told to leave: uvicorn's own looks ten times a second."""
+        self._told, self._loop = asyncio.Event(), asyncio.get_running_loop()
+        await self.on_tick(0)  # sets the headers of every answer
+        if not self.should_exit:
+            await self._told.wait()
+
+    def leave(self) -> None:
+        """From any thread."""
+        self.should_exit = True
+        if self._loop is not None and self._told is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._told.set)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        self.leave()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

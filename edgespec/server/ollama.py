@@ -186,7 +186,7 @@ class Ollama:
 
     async def delete(self, http: HTTPRequest, body: bytes) -> Json:
         offer = self._service.residents.find(read(body, NameRequest).asked)
-        await self._service.residents.unload(offer.name)
+        await self._service.residents.release(offer.name)
         raise NotOffered(f"{offer.name} is unloaded; its files stay. Remove the folder that `edgespec models` names")
 
     async def refuse(self, http: HTTPRequest, body: bytes) -> Json:
@@ -199,7 +199,7 @@ class Ollama:
         residents = self._service.residents
         offer = residents.find(asked.model)
         if asked.keep_alive_s == 0:
-            await residents.unload(offer.name)
+            await residents.release(offer.name)
         else:
             residents.give_back(await residents.take(offer.name, kind), asked.keep_alive_s)
         reason = "unload" if asked.keep_alive_s == 0 else "load"

@@ -139,6 +139,14 @@ class Residents:
         if not resident.users:
             self._expire_later(resident)
 
+    async def release(self, name: str) -> None:
+        """Unload a model once nobody uses it: at once, or behind the requests that are on their way."""
+        resident = self.loaded.get(name)
+        if resident is not None and resident.users:
+            resident.keep_alive_s = 0.0
+        else:
+            await self.unload(name)
+
     async def unload(self, name: str, why: Refusal | None = None) -> None:
         """Free the memory of a model. Requests on their way to it end."""
         if resident := self.loaded.pop(name, None):

@@ -38,8 +38,8 @@ _PREFLIGHT = (
 class Guard:
     """An ASGI application around another one.
 
-    hosts: further names of this machine that requests may use; None: any, where a key is asked for. any_address: also
-    every IP address, as none of them can be rebound. origins: of web pages that may ask.
+    hosts: further names of this machine that requests may use. others_reach: other machines can, so any address in
+    numbers may be one of this machine; a page that rebinds has a name. origins: of web pages that may ask.
     """
 
     def __init__(
@@ -48,14 +48,13 @@ class Guard:
         shape_error: Callable[[str], Callable[[Refusal], Any]],
         *,
         api_key: str | None = None,
-        hosts: Collection[str] | None = (),
-        any_address: bool = False,
+        hosts: Collection[str] = (),
+        others_reach: bool = False,
         origins: Collection[str] = (),
     ) -> None:
-        self._any_address = any_address
         self._app, self._shape_error = app, shape_error
         self._key = api_key
-        self._hosts = None if hosts is None else frozenset(host.lower() for host in hosts)
+        self._hosts, self._others_reach = frozenset(host.lower() for host in hosts), others_reach
         self._origins = frozenset(origin.rstrip("/").lower() for origin in origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -97,12 +96,10 @@ class Guard:
         return None
 
     def _is_own_host(self, host: str) -> bool:
-        if self._hosts is None:
-            return True
         name = _name_of(host)
         if name is None:
             return False
-        return name in self._hosts or is_loopback(name) or (self._any_address and _is_address(name))
+        return name in self._hosts or is_loopback(name) or (self._others_reach and _is_address(name))
 
     def _is_own_origin(self, origin: str, host: str) -> bool:
         try:

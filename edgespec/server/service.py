@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -136,7 +137,7 @@ class Service:
         prepared = await loop.run_in_executor(self._preparing, prepare, request, pipeline)
 
         def emit(chunk: Chunk | BaseException) -> None:
-            if not loop.is_closed():
+            with suppress(RuntimeError):  # the loop is closed: the server has stopped
                 loop.call_soon_threadsafe(answer.put, chunk)
 
         job = Job(request, prepared, emit, time_limit_s=self.time_limit_s)

@@ -161,7 +161,7 @@ class SessionModel(PaddedModel):
         options.intra_op_num_threads = self.threads = threads or options.intra_op_num_threads or available_cores()
         if kind := kind_of(device):
             # Each thread but the caller's is tied to a core of this kind. Processors are counted from 1.
-            own = kinds()[kind]
+            own = kinds()[kind][:threads]
             options.intra_op_num_threads = self.threads = len(own)
             if own[1:]:
                 affinities = ";".join(str(processor + 1) for processor in own[1:])

@@ -50,11 +50,10 @@ class EngineStates(GrowingCache):
         """Nothing is allocated here: the engine does it. It is the moment before a forward, when the states may
         change."""
         held = self._rows_held()
-        if self.length == 0:
-            if held != 0:
-                with wrap_errors(BackendError, "cannot reset the KV cache"):
-                    self._request.reset_state()
-                self._held = 0
+        if held < 0:  # a forward failed or was dropped, and no row of the text is left
+            with wrap_errors(BackendError, "cannot reset the KV cache"):
+                self._request.reset_state()
+            self._held = 0
         elif self.masked and held - self.length > max(self.most_waste, self.length // _SHARE):
             self._rewrite()
 
@@ -78,16 +77,19 @@ class EngineStates(GrowingCache):
         self._held = None
 
     def _rows_held(self) -> int:
-        if not self.masked or (self._held is None and self.length == 0):
-            return -1  # cut or reset before they are read
+        if self._held is None and self.length == 0:
+            return -1
+        if not self.masked:
+            return self._held or 0  # nobody asks: the engine cuts
         if self._held is None:  # a forward was begun, and nobody took its result: did it run?
             with wrap_errors(BackendError, "cannot read the KV cache"):
                 self._held = int(self._request.query_state()[0].state.shape[2])
         return self._held
 
     def _rewrite(self) -> None:
-        """The states without the rows that went."""
-        kept = self.places.copy()
+        """The states without the rows that went. One is left if the text is empty: the GPU plugin's ``reset_state``
+        was seen to spoil the next text."""
+        kept = self.places.copy() if self.length else np.zeros(1, np.int64)
         try:
             with wrap_errors(BackendError, "no memory for the KV cache", hint="use a smaller --context-length"):
                 for state in self._request.query_state():
@@ -97,7 +99,7 @@ class EngineStates(GrowingCache):
             self.forget()
             raise
         self._places[: self.length] = np.arange(self.length)
-        self._held = self.length
+        self._held = len(kept)
 
     def _move(self, source: int, target: int) -> None:
         assert self.masked, "trees need a mask of their own"

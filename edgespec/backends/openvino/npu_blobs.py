@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +20,27 @@ def compiled(
     """``graph`` is what is in ``xml``. Raises DeviceError, BackendError."""
     name = name_of(core, xml, properties)
     made = cache.cache_dir() / "compiled" / name
-    blob = next((place for place in (xml.with_name(name), made) if place.is_file()), None)
-    if blob is None and compile_apart(xml, NPU, properties, made, say=say):
-        blob = made
-    if blob is not None:
-        if on_cpu():  # a blob does not say in which type a CPU computes
-            core.set_property("CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-        try:
-            with wrap_errors(BackendError, f"cannot import {blob}"):
-                return core.import_model(blob.read_bytes(), NPU, {"WEIGHTS_PATH": str(xml.with_suffix(".bin"))})
-        except BackendError as error:
-            say(f"{error}; it is compiled again")
+    for blob in (xml.with_name(name), made):
+        if blob.is_file() and (found := _imported(core, xml, blob, say)) is not None:
+            return found
+    with suppress(OSError):
+        made.unlink(missing_ok=True)  # what is damaged would be tried each time
+    if compile_apart(xml, NPU, properties, made, say=say) and (found := _imported(core, xml, made, say)) is not None:
+        return found
     with wrap_errors(BackendError, f"cannot compile {xml} for {NPU}", hint="use --device CPU"):
         return core.compile_model(graph, NPU, dict(properties))
+
+
+def _imported(core: ov.Core, xml: Path, blob: Path, say: Callable[[str], None]) -> Any:
+    """None if the plugin does not take it."""
+    if on_cpu():  # a blob does not say in which type a CPU computes
+        core.set_property("CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    try:
+        with wrap_errors(BackendError, f"cannot import {blob}"):
+            return core.import_model(blob.read_bytes(), NPU, {"WEIGHTS_PATH": str(xml.with_suffix(".bin"))})
+    except BackendError as error:
+        say(f"{error}; it is compiled again")
+        return None
 
 
 def name_of(core: ov.Core, xml: Path, properties: Mapping[str, object]) -> str:

@@ -81,5 +81,7 @@ def plugin_properties() -> dict[str, object]:
     likes, and NPUW's search for parts that repeat fails on small models."""
     found: dict[str, object] = {"NPU_USE_NPUW": "YES"}
     if on_cpu():
-        found |= {"NPUW_DEVICES": "CPU", "NPUW_ONLINE_PIPELINE": "NONE", "INFERENCE_PRECISION_HINT": "f32"}
+        # f16 between graphs is refused by a CPU whose graphs are in f32, as those of 30 layers are.
+        numeric = {"NPUW_F16IC": "NO", "INFERENCE_PRECISION_HINT": "f32"}
+        found |= {"NPUW_DEVICES": "CPU", "NPUW_ONLINE_PIPELINE": "NONE", **numeric}
     return found

@@ -69,7 +69,8 @@ class Settings:
         kind = kind_of(device)
         if kind is None:
             return self
-        own = {"SCHEDULING_CORE_TYPE": f"{kind}CORE_ONLY", "INFERENCE_NUM_THREADS": str(len(kinds()[kind]))}
+        threads = min(len(kinds()[kind]), int(self.properties.get("INFERENCE_NUM_THREADS", len(kinds()[kind]))))
+        own = {"SCHEDULING_CORE_TYPE": f"{kind}CORE_ONLY", "INFERENCE_NUM_THREADS": str(threads)}
         return replace(self, properties=self.properties | own)
 
     @classmethod
