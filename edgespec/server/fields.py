@@ -5,6 +5,7 @@ A field that would change the answer and that this server does not know is refus
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, TypeVar, cast
 
@@ -168,19 +169,21 @@ class Common(msgspec.Struct, kw_only=True):
 
 _MOST_STOPS = 64
 S = TypeVar("S", bound=msgspec.Struct)
+_PART = re.compile(r"(\d+\.?\d*|\.\d+)(ms|s|m|h)")
+_DURATION = re.compile(rf"-?(?:{_PART.pattern})+")
 _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 def seconds(value: str | float) -> float:
     """A duration as Ollama spells it. Below 0 is for good.
 
-    >>> seconds("5m"), seconds(-1), seconds("90")
-    (300.0, -1.0, 90.0)
+    >>> seconds("5m"), seconds(-1), seconds("90"), seconds("1h30m"), seconds("-1m")
+    (300.0, -1.0, 90.0, 5400.0, -60.0)
     """
     try:
-        if isinstance(value, str):
-            unit = next((unit for unit in ("ms", "s", "m", "h") if value.endswith(unit)), "")
-            number = float(value.removesuffix(unit)) * _UNITS.get(unit, 1.0)
+        if isinstance(value, str) and _DURATION.fullmatch(value):
+            number = sum(float(count) * _UNITS[unit] for count, unit in _PART.findall(value))
+            number = -number if value.startswith("-") else number
         else:
             number = float(value)
         if not -1e9 < number < 1e9:
