@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from starlette.requests import Request as HTTPRequest
 from starlette.testclient import TestClient
 
 from edgespec.pipeline import Pipeline
 from edgespec.server.app import application
+from edgespec.server.ollama import Ollama
 from edgespec.server.refusals import NoModel
 from edgespec.server.residents import Offer
 from edgespec.server.service import Service
@@ -119,6 +123,34 @@ def test_a_model_is_pulled_by_its_name(client: TestClient, service: Service, pip
     assert fetched == ["other"]
     answer = client.post("/api/pull", json={"model": "../../etc/passwd"})
     assert answer.status_code == 404 and "to fetch" in answer.json()["error"]
+
+
+def test_a_fetch_runs_once_and_goes_on_without_who_asked(service: Service, pipeline: Pipeline) -> None:
+    fetched, go_on = [], threading.Event()
+
+    def fetch() -> Offer:
+        fetched.append(threading.current_thread())
+        assert go_on.wait(20)
+        return Offer(name="other", load=lambda: pipeline)
+
+    async def work() -> None:
+        service.fetch = lambda name: fetch
+        handlers = Ollama(service)
+        body = b'{"model": "other", "stream": false}'
+        asked = [asyncio.ensure_future(handlers.pull(HTTPRequest({"type": "http"}), body)) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        for each in asked:
+            each.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+        go_on.set()
+        for _ in range(200):
+            await asyncio.sleep(0.01)
+            if service.residents.has("other"):
+                break
+        assert service.residents.has("other")
+        assert len(fetched) == 1 and fetched[0].daemon  # a server that stops does not wait for it
+
+    asyncio.run(work())
 
 
 @pytest.mark.parametrize("path", ["embed", "embeddings", "create", "copy", "push", "blobs/sha256:1"])

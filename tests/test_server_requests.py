@@ -17,10 +17,11 @@ from typing import Any, cast
 
 import httpx
 import pytest
+from starlette.testclient import TestClient
 
 from edgespec.errors import SettingError
 from edgespec.pipeline import Pipeline
-from edgespec.server import wire
+from edgespec.server import terminal, wire
 from edgespec.server.address import Address
 from edgespec.server.app import application
 from edgespec.server.listen import Listener
@@ -412,3 +413,24 @@ def test_a_reader_that_stands_still_does_not_hold_the_model(service: Service) ->
         reading.cancel()
 
     asyncio.run(work())
+
+
+def test_a_terminal_that_is_gone_ends_no_answer(
+    service: Service, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of an editor that has started the server and is closed."""
+
+    class Gone:
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+        def flush(self) -> None:
+            raise BrokenPipeError
+
+    service.listeners.append(terminal.ended)
+    client = TestClient(terminal.RefusedLines(application(service)), base_url="http://127.0.0.1")
+    monkeypatch.setattr(sys, "stderr", Gone())
+    engine.error = RuntimeError("broken")
+    assert client.post("/v1/chat/completions", json=body()).status_code == 500
+    assert client.post("/v1/chat/completions", json={}).status_code == 400
+    assert text_of(cast(Any, client.post("/v1/chat/completions", json=body())))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def test_a_prompt_comes_back_in_another_server(tmp_path: Path, data: Path) -> No
 def test_what_is_no_slot_of_this_model_is_refused(tmp_path: Path, data: Path) -> None:
     client = client_of(fake_pipeline(tmp_path))
     act(client, "save")
-    for name in ("../mine", "/etc/passwd", "", "a/b", "..", "x" * 200):
+    for name in ("../mine", "/etc/passwd", "", "a/b", "..", "x" * 200, "NUL", "com1.x"):
         act(client, "save", name, status=400)
         act(client, "restore", name, status=400)
     assert [path.name for path in (data / "slots").iterdir()] == ["mine.npz"]
@@ -68,3 +69,17 @@ def test_what_is_no_slot_of_this_model_is_refused(tmp_path: Path, data: Path) ->
     act(client, "explode", status=400)
     assert client.post("/slots/7?action=erase").status_code == 400
     assert complete(client, "x")["content"]
+
+
+def test_a_disk_that_fills_up_keeps_no_part_of_a_slot(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = client_of(fake_pipeline(tmp_path))
+
+    def full(file: Any, **arrays: Any) -> None:
+        file.write(b"x")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("numpy.savez", full)
+    assert "No space left" in act(client, "save", status=501)["error"]["message"]
+    assert list((data / "slots").iterdir()) == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import suppress
 from pathlib import Path
 from socket import gethostname
@@ -140,8 +139,9 @@ async def _begin(service: Service, names: list[str], address: Address) -> None:
 
 
 def _say(line: str) -> None:
-    click.echo(f"edgespec: {printable(line)}", err=True)
-    sys.stderr.flush()
+    from edgespec.server import stderr
+
+    stderr.write(f"edgespec: {printable(line)}\n")
 
 
 def _budget(memory_gb: float | None) -> int:

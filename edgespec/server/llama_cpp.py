@@ -24,6 +24,7 @@ from edgespec.server.messages import plain_messages, template_variables
 from edgespec.server.refusals import BadRequest, NotOffered, Refusal, refusal
 from edgespec.server.schema import Chunk, Infill, Request, Text, Tokens
 from edgespec.server.service import Answer, Service
+from edgespec.server.stderr import report
 from edgespec.server.wire import Endpoint, Json, Streamed, event
 
 T = TypeVar("T")
@@ -316,7 +317,7 @@ async def _events(answer: Answer, asked: InfillRequest | CompletionRequest) -> A
     except Exception as error:
         found = refusal(error)
         if found.status == 500:
-            wire.report(error)
+            report(error)
         yield event(shape_error(found))
     finally:
         answer.close()

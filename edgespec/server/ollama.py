@@ -16,12 +16,14 @@ from starlette.routing import Route
 
 from edgespec.server import wire
 from edgespec.server.answer_parts import Parts, PartScanner
+from edgespec.server.fetches import Fetches
 from edgespec.server.fields import Common, read
 from edgespec.server.messages import plain_messages
 from edgespec.server.refusals import BadRequest, NoModel, NotOffered, Refusal, refusal
 from edgespec.server.residents import Offer
 from edgespec.server.schema import Chat, Infill, Kind, Prompt, Request, Text
 from edgespec.server.service import Answer, Service
+from edgespec.server.stderr import report
 from edgespec.server.wire import Endpoint, Json, Streamed, line
 from edgespec.text.tool_calls import is_known_to
 
@@ -82,6 +84,7 @@ def shape_error(why: Refusal) -> dict[str, Any]:
 class Ollama:
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._fetches = Fetches(service.residents)
 
     async def root(self, http: HTTPRequest, body: bytes) -> Json:
         return Json(b"edgespec is running", media_type="text/plain")
@@ -157,26 +160,24 @@ class Ollama:
     async def pull(self, http: HTTPRequest, body: bytes) -> Json | Streamed:
         asked = read(body, NameRequest)
         name, residents = asked.asked, self._service.residents
-        if residents.has(name):
-            fetch = None
-        elif self._service.fetch is None:
-            raise NoModel(f"model {name!r} not found", param="model")
-        else:
-            fetch = self._service.fetch(name)
+        fetching: asyncio.Task[None] | None = None
+        if not residents.has(name):
+            if self._service.fetch is None:
+                raise NoModel(f"model {name!r} not found", param="model")
+            fetching = self._fetches.begin(name.removesuffix(":latest"), self._service.fetch(name))
         if not asked.stream:
-            if fetch is not None:
-                residents.add(await asyncio.to_thread(fetch))
+            if fetching is not None:
+                await asyncio.shield(fetching)
             return Json({"status": "success"})
 
         async def lines() -> AsyncGenerator[bytes, None]:
             yield line({"status": "pulling manifest"})
-            if fetch is not None:
-                fetching = asyncio.ensure_future(asyncio.to_thread(fetch))
+            if fetching is not None:
                 while not fetching.done():
                     yield line({"status": f"pulling {name}"})
                     await asyncio.wait({fetching}, timeout=wire.PING_S)
                 try:
-                    residents.add(fetching.result())
+                    fetching.result()
                 except Exception as error:
                     yield line(shape_error(refusal(error)))
                     return
@@ -231,7 +232,7 @@ async def _lines(answer: Answer, part: _Part) -> AsyncGenerator[bytes, None]:
     except Exception as error:
         found_error = refusal(error)
         if found_error.status == 500:
-            wire.report(error)
+            report(error)
         yield line(shape_error(found_error))
     finally:
         answer.close()

@@ -21,6 +21,7 @@ from edgespec.server.messages import plain_messages, template_variables
 from edgespec.server.refusals import BadRequest, Refusal, refusal
 from edgespec.server.schema import Chat, Chunk, Infill, Prompt, Request, Text, Tokens
 from edgespec.server.service import Answer, Service
+from edgespec.server.stderr import report
 from edgespec.server.wire import Endpoint, Json, Streamed, event
 from edgespec.text.tool_calls import ToolCall
 
@@ -156,7 +157,7 @@ class OpenAI:
         except Exception as error:
             found = refusal(error)
             if found.status == 500:
-                wire.report(error)
+                report(error)
             yield event(shape_error(found))
         finally:
             answer.close()

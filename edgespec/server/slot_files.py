@@ -20,6 +20,8 @@ from edgespec.server.found import data_dir
 from edgespec.server.refusals import BadRequest, NotOffered
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_DEVICE = re.compile(r"(con|nul|aux|prn|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+"""names that Windows gives to devices, in every folder"""
 _MOST_FILES = 64
 _HEADER = "header"
 
@@ -34,7 +36,7 @@ class Moved:
 
 def path_of(name: object) -> Path:
     """Raises BadRequest for a name that is no plain one."""
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or _DEVICE.fullmatch(name):
         raise BadRequest("filename: allowed: letters, digits and . _ - (no folders)", param="filename")
     return data_dir() / "slots" / f"{name}.npz"
 
@@ -51,10 +53,13 @@ def save(pipeline: Pipeline, path: Path) -> Moved:
         arrays = {f"block{row}_{part}": each for row, block in enumerate(blocks) for part, each in enumerate(block)}
         header = json.dumps(_identity(pipeline) | {"tokens": list(cache.tokens)})
         partial = path.with_name(f"{path.name}.partial")
-        with partial.open("wb") as file:
-            np.savez(file, **{_HEADER: np.frombuffer(header.encode(), np.uint8)}, **arrays)  # type: ignore[arg-type]
-        partial.chmod(0o600)
-        partial.replace(path)
+        try:
+            with partial.open("wb") as file:
+                np.savez(file, **{_HEADER: np.frombuffer(header.encode(), np.uint8)}, **arrays)  # type: ignore[arg-type]
+            partial.chmod(0o600)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)  # of a disk that is full
         return Moved(cache.length, path.stat().st_size)
     except OSError as error:
         raise NotOffered(f"the slot cannot be saved: {error.strerror or error}") from error

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from time import perf_counter, strftime
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edgespec.errors import printable
+from edgespec.server import stderr
 from edgespec.server.service import Ended
 
 _POLLED = ("/health", "/v1/health")
@@ -17,7 +17,7 @@ _LONGEST_PATH = 80
 
 
 def say(line: str) -> None:
-    print(f"{strftime('%H:%M:%S')} {printable(line)}", file=sys.stderr, flush=True)
+    stderr.write(f"{strftime('%H:%M:%S')} {printable(line)}\n")
 
 
 def ended(ended: Ended) -> None:

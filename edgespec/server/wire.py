@@ -17,6 +17,7 @@ from starlette.requests import Request as HTTPRequest
 from starlette.types import Message, Receive, Scope, Send
 
 from edgespec.server.refusals import Refusal, Slow, TooLarge, refusal
+from edgespec.server.stderr import report
 
 T = TypeVar("T")
 MOST_BODY = 16 << 20
@@ -174,15 +175,6 @@ PING, DONE = b": ping\n\n", event(b"[DONE]")
 def line(content: Any) -> bytes:
     """One line of JSON."""
     return msgspec.json.encode(content) + b"\n"
-
-
-def report(error: BaseException) -> None:
-    """For who runs the server: where it failed in code, and not the message, which may hold a text."""
-    import sys
-    import traceback
-
-    where = "".join(traceback.format_tb(error.__traceback__)[-3:])
-    print(f"edgespec: {type(error).__name__}\n{where}", end="", file=sys.stderr)
 
 
 async def _until_gone(receive: Receive) -> None:

@@ -7,9 +7,7 @@ no time of the CPU.
 from __future__ import annotations
 
 import gc
-import sys
 import threading
-import traceback
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -22,6 +20,7 @@ from edgespec.server.prepare import Prepared
 from edgespec.server.refusals import Busy, Refusal, Replaced, Unavailable
 from edgespec.server.schema import Chunk, Request
 from edgespec.server.sequences import Sequences
+from edgespec.server.stderr import report
 
 T = TypeVar("T")
 Emit = Callable[[Chunk | BaseException], None]
@@ -175,7 +174,7 @@ class Worker:
             last = self._write(pipeline, job)
         except BaseException as error:
             if not isinstance(error, EdgespecError):
-                _report(error)
+                report(error)
             return error
         self._usual_s += 0.2 * (perf_counter() - job.began_s - self._usual_s)
         return job.ended or last
@@ -205,9 +204,3 @@ class Worker:
         if result.finish_reason is None:  # at the time limit: the text is cut short, as at any other limit
             result.finish_reason = "length"
         return Chunk(rounds=tuple(result.stats.rounds[seen:]), result=result)
-
-
-def _report(error: BaseException) -> None:
-    """For who runs the server: places in code, and not the message, which may hold a text."""
-    where = "".join(traceback.format_tb(error.__traceback__)[-3:])
-    print(f"edgespec: {type(error).__name__}\n{where}", end="", file=sys.stderr)

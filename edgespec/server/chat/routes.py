@@ -30,6 +30,7 @@ from edgespec.server.refusals import BadRequest, Refusal, Unavailable, refusal
 from edgespec.server.schema import Chat as ChatPrompt
 from edgespec.server.schema import Chunk, Request
 from edgespec.server.service import Answer, Service
+from edgespec.server.stderr import report
 from edgespec.server.wire import Endpoint, Json, Streamed
 
 T = TypeVar("T")
@@ -249,7 +250,7 @@ class ChatPage:
         except Exception as error:
             found = refusal(error)
             if found.status == 500:
-                wire.report(error)
+                report(error)
             facts = {"error": found.message, "drafted": drafted.spans}
             yield wire.event({"facts": facts})
         finally:
