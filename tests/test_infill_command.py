@@ -75,8 +75,9 @@ def test_what_is_no_text_file_is_refused(infill: Callable[..., Ended], tmp_path:
         for arguments in ((f"{tmp_path / name}:1:1",), (f"{tmp_path}/fine.py:1:1", "--files", str(tmp_path / name))):
             code, out, err = infill(*arguments)
             assert (code, out) == (2, "") and reason in err and len(err.splitlines()) == 1
-    code, _, err = infill("-:1:1", stdin=b"\xff")
-    assert code == 2 and "standard input is not valid UTF-8; got byte 0xff at 0" in err
+    for arguments in (("-:1:1",), ("--", "-:1:1")):
+        code, _, err = infill(*arguments, stdin=b"\xff")
+        assert code == 2 and "standard input is not valid UTF-8; got byte 0xff at 0" in err
     code, _, err = infill(f"{tmp_path}/fine.py:7:1")
     assert code == 2 and "fine.py has no line 7; allowed: 1 to 2" in err
 

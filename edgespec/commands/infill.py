@@ -63,9 +63,9 @@ class _Command(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         places = [arg for arg in args if arg.startswith("-:")]
-        return super().parse_args(
-            ctx, [*(arg for arg in args if arg not in places), *(["--"] if places else []), *places]
-        )
+        if not places:
+            return super().parse_args(ctx, args)
+        return super().parse_args(ctx, [*(arg for arg in args if arg not in (*places, "--")), "--", *places])
 
 
 @click.command(name="infill", cls=_Command, context_settings={"ignore_unknown_options": False})

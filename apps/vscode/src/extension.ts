@@ -72,7 +72,8 @@ class Extension implements vscode.InlineCompletionItemProvider, vscode.Disposabl
       return [new vscode.InlineCompletionItem(shown.text, new vscode.Range(position, position.translate(0, shown.replaces)))];
     } catch (error) {
       this.say(String(error instanceof Error ? error.message : error));
-      if (!(error instanceof ServerError)) void this.start(); // it is gone, maybe with the window that had started it
+      // It is gone, maybe with the window that had started it. Where the user has stopped it, there is no model.
+      if (!(error instanceof ServerError) && this.model !== "") void this.start();
       return [];
     }
   }
@@ -99,13 +100,14 @@ class Extension implements vscode.InlineCompletionItemProvider, vscode.Disposabl
 
   stop(): void {
     this.waiting?.abort();
-    this.server.stop();
     this.model = "";
+    this.server.stop();
     this.show("$(circle-slash) edgespec", "Stopped.");
   }
 
   dispose(): void {
     this.waiting?.abort();
+    this.model = "";
     this.server.stop();
     this.parts.forEach((part) => part.dispose());
   }
