@@ -31,6 +31,7 @@ Open = Callable[[Plan], Pipeline]
 Say = Callable[[str], None]
 
 _TURNS = 3
+"""An odd number, for the median: one disturbed turn decides nothing."""
 _WRITTEN = 32
 """tokens of the free text"""
 _LEAST_GAIN = 0.98
