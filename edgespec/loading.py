@@ -127,11 +127,12 @@ def load(
             setting="prefer",
         )
     pair, chosen = _fetched(str(ref), options)
+    unasked = options.schedule is None
     if options.device == AUTO:
         taken = _planned(pair, options, chosen).taken
         options = taken.applied(options)
         chosen = taken.draft or chosen
-    return _wired(pair, options, chosen)
+    return _wired(pair, options, chosen, unasked=unasked)
 
 
 def plan(ref: str | Path, options: LoadOptions, *, again: bool = False) -> PlanTable:

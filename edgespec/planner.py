@@ -15,6 +15,7 @@ from time import perf_counter, time
 from typing import cast
 
 from edgespec import cache
+from edgespec.backends.cores import available_cores
 from edgespec.engine_trial import EDIT, LONGEST_EDIT, LONGEST_PROMPT, PROMPT, Following
 from edgespec.errors import EdgespecError, SettingError
 from edgespec.load_options import LoadOptions
@@ -276,6 +277,4 @@ def key_of(model: object, options: LoadOptions) -> str:
     drivers = [(device.name, device.full_name, device.driver) for device in devices()]
     versions = [cache.VERSIONS[kind] for kind in ("onnx_form", "forward_times", "plans")]
     asked = replace(options, progress=False)
-    return fingerprint(
-        [*versions, *engines, *drivers, cpu_name(), core().get_property("CPU", "INFERENCE_NUM_THREADS"), model, asked]
-    )
+    return fingerprint([*versions, *engines, *drivers, cpu_name(), available_cores(), model, asked])
