@@ -247,6 +247,15 @@ def test_fewer_cores_are_another_machine(monkeypatch: pytest.MonkeyPatch, tiny_i
     assert len(keys) == 4
 
 
+def test_a_trial_leaves_what_was_remembered_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[LoadOptions] = []
+    monkeypatch.setattr(loading, "_wired", lambda pair, options, draft: seen.append(options))
+    asked = LoadOptions(device="auto", draft="recycling", remember=True)
+    loading._opens(None, asked, None)(Plan(CPU, draft="recycling"))  # type: ignore[arg-type]
+    assert not seen[0].remember and seen[0].draft == "recycling"
+    assert Plan(CPU, draft="recycling").applied(asked).remember, "the plan that is taken remembers"
+
+
 def test_prefer_is_checked() -> None:
     with pytest.raises(EdgespecError, match="prefer; got silence; allowed: speed, battery"):
         LoadOptions(prefer="silence")  # type: ignore[arg-type]
