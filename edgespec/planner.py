@@ -83,7 +83,7 @@ class PlanTable:
 def plan(
     key: str, model: str, plans: Sequence[Plan], open_plan: Open, say: Say, *, prefer: Prefer, again: bool = False
 ) -> PlanTable:
-    """The table of these plans: the stored one, or measured now. Raises the first plan's error if none runs.
+    """The table of these plans: the stored one, or measured now. Raises the last plan's error if none runs.
 
     key: a fingerprint of all that it depends on. again: measure even so.
     """
