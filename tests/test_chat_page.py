@@ -196,3 +196,26 @@ def test_models_are_listed_with_what_they_ask(client: TestClient) -> None:
     assert (coder["licence"], coder["use"], coder["here"], coder["drafts"]) == ("Apache-2.0", "any", False, True)
     assert coder["bytes"] > 1e9
     assert any(model["use"] == "research" for model in models.values())
+
+
+def test_nothing_that_cannot_be_sent_gets_into_the_chats(client: TestClient) -> None:
+    for content in (b'{"options": {"seed": 99999999999999999999}}', b'{"options":' + b'{"a":' * 10**5, b"\xff"):
+        assert client.post("/app/chats", content=content).status_code == 400
+    assert client.post("/app/chats", content=b'{"options": {"mood": 99999999999999999999}}').json()["options"] == {}
+    assert client.get("/app/chats").status_code == 200
+
+
+def test_an_export_that_is_longer_than_any_prompt_comes_back(client: TestClient) -> None:
+    file = {"name": "log", "text": "x" * (17 << 20)}
+    lines = [{"chat": "long"}, {"id": 1, "role": "user", "content": "read this", "files": [file]}]
+    sent = "\ufeff" + "\n".join(json.dumps(line) for line in lines)
+    assert client.post("/app/import", content=sent.encode()).json() == {"chats": 1}
+
+
+def test_chats_that_another_program_has_are_said(client: TestClient, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "chats.sqlite").mkdir()
+    found = client.get("/app/chats")
+    assert (found.status_code, "cannot be used" in found.text) == (503, True)
+    (tmp_path / "data" / "chats.sqlite").rmdir()
+    assert client.get("/app/chats").json() == []

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from edgespec.server.chat import exchange
-from edgespec.server.chat.store import GRACE_S, NewerFile, NoChat, Store
+from edgespec.server.chat.store import GRACE_S, NewerFile, NoChat, NotOpened, Store
 
 
 @pytest.fixture
@@ -112,6 +112,82 @@ def test_a_file_that_is_no_database_is_kept(tmp_path: Path) -> None:
     assert any(other.read_bytes()[:2] == b"no" for other in tmp_path.iterdir() if other != path)
 
 
+def test_a_file_that_another_program_has_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "chats.sqlite"
+    store = Store(path)
+    a_chat(store, "one")
+    store.close()
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *args, **options: connect(*args, **options | {"timeout": 0.05}))
+    other = connect(path, isolation_level=None)
+    other.execute("PRAGMA locking_mode = EXCLUSIVE")
+    other.execute("UPDATE chats SET title = 'two'")
+    with pytest.raises(NotOpened, match="locked"):
+        Store(path)
+    other.close()
+    again = Store(path)
+    assert ([chat.title for chat in again.listed()], again.mended) == (["two"], "")
+    assert not any("damaged" in each.name for each in tmp_path.iterdir())
+
+
+def test_what_was_written_last_is_saved_from_a_damaged_file(tmp_path: Path) -> None:
+    path = tmp_path / "chats.sqlite"
+    store = Store(path)
+    for number in range(100):
+        a_chat(store, f"question {number}" * 20, "answer" * 100)
+    store._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    a_chat(store, "in the log alone")
+    killed = {end: path.with_name(path.name + end).read_bytes() for end in ("", "-wal")}
+    store.close()
+    content = bytearray(killed[""])
+    content[len(content) // 2 : len(content) // 2 + 4096] = bytes(4096)
+    path.write_bytes(content)
+    path.with_name(path.name + "-wal").write_bytes(killed["-wal"])
+    again = Store(path)
+    assert "damaged" in again.mended
+    assert "in the log alone" in [chat.title for chat in again.listed()]
+
+
+def test_two_servers_may_make_the_file_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "chats.sqlite"
+    from edgespec.server.chat import store as module
+
+    version, first = module._version, []
+
+    def slow(db: sqlite3.Connection) -> int:
+        found = version(db)
+        if found == 0 and not first:
+            first.append(db)
+            a_chat(Store(path), "of the other server")
+        return found
+
+    monkeypatch.setattr(module, "_version", slow)
+    store = Store(path)
+    assert ([chat.title for chat in store.listed()], store.mended) == (["of the other server"], "")
+
+
+def test_an_answer_that_was_killed_is_known_as_cut_off(store: Store, tmp_path: Path) -> None:
+    key = a_chat(store, "one", "ein")
+    store.close()
+    assert [turn.facts for turn in Store(tmp_path / "chats.sqlite").turns(key)] == [None, {}]
+
+
+def test_any_words_can_be_searched(store: Store) -> None:
+    a_chat(store, "one two")
+    for text in ("\0", "one\0two", "one " * 30_000, "x" * 60_000, "-", "NEAR(", "*"):
+        store.search(text)
+    assert store.search("one\0two")
+
+
+def test_a_number_that_is_no_turn_is_none(store: Store) -> None:
+    key = a_chat(store, "one")
+    for number in (2**63, -(2**70)):
+        with pytest.raises(NoChat):
+            store.add(key, number, "user", "x")
+        with pytest.raises(NoChat):
+            store.change(key, leaf=number)
+
+
 def test_a_file_of_a_later_version_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "chats.sqlite"
     Store(path).close()
@@ -150,11 +226,43 @@ def test_conversations_of_other_tools_are_read(store: Store) -> None:
     assert exchange.markdown(chat, store.turns(chat.id)).endswith("## User\n\nHello there\n\n## Assistant\n\nHi\n")
 
 
+def test_line_ends_of_all_kinds_are_part_of_a_text(store: Store) -> None:
+    texts = ["a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\r\nh", "\u2028"]
+    a_chat(store, *texts)
+    copied = exchange.jsonl(store, store.listed()).replace("\n", "\r\n")
+    assert exchange.read_in(store, copied) == 1
+    assert [[turn.content for turn in store.turns(chat.id)] for chat in store.listed()] == [texts, texts]
+
+
+def test_what_the_page_could_not_show_does_not_get_in(store: Store) -> None:
+    head = {"chat": "x", "options": {"temperature": 0.5, "mood": "\u00fc", "deep": [1e300]}}
+    facts = {"why": "no list", "timings": 7, "context": 10**40}
+    turn = {"id": 1, "role": "assistant", "content": "y", "facts": facts}
+    assert exchange.read_in(store, f"{json.dumps(head)}\n{json.dumps(turn)}\n") == 1
+    [chat] = store.listed()
+    assert chat.options == {"temperature": 0.5}
+    assert [turn.facts for turn in store.turns(chat.id)] == [{"finish": "stop"}]
+
+
+def test_parts_and_empty_contents_of_other_tools_are_read(store: Store) -> None:
+    messages = [
+        {"role": "user", "content": [{"type": "text", "text": "Hello "}, {"type": "text", "text": "you"}]},
+        {"role": "assistant", "content": None},
+    ]
+    exchange.read_in(store, json.dumps({"messages": messages}))
+    assert [turn.content for turn in store.turns(store.listed()[0].id)] == ["Hello you", ""]
+
+
 @pytest.mark.parametrize(
     "text",
     [
         "",
         "no json",
+        r'{"chat": "x", "options": {"model": "\ud800"}}',
+        '{"chat": "x", "options": {"temperature": "warm"}}',
+        '{"chat": "x", "options": {"temperature": -1}}',
+        '{"chat": "x", "options": {"seed": 99999999999999999999}}',
+        '{"messages": [{"role": "user", "content": 7}]}',
         "[1]",
         '{"id": 1}',
         '{"chat": "x"}\n{"id": 1, "role": "root", "content": ""}',

@@ -305,6 +305,44 @@ def test_a_client_that_leaves_before_the_first_byte_leaves_nothing_behind(servic
     asyncio.run(work())
 
 
+def asgi(path: str, **fields: Any) -> tuple[dict[str, Any], bytes]:
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "query_string": b"",
+        "headers": [(b"host", b"127.0.0.1")],
+        "server": ("127.0.0.1", 1),
+        "client": ("127.0.0.1", 2),
+        "http_version": "1.1",
+        "scheme": "http",
+    }
+    return scope, json.dumps(fields).encode()
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/api/chat", "/completion"])
+def test_a_client_that_leaves_before_the_first_byte_ends_its_request(service: Service, path: str) -> None:
+    async def work() -> None:
+        scope, content = asgi(path, **body(stream=True), prompt="x")
+        came = iter([{"type": "http.request", "body": content}])
+
+        async def receive() -> Any:
+            if (message := next(came, None)) is not None:
+                return message
+            await begun.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            begun.set()
+            await asyncio.sleep(LONG_S)  # a connection that takes nothing
+
+        begun = asyncio.Event()
+        await asyncio.wait_for(application(service)(scope, receive, send), LONG_S)
+        assert [resident.users for resident in service.residents.loaded.values()] == [0]
+
+    asyncio.run(work())
+
+
 async def _nothing() -> AsyncGenerator[bytes, None]:
     yield b""
 
@@ -351,3 +389,26 @@ def test_a_signal_is_a_graceful_stop(tmp_path: Path, number: signal.Signals) -> 
             assert "data: [DONE]" in list(lines)
         assert server.stdout.read().strip() == "stopped"
     assert server.returncode == 0
+
+
+def test_a_reader_that_stands_still_does_not_hold_the_model(service: Service) -> None:
+    async def work() -> None:
+        scope, content = asgi("/v1/chat/completions", **body(stream=True))
+        came = iter([{"type": "http.request", "body": content}])
+
+        async def receive() -> Any:
+            return next(came, None) or await asyncio.sleep(LONG_S)
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.body":
+                await asyncio.sleep(LONG_S)
+
+        reading = asyncio.ensure_future(application(service)(scope, receive, send))
+        for _ in range(200):
+            await asyncio.sleep(0.01)
+            if (loaded := list(service.residents.loaded.values())) and not loaded[0].users:
+                break
+        assert loaded[0].users == 0
+        reading.cancel()
+
+    asyncio.run(work())

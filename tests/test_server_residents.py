@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import weakref
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -79,6 +80,17 @@ def test_a_completion_takes_no_chats_place_but_a_chat_takes_any(offers: dict[str
     run(work)
 
 
+def test_a_question_about_a_model_leaves_it_a_chats(offers: dict[str, Offer]) -> None:
+    async def work() -> None:
+        residents = Residents(offers, budget_bytes=MODEL_BYTES)
+        await use(residents, "one", "chat")
+        await use(residents, "one", None)
+        with pytest.raises(Unavailable, match="no memory for two"):
+            await use(residents, "two", "completion")
+
+    run(work)
+
+
 def test_a_model_in_use_stays(offers: dict[str, Offer]) -> None:
     async def work() -> None:
         residents = Residents(offers, budget_bytes=MODEL_BYTES)
@@ -147,6 +159,51 @@ def test_a_model_that_does_not_load_says_why_and_may_be_asked_for_again(
         assert loads == ["broken", "broken"] and not residents.loaded
         with pytest.raises(NoModel, match="no model 'four'; there is one, two"):
             await residents.take("four", "chat")
+
+    run(work)
+
+
+def test_a_model_that_is_unloaded_while_it_loads_answers_with_a_refusal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgespec.server.residents._UNLOAD_S", 0.05)
+    go_on = threading.Event()
+
+    def load() -> Pipeline:
+        go_on.wait(10)
+        return fake_pipeline(tmp_path)
+
+    async def work() -> None:
+        residents = Residents({"slow": Offer(name="slow", load=load)})
+        asked = asyncio.ensure_future(
+            Service(residents).answer(Request(prompt=Chat([{"role": "user", "content": "x"}]), kind="chat"))
+        )
+        while not (resident := residents.loaded.get("slow")):
+            await asyncio.sleep(0.01)
+        await residents.unload("slow")
+        go_on.set()
+        resident.worker.join(10)  # its thread ends before the loop hears that the model was ready
+        with pytest.raises(Unavailable, match="was unloaded while it was loading"):
+            await asyncio.wait_for(asked, 10)
+
+    beside = threading.Thread(target=run, args=(work,), daemon=True)  # else a loop that hangs would hang this test
+    beside.start()
+    beside.join(20)
+    assert not beside.is_alive()
+
+
+def test_who_leaves_before_a_call_begins_takes_nothing_with_him(tmp_path: Path) -> None:
+    async def work() -> None:
+        residents = Residents({"one": Offer(name="one", load=lambda: fake_pipeline(tmp_path))})
+        resident = await residents.take("one", "completion")
+        go_on = threading.Event()
+        first = resident.worker.call(lambda pipeline: go_on.wait(10))
+        gone = asyncio.wrap_future(resident.worker.call(lambda pipeline: pytest.fail("nobody waits for it")))
+        gone.cancel()
+        await asyncio.sleep(0)
+        go_on.set()
+        await asyncio.wrap_future(first)
+        assert await asyncio.wait_for(asyncio.wrap_future(resident.worker.call(lambda pipeline: 7)), 10) == 7
 
     run(work)
 

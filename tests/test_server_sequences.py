@@ -113,3 +113,15 @@ def test_without_a_budget_nothing_is_copied(pipeline: Pipeline) -> None:
     assert held(sequences, pipeline, text(1, 100)) == held(sequences, pipeline, text(0, 100)) == 0
     assert sequences.nbytes == 0
     assert cast(FakeModel, pipeline.target).cache.length
+
+
+def test_a_text_of_more_blocks_than_python_recurses_is_forgotten(tmp_path: Path) -> None:
+    pipeline = fake_pipeline(tmp_path, capacity=4096)
+    cast(Any, pipeline.target.cache).block_rows = 2
+    sequences = Sequences(1 << 20)
+    sequences.bring(pipeline, [2], "chat")
+    pipeline.generate(text(1, 4000), max_new_tokens=1, ignore_eos=True)
+    sequences.bring(pipeline, [3], "chat")
+    assert sequences.nbytes
+    sequences.forget(pipeline)
+    assert sequences.nbytes == 0

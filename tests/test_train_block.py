@@ -79,6 +79,7 @@ def test_the_whole_way(target_folder: Path, tmp_path: Path) -> None:
     manifest = json.loads((work / "draft" / "draft.json").read_text(encoding="utf-8"))
     assert manifest["drafter"]["needs"] == {"layers": [1, 3]} and manifest["drafter"]["model"]["vocab_size"] == 479
     assert manifest["measured"]["training"]["step"] == 30
+    assert str(tmp_path) not in json.dumps(manifest), "no path of this machine goes to others"
     reached = manifest["measured"]["training"]["agreement"]
     assert reached > 5 / 479, "five times what chance gives"
     pair = load(work / "target", draft=str(work / "draft"), num_draft_tokens=4)

@@ -75,7 +75,7 @@ def begun(settings: HeadSettings, say: Callable[[str], None] = lambda line: None
 
 def test_a_head_is_trained_resumed_and_judged(target: Path, bare: Path, tmp_path: Path) -> None:
     """On states that are made on the way; a second run goes on where the first one ended."""
-    schedule = Schedule(steps=6, tokens_per_batch=256, warmup=1, evaluate_every=3)
+    schedule = Schedule(steps=6, tokens_per_batch=256, warmup=1, evaluate_every=3, learning_rate=2e-2)
     said: list[str] = []
     settings = settings_of(target, bare, tmp_path)
     on = begun(settings, said.append)

@@ -264,7 +264,7 @@ class LlamaCpp:
         if not (number.isascii() and number.isdigit() and int(number) < len(names)):
             raise BadRequest(f"slot: got {number!r}; allowed: 0 to {len(names) - 1}", param="id_slot")
         path = slot_files.path_of(read(body, SlotRequest, empty=True).filename) if action != "erase" else None
-        resident = await self._service.residents.take(names[int(number)], "completion")
+        resident = await self._service.residents.take(names[int(number)], None)
         try:
             began = perf_counter()
             head: dict[str, Any] = {"id_slot": int(number)}
@@ -282,7 +282,7 @@ class LlamaCpp:
     @asynccontextmanager
     async def _pipeline(self, model: str | None) -> AsyncGenerator[Pipeline, None]:
         """A loaded model, to ask what needs no engine."""
-        resident = await self._service.residents.take(model, "completion")
+        resident = await self._service.residents.take(model, None)
         try:
             yield resident.worker.ready.result()
         finally:

@@ -102,7 +102,7 @@ class Ollama:
     async def show(self, http: HTTPRequest, body: bytes) -> Json:
         """Loads the model: its context and template are not known before."""
         offer = self._service.residents.find(read(body, NameRequest).asked)
-        resident = await self._service.residents.take(offer.name, "completion")
+        resident = await self._service.residents.take(offer.name, None)
         try:
             pipeline = resident.worker.ready.result()
         finally:

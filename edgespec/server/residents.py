@@ -106,12 +106,15 @@ class Residents:
     def add(self, offer: Offer) -> None:
         self.offers.setdefault(offer.name, offer)
 
-    async def take(self, name: str | None, kind: Kind) -> Resident:
-        """A loaded model, which stays until it is given back. Raises NoModel, Unavailable, Forbidden."""
+    async def take(self, name: str | None, kind: Kind | None) -> Resident:
+        """A loaded model, which stays until it is given back. Raises NoModel, Unavailable, Forbidden.
+
+        kind: None for a question about the model, which changes nothing of its rank.
+        """
         offer = self.find(name)
-        resident = self.loaded.get(offer.name) or await self._load(offer, kind)
+        resident = self.loaded.get(offer.name) or await self._load(offer, kind or "completion")
         resident.users += 1
-        resident.kind = kind
+        resident.kind = kind or resident.kind
         self._keep(resident)
         try:
             await asyncio.shield(asyncio.wrap_future(resident.worker.ready))
@@ -123,6 +126,9 @@ class Residents:
         except asyncio.CancelledError:
             self.give_back(resident)
             raise
+        if self.loaded.get(offer.name) is not resident:
+            self.give_back(resident)
+            raise Unavailable(f"{offer.name} was unloaded while it was loading", retry_after_s=1.0)
         return resident
 
     def give_back(self, resident: Resident, keep_alive_s: float | None = None) -> None:

@@ -132,9 +132,11 @@ class Sequences:
 
     def _drop(self, node: _Node) -> None:
         """With all behind it: they mean nothing without it."""
-        for child in list(node.children.values()):
-            self._drop(child)
         assert node.parent is not None
         node.parent.children.pop(node.tokens, None)
-        if self._by_age[node.kind].pop(node, self) is not self:
-            self.nbytes -= node.nbytes
+        going = [node]
+        while going:  # no recursion: a long text is a deep path
+            each = going.pop()
+            going += each.children.values()
+            if self._by_age[each.kind].pop(each, self) is not self:
+                self.nbytes -= each.nbytes

@@ -53,19 +53,22 @@ class Answer(AsyncIterator[Chunk]):
         self._first_s: float | None = None
 
     def put(self, chunk: Chunk | BaseException) -> None:
+        """The model is free again at the last chunk, however slowly the client reads."""
         self._chunks.put_nowait(chunk)
-
-    async def __anext__(self) -> Chunk:
-        if self._over:
-            raise StopAsyncIteration
-        chunk = await self._chunks.get()
         if isinstance(chunk, BaseException):
-            self._end(None, found := refusal(chunk))
-            raise found from chunk
+            self._end(None, refusal(chunk))
+            return
         if chunk.text and self._first_s is None:
             self._first_s = perf_counter() - self._job.queued_s
         if chunk.result is not None:
             self._end(chunk.result, None)
+
+    async def __anext__(self) -> Chunk:
+        if self._over and self._chunks.empty():
+            raise StopAsyncIteration
+        chunk = await self._chunks.get()
+        if isinstance(chunk, BaseException):
+            raise refusal(chunk) from chunk
         return chunk
 
     async def whole(self) -> Generation:
@@ -83,6 +86,8 @@ class Answer(AsyncIterator[Chunk]):
             self._end(None, why)
 
     def _end(self, result: Generation | None, why: Refusal | None) -> None:
+        if self._over:
+            return
         self._over = True
         self.result, self.total_s = result, perf_counter() - self._job.queued_s
         self._service.ended(

@@ -48,7 +48,11 @@ class Json:
 
 @dataclass
 class Streamed:
-    """An answer in pieces, sent as they come. close: called at the end in any case, also if no piece was asked for."""
+    """An answer in pieces, sent as they come.
+
+    close: called at the end. ``pieces`` cannot do it where the client is gone before the first of them is asked for:
+    Python runs no line of a generator that never began.
+    """
 
     pieces: AsyncGenerator[bytes, None]
     media_type: str
@@ -73,12 +77,12 @@ ShapeError = Callable[[Refusal], Any]
 class Endpoint:
     """An ASGI application of one route. shape_error: the body of a refusal, as the clients of this route expect it."""
 
-    def __init__(self, handle: Handle, shape_error: ShapeError) -> None:
-        self._handle, self._shape_error = handle, shape_error
+    def __init__(self, handle: Handle, shape_error: ShapeError, *, most_body: int | None = None) -> None:
+        self._handle, self._shape_error, self._most_body = handle, shape_error, most_body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            body = await read_body(receive)
+            body = await read_body(receive, self._most_body or MOST_BODY)
         except _Gone:
             return
         except Refusal as found:
@@ -114,7 +118,7 @@ def refused(why: Refusal, shape_error: ShapeError) -> Json:
     return Json(shape_error(why), why.status, headers)
 
 
-async def read_body(receive: Receive) -> bytes:
+async def read_body(receive: Receive, most: int) -> bytes:
     """Raises TooLarge, Slow."""
     parts, size = [], 0
 
@@ -126,8 +130,8 @@ async def read_body(receive: Receive) -> bytes:
                 raise _Gone
             part = message.get("body", b"")
             size += len(part)
-            if size > MOST_BODY:
-                raise TooLarge(f"the body is too large; allowed: {MOST_BODY >> 20} MiB")
+            if size > most:
+                raise TooLarge(f"the body is too large; allowed: {most >> 20} MiB")
             parts.append(part)
             if not message.get("more_body"):
                 return

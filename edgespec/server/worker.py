@@ -94,6 +94,8 @@ class Worker:
         future: Future[T] = Future()
 
         def run(pipeline: Pipeline) -> None:
+            if not future.set_running_or_notify_cancel():
+                return  # who asked is gone
             try:
                 future.set_result(work(pipeline))
             except BaseException as error:

@@ -177,8 +177,11 @@ def packed(
     out = settings.folder / "draft"
     if not on.accelerator.is_main_process:
         return out
+    recipe = asdict(schedule) | asdict(options) | {"layers": settings.layers}
+    if source := recipe.get("embeddings_from"):  # the folder is this machine's, and the draft goes to others
+        recipe["embeddings_from"] = Path(source).name
     measured = {
-        "recipe": asdict(schedule) | asdict(options) | {"layers": settings.layers},
+        "recipe": recipe,
         "corpus": {"texts": len(on.states.texts), "answer_tokens": on.states.answer_tokens},
         "training": asdict(curve[-1]) if curve else {},
     }

@@ -6,7 +6,10 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from edgespec.errors import EdgespecError, foreign
+import msgspec
+
+from edgespec.errors import EdgespecError, SettingError, foreign
+from edgespec.server.chat import fields
 from edgespec.server.chat.store import Chat, Store, Turn
 
 _MOST_TURNS = 200_000
@@ -45,7 +48,7 @@ def read_in(store: Store, text: str) -> int:
 
     Each line may also be one whole conversation with ``messages``, as many tools write them. Raises NotChats.
     """
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line for line in text.split("\n") if line.strip()]  # the texts themselves may hold other line ends
     if not lines or len(lines) > _MOST_TURNS:
         raise NotChats("no chats in this file", got=f"{len(lines)} lines", allowed=f"1 to {_MOST_TURNS} lines of JSON")
     count = 0
@@ -54,7 +57,7 @@ def read_in(store: Store, text: str) -> int:
         known: dict[Any, int] = {}
         leaf: Any = None
         for number, line in enumerate(lines, 1):
-            entry = json.loads(line)
+            entry = msgspec.json.decode(line)  # unlike ``json`` it takes no half of a character, which nobody can send
             if not isinstance(entry, dict):
                 raise ValueError(f"line {number} is no object")
             if "messages" in entry:
@@ -64,12 +67,12 @@ def read_in(store: Store, text: str) -> int:
             elif "chat" in entry:
                 _finish(store, chat, known, leaf)
                 chat, known, leaf, count = (
-                    store.create(dict(entry.get("options") or {}), str(entry["chat"])),
+                    store.create(_options(entry.get("options") or {}), _text(entry["chat"])),
                     {},
                     entry.get("leaf"),
                     count + 1,
                 )
-                store.change(chat.id, pinned=bool(entry.get("pinned")), system=str(entry.get("system") or ""))
+                store.change(chat.id, pinned=bool(entry.get("pinned")), system=_text(entry.get("system")))
             elif chat is None:
                 raise ValueError(f"line {number} is a turn without a chat")
             else:
@@ -78,12 +81,12 @@ def read_in(store: Store, text: str) -> int:
                     chat.id,
                     None if parent is None else known[parent],
                     _role(entry),
-                    str(entry["content"]),
-                    [{"name": str(file["name"]), "text": str(file["text"])} for file in entry.get("files") or []],
+                    _text(entry["content"]),
+                    [{"name": str(file["name"]), "text": _text(file["text"])} for file in entry.get("files") or []],
                 )
                 known[entry["id"]] = turn.id
-                if isinstance(entry.get("facts"), dict):
-                    store.write(turn.id, turn.content, entry["facts"])
+                if entry.get("facts") is not None:
+                    store.write(turn.id, turn.content, fields.facts_of(entry["facts"]))
         _finish(store, chat, known, leaf)
     return count
 
@@ -95,13 +98,32 @@ def _finish(store: Store, chat: Chat | None, known: dict[Any, int], leaf: Any) -
 
 def _conversation(store: Store, entry: dict[str, Any]) -> None:
     messages = [message for message in entry["messages"] if message.get("role") != "system"]
-    system = "\n".join(str(message["content"]) for message in entry["messages"] if message.get("role") == "system")
-    first = next((str(message["content"]) for message in messages), "")
-    chat = store.create({}, str(entry.get("title") or title_of(first)))
+    system = "\n".join(_text(message["content"]) for message in entry["messages"] if message.get("role") == "system")
+    first = next((_text(message["content"]) for message in messages), "")
+    chat = store.create({}, _text(entry.get("title")) or title_of(first))
     store.change(chat.id, system=system)
     parent: int | None = None
     for message in messages:
-        parent = store.add(chat.id, parent, _role(message), str(message["content"])).id
+        turn = store.add(chat.id, parent, _role(message), _text(message["content"]))
+        if turn.role == "assistant":
+            store.write(turn.id, turn.content, {"finish": "stop"})
+        parent = turn.id
+
+
+def _options(found: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return fields.kept(fields.options_of(found))
+    except SettingError as error:
+        raise ValueError(str(error)) from error
+
+
+def _text(value: object) -> str:
+    """Of a message: a text, parts of one as OpenAI's tools write them, or nothing beside calls of tools."""
+    if isinstance(value, list):
+        return "".join(_text(part.get("text")) for part in value if isinstance(part, dict))
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"a text was expected, and {type(value).__name__} is there")
+    return value or ""
 
 
 def _role(entry: dict[str, Any]) -> str:

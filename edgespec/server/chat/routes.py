@@ -22,11 +22,11 @@ from starlette.routing import BaseRoute, Route
 
 from edgespec.explain import explain
 from edgespec.hub import catalog
-from edgespec.sampling_params import SamplingParams
 from edgespec.server import figures, openai, wire
 from edgespec.server.chat import exchange
-from edgespec.server.chat.store import Chat, NoChat, Store, Turn
-from edgespec.server.refusals import BadRequest, Refusal, refusal
+from edgespec.server.chat.fields import Options, kept, options_of
+from edgespec.server.chat.store import Chat, NoChat, NotOpened, Store, Turn
+from edgespec.server.refusals import BadRequest, Refusal, Unavailable, refusal
 from edgespec.server.schema import Chat as ChatPrompt
 from edgespec.server.schema import Chunk, Request
 from edgespec.server.service import Answer, Service
@@ -35,6 +35,8 @@ from edgespec.server.wire import Endpoint, Json, Streamed
 T = TypeVar("T")
 WRITE_S = 0.25
 """between two writes of an answer that streams"""
+MOST_IMPORT = 256 << 20
+"""bytes of a file of chats: an export of them all may be longer than any prompt"""
 FILES = {"": "index.html", "app.js": "app.js", "app.css": "app.css"}
 _TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -70,18 +72,6 @@ class _Body(msgspec.Struct, forbid_unknown_fields=True):
     deleted: bool | None = None
 
 
-class _Options(msgspec.Struct):
-    """How a chat samples; see ``SamplingParams``."""
-
-    model: str | None = None
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    repetition_penalty: float = 1.0
-    seed: int | None = None
-    max_tokens: int | None = None
-
-
 class ChatPage:
     """path: of the file of chats, which is opened at the first request."""
 
@@ -103,12 +93,12 @@ class ChatPage:
             ("POST", "/app/chats/{chat}/answer", self._answer),
             ("GET", "/app/chats/{chat}/export", self._export),
             ("GET", "/app/export", self._export_all),
-            ("POST", "/app/import", self._import),
         ]
         pages = [Route(f"/{name}", Endpoint(_file(file), openai.shape_error)) for name, file in FILES.items()]
         return [
             *pages,
             *(Route(path, Endpoint(do, openai.shape_error), methods=[method]) for method, path, do in table),
+            Route("/app/import", Endpoint(self._import, openai.shape_error, most_body=MOST_IMPORT), methods=["POST"]),
         ]
 
     async def _do(self, work: Callable[[Store], T]) -> T:
@@ -116,7 +106,10 @@ class ChatPage:
 
         def run() -> T:
             if self._opened is None:
-                self._opened = Store(self._path)
+                try:
+                    self._opened = Store(self._path)
+                except NotOpened as error:
+                    raise Unavailable(str(error), retry_after_s=1.0) from error
             try:
                 return work(self._opened)
             except NoChat as error:
@@ -169,7 +162,8 @@ class ChatPage:
 
     async def _create(self, http: HTTPRequest, body: bytes) -> Json:
         asked = _read(body)
-        return Json(_chat(await self._do(lambda store: store.create(asked.options, asked.title or ""))), 201)
+        options = kept(_options(asked.options or {}))
+        return Json(_chat(await self._do(lambda store: store.create(options, asked.title or ""))), 201)
 
     async def _show(self, http: HTTPRequest, body: bytes) -> Json:
         key = http.path_params["chat"]
@@ -180,7 +174,7 @@ class ChatPage:
         key, asked = http.path_params["chat"], _read(body)
         fields = {name: getattr(asked, name) for name in ("title", "pinned", "system", "options", "leaf")}
         if asked.options is not None:
-            _sampling(asked.options)
+            fields["options"] = kept(_options(asked.options))
 
         def change(store: Store) -> Chat:
             if asked.deleted is not None:
@@ -228,7 +222,7 @@ class ChatPage:
         except BaseException:
             answer.close()
             raise
-        return Streamed(self._events(answer, turn), wire.SSE)
+        return Streamed(self._events(answer, turn), wire.SSE, answer.close)
 
     async def _events(self, answer: Answer, turn: Turn) -> AsyncGenerator[bytes, None]:
         """Parts of the answer for the page, written into the store on the way, and its end in any case."""
@@ -286,7 +280,7 @@ class ChatPage:
 
     async def _import(self, http: HTTPRequest, body: bytes) -> Json:
         try:
-            text = body.decode()
+            text = body.decode("utf-8-sig")  # editors on Windows begin a file with a mark
             count = await self._do(lambda store: exchange.read_in(store, text))
         except (UnicodeDecodeError, exchange.NotChats) as error:
             raise BadRequest(str(error)) from error
@@ -333,7 +327,7 @@ def _part(chunk: Chunk) -> dict[str, Any]:
 
 
 def _request(chat: Chat, branch: list[Turn]) -> Request:
-    options, sampling = _sampling(chat.options)
+    options = _options(chat.options)
     messages = [{"role": "system", "content": chat.system}] if chat.system else []
     messages += [{"role": turn.role, "content": _with_files(turn)} for turn in branch]
     length = options.max_tokens
@@ -342,7 +336,7 @@ def _request(chat: Chat, branch: list[Turn]) -> Request:
         kind="chat",
         model=options.model,
         key=f"chat {chat.id}",
-        sampling=sampling,
+        sampling=options.sampling(),
         max_new_tokens=length,
         is_unlimited=length is None,
     )
@@ -353,19 +347,17 @@ def _with_files(turn: Turn) -> str:
     return "\n\n".join([*files, turn.content])
 
 
-def _sampling(options: Mapping[str, Any]) -> tuple[_Options, SamplingParams]:
+def _options(options: Mapping[str, Any]) -> Options:
     try:
-        found = msgspec.convert(options, _Options)
-    except msgspec.ValidationError as error:
+        return options_of(options)
+    except (msgspec.ValidationError, RecursionError) as error:
         raise BadRequest(f"options: {error}", param="options") from error
-    names = ("temperature", "top_p", "top_k", "repetition_penalty", "seed")
-    return found, SamplingParams(**{name: getattr(found, name) for name in names})
 
 
 def _read(body: bytes) -> _Body:
     try:
         return msgspec.json.decode(body or b"{}", type=_Body)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise BadRequest(f"body: {error}") from error
 
 

@@ -19,9 +19,12 @@ from typing import Any
 
 from edgespec.errors import EdgespecError
 
+_MOST_ID = 2**63  # of SQLite
 GRACE_S = 30 * 24 * 3600.0
 """after which a deleted chat is gone"""
 _MOST_FOUND = 50
+_LONGEST_SEARCH = 500
+"""characters"""
 _MIGRATIONS = (
     """
     CREATE TABLE chats (
@@ -57,6 +60,10 @@ class NewerFile(EdgespecError):
     """The chats were written by a later version of edgespec."""
 
 
+class NotOpened(EdgespecError):
+    """The file cannot be used now: another program has it, or it may not be written. It is left as it is."""
+
+
 @dataclass(frozen=True)
 class Turn:
     """role: "user" or "assistant". files: names and texts that go with a question. facts: of an answer, see ``routes``;
@@ -85,17 +92,26 @@ class Chat:
 
 
 class Store:
-    """All chats. Not for several threads at once. Raises NewerFile; a damaged file is put aside, see ``mended``."""
+    """All chats. Not for several threads at once. A damaged file is put aside, see ``mended``. Raises NewerFile,
+    NotOpened."""
 
     def __init__(self, path: Path) -> None:
         self.mended = ""
         """what was done to a damaged file, for the user; "" if it was whole"""
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._db = _opened(path)
-        except sqlite3.DatabaseError:
-            self._db, self.mended = _rescued(path)
-        self._db.execute("DELETE FROM chats WHERE deleted < ?", (time.time() - GRACE_S,))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self._db = _opened(path)
+            except sqlite3.OperationalError:
+                raise  # a lock, a full disk, no rights: nothing is wrong with the file
+            except sqlite3.DatabaseError:
+                self._db, self.mended = _rescued(path)
+            self._db.execute("DELETE FROM chats WHERE deleted < ?", (time.time() - GRACE_S,))
+            # Of a server that was killed while it wrote: these answers are cut off.
+            self._db.execute("UPDATE turns SET facts = '{}' WHERE role = 'assistant' AND facts IS NULL")
+        except (sqlite3.OperationalError, OSError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise NotOpened(f"the chats in {path} cannot be used: {reason}", hint="free it, then try again") from error
 
     def close(self) -> None:
         self._db.close()
@@ -122,6 +138,7 @@ class Store:
 
     def search(self, text: str) -> list[tuple[Chat, str]]:
         """Chats with all words of ``text`` in one turn, or in the title, with the place where they are."""
+        text = text[:_LONGEST_SEARCH].replace("\0", " ")
         words = " ".join(f'"{word}"*' for word in text.replace('"', " ").split())
         if not words:
             return []
@@ -208,7 +225,8 @@ class Store:
         return _turn(self._db.execute("SELECT * FROM turns WHERE id = ?", (turn,)).fetchone())
 
     def _require_turn(self, key: str, turn: int) -> None:
-        if self._db.execute("SELECT 1 FROM turns WHERE id = ? AND chat = ?", (turn, key)).fetchone() is None:
+        known = abs(turn) < _MOST_ID and self._db.execute("SELECT 1 FROM turns WHERE id = ? AND chat = ?", (turn, key))
+        if not known or known.fetchone() is None:
             raise NoChat("no such turn in this chat", got=turn)
 
     def _set_deleted(self, key: str, when: float | None) -> None:
@@ -240,26 +258,37 @@ def _opened(path: Path) -> sqlite3.Connection:
         db.execute("PRAGMA foreign_keys = ON")
         if (found := db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
             raise sqlite3.DatabaseError(found)
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-        if version > len(_MIGRATIONS):
+        if _version(db) > len(_MIGRATIONS):
             raise NewerFile(
                 "the chats were written by a later version of edgespec", got=str(path), hint="upgrade edgespec"
             )
-        for number in range(version, len(_MIGRATIONS)):
-            db.executescript(f"BEGIN; {_MIGRATIONS[number]} PRAGMA user_version = {number + 1}; COMMIT;")
+        while (version := _version(db)) < len(_MIGRATIONS):
+            script = f"BEGIN IMMEDIATE; {_MIGRATIONS[version]} PRAGMA user_version = {version + 1}; COMMIT;"
+            try:
+                db.executescript(script)
+            except sqlite3.OperationalError:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+                if _version(db) == version:  # else another process has just done the same
+                    raise
     except BaseException:
         db.close()
         raise
     return db
 
 
+def _version(db: sqlite3.Connection) -> int:
+    return int(db.execute("PRAGMA user_version").fetchone()[0])
+
+
 def _rescued(path: Path) -> tuple[sqlite3.Connection, str]:
     """A new file with all that can be read of a damaged one, which is kept under another name."""
     aside = path.with_name(f"{path.stem}.damaged-{time.strftime('%Y%m%d-%H%M%S')}{path.suffix}")
     path.replace(aside)
-    for end in ("-wal", "-shm"):
-        with suppress(OSError):
-            path.with_name(path.name + end).unlink()
+    with suppress(FileNotFoundError):  # what was written last may be in it alone
+        path.with_name(f"{path.name}-wal").replace(aside.with_name(f"{aside.name}-wal"))
+    with suppress(OSError):
+        path.with_name(f"{path.name}-shm").unlink()
     db = _opened(path)
     db.execute("PRAGMA foreign_keys = OFF")
     rows = 0
