@@ -262,10 +262,11 @@ def test_a_device_that_is_lost_ends_one_text_and_not_the_next(model: OpenVINONPU
         def __getattr__(self, name: str) -> Any:
             return getattr(request, name)
 
-        def infer(self) -> None:
+        def infer(self, **_: Any) -> None:
             raise RuntimeError("ZE_RESULT_ERROR_DEVICE_LOST")
 
-    model._request = Lost()
+    lost: Any = Lost()
+    model._request = lost
     with pytest.raises(BackendError, match="inference failed: ZE_RESULT_ERROR_DEVICE_LOST"):
         model.forward([1, 2])
     model._request = request
