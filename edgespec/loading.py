@@ -127,11 +127,12 @@ def load(
             setting="prefer",
         )
     pair, chosen = _fetched(str(ref), options)
+    unasked = options.schedule is None
     if options.device == AUTO:
         taken = _planned(pair, options, chosen).taken
         options = taken.applied(options)
         chosen = taken.draft or chosen
-    return _wired(pair, options, chosen)
+    return _wired(pair, options, chosen, unasked=unasked)
 
 
 def plan(ref: str | Path, options: LoadOptions, *, again: bool = False) -> PlanTable:
@@ -187,7 +188,8 @@ def _planned(pair: Bundle, options: LoadOptions, chosen: str | None, *, again: b
 
 
 def _opens(pair: Bundle, options: LoadOptions, chosen: str | None) -> planner.Open:
-    return lambda plan: _wired(pair, plan.applied(options), plan.draft or chosen)
+    # A trial forgets what its drafters learn, and would leave an empty table where the user's is.
+    return lambda plan: _wired(pair, replace(plan.applied(options), remember=False), plan.draft or chosen)
 
 
 def draft_without_target(draft: str | None) -> DraftFolder | None:

@@ -15,6 +15,7 @@ from time import perf_counter, time
 from typing import cast
 
 from edgespec import cache
+from edgespec.backends.cores import available_cores
 from edgespec.engine_trial import EDIT, LONGEST_EDIT, LONGEST_PROMPT, PROMPT, Following
 from edgespec.errors import EdgespecError, SettingError
 from edgespec.load_options import LoadOptions
@@ -31,6 +32,7 @@ Open = Callable[[Plan], Pipeline]
 Say = Callable[[str], None]
 
 _TURNS = 3
+"""An odd number, for the median: one disturbed turn decides nothing."""
 _WRITTEN = 32
 """tokens of the free text"""
 _LEAST_GAIN = 0.98
@@ -81,7 +83,7 @@ class PlanTable:
 def plan(
     key: str, model: str, plans: Sequence[Plan], open_plan: Open, say: Say, *, prefer: Prefer, again: bool = False
 ) -> PlanTable:
-    """The table of these plans: the stored one, or measured now. Raises the first plan's error if none runs.
+    """The table of these plans: the stored one, or measured now. Raises the last plan's error if none runs.
 
     key: a fingerprint of all that it depends on. again: measure even so.
     """
@@ -275,6 +277,4 @@ def key_of(model: object, options: LoadOptions) -> str:
     drivers = [(device.name, device.full_name, device.driver) for device in devices()]
     versions = [cache.VERSIONS[kind] for kind in ("onnx_form", "forward_times", "plans")]
     asked = replace(options, progress=False)
-    return fingerprint(
-        [*versions, *engines, *drivers, cpu_name(), core().get_property("CPU", "INFERENCE_NUM_THREADS"), model, asked]
-    )
+    return fingerprint([*versions, *engines, *drivers, cpu_name(), available_cores(), model, asked])

@@ -28,7 +28,7 @@ from edgespec.decode.policy import FixedLength
 from edgespec.decode.speculative import speculative
 from edgespec.drafters.small_model import SmallModel
 from edgespec.errors import BackendError, DeviceError, SettingError
-from edgespec.machine import ahead_of_time, devices
+from edgespec.machine import ahead_of_time, devices, loader
 from edgespec.sampling_params import SamplingParams
 from edgespec.stats import Stats
 from tests.conftest import load_ir, load_npu
@@ -262,10 +262,11 @@ def test_a_device_that_is_lost_ends_one_text_and_not_the_next(model: OpenVINONPU
         def __getattr__(self, name: str) -> Any:
             return getattr(request, name)
 
-        def infer(self) -> None:
+        def infer(self, **_: Any) -> None:
             raise RuntimeError("ZE_RESULT_ERROR_DEVICE_LOST")
 
-    model._request = Lost()
+    lost: Any = Lost()
+    model._request = lost
     with pytest.raises(BackendError, match="inference failed: ZE_RESULT_ERROR_DEVICE_LOST"):
         model.forward([1, 2])
     model._request = request
@@ -353,6 +354,23 @@ def test_a_head_is_one_call_there(on_cpu: None, tmp_path: Path, monkeypatch: pyt
     found = on_npu.run(inputs)
     assert found["after"] == expected["after"] and np.allclose(found["logits"], expected["logits"], atol=2e-2)
     assert on_npu.device == "NPU"
+
+
+def test_a_head_whose_compiler_hangs_runs_on_the_cpu(
+    npu_on_cpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def hangs(*_: Any) -> Any:
+        raise DeviceError("compiling for NPU did not end")
+
+    xml = write(head(), tmp_path)
+    machine = loader.Machine(512, progress=True)
+    monkeypatch.setattr(machine, "_path", lambda *_: xml)
+    monkeypatch.setattr(npu_blobs, "compiled", hangs)
+    assert machine.head(None, None, "NPU").device == "CPU"  # type: ignore[arg-type]
+    assert "the head runs on the CPU: compiling for NPU did not end" in capfd.readouterr().err
+    monkeypatch.delenv("EDGESPEC_NPU_ON_CPU")
+    with pytest.raises(DeviceError, match="no such device here; got NPU"):
+        machine.head(None, None, "NPU")  # type: ignore[arg-type]
 
 
 def test_the_childs_report_is_its_last_line(tiny_ir: Path, tmp_path: Path) -> None:

@@ -142,6 +142,7 @@ def test_a_cache_in_a_devices_memory_keeps_its_rows_as_it_grows(monkeypatch: pyt
     assert binding.bound[name] == binding.bound["present.0.key"]
     assert binding.bound[name][0] == "cuda" and binding.bound[name][-1] == grown.data_ptr()
     assert cache.nbytes == grown.array.nbytes and not cache.repeat(100)
+    assert not cache.can_copy, "a saved prefix would have no rows, and would be taken for one that has"
 
 
 @pytest.mark.skipif(not HAS_OPENVINO, reason="needs onnxruntime-openvino")

@@ -146,6 +146,32 @@ def test_unasked_it_gives_way_to_what_it_cannot_do(tiny_ir: Path) -> None:
     assert unasked.generate(PROMPT, **options).stats.schedule == "overlapped", "other texts keep it"
 
 
+def test_no_bench_takes_it_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its figures would mean something else on a machine where it was measured to be faster."""
+    from edgespec.bench.simulation import compare_on_each_engine
+    from edgespec.commands.options import load_pair
+
+    seen: list[str] = []
+
+    class Loaded(Exception):
+        pass
+
+    def loading(*_: Any, schedule: str, **__: Any) -> Any:
+        seen.append(schedule)
+        raise Loaded
+
+    monkeypatch.setattr("edgespec.loading.load", loading)
+    monkeypatch.setattr("edgespec.commands.fetching.fetch_first", lambda options: None)
+    for call in (
+        lambda: compare_on_each_engine("default"),
+        lambda: load_pair({"model": "default", "schedule": None}),
+        lambda: load_pair({"model": "default", "schedule": "overlapped"}),
+    ):
+        with pytest.raises(Loaded):
+            call()
+    assert seen == ["synchronous", "synchronous", "overlapped"]
+
+
 def test_a_cache_inside_the_engine_has_its_own_threads_too(tiny_ir: Path) -> None:
     pair = load(tiny_ir, schedule="overlapped", kv="stateful")
     assert (threads_of(pair.target), threads_of(pair.draft_model)) == (1, 1)

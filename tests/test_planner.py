@@ -13,7 +13,7 @@ import pytest
 from edgespec import loading, planner
 from edgespec.errors import BackendError, EdgespecError, SettingError
 from edgespec.load_options import LoadOptions
-from edgespec.machine import energy
+from edgespec.machine import energy, engine_choice
 from edgespec.machine.engine_comparison import Pace
 from edgespec.machine.plans import Place, Plan, plans
 from edgespec.planner import PlanTable, Row, ranked
@@ -223,9 +223,37 @@ def test_auto_loads_the_plan_that_is_taken(monkeypatch: pytest.MonkeyPatch) -> N
     table = PlanTable("m", "speed", (row(replace(LOOKUPS, target=CPU_ORT), 1.0),))
     monkeypatch.setattr(loading, "_fetched", lambda ref, options: (None, None))
     monkeypatch.setattr(loading, "_planned", lambda pair, options, chosen: table)
-    monkeypatch.setattr(loading, "_wired", lambda pair, options, draft: seen.append(options) or draft)
+    asked: list[bool] = []
+
+    def wired(pair: Any, options: LoadOptions, draft: Any, *, unasked: bool) -> Any:
+        asked.append(not unasked)
+        seen.append(options)
+        return draft
+
+    monkeypatch.setattr(loading, "_wired", wired)
+    loading.load("m", device="auto", schedule="synchronous")
     assert loading.load("m", device="auto") == "ngram"
     assert (seen[0].device, seen[0].backend, seen[0].draft) == ("CPU", "onnxruntime", "ngram")
+    assert asked == [True, False], "who names no schedule has texts that this one refuses, too"
+
+
+def test_fewer_cores_are_another_machine(monkeypatch: pytest.MonkeyPatch, tiny_ir: Path) -> None:
+    """A process may be held to some of them. The engine's own number of threads does not say so."""
+    keys = set()
+    for cores in (1, 2):
+        for module in (planner, engine_choice):
+            monkeypatch.setattr(module, "available_cores", lambda cores=cores: cores)
+        keys |= {planner.key_of("m", AUTO), engine_choice._key(tiny_ir, None, ())}
+    assert len(keys) == 4
+
+
+def test_a_trial_leaves_what_was_remembered_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[LoadOptions] = []
+    monkeypatch.setattr(loading, "_wired", lambda pair, options, draft: seen.append(options))
+    asked = LoadOptions(device="auto", draft="recycling", remember=True)
+    loading._opens(None, asked, None)(Plan(CPU, draft="recycling"))  # type: ignore[arg-type]
+    assert not seen[0].remember and seen[0].draft == "recycling"
+    assert Plan(CPU, draft="recycling").applied(asked).remember, "the plan that is taken remembers"
 
 
 def test_prefer_is_checked() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 import platform
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -101,10 +102,12 @@ def doctor(*args: str) -> Any:
     return CliRunner().invoke(cli, ["doctor", *args])
 
 
-def test_plan_shows_every_plan_and_how_to_run_the_one_taken() -> None:
+def test_plan_shows_every_plan_and_how_to_run_the_one_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = doctor("--plan").stdout
     assert "no other is faster" in shown and "does not run" in shown
     assert "--device auto, or --device CPU --backend openvino" in shown
+    monkeypatch.setattr(loading, "plan", lambda ref, options, again=False: replace(TABLE, prefer="battery"))
+    assert "To run it: --device auto --prefer battery, or" in " ".join(doctor("--plan").stdout.split())
     plans = json.loads(doctor("--plan", "--json").stdout)["plans"]
     assert [each["time_over_first"] for each in plans] == [1.0, None]
 

@@ -254,6 +254,7 @@ def test_without_a_chip_all_are_listed() -> None:
         (["--chip", "lunar-lake", "--context", "-1"], "context; got -1"),
         (["--chip", "lunar-lake", "--plot", "speed.txt"], "a file that ends in"),
         (["--plot", "speed.svg"], "a picture is of one chip"),
+        (["--check", "--chip", "lunar-lake"], "--check takes all published cases"),
     ],
 )
 def test_bad_input_is_one_line(args: list[str], message: str) -> None:

@@ -76,7 +76,7 @@ def compare_on_each_engine(ref: str, ks: tuple[int, ...] = (1, 2, 3)) -> list[Co
 
     found = []
     for backend in get_args(Backend):
-        found += compare_here(load(ref, backend=backend, progress=True), ks)
+        found += compare_here(load(ref, backend=backend, schedule="synchronous", progress=True), ks)
     return found
 
 

@@ -262,11 +262,13 @@ def sampling_from(options: dict[str, Any]) -> tuple[SamplingParams, int | None, 
 
 
 def load_pair(options: dict[str, Any]) -> Pipeline:
-    """The pair that the model options name, for a bench."""
+    """The pair that the model options name, for a bench: under the synchronous schedule unless they name another. What
+    was measured on this machine must not change what a bench measures."""
     from edgespec.commands.fetching import fetch_first
     from edgespec.loading import load
 
     if "model" in options:
         options["ref"] = options.pop("model")
+    options["schedule"] = options.get("schedule") or "synchronous"
     fetch_first(options)
     return load(**options)

@@ -21,7 +21,8 @@ def show(table: PlanTable, verified: float | None) -> None:
     shown = Table(*columns, title=title, title_justify="left")
     for row in table.rows:
         console.row(shown, str(row.plan), *_figures(row), row.why)
-    lines: list[Any] = [shown, f"Taken: {table.taken}. To run it: --device auto, or {_options(table)}"]
+    auto = "--device auto" if table.prefer == "speed" else f"--device auto --prefer {table.prefer}"
+    lines: list[Any] = [shown, f"Taken: {table.taken}. To run it: {auto}, or {_options(table)}"]
     if table.other_cores > 0.1:
         lines.append(f"Other programs took {table.other_cores:.1f} cores meanwhile.")
     if verified is not None:

@@ -72,6 +72,8 @@ def command(
 
         require_plot(picture)
     if check:
+        if chip or plot or timeline:
+            raise SettingError("--check takes all published cases and this machine", hint="leave chip and pictures out")
         _check(model, as_json)
     elif chip is None:
         if plot or timeline:

@@ -302,6 +302,7 @@ def evaluate(
     if k not in LENGTHS:
         allowed = f"{LENGTHS[0]} to {LENGTHS[-1]}"
         raise SettingError("number of draft tokens", got=k, allowed=allowed, setting="num_draft_tokens")
+    options["schedule"] = options["schedule"] or "synchronous"  # whatever was measured to be faster here
     fetch_first(options)
     pipeline = load(**options, progress=True)
     if alone:

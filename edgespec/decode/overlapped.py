@@ -9,8 +9,9 @@ The draft begins no step that is expected to end far behind the target's forward
 first step of a round does end behind it, it sits out the next round, then two, four and more, until a step is in time.
 Such rounds are plain steps.
 
-Each committed token is chosen by the target alone, as in ``decode.speculative``. So the tokens are the same, however
-the two interleave. Only matching is offered: under rejection the tokens would depend on the times of the machine.
+Each committed token is chosen by the target alone, as in ``decode.speculative``. So with exact numerics the tokens are
+the same, however the two interleave. With fast numerics they may depend on the widths of forwards, and these depend on
+the times of the machine. Only matching is offered: under rejection the tokens would depend on the times in any case.
 
 Deviations from the paper's code: one thread drives both models, since an engine runs a forward by itself. So there is
 nothing to acknowledge and nothing to spin on, and an error or an end of one is an end of both. The target never waits

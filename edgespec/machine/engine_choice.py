@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import get_args
 
 from edgespec import cache
-from edgespec.backends.cores import kinds
+from edgespec.backends.cores import available_cores, kinds
 from edgespec.backends.onnx import providers
 from edgespec.errors import BackendError, ConversionError, SettingError, SourceError
 from edgespec.machine import engine_comparison, measurement_store
@@ -143,9 +143,9 @@ def _key(xml: Path, numerics: Numerics | None, layers: Sequence[int]) -> str:
     versions = [cache.VERSIONS[kind] for kind in ("onnx_form", "forward_times")]
     engines = core().get_versions("CPU")["CPU"].build_number, *packages().items()
     identity = xml.stat().st_size, weights.st_size, weights.st_mtime_ns, numerics or "exact"
-    threads = core().get_property("CPU", "INFERENCE_NUM_THREADS")
     properties = Settings.make("CPU", numerics).properties
-    return fingerprint([*versions, *engines, *identity, cpu_name(), threads, properties, *layers])
+    # The engine's own property says 0 for all of them, however few they are.
+    return fingerprint([*versions, *engines, *identity, cpu_name(), available_cores(), properties, *layers])
 
 
 def packages() -> dict[str, str]:

@@ -103,10 +103,10 @@ class Machine:
 
         if providers.is_other(device):
             raise SettingError("a drafting head runs on OpenVINO", got=f"device {device}", setting="draft_device")
-        path = self._path(bundle, model)
+        path, device = self._path(bundle, model), require_device(device)
         try:
-            return OpenVINOStaticGraph(core(), path, require_device(device), self._say)
-        except BackendError as error:
+            return OpenVINOStaticGraph(core(), path, device, self._say)
+        except (BackendError, DeviceError) as error:
             if device == "CPU":
                 raise
             self._say(f"the head runs on the CPU: {error}")

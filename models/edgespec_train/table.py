@@ -52,7 +52,8 @@ def table(asked: Asked, say: Say) -> Iterator[str]:
         name = ""
         for draft in dict.fromkeys(asked.drafts):
             say(f"judging {draft}")
-            pipeline = load(asked.target, draft=draft, num_draft_tokens=asked.k, progress=True, **asked.options or {})
+            how: dict[str, Any] = {"schedule": "synchronous", "progress": True} | (asked.options or {})
+            pipeline = load(asked.target, draft=draft, num_draft_tokens=asked.k, **how)
             require_drafter(pipeline)
             if draft != "auto":
                 alone(pipeline)

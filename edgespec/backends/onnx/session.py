@@ -116,7 +116,11 @@ class BoundCache(BlockCopies, GrowingCache):
         return new
 
     def repeat(self, length: int) -> bool:
-        return self._memory == "cpu" and self._repeat(length)
+        return self.can_copy and self._repeat(length)
+
+    @property
+    def can_copy(self) -> bool:
+        return self._memory == "cpu"
 
     def copy_block(self, index: int) -> Block:
         begin = index * self.block_rows

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from edgespec.backends.engine_model import Forward, GrowingCache, PaddedModel, fingerprint
+from edgespec.backends.engine_model import Forward, GrowingCache, fingerprint
 from edgespec.backends.input_buffers import Inputs
 from edgespec.backends.layer_states import NoSuchLayer
 from edgespec.backends.openvino import npu_blobs
@@ -29,6 +29,7 @@ from edgespec.backends.openvino import windows as attention_windows
 from edgespec.backends.openvino.graph import read_graph
 from edgespec.backends.openvino.npu_rules import require_weights
 from edgespec.backends.openvino.npu_settings import Windows, on_cpu
+from edgespec.backends.openvino.request_model import RequestModel
 from edgespec.backends.openvino.runtime import ov
 from edgespec.errors import BackendError, SettingError, foreign, wrap_errors
 from edgespec.protocols import Capabilities, Observe
@@ -39,6 +40,8 @@ _STEPS_OF_A_CHUNK = 4
 _CONTINUES = "NPUW_LLM_CONTINUOUS_PREFILL_SUPPORTED"
 _SEVERAL_LENGTHS = "NPUW_LLM_GENERATE_PYRAMID"
 _ALIKE = 0.95
+"""Correlation of logits that agree, at least. Those of 16 bits are closer by far; those behind wrong rows were off by
+more than half of their size."""
 _ANY = 0
 """any token id: its row is never read"""
 _HALF = 2
@@ -63,7 +66,7 @@ class PluginCache(GrowingCache):
         raise AssertionError("trees need rows that can move")
 
 
-class OpenVINONPUModel(PaddedModel):
+class OpenVINONPUModel(RequestModel):
     """See ``protocols.Model``. Not thread-safe; one text at a time. Every forward has the width of its graph.
 
     graph: of ``xml``, checked (see ``require_graph``). compiled: from it, with the properties of ``windows``.
@@ -116,22 +119,14 @@ class OpenVINONPUModel(PaddedModel):
             device="NPU",
         )
 
-    def __del__(self) -> None:
-        if getattr(self, "_pending", None) is not None:
-            with suppress(Exception):  # it failed: nobody is left to be told
-                self._request.wait()
-
-    def ready(self) -> bool:
-        return bool(self._request.wait_for(0))
-
     def _infer(self) -> None:
-        self._kept(self._request.infer)
+        self._kept(super()._infer)
 
     def _start(self) -> None:
-        self._request.start_async()
+        self._kept(super()._start)
 
     def _wait(self) -> None:
-        self._kept(self._request.wait)
+        self._kept(super()._wait)
 
     def _kept(self, run: Callable[[], object]) -> None:
         """Run. If it fails, nobody knows what the plugin still holds: the next text is read from its start."""

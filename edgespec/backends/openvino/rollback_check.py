@@ -52,6 +52,7 @@ def either(
         model = paged()
         if goes_back(model):
             return model
+        del model  # its memory, before another one is loaded
         why = "a rejected draft changed the text behind it"
     except BackendError as error:
         why = str(error)

@@ -7,7 +7,7 @@ rows that went lie between those that stay.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,22 +99,17 @@ class OpenVINOStatefulModel(RequestModel):
         )
 
     def _infer(self) -> None:
-        try:
-            super()._infer()
-        except Exception:
-            self.cache.forget()
-            raise
+        self._or_forget(super()._infer)
 
     def _start(self) -> None:
-        try:
-            super()._start()
-        except Exception:
-            self.cache.forget()
-            raise
+        self._or_forget(super()._start)
 
     def _wait(self) -> None:
+        self._or_forget(super()._wait)
+
+    def _or_forget(self, run: Callable[[], None]) -> None:
         try:
-            super()._wait()
+            run()
         except Exception:
             self.cache.forget()
             raise

@@ -29,6 +29,7 @@ class Peer:
             draft=weight_formats.draft if drafts == "auto" else "none",
             backend=next((engine for engine in get_args(Backend) if engine in words), None),
             numerics="fast" if "fast" in words else None,
+            schedule="synchronous",  # whatever was measured to be faster here
         )
         can = self._pipeline.target.capabilities
         file = ", the GGUF file" if "gguf" in words else ""
