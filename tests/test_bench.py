@@ -119,6 +119,7 @@ def test_no_drafter_keeps_what_a_repetition_could_copy(pipeline: Pipeline) -> No
     assert (recycling._successors < 0).all()
 
 
+@pytest.mark.slow
 def test_runs_are_compared_with_their_simulation(pipeline: Pipeline) -> None:
     """How near they are is the machine's affair; here only that both are of the same run."""
     plain, drafted = compare_here(pipeline, (2,), new_tokens=12)

@@ -17,6 +17,7 @@ from edgespec_bench.peers.process import Process, RuntimeFailed
 from tests.test_infill import QWEN, faked
 
 
+@pytest.mark.slow
 def test_there_are_a_hundred_holes_and_they_fit_into_their_files() -> None:
     found = holes(100)
     assert len({(hole.module, hole.seed) for hole in found}) == 100 == len(MODULES) * len(SEEDS)
@@ -40,6 +41,7 @@ def _file(hole: Hole) -> str:
     return spec.origin
 
 
+@pytest.mark.slow
 def test_runtimes_are_asked_in_turns_and_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked, order = holes(6), []
 

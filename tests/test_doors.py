@@ -188,6 +188,7 @@ def _reads(node: ov.Node, source: ov.Node) -> bool:
     return above.get_name() == source.get_name()
 
 
+@pytest.mark.slow
 def test_adaptive_tokens_run_behind_the_draft_and_stay_exact(
     smollm: Path, tiny_ir: Path, pipeline: Pipeline, tmp_path: Path
 ) -> None:

@@ -210,6 +210,7 @@ def test_logits_of_real_tokens_stay_what_they_were(trained: Path, backend: Backe
     assert np.abs(logits[0] - logits[1]).max() <= most
 
 
+@pytest.mark.slow
 def test_the_graph_guesses_what_the_trained_target_guesses(
     folder: Path, target: Any, placeholders: Placeholders, tmp_path: Path
 ) -> None:
