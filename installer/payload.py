@@ -78,7 +78,7 @@ def write_lock(platform: str, wheels: Path | None) -> Path:
         into = Path(work)
         own = _own_wheel(into)
         (into / "wheels").mkdir()
-        _download(platform, into / "wheels", wheels, f"{own}[serve]", "uv", "-c", ROOT / "constraints.txt")
+        _download(platform, into / "wheels", wheels, own, "uv", "-c", ROOT / "constraints.txt")
         (into / "wheels" / own.name).unlink(missing_ok=True)
         lines = [
             f"{_requirement(path)} --hash=sha256:{sha256_of(path)}" for path in sorted((into / "wheels").iterdir())
