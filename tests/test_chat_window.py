@@ -73,6 +73,7 @@ def test_a_server_that_does_not_start_is_said(data: Path, browser: Path) -> None
     assert "Traceback" not in ran.stderr
 
 
+@pytest.mark.real
 def test_the_window_ends_the_server_that_it_started(data: Path, browser: Path) -> None:
     command = [sys.executable, "-m", "edgespec.server.window", "--window", "app"]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=300)

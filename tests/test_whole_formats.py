@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import edgespec
 from edgespec.pipeline import DEFAULT_NEW_TOKENS
 
@@ -14,6 +16,7 @@ LONG = "seven " * 600
 SCHEMA = {"const": LONG}
 
 
+@pytest.mark.real
 def test_a_format_is_not_cut_at_the_default_length() -> None:
     pipeline = edgespec.load(draft="none", context_length=4096)
     wanted = {"type": "json_schema", "json_schema": {"schema": SCHEMA}}
@@ -23,6 +26,7 @@ def test_a_format_is_not_cut_at_the_default_length() -> None:
     assert pipeline.generate("Sevens.", response_format=wanted, max_new_tokens=9).finish_reason == "length"
 
 
+@pytest.mark.real
 def test_a_text_that_is_cut_short_has_an_exit_status(tmp_path: Path) -> None:
     (tmp_path / "schema.json").write_text(json.dumps(SCHEMA))
     command = [sys.executable, "-m", "edgespec", "run", "Sevens.", "--json-schema", str(tmp_path / "schema.json")]
