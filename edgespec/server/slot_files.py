@@ -70,7 +70,9 @@ def restore(pipeline: Pipeline, path: Path) -> Moved:
     cache = _copies(pipeline)
     if not path.is_file():
         raise BadRequest(f"no slot was saved as {path.stem}", param="filename")
-    with foreign(SettingError, f"the slot saved as {path.stem} is damaged"), np.load(path, allow_pickle=False) as file:
+    damaged = f"the slot saved as {path.stem} is damaged"
+    # Opened here: numpy leaves a file open that is no archive, and Windows deletes no open file.
+    with foreign(SettingError, damaged), path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
         header = json.loads(file[_HEADER].tobytes())
         tokens = [int(token) for token in header.pop("tokens")]
         if header != _identity(pipeline):
