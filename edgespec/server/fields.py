@@ -13,6 +13,7 @@ import msgspec
 
 from edgespec.sampling_params import SamplingParams
 from edgespec.server.refusals import BadRequest
+from edgespec.server.schema import Kind, Prompt, Request
 
 REFUSED: dict[str, tuple[Any, ...]] = {
     "adapter": (None, ""),
@@ -115,6 +116,23 @@ class Common(msgspec.Struct, kw_only=True):
     verification: str | None = None
     edgespec_rounds: bool = False
     return_progress: bool = False
+
+    def request(self, prompt: Prompt, kind: Kind, response_format: Mapping[str, Any] | None) -> Request:
+        """What is asked of the engine."""
+        return Request(
+            prompt=prompt,
+            kind=kind,
+            model=self.model,
+            key=self.key,
+            sampling=self.sampling,
+            max_new_tokens=self.length,
+            is_unlimited=self.is_unlimited,
+            stop=self.stops,
+            ignore_eos=bool(self.ignore_eos),
+            response_format=response_format,
+            num_draft_tokens=self.num_draft_tokens,
+            keep_alive_s=self.keep_alive_s,
+        )
 
     @property
     def length(self) -> int | None:

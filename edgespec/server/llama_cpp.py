@@ -21,10 +21,10 @@ from edgespec.pipeline import DEFAULT_HOLE_TOKENS, Pipeline
 from edgespec.server import figures, slot_files, wire
 from edgespec.server.fields import Common, read
 from edgespec.server.messages import plain_messages, template_variables
-from edgespec.server.refusals import BadRequest, NotOffered, Refusal, refusal
+from edgespec.server.refusals import BadRequest, NotOffered, Refusal
 from edgespec.server.schema import Chunk, Infill, Request, Text, Tokens
 from edgespec.server.service import Answer, Service
-from edgespec.server.stderr import report
+from edgespec.server.stderr import reported
 from edgespec.server.wire import Endpoint, Json, Streamed, event
 
 T = TypeVar("T")
@@ -315,10 +315,7 @@ async def _events(answer: Answer, asked: InfillRequest | CompletionRequest) -> A
                 if chunk.result is not None:
                     yield event(_whole(answer, asked, chunk.result) | {"content": "", "tokens": []})
     except Exception as error:
-        found = refusal(error)
-        if found.status == 500:
-            report(error)
-        yield event(shape_error(found))
+        yield event(shape_error(reported(error)))
     finally:
         answer.close()
 

@@ -23,7 +23,7 @@ from edgespec.server.refusals import BadRequest, NoModel, NotOffered, Refusal, r
 from edgespec.server.residents import Offer
 from edgespec.server.schema import Chat, Infill, Kind, Prompt, Request, Text
 from edgespec.server.service import Answer, Service
-from edgespec.server.stderr import report
+from edgespec.server.stderr import reported
 from edgespec.server.wire import Endpoint, Json, Streamed, line
 from edgespec.text.tool_calls import is_known_to
 
@@ -139,7 +139,7 @@ class Ollama:
         if not asked.messages:
             return await self._load(asked, "chat", {"message": {"role": "assistant", "content": ""}})
         chat = Chat(plain_messages(asked.messages), tuple(asked.tools or ()), variables=_variables(asked))
-        return await self._respond(asked, _request(asked, chat, "chat"), _chat_part)
+        return await self._respond(asked, asked.request(chat, "chat", _format(asked.format)), _chat_part)
 
     async def generate(self, http: HTTPRequest, body: bytes) -> Json | Streamed:
         asked = read(body, GenerateRequest)
@@ -155,7 +155,9 @@ class Ollama:
         else:
             system = [{"role": "system", "content": asked.system}] if asked.system else []
             prompt = Chat([*system, {"role": "user", "content": asked.prompt}], variables=_variables(asked))
-        return await self._respond(asked, replace(_request(asked, prompt, "completion"), key=key), _text_part)
+        return await self._respond(
+            asked, replace(asked.request(prompt, "completion", _format(asked.format)), key=key), _text_part
+        )
 
     async def pull(self, http: HTTPRequest, body: bytes) -> Json | Streamed:
         asked = read(body, NameRequest)
@@ -230,10 +232,7 @@ async def _lines(answer: Answer, part: _Part) -> AsyncGenerator[bytes, None]:
                 if chunk.result is not None:
                     yield line(_head(answer) | part(scan.flush()) | _end(answer))
     except Exception as error:
-        found_error = refusal(error)
-        if found_error.status == 500:
-            report(error)
-        yield line(shape_error(found_error))
+        yield line(shape_error(reported(error)))
     finally:
         answer.close()
 
@@ -279,23 +278,6 @@ def _end(answer: Answer) -> dict[str, Any]:
         "eval_count": len(result.token_ids),
         "eval_duration": int(1e9 * eval_s),
     }
-
-
-def _request(asked: ChatRequest | GenerateRequest, prompt: Prompt, kind: Kind) -> Request:
-    return Request(
-        prompt=prompt,
-        kind=kind,
-        model=asked.model,
-        key=asked.key,
-        sampling=asked.sampling,
-        max_new_tokens=asked.length,
-        is_unlimited=asked.is_unlimited,
-        stop=asked.stops,
-        ignore_eos=bool(asked.ignore_eos),
-        response_format=_format(asked.format),
-        num_draft_tokens=asked.num_draft_tokens,
-        keep_alive_s=asked.keep_alive_s,
-    )
 
 
 def _format(given: str | dict[str, Any] | None) -> dict[str, Any] | None:

@@ -18,10 +18,10 @@ from edgespec.server import figures, wire
 from edgespec.server.answer_parts import Parts, PartScanner
 from edgespec.server.fields import Common, read
 from edgespec.server.messages import plain_messages, template_variables
-from edgespec.server.refusals import BadRequest, Refusal, refusal
-from edgespec.server.schema import Chat, Chunk, Infill, Prompt, Request, Text, Tokens
+from edgespec.server.refusals import BadRequest, Refusal
+from edgespec.server.schema import Chat, Chunk, Infill, Request, Text, Tokens
 from edgespec.server.service import Answer, Service
-from edgespec.server.stderr import report
+from edgespec.server.stderr import reported
 from edgespec.server.wire import Endpoint, Json, Streamed, event
 from edgespec.text.tool_calls import ToolCall
 
@@ -103,12 +103,12 @@ class OpenAI:
         messages = plain_messages(asked.messages)
         variables = template_variables(asked.chat_template_kwargs)
         prompt = Chat(messages, tuple(asked.tools or ()), _tool_choice(asked), variables)
-        request = _request(asked, prompt, "chat")
+        request = asked.request(prompt, "chat", asked.response_format)
         return await self._respond(asked, request, _ChatShape(asked))
 
     async def completion(self, http: HTTPRequest, body: bytes) -> Json | Streamed:
         asked = read(body, CompletionRequest)
-        request = _request(asked, _prompt(asked), "completion")
+        request = asked.request(_prompt(asked), "completion", asked.response_format)
         if asked.suffix and asked.key is None:  # an editor types on: what it asked for before is of no use
             request = replace(request, key=f"{http.client.host if http.client else ''} {http.scope['path']}")
         return await self._respond(asked, request, _TextShape(asked))
@@ -155,10 +155,7 @@ class OpenAI:
                 yield event(last)
             yield wire.DONE
         except Exception as error:
-            found = refusal(error)
-            if found.status == 500:
-                report(error)
-            yield event(shape_error(found))
+            yield event(shape_error(reported(error)))
         finally:
             answer.close()
 
@@ -293,23 +290,6 @@ def _prompt(asked: CompletionRequest) -> Text | Tokens | Infill:
     if len(given) > 1 or not isinstance(given[0], str):
         raise BadRequest("prompt: several texts; allowed: one, or token ids", param="prompt")
     return Text(given[0])
-
-
-def _request(asked: ChatRequest | CompletionRequest, prompt: Prompt, kind: Any) -> Request:
-    return Request(
-        prompt=prompt,
-        kind=kind,
-        model=asked.model,
-        key=asked.key,
-        sampling=asked.sampling,
-        max_new_tokens=asked.length,
-        is_unlimited=asked.is_unlimited,
-        stop=asked.stops,
-        ignore_eos=bool(asked.ignore_eos),
-        response_format=asked.response_format,
-        num_draft_tokens=asked.num_draft_tokens,
-        keep_alive_s=asked.keep_alive_s,
-    )
 
 
 def _again(request: Request, index: int, first: Generation) -> Request:

@@ -7,6 +7,8 @@ import sys
 import traceback
 from contextlib import suppress
 
+from edgespec.server.refusals import Refusal, refusal
+
 
 def write(text: str) -> None:
     with suppress(OSError, ValueError):  # closed at the other end, or here
@@ -17,3 +19,11 @@ def report(error: BaseException) -> None:
     """Where it failed in code, and not the message, which may hold a text."""
     where = "".join(traceback.format_tb(error.__traceback__)[-3:])
     write(f"edgespec: {type(error).__name__}\n{where}")
+
+
+def reported(error: Exception) -> Refusal:
+    """What a client is told of an error. One that is nobody's but ours is reported."""
+    found = refusal(error)
+    if found.status == 500:
+        report(error)
+    return found

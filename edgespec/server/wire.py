@@ -16,8 +16,8 @@ import msgspec
 from starlette.requests import Request as HTTPRequest
 from starlette.types import Message, Receive, Scope, Send
 
-from edgespec.server.refusals import Refusal, Slow, TooLarge, refusal
-from edgespec.server.stderr import report
+from edgespec.server.refusals import Refusal, Slow, TooLarge
+from edgespec.server.stderr import reported
 
 T = TypeVar("T")
 MOST_BODY = 16 << 20
@@ -104,9 +104,7 @@ class Endpoint:
         try:
             answer = await self._handle(request, body)
         except Exception as error:
-            answer = refused(refusal(error), self._shape_error)
-            if answer.status == 500:
-                report(error)
+            answer = refused(reported(error), self._shape_error)
         await answer.send(send)
 
 

@@ -26,11 +26,11 @@ from edgespec.server import figures, openai, wire
 from edgespec.server.chat import exchange
 from edgespec.server.chat.fields import Options, kept, options_of
 from edgespec.server.chat.store import Chat, NoChat, NotOpened, Store, Turn
-from edgespec.server.refusals import BadRequest, Refusal, Unavailable, refusal
+from edgespec.server.refusals import BadRequest, Refusal, Unavailable
 from edgespec.server.schema import Chat as ChatPrompt
 from edgespec.server.schema import Chunk, Request
 from edgespec.server.service import Answer, Service
-from edgespec.server.stderr import report
+from edgespec.server.stderr import reported
 from edgespec.server.wire import Endpoint, Json, Streamed
 
 T = TypeVar("T")
@@ -248,10 +248,7 @@ class ChatPage:
             await self._do(lambda store: store.write(turn.id, text, facts or {}))
             yield wire.event({"facts": facts})
         except Exception as error:
-            found = refusal(error)
-            if found.status == 500:
-                report(error)
-            facts = {"error": found.message, "drafted": drafted.spans}
+            facts = {"error": reported(error).message, "drafted": drafted.spans}
             yield wire.event({"facts": facts})
         finally:
             answer.close()
