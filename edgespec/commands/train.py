@@ -361,16 +361,23 @@ def table(model: str, drafts: tuple[str, ...], backend: Backend | None, accept_l
 
 @command.command()
 @click.option("--model", "-m", metavar="REF", default="default", show_default=True, help="The target.")
+@click.option(
+    *("--recipe", "recipe"),
+    type=click.Choice(["fastdraft", "redrafter"]),
+    default="fastdraft",
+    show_default=True,
+    help="Whose shapes. A step of a recurrent head is the call that drafts a round.",
+)
 @click.option("--rounds", type=click.IntRange(3), default=30, show_default=True, help="Forwards of each shape.")
-def latency(model: str, rounds: int) -> None:
+def latency(model: str, recipe: Any, rounds: int) -> None:
     """Time draft steps of many shapes with random weights: what a layer, a width, a token costs on this machine."""
     from edgespec_train import sweep
 
     rows = []
-    for timed in sweep(model, rounds):
-        rows.append((str(timed.candidate), timed.megabytes, timed.step_ms, timed.ratio))
+    for timed in sweep(model, rounds, recipe):
+        rows.append((str(timed.candidate), timed.megabytes, timed.step_ms, timed.ratio, timed.ratio_in_bytes))
         say(f"{rows[-1][0]}: {timed.step_ms:.2f} ms, {timed.ratio:.3f} of a step of the target")
-    columns = ["draft", "MB", "ms a step", "of a target step"]
+    columns = ["draft", "MB", "ms a step", "of a target step", "by bytes"]
     show("latency of draft shapes", columns, rows, {"shapes": {row[0]: row[1:] for row in rows}})
 
 
