@@ -286,8 +286,7 @@ def evaluate(
     MBSU is tokens per forward over 1 + k c, where c is what drafting a token costs over a step of the target: in
     weights that are read, and in measured time. A speed-up below 0.6 of it is marked.
     """
-    from edgespec.commands.fetching import fetch_first
-    from edgespec.loading import load
+    from edgespec.commands.fetching import fetch_and_load
     from edgespec_train.evaluate import LENGTHS
     from edgespec_train.report import alone as without_lookups
     from edgespec_train.report import evaluate_pair
@@ -303,8 +302,7 @@ def evaluate(
         allowed = f"{LENGTHS[0]} to {LENGTHS[-1]}"
         raise SettingError("number of draft tokens", got=k, allowed=allowed, setting="num_draft_tokens")
     options["schedule"] = options["schedule"] or "synchronous"  # whatever was measured to be faster here
-    fetch_first(options)
-    pipeline = load(**options, progress=True)
+    pipeline = fetch_and_load(options)
     if alone:
         without_lookups(pipeline)
     evaluate_pair(

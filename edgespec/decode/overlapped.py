@@ -26,6 +26,7 @@ from dataclasses import dataclass, field, replace
 from math import prod
 
 from edgespec.decode.constraint import masked
+from edgespec.decode.logprobs import Logprobs
 from edgespec.decode.verify import check_draft, verify
 from edgespec.errors import BackendError, SettingError
 from edgespec.protocols import Constraint, Model, Progress, StepwiseDrafter, WidthPolicy, common_prefix
@@ -176,6 +177,7 @@ def overlapped(
     widths: WidthPolicy | None = None,
     progress: Progress | None = None,
     constraint: Constraint | None = None,
+    logprobs: Logprobs | None = None,
 ) -> Generator[list[int], None, None]:
     """Like ``decode.speculative.speculative``. Raises SettingError for verification by rejection.
 
@@ -216,6 +218,8 @@ def overlapped(
         context.extend(verdict.tokens)
         if constraint is not None:
             constraint.commit(verdict.tokens)
+        if logprobs is not None:
+            logprobs.commit(verdict, step.logits)
         if not stats.rounds:  # its first step read the prompt
             pause = _Pause()
         guesses.committed(verdict.tokens)
