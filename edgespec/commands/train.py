@@ -341,9 +341,17 @@ def evaluate(
 @click.option("--per-category", type=click.IntRange(1), metavar="N", help="Take N prompts of each category.")
 @click.option("--timed", type=click.IntRange(0), default=1, show_default=True, help="Texts to time in each category.")
 @click.option("--texts", type=PATH, metavar="DIR", help="Keep what the target writes, for other drafters.")
-@click.option("--backend", type=click.Choice(get_args(Backend)), help="Engine.  [default: the faster one on this CPU]")
+@click.option(
+    "--backend",
+    "backends",
+    type=click.Choice(get_args(Backend)),
+    multiple=True,
+    help="Engine; may be repeated.  [default: the faster one on this CPU]",
+)
 @accept_licence
-def table(model: str, drafts: tuple[str, ...], backend: Backend | None, accept_licence: bool, **asked: Any) -> None:
+def table(
+    model: str, drafts: tuple[str, ...], backends: tuple[Backend, ...], accept_licence: bool, **asked: Any
+) -> None:
     """Judge drafters of one target on the same texts, greedy and sampled; prints tables in Markdown.
 
     \b
@@ -352,8 +360,8 @@ def table(model: str, drafts: tuple[str, ...], backend: Backend | None, accept_l
     from edgespec_train.table import Asked
     from edgespec_train.table import table as lines
 
-    options = {"backend": backend, "accept_licence": accept_licence}
-    for line in lines(Asked(model, drafts, **asked, options=options), say):
+    options = {"accept_licence": accept_licence}
+    for line in lines(Asked(model, drafts, **asked, backends=backends or (None,), options=options), say):
         click.echo(line)
 
 
