@@ -49,7 +49,8 @@ def here(
 ) -> Callable[..., Ended]:
     """The command line in this process. The default pair as it is by default is the one of all tests."""
     real = loading.load
-    usual = {name: option.default for name, option in inspect.signature(real).parameters.items()} | {"draft": "auto"}
+    usual = {name: option.default for name, option in inspect.signature(real).parameters.items()}
+    usual |= {"draft": "auto", "progress": True}  # as commands ask for it
 
     def load(**options: Any) -> Pipeline:
         if all(value == usual[name] for name, value in options.items()):
