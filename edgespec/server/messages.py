@@ -9,6 +9,12 @@ import msgspec
 
 from edgespec.server.refusals import BadRequest
 
+MESSAGE = {
+    "type": "object",
+    "properties": {"role": {"type": "string"}, "content": {"type": ["string", "array", "null"]}},
+    "required": ["role"],
+}
+"""what the OpenAPI document says of one; ``plain_messages`` says more"""
 _AS_SYSTEM = ("developer",)
 """roles that OpenAI has added since; templates know them as ``system``"""
 

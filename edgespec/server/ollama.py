@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from datetime import datetime, timezone
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from starlette.requests import Request as HTTPRequest
@@ -16,9 +16,9 @@ from starlette.routing import Route
 from edgespec.server import wire
 from edgespec.server.answer_parts import Parts, PartScanner
 from edgespec.server.fetches import Fetches
-from edgespec.server.fields import Common, read
-from edgespec.server.logprobs import LogprobScanner, Scored, asked_for, entries
-from edgespec.server.messages import plain_messages
+from edgespec.server.fields import Common, described, read
+from edgespec.server.logprobs import Alternatives, LogprobScanner, Scored, asked_for, entries
+from edgespec.server.messages import MESSAGE, plain_messages
 from edgespec.server.refusals import BadRequest, NoModel, NotOffered, Refusal, refusal
 from edgespec.server.residents import Offer
 from edgespec.server.schema import Chat, Infill, Kind, Prompt, Request, Text
@@ -37,7 +37,7 @@ class _WritingRequest(Common, kw_only=True):
     format: str | dict[str, Any] | None = None
     think: bool | str | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
+    top_logprobs: Alternatives = None
 
     @property
     def alternatives(self) -> int | None:
@@ -45,7 +45,7 @@ class _WritingRequest(Common, kw_only=True):
 
 
 class ChatRequest(_WritingRequest, kw_only=True):
-    messages: list[dict[str, Any]] = msgspec.field(default_factory=list)
+    messages: Annotated[list[dict[str, Any]], described(items=MESSAGE)] = msgspec.field(default_factory=list)
     tools: list[dict[str, Any]] | None = None
 
 
@@ -59,8 +59,8 @@ class GenerateRequest(_WritingRequest, kw_only=True):
 class NameRequest(msgspec.Struct, kw_only=True):
     """``name`` is the older spelling."""
 
-    model: str | None = None
-    name: str | None = None
+    model: Annotated[str | None, described(minLength=1)] = None
+    name: Annotated[str | None, described(minLength=1)] = None
     stream: bool = True
 
     @property

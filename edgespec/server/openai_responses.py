@@ -6,7 +6,7 @@ import secrets
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing
 from time import time
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from starlette.requests import Request as HTTPRequest
@@ -14,8 +14,8 @@ from starlette.requests import Request as HTTPRequest
 from edgespec.generation import Generation
 from edgespec.server import wire
 from edgespec.server.answer_parts import Parts, PartScanner
-from edgespec.server.fields import Common, read
-from edgespec.server.messages import plain_messages
+from edgespec.server.fields import Common, described, read
+from edgespec.server.messages import MESSAGE, plain_messages
 from edgespec.server.openai_shapes import shape_error
 from edgespec.server.refusals import BadRequest
 from edgespec.server.schema import Chat
@@ -32,11 +32,11 @@ class TextOptions(msgspec.Struct):
 
 
 class ResponsesRequest(Common, kw_only=True):
-    input: str | list[dict[str, Any]]
+    input: Annotated[str | list[dict[str, Any]], described(minItems=1, items=MESSAGE)]
     instructions: str | None = None
-    previous_response_id: str | None = None
+    previous_response_id: Annotated[str | None, described(enum=[None])] = None
     text: TextOptions | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: Annotated[list[dict[str, Any]] | None, described(maxItems=0)] = None
 
     def messages(self) -> list[dict[str, Any]]:
         """Raises BadRequest."""
