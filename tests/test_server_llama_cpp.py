@@ -62,6 +62,18 @@ def ask(client: TestClient, path: str, fields: dict[str, Any]) -> dict[str, Any]
     return found
 
 
+def test_a_text_that_meets_the_suffix_has_ended_by_itself(tmp_path: Path) -> None:
+    """A client takes "limit" for a text that was cut off."""
+    without_fim = fake_pipeline(tmp_path)
+    with TestClient(application(service_of(without_fim)), base_url="http://127.0.0.1") as client:
+        fields = {"input_prefix": "x7 = 7\n", "n_predict": 120}
+        long = ask(client, "/infill", fields)
+        first, second, *_ = long["content"].split("\n")
+        assert long["stop_type"] == "limit"
+        met = ask(client, "/infill", fields | {"input_suffix": f"\n{second}\n"})
+        assert (met["content"], met["stop_type"]) == (first, "eos")
+
+
 def test_a_hole_is_filled_as_the_library_fills_it(client: TestClient, pipeline: Pipeline) -> None:
     expected = pipeline.infill(
         "def area(shape):\n    w", HOLE["input_suffix"], files={"b.py": "x = 1\n"}, max_new_tokens=12

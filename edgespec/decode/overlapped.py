@@ -39,7 +39,7 @@ _LONGEST_PAUSE = 64
 
 # Of a step, what must be left of the target's forward for a step to begin. With none of it the target waits for half a
 # step in each round. With nearly all of it a right draft idles. In simulation either loses up to a tenth.
-_LEAST_SHARE = 0.6
+LEAST_SHARE = 0.6
 
 LEAST_CHANCE = 0.3
 """The least probability, by the draft's own scores, that all guesses are kept, for another step. Two cores on one
@@ -136,7 +136,7 @@ class _Pace:
     def is_worth_a_step(self) -> bool:
         """Whether enough of the forward is left for a step of the draft. True if nothing is known of its width."""
         known_s = self._forward_s.get(self._width)
-        return known_s is None or self._began + known_s - self._clock() >= _LEAST_SHARE * self._step_s
+        return known_s is None or self._began + known_s - self._clock() >= LEAST_SHARE * self._step_s
 
     def update(self, read: bool) -> None:
         """The forward is done. read: it read a prompt too, and says nothing of its width."""

@@ -28,6 +28,7 @@ from edgespec.errors import (
 )
 from edgespec.hub import catalog, mirrors, repository
 from edgespec.hub.mirrors import Mirror
+from edgespec.hub.progress import Watch
 from edgespec.hub.repository import Fetched
 from edgespec.hub.wheel import check_sha256, extract, fetch_wheel, member_bytes
 from edgespec.manifest import REPO, REVISION
@@ -144,7 +145,9 @@ def _recorded(wanted: Wanted) -> Fetched | None:
     return found
 
 
-def fetch_from_hub(wanted: Wanted, *, accept_licence: bool = False, progress: bool = True) -> Fetched:
+def fetch_from_hub(
+    wanted: Wanted, *, accept_licence: bool = False, progress: bool = True, watch: Watch | None = None
+) -> Fetched:
     """Fetch, check and record it, unless that was done before. Raises SourceError, IntegrityError and others.
 
     What was pulled once is not asked for again: pin a revision, or remove it from the cache.
@@ -156,16 +159,17 @@ def fetch_from_hub(wanted: Wanted, *, accept_licence: bool = False, progress: bo
             before.check()
             return before
     pinned = wanted.model.sha256 if wanted.model else None
-    found = repository.download(wanted.source, wanted.file, progress, before=before, pinned=pinned)
+    found = repository.download(wanted.source, wanted.file, progress, before=before, pinned=pinned, watch=watch)
     if found.file is None:
         _snapshot(found)  # what is no bundle is not recorded
     repository.record(found)
     return found
 
 
-def fetch_from_mirror(mirror: Mirror, *, progress: bool = True) -> None:
+def fetch_from_mirror(mirror: Mirror, *, progress: bool = True, watch: Watch | None = None) -> None:
     """Fetch, check and record its file: ``resolve`` of its name takes it from there. Raises SourceError and others."""
-    mirrors.fetch(mirror, spare_bytes=int(_IR_FACTOR * (mirror.model.bytes or 0)), progress=progress)
+    spare_bytes = int(_IR_FACTOR * (mirror.model.bytes or 0))
+    mirrors.fetch(mirror, spare_bytes=spare_bytes, progress=progress, watch=watch)
 
 
 def naming_mirror(wanted: Wanted, error: SourceError) -> SourceError:

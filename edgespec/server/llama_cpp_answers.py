@@ -111,7 +111,7 @@ def _stop(answer: Answer, result: Generation) -> tuple[str, str]:
     if result.finish_reason != "stop":
         return "limit", ""
     found, hole = result.stop_string, answer.prepared.hole
-    if found is None or (hole is not None and found in hole.stops):
+    if found is None or (hole is not None and found in (*hole.stops, hole.rules.next_line)):
         return "eos", ""
     return ("word", found) if found in answer.request.stop else ("limit", "")
 

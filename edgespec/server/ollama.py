@@ -15,7 +15,6 @@ from starlette.routing import Route
 
 from edgespec.server import wire
 from edgespec.server.answer_parts import Parts, PartScanner
-from edgespec.server.fetches import Fetches
 from edgespec.server.fields import Common, described, read
 from edgespec.server.logprobs import Alternatives, LogprobScanner, Scored, asked_for, entries
 from edgespec.server.messages import MESSAGE, plain_messages
@@ -30,6 +29,8 @@ from edgespec.text.tool_calls import is_known_to
 VERSION = "0.18.3"
 """of the Ollama whose routes these are; editors refuse an older one, or anything that is no number"""
 _ARCHITECTURE = "edgespec"
+_TELL_S = 1.0
+"""between two lines on how far a download is"""
 NOT_OFFERED = ("create", "copy", "push", "embed", "embeddings", "blobs/{digest}")
 
 
@@ -91,7 +92,6 @@ def shape_error(why: Refusal) -> dict[str, Any]:
 class Ollama:
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._fetches = Fetches(service.residents)
 
     async def root(self, http: HTTPRequest, body: bytes) -> Json:
         return Json(b"edgespec is running", media_type="text/plain")
@@ -173,7 +173,7 @@ class Ollama:
         if not residents.has(name):
             if self._service.fetch is None:
                 raise NoModel(f"model {name!r} not found", param="model")
-            fetching = self._fetches.begin(name.removesuffix(":latest"), self._service.fetch(name))
+            fetching = self._service.fetches.begin(name.removesuffix(":latest"), self._service.fetch(name))
         if not asked.stream:
             if fetching is not None:
                 await asyncio.shield(fetching)
@@ -183,8 +183,10 @@ class Ollama:
             yield line({"status": "pulling manifest"})
             if fetching is not None:
                 while not fetching.done():
-                    yield line({"status": f"pulling {name}"})
-                    await asyncio.wait({fetching}, timeout=wire.PING_S)
+                    so_far = self._service.fetches.running[name.removesuffix(":latest")]
+                    known = {"total": so_far.total, "completed": so_far.n} if so_far.total else {}
+                    yield line({"status": f"pulling {name}", **known})
+                    await asyncio.wait({fetching}, timeout=_TELL_S)
                 try:
                     fetching.result()
                 except Exception as error:
