@@ -108,6 +108,9 @@ def described(**schema: Any) -> msgspec.Meta:
     return msgspec.Meta(extra_json_schema=schema)
 
 
+_Penalty = Annotated[float, msgspec.Meta(ge=1e-3, le=1e3)] | None
+
+
 class Common(msgspec.Struct, kw_only=True):
     """Of every request for a text, on every route. ``options``: the same fields again, where Ollama puts them."""
 
@@ -125,14 +128,14 @@ class Common(msgspec.Struct, kw_only=True):
     top_p: Annotated[float | None, described(exclusiveMinimum=0, maximum=1)] = None
     min_p: Annotated[float | None, described(minimum=0, maximum=1)] = None
     seed: Annotated[int | None, described(maximum=2**64 - 1)] = None
-    repeat_penalty: Annotated[float | None, described(minimum=1e-3, maximum=1e3)] = None
-    repetition_penalty: Annotated[float | None, described(minimum=1e-3, maximum=1e3)] = None
+    repeat_penalty: _Penalty = None
+    repetition_penalty: _Penalty = None
     logit_bias: Annotated[dict[str, float] | None, described(propertyNames={"pattern": r"^\d+$"})] = None
     ignore_eos: bool | None = None
     keep_alive: Annotated[str | float | None, described(pattern=_DURATION_OR_SECONDS)] = None
     id_slot: int | None = None
     options: dict[str, Any] | None = None
-    num_draft_tokens: Annotated[int | None, described(minimum=0)] = None
+    num_draft_tokens: Annotated[int, msgspec.Meta(ge=0)] | None = None
     verification: Annotated[str | None, described(enum=["coupled", "rejection", None])] = None
     edgespec_rounds: bool = False
     return_progress: bool = False

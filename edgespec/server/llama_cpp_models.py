@@ -16,7 +16,7 @@ from edgespec.pipeline import Pipeline
 from edgespec.server import slot_files
 from edgespec.server.fields import Common, described, read
 from edgespec.server.llama_cpp_answers import settings, shape_error
-from edgespec.server.messages import MESSAGE, plain_messages, template_variables
+from edgespec.server.messages import Message, plain_messages, template_variables
 from edgespec.server.refusals import BadRequest, NotOffered
 from edgespec.server.service import Service
 from edgespec.server.wire import Endpoint, Handle, Json
@@ -43,7 +43,7 @@ class DetokenizeRequest(msgspec.Struct, kw_only=True):
 
 
 class TemplateRequest(msgspec.Struct, kw_only=True):
-    messages: Annotated[list[dict[str, Any]], described(minItems=1, items=MESSAGE)]
+    messages: Annotated[list[Message], described(minItems=1)]
     model: str | None = None
     tools: list[dict[str, Any]] | None = None
     chat_template_kwargs: dict[str, Any] | None = None

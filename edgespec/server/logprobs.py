@@ -32,9 +32,10 @@ def checked(alternatives: int, name: str) -> int:
 
 def asked_for(logprobs: bool | None, top_logprobs: int | None) -> int | None:
     """How many alternatives a chat asks for, as OpenAI and Ollama spell it. Raises BadRequest."""
-    if not logprobs and top_logprobs:
+    alternatives = checked(top_logprobs or 0, "top_logprobs")
+    if alternatives and not logprobs:
         raise BadRequest("top_logprobs needs logprobs: true", param="top_logprobs")
-    return checked(top_logprobs or 0, "top_logprobs") if logprobs else None
+    return alternatives if logprobs else None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from edgespec.generation import Generation
 from edgespec.server import wire
 from edgespec.server.answer_parts import Parts, PartScanner
 from edgespec.server.fields import Common, described, read
-from edgespec.server.messages import MESSAGE, plain_messages
+from edgespec.server.messages import Message, plain_messages
 from edgespec.server.openai_shapes import shape_error
 from edgespec.server.refusals import BadRequest
 from edgespec.server.schema import Chat
@@ -32,7 +32,7 @@ class TextOptions(msgspec.Struct):
 
 
 class ResponsesRequest(Common, kw_only=True):
-    input: Annotated[str | list[dict[str, Any]], described(minItems=1, items=MESSAGE)]
+    input: Annotated[str | list[Message], described(minItems=1)]
     instructions: str | None = None
     previous_response_id: Annotated[str | None, described(enum=[None])] = None
     text: TextOptions | None = None
@@ -131,7 +131,8 @@ class _Response:
         self._asked, self._model = asked, answer.model
         self._id, self._created = f"resp_{secrets.token_hex(12)}", int(time())
         self._output: list[dict[str, Any]] = []
-        self._status, self._result = "in_progress", None
+        self._status = "in_progress"
+        self._result: Generation | None = None
         self._sent = 0
 
     def begin(self) -> Iterator[Event]:
@@ -187,7 +188,7 @@ class _Response:
         item |= {"summary": []} if kind == "reasoning" else {"role": "assistant"}
         self._output.append({**item, "content": []})
         yield self._of_item("response.output_item.added", item=self._output[-1])
-        texts = {"type": "reasoning_text", "text": ""}
+        texts: dict[str, Any] = {"type": "reasoning_text", "text": ""}
         part = texts if kind == "reasoning" else texts | {"type": "output_text", "annotations": [], "logprobs": []}
         self._output[-1]["content"].append(part)
         yield self._of_item("response.content_part.added", content_index=0, part=part)

@@ -15,7 +15,7 @@ from edgespec.server import figures
 from edgespec.server.answer_parts import Parts, PartScanner
 from edgespec.server.fields import Common, described
 from edgespec.server.logprobs import Alternatives, LogprobScanner, Scored, asked_for, checked, columns, entries
-from edgespec.server.messages import MESSAGE
+from edgespec.server.messages import Message
 from edgespec.server.refusals import BadRequest, Refusal
 from edgespec.server.schema import Chunk
 from edgespec.server.service import Answer
@@ -28,7 +28,7 @@ class StreamOptions(msgspec.Struct):
 
 
 class ChatRequest(Common, kw_only=True):
-    messages: Annotated[list[dict[str, Any]], described(minItems=1, items=MESSAGE)]
+    messages: Annotated[list[Message], described(minItems=1)]
     n: Count = None
     logprobs: bool | None = None
     top_logprobs: Alternatives = None

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from starlette.routing import Route
 
-from edgespec.server import llama_cpp, llama_cpp_models, ollama, openai_shapes, wire
+from edgespec.server import llama_cpp, llama_cpp_models, ollama, ollama_models, openai_shapes, wire
 from edgespec.server.app import routes_of
 from edgespec.server.openai_responses import ResponsesRequest
 from edgespec.server.residents import Residents
@@ -19,9 +19,9 @@ BODIES: dict[str, type[msgspec.Struct]] = {
     "/v1/responses": ResponsesRequest,
     "/api/chat": ollama.ChatRequest,
     "/api/generate": ollama.GenerateRequest,
-    "/api/show": ollama.NameRequest,
-    "/api/pull": ollama.NameRequest,
-    "/api/delete": ollama.NameRequest,
+    "/api/show": ollama_models.NameRequest,
+    "/api/pull": ollama_models.NameRequest,
+    "/api/delete": ollama_models.NameRequest,
     "/infill": llama_cpp.InfillRequest,
     "/completion": llama_cpp.CompletionRequest,
     "/completions": llama_cpp.CompletionRequest,
@@ -60,7 +60,7 @@ SUMMARIES = {
     "/slots/{number}": "Save, restore or erase a slot",
 }
 _NOT_OFFERED = "Not supported (501)"
-_OFF = {f"/api/{name}" for name in ollama.NOT_OFFERED}
+_OFF = {f"/api/{name}" for name in ollama_models.NOT_OFFERED}
 
 
 def operations() -> list[tuple[str, str, str]]:
@@ -80,6 +80,9 @@ def document(version: str) -> dict[str, Any]:
     """The whole document. version: of edgespec."""
     kinds = list(dict.fromkeys(BODIES.values()))
     schemas, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
+    components["NameRequest"]["anyOf"] = [
+        {"required": [name], "properties": {name: {"type": "string"}}} for name in ("model", "name")
+    ]
     by_kind = dict(zip(kinds, schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
     for method, path, summary in operations():
