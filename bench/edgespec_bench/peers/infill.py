@@ -32,11 +32,13 @@ Fill = Callable[[Hole], Filled]
 def measure(
     fills: dict[str, Fill], asked: Sequence[Hole]
 ) -> tuple[dict[str, Score], list[tuple[Hole, dict[str, str]]]]:
-    """Every hole by each runtime, in turns. Returns scores, and the texts by hole."""
+    """Every hole by each runtime, in turns. Returns scores, and the texts by hole. Says how far it is."""
     filled: dict[str, list[Filled]] = {name: [] for name in fills}
     for number, hole in enumerate(asked):
         for name in fills if number % 2 else reversed(fills):
             filled[name].append(fills[name](hole))
+        right = ", ".join(f"{name} {score(asked[: number + 1], filled[name]).first_line:.0%}" for name in fills)
+        print(f"{number + 1} of {len(asked)} holes: {right}", file=sys.stderr)
     texts = [(hole, {name: filled[name][number].text for name in fills}) for number, hole in enumerate(asked)]
     return {name: score(asked, answers) for name, answers in filled.items()}, texts
 
