@@ -1,8 +1,10 @@
 """The launcher of the chat window: which server it takes, and what it leaves behind."""
 
 import os
+import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from click.testing import CliRunner
 
 from edgespec.errors import EdgespecError
 from edgespec.server import found, window
+from edgespec.server.chat.routes import ChatPage
 from tests.fake_server import fake_pipeline, on_a_port, service_of
 
 
@@ -62,6 +65,38 @@ def test_a_window_that_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         window.show("http://127.0.0.1:1", "app")
     with pytest.raises(EdgespecError, match="pywebview is not installed"):
         window.show("http://127.0.0.1:1", "webview")
+
+
+IN_A_WINDOW = """
+import sys, threading, time, webview
+from edgespec.server import window
+
+def look():
+    while not webview.windows:
+        time.sleep(0.1)
+    shown = webview.windows[0]
+    shown.events.loaded.wait(60)
+    print(shown.run_js("document.title + ' ' + document.querySelectorAll('#question').length"))
+    shown.destroy()
+
+threading.Thread(target=look, daemon=True).start()
+window.show(sys.argv[1], "webview")
+print("closed")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("webview") is None, reason="pywebview is not installed")
+@pytest.mark.skipif(shutil.which("xvfb-run") is None, reason="there is no screen to show a window on")
+def test_the_page_runs_in_a_window_of_pywebview(data: Path, tmp_path: Path) -> None:
+    service = service_of(fake_pipeline(tmp_path / "model"))
+    page = ChatPage(service, tmp_path / "chats.sqlite")
+    with on_a_port(service, more=page.routes()) as url:
+        command = ["xvfb-run", "-a", sys.executable, "-c", IN_A_WINDOW, url]
+        as_root = {"QTWEBENGINE_DISABLE_SANDBOX": "1"}  # Qt's browser refuses root otherwise
+        ran = subprocess.run(command, env=os.environ | as_root, capture_output=True, text=True, timeout=300)
+    assert ran.stdout.split() == ["edgespec", "1", "closed"], ran.stderr
+    assert any((data / "window").iterdir())
 
 
 def test_a_server_that_does_not_start_is_said(data: Path, browser: Path) -> None:

@@ -220,6 +220,21 @@ def test_the_newest_request_of_a_slot_wins(tmp_path: Path) -> None:
     assert answers["newest"].json()["content"] and answers["other slot"].json()["content"]
 
 
+def test_several_answers_are_a_list_and_have_numbers(client: TestClient) -> None:
+    fields: dict[str, Any] = {"prompt": "The sea", "n_predict": 8, "temperature": 1.0, "seed": 3}
+    alone = [ask(client, "/completion", fields | {"seed": seed})["content"] for seed in (3, 4)]
+    found = client.post("/completion", json=fields | {"n_cmpl": 2}).json()
+    assert [each["index"] for each in found] == [0, 1]
+    assert [each["content"] for each in found] == alone and alone[0] != alone[1]
+    texts = ["", ""]
+    stream = client.post("/completion", json=fields | {"n_cmpl": 2, "stream": True}).text
+    for part in (json.loads(line.removeprefix("data: ")) for line in stream.splitlines() if line.startswith("data: ")):
+        texts[part["index"]] += part["content"]
+    assert texts == alone
+    answer = client.post("/completion", json=fields | {"n_cmpl": 9})
+    assert answer.status_code == 400 and "n_cmpl: got 9; allowed: 1 to 8" in answer.text
+
+
 def test_a_variable_that_the_server_sets_is_refused(client: TestClient) -> None:
     for path, more in (("/apply-template", {}), ("/v1/chat/completions", {"max_tokens": 1})):
         for name in ("messages", "self", "add_generation_prompt"):

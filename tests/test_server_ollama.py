@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,9 @@ import pytest
 from starlette.requests import Request as HTTPRequest
 from starlette.testclient import TestClient
 
+from edgespec.hub.progress import Watch
 from edgespec.pipeline import Pipeline
+from edgespec.server import ollama
 from edgespec.server.app import application
 from edgespec.server.ollama import Ollama
 from edgespec.server.refusals import NoModel
@@ -102,22 +105,29 @@ def test_an_empty_prompt_loads_and_unloads(client: TestClient, service: Service)
         assert unloaded["done_reason"] == "unload" and not service.residents.loaded
 
 
-def test_a_model_is_pulled_by_its_name(client: TestClient, service: Service, pipeline: Pipeline) -> None:
+def test_a_model_is_pulled_by_its_name(
+    client: TestClient, service: Service, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fetched: list[str] = []
+    monkeypatch.setattr(ollama, "_TELL_S", 0.01)
 
-    def fetch(name: str) -> Callable[[], Offer]:
+    def fetch(name: str) -> Callable[[Watch], Offer]:
         if name != "other":
             raise NoModel(f"no model {name!r} to fetch")
 
-        def run() -> Offer:
+        def run(watch: Watch) -> Offer:
             fetched.append(name)
+            watch.total = 10
+            watch.update(5)
+            time.sleep(0.1)  # several lines
             return Offer(name=name, load=lambda: pipeline)
 
         return run
 
     service.fetch = fetch
-    *_, last = lines(client.post("/api/pull", json={"model": "other"}))
+    *_, last = said = lines(client.post("/api/pull", json={"model": "other"}))
     assert last == {"status": "success"} and fetched == ["other"]
+    assert {"status": "pulling other", "total": 10, "completed": 5} in said
     assert [tag["name"] for tag in client.get("/api/tags").json()["models"]] == ["tiny", "other"]
     assert client.post("/api/pull", json={"name": "other", "stream": False}).json() == {"status": "success"}
     assert fetched == ["other"]
@@ -128,7 +138,7 @@ def test_a_model_is_pulled_by_its_name(client: TestClient, service: Service, pip
 def test_a_fetch_runs_once_and_goes_on_without_who_asked(service: Service, pipeline: Pipeline) -> None:
     fetched, go_on = [], threading.Event()
 
-    def fetch() -> Offer:
+    def fetch(watch: Watch) -> Offer:
         fetched.append(threading.current_thread())
         assert go_on.wait(20)
         return Offer(name="other", load=lambda: pipeline)

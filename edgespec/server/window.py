@@ -67,16 +67,13 @@ def show(url: str, window: str = "auto") -> None:
         import webview  # type: ignore[import-not-found, unused-ignore]
 
         webview.create_window("edgespec", url, width=1100, height=800)
-        webview.start(private_mode=False)
+        webview.start(private_mode=False, storage_path=str(_profile()))
         return
     if window == "webview":
         raise EdgespecError("pywebview is not installed", hint="install it with pip, or use --window app")
     browser = _browser()
     if window != "tab" and browser is not None:
-        # A profile of its own: else the window belongs to a browser that runs already, and nobody sees it close.
-        profile = found.data_dir() / "window"
-        profile.mkdir(parents=True, exist_ok=True)
-        subprocess.run([browser, f"--app={url}", f"--user-data-dir={profile}", "--no-first-run"], check=False)
+        subprocess.run([browser, f"--app={url}", f"--user-data-dir={_profile()}", "--no-first-run"], check=False)
         return
     if window == "app":
         raise EdgespecError(
@@ -86,6 +83,13 @@ def show(url: str, window: str = "auto") -> None:
     webbrowser.open(url)
     while found.answers(url):
         time.sleep(1)
+
+
+def _profile() -> Path:
+    """A folder of the window's own: else it belongs to a browser that runs already, and nobody sees it close."""
+    profile = found.data_dir() / "window"
+    profile.mkdir(parents=True, exist_ok=True)
+    return profile
 
 
 def _browser() -> str | None:
