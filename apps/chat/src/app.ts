@@ -147,7 +147,13 @@ export class App {
     }
     const last = showBranch(this.log, open.turns, open.leaf, this.doing);
     this.showContext(last?.turn.facts?.context ?? 0, last?.turn.facts?.context_length ?? null);
+    this.toEnd();
+  }
+
+  /** Again for some frames: a turn has a guessed height until it is seen. */
+  private toEnd(frames = 8): void {
     this.log.scrollTop = this.log.scrollHeight;
+    if (frames > 0) requestAnimationFrame(() => this.toEnd(frames - 1));
   }
 
   /** Fills the list to choose from. Returns the name of the model that is chosen. */
