@@ -66,7 +66,7 @@ def locked() -> Iterator[Path]:
         try:
             stack.enter_context(WeakFileLock(root / ".lock", timeout=1))
         except TimeoutError:
-            sys.stderr.write("waiting for another edgespec that is writing to the cache\n")
+            sys.stderr.write("edgespec: waiting for another edgespec that is writing to the cache\n")
             stack.enter_context(WeakFileLock(root / ".lock"))
         yield root
 

@@ -150,12 +150,11 @@ def load_plan(ref: str | Path, options: LoadOptions, plan: Plan) -> Pipeline:
     return _opens(pair, options, chosen)(plan)
 
 
-def verify(ref: str | Path, options: LoadOptions, table: PlanTable, turns: int) -> float:
-    """Speed of the plan that a table takes over that of the fastest of all its plans, each timed again in turns."""
+def verify(ref: str | Path, options: LoadOptions, table: PlanTable, pairs: int) -> planner.Verdict:
+    """How the plan that a table takes compares with all its plans, those too that were not tried."""
     pair, chosen = _fetched(str(ref), options)
-    plans = [row.plan for row in table.rows if row.ratio is not None]
-    rows, _ = planner.measure(plans, _opens(pair, options, chosen), ProgressLine(options.progress), turns)
-    return planner.worst_case(rows)
+    others = [row.plan for row in table.rows[1:]]
+    return planner.verify(table.taken, others, _opens(pair, options, chosen), ProgressLine(options.progress), pairs)
 
 
 def _fetched(ref: str, options: LoadOptions) -> tuple[Bundle, str | None]:

@@ -13,6 +13,7 @@ from typing import Any, TypedDict
 from edgespec.adaptive.arbiter import Arbiter
 from edgespec.adaptive.forward_cost import ForwardCost
 from edgespec.bundle import Bundle
+from edgespec.decode.logprobs import Logprobs
 from edgespec.decode.overlapped import MOST, overlapped, require_matching
 from edgespec.decode.policy import FixedLength, Heuristic
 from edgespec.decode.speculative import speculative
@@ -47,6 +48,7 @@ class _LoopOptions(TypedDict):
     stats: Stats
     progress: Progress | None
     constraint: Constraint | None
+    logprobs: Logprobs | None
 
 
 class Pipeline:
@@ -253,6 +255,7 @@ class Pipeline:
         cancelled: Callable[[], bool] | None = None,
         wait: bool = True,
         hole: InfillPrompt | None = None,
+        logprobs: int | None = None,
     ) -> Stream:
         """Continue a prompt of token ids.
 
@@ -271,6 +274,8 @@ class Pipeline:
             the text there: finish_reason stays None, and the caches keep what was computed.
         wait: wait for the text of another thread. If False, SettingError is raised when the first piece is asked for.
         hole: what ``prompt`` was made of, if it is the prompt of a hole: see ``stream_infill``.
+        logprobs: keep the log probability of each token, and so many alternatives (see ``decode.logprobs``). None: keep
+            none.
         """
         if max_new_tokens is None:
             max_new_tokens = DEFAULT_NEW_TOKENS if response_format is None else self.target.cache.capacity
@@ -279,6 +284,10 @@ class Pipeline:
         prompt = self.require_prompt(prompt)
         k = num_draft_tokens if num_draft_tokens is not None else self.num_draft_tokens
         self.require_k(k)
+        if logprobs is not None and not (is_whole(logprobs) and 0 <= logprobs <= self.target.vocab_size):
+            raise SettingError(
+                "logprobs", got=logprobs, allowed=f"0 to {self.target.vocab_size}, or None", setting="logprobs"
+            )
         params = sampling or SamplingParams()
         if not params.greedy:
             params = params.seeded(secrets.randbits(63))
@@ -302,6 +311,7 @@ class Pipeline:
             "stats": result.stats,
             "progress": _stopping(progress, cancelled),
             "constraint": constraint,
+            "logprobs": None if logprobs is None else Logprobs(logprobs),
         }
         lists: Iterator[list[int]]
         if beside is not None:
@@ -316,7 +326,7 @@ class Pipeline:
         if hole is not None:
             scan = HoleEnd(stops, ends, hole.rules, result.stats.clock, skip=hole.typed_again)
             lists = _reading_as(drafter or self.drafter, hole, lists)
-        pieces = self._texts(lists, scan, result, ignore_eos, began, cancelled)
+        pieces = self._texts(lists, scan, result, ignore_eos, began, cancelled, options["logprobs"])
         return Stream(self._turn.run(_until_cancelled(pieces), wait=wait), result)
 
     def read(self, prompt: Sequence[int], *, cancelled: Callable[[], bool] | None = None) -> Generation:
@@ -409,6 +419,11 @@ class Pipeline:
         return "synchronous" if self._beside is None else "overlapped"
 
     @property
+    def drafter_names(self) -> str:
+        """Of those that take turns where nobody names a number of draft tokens."""
+        return self.arbiter.name if self.arbiter is not None and self.num_draft_tokens is None else self.drafter.name
+
+    @property
     def draft_model(self) -> Model | None:
         """The draft model, if there is one."""
         return self.drafter.model
@@ -446,17 +461,22 @@ class Pipeline:
         ignore_eos: bool,
         began: float,
         cancelled: Callable[[], bool] | None,
+        logprobs: Logprobs | None,
     ) -> Generator[str, None, None]:
         """Turn lists of tokens into text, and fill ``result``. Tokens are taken one by one. So a stop string ends a
         speculative run at the same token as a plain one."""
         detokenizer = Detokenizer(self.tokenizer)
         over = False
+        if logprobs is not None:
+            result.logprobs = []
         for tokens in lists:
             if result.ttft_s is None:
                 result.ttft_s = result.stats.clock() - began
             text = ""
             for token in tokens:
                 result.token_ids.append(token)
+                if logprobs is not None and result.logprobs is not None:
+                    result.logprobs.append(logprobs.queue.popleft())
                 text += stops.push(detokenizer.push(token))
                 if stops.ends_at(token):
                     break

@@ -11,10 +11,13 @@ import pytest
 from edgespec.drafters.ngram import NGram
 from edgespec.errors import SettingError
 from edgespec_bench.holes import MODULES, SEEDS, Hole, cut, holes
+from edgespec_bench.infill_latency import PREFIX_TOKENS, SUFFIX_TOKENS, bench_latency
 from edgespec_bench.peers import infill
 from edgespec_bench.peers.base import Filled
 from edgespec_bench.peers.process import Process, RuntimeFailed
+from tests.fake_server import fake_pipeline
 from tests.test_infill import QWEN, faked
+from tests.tiny_models import SPECIAL, train_tokenizer
 
 
 @pytest.mark.slow
@@ -60,6 +63,18 @@ def test_runtimes_are_asked_in_turns_and_scored(tmp_path: Path, capsys: pytest.C
     infill.bench_infill(faked(tmp_path, QWEN, NGram(), capacity=4096), count=2, new_tokens=4)
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert figures["scores"]["edgespec"]["tokens"] > 0 and len(figures["answers"]) == 2
+
+
+def test_lines_are_typed_key_by_key_and_a_key_reads_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train_tokenizer(tmp_path / "tokenizer.json", special=(*SPECIAL, *QWEN[1:]))
+    bench_latency(fake_pipeline(tmp_path, capacity=4096), lines=1, keys=3, new_tokens=4)
+    requests = json.loads(capsys.readouterr().out.splitlines()[-1])["requests"]
+    first, next_line = requests["a file's first"][0], requests["the next line's first"][0]
+    assert PREFIX_TOKENS < first["read"] < PREFIX_TOKENS + SUFFIX_TOKENS + 20
+    assert len(requests["a key"]) == 3 and all(each["read"] <= 2 for each in requests["a key"])
+    assert SUFFIX_TOKENS / 2 < next_line["read"] < PREFIX_TOKENS
+    assert requests["again after a reload"][0]["read"] <= 1
+    assert all(each["seconds"] >= each["read_s"] + each["write_s"] for each in requests["a key"])
 
 
 def test_a_runtime_that_fills_no_holes_says_so() -> None:

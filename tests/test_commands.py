@@ -22,7 +22,7 @@ import pytest
 from rich.table import Table
 
 from edgespec import cli, console, loading
-from edgespec.commands.run import summary
+from edgespec.commands.answer import summary
 from edgespec.hub import catalog
 from edgespec.pipeline import Pipeline
 from edgespec.stats import Stats

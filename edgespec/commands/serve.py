@@ -71,6 +71,7 @@ def command(
     import asyncio
 
     from edgespec.commands.fetching import fetch_first
+    from edgespec.hub.resolve import require_model
     from edgespec.server import found, terminal
     from edgespec.server.address import Address
     from edgespec.server.app import Shutdown, application
@@ -94,6 +95,8 @@ def command(
     except BadRequest as error:
         raise SettingError("keep_alive", got=keep_alive, allowed="5m, 300, -1", setting="keep_alive") from error
     budget = _budget(memory)
+    for ref in refs:  # before the address is taken and shown
+        require_model(ref)
     address = Address(host, port, socket)
     record = None
     try:

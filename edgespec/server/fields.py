@@ -10,15 +10,19 @@ from collections.abc import Mapping
 from typing import Any, TypeVar, cast
 
 import msgspec
+from starlette.requests import Request as HTTPRequest
 
 from edgespec.sampling_params import SamplingParams
+from edgespec.server import wire
 from edgespec.server.refusals import BadRequest
 from edgespec.server.schema import Kind, Prompt, Request
 
 REFUSED: dict[str, tuple[Any, ...]] = {
     "adapter": (None, ""),
     "audio": (None,),
+    "background": (None, False),
     "best_of": (None, 1),
+    "conversation": (None,),
     "dry_multiplier": (None, 0),
     "dynatemp_range": (None, 0),
     "echo": (None, False),
@@ -27,7 +31,8 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "functions": (None, []),
     "grammar": (None, ""),
     "images": (None, []),
-    "logprobs": (None, False, 0),
+    "logprobs": (None, False),
+    "include": (None, [], ["reasoning.encrypted_content"]),
     "lora": (None, []),
     "min_keep": (None, 0),
     "min_tokens": (None, 0),
@@ -70,6 +75,7 @@ IGNORED = {
     "parallel_tool_calls",
     "penalize_nl",
     "prompt_cache_key",
+    "reasoning",
     "reasoning_effort",
     "reasoning_format",
     "repeat_last_n",
@@ -78,6 +84,7 @@ IGNORED = {
     "service_tier",
     "store",
     "timings_per_token",
+    "truncation",
     "use_mlock",
     "use_mmap",
     "user",
@@ -86,7 +93,7 @@ IGNORED = {
 }
 """names that change how an answer is computed or kept elsewhere, and not what it may be here"""
 
-LENGTHS = ("max_tokens", "max_completion_tokens", "n_predict", "num_predict", "max_new_tokens")
+LENGTHS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict", "num_predict", "max_new_tokens")
 
 
 class Common(msgspec.Struct, kw_only=True):
@@ -96,6 +103,7 @@ class Common(msgspec.Struct, kw_only=True):
     stream: bool | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
+    max_output_tokens: int | None = None
     n_predict: int | None = None
     num_predict: int | None = None
     max_new_tokens: int | None = None
@@ -117,13 +125,24 @@ class Common(msgspec.Struct, kw_only=True):
     edgespec_rounds: bool = False
     return_progress: bool = False
 
-    def request(self, prompt: Prompt, kind: Kind, response_format: Mapping[str, Any] | None) -> Request:
-        """What is asked of the engine."""
+    def request(
+        self,
+        http: HTTPRequest,
+        prompt: Prompt,
+        kind: Kind,
+        response_format: Mapping[str, Any] | None,
+        *,
+        place: str | None = None,
+    ) -> Request:
+        """What is asked of the engine. place: a client that names no slot has its newer request for this place end the
+        older one."""
+        named = self.id_slot is not None and self.id_slot >= 0
+        where = f"slot {self.id_slot}" if named else place
         return Request(
             prompt=prompt,
             kind=kind,
             model=self.model,
-            key=self.key,
+            key=None if where is None else f"{wire.client_of(http)}\n{where}",
             sampling=self.sampling,
             max_new_tokens=self.length,
             is_unlimited=self.is_unlimited,
@@ -132,7 +151,13 @@ class Common(msgspec.Struct, kw_only=True):
             response_format=response_format,
             num_draft_tokens=self.num_draft_tokens,
             keep_alive_s=self.keep_alive_s,
+            logprobs=self.alternatives,
         )
+
+    @property
+    def alternatives(self) -> int | None:
+        """How many alternatives of each token the answer shows, beside its log probability; None: neither."""
+        return None
 
     @property
     def length(self) -> int | None:
@@ -174,11 +199,6 @@ class Common(msgspec.Struct, kw_only=True):
             verification=cast(Any, self.verification or "coupled"),
             seed=None if self.seed is None or self.seed < 0 else self.seed,
         )
-
-    @property
-    def key(self) -> str | None:
-        """Of requests that take each other's place: the slot, where the client names one."""
-        return None if self.id_slot is None or self.id_slot < 0 else f"slot {self.id_slot}"
 
     @property
     def keep_alive_s(self) -> float | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from time import time
 from typing import Any
 
-from edgespec import cache
+from edgespec import bundle, cache
 from edgespec.errors import SettingError
 from edgespec.hub import catalog
 from edgespec.hub import resolve as hub
@@ -69,11 +69,17 @@ def here() -> list[str]:
     return [*fetched, catalog.KNOWN[0].name]
 
 
+def _shipped_bytes() -> int:
+    """Of the default pair. Its target is fetched in a package, which takes about as many bytes as its weights."""
+    models = bundle.read(catalog.default_folder()).manifest.models
+    return sum(each.weights_bytes or getattr(each.source, "wheel_bytes", None) or 0 for each in models)
+
+
 def _offer(ref: str, options: Mapping[str, Any], keep_alive_s: float | None) -> Offer:
     known = next((known for known in catalog.KNOWN if ref in (known.name, *known.aliases)), None)
     name, aliases = (known.name, known.aliases) if known else (ref, ())
     path = Path(ref)
-    size = 0
+    size = _shipped_bytes() if known else 0
     if known is None and (model := catalog.find(ref)) is not None:
         size = model.bytes or 0
     elif known is None and path.exists():

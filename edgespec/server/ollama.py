@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
 
@@ -17,6 +16,7 @@ from starlette.routing import Route
 from edgespec.server import wire
 from edgespec.server.answer_parts import Parts, PartScanner
 from edgespec.server.fields import Common, read
+from edgespec.server.logprobs import LogprobScanner, Scored, asked_for, entries
 from edgespec.server.messages import plain_messages
 from edgespec.server.refusals import BadRequest, NoModel, NotOffered, Refusal, refusal
 from edgespec.server.residents import Offer
@@ -34,20 +34,27 @@ _TELL_S = 1.0
 NOT_OFFERED = ("create", "copy", "push", "embed", "embeddings", "blobs/{digest}")
 
 
-class ChatRequest(Common, kw_only=True):
-    messages: list[dict[str, Any]] = msgspec.field(default_factory=list)
-    tools: list[dict[str, Any]] | None = None
+class _WritingRequest(Common, kw_only=True):
     format: str | dict[str, Any] | None = None
     think: bool | str | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+
+    @property
+    def alternatives(self) -> int | None:
+        return asked_for(self.logprobs, self.top_logprobs)
 
 
-class GenerateRequest(Common, kw_only=True):
+class ChatRequest(_WritingRequest, kw_only=True):
+    messages: list[dict[str, Any]] = msgspec.field(default_factory=list)
+    tools: list[dict[str, Any]] | None = None
+
+
+class GenerateRequest(_WritingRequest, kw_only=True):
     prompt: str = ""
     suffix: str | None = None
     system: str | None = None
     raw: bool = False
-    format: str | dict[str, Any] | None = None
-    think: bool | str | None = None
 
 
 class NameRequest(msgspec.Struct, kw_only=True):
@@ -139,25 +146,25 @@ class Ollama:
         if not asked.messages:
             return await self._load(asked, "chat", {"message": {"role": "assistant", "content": ""}})
         chat = Chat(plain_messages(asked.messages), tuple(asked.tools or ()), variables=_variables(asked))
-        return await self._respond(asked, asked.request(chat, "chat", _format(asked.format)), _chat_part)
+        return await self._respond(asked, asked.request(http, chat, "chat", _format(asked.format)), _chat_part)
 
     async def generate(self, http: HTTPRequest, body: bytes) -> Json | Streamed:
         asked = read(body, GenerateRequest)
         if not asked.prompt and not asked.suffix:
             return await self._load(asked, "completion", {"response": ""})
         prompt: Prompt
-        key = asked.key
+        place = None
         if asked.suffix:
-            prompt = Infill(asked.prompt, asked.suffix)
-            key = key or f"{http.client.host if http.client else ''} {http.scope['path']}"
+            if asked.logprobs:
+                raise BadRequest("logprobs: not of a text before a suffix", param="logprobs")
+            prompt, place = Infill(asked.prompt, asked.suffix), http.scope["path"]
         elif asked.raw:
             prompt = Text(asked.prompt)
         else:
             system = [{"role": "system", "content": asked.system}] if asked.system else []
             prompt = Chat([*system, {"role": "user", "content": asked.prompt}], variables=_variables(asked))
-        return await self._respond(
-            asked, replace(asked.request(prompt, "completion", _format(asked.format)), key=key), _text_part
-        )
+        request = asked.request(http, prompt, "completion", _format(asked.format), place=place)
+        return await self._respond(asked, request, _text_part)
 
     async def pull(self, http: HTTPRequest, body: bytes) -> Json | Streamed:
         asked = read(body, NameRequest)
@@ -219,18 +226,22 @@ class Ollama:
         finally:
             answer.close()
         found = PartScanner(answer.prepared).whole(result.text)
-        return Json(_head(answer) | part(found) | _end(answer))
+        scores = LogprobScanner.of(answer)
+        scored = scores.whole(result) if scores else ()
+        return Json(_head(answer) | part(found) | _scored(scored) | _end(answer))
 
 
 async def _lines(answer: Answer, part: _Part) -> AsyncGenerator[bytes, None]:
-    scan = PartScanner(answer.prepared)
+    scan, scores = PartScanner(answer.prepared), LogprobScanner.of(answer)
     try:
         async with aclosing(wire.pinged(answer)) as chunks:
             async for chunk in chunks:
                 if chunk is None:  # a line of JSON has no sign of life that says nothing
                     continue
-                if found := scan.push(chunk.text):
-                    yield line(_head(answer) | part(found) | {"done": False})
+                found = scan.push(chunk.text)
+                scored = scores.push(chunk.logprobs, chunk.text) if scores else ()
+                if found or scored:
+                    yield line(_head(answer) | part(found) | _scored(scored) | {"done": False})
                 if chunk.result is not None:
                     yield line(_head(answer) | part(scan.flush()) | _end(answer))
     except Exception as error:
@@ -259,6 +270,10 @@ class _Part:
 
 
 _chat_part, _text_part = _Part(True), _Part(False)
+
+
+def _scored(scored: Sequence[Scored]) -> dict[str, Any]:
+    return {"logprobs": entries(scored)} if scored else {}
 
 
 def _head(answer: Answer) -> dict[str, Any]:

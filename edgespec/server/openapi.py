@@ -7,14 +7,16 @@ from typing import Any
 import msgspec
 from starlette.routing import Route
 
-from edgespec.server import llama_cpp, ollama, openai
+from edgespec.server import llama_cpp, llama_cpp_models, ollama, openai_shapes
 from edgespec.server.app import routes_of
+from edgespec.server.openai_responses import ResponsesRequest
 from edgespec.server.residents import Residents
 from edgespec.server.service import Service
 
 BODIES: dict[str, type[msgspec.Struct]] = {
-    "/v1/chat/completions": openai.ChatRequest,
-    "/v1/completions": openai.CompletionRequest,
+    "/v1/chat/completions": openai_shapes.ChatRequest,
+    "/v1/completions": openai_shapes.CompletionRequest,
+    "/v1/responses": ResponsesRequest,
     "/api/chat": ollama.ChatRequest,
     "/api/generate": ollama.GenerateRequest,
     "/api/show": ollama.NameRequest,
@@ -23,10 +25,10 @@ BODIES: dict[str, type[msgspec.Struct]] = {
     "/infill": llama_cpp.InfillRequest,
     "/completion": llama_cpp.CompletionRequest,
     "/completions": llama_cpp.CompletionRequest,
-    "/slots/{number}": llama_cpp.SlotRequest,
-    "/tokenize": llama_cpp.TokenizeRequest,
-    "/detokenize": llama_cpp.DetokenizeRequest,
-    "/apply-template": llama_cpp.TemplateRequest,
+    "/slots/{number}": llama_cpp_models.SlotRequest,
+    "/tokenize": llama_cpp_models.TokenizeRequest,
+    "/detokenize": llama_cpp_models.DetokenizeRequest,
+    "/apply-template": llama_cpp_models.TemplateRequest,
 }
 """path -> what reads the body of its requests"""
 SUMMARIES = {
@@ -38,6 +40,7 @@ SUMMARIES = {
     "/v1/models/{name}": "One of them",
     "/v1/chat/completions": "Answer a conversation",
     "/v1/completions": "Continue a text, or fill a hole (suffix)",
+    "/v1/responses": "Answer a text or a conversation; no answer is kept",
     "/api/version": "The version of Ollama whose routes these are",
     "/api/tags": "The models",
     "/api/ps": "The loaded models",

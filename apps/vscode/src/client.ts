@@ -14,7 +14,18 @@ export interface Timings {
 
 export interface Completion {
   readonly content: string;
+  /** why the text ended; "limit": it would go on */
+  readonly stop_type?: string;
   readonly timings: Timings;
+}
+
+export interface Limits {
+  /** most tokens */
+  readonly tokens: number;
+  /** milliseconds after which nothing follows the first line; 0: no such limit */
+  readonly time: number;
+  /** more lines than one */
+  readonly several: boolean;
 }
 
 export class ServerError extends Error {}
@@ -41,16 +52,18 @@ export class Client {
 
   /** Fill a hole. Raises ServerError, and AbortError where `signal` is set off: the server then stops within a round.
    *
-   * slot: whose newer request ends the older one. tokens: most tokens; 0 reads the prompt ahead.
+   * slot: whose newer request ends the older one.
    */
-  async infill(hole: Hole, pieces: readonly Piece[], slot: number, tokens: number, signal: AbortSignal): Promise<Completion> {
+  async infill(hole: Hole, pieces: readonly Piece[], slot: number, limits: Limits, signal: AbortSignal): Promise<Completion> {
     const body = {
       id_slot: slot,
       input_prefix: hole.prefix,
       prompt: hole.typed,
       input_suffix: hole.suffix,
       input_extra: pieces,
-      n_predict: tokens,
+      n_predict: limits.tokens,
+      t_max_predict_ms: limits.time,
+      stop: limits.several ? [] : ["\n"],
       temperature: 0,
       cache_prompt: true,
       stream: false,
@@ -65,7 +78,7 @@ export class Client {
     if (!answer.ok) throw new ServerError(message(text) ?? `the server answered ${answer.status}`);
     const read = parsed(text) as Partial<Completion> | undefined;
     if (typeof read?.content !== "string") throw new ServerError("the server's answer has no content");
-    return { content: read.content, timings: read.timings ?? {} };
+    return { ...read, content: read.content, timings: read.timings ?? {} };
   }
 }
 

@@ -3,6 +3,7 @@
 import { spawn, type ChildProcess } from "node:child_process";
 
 import { Client } from "./client.js";
+import { HERE, programFor } from "./program.js";
 
 export type Health = "ok" | "loading" | undefined;
 
@@ -59,7 +60,8 @@ export class Server {
     const args = ["serve", "--host", host.replace(/[[\]]/g, ""), "--port", new URL(url).port || "80", "--model", model];
     log(`${command} ${args.join(" ")}`);
     this.failed = "";
-    const child = spawn(command, args, { windowsHide: true, stdio: ["ignore", "pipe", "pipe"] });
+    const program = programFor(command, HERE);
+    const child = spawn(program.file, [...program.args, ...args], { windowsHide: true, stdio: ["ignore", "pipe", "pipe"] });
     this.child = child;
     let last = "";
     for (const stream of [child.stdout, child.stderr])
