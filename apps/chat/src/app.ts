@@ -15,6 +15,8 @@ type OpenChat = Chat & { turns: Turn[] };
 
 /** Milliseconds between two tries to reach a server that is gone. */
 const RETRY_MS = 1500;
+/** Milliseconds from one look of an answer to the next: every other frame is free for typing, and the model needs the cores. */
+const PAINT_MS = 25;
 
 export class App {
   private open: OpenChat | null = null;
@@ -202,6 +204,15 @@ export class App {
     const meter = new Meter();
     let view: TurnView | undefined;
     let frame = 0;
+    let painted = 0;
+    const tick = (now: number) => {
+      if (now - painted < PAINT_MS) {
+        frame = requestAnimationFrame(tick);
+        return;
+      }
+      painted = now;
+      paint();
+    };
     const paint = () => {
       frame = 0;
       const atEnd = this.log.scrollHeight - this.log.scrollTop - this.log.clientHeight < 80;
@@ -220,7 +231,7 @@ export class App {
         meter.add(part);
         const sentence = sentences.next(view.turn.content, part.facts !== undefined);
         if (sentence !== "") this.spoken.textContent = sentence;
-        frame ||= requestAnimationFrame(paint);
+        frame ||= requestAnimationFrame(tick);
       }
     } catch (error) {
       if (!stop.signal.aborted) throw error;
