@@ -2,7 +2,7 @@
 
 <cache>/ir/KEY/          a converted model: a bundle folder
 <cache>/onnx/KEY/        a model for ONNX Runtime, made from its IR
-<cache>/downloads/KEY    a package in download, kept so that the download can go on; removed once it is converted
+<cache>/downloads/KEY    a file in download, kept so that the download can go on; removed once it is whole and used
 <cache>/gguf/KEY/        a GGUF file from a mirror
 <cache>/hub/KEY.json     path of a hub repository in the cache of huggingface_hub, and the hashes of its files
 <cache>/hashes.json      hashes of large files, so that they are not read again
@@ -66,7 +66,7 @@ def locked() -> Iterator[Path]:
         try:
             stack.enter_context(WeakFileLock(root / ".lock", timeout=1))
         except TimeoutError:
-            sys.stderr.write("waiting for another edgespec that is writing to the cache\n")
+            sys.stderr.write("edgespec: waiting for another edgespec that is writing to the cache\n")
             stack.enter_context(WeakFileLock(root / ".lock"))
         yield root
 

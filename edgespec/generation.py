@@ -8,7 +8,7 @@ from typing import Any
 
 from edgespec.errors import SettingError
 from edgespec.stats import Stats
-from edgespec.types import Numerics, Verification
+from edgespec.types import Numerics, TokenLogprobs, Verification
 
 
 @dataclass(slots=True)
@@ -20,6 +20,7 @@ class Generation:
     verification: of a sampled run; None for a greedy one. compute_precision: the type of the target's activations.
     ttft_s: from the call to the first committed tokens. The wait for other texts is included.
     decode_tok_per_s: tokens per second, over the rounds that read no prompt.
+    logprobs: of each of ``token_ids``, if they were asked for.
     stats: count whole rounds. So the last round may have committed tokens after a stop string.
     """
 
@@ -33,6 +34,7 @@ class Generation:
     seed: int | None
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] | None = None
     finish_reason: str | None = None
     stop_string: str | None = None
     ttft_s: float | None = None

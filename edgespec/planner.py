@@ -17,7 +17,7 @@ from typing import cast
 from edgespec import cache
 from edgespec.backends.cores import available_cores
 from edgespec.engine_trial import EDIT, LONGEST_EDIT, LONGEST_PROMPT, PROMPT, Following
-from edgespec.errors import EdgespecError, SettingError
+from edgespec.errors import BackendError, EdgespecError, SettingError
 from edgespec.load_options import LoadOptions
 from edgespec.machine import energy, measurement_store, schedule_choice
 from edgespec.machine.engine_comparison import Pace
@@ -104,14 +104,19 @@ def plan(
     return measurement_store.remembered(file, known, find)
 
 
-def measure(plans: Sequence[Plan], open_plan: Open, say: Say, turns: int = _TURNS) -> tuple[list[Row], bool]:
-    """Rows in the order of the plans, and whether their energy was metered. Raises the last error if no plan runs."""
+def measure(
+    plans: Sequence[Plan], open_plan: Open, say: Say, turns: int = _TURNS, *, all_of_them: bool = False
+) -> tuple[list[Row], bool]:
+    """Rows in the order of the plans, and whether their energy was metered. Raises the last error if no plan runs.
+
+    all_of_them: those too of which it is known before that they will not be taken.
+    """
     first: _Runner | None = None
     rows: list[Row] = []
     failed: EdgespecError | None = None
     for candidate in plans:
         say(f"trying {candidate}")
-        if first is not None and (reason := _not_worth_trying(candidate, first, rows)):
+        if first is not None and (reason := _not_tried(candidate, first, rows, all_of_them)):
             rows.append(Row(candidate, why=f"not tried: {reason}"))
             continue
         try:
@@ -219,8 +224,10 @@ def _beside(first: _Runner, other: _Runner, turns: int) -> Row:
     return Row(other.plan, best, median(ratios), other.joules)
 
 
-def _not_worth_trying(candidate: Plan, first: _Runner, rows: Sequence[Row]) -> str | None:
+def _not_tried(candidate: Plan, first: _Runner, rows: Sequence[Row], all_of_them: bool) -> str | None:
     """A reason that is known before anything is loaded."""
+    if all_of_them:
+        return _no_room(first)
     return _no_room(first) or _slow_place(candidate, rows) or _nothing_to_overlap(candidate, first)
 
 
@@ -261,9 +268,25 @@ def _remember_schedules(first: _Runner, other: _Runner, row: Row) -> None:
         schedule_choice.remember(first.target, model, Schedules(mine, mine * row.ratio))
 
 
-def worst_case(rows: Sequence[Row]) -> float:
-    """Speed of the first plan of some rows over that of the fastest: 1 if it is the fastest."""
-    return min(_ratio(row) for row in rows if row.ratio is not None)
+@dataclass(frozen=True)
+class Verdict:
+    """share: speed of the plan that was taken over that of the fastest, 1 if it is the fastest. The other figures:
+    how many plans were timed, and by how many pairs of turns each."""
+
+    share: float
+    fastest: Plan
+    timed: int
+    pairs: int
+
+
+def verify(taken: Plan, others: Sequence[Plan], open_plan: Open, say: Say, pairs: int) -> Verdict:
+    """Time all of these again, each in turns with the plan that was taken. Raises BackendError if that does not run."""
+    rows, _ = measure([taken, *others], open_plan, say, pairs, all_of_them=True)
+    if rows[0].ratio is None:
+        raise BackendError(f"the plan that was taken {rows[0].why}", hint="measure again: --again")
+    ran = [row for row in rows if row.ratio is not None]
+    fastest = min(ran, key=_ratio)
+    return Verdict(_ratio(fastest), fastest.plan, len(ran), pairs)
 
 
 def key_of(model: object, options: LoadOptions) -> str:

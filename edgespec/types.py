@@ -312,6 +312,18 @@ class Round:
         return 1 + self.forced + self.evaluated + self.extra
 
 
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """How likely the target found a committed token, and its alternatives.
+
+    top: the most likely tokens with their log probabilities, in this order, as many as were asked for.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
 def tree_depths(tree: Sequence[int]) -> list[int]:
     """Depth of each row, the root included.
 

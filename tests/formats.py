@@ -20,6 +20,7 @@ from edgespec.adaptive.forward_cost import ForwardCost, ForwardTimes
 from edgespec.backends.fake import FakeModel, Table, random_table
 from edgespec.decode.autoregressive import autoregressive
 from edgespec.decode.speculative import speculative
+from edgespec.drafters.adaptive_tokens import AdaptiveTokens
 from edgespec.drafters.ngram import NGram
 from edgespec.drafters.none import NoDrafter
 from edgespec.drafters.small_model import SmallModel
@@ -29,11 +30,14 @@ from edgespec.stats import Stats
 from edgespec.text.response_format import Grammar, Grammars, grammar_of
 from edgespec.text.tokenizer import Tokenizer
 from edgespec.types import Allowed, Draft
+from tests.heads import KnowingGraph, knowing
 from tests.policies import fixed
 
 # A byte-level vocabulary with a few longer tokens, so that one text can be written in many ways.
 PIECES = ("true", "name", "size", "null", "abc", '{"', '":', '": "', '",', '"}', '["', '"]', "]}", "}}", "12", "00")
 END = "<|end|>"
+LAYERS = (1,)
+"""of the target, for heads"""
 OWN = 7
 """the k at which an arbiter goes by its own length"""
 NAMES = ("name", "size", "a", "na", "abc", "n-1")
@@ -148,7 +152,7 @@ class Fake:
         return lambda text: ((1 - weight) * mine(text) + weight * other(text) + self.likes).astype(np.float32)
 
     def model(self) -> FakeModel:
-        return FakeModel(self.table(1), self.vocab)
+        return FakeModel(self.table(1), self.vocab, layers=LAYERS)
 
     def constraint(self, name: str) -> Grammar:
         grammar = grammar_of(FORMATS[name])
@@ -172,6 +176,11 @@ class Fake:
             case "trimmed":
                 table = self.table(7, 0.2)
                 return SmallModel(FakeModel(lambda t: table(t)[known], len(known)), self.vocab, id_map=known)
+            case "block" | "redrafter":
+                graph = KnowingGraph(self.table(7, 0.2), known, LAYERS, kind=name)
+                return knowing(name, graph, LAYERS, self.vocab)
+            case "adaptive":
+                return AdaptiveTokens([self.vocab], self.vocab, count=3, one_forward=True)
             case "arbiter":
                 return arbiter([NGram(longest=2, shortest=1)], close)
             case "merged trees":

@@ -1,9 +1,9 @@
-"""The smallest drafting head: on a graph, and on a fake model whose states it holds against the text."""
+"""Heads for tests: on a fake model whose text they know, and as small graphs that an engine runs."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -18,34 +18,36 @@ from edgespec.backends.openvino.runtime import ops, ov
 from edgespec.bundle import IR_FILE, Bundle, model_file
 from edgespec.bundle import Drafter as DrafterEntry
 from edgespec.draft_folder import DraftManifest
+from edgespec.drafters.block import Block
 from edgespec.drafters.last_state import LastState
+from edgespec.drafters.redrafter import ReDrafter
 from edgespec.drafters.token_choice import TokenChoice
 from edgespec.manifest import DrafterNeeds
-from edgespec.protocols import StaticGraph, StepwiseDrafter
+from edgespec.protocols import StepwiseDrafter
 from edgespec.sampling_params import SamplingParams
 from edgespec.types import Allowed, Draft, Hidden, Logits, Needs
 
+HeadKind = Literal["block", "redrafter"]
 
-class Head(StepwiseDrafter):
-    """Logits of the next tokens from one state and the last token, none of them knowing what was drafted before it.
 
-    graph: ``state`` ``(1, d)`` and ``token`` ``(1,)`` -> ``logits`` ``(longest, ids)``.
-    """
+class FakeHead(StepwiseDrafter):
+    """On a fake model: says what ``table`` says along its own greedy path. Each call takes ``call_s`` on the clock."""
 
     def __init__(
-        self, graph: StaticGraph, ids: NDArray[np.integer], layer: int, *, vocab_size: int, name: str = "head"
+        self,
+        table: Table,
+        vocab_size: int,
+        *,
+        longest: int = 4,
+        layer: int = 1,
+        call_s: float = 0.0,
+        clock: VirtualClock | None = None,
     ) -> None:
-        self.graph = graph
-        self._prepare(ids, layer, graph.outputs["logits"][0], vocab_size, name)
-
-    def _prepare(self, ids: NDArray[np.integer], layer: int, longest: int, vocab_size: int, name: str) -> None:
-        self.name, self.needs, self.longest, self.layer = name, Needs((layer,)), longest, layer
+        self.name, self.needs, self.longest, self.layer = "head", Needs((layer,)), longest, layer
         self._states = LastState((layer,))
-        self._choice = TokenChoice(ids, vocab_size, name=name)
-
-    @property
-    def hidden_size(self) -> int:
-        return self.graph.inputs["state"][-1]
+        self._choice = TokenChoice(np.arange(vocab_size), vocab_size, name=self.name)
+        self._table, self.call_s, self._clock = table, call_s, clock or VirtualClock()
+        self.calls = 0
 
     def begin(self, context: Sequence[int], params: SamplingParams, *, read: bool = True) -> None:
         self._states.begin(context, params)
@@ -79,27 +81,6 @@ class Head(StepwiseDrafter):
         self._states.reset()
 
     def _logits(self, state: NDArray[np.float32], context: Sequence[int]) -> Logits:
-        return self.graph.run({"state": state[None], "token": np.array(context[-1:])})["logits"]
-
-
-class FakeHead(Head):
-    """On a fake model: says what ``table`` says along its own greedy path. Each call takes ``call_s`` on the clock."""
-
-    def __init__(
-        self,
-        table: Table,
-        vocab_size: int,
-        *,
-        longest: int = 4,
-        layer: int = 1,
-        call_s: float = 0.0,
-        clock: VirtualClock | None = None,
-    ) -> None:
-        self._table, self.call_s, self._clock = table, call_s, clock or VirtualClock()
-        self.calls = 0
-        self._prepare(np.arange(vocab_size), layer, longest, vocab_size, "head")
-
-    def _logits(self, state: NDArray[np.float32], context: Sequence[int]) -> Logits:
         assert np.array_equal(state, hidden_state(self.layer, tuple(context[:-1]))), "a state of another text"
         self.calls += 1
         self._clock.now_s += self.call_s
@@ -110,6 +91,61 @@ class FakeHead(Head):
         return np.array(rows)
 
 
+class KnowingGraph:
+    """The graph of a block drafter or of a chain, on a fake model: it has the logits of ``table`` behind the text that
+    it is told, spoiled by ``error``."""
+
+    def __init__(
+        self,
+        table: Table,
+        ids: NDArray[np.int32],
+        layers: Sequence[int],
+        *,
+        kind: HeadKind = "block",
+        k: int = 4,
+        window: int = 3,
+        error: float = 0.0,
+    ) -> None:
+        self.table, self.ids, self.k, self.error = table, ids, k, error
+        m, width = len(ids), len(hidden_state(layers[0], (0,)))
+        states: dict[str, tuple[int, ...]] = {"states": (1, len(layers) * width)}
+        if kind == "block":
+            states = {"states": (window, len(layers), width), "count": (1,)}
+        self.inputs: Mapping[str, tuple[int, ...]] = {**states, "token": (1,), "noise": (k, m)}
+        scores: dict[str, tuple[int, ...]] = {"scores": (k,)} if kind == "block" else {}
+        self.outputs: Mapping[str, tuple[int, ...]] = {"logits": (k, m), "tokens": (k,), **scores}
+        self.text: list[int] = []
+        self.texts: list[list[int]] = []
+        self.read: list[Mapping[str, NDArray[Any]]] = []
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+        assert {name: array.shape for name, array in inputs.items()} == self.inputs
+        self.texts.append(list(self.text))
+        self.read.append({name: array.copy() for name, array in inputs.items()})
+        text, logits, tokens = list(self.text), [], []
+        for noise in inputs["noise"]:
+            doubt = np.random.default_rng([*text, 7]).standard_normal(len(self.ids)).astype(np.float32)
+            logits.append(self.table(tuple(text))[self.ids] + self.error * doubt)
+            tokens.append(int((logits[-1] + noise).argmax()))
+            text.append(int(self.ids[tokens[-1]]))
+        self.chosen = tokens
+        found = {"logits": np.array(logits, np.float32), "tokens": np.array(tokens, np.int32)}
+        return found | {"scores": np.linspace(0.9, 0.6, self.k).astype(np.float32)}
+
+
+def knowing(kind: HeadKind, graph: KnowingGraph, layers: tuple[int, ...], vocab_size: int) -> Block | ReDrafter:
+    """A drafter that tells its graph the text, which a real one reads from the states."""
+    drafter = {"block": Block, "redrafter": ReDrafter}[kind](graph, graph.ids, layers, vocab_size=vocab_size)
+    propose = drafter.propose_while
+
+    def told(context: Sequence[int], *rest: Any) -> Draft:
+        graph.text = list(context)
+        return propose(context, *rest)
+
+    drafter.propose_while = told  # type: ignore[assignment,method-assign]
+    return drafter
+
+
 def write_head(
     folder: Path,
     target: Bundle,
@@ -118,7 +154,7 @@ def write_head(
     *,
     width: int,
     layers: Sequence[int],
-    kind: Literal["redrafter", "block"] = "redrafter",
+    kind: HeadKind = "redrafter",
     longest: int = 4,
     trimmed: bool = True,
     **changes: Any,
@@ -133,15 +169,15 @@ def write_head(
         for token, after in pairwise(text):
             counts.setdefault(token, Counter())[after] += 1
     place = {int(token): index for index, token in enumerate(ids)}
-    follow = np.zeros((vocab_size, longest), np.int64)  # of each token, the head ids that follow it
+    follow = np.zeros((len(ids) + 1, longest), np.int64)  # of each head id, and of all other tokens: those that follow
     for token in counts:
         at = token
         for depth in range(longest):
             at = counts[at].most_common(1)[0][0] if at in counts else at
-            follow[token, depth] = place[at]
+            follow[place[token], depth] = place[at]
     (folder / "draft").mkdir(parents=True)
     xml = folder / "draft" / IR_FILE
-    ov.serialize(_bigrams(follow, len(ids), width), xml)
+    ov.serialize(_bigrams(kind, follow, len(ids), (len(layers), width)), xml)
     np.save(folder / "draft" / "id_map.npy", ids)
     model = model_file(folder, f"draft/{IR_FILE}", precision="f32", vocab_size=len(ids))
     entry = DrafterEntry(
@@ -165,22 +201,31 @@ def write_head(
     return folder
 
 
-def _bigrams(after: NDArray[np.int64], vocab: int, width: int) -> ov.Model:
-    longest = after.shape[1]
-    state, token = ops.parameter([1, width], np.float32), ops.parameter([1], np.int32)
+def _bigrams(kind: HeadKind, after: NDArray[np.int64], vocab: int, states: tuple[int, int]) -> ov.Model:
+    """A graph of that kind. after: ``(ids, longest)``. states: layers, and width of each."""
+    longest, layers, width = after.shape[1], *states
+    token, noise = ops.parameter([1], np.int32), ops.parameter([longest, vocab], np.float32)
+    inputs = {"token": token, "noise": noise}
+    if kind == "block":
+        inputs |= {"states": ops.parameter([8, layers, width], np.float32), "count": ops.parameter([1], np.int32)}
+    else:
+        inputs["states"] = ops.parameter([1, layers * width], np.float32)
+    last = ops.reshape(inputs["states"], ops.constant([-1, layers * width]), False)
+    last = ops.gather(last, ops.constant([-1]), ops.constant(0))
     said = ops.reshape(ops.gather(ops.constant(after), token, ops.constant(0)), ops.constant([longest]), False)
     sure = ops.one_hot(said, ops.constant(vocab), ops.constant(np.float32(9)), ops.constant(np.float32(0)), -1)
     random = np.random.default_rng(0)
-    first, second = (random.standard_normal(shape).astype(np.float32) for shape in ((width, 1), (1, vocab)))
-    doubt = ops.tanh(ops.matmul(state, ops.constant(first), False, False))
-    logits = ops.result(ops.add(sure, ops.matmul(doubt, ops.constant(second), False, False)))
-    for node, name in ((state, "state"), (token, "token"), (logits, "logits")):
+    first, second = (random.standard_normal(shape).astype(np.float32) for shape in ((layers * width, 1), (1, vocab)))
+    doubt = ops.tanh(ops.matmul(last, ops.constant(first), False, False))
+    logits = ops.add(sure, ops.matmul(doubt, ops.constant(second), False, False))
+    chosen = ops.topk(ops.add(logits, noise), ops.constant(1), -1, "max", "value", index_element_type="i32")
+    outputs = {"logits": logits, "tokens": ops.reshape(chosen.output(1), ops.constant([longest]), False)}
+    if kind == "block":
+        counted = ops.convert(ops.reduce_max(inputs["count"], ops.constant(0), False), "f32")
+        outputs["scores"] = ops.add(
+            ops.constant(np.full(longest, 0.5, np.float32)), ops.multiply(counted, ops.constant(np.float32(0.01)))
+        )
+    results = {name: ops.result(node) for name, node in outputs.items()}
+    for name, node in (inputs | results).items():
         node.output(0).get_tensor().set_names({name})
-    return ov.Model([logits], [state, token], "head")
-
-
-def small_head(
-    graph: StaticGraph, ids: NDArray[np.int32], layers: tuple[int, ...], *, vocab_size: int, name: str, **_: Any
-) -> Head:
-    """What stands for each kind of head in the tests of the runtime."""
-    return Head(graph, ids, layers[-1], vocab_size=vocab_size, name=name)
+    return ov.Model(list(results.values()), list(inputs.values()), kind)

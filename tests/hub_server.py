@@ -77,7 +77,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
-        if self.server.cut is not None and path.endswith(".whl"):
+        if self.server.cut is not None and path.endswith((".whl", ".bin")):
             self.wfile.write(part[: self.server.cut])
             self.server.cut, self.server.down = None, True
             self.close_connection = True

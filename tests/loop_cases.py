@@ -24,7 +24,7 @@ from edgespec.protocols import Drafter, StepwiseDrafter
 from edgespec.sampling_params import SamplingParams
 from edgespec.stats import Stats
 from edgespec.types import Allowed, Draft, Logits
-from tests.heads import FakeHead
+from tests.heads import FakeHead, HeadKind, KnowingGraph, knowing
 from tests.policies import fixed, own_length
 
 VOCAB = 24
@@ -88,6 +88,12 @@ def padded() -> SmallModel:
     return SmallModel(wide, VOCAB, blocked=(3,), name="padded")
 
 
+def head_of(kind: HeadKind) -> StepwiseDrafter:
+    """Right about half of the time, and without some ids."""
+    ids = np.array([token for token in range(VOCAB) if token not in (6, 17)], np.int32)
+    return knowing(kind, KnowingGraph(TABLE, ids, LAYERS, kind=kind, error=1.0), LAYERS, VOCAB)
+
+
 DRAFTERS: dict[str, Callable[[], Drafter | Arbiter]] = {
     "none": NoDrafter,
     "junk": Junk,
@@ -101,7 +107,10 @@ DRAFTERS: dict[str, Callable[[], Drafter | Arbiter]] = {
     "trimmed on both sides": trimmed_on_both_sides,
     "padded": padded,
     "head": lambda: FakeHead(TABLE, VOCAB),
-    "adaptive": lambda: AdaptiveTokens([VOCAB], VOCAB, count=3, one_forward=True),
+    "block": lambda: head_of("block"),
+    "redrafter": lambda: head_of("redrafter"),
+    "adaptive": lambda: AdaptiveTokens([VOCAB], VOCAB, count=3),
+    "adaptive, one forward": lambda: AdaptiveTokens([VOCAB], VOCAB, count=3, one_forward=True),
     "pool": lambda: Pool(32, shortest=2),
     "recycling": lambda: Recycling(VOCAB),
     "recycling tree": lambda: Recycling(VOCAB, width=3),
@@ -110,6 +119,7 @@ DRAFTERS: dict[str, Callable[[], Drafter | Arbiter]] = {
     "arbiter with trees": lambda: arbiter(close_to(5), trees=True),
     "arbiter with a useless model": lambda: arbiter(FakeModel(lambda text: -TABLE(text), VOCAB)),
     "arbiter with a head": lambda: arbiter_of(FakeHead(TABLE, VOCAB), [NGram(), Junk()], CallCost(0.1)),
+    "arbiter with a block": lambda: arbiter_of(head_of("block"), [NGram(), Junk()], CallCost(0.1)),
     "arbiter with a head and trees": lambda: arbiter_of(FakeHead(TABLE, VOCAB), [Trees()], CallCost(0.1), trees=True),
     "arbiter with look-ups": lambda: arbiter(
         close_to(5), [retrieval(), NGram(), Pool(32, shortest=2), Recycling(VOCAB)]

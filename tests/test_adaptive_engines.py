@@ -91,6 +91,47 @@ def test_rejection_sampling_drafts_too(own: Path) -> None:
     assert len(found.token_ids) == TEXT["max_new_tokens"] and found.stats.accepted > 0
 
 
+@pytest.mark.parametrize("draft", ["adaptive", "adaptive-one-forward"])
+def test_chats_formats_stop_strings_and_dropped_streams_are_those_without_drafts(own: Path, draft: str) -> None:
+    plain, drafted = loaded(own, "none", "openvino"), loaded(own, draft, "openvino")
+    messages = [{"role": "user", "content": "The lighthouse"}]
+    for question in ("leaned slowly", "towards the sea"):
+        answers = [pipeline.chat(messages, max_new_tokens=16, ignore_eos=True) for pipeline in (plain, drafted)]
+        assert answers[0].token_ids == answers[1].token_ids
+        messages += [{"role": "assistant", "content": answers[0].text}, {"role": "user", "content": question}]
+    stream = drafted.stream("The lighthouse", **TEXT)
+    next(stream)
+    stream.close()
+    whole = plain.generate("The lighthouse", **TEXT)
+    again = drafted.generate("The lighthouse", **TEXT)
+    assert again.token_ids == whole.token_ids and again.stats.reused_tokens > 0
+    asked: dict[str, Any] = TEXT | {"stop": whole.text[8:11]}
+    stopped, expected = (pipeline.generate("The lighthouse", **asked) for pipeline in (drafted, plain))
+    assert stopped.stop_string == whole.text[8:11] and stopped.token_ids == expected.token_ids
+    form: dict[str, Any] = {"max_new_tokens": 24, "response_format": {"type": "regex", "regex": "(ab|c[d-f]){4,9}"}}
+    formed, expected = (pipeline.generate("The lighthouse", **form) for pipeline in (drafted, plain))
+    assert formed.token_ids == expected.token_ids and formed.stats.proposed > 0
+
+
+def test_measurements_know_them(own: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(json.dumps({"kind": "code", "text": "The lighthouse had stood"}) + "\n", encoding="utf-8")
+    asked = ["-m", own, "--draft", "adaptive", "--backend", "openvino", "--prompts", prompts]
+    compared = measured("bench", "drafters", *asked, "-n", 16, "--pairs", 1, "--lengths", 2)
+    assert set(compared["categories"]["code"]) == {"none", "adaptive", "k = 2"}
+    assert set(compared["same_tokens"].values()) == {"1 of 1"}
+    found = measured("train", "evaluate", *asked, "-k", 2, "--new-tokens", 16, "--timed", 0)
+    assert found["categories"]["code"]["k"] == 2
+
+
+def measured(*arguments: object) -> dict[str, Any]:
+    """The line of JSON behind a table."""
+    result = CliRunner().invoke(cli, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, (result.output, result.exception)
+    found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    return found
+
+
 def test_they_draft_when_named_and_never_unasked(own: Path) -> None:
     plain = loaded(own, "none", "openvino")
     assert loaded(own, "adaptive", "openvino").drafter.name == "adaptive"

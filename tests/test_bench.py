@@ -9,13 +9,15 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
+import edgespec
 from edgespec.bench import speed
 from edgespec.bench.prompts import Prompt, behind, encode, read, read_before
-from edgespec.bench.simulation import compare_here
+from edgespec.bench.simulation import compare_here, compare_overlapped
 from edgespec.cli import cli
 from edgespec.drafters.none import NoDrafter
 from edgespec.drafters.recycling import Recycling
 from edgespec.errors import BackendError, SettingError
+from edgespec.machine import schedule_choice
 from edgespec.pipeline import Pipeline
 from edgespec_bench import verification
 from edgespec_bench.child import run_python
@@ -127,3 +129,12 @@ def test_runs_are_compared_with_their_simulation(pipeline: Pipeline) -> None:
     assert drafted.drafter == "fastdraft" and drafted.k == 2 and 0 < drafted.acceptance_rate <= 1
     for one in (plain, drafted):
         assert one.engine == "openvino" and 0.2 < one.simulated / one.measured < 5
+
+
+def test_overlapped_runs_are_compared_too(tiny_ir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedule_choice, "available_cores", lambda: 2)
+    pair = edgespec.load(tiny_ir.parent, draft=str(tiny_ir.parent), numerics="fast", schedule="overlapped")
+    plain, drafted = compare_overlapped(pair, new_tokens=12)
+    assert (plain.drafter, plain.k, plain.holds) == ("none", 0, None)
+    assert drafted.schedule == "overlapped" and 0 < drafted.acceptance_rate <= 1 and drafted.plain is plain
+    assert 0.05 < drafted.simulated / drafted.measured < 20

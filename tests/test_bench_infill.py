@@ -11,10 +11,13 @@ import pytest
 from edgespec.drafters.ngram import NGram
 from edgespec.errors import SettingError
 from edgespec_bench.holes import MODULES, SEEDS, Hole, cut, holes
+from edgespec_bench.infill_latency import PREFIX_TOKENS, SUFFIX_TOKENS, bench_latency
 from edgespec_bench.peers import infill
 from edgespec_bench.peers.base import Filled
 from edgespec_bench.peers.process import Process, RuntimeFailed
+from tests.fake_server import fake_pipeline
 from tests.test_infill import QWEN, faked
+from tests.tiny_models import SPECIAL, train_tokenizer
 
 
 @pytest.mark.slow
@@ -53,13 +56,33 @@ def test_runtimes_are_asked_in_turns_and_scored(tmp_path: Path, capsys: pytest.C
         order.append("wrong")
         return Filled("no" + hole.missing, 4, 1.0, 9)
 
-    scores, _ = infill.measure({"right": right, "wrong": wrong}, asked)
+    kept = tmp_path / "answers.jsonl"
+    scores, _ = infill.measure({"right": right, "wrong": wrong}, asked, infill.Answers(kept, "this run"))
     assert (scores["right"].first_line, scores["right"].every_line, scores["right"].tok_per_s) == (1.0, 1.0, 2.0)
     assert (scores["wrong"].first_line, scores["wrong"].every_line, scores["wrong"].tok_per_s) == (0.0, 0.0, 4.0)
     assert order[:4] in (["right", "wrong", "wrong", "right"], ["wrong", "right", "right", "wrong"])
+    with pytest.raises(SettingError, match="another run; got this run"):
+        infill.Answers(kept, "the next")
+    again = infill.measure({"right": right, "wrong": right}, asked, infill.Answers(kept, "this run"))[0]
+    assert again == scores and len(order) == 2 * len(asked), "no hole is filled twice"
+    kept.write_text("{}\n", encoding="utf-8")
+    with pytest.raises(SettingError, match="has no answers"):
+        infill.Answers(kept, "this run")
     infill.bench_infill(faked(tmp_path, QWEN, NGram(), capacity=4096), count=2, new_tokens=4)
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert figures["scores"]["edgespec"]["tokens"] > 0 and len(figures["answers"]) == 2
+
+
+def test_lines_are_typed_key_by_key_and_a_key_reads_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train_tokenizer(tmp_path / "tokenizer.json", special=(*SPECIAL, *QWEN[1:]))
+    bench_latency(fake_pipeline(tmp_path, capacity=4096), lines=1, keys=3, new_tokens=4)
+    requests = json.loads(capsys.readouterr().out.splitlines()[-1])["requests"]
+    first, next_line = requests["a file's first"][0], requests["the next line's first"][0]
+    assert PREFIX_TOKENS < first["read"] < PREFIX_TOKENS + SUFFIX_TOKENS + 20
+    assert len(requests["a key"]) == 3 and all(each["read"] <= 2 for each in requests["a key"])
+    assert SUFFIX_TOKENS / 2 < next_line["read"] < PREFIX_TOKENS
+    assert requests["again after a reload"][0]["read"] <= 1
+    assert all(each["seconds"] >= each["read_s"] + each["write_s"] for each in requests["a key"])
 
 
 def test_a_runtime_that_fills_no_holes_says_so() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,59 +13,21 @@ from edgespec.drafters.block import Block
 from edgespec.drafters.state_window import StateWindow
 from edgespec.errors import IncompatiblePair
 from edgespec.sampling_params import SamplingParams
+from tests.heads import KnowingGraph, knowing
 from tests.loop_cases import MODES, PROMPT, TABLE, VOCAB, oracle, run
 
 LAYERS = (2, 5)
 IDS = np.array([t for t in range(VOCAB) if t not in (6, 17)], np.int32)
 
 
-class Head:
-    """A head of the fake model that knows it: it has the logits of its Markov table, spoiled by ``error``."""
-
-    def __init__(self, k: int = 4, window: int = 3, error: float = 0.0) -> None:
-        self.k, self.error = k, error
-        m = len(IDS)
-        self.inputs: Mapping[str, tuple[int, ...]] = {
-            "states": (window, len(LAYERS), 4),
-            "count": (1,),
-            "token": (1,),
-            "noise": (k, m),
-        }
-        self.outputs: Mapping[str, tuple[int, ...]] = {"logits": (k, m), "tokens": (k,), "scores": (k,)}
-        self.text: list[int] = []
-        self.texts: list[list[int]] = []
-        self.counts: list[int] = []
-        self.read: list[NDArray[np.float32]] = []
-
-    def run(self, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
-        self.counts.append(int(inputs["count"][0]))
-        self.texts.append(list(self.text))
-        self.read.append(inputs["states"].copy())
-        text, logits, tokens = list(self.text), [], []
-        for place in range(self.k):
-            row = TABLE(tuple(text))[IDS]
-            row = row + self.error * np.random.default_rng([*text, 7]).standard_normal(len(IDS)).astype(np.float32)
-            tokens.append(int((row + inputs["noise"][place]).argmax()))
-            text.append(int(IDS[tokens[-1]]))
-            logits.append(row)
-        self.chosen = tokens
-        return {
-            "logits": np.array(logits, np.float32),
-            "tokens": np.array(tokens, np.int32),
-            "scores": np.linspace(0.9, 0.6, self.k).astype(np.float32),
-        }
+def head(**options: Any) -> KnowingGraph:
+    return KnowingGraph(TABLE, IDS, LAYERS, **options)
 
 
-class Told(Block):
-    """Tells its head the text, which a real head reads from the states."""
-
-    def propose_while(self, context: Sequence[int], *rest: Any) -> Any:
-        self._graph.text = list(context)  # type: ignore[attr-defined]
-        return super().propose_while(context, *rest)
-
-
-def block(head: Head) -> Told:
-    return Told(head, IDS, LAYERS, vocab_size=VOCAB)
+def block(graph: KnowingGraph) -> Block:
+    drafter = knowing("block", graph, LAYERS, VOCAB)
+    assert isinstance(drafter, Block)
+    return drafter
 
 
 def target() -> FakeModel:
@@ -76,30 +37,30 @@ def target() -> FakeModel:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("error", [0.0, 2.0])
 def test_the_text_is_that_of_plain_decoding(mode: str, error: float) -> None:
-    context, stats, _ = run(block(Head(error=error)), MODES[mode], 4, target=target())
+    context, stats, _ = run(block(head(error=error)), MODES[mode], 4, target=target())
     assert context == oracle(MODES[mode])
     assert sum(r.proposed for r in stats.rounds) > 10
 
 
 def test_a_head_that_knows_the_target_is_accepted_in_greedy_and_in_coupled_sampling() -> None:
     for params in (SamplingParams(), SamplingParams(temperature=1.0, seed=3), SamplingParams(temperature=0.6, seed=1)):
-        _, stats, _ = run(block(Head()), params, 4, target=target())
+        _, stats, _ = run(block(head()), params, 4, target=target())
         assert sum(r.accepted for r in stats.rounds) > 0.5 * sum(r.proposed for r in stats.rounds), params
 
 
 def test_the_head_reads_the_rows_in_front_of_the_last_token() -> None:
-    head = Head()
-    context, _, _ = run(block(head), SamplingParams(), 4, target=target())
-    read = [len(text) for text in head.texts]
-    assert head.counts[:2] == [3, 3] and set(head.counts) == {3}, "the prompt has five tokens"
-    for length, states in zip(read, head.read, strict=True):
+    graph = head()
+    context, _, _ = run(block(graph), SamplingParams(), 4, target=target())
+    read = [len(text) for text in graph.texts]
+    assert {int(given["count"][0]) for given in graph.read} == {3}, "the prompt has five tokens"
+    for length, given in zip(read, graph.read, strict=True):
         rows = [[hidden_state(layer, tuple(context[: row + 1])) for layer in LAYERS] for row in range(length - 1)]
-        np.testing.assert_array_equal(states, np.array(rows[-3:]))
+        np.testing.assert_array_equal(given["states"], np.array(rows[-3:]))
 
 
 def test_by_rejection_tokens_come_from_the_heads_distribution_and_a_draft_ends_where_the_graph_chose_another() -> None:
-    params, head = SamplingParams(temperature=1.0, verification="rejection", seed=5), Head()
-    drafter = block(head)
+    params, graph = SamplingParams(temperature=1.0, verification="rejection", seed=5), head()
+    drafter = block(graph)
     rows = {layer: np.zeros((4, 4), np.float32) for layer in LAYERS}
     drafter.begin(PROMPT, params)
     drafter.observe(0, PROMPT[:-1], rows)
@@ -110,13 +71,13 @@ def test_by_rejection_tokens_come_from_the_heads_distribution_and_a_draft_ends_w
     weights = np.exp(TABLE(tuple(context))[IDS].astype(float))
     assert draft.kind == "sampled"
     np.testing.assert_allclose(draft.probs[0].probs, weights / weights.sum(), rtol=1e-5)
-    best = IDS[head.chosen]
+    best = IDS[graph.chosen]
     agreed = next((i for i, token in enumerate(draft.tokens) if token != best[i]), len(draft) - 1)
     assert len(draft) == agreed + 1
 
 
 def test_without_states_there_is_no_draft() -> None:
-    drafter = block(Head())
+    drafter = block(head())
     rows = {layer: np.zeros((2, 4), np.float32) for layer in LAYERS}
     drafter.begin([1, 2, 3], SamplingParams())
     assert drafter.unread_tokens(3) == 0 and not len(drafter.propose([1, 2, 3], 4))
@@ -128,7 +89,7 @@ def test_without_states_there_is_no_draft() -> None:
 
 
 def test_the_scores_are_the_heads_and_a_draft_stops_by_them() -> None:
-    drafter = block(Head())
+    drafter = block(head())
     drafter.observe(0, [1, 2], {layer: np.zeros((2, 4), np.float32) for layer in LAYERS})
     drafter.begin([1, 2, 3], SamplingParams())
     draft = drafter.propose_while([1, 2, 3], 4, lambda scores: scores[-1] > 0.75)
@@ -136,8 +97,8 @@ def test_the_scores_are_the_heads_and_a_draft_stops_by_them() -> None:
 
 
 def test_a_constraint_cuts_a_draft_behind_the_first_other_token() -> None:
-    head = Head()
-    drafter = block(head)
+    graph = head()
+    drafter = block(graph)
     drafter.observe(0, [1, 2], {layer: np.zeros((2, 4), np.float32) for layer in LAYERS})
     drafter.begin([1, 2, 3], SamplingParams())
     free = drafter.propose([1, 2, 3], 4).tokens
@@ -148,11 +109,11 @@ def test_a_constraint_cuts_a_draft_behind_the_first_other_token() -> None:
 
 
 def test_a_graph_of_another_kind_is_refused() -> None:
-    head = Head()
+    graph = head()
     with pytest.raises(IncompatiblePair, match="no graph of a block drafter"):
-        Block(head, IDS[:-1], LAYERS, vocab_size=VOCAB)
+        Block(graph, IDS[:-1], LAYERS, vocab_size=VOCAB)
     with pytest.raises(IncompatiblePair, match="for 1 layers"):
-        Block(head, IDS, (2,), vocab_size=VOCAB)
+        Block(graph, IDS, (2,), vocab_size=VOCAB)
 
 
 def window() -> StateWindow:

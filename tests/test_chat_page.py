@@ -1,18 +1,33 @@
 """The routes of the chat page, on fake models."""
 
 import json
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
+from edgespec.errors import SourceError
+from edgespec.hub import catalog
+from edgespec.hub.progress import Watch
 from edgespec.server.app import application
+from edgespec.server.chat import picker
 from edgespec.server.chat.routes import FILES, ChatPage
 from edgespec.server.chat.store import Store
+from edgespec.server.residents import Offer
 from edgespec.server.service import Service
 from tests.fake_server import Engine, fake_pipeline, service_of
+
+CODER = "qwen2.5-coder-1.5b"
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("EDGESPEC_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 @pytest.fixture
@@ -192,10 +207,97 @@ def test_the_state_names_models_and_a_mended_file(service: Service, tmp_path: Pa
 
 def test_models_are_listed_with_what_they_ask(client: TestClient) -> None:
     models = {model["name"]: model for model in client.get("/app/models").json()}
-    coder = models["qwen2.5-coder-1.5b"]
+    assert next(iter(models)) == "smollm2-135m"
+    coder = models[CODER]
+    assert coder["memory"] == {"bytes": coder["bytes"], "is_measured": False}
+    assert models["qwen2.5-7b"]["memory"] is None, "its size is not known before the hub is asked"
     assert (coder["licence"], coder["use"], coder["here"], coder["drafts"]) == ("Apache-2.0", "any", False, True)
     assert coder["bytes"] > 1e9
     assert any(model["use"] == "research" for model in models.values())
+
+
+def entry(client: TestClient, name: str = CODER) -> dict[str, Any]:
+    return next(model for model in client.get("/app/models").json() if model["name"] == name)
+
+
+def wait_for(client: TestClient, state: str | None) -> dict[str, Any] | None:
+    for _ in range(500):
+        found = entry(client)["download"]
+        if state == (found and found["state"]):
+            return found  # type: ignore[no-any-return]
+        time.sleep(0.01)
+    raise AssertionError(f"{state} was not reached: {found}")
+
+
+def test_a_download_shows_its_bytes_pauses_and_goes_on(client: TestClient, service: Service, home: Path) -> None:
+    """The bytes on the disk are the state: a server that begins finds them."""
+    sha256 = catalog.load().models[CODER].sha256
+    part = home / "downloads" / f"{sha256}.part"
+    part.parent.mkdir(parents=True)
+    broken = threading.Event()
+
+    def fetch(name: str, *, mirror: bool) -> Callable[[Watch], Offer]:
+        def run(watch: Watch) -> Offer:
+            watch.n, watch.total = 0, 1000
+            with part.open("ab") as file:
+                watch.update(file.tell())
+                while file.tell() < 1000:
+                    file.write(b"x")
+                    file.flush()
+                    watch.update(1)
+                    time.sleep(0.001)
+                    if broken.is_set():
+                        raise SourceError("the connection broke")
+            part.unlink()
+            return Offer(name=name, load=lambda: None)  # type: ignore[arg-type, return-value]
+
+        return run
+
+    assert client.post(f"/app/models/{CODER}/download").status_code == 404, "this server fetches nothing"
+    service.fetch = fetch
+    assert entry(client)["download"] is None
+    assert client.post(f"/app/models/{CODER}/download").status_code == 202
+    running = wait_for(client, "running")
+    assert running and running["total"] == 1000
+    client.post(f"/app/models/{CODER}/pause")
+    paused = wait_for(client, "paused")
+    assert paused and 0 < paused["bytes"] == part.stat().st_size < 1000
+    assert paused["total"] == catalog.load().models[CODER].bytes
+
+    client.post(f"/app/models/{CODER}/download")
+    broken.set()
+    failed = wait_for(client, "failed")
+    assert failed and failed["failure"] == "the connection broke" and failed["bytes"] > paused["bytes"]
+
+    broken.clear()
+    client.post(f"/app/models/{CODER}/download")
+    wait_for(client, None)
+    assert entry(client)["here"]
+
+
+def test_a_speed_is_measured_or_said_to_be_an_estimate(client: TestClient) -> None:
+    assert entry(client)["speed"] is None, "nothing has answered yet"
+    chat, turn = ask(client)
+    facts = answer(client, chat, turn)[-1]["facts"]
+    assert facts["weights_bytes"] == 1000
+    speeds = picker.Speeds([facts | {"speedup": 2.0}])
+    measured = facts["timings"]["predicted_per_second"]
+    assert speeds.of("tiny", None) == {"tok_per_s": pytest.approx(measured), "is_measured": True}
+    assert speeds.of("other", 4000) == {"tok_per_s": pytest.approx(measured / 2 / 4), "is_measured": False}
+    assert picker.Speeds([{"finish": "stop"}, facts | {"speedup": None}]).of("other", 4000) is None
+
+    small = {"model": "small", "weights_bytes": 10, "timings": {"predicted_ms": 10.0, "predicted_per_second": 30.0}}
+    near = small | {"model": "near", "weights_bytes": 1000, "speedup": 1.0}
+    found = picker.Speeds([small | {"speedup": 1.0}, near]).of("other", 2000)
+    assert found == {"tok_per_s": pytest.approx(15.0), "is_measured": False}
+
+
+def test_chats_of_another_machine_say_nothing_of_the_speed_here(client: TestClient) -> None:
+    timings = {"predicted_ms": 10.0, "predicted_per_second": 30.0}
+    facts = {"model": CODER, "weights_bytes": 10, "timings": timings, "speedup": 1.0}
+    lines = [{"chat": "x"}, {"id": 1, "role": "assistant", "content": "y", "facts": facts}]
+    client.post("/app/import", content="\n".join(json.dumps(line) for line in lines).encode())
+    assert entry(client)["speed"] is None
 
 
 def test_nothing_that_cannot_be_sent_gets_into_the_chats(client: TestClient) -> None:

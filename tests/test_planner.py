@@ -193,6 +193,26 @@ def test_a_place_far_behind_is_left(scripted: type[Scripted]) -> None:
     assert found[2].why == "not tried: another plan of ONNX Runtime on CPU took 3.0 times as long"
 
 
+def test_to_verify_a_choice_the_plans_that_were_not_tried_are_timed_too(scripted: type[Scripted]) -> None:
+    """Each against the one taken, and not against the first of the table."""
+    scripted.seconds[OVERLAPPED] = 0.9
+    pipeline = fake_pipeline(draft_s=0.05)
+    found = planner.verify(OV, [OVERLAPPED, LOOKUPS, ORT], lambda plan: pipeline, lambda what: None, pairs=7)
+    assert found == planner.Verdict(0.9, OVERLAPPED, timed=4, pairs=7)
+    best = planner.verify(OVERLAPPED, [OV, ORT], lambda plan: pipeline, lambda what: None, pairs=7)
+    assert (best.share, best.fastest) == (1.0, OVERLAPPED)
+
+
+def test_a_choice_that_does_not_run_now_is_not_judged(scripted: type[Scripted]) -> None:
+    def open_plan(plan: Plan) -> Any:
+        if plan == OV:
+            raise BackendError("no such kernel")
+        return fake_pipeline()
+
+    with pytest.raises(BackendError, match="the plan that was taken does not run: no such kernel"):
+        planner.verify(OV, [ORT], open_plan, lambda what: None, pairs=7)
+
+
 def test_two_plans_are_not_loaded_where_memory_is_short(scripted: type[Scripted]) -> None:
     found = measure(fake_pipeline(weights=10**15))
     assert all("GB of memory needed" in each.why for each in found[1:]) and scripted.made == [OV]

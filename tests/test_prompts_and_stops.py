@@ -142,7 +142,7 @@ def test_standard_input_without_end_is_an_error(monkeypatch: pytest.MonkeyPatch)
             return len(buffer)
 
     _stdin(monkeypatch, io.BufferedReader(Yes()))  # type: ignore[arg-type]
-    with pytest.raises(SettingError, match="longer than any context"):
+    with pytest.raises(SettingError, match="standard input is too long"):
         _read_prompt("-")
 
 

@@ -119,7 +119,7 @@ def test_what_the_command_line_is_given_is_checked(tmp_path: Path) -> None:
 
     assert given(None) is None
     assert grammar("lark") == {"type": "grammar", "grammar": 'start: "a"'}
-    for name, message in (("blank", "not empty"), ("latin", "is not UTF-8"), ("none", "cannot read")):
+    for name, message in (("blank", "not empty"), ("latin", "is not valid UTF-8"), ("none", "cannot read")):
         with pytest.raises(SettingError, match=message):
             grammar(name)
     with pytest.raises(SettingError, match="ends where the format does"):
@@ -129,7 +129,7 @@ def test_what_the_command_line_is_given_is_checked(tmp_path: Path) -> None:
     for name, regex, message in (
         ("schema", None, "Invalid type: foo"),
         ("cut", None, "cut is not JSON"),
-        ("latin", None, "latin is not UTF-8"),
+        ("latin", None, "latin is not valid UTF-8"),
         ("none", None, "cannot read"),
         ("", None, "cannot read"),
         ("good", "a", "--json-schema and --regex are formats of one answer. Give one of them"),

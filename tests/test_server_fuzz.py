@@ -23,6 +23,7 @@ VALID: dict[str, dict[str, Any]] = {
     "/api/chat": {"messages": HELLO, "num_predict": 2},
     "/api/generate": {"prompt": "hi", "num_predict": 2},
     "/infill": {"input_prefix": "hi", "input_suffix": "x", "n_predict": 2},
+    "/v1/responses": {"input": "hi", "max_tokens": 2},
     "/completion": {"prompt": "hi", "n_predict": 2},
     "/tokenize": {"content": "hi"},
     "/detokenize": {"tokens": [5]},

@@ -62,6 +62,18 @@ def ask(client: TestClient, path: str, fields: dict[str, Any]) -> dict[str, Any]
     return found
 
 
+def test_a_text_that_meets_the_suffix_has_ended_by_itself(tmp_path: Path) -> None:
+    """A client takes "limit" for a text that was cut off."""
+    without_fim = fake_pipeline(tmp_path)
+    with TestClient(application(service_of(without_fim)), base_url="http://127.0.0.1") as client:
+        fields = {"input_prefix": "x7 = 7\n", "n_predict": 120}
+        long = ask(client, "/infill", fields)
+        first, second, *_ = long["content"].split("\n")
+        assert long["stop_type"] == "limit"
+        met = ask(client, "/infill", fields | {"input_suffix": f"\n{second}\n"})
+        assert (met["content"], met["stop_type"]) == (first, "eos")
+
+
 def test_a_hole_is_filled_as_the_library_fills_it(client: TestClient, pipeline: Pipeline) -> None:
     expected = pipeline.infill(
         "def area(shape):\n    w", HOLE["input_suffix"], files={"b.py": "x = 1\n"}, max_new_tokens=12
@@ -206,6 +218,21 @@ def test_the_newest_request_of_a_slot_wins(tmp_path: Path) -> None:
     assert answers["first"].status_code == 409 and answers["first"].json()["error"]["type"]
     assert answers["newest"].status_code == answers["other slot"].status_code == 200
     assert answers["newest"].json()["content"] and answers["other slot"].json()["content"]
+
+
+def test_several_answers_are_a_list_and_have_numbers(client: TestClient) -> None:
+    fields: dict[str, Any] = {"prompt": "The sea", "n_predict": 8, "temperature": 1.0, "seed": 3}
+    alone = [ask(client, "/completion", fields | {"seed": seed})["content"] for seed in (3, 4)]
+    found = client.post("/completion", json=fields | {"n_cmpl": 2}).json()
+    assert [each["index"] for each in found] == [0, 1]
+    assert [each["content"] for each in found] == alone and alone[0] != alone[1]
+    texts = ["", ""]
+    stream = client.post("/completion", json=fields | {"n_cmpl": 2, "stream": True}).text
+    for part in (json.loads(line.removeprefix("data: ")) for line in stream.splitlines() if line.startswith("data: ")):
+        texts[part["index"]] += part["content"]
+    assert texts == alone
+    answer = client.post("/completion", json=fields | {"n_cmpl": 9})
+    assert answer.status_code == 400 and "n_cmpl: got 9; allowed: 1 to 8" in answer.text
 
 
 def test_a_variable_that_the_server_sets_is_refused(client: TestClient) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,9 +13,11 @@ import pytest
 from starlette.requests import Request as HTTPRequest
 from starlette.testclient import TestClient
 
+from edgespec.hub.progress import Watch
 from edgespec.pipeline import Pipeline
+from edgespec.server import ollama_models
 from edgespec.server.app import application
-from edgespec.server.ollama import Ollama
+from edgespec.server.ollama_models import Models
 from edgespec.server.refusals import NoModel
 from edgespec.server.residents import Offer
 from edgespec.server.service import Service
@@ -102,22 +105,29 @@ def test_an_empty_prompt_loads_and_unloads(client: TestClient, service: Service)
         assert unloaded["done_reason"] == "unload" and not service.residents.loaded
 
 
-def test_a_model_is_pulled_by_its_name(client: TestClient, service: Service, pipeline: Pipeline) -> None:
+def test_a_model_is_pulled_by_its_name(
+    client: TestClient, service: Service, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fetched: list[str] = []
+    monkeypatch.setattr(ollama_models, "_TELL_S", 0.01)
 
-    def fetch(name: str) -> Callable[[], Offer]:
+    def fetch(name: str) -> Callable[[Watch], Offer]:
         if name != "other":
             raise NoModel(f"no model {name!r} to fetch")
 
-        def run() -> Offer:
+        def run(watch: Watch) -> Offer:
             fetched.append(name)
+            watch.total = 10
+            watch.update(5)
+            time.sleep(0.1)  # several lines
             return Offer(name=name, load=lambda: pipeline)
 
         return run
 
     service.fetch = fetch
-    *_, last = lines(client.post("/api/pull", json={"model": "other"}))
+    *_, last = said = lines(client.post("/api/pull", json={"model": "other"}))
     assert last == {"status": "success"} and fetched == ["other"]
+    assert {"status": "pulling other", "total": 10, "completed": 5} in said
     assert [tag["name"] for tag in client.get("/api/tags").json()["models"]] == ["tiny", "other"]
     assert client.post("/api/pull", json={"name": "other", "stream": False}).json() == {"status": "success"}
     assert fetched == ["other"]
@@ -128,14 +138,14 @@ def test_a_model_is_pulled_by_its_name(client: TestClient, service: Service, pip
 def test_a_fetch_runs_once_and_goes_on_without_who_asked(service: Service, pipeline: Pipeline) -> None:
     fetched, go_on = [], threading.Event()
 
-    def fetch() -> Offer:
+    def fetch(watch: Watch) -> Offer:
         fetched.append(threading.current_thread())
         assert go_on.wait(20)
         return Offer(name="other", load=lambda: pipeline)
 
     async def work() -> None:
         service.fetch = lambda name: fetch
-        handlers = Ollama(service)
+        handlers = Models(service)
         body = b'{"model": "other", "stream": false}'
         asked = [asyncio.ensure_future(handlers.pull(HTTPRequest({"type": "http"}), body)) for _ in range(3)]
         await asyncio.sleep(0.05)

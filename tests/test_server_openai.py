@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from starlette.testclient import TestClient
 
+from edgespec.cli import cli
+from edgespec.errors import NoSuchModel
 from edgespec.pipeline import Pipeline
 from edgespec.sampling_params import SamplingParams
 from edgespec.server.app import application
+from edgespec.server.offers import offers
 from tests.fake_server import CAPACITY, fake_pipeline, service_of
 
 HELLO = [{"role": "user", "content": "Say hello."}]
@@ -134,6 +139,18 @@ def test_models_are_listed_with_their_context(client: TestClient) -> None:
     [model] = client.get("/v1/models").json()["data"]
     assert model["id"] == "tiny" and model["context_length"] == CAPACITY and model["loaded"]
     assert client.get("/v3/models/tiny").json() == model
+    assert model["meta"]["size"] == 1000 and model["meta"]["drafter"] == "ngram"
+
+
+def test_the_default_model_has_a_size_before_it_is_loaded() -> None:
+    [first, *_] = offers(["default"], {}, keep_alive_s=None).values()
+    assert 50 << 20 < first.size_bytes < 500 << 20
+
+
+def test_a_server_looks_for_its_model_before_it_takes_an_address() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ran = CliRunner().invoke(cli, ["serve", "no-such-model", "--port", str(taken.getsockname()[1])])
+    assert isinstance(ran.exception, NoSuchModel)
 
 
 BAD = {
@@ -149,7 +166,6 @@ BAD = {
     "a wrong temperature": ({"temperature": -1}, "temperature"),
     "lengths that differ": ({"max_tokens": 1, "n_predict": 2}, "differ"),
     "too many answers": ({"n": 1000}, "n: got 1000"),
-    "log probabilities": ({"logprobs": True}, "logprobs"),
     "a penalty": ({"presence_penalty": 0.5}, "presence_penalty"),
     "a format of no kind": ({"response_format": {"type": "xml"}}, "response_format"),
     "a schema that nothing fits": (

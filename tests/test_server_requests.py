@@ -58,8 +58,8 @@ def body(text: str = "hello", **fields: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": text}], "max_tokens": 8} | fields
 
 
-def ask(url: str, *args: Any, **fields: Any) -> httpx.Response:
-    return httpx.post(f"{url}/v1/chat/completions", json=body(*args, **fields), timeout=LONG_S)
+def ask(url: str, *args: Any, headers: dict[str, str] | None = None, **fields: Any) -> httpx.Response:
+    return httpx.post(f"{url}/v1/chat/completions", json=body(*args, **fields), timeout=LONG_S, headers=headers)
 
 
 def text_of(answer: httpx.Response) -> str:
@@ -153,6 +153,21 @@ def test_the_newest_request_of_a_slot_wins(url: str, service: Service, pipeline:
     engine.gate.set()
     assert first.end().status_code == 409 and first.end().json()["error"]["code"] == "replaced"
     assert text_of(third.end()) == text_of(other.end()) == expected
+
+
+def test_two_clients_with_the_same_slot_do_not_end_each_other(
+    url: str, service: Service, pipeline: Pipeline, engine: Engine
+) -> None:
+    """They are told apart by their program, or by their key."""
+    expected = pipeline.chat(body("one")["messages"], max_new_tokens=8).text
+    for name, values in (("user-agent", ("curl/8.5", "node")), ("authorization", ("Bearer one", "Bearer two"))):
+        first = held(engine, lambda: ask(url, "one", id_slot=0, headers={name: values[0]}))  # noqa: B023
+        other = Beside(lambda: ask(url, "one", id_slot=0, headers={name: values[1]}))  # noqa: B023
+        until(lambda: service.residents.loaded["tiny"].worker.waiting == 1)
+        same = Beside(lambda: ask(url, "one", id_slot=0, headers={name: values[1]}))  # noqa: B023
+        assert other.end().status_code == 409
+        engine.gate.set()
+        assert text_of(first.end()) == text_of(same.end()) == expected
 
 
 def test_a_full_queue_says_when_to_come_again(url: str, service: Service, engine: Engine) -> None:

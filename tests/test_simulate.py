@@ -96,6 +96,28 @@ def test_a_forward_waits_for_the_step_that_runs_when_it_is_done() -> None:
     assert found.timeline.now_s == 8.0  # two rounds of two steps
 
 
+def test_a_draft_begins_no_step_that_would_end_far_behind_the_forward() -> None:
+    """A forward of 3 s, steps of 2 s: the second one would end a second behind it. How long a forward takes is known
+    from the second one on."""
+    target, draft = Placed("target", Constant(3.0)), Placed("draft", Constant(2.0))
+    found = simulate(
+        "overlapped", target, draft, k=3, acceptance=0.0, context=0, tokens=2, bus_gb_per_s=1.0, least_share=0.6
+    )
+    assert [job.label for job in found.timeline.jobs] == ["verify 0", "draft", "draft", "verify 0", "draft"]
+    assert found.timeline.now_s == 7.0
+
+
+@pytest.mark.parametrize(("least_chance", "most"), [(0.0, "verify 8"), (0.3, "verify 2")])
+def test_a_draft_stops_where_its_guesses_are_unlikely(least_chance: float, most: str) -> None:
+    """0.6 * 0.6 is above 0.3, and another 0.6 is not: of three guesses one is the target's own token."""
+    target, draft = Placed("target", Constant(20.0)), Placed("draft", Constant(1.0))
+    jobs = simulate(
+        "overlapped", target, draft,
+        k=8, acceptance=0.6, context=0, tokens=200, bus_gb_per_s=1.0, least_chance=least_chance,
+    ).timeline.jobs  # fmt: skip
+    assert max(job.label for job in jobs) == most
+
+
 def test_the_same_seed_is_the_same_text() -> None:
     one, same = (run(k=3, acceptance=0.6, tokens=200, seed=7) for _ in range(2))
     assert (one.accepted, one.timeline.now_s) == (same.accepted, same.timeline.now_s)
@@ -273,8 +295,8 @@ def test_pictures(tmp_path: Path) -> None:
 
 def test_the_check_prints_both_comparisons(monkeypatch: pytest.MonkeyPatch) -> None:
     """The runs of this machine are given; tests/test_bench.py makes some."""
-    plain = Compared("openvino", "none", 0, 0.0, 40.0, 50.0)
-    runs = [plain, *(Compared("openvino", "model", 2, 0.5, fast, 84.0, plain) for fast in (64.0, 80.0))]
+    plain = Compared("openvino", "synchronous", "none", 0, 0.0, 40.0, 50.0)
+    runs = [plain, *(Compared("openvino", "overlapped", "model", 2, 0.5, fast, 84.0, plain) for fast in (64.0, 80.0))]
     monkeypatch.setattr("edgespec.bench.simulation.compare_on_each_engine", lambda ref: runs)
     shown = simulate_command("--check").stdout
     assert "Published cases, within 15%" in shown and "not simulated: no such chip" in shown

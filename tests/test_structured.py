@@ -29,7 +29,8 @@ from tests.books import check_identities
 from tests.formats import END, FORMATS, MODES, OWN, REJECTION, Fake, says, small_tokenizer
 from tests.policies import fixed
 
-DRAFTERS = ("none", "ngram", "random", "close", "trimmed", "arbiter", "merged trees", "unruly trees")
+HEADS = ("block", "redrafter", "adaptive")
+DRAFTERS = ("none", "ngram", "random", "close", "trimmed", *HEADS, "arbiter", "merged trees", "unruly trees")
 CASES = [(drafter, k) for k in (0, 1, 3, 7) for drafter in DRAFTERS]
 
 
@@ -287,7 +288,7 @@ def test_a_bias_that_leaves_nothing_is_told_greedy_and_sampled(fake: Fake) -> No
         assert fake.tokenizer.decode(context).endswith('"a long text that is forced"')
 
 
-@pytest.mark.parametrize("drafter", ["none", "ngram", "close", "trimmed", "arbiter"])
+@pytest.mark.parametrize("drafter", ["none", "ngram", "close", "trimmed", *HEADS, "arbiter"])
 @pytest.mark.parametrize("verification", ["coupled", "rejection"])
 def test_a_bias_that_leaves_nothing_is_told_with_any_drafter(
     fake: Fake, drafter: str, verification: Verification

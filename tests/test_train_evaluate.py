@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgespec import Pipeline, SamplingParams, load
+from edgespec import Pipeline, SamplingParams, bundle, draft_folder, load
 from edgespec.bench import prompts as bench_prompts
 from edgespec.bench.prompts import PAPERS, Prompt
 from edgespec.drafters.ngram import NGram
 from edgespec.errors import SettingError
+from edgespec.hub.resolve import resolve
 from edgespec.protocols import Drafter
 from edgespec.types import Allowed, Draft, Hidden, Needs, Round
 
@@ -30,6 +31,7 @@ from edgespec_train.recorded import held_out_texts
 from edgespec_train.report import Figures, figures, marked
 from edgespec_train.weights_read import bytes_read, cost_in_bytes
 from tests import test_train
+from tests.heads import write_head
 from tests.test_train import VOCAB, run
 from tests.test_train_ready_corpus import rewrite, speak_another_language
 
@@ -265,13 +267,24 @@ def test_the_tables_judge_all_drafters_on_the_same_texts(
     prompts.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
     result = run(
         *["train", "table", "-m", target, "--draft", "ngram", "--draft", "recycling", "-k", 2, "--prompts", prompts],
-        *["--new-tokens", 12, "--texts", tmp_path / "texts", "--backend", "openvino"],
+        *["--new-tokens", 12, "--texts", tmp_path / "texts", "--backend", "openvino", "--backend", "onnxruntime"],
     )
     assert result.exit_code == 0, result.output
-    assert written == ["new", "new", "kept", "kept"]
-    tables = result.stdout.split("\n\n")
+    assert written == ["new", "new", "kept", "kept"] * 2
     rows = [line for line in result.stdout.splitlines() if line.startswith("|")]
-    assert "k = 2, greedy, 12 new tokens" in result.stdout and "k = 2, T 0.6, 12 new tokens" in result.stdout
-    assert [row.count("|") for row in rows] == [7] * 4 + [9] * 16, rows
-    assert len(tables) == 5
+    assert [row.count("|") for row in rows] == ([7] * 4 + [9] * 16) * 2, rows
+    titles = [line.split(", ", 1)[1] for line in result.stdout.splitlines() if line.endswith(":")]
+    texts = ("k = 2:", "k = 2, greedy, 12 new tokens:", "k = 2, T 0.6, 12 new tokens:")
+    assert titles == [f"{engine}, {text}" for engine in ("openvino", "onnxruntime") for text in texts]
     assert "two/three" in result.stdout
+
+
+def test_the_table_has_the_training_of_the_draft_that_is_judged(target: Path, tmp_path: Path) -> None:
+    default, read = resolve("default"), bundle.read(target)
+    own = [entry.model for entry in default.manifest.drafters if entry.model]
+    assert table.training_of(default, own)["tokens"] == 1558257
+    assert table.training_of(default, []) == {}, "a lookup"
+    training = {"tokens": 7, "seconds": 3.5}
+    write_head(tmp_path / "head", read, [[1, 2, 3]], width=8, layers=(1,), measured={"training": training})
+    pair = draft_folder.attach(read, draft_folder.read(tmp_path / "head"))
+    assert table.training_of(pair, [entry.model for entry in pair.manifest.drafters if entry.model]) == training

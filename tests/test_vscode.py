@@ -1,6 +1,8 @@
 """The editor's extension: its own tests, run by node, and the size of what is packed."""
 
+import importlib.util
 import json
+import re
 import shutil
 import subprocess
 import zipfile
@@ -16,6 +18,21 @@ def test_a_folder_that_is_not_trusted_chooses_no_program_server_or_model_file() 
     about = json.loads((EXTENSION / "package.json").read_text(encoding="utf-8"))
     restricted = about["capabilities"]["untrustedWorkspaces"]["restrictedConfigurations"]
     assert {f"edgespec.{name}" for name in ("command", "url", "model")} <= set(restricted)
+
+
+def test_the_extension_knows_the_batch_file_that_the_installer_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = EXTENSION.parent.parent / "installer" / "payload" / "apply.py"
+    spec = importlib.util.spec_from_file_location("apply", path)
+    assert spec is not None and spec.loader is not None
+    installer = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(installer)
+    monkeypatch.setattr(installer, "WINDOWS", True)
+    installer._programs(tmp_path, {"programs": {"edgespec": "edgespec"}})
+    source = (EXTENSION / "src" / "program.ts").read_text(encoding="utf-8")
+    [known] = re.findall(r"^const BATCH = /(.+)/;$", source, re.MULTILINE)
+    assert re.match(known, (tmp_path / "bin" / "edgespec.cmd").read_bytes().decode())
 
 
 @pytest.mark.slow

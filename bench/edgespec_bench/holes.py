@@ -22,7 +22,7 @@ MODULES = (
 )
 SEEDS = range(4)
 """holes of each module"""
-_BEFORE, _BEHIND = 60, 30
+_BEFORE, _BEHIND = 40, 20
 """lines that a runtime is given around a hole"""
 _LEAST = 12
 """characters of a line that is cut, without its indentation"""
@@ -48,8 +48,8 @@ def holes(count: int) -> list[Hole]:
     return found[:count]
 
 
-def cut(module: str, seed: int) -> Hole:
-    """A hole in a module of the standard library. The same module and seed give the same hole."""
+def cut(module: str, seed: int, *, before: int = _BEFORE, behind: int = _BEHIND) -> Hole:
+    """A hole in a module of the standard library. The same module and seed give the same hole, in so many lines."""
     spec = find_spec(module)
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         raise SettingError(f"this Python has no source of its module {module}")
@@ -67,9 +67,9 @@ def cut(module: str, seed: int) -> Hole:
     return Hole(
         module,
         seed,
-        prefix="".join(f"{each}\n" for each in lines[max(0, number - _BEFORE) : number]),
+        prefix="".join(f"{each}\n" for each in lines[max(0, number - before) : number]),
         typed=line[:column],
-        suffix="\n" + "\n".join(lines[last + 1 : last + 1 + _BEHIND]) + "\n",
+        suffix="\n" + "\n".join(lines[last + 1 : last + 1 + behind]) + "\n",
         missing="\n".join([line[column:], *lines[number + 1 : last + 1]]),
     )
 

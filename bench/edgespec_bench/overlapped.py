@@ -13,11 +13,11 @@ from statistics import mean, median
 from typing import Any
 
 from edgespec.bench.prompts import Prompt, encode, read_before
-from edgespec.bench.report import show
+from edgespec.bench.report import show, show_table
 from edgespec.decode.policy import Plain
 from edgespec.errors import SettingError
 from edgespec.generation import Generation
-from edgespec.machine import schedule_choice
+from edgespec.machine import energy, schedule_choice
 from edgespec.machine.schedule_choice import Schedules
 from edgespec.pipeline import Pipeline
 
@@ -44,6 +44,7 @@ def bench_overlapped(
         raise SettingError("to compare schedules: schedule", got=beside.schedule, allowed="overlapped")
     runs = _runs(beside, together, lengths)
     seconds: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    joules: dict[str, list[float]] = defaultdict(list)
     same = total = kept = stale = 0
     for prompt in prompts:
         found: dict[str, list[float]] = defaultdict(list)
@@ -51,7 +52,11 @@ def bench_overlapped(
             texts = []
             for name, (pipeline, run) in runs.items():
                 ids = read_before(pipeline, encode(pipeline, prompt))
+                before = energy.read_joules()
                 result = run(ids, new_tokens)
+                used = energy.joules_between(before, energy.read_joules())
+                if used is not None:
+                    joules[name].append(used / result.stats.committed)
                 found[name].append(result.stats.decode_s / result.stats.decoded)
                 if pipeline is beside:
                     texts.append(result.token_ids)
@@ -63,13 +68,27 @@ def bench_overlapped(
     speeds = {kind: _speeds(found, lengths) for kind, found in seconds.items()}
     names = list(dict.fromkeys(name for speed in speeds.values() for name in speed))
     figures: dict[str, Any] = dict(speeds)
+    joules_per_token = {name: mean(values) for name, values in joules.items()}
+    show_table(
+        "each way to decode, tokens a second",
+        ["", *seconds, "J a token"],
+        [
+            (name, *(1 / mean(found[name]) for found in seconds.values()), joules_per_token.get(name, "not readable"))
+            for name in runs
+        ],
+    )
     show(
         f"overlapped, {beside.drafter.name} drafts: how many times as fast as",
         ["prompts", *names, "paper: over plain", "paper: over synchronous"],
         [(kind, *speed.values(), *PAPER.get(kind, ("", ""))) for kind, speed in speeds.items()],
         figures
         | {"same_tokens": f"{same} of {total}", "guesses_kept": kept, "guesses_stale": stale}
-        | {"new_tokens": new_tokens, "pairs": pairs, "lengths": list(lengths)},
+        | {
+            "joules_per_token": joules_per_token or None,
+            "new_tokens": new_tokens,
+            "pairs": pairs,
+            "lengths": list(lengths),
+        },
     )
     if together is not None and together.draft_model is not None:
         each_s = {name: mean(mean(found[name]) for found in seconds.values()) for name in ("auto", "overlapped")}

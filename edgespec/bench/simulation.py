@@ -1,28 +1,32 @@
 """The simulator against runs on this machine: measured forwards and acceptance in, the speed-up by drafts out.
 
 Plain decoding shows how fast the machine is now, beside the time when its forwards were measured. So of runs with
-drafts the speed-up over plain decoding is compared.
+drafts the speed-up over plain decoding is compared. Under the overlapped schedule both models share a memory bus. So
+there it is measured what they take alone, and beside each other.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import mean, median
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
-from edgespec.adaptive.arbiter import Arbiter
 from edgespec.adaptive.draft_cost import DraftCost
 from edgespec.adaptive.forward_cost import ForwardCost
+from edgespec.backends.cores import available_cores
+from edgespec.bench import beside
 from edgespec.bench.prompts import Prompt, encode, read, read_before
+from edgespec.decode.overlapped import LEAST_CHANCE, LEAST_SHARE, MOST
 from edgespec.decode.policy import FixedLength, Plain
 from edgespec.errors import SettingError
 from edgespec.pipeline import Pipeline
-from edgespec.protocols import Policy
+from edgespec.protocols import StepwiseDrafter
 from edgespec.simulate.cases import chance_of
 from edgespec.simulate.forwards import Forward
 from edgespec.simulate.schedules import Placed, simulate
 from edgespec.stats import Stats
-from edgespec.types import Backend
+from edgespec.types import Backend, Round, Schedule
 
 WITHIN = 0.10
 """of the measured speed-up"""
@@ -33,9 +37,11 @@ _TOKENS = 2000
 
 @dataclass(frozen=True)
 class Compared:
-    """Decoding with k drafted tokens a round; k 0: without drafts. measured, simulated: tokens a second."""
+    """Decoding with k drafted tokens a round, overlapped at most; k 0: without drafts. measured, simulated: tokens a
+    second."""
 
     engine: str
+    schedule: Schedule
     drafter: str
     k: int
     acceptance_rate: float
@@ -56,7 +62,7 @@ class Compared:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        names = ("engine", "drafter", "k", "acceptance_rate", "measured", "simulated", "off", "holds")
+        names = ("engine", "schedule", "drafter", "k", "acceptance_rate", "measured", "simulated", "off", "holds")
         return {name: getattr(self, name) for name in names}
 
 
@@ -71,12 +77,17 @@ class _Costs:
 
 
 def compare_on_each_engine(ref: str, ks: tuple[int, ...] = (1, 2, 3)) -> list[Compared]:
-    """Loads the pair on one engine after another."""
+    """Loads the pair on one engine after another, for each schedule that it can take."""
     from edgespec.loading import load
 
     found = []
     for backend in get_args(Backend):
-        found += compare_here(load(ref, backend=backend, schedule="synchronous", progress=True), ks)
+        pipeline = load(ref, backend=backend, schedule="synchronous", progress=True)
+        found += compare_here(pipeline, ks)
+        overlaps = pipeline.draft_model is not None and available_cores() > 1
+        del pipeline  # two at once may not fit
+        if overlaps:
+            found += compare_overlapped(load(ref, backend=backend, schedule="overlapped", progress=True))
     return found
 
 
@@ -86,53 +97,92 @@ def compare_here(pipeline: Pipeline, ks: tuple[int, ...], *, new_tokens: int = 6
     arbiter = pipeline.arbiter
     if arbiter is None:
         raise SettingError("the costs of this pair were not measured", hint="load it without -k, and with a draft")
-    plain = _compare(pipeline, arbiter, 0, new_tokens)
-    drafted = ks if arbiter.model is not None else ()
-    return [plain, *(replace(_compare(pipeline, arbiter, k, new_tokens), plain=plain) for k in drafted)]
-
-
-def _compare(pipeline: Pipeline, arbiter: Arbiter, k: int, new_tokens: int) -> Compared:
     target_s, draft_s, model = arbiter.target_s.fresh(), arbiter.draft_s, arbiter.model
-    if k and model is not None:
-        k = min(k, model.longest or k)
-    runs = [_fastest(pipeline, prompt, k, new_tokens) for prompt in read(per_category=1)]
-    rounds = [round_ for stats in runs for round_ in stats.decoding]
-    proposed, accepted = sum(r.proposed for r in rounds), sum(r.accepted for r in rounds)
-    context = round(mean(stats.prompt_tokens + stats.committed / 2 for stats in runs))
-    draft = None
-    if k and draft_s is not None:
-        fresh = draft_s.fresh()
-        draft = Placed("draft", _Costs(fresh), fresh.start_s)
+    target = Placed("target", _Costs(target_s))
+
+    def compared(k: int) -> Compared:
+        draft = None
+        if k and model is not None and draft_s is not None:
+            k, fresh = min(k, model.longest or k), draft_s.fresh()
+            draft = Placed("draft", _Costs(fresh), fresh.start_s)
+        runs = _runs(pipeline, new_tokens, policy=FixedLength(model, k) if draft and model else Plain())
+        rounds = _rounds(runs)
+        accepted = sum(r.accepted for r in rounds) / max(1, sum(r.proposed for r in rounds))
+        acceptance = chance_of(accepted, k) if k else 0.0
+        name = model.name if draft and model else "none"
+        return _compared(pipeline, runs, name, target, draft, "synchronous", k=k, acceptance=acceptance)
+
+    plain = compared(0)
+    return [plain, *(replace(compared(k), plain=plain) for k in (ks if model is not None else ()))]
+
+
+def compare_overlapped(pipeline: Pipeline, *, new_tokens: int = 64) -> list[Compared]:
+    """Plain decoding, and the overlapped schedule, each model on its own cores. Of a pipeline loaded for it."""
+    drafter = cast("StepwiseDrafter", pipeline.drafter)  # as this schedule has
+    paces = beside.measure(pipeline.target, drafter, encode(pipeline, read(per_category=1)[0]), 1 + MOST)
+    target, draft = Placed("target", paces.target), Placed("draft", paces.draft)
+    runs = _runs(pipeline, new_tokens, policy=Plain())
+    plain = _compared(pipeline, runs, "none", target, None, "overlapped", k=0, acceptance=0.0)
+    runs = _runs(pipeline, new_tokens)
+    rounds = _rounds(runs)
+    accepted, missed = sum(r.accepted for r in rounds), sum(r.accepted < r.proposed for r in rounds)
+    found = _compared(
+        pipeline, runs, drafter.name, target, draft, "overlapped",
+        k=MOST, acceptance=accepted / max(1, accepted + missed), bus_gb_per_s=paces.bus,
+        least_share=LEAST_SHARE, least_chance=LEAST_CHANCE,
+    )  # fmt: skip
+    return [plain, replace(found, plain=plain)]
+
+
+def _compared(
+    pipeline: Pipeline,
+    runs: Sequence[Stats],
+    drafter: str,
+    target: Placed,
+    draft: Placed | None,
+    schedule: Schedule,
+    *,
+    k: int,
+    bus_gb_per_s: float = 1.0,
+    **how: float,
+) -> Compared:
+    rounds = _rounds(runs)
     run = simulate(
-        "synchronous",
-        Placed("target", _Costs(target_s)),
+        schedule,
+        target,
         draft,
         k=k,
-        acceptance=chance_of(accepted / proposed, k) if proposed else 0.0,
-        context=context,
+        context=round(mean(stats.prompt_tokens + stats.committed / 2 for stats in runs)),
         tokens=_TOKENS,
-        bus_gb_per_s=1.0,
+        bus_gb_per_s=bus_gb_per_s,
         host_s=median(round_.host_s for round_ in rounds),
+        **how,
     )
+    proposed = sum(round_.proposed for round_ in rounds)
     return Compared(
         pipeline.target.capabilities.backend,
-        model.name if k and model is not None else "none",
+        schedule,
+        drafter,
         k,
-        accepted / proposed if proposed else 0.0,
+        sum(round_.accepted for round_ in rounds) / proposed if proposed else 0.0,
         sum(stats.decoded for stats in runs) / sum(stats.decode_s for stats in runs),
         run.tok_per_s,
     )
 
 
-def _fastest(pipeline: Pipeline, prompt: Prompt, k: int, new_tokens: int) -> Stats:
+def _rounds(runs: Sequence[Stats]) -> list[Round]:
+    return [round_ for stats in runs for round_ in stats.decoding]
+
+
+def _runs(pipeline: Pipeline, new_tokens: int, **how: Any) -> list[Stats]:
+    """Of one prompt of each category. how: what ``generate`` is asked for."""
+    return [_fastest(pipeline, prompt, new_tokens, **how) for prompt in read(per_category=1)]
+
+
+def _fastest(pipeline: Pipeline, prompt: Prompt, new_tokens: int, **how: Any) -> Stats:
     """Of some runs, the one that other programs disturbed least."""
     runs = []
     for _ in range(_TURNS):
         ids = read_before(pipeline, encode(pipeline, prompt))
-        runs.append(pipeline.generate(ids, max_new_tokens=new_tokens, policy=_policy(pipeline, k)).stats)
+        runs.append(pipeline.generate(ids, max_new_tokens=new_tokens, **how).stats)
     return min(runs, key=lambda stats: stats.decode_s / stats.decoded)
-
-
-def _policy(pipeline: Pipeline, k: int) -> Policy:
-    model = pipeline.arbiter.model if pipeline.arbiter is not None else None
-    return FixedLength(model, k) if k and model is not None else Plain()

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from edgespec.commands import screen
+from edgespec.commands.answer import summary
 from edgespec.commands.options import (
     allow_special_option,
     fetch_options,
@@ -21,7 +22,6 @@ from edgespec.commands.options import (
     sampling_options,
     worded,
 )
-from edgespec.commands.run import summary
 from edgespec.errors import EdgespecError, printable
 from edgespec.generation import Generation
 from edgespec.pipeline import Pipeline
@@ -87,11 +87,9 @@ def command(system: str | None, allow_special: bool, no_history: bool, **options
     response_format = format_from(options)
     sampling, max_new_tokens, load_options = sampling_from(options)
 
-    from edgespec.commands.fetching import fetch_first
-    from edgespec.loading import load
+    from edgespec.commands.fetching import fetch_and_load
 
-    fetch_first(load_options)
-    pipeline = load(**load_options, progress=True)
+    pipeline = fetch_and_load(load_options)
     conversation = Conversation(
         pipeline,
         system,

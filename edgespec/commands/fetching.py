@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,6 +16,9 @@ from edgespec.hub.package_index import is_offline
 from edgespec.hub.resolve import Wanted
 from edgespec.load_options import LoadOptions
 
+if TYPE_CHECKING:
+    from edgespec.pipeline import Pipeline
+
 
 def fetch_first(options: dict[str, Any]) -> None:
     """Have the models of ``load``'s arguments here, after a question. Takes ``yes`` and ``mirror`` out of them."""
@@ -25,6 +28,14 @@ def fetch_first(options: dict[str, Any]) -> None:
     if _missing(refs, whole=False):
         LoadOptions(**{name: value for name, value in options.items() if name != "ref"})  # refused before a download
         fetch_missing(refs, yes=yes, mirror=mirror, accept_licence=options["accept_licence"])
+
+
+def fetch_and_load(options: dict[str, Any], *, progress: bool = True) -> Pipeline:
+    """The pair of ``load``'s arguments, fetched after a question if it is not here. See ``fetch_first``."""
+    from edgespec.loading import load
+
+    fetch_first(options)
+    return load(**options, progress=progress)
 
 
 def fetch_missing(

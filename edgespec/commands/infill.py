@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
-from edgespec.commands import screen
+from edgespec.commands import answer, given_text
 from edgespec.commands.options import fetch_options, learning_options, model_options, sampling_from, sampling_options
-from edgespec.commands.run import summary, versions
 from edgespec.errors import SettingError
 
 _PLACE = re.compile(r"(?P<file>.+):(?P<line>\d+):(?P<column>\d+)", re.DOTALL)
-_LARGEST = 64 << 20
+_MOST_BYTES = 64 << 20
 """bytes of a file. Only what is near the hole is read by the model."""
 _FORM = "FILE:LINE:COL, both numbers from 1, or -:LINE:COL"
 
@@ -92,17 +89,14 @@ def command(
     edgespec infill -:3:1 --path app.py --files util.py < app.py
     """
     where = Place.of(place)
-    prefix, suffix = where.split(_read(where.file))
-    others = {name: _read(name) for name in files}
+    prefix, suffix = where.split(given_text.read(where.file, _MOST_BYTES))
+    others = {name: given_text.read(name, _MOST_BYTES) for name in files}
     sampling, max_new_tokens, load_options = sampling_from(options)
     length = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
 
-    from edgespec.commands.fetching import fetch_first
-    from edgespec.loading import load
+    from edgespec.commands.fetching import fetch_and_load
 
-    fetch_first(load_options)
-    pipeline = load(**load_options, progress=True)
-    stream = pipeline.stream_infill(
+    stream = fetch_and_load(load_options).stream_infill(
         prefix,
         suffix,
         files=others,
@@ -111,36 +105,4 @@ def command(
         sampling=sampling,
         **length,
     )
-    for piece in stream:
-        if not as_json:
-            screen.write(piece)
-    if as_json:
-        figures = stream.result.as_dict() | {"versions": versions(stream.result.backend)}
-        screen.write(json.dumps(figures, ensure_ascii=False))
-    screen.write("\n")
-    click.echo(summary(stream.result), err=True)
-
-
-def _read(file: str) -> str:
-    """A text file, or standard input. Raises SettingError for anything else."""
-    name = "standard input" if file == "-" else file
-    try:
-        if file == "-":
-            data = sys.stdin.buffer.read(_LARGEST + 1)
-        else:
-            with Path(file).open("rb") as opened:
-                data = opened.read(_LARGEST + 1)
-    except (OSError, ValueError) as error:  # ValueError: a null character in the name
-        raise SettingError(f"cannot read {name}", got=getattr(error, "strerror", None) or str(error)) from error
-    if len(data) > _LARGEST:
-        raise SettingError(f"{name} is too long", got="more", allowed=f"{_LARGEST} bytes")
-    if b"\0" in data:
-        raise SettingError(f"{name} is a binary file", got=f"a zero byte at {data.index(0)}", allowed="a text file")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise SettingError(
-            f"{name} is not valid UTF-8",
-            got=f"byte {error.object[error.start]:#04x} at {error.start}",
-            hint="convert it to UTF-8 first",
-        ) from error
+    answer.show(stream, as_json=as_json)

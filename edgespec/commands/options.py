@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
+from edgespec.commands import given_text
 from edgespec.errors import EdgespecError, SettingError
 from edgespec.sampling_params import SamplingParams
 from edgespec.types import Backend, GGUFWeights, KVPath, Prefer, Schedule, Verification
@@ -221,31 +221,18 @@ def format_from(options: dict[str, Any], *, ignore_eos: bool = False) -> dict[st
     if kind == "json_schema":
         value = {"schema": _read_json(value)}
     elif kind == "grammar":
-        value = _read(value)
+        value = given_text.read(value, _MOST_BYTES).replace("\r\n", "\n")
     response_format = {"type": kind, kind: value}
     grammar_of(response_format, ignore_eos=ignore_eos)
     return response_format
 
 
-_LARGEST = 1 << 20
+_MOST_BYTES = 1 << 20
 """bytes of a schema or a grammar"""
 
 
-def _read(file: str) -> str:
-    try:
-        with Path(file).open("rb") as opened:
-            data = opened.read(_LARGEST + 1)
-        if len(data) > _LARGEST:
-            raise SettingError(f"{file} is too long", got="more", allowed=f"{_LARGEST} bytes")
-        return data.decode("utf-8-sig").replace("\r\n", "\n")
-    except OSError as error:
-        raise SettingError(f"cannot read {file}", got=error.strerror) from error
-    except ValueError as error:
-        raise SettingError(f"{file} is not UTF-8", got=str(error), hint="save it as UTF-8") from error
-
-
 def _read_json(file: str) -> Any:
-    text = _read(file)
+    text = given_text.read(file, _MOST_BYTES)
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -264,11 +251,9 @@ def sampling_from(options: dict[str, Any]) -> tuple[SamplingParams, int | None, 
 def load_pair(options: dict[str, Any]) -> Pipeline:
     """The pair that the model options name, for a bench: under the synchronous schedule unless they name another. What
     was measured on this machine must not change what a bench measures."""
-    from edgespec.commands.fetching import fetch_first
-    from edgespec.loading import load
+    from edgespec.commands.fetching import fetch_and_load
 
     if "model" in options:
         options["ref"] = options.pop("model")
     options["schedule"] = options.get("schedule") or "synchronous"
-    fetch_first(options)
-    return load(**options)
+    return fetch_and_load(options, progress=False)

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 from edgespec import console
 
 if TYPE_CHECKING:
-    from edgespec.planner import PlanTable, Row
+    from edgespec.planner import PlanTable, Row, Verdict
 
 
-def show(table: PlanTable, verified: float | None) -> None:
-    """verified: speed of the plan that is taken over that of the fastest, if all were timed again."""
+def show(table: PlanTable, verified: Verdict | None) -> None:
+    """verified: if all were timed again."""
     from rich.table import Table
 
     energy = "J a token" if table.metered else "J a token, modelled"
-    columns = "plan", "reads, tok/s", "writes", "copies", "time", energy, "why"
+    speeds = (f"{what}, tok/s" for what in ("reads", "writes", "copies"))
+    columns = "plan", *speeds, "time over first", energy, "why"
     title = f"Plans for {table.model}, by {table.prefer}"
     shown = Table(*columns, title=title, title_justify="left")
     for row in table.rows:
@@ -26,11 +27,12 @@ def show(table: PlanTable, verified: float | None) -> None:
     if table.other_cores > 0.1:
         lines.append(f"Other programs took {table.other_cores:.1f} cores meanwhile.")
     if verified is not None:
-        lines.append(f"All timed again: the plan taken has {verified:.2f} of the speed of the fastest.")
+        timed = f"{verified.timed} plans timed again, each in {verified.pairs} pairs of turns with the one taken"
+        lines.append(f"{timed}, which has {verified.share:.2f} of the speed of the fastest: {verified.fastest}.")
     console.show(*lines)
 
 
-def as_dict(table: PlanTable, verified: float | None) -> dict[str, Any]:
+def as_dict(table: PlanTable, verified: Verdict | None) -> dict[str, Any]:
     """For JSON."""
     rows = [
         {
@@ -53,7 +55,7 @@ def as_dict(table: PlanTable, verified: float | None) -> dict[str, Any]:
         "prefer": table.prefer,
         "energy": "metered" if table.metered else "modelled",
         "other_cores": table.other_cores,
-        "verified": verified,
+        "verified": None if verified is None else asdict(verified) | {"fastest": str(verified.fastest)},
         "plans": rows,
     }
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import TYPE_CHECKING
 
 import click
 
-from edgespec.commands import screen
+from edgespec.commands import answer, given_text
 from edgespec.commands.options import (
     allow_special_option,
     fetch_options,
@@ -24,11 +23,10 @@ from edgespec.errors import SettingError, printable
 if TYPE_CHECKING:
     from edgespec.generation import Generation
 
-_LARGEST = 64 << 20
+_MOST_BYTES = 64 << 20
 """bytes of a prompt from standard input. Once the model is loaded, its own context limits the prompt."""
 CUT_SHORT = 3
 """exit status where a text of a format is incomplete"""
-ENGINES = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
 
 
 @click.command(name="run", context_settings={"ignore_unknown_options": False})
@@ -67,11 +65,9 @@ def command(
         raise SettingError("prompt is empty", hint='give a text: edgespec "What is the capital of France?"')
     sampling, max_new_tokens, load_options = sampling_from(options)
 
-    from edgespec.commands.fetching import fetch_first
-    from edgespec.loading import load
+    from edgespec.commands.fetching import fetch_and_load
 
-    fetch_first(load_options)
-    pipeline = load(**load_options, progress=True)
+    pipeline = fetch_and_load(load_options)
     stream = pipeline.stream(
         text,
         system=system,
@@ -83,50 +79,16 @@ def command(
         sampling=sampling,
         max_new_tokens=max_new_tokens,
     )
-    for piece in stream:
-        if not as_json:
-            screen.write(piece)
-    if as_json:
-        figures = stream.result.as_dict() | {"versions": versions(stream.result.backend)}
-        screen.write(json.dumps(figures, ensure_ascii=False))
-    screen.write("\n")
-    click.echo(summary(stream.result), err=True)
+    result = answer.show(stream, as_json=as_json)
     if explain:
         from edgespec.explain import explain as in_words
 
-        stats = stream.result.stats
-        words = [*in_words(stats, pipeline.expected_plain_s(stats)), _engine(stream.result, load_options["backend"])]
+        stats = result.stats
+        words = [*in_words(stats, pipeline.expected_plain_s(stats)), _engine(result, load_options["backend"])]
         click.echo("\n".join(map(printable, words)), err=True)
-    if response_format is not None and stream.result.finish_reason == "length":
+    if response_format is not None and result.finish_reason == "length":
         click.echo("error: the text is cut short, and does not fit its format. Raise --max-new-tokens", err=True)
         sys.exit(CUT_SHORT)
-
-
-def summary(result: Generation) -> str:
-    """One line: how many tokens, how fast, and with what."""
-    stats = result.stats
-    parts = [f"{len(result.token_ids)} tokens"]
-    if result.decode_tok_per_s:
-        parts.append(f"{result.decode_tok_per_s:.1f} tok/s")
-    parts.append(f"first token {result.ttft_s or 0:.2f} s")
-    if stats.acceptance_rate is not None:
-        parts.append(f"{result.drafter} drafts accepted {stats.acceptance_rate:.0%}")
-        parts.append(f"{stats.block_efficiency:.2f} tokens per forward")
-    else:
-        parts.append("no drafts" if result.drafter == "none" else f"{result.drafter} had nothing to propose")
-    if result.finish_reason == "length":
-        parts.append("cut short by --max-new-tokens or the context")
-    if stats.forced:
-        parts.append(f"forced by the format: {stats.forced}")
-    engine = ENGINES.get(result.backend, result.backend)
-    parts.append(f"{result.numerics} in {result.compute_precision} on {result.devices['target']} with {engine}")
-    if stats.schedule == "overlapped":
-        parts.append("overlapped")
-    if result.verification == "rejection":
-        parts.append("rejection")
-    if result.seed is not None:
-        parts.append(f"seed {result.seed}")
-    return printable(f"[{result.model}: {' · '.join(parts)}]")
 
 
 def _engine(result: Generation, asked: str | None) -> str:
@@ -138,16 +100,6 @@ def _engine(result: Generation, asked: str | None) -> str:
     return f"Engine: {reason if known else f'{result.backend}, not compared with another for this model and device'}."
 
 
-def versions(backend: str) -> dict[str, str]:
-    from importlib.metadata import version
-    from platform import python_version
-
-    return {
-        "python": python_version(),
-        **{name: version(name) for name in ("edgespec", "openvino", backend, "tokenizers", "numpy")},
-    }
-
-
 def _read_prompt(prompt: str | None) -> str:
     if prompt is not None and prompt != "-":
         try:
@@ -157,14 +109,4 @@ def _read_prompt(prompt: str | None) -> str:
         return prompt
     if prompt is None and sys.stdin.isatty():
         raise SettingError("no prompt", hint='try: edgespec "What is the capital of France?", or edgespec chat')
-    data = sys.stdin.buffer.read(_LARGEST + 1)
-    if len(data) > _LARGEST:
-        raise SettingError("standard input is longer than any context", got="more", allowed=f"{_LARGEST} bytes")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise SettingError(
-            "standard input is not valid UTF-8",
-            got=f"byte {error.object[error.start]:#04x} at {error.start}",
-            hint="convert it to UTF-8 first",
-        ) from error
+    return given_text.read("-", _MOST_BYTES)

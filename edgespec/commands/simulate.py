@@ -239,11 +239,12 @@ def _show_runs(model: str, here: Sequence[Compared]) -> None:
     from edgespec.bench.simulation import WITHIN
 
     table = Table(
-        "engine", "drafts", "k", "accepted", "measured, tok/s", "simulated", "speed-up off", "",
+        "engine", "schedule", "drafts", "k", "accepted", "measured, tok/s", "simulated, tok/s", "speed-up off", "",
         title=f"Runs of {model} on this machine, within {WITHIN:.0%}", title_justify="left",
     )  # fmt: skip
     for run in here:
-        cells = (run.engine, run.drafter, str(run.k or "-"), f"{run.acceptance_rate:.0%}", f"{run.measured:.1f}")
+        how = run.engine, run.schedule, run.drafter, str(run.k or "-")
+        cells = (*how, f"{run.acceptance_rate:.0%}", f"{run.measured:.1f}")
         verdict = "the pace" if run.holds is None else "holds" if run.holds else "missed"
         console.row(table, *cells, f"{run.simulated:.1f}", f"{run.off:+.0%}", verdict)
     console.show(table)

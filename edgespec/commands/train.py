@@ -286,8 +286,7 @@ def evaluate(
     MBSU is tokens per forward over 1 + k c, where c is what drafting a token costs over a step of the target: in
     weights that are read, and in measured time. A speed-up below 0.6 of it is marked.
     """
-    from edgespec.commands.fetching import fetch_first
-    from edgespec.loading import load
+    from edgespec.commands.fetching import fetch_and_load
     from edgespec_train.evaluate import LENGTHS
     from edgespec_train.report import alone as without_lookups
     from edgespec_train.report import evaluate_pair
@@ -303,8 +302,7 @@ def evaluate(
         allowed = f"{LENGTHS[0]} to {LENGTHS[-1]}"
         raise SettingError("number of draft tokens", got=k, allowed=allowed, setting="num_draft_tokens")
     options["schedule"] = options["schedule"] or "synchronous"  # whatever was measured to be faster here
-    fetch_first(options)
-    pipeline = load(**options, progress=True)
+    pipeline = fetch_and_load(options)
     if alone:
         without_lookups(pipeline)
     evaluate_pair(
@@ -343,9 +341,17 @@ def evaluate(
 @click.option("--per-category", type=click.IntRange(1), metavar="N", help="Take N prompts of each category.")
 @click.option("--timed", type=click.IntRange(0), default=1, show_default=True, help="Texts to time in each category.")
 @click.option("--texts", type=PATH, metavar="DIR", help="Keep what the target writes, for other drafters.")
-@click.option("--backend", type=click.Choice(get_args(Backend)), help="Engine.  [default: the faster one on this CPU]")
+@click.option(
+    "--backend",
+    "backends",
+    type=click.Choice(get_args(Backend)),
+    multiple=True,
+    help="Engine; may be repeated.  [default: the faster one on this CPU]",
+)
 @accept_licence
-def table(model: str, drafts: tuple[str, ...], backend: Backend | None, accept_licence: bool, **asked: Any) -> None:
+def table(
+    model: str, drafts: tuple[str, ...], backends: tuple[Backend, ...], accept_licence: bool, **asked: Any
+) -> None:
     """Judge drafters of one target on the same texts, greedy and sampled; prints tables in Markdown.
 
     \b
@@ -354,23 +360,30 @@ def table(model: str, drafts: tuple[str, ...], backend: Backend | None, accept_l
     from edgespec_train.table import Asked
     from edgespec_train.table import table as lines
 
-    options = {"backend": backend, "accept_licence": accept_licence}
-    for line in lines(Asked(model, drafts, **asked, options=options), say):
+    options = {"accept_licence": accept_licence}
+    for line in lines(Asked(model, drafts, **asked, backends=backends or (None,), options=options), say):
         click.echo(line)
 
 
 @command.command()
 @click.option("--model", "-m", metavar="REF", default="default", show_default=True, help="The target.")
+@click.option(
+    *("--recipe", "recipe"),
+    type=click.Choice(["fastdraft", "redrafter"]),
+    default="fastdraft",
+    show_default=True,
+    help="Whose shapes. A step of a recurrent head is the call that drafts a round.",
+)
 @click.option("--rounds", type=click.IntRange(3), default=30, show_default=True, help="Forwards of each shape.")
-def latency(model: str, rounds: int) -> None:
+def latency(model: str, recipe: Any, rounds: int) -> None:
     """Time draft steps of many shapes with random weights: what a layer, a width, a token costs on this machine."""
     from edgespec_train import sweep
 
     rows = []
-    for timed in sweep(model, rounds):
-        rows.append((str(timed.candidate), timed.megabytes, timed.step_ms, timed.ratio))
+    for timed in sweep(model, rounds, recipe):
+        rows.append((str(timed.candidate), timed.megabytes, timed.step_ms, timed.ratio, timed.ratio_in_bytes))
         say(f"{rows[-1][0]}: {timed.step_ms:.2f} ms, {timed.ratio:.3f} of a step of the target")
-    columns = ["draft", "MB", "ms a step", "of a target step"]
+    columns = ["draft", "MB", "ms a step", "of a target step", "by bytes"]
     show("latency of draft shapes", columns, rows, {"shapes": {row[0]: row[1:] for row in rows}})
 
 

@@ -26,6 +26,7 @@ from dataclasses import dataclass, field, replace
 from math import prod
 
 from edgespec.decode.constraint import masked
+from edgespec.decode.logprobs import Logprobs
 from edgespec.decode.verify import check_draft, verify
 from edgespec.errors import BackendError, SettingError
 from edgespec.protocols import Constraint, Model, Progress, StepwiseDrafter, WidthPolicy, common_prefix
@@ -38,7 +39,7 @@ _LONGEST_PAUSE = 64
 
 # Of a step, what must be left of the target's forward for a step to begin. With none of it the target waits for half a
 # step in each round. With nearly all of it a right draft idles. In simulation either loses up to a tenth.
-_LEAST_SHARE = 0.6
+LEAST_SHARE = 0.6
 
 LEAST_CHANCE = 0.3
 """The least probability, by the draft's own scores, that all guesses are kept, for another step. Two cores on one
@@ -135,7 +136,7 @@ class _Pace:
     def is_worth_a_step(self) -> bool:
         """Whether enough of the forward is left for a step of the draft. True if nothing is known of its width."""
         known_s = self._forward_s.get(self._width)
-        return known_s is None or self._began + known_s - self._clock() >= _LEAST_SHARE * self._step_s
+        return known_s is None or self._began + known_s - self._clock() >= LEAST_SHARE * self._step_s
 
     def update(self, read: bool) -> None:
         """The forward is done. read: it read a prompt too, and says nothing of its width."""
@@ -176,6 +177,7 @@ def overlapped(
     widths: WidthPolicy | None = None,
     progress: Progress | None = None,
     constraint: Constraint | None = None,
+    logprobs: Logprobs | None = None,
 ) -> Generator[list[int], None, None]:
     """Like ``decode.speculative.speculative``. Raises SettingError for verification by rejection.
 
@@ -216,6 +218,8 @@ def overlapped(
         context.extend(verdict.tokens)
         if constraint is not None:
             constraint.commit(verdict.tokens)
+        if logprobs is not None:
+            logprobs.commit(verdict, step.logits)
         if not stats.rounds:  # its first step read the prompt
             pause = _Pause()
         guesses.committed(verdict.tokens)

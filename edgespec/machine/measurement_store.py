@@ -86,7 +86,7 @@ class _Turn:
         try:
             stack.enter_context(WeakFileLock(lock, timeout=1))
         except TimeoutError:
-            sys.stderr.write("waiting for another edgespec that measures this machine\n")
+            sys.stderr.write("edgespec: waiting for another edgespec that measures this machine\n")
             stack.enter_context(WeakFileLock(lock))
 
 

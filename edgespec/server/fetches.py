@@ -6,32 +6,61 @@ import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 
+from edgespec.hub.progress import Paused, Watch
 from edgespec.server.residents import Offer, Residents
+
+
+@dataclass
+class Progress:
+    """How far a fetch is. total: bytes, once they are known. is_pausing: it ends at its next bytes."""
+
+    n: int = 0
+    total: int | None = None
+    is_pausing: bool = False
+
+    def update(self, count: int) -> None:
+        self.n += count
+        if self.is_pausing:
+            raise Paused("the download is paused", hint="begin it again to go on")
 
 
 class Fetches:
     """A fetch goes on when nobody waits for it any more, and its model is offered then. It may take an hour: so it has
-    a thread of its own, which does not hold up the end of the server. What broke off goes on the next time."""
+    a thread of its own, which does not hold up the end of the server. What broke off goes on the next time.
+
+    running: by name. failures: why the last fetch of a name ended without its model, in words.
+    """
 
     def __init__(self, residents: Residents) -> None:
+        self.running: dict[str, Progress] = {}
+        self.failures: dict[str, str] = {}
         self._residents = residents
-        self._running: dict[str, asyncio.Task[None]] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
 
-    def begin(self, name: str, fetch: Callable[[], Offer]) -> asyncio.Task[None]:
+    def begin(self, name: str, fetch: Callable[[Watch], Offer]) -> asyncio.Task[None]:
         """The fetch of a model, maybe one that runs already. It raises what ``fetch`` raises. Do not cancel it."""
-        if (task := self._running.get(name)) is None:
-            task = self._running[name] = asyncio.ensure_future(self._offer(fetch))
+        self.failures.pop(name, None)
+        if (task := self._tasks.get(name)) is None:
+            progress = self.running[name] = Progress()
+            task = self._tasks[name] = asyncio.ensure_future(self._offer(lambda: fetch(progress)))
             task.add_done_callback(lambda done: self._end(name, done))
+        self.running[name].is_pausing = False
         return task
+
+    def pause(self, name: str) -> None:
+        """End a fetch, if it runs. What is there stays."""
+        if name in self.running:
+            self.running[name].is_pausing = True
 
     async def _offer(self, fetch: Callable[[], Offer]) -> None:
         self._residents.add(await asyncio.wrap_future(_beside(fetch)))
 
     def _end(self, name: str, task: asyncio.Task[None]) -> None:
-        del self._running[name]
-        if not task.cancelled():
-            task.exception()  # whoever asked may be gone, and nobody else is to be told
+        del self._tasks[name], self.running[name]
+        if not task.cancelled() and (error := task.exception()) and not isinstance(error, Paused):
+            self.failures[name] = str(error)
 
 
 def _beside(work: Callable[[], Offer]) -> Future[Offer]:

@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
 import msgspec
+from starlette.requests import Request as HTTPRequest
 
 from edgespec.sampling_params import SamplingParams
+from edgespec.server import wire
 from edgespec.server.refusals import BadRequest
 from edgespec.server.schema import Kind, Prompt, Request
 
 REFUSED: dict[str, tuple[Any, ...]] = {
     "adapter": (None, ""),
     "audio": (None,),
+    "background": (None, False),
     "best_of": (None, 1),
+    "conversation": (None,),
     "dry_multiplier": (None, 0),
     "dynatemp_range": (None, 0),
     "echo": (None, False),
@@ -27,7 +31,8 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "functions": (None, []),
     "grammar": (None, ""),
     "images": (None, []),
-    "logprobs": (None, False, 0),
+    "logprobs": (None, False),
+    "include": (None, [], ["reasoning.encrypted_content"]),
     "lora": (None, []),
     "min_keep": (None, 0),
     "min_tokens": (None, 0),
@@ -70,6 +75,7 @@ IGNORED = {
     "parallel_tool_calls",
     "penalize_nl",
     "prompt_cache_key",
+    "reasoning",
     "reasoning_effort",
     "reasoning_format",
     "repeat_last_n",
@@ -78,6 +84,7 @@ IGNORED = {
     "service_tier",
     "store",
     "timings_per_token",
+    "truncation",
     "use_mlock",
     "use_mmap",
     "user",
@@ -86,7 +93,22 @@ IGNORED = {
 }
 """names that change how an answer is computed or kept elsewhere, and not what it may be here"""
 
-LENGTHS = ("max_tokens", "max_completion_tokens", "n_predict", "num_predict", "max_new_tokens")
+LENGTHS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict", "num_predict", "max_new_tokens")
+
+
+_MOST_STOPS = 64
+_PART = re.compile(r"(\d+\.?\d*|\.\d+)(ms|s|m|h)")
+_DURATION = re.compile(rf"-?(?:{_PART.pattern})+")
+_DURATION_OR_SECONDS = rf"^(-?({_PART.pattern})+|-?\d{{1,8}}(\.\d+)?)$"
+_UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def described(**schema: Any) -> msgspec.Meta:
+    """What the OpenAPI document says of a field beside its type. The server refuses with words of its own."""
+    return msgspec.Meta(extra_json_schema=schema)
+
+
+_Penalty = Annotated[float, msgspec.Meta(ge=1e-3, le=1e3)] | None
 
 
 class Common(msgspec.Struct, kw_only=True):
@@ -96,34 +118,46 @@ class Common(msgspec.Struct, kw_only=True):
     stream: bool | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
+    max_output_tokens: int | None = None
     n_predict: int | None = None
     num_predict: int | None = None
     max_new_tokens: int | None = None
-    stop: str | list[str] | None = None
-    temperature: float | None = None
+    stop: Annotated[str | list[str] | None, described(maxItems=_MOST_STOPS)] = None
+    temperature: Annotated[float | None, described(minimum=0)] = None
     top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    seed: int | None = None
-    repeat_penalty: float | None = None
-    repetition_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    top_p: Annotated[float | None, described(exclusiveMinimum=0, maximum=1)] = None
+    min_p: Annotated[float | None, described(minimum=0, maximum=1)] = None
+    seed: Annotated[int | None, described(maximum=2**64 - 1)] = None
+    repeat_penalty: _Penalty = None
+    repetition_penalty: _Penalty = None
+    logit_bias: Annotated[dict[str, float] | None, described(propertyNames={"pattern": r"^\d+$"})] = None
     ignore_eos: bool | None = None
-    keep_alive: str | float | None = None
+    keep_alive: Annotated[str | float | None, described(pattern=_DURATION_OR_SECONDS)] = None
     id_slot: int | None = None
     options: dict[str, Any] | None = None
-    num_draft_tokens: int | None = None
-    verification: str | None = None
+    num_draft_tokens: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    verification: Annotated[str | None, described(enum=["coupled", "rejection", None])] = None
     edgespec_rounds: bool = False
     return_progress: bool = False
 
-    def request(self, prompt: Prompt, kind: Kind, response_format: Mapping[str, Any] | None) -> Request:
-        """What is asked of the engine."""
+    def request(
+        self,
+        http: HTTPRequest,
+        prompt: Prompt,
+        kind: Kind,
+        response_format: Mapping[str, Any] | None,
+        *,
+        place: str | None = None,
+    ) -> Request:
+        """What is asked of the engine. place: a client that names no slot has its newer request for this place end the
+        older one."""
+        named = self.id_slot is not None and self.id_slot >= 0
+        where = f"slot {self.id_slot}" if named else place
         return Request(
             prompt=prompt,
             kind=kind,
             model=self.model,
-            key=self.key,
+            key=None if where is None else f"{wire.client_of(http)}\n{where}",
             sampling=self.sampling,
             max_new_tokens=self.length,
             is_unlimited=self.is_unlimited,
@@ -132,7 +166,13 @@ class Common(msgspec.Struct, kw_only=True):
             response_format=response_format,
             num_draft_tokens=self.num_draft_tokens,
             keep_alive_s=self.keep_alive_s,
+            logprobs=self.alternatives,
         )
+
+    @property
+    def alternatives(self) -> int | None:
+        """How many alternatives of each token the answer shows, beside its log probability; None: neither."""
+        return None
 
     @property
     def length(self) -> int | None:
@@ -176,20 +216,11 @@ class Common(msgspec.Struct, kw_only=True):
         )
 
     @property
-    def key(self) -> str | None:
-        """Of requests that take each other's place: the slot, where the client names one."""
-        return None if self.id_slot is None or self.id_slot < 0 else f"slot {self.id_slot}"
-
-    @property
     def keep_alive_s(self) -> float | None:
         return None if self.keep_alive is None else seconds(self.keep_alive)
 
 
-_MOST_STOPS = 64
 S = TypeVar("S", bound=msgspec.Struct)
-_PART = re.compile(r"(\d+\.?\d*|\.\d+)(ms|s|m|h)")
-_DURATION = re.compile(rf"-?(?:{_PART.pattern})+")
-_UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 def seconds(value: str | float) -> float:

@@ -8,10 +8,11 @@ from pathlib import Path
 from time import time
 from typing import Any
 
-from edgespec import cache
+from edgespec import bundle, cache
 from edgespec.errors import SettingError
 from edgespec.hub import catalog
 from edgespec.hub import resolve as hub
+from edgespec.hub.progress import Watch
 from edgespec.loading import load
 from edgespec.server.refusals import NoModel
 from edgespec.server.residents import Offer
@@ -36,19 +37,25 @@ def offers(refs: Sequence[str], options: Mapping[str, Any], *, keep_alive_s: flo
     return found
 
 
-def fetcher(options: Mapping[str, Any], *, keep_alive_s: float | None) -> Callable[[str], Callable[[], Offer]]:
-    """What fetches a model by its short name. A client cannot have anything else fetched."""
+def fetcher(options: Mapping[str, Any], *, keep_alive_s: float | None) -> Callable[..., Callable[[Watch], Offer]]:
+    """What fetches a model by its short name, with ``mirror=True`` from its mirror. A client cannot have anything else
+    fetched: NoModel, LicenceError."""
     others = {name: value for name, value in options.items() if name not in _OF_ONE}
 
-    def fetch(name: str) -> Callable[[], Offer]:
+    def fetch(name: str, *, mirror: bool = False) -> Callable[[Watch], Offer]:
         name = name.removesuffix(":latest")
         wanted = hub.on_hub(name) if catalog.find(name) else None
-        if wanted is None:
+        source = wanted.mirror if wanted and mirror else None
+        if wanted is None or (mirror and source is None):
             raise NoModel(f"no model {name!r} to fetch; `edgespec models` lists their names", param="model")
         catalog.require_consent(name, accepted=bool(options.get("accept_licence")))
 
-        def run() -> Offer:
-            hub.fetch_from_hub(wanted, accept_licence=bool(options.get("accept_licence")), progress=False)
+        def run(watch: Watch) -> Offer:
+            if source is not None:
+                hub.fetch_from_mirror(source, progress=False, watch=watch)
+            else:
+                accept_licence = bool(options.get("accept_licence"))
+                hub.fetch_from_hub(wanted, accept_licence=accept_licence, progress=False, watch=watch)
             return _offer(name, others, keep_alive_s)
 
         return run
@@ -62,11 +69,17 @@ def here() -> list[str]:
     return [*fetched, catalog.KNOWN[0].name]
 
 
+def _shipped_bytes() -> int:
+    """Of the default pair. Its target is fetched in a package, which takes about as many bytes as its weights."""
+    models = bundle.read(catalog.default_folder()).manifest.models
+    return sum(each.weights_bytes or getattr(each.source, "wheel_bytes", None) or 0 for each in models)
+
+
 def _offer(ref: str, options: Mapping[str, Any], keep_alive_s: float | None) -> Offer:
     known = next((known for known in catalog.KNOWN if ref in (known.name, *known.aliases)), None)
     name, aliases = (known.name, known.aliases) if known else (ref, ())
     path = Path(ref)
-    size = 0
+    size = _shipped_bytes() if known else 0
     if known is None and (model := catalog.find(ref)) is not None:
         size = model.bytes or 0
     elif known is None and path.exists():

@@ -12,6 +12,7 @@ from time import monotonic, time
 
 from edgespec.errors import EdgespecError
 from edgespec.pipeline import Pipeline
+from edgespec.protocols import Model
 from edgespec.server.refusals import Forbidden, NoModel, Refusal, Unavailable, refusal
 from edgespec.server.schema import Kind
 from edgespec.server.sequences import Sequences
@@ -64,8 +65,14 @@ class Resident:
     def bytes(self) -> int:
         if (pipeline := self.pipeline) is None:
             return self.offer.size_bytes
-        models = [model for model in (pipeline.target, pipeline.draft_model) if model is not None]
-        return sum(getattr(model, "weights_bytes", 0) + model.cache.nbytes for model in models)
+        return self.weights_bytes + sum(model.cache.nbytes for model in _models(pipeline))
+
+    @property
+    def weights_bytes(self) -> int:
+        """Of target and draft model together."""
+        if (pipeline := self.pipeline) is None:
+            return self.offer.size_bytes
+        return sum(getattr(model, "weights_bytes", 0) for model in _models(pipeline))
 
 
 class Residents:
@@ -208,6 +215,10 @@ class Residents:
             task = asyncio.ensure_future(self.unload(resident.offer.name))
             self._leaving.add(task)
             task.add_done_callback(self._leaving.discard)
+
+
+def _models(pipeline: Pipeline) -> list[Model]:
+    return [model for model in (pipeline.target, pipeline.draft_model) if model is not None]
 
 
 def _failed(offer: Offer, error: BaseException) -> Refusal:

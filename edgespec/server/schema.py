@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from edgespec.generation import Generation
 from edgespec.sampling_params import SamplingParams
-from edgespec.types import Round
+from edgespec.types import Round, TokenLogprobs
 
 Kind = Literal["chat", "completion"]
 """A completion never takes the memory of a chat (see ``residents`` and ``sequences``)."""
@@ -69,7 +69,8 @@ class Request:
 
     max_new_tokens: None as in ``Pipeline.stream_tokens``; 0 only reads the prompt. is_unlimited: the text may be as
     long as the context has room for. time_limit_s: the text ends there, as at a length. keep_alive_s: how long the
-    model stays loaded after it; None: as the server was told; below 0: for good.
+    model stays loaded after it; None: as the server was told; below 0: for good. logprobs: as in
+    ``Pipeline.stream_tokens``.
     """
 
     prompt: Prompt
@@ -85,6 +86,7 @@ class Request:
     num_draft_tokens: int | None = None
     time_limit_s: float | None = None
     keep_alive_s: float | None = None
+    logprobs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +94,12 @@ class Chunk:
     """A part of an answer.
 
     text: a piece of it, maybe empty. rounds: those that came since the last chunk; they wrote this piece, and what is
-    held back of it. read: tokens of the prompt that are read, and all of them. result: of the whole answer, in its last
-    chunk.
+    held back of it. logprobs: of the tokens that came since the last chunk. read: tokens of the prompt that are read,
+    and all of them. result: of the whole answer, in its last chunk.
     """
 
     text: str = ""
     rounds: tuple[Round, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
     read: tuple[int, int] | None = None
     result: Generation | None = None

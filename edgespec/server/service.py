@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from time import perf_counter
 
 from edgespec.generation import Generation
+from edgespec.hub.progress import Watch
 from edgespec.pipeline import Pipeline
+from edgespec.server.fetches import Fetches
 from edgespec.server.prepare import Prepared, prepare
 from edgespec.server.refusals import Failed, Gone, Refusal, Unavailable, refusal
 from edgespec.server.residents import Offer, Resident, Residents
@@ -111,8 +113,9 @@ class Service:
         self.residents = residents
         self.listeners: list[Callable[[Ended], None]] = []
         self.time_limit_s = time_limit_s
-        self.fetch: Callable[[str], Callable[[], Offer]] | None = None
-        """for a name that may be fetched: what fetches it. Raises Refusal for any other name."""
+        self.fetches = Fetches(residents)
+        self.fetch: Callable[..., Callable[[Watch], Offer]] | None = None
+        """for a name that may be fetched: what fetches it, see ``offers.fetcher``"""
         self.stopping: Refusal | None = None
         self.is_ready = True
         """whether the models are loaded that the server begins with"""

@@ -162,9 +162,18 @@ async def pinged(source: AsyncIterator[T], every_s: float = PING_S) -> AsyncGene
             coming.cancel()
 
 
-def event(content: Any) -> bytes:
+def client_of(http: HTTPRequest) -> str:
+    """Who asks, as far as a request shows it: its address, API key and program. Two editors on one machine have the
+    same address, and maybe no key."""
+    headers = http.headers
+    key = headers.get("authorization") or headers.get("x-api-key", "")
+    return "\n".join((http.client.host if http.client else "", headers.get("user-agent", ""), key))
+
+
+def event(content: Any, name: str | None = None) -> bytes:
     """One server-sent event."""
-    return b"data: " + (content if isinstance(content, bytes) else msgspec.json.encode(content)) + b"\n\n"
+    head = b"" if name is None else f"event: {name}\n".encode()
+    return head + b"data: " + (content if isinstance(content, bytes) else msgspec.json.encode(content)) + b"\n\n"
 
 
 PING, DONE = b": ping\n\n", event(b"[DONE]")

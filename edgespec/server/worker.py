@@ -195,12 +195,13 @@ class Worker:
             progress=lambda done, total: job.emit(Chunk(read=(done, total))),
             cancelled=job.is_over,
             hole=prepared.hole,
+            logprobs=request.logprobs,
         )
-        result, seen = stream.result, 0
+        result, seen, scored = stream.result, 0, 0
         for piece in stream:
-            rounds = tuple(result.stats.rounds[seen:])
-            seen += len(rounds)
-            job.emit(Chunk(piece, rounds))
+            rounds, logprobs = tuple(result.stats.rounds[seen:]), tuple((result.logprobs or ())[scored:])
+            seen, scored = seen + len(rounds), scored + len(logprobs)
+            job.emit(Chunk(piece, rounds, logprobs))
         if result.finish_reason is None:  # at the time limit: the text is cut short, as at any other limit
             result.finish_reason = "length"
         return Chunk(rounds=tuple(result.stats.rounds[seen:]), result=result)

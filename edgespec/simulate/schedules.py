@@ -8,6 +8,7 @@ meanwhile, as if all that is being verified were right and its next token the ta
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from random import Random
 
 from edgespec.simulate.figures import Schedule
@@ -43,10 +44,10 @@ class _Text:
     """Says of each drafted token whether it is right. The same seed gives the same text."""
 
     def __init__(self, acceptance: float, seed: int) -> None:
-        self._acceptance, self._random = acceptance, Random(seed)
+        self.acceptance, self._random = acceptance, Random(seed)
 
     def next(self) -> bool:
-        return self._random.random() < self._acceptance
+        return self._random.random() < self.acceptance
 
 
 def simulate(
@@ -61,12 +62,16 @@ def simulate(
     bus_gb_per_s: float,
     host_s: float = 0.0,
     waits_for: int = 0,
+    least_share: float = 0.0,
+    least_chance: float = 0.0,
     seed: int = 0,
 ) -> Run:
     """Write a text of so many tokens, or some more, behind ``context`` rows.
 
-    k: tokens drafted in a round, or verified in a forward at most. host_s: of a round, in no model. waits_for:
-    overlapped, the target waits until so many tokens are drafted. Without a draft: plain decoding.
+    k: tokens drafted in a round, or verified in a forward at most. host_s: of a round, in no model. Without a draft:
+    plain decoding. Overlapped only: waits_for: the target waits until so many tokens are drafted. least_share: of a
+    step, what must be left of the target's forward for another step. least_chance: that all guesses are right, for
+    another step.
     """
     timeline = Timeline(bus_gb_per_s)
     text = _Text(acceptance, seed)
@@ -74,7 +79,7 @@ def simulate(
         return _plain(timeline, target, context, tokens, host_s)
     if schedule == "synchronous":
         return _synchronous(timeline, text, target, draft, k, context, tokens, host_s)
-    return _overlapped(timeline, text, target, draft, k, context, tokens, host_s, waits_for)
+    return _overlapped(timeline, text, target, draft, k, context, tokens, host_s, waits_for, least_share, least_chance)
 
 
 def _plain(timeline: Timeline, target: Placed, context: int, tokens: int, host_s: float) -> Run:
@@ -122,17 +127,24 @@ def _overlapped(
     tokens: int,
     host_s: float,
     waits_for: int,
+    least_share: float,
+    least_chance: float,
 ) -> Run:
     written = forwards = proposed = total = 0
+    took_s: dict[int, float] = {}  # by width, the last forward
     guesses: list[bool] = []  # drafted behind the committed text: right, if all before are
     while written < tokens:
         while len(guesses) < waits_for:
             _draft(timeline, draft, context, guesses, text)
         width = min(most, len(guesses))
         job = timeline.start(target.device, target.forward(1 + width, context), f"verify {width}")
-        while not timeline.is_done(job) and len(guesses) < 2 * most:
-            _draft(timeline, draft, context, guesses, text)
+        while not timeline.is_done(job) and len(guesses) < 2 * most and text.acceptance ** len(guesses) >= least_chance:
+            step_s = _draft(timeline, draft, context, guesses, text)
+            if job.begin_s + took_s.get(width, inf) - timeline.now_s < least_share * step_s:
+                break
         timeline.wait(job)
+        assert job.end_s is not None
+        took_s[width] = job.end_s - job.begin_s
         accepted = next((place for place in range(width) if not guesses[place]), width)
         # The target's own token: the draft's next guess, if it has one and all before were right.
         held = accepted == width and len(guesses) > width and guesses[width]
@@ -143,9 +155,12 @@ def _overlapped(
     return Run(written, forwards, proposed, total, timeline)
 
 
-def _draft(timeline: Timeline, draft: Placed, context: int, guesses: list[bool], text: _Text) -> None:
-    timeline.wait(timeline.start(draft.device, draft.forward(1, context), "draft"))
+def _draft(timeline: Timeline, draft: Placed, context: int, guesses: list[bool], text: _Text) -> float:
+    """Returns the seconds of the step."""
+    began_s = timeline.now_s
+    ended_s = timeline.wait(timeline.start(draft.device, draft.forward(1, context), "draft"))
     guesses.append(text.next())
+    return ended_s - began_s
 
 
 def _host(timeline: Timeline, seconds: float) -> None:

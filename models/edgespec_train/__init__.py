@@ -37,7 +37,7 @@ from edgespec.errors import SettingError
 from edgespec_export import quiet
 
 if TYPE_CHECKING:
-    from edgespec_train.latency import Timed
+    from edgespec_train.latency import Recipe, Timed
 
 Say = Callable[[str], None]
 _EXPORT = ("torch", "transformers", "optimum.intel", "nncf")
@@ -136,13 +136,13 @@ def pack_draft(packing: dict[str, Any], say: Say) -> Path:
         return ship.pack(ship.Packing(out=packing.pop("output"), **packing), say)
 
 
-def sweep(target: str, rounds: int) -> Iterator[Timed]:
-    """Time draft shapes against ``target``: a known name or a bundle."""
+def sweep(target: str, rounds: int, recipe: Recipe) -> Iterator[Timed]:
+    """Time draft shapes of a recipe against ``target``: a known name or a bundle."""
     _check_installed(*_EXPORT)
     with quiet.libraries(verbose=False):
         from edgespec_train import latency
 
-        yield from latency.sweep_for(target, rounds)
+        yield from latency.sweep_for(target, rounds, recipe)
 
 
 def _check_installed(*names: str) -> None:

@@ -11,11 +11,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from edgespec import Pipeline, load
+from edgespec import Pipeline, draft_folder, load
 from edgespec.bench import prompts as bench_prompts
+from edgespec.bundle import Bundle, ModelFile
 from edgespec.hub.resolve import model_path
-from edgespec.loading import draft_without_target
 from edgespec.sampling_params import SamplingParams
+from edgespec.types import Backend
 from edgespec_train.report import ALL, Figures, alone, figures, marked, require_drafter, texts_to_judge
 
 _SEED = 1
@@ -25,8 +26,8 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Asked:
-    """What to judge, and on what. drafts: references, each alone; "auto": all that the target has. texts: a folder that
-    keeps what the target writes."""
+    """What to judge, and on what. drafts: references, each alone; "auto": all that the target has. backends: None is
+    the faster one. texts: a folder that keeps what the target writes."""
 
     target: str
     drafts: Sequence[str]
@@ -37,35 +38,41 @@ class Asked:
     timed: int
     per_category: int | None = None
     texts: Path | None = None
+    backends: Sequence[Backend | None] = (None,)
     options: dict[str, Any] | None = None
     """of ``load``, for each pair"""
 
 
 def table(asked: Asked, say: Say) -> Iterator[str]:
-    """Lines of Markdown: a table of the drafts' sizes and costs, one of greedy texts and one of sampled texts."""
+    """Lines of Markdown. For each engine: a table of the drafts' sizes and costs, one of greedy texts and one of
+    sampled texts."""
     with TemporaryDirectory(prefix="edgespec-", ignore_cleanup_errors=True) as scratch:
         folder = asked.texts or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
-        temperatures = list(dict.fromkeys((0.0, asked.temperature)))
-        rows: dict[float, list[str]] = {temperature: [] for temperature in temperatures}
-        about: list[str] = []
-        name = ""
-        for draft in dict.fromkeys(asked.drafts):
-            say(f"judging {draft}")
-            how: dict[str, Any] = {"schedule": "synchronous", "progress": True} | (asked.options or {})
-            pipeline = load(asked.target, draft=draft, num_draft_tokens=asked.k, **how)
-            require_drafter(pipeline)
-            if draft != "auto":
-                alone(pipeline)
-            name = f"{pipeline.bundle.name}, {pipeline.target.capabilities.backend}"
-            of_all = None
-            for temperature in temperatures:
-                found = _judged(asked, pipeline, temperature, folder)
-                of_all = of_all or found[ALL]
-                rows[temperature] += [_line(draft, category, f) for category, f in found.items()]
-            assert of_all is not None
-            about.append(_about(draft, pipeline, of_all))
-            del pipeline  # its target makes room for the next
+        for place, backend in enumerate(asked.backends):
+            yield from [""] * bool(place)
+            yield from _of_engine(asked, backend, folder, say)
+
+
+def _of_engine(asked: Asked, backend: Backend | None, folder: Path, say: Say) -> Iterator[str]:
+    temperatures = list(dict.fromkeys((0.0, asked.temperature)))
+    rows: dict[float, list[str]] = {temperature: [] for temperature in temperatures}
+    about: list[str] = []
+    name = ""
+    for draft in dict.fromkeys(asked.drafts):
+        say(f"judging {draft}")
+        how: dict[str, Any] = {"schedule": "synchronous", "progress": True, "backend": backend}
+        pipeline = load(asked.target, draft=draft, num_draft_tokens=asked.k, **how | (asked.options or {}))
+        require_drafter(pipeline)
+        if draft != "auto":
+            alone(pipeline)
+        name = f"{pipeline.bundle.name}, {pipeline.target.capabilities.backend}"
+        found = {temperature: _judged(asked, pipeline, temperature, folder) for temperature in temperatures}
+        for temperature, categories in found.items():
+            rows[temperature] += [_line(draft, category, f) for category, f in categories.items()]
+        about.append(_about(draft, pipeline, found[0.0][ALL]))
+        del pipeline  # its target makes room for the next
+    yield from (f"{name}, k = {asked.k}:", "")
     yield from _head(("draft", "MB", "training tokens", "hours", "c by bytes", "c by time"))
     yield from about
     for temperature in temperatures:
@@ -85,18 +92,11 @@ def _judged(asked: Asked, pipeline: Pipeline, temperature: float, folder: Path) 
 
 def _about(draft: str, pipeline: Pipeline, of_all: Figures) -> str:
     """Size, training and costs. What is not recorded is a dash."""
-    entries = [e for e in pipeline.bundle.manifest.drafters if e.name in pipeline.drafter.name.split("+") and e.model]
-    size = sum(
-        path.stat().st_size
-        for entry in entries
-        if entry.model is not None
-        for path in [model_path(pipeline.bundle, entry.model)]
-        for path in (path, path.with_suffix(".bin"))
-        if path.is_file()
-    )
-    folder = draft_without_target(draft)
-    measured = folder.manifest.measured if folder else pipeline.bundle.manifest.measured.get("draft", {})
-    training = measured.get("training", {}) if isinstance(measured, dict) else {}
+    own = pipeline.drafter.name.split("+")
+    models = [e.model for e in pipeline.bundle.manifest.drafters if e.name in own and e.model is not None]
+    xmls = [model_path(pipeline.bundle, model) for model in models]
+    size = sum(path.stat().st_size for xml in xmls for path in (xml, xml.with_suffix(".bin")) if path.is_file())
+    training = training_of(pipeline.bundle, models)
     tokens, seconds = training.get("tokens"), training.get("seconds")
     return _row(
         draft,
@@ -106,6 +106,15 @@ def _about(draft: str, pipeline: Pipeline, of_all: Figures) -> str:
         f"{of_all.cost_in_bytes:.3f}",
         "-" if of_all.cost_in_time is None else f"{of_all.cost_in_time:.3f}",
     )
+
+
+def training_of(pair: Bundle, models: Sequence[ModelFile]) -> dict[str, Any]:
+    """The end of the learning curve, from the draft's folder or from the bundle."""
+    files = [model.file for model in models if model.file]
+    for place, root in pair.attached.items():
+        if any(file.startswith(f"{place}/") for file in files):
+            return dict(draft_folder.read(root).manifest.measured.get("training", {}))
+    return dict(pair.manifest.measured.get("draft", {}).get("held_out", {})) if files else {}
 
 
 def _line(draft: str, category: str, f: Figures) -> str:

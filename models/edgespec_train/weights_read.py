@@ -42,12 +42,18 @@ def _times_read(node: Any) -> int:
 def cost_in_bytes(pipeline: Pipeline, k: int) -> float:
     """c of ``Rounds.mbsu``: weights that drafting reads a token over those of the target's step. 0 for a drafter
     without any. A model reads its own once a token; a head, which drafts in one call, once in k."""
-    target = _read(pipeline, pipeline.bundle.manifest.target) or getattr(pipeline.target, "weights_bytes", 0)
+    target = target_bytes(pipeline)
     names = pipeline.drafter.name.split("+")
     own = [entry for entry in pipeline.bundle.manifest.drafters if entry.name in names and entry.model]
     times = {entry.name: 1.0 if entry.kind == "small_model" else 1 / k for entry in own}
     read = sum(_read(pipeline, entry.model) * times[entry.name] for entry in own)
     return (read or getattr(pipeline.draft_model, "weights_bytes", 0)) / target if target else 0.0
+
+
+def target_bytes(pipeline: Pipeline) -> int:
+    """That a step of the target reads; 0 if it is not known."""
+    own: int = _read(pipeline, pipeline.bundle.manifest.target) or getattr(pipeline.target, "weights_bytes", 0)
+    return own
 
 
 def _read(pipeline: Pipeline, model: Any) -> int:

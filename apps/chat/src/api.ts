@@ -37,6 +37,18 @@ export interface Known {
   readonly url: string;
   readonly here: boolean;
   readonly drafts: boolean;
+  /** whether the same file is on the Python package index */
+  readonly mirror: boolean;
+  readonly memory: { readonly bytes: number; readonly is_measured: boolean } | null;
+  readonly speed: { readonly tok_per_s: number; readonly is_measured: boolean } | null;
+  readonly download: Download | null;
+}
+
+export interface Download {
+  readonly state: "running" | "paused" | "failed";
+  readonly bytes: number;
+  readonly total: number | null;
+  readonly failure: string;
 }
 
 export interface State {
@@ -111,12 +123,9 @@ export const api = {
   exported: async (chat: string | null, format: "jsonl" | "markdown") =>
     (await call("GET", chat === null ? "/app/export" : `${chatPath(chat)}/export?format=${format}`)).blob(),
 
-  /** Fetches a model; returns when it is there. What broke off goes on the next time. */
-  async pull(model: string): Promise<void> {
-    const lines = (await (await call("POST", "/api/pull", { model })).text()).trim().split("\n");
-    const last = JSON.parse(lines.at(-1) ?? "{}") as { status?: string; error?: string };
-    if (last.status !== "success") throw new ApiError(last.error ?? "the download ended");
-  },
+  /** Begins a download, or goes on with it; `models` tells how far it is. */
+  download: (model: string, from: "hub" | "mirror") => json<object>("POST", `/app/models/${encodeURIComponent(model)}/download?from=${from}`),
+  pause: (model: string) => json<object>("POST", `/app/models/${encodeURIComponent(model)}/pause`),
 
   /** The parts of an answer as they come. */
   async *answer(chat: string, parent: number, signal: AbortSignal): AsyncGenerator<Part> {

@@ -2,11 +2,12 @@
 
 import { api, ApiError, KeyNeeded, Unreachable, useKey, type Chat, type Model, type Part, type State } from "./api.js";
 import { Composer } from "./composer.js";
-import { askKey, chatOptions, models, settings, type Look } from "./dialogs.js";
+import { askKey, chatOptions, settings, type Look } from "./dialogs.js";
 import { h, iconButton } from "./dom.js";
+import { ModelList } from "./models.js";
 import { Sidebar } from "./sidebar.js";
 import { Sentences } from "./stream.js";
-import { LANGUAGES, number, say, setLanguage } from "./texts.js";
+import { bytes, LANGUAGES, number, say, setLanguage } from "./texts.js";
 import { leafOf, type File as TextFile, type Turn } from "./tree.js";
 import { showBranch, TurnView, type Doing } from "./turns.js";
 
@@ -14,6 +15,8 @@ type OpenChat = Chat & { turns: Turn[] };
 
 /** Milliseconds between two tries to reach a server that is gone. */
 const RETRY_MS = 1500;
+/** Milliseconds from one look of an answer to the next: every other frame is free for typing, and the model needs the cores. */
+const PAINT_MS = 25;
 
 export class App {
   private open: OpenChat | null = null;
@@ -31,6 +34,18 @@ export class App {
   private readonly gaugeText = h("span", { class: "gauge" });
   private readonly title = h("h1", {});
   private readonly picker = h("select", {});
+
+  private readonly modelList = new ModelList({
+    list: api.models,
+    download: api.download,
+    pause: api.pause,
+    problem: (message) => this.tell(message),
+    arrived: (name) => void this.guard(async () => {
+      this.models = (await api.state()).models;
+      this.showModels();
+      this.tell(say("arrived", name));
+    }),
+  });
 
   async start(): Promise<void> {
     this.dress();
@@ -126,10 +141,7 @@ export class App {
     const open = this.open;
     this.title.textContent = open?.title || say("newChat");
     document.title = open?.title ? `${open.title} – edgespec` : "edgespec";
-    const chosen = open?.options.model ?? this.models[0]?.name;
-    this.picker.replaceChildren(...this.models.map((model) =>
-      h("option", { value: model.name, selected: model.name === chosen },
-        model.size_bytes ? say("modelSize", model.name, number(model.size_bytes / 1e9, 1)) : model.name)));
+    const chosen = this.showModels();
     if (open === null || open.turns.length === 0) {
       this.log.replaceChildren(h("p", { class: "empty" }, say("first")));
       this.showContext(0, this.models.find((model) => model.name === chosen)?.context_length ?? null);
@@ -137,7 +149,22 @@ export class App {
     }
     const last = showBranch(this.log, open.turns, open.leaf, this.doing);
     this.showContext(last?.turn.facts?.context ?? 0, last?.turn.facts?.context_length ?? null);
+    this.toEnd();
+  }
+
+  /** Again for some frames: a turn has a guessed height until it is seen. */
+  private toEnd(frames = 8): void {
     this.log.scrollTop = this.log.scrollHeight;
+    if (frames > 0) requestAnimationFrame(() => this.toEnd(frames - 1));
+  }
+
+  /** Fills the list to choose from. Returns the name of the model that is chosen. */
+  private showModels(): string | undefined {
+    const chosen = this.open?.options.model ?? this.models[0]?.name;
+    this.picker.replaceChildren(...this.models.map((model) =>
+      h("option", { value: model.name, selected: model.name === chosen },
+        model.size_bytes ? `${model.name} (${bytes(model.size_bytes)})` : model.name)));
+    return chosen;
   }
 
   private showContext(used: number, length: number | null): void {
@@ -177,6 +204,15 @@ export class App {
     const meter = new Meter();
     let view: TurnView | undefined;
     let frame = 0;
+    let painted = 0;
+    const tick = (now: number) => {
+      if (now - painted < PAINT_MS) {
+        frame = requestAnimationFrame(tick);
+        return;
+      }
+      painted = now;
+      paint();
+    };
     const paint = () => {
       frame = 0;
       const atEnd = this.log.scrollHeight - this.log.scrollTop - this.log.clientHeight < 80;
@@ -195,7 +231,7 @@ export class App {
         meter.add(part);
         const sentence = sentences.next(view.turn.content, part.facts !== undefined);
         if (sentence !== "") this.spoken.textContent = sentence;
-        frame ||= requestAnimationFrame(paint);
+        frame ||= requestAnimationFrame(tick);
       }
     } catch (error) {
       if (!stop.signal.aborted) throw error;
@@ -256,17 +292,7 @@ export class App {
       void this.guard(() => this.list());
     }, {
       exportAll: () => void this.guard(async () => download(await api.exported(null, "jsonl"), "chats.jsonl")),
-      models: () => void this.guard(async () => models(await api.models(), async ({ name }) => {
-        try {
-          await api.pull(name);
-        } catch (error) {
-          this.tell(say("failed", error instanceof Error ? error.message : String(error)));
-          throw error;
-        }
-        this.models = (await api.state()).models;
-        this.render();
-        this.tell(say("downloaded", name));
-      })),
+      models: () => void this.guard(() => this.modelList.show()),
       importFile: (file) => void this.guard(async () => {
         const { chats } = await api.importChats(await file.text());
         this.tell(say("imported", chats));

@@ -1,10 +1,10 @@
 /** The dialogs: options of a chat, and settings of the page. */
 
-import type { Chat, Known, Options } from "./api.js";
+import type { Chat, Options } from "./api.js";
 import { h } from "./dom.js";
-import { LANGUAGES, number, say } from "./texts.js";
+import { LANGUAGES, say } from "./texts.js";
 
-function dialog(title: string, ...content: Node[]): HTMLDialogElement {
+export function dialog(title: string, ...content: Node[]): HTMLDialogElement {
   const form = h("form", { method: "dialog" }, h("h2", {}, title), ...content);
   const shown = h("dialog", { "aria-label": title }, form);
   document.body.append(shown);
@@ -72,27 +72,4 @@ export function settings(look: Look, save: (look: Look) => void, more: { exportA
   shown.addEventListener("close", () => {
     if (shown.returnValue === "save") save({ language: language.value as Look["language"], theme: theme.value as Look["theme"] });
   });
-}
-
-/** Models with a name. `pull` fetches one and returns when it is there. */
-export function models(known: readonly Known[], pull: (model: Known) => Promise<void>): void {
-  const row = (model: Known) => {
-    const state = h("td", {});
-    const button = h("button", { type: "button", "aria-label": `${say("download")} ${model.name}`, onclick: async () => {
-      state.textContent = say("downloading");
-      await pull(model).then(() => (state.textContent = say("here")), () => state.replaceChildren(button));
-    } }, say("download"));
-    if (model.here) state.textContent = say("here");
-    else if (model.use === "research") state.textContent = say("research");
-    else state.replaceChildren(button);
-    const size = model.bytes ? `${number(model.bytes / 1e9, 1)} GB` : "";
-    const licence = h("a", { href: model.url, target: "_blank", rel: "noopener noreferrer" }, model.licence);
-    const about = model.use === "conditions" ? ` (${say("onConditions")})` : "";
-    return h("tr", {}, h("th", { scope: "row" }, model.name, model.drafts ? h("small", {}, ` ${say("ownDraft")}`) : null),
-      h("td", { class: "right" }, size), h("td", {}, licence, about), state);
-  };
-  const head = ["model", "size", "licence", "here"] as const;
-  const table = h("table", {}, h("thead", {}, h("tr", {}, ...head.map((name) => h("th", { scope: "col" }, say(name))))), h("tbody", {}, ...known.map(row)));
-  dialog(say("models"), h("div", { class: "table", tabindex: 0, role: "region", "aria-label": say("models") }, table),
-    h("div", { class: "buttons" }, h("button", { value: "" }, say("close"))));
 }

@@ -47,6 +47,8 @@ function oneBlock(token: Token): HTMLElement {
       return h("hr");
     case "html":
       return h("p", {}, token.raw);
+    case "maths":
+      return h("p", { class: "maths" }, token.raw.trim());
     case "text":
       return h("p", {}, ...inline(token));
     default:
@@ -74,6 +76,8 @@ function inline(token: { tokens?: Token[] | undefined; text?: string; raw?: stri
         return [h("code", {}, decoded(part.text))];
       case "br":
         return [h("br")];
+      case "maths":
+        return [h("span", { class: "maths" }, part.raw)];
       case "link":
         return [link(part as Tokens.Link)];
       case "image":

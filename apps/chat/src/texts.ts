@@ -17,10 +17,13 @@ const EN = {
   lengthEnd: "The answer reached its longest length.", edited: "Edited by you.", failed: "No answer: {0}", gone: "The server does not answer. Trying again …",
   back: "The server answers again.", speed: "{0} tokens a second", accepted: "{0} % of drafts accepted", faster: "{0} times as fast as without drafts",
   why: "Why this speed", context: "Context", contextUse: "{0} of {1} tokens of context", local: "Everything stays on this machine.",
-  drafter: "drafted by {0}", modelSize: "{0} ({1} GB)", tooLarge: "{0} is too large: at most 1 MB of text.", notText: "{0} is not a text file.",
+  drafter: "drafted by {0}", tooLarge: "{0} is too large: at most 1 MB of text.", notText: "{0} is not a text file.",
   skip: "Go to the message", first: "Write a message. The model runs on this machine.", close: "Close", answerOf: "Answer of the model",
-  models: "Models", licence: "Licence", size: "Size and memory", here: "On this machine", download: "Download", downloading: "Downloading …", ownDraft: "brings its draft",
-  onConditions: "with conditions", research: "research only: edgespec pull --accept-licence", downloaded: "{0} is here.",
+  models: "Models", licence: "Licence", size: "Size", memory: "Memory", speedHere: "Speed here", here: "On this machine", download: "Download",
+  pause: "Pause", resume: "Go on", fromMirror: "Same file from the Python package index", downloadOf: "Download of {0}", downloaded: "{0} % · {1} of {2}",
+  ownDraft: "brings its draft", onConditions: "with conditions", research: "research only: edgespec pull --accept-licence", arrived: "{0} is here.",
+  atLeast: "{0} or more", speedAbout: "about {0} tokens a second",
+  estimates: "A speed with “about” is an estimate, without drafts: from the models that have answered here, by size. All others were measured here.",
   key: "API key of the server",
 };
 
@@ -41,10 +44,13 @@ const DE: typeof EN = {
   lengthEnd: "Die Antwort erreichte ihre größte Länge.", edited: "Von dir geändert.", failed: "Keine Antwort: {0}", gone: "Der Server antwortet nicht. Neuer Versuch …",
   back: "Der Server antwortet wieder.", speed: "{0} Token je Sekunde", accepted: "{0} % der Entwürfe angenommen", faster: "{0}-mal so schnell wie ohne Entwürfe",
   why: "Warum so schnell", context: "Kontext", contextUse: "{0} von {1} Token Kontext", local: "Alles bleibt auf diesem Gerät.",
-  drafter: "entworfen von {0}", modelSize: "{0} ({1} GB)", tooLarge: "{0} ist zu groß: höchstens 1 MB Text.", notText: "{0} ist keine Textdatei.",
+  drafter: "entworfen von {0}", tooLarge: "{0} ist zu groß: höchstens 1 MB Text.", notText: "{0} ist keine Textdatei.",
   skip: "Zur Nachricht", first: "Schreib eine Nachricht. Das Modell läuft auf diesem Gerät.", close: "Schließen", answerOf: "Antwort des Modells",
-  models: "Modelle", licence: "Lizenz", size: "Größe und Speicher", here: "Auf diesem Gerät", download: "Herunterladen", downloading: "Wird geladen …", ownDraft: "bringt Entwürfe mit",
-  onConditions: "mit Bedingungen", research: "nur für Forschung: edgespec pull --accept-licence", downloaded: "{0} ist da.",
+  models: "Modelle", licence: "Lizenz", size: "Größe", memory: "Speicher", speedHere: "Tempo hier", here: "Auf diesem Gerät", download: "Herunterladen",
+  pause: "Pause", resume: "Weiter", fromMirror: "Dieselbe Datei vom Python-Paketverzeichnis", downloadOf: "Laden von {0}", downloaded: "{0} % · {1} von {2}",
+  ownDraft: "bringt Entwürfe mit", onConditions: "mit Bedingungen", research: "nur für Forschung: edgespec pull --accept-licence", arrived: "{0} ist da.",
+  atLeast: "{0} oder mehr", speedAbout: "etwa {0} Token je Sekunde",
+  estimates: "Ein Tempo mit „etwa“ ist geschätzt, ohne Entwürfe: nach den Modellen, die hier geantwortet haben, und der Größe. Alle anderen wurden hier gemessen.",
   key: "API-Schlüssel des Servers",
 };
 
@@ -66,4 +72,9 @@ export function say(name: keyof typeof EN, ...values: (string | number)[]): stri
 
 export function number(value: number, digits = 0): string {
   return value.toLocaleString(language, { maximumFractionDigits: digits, minimumFractionDigits: digits });
+}
+
+/** A size in words: "491 MB", "1.1 GB". */
+export function bytes(count: number): string {
+  return count >= 1e9 ? `${number(count / 1e9, 1)} GB` : `${number(count / 1e6)} MB`;
 }

@@ -1,6 +1,8 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
+import type { Token } from "marked";
+
 import { lexed } from "../src/lexed.js";
 import { Events, Sentences } from "../src/stream.js";
 import { TABLES } from "../src/texts.js";
@@ -69,4 +71,42 @@ test("a text of any depth can be shown", () => {
   }
   assert.deepEqual(lexed("> > one\n\n- a\n  - b").map((block) => block.type), ["blockquote", "space", "list"]);
   assert.equal(lexed("[".repeat(5000)).length, 1);
+});
+
+/** What is shown of a text: markup as <type text>. */
+function seen(tokens: readonly Token[]): string {
+  return tokens.map((token) => {
+    if (token.type === "maths") return `<maths ${token.raw.trim()}>`;
+    if ("tokens" in token && token.tokens) return token.type === "paragraph" || token.type === "text" ? seen(token.tokens) : `<${token.type} ${seen(token.tokens)}>`;
+    return "text" in token ? String(token.text) : token.raw;
+  }).join("");
+}
+
+test("maths stays as it was written", () => {
+  const kept = [
+    "$x^2$", "$a_1 + b_2 * c * d_3$", "$$\\sum_{i=1}^n x_i$$", "\\(\\frac{a}{b} * c * d\\)", "$\\$5$",
+    "\\[ \\begin{aligned} a &= b \\\\ c &= d \\end{aligned} \\]", "\\[\na_1\n- b_1\n= c\n\\]", "$$\nx\n- y\n* z\n$$", "\\[ still being _written_ * here *",
+  ];
+  for (const text of kept) {
+    assert.equal(seen(lexed(text)), `<maths ${text}>`, text);
+    assert.match(seen(lexed(`So it is:\n\n${text}\n\nAnd **more**.`)), /^So it is:\s*<maths [^]*>\s*And <strong more>\.$/, text);
+  }
+  assert.equal(seen(lexed("If $a_1$ and $b_1$ are *big*, \\(x*y\\).")), "If <maths $a_1$> and <maths $b_1$> are <em big>, <maths \\(x*y\\)>.");
+  assert.equal(seen(lexed("\\[ open _and_ on\n\nA *new* one.")), "<maths \\[ open _and_ on>A <em new> one.");
+});
+
+test("money and code are no maths", () => {
+  for (const text of ["It is $5 or $6.", "$5-$6", "a $ b $ c", "US$ and C$", "5$"]) assert.equal(seen(lexed(text)), text, text);
+  assert.deepEqual(lexed("`$x$` and `\\(y\\)`")[0]!.type, "paragraph");
+  assert.equal(seen(lexed("`$x$` and `\\(y\\)`")), "$x$ and \\(y\\)");
+  assert.equal(lexed("```tex\n\\[ x \\]\n$$ y $$\n```")[0]!.type, "code");
+  assert.equal(seen(lexed("a \\* b \\_ c")), "a * b _ c");
+});
+
+test("dollars without end cost no time", () => {
+  for (const text of ["$", "$a", "\\(", "\\[\n", "$$ ", "$$\n"].map((unit) => unit.repeat(2000))) {
+    const began = Date.now();
+    lexed(text);
+    assert.ok(Date.now() - began < 2000, `${text.slice(0, 6)} took ${Date.now() - began} ms`);
+  }
 });

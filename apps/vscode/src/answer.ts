@@ -1,6 +1,6 @@
 /** From what the model wrote to what is shown. */
 
-import { isClosing, restOfLine, type Hole } from "./hole.js";
+import { restOfLine, type Hole } from "./hole.js";
 
 export interface Shown {
   readonly text: string;
@@ -10,13 +10,17 @@ export interface Shown {
 
 /** undefined: nothing worth showing. */
 export function shown(written: string, hole: Hole, several: boolean): Shown | undefined {
-  const rest = restOfLine(hole);
-  if (rest.trim() !== "" && !isClosing(rest)) several = false;
   let text = written.replace(/\r\n?/g, "\n");
   if (!several) text = text.split("\n", 1)[0] ?? "";
   text = withoutSuffix(text, hole.suffix).replace(/\s+$/, "");
   if (text.trim() === "") return undefined;
-  return { text, replaces: brought(text, rest) };
+  return { text, replaces: brought(text, restOfLine(hole)) };
+}
+
+/** A text that a limit cut off, without its last line, which has no end. A first line is shown as far as it goes. */
+export function wholeLines(written: string): string {
+  const end = written.lastIndexOf("\n");
+  return end < 0 || written.slice(0, end).trim() === "" ? written : written.slice(0, end);
 }
 
 /** Text up to where it goes on as the suffix does: a model often writes past the hole. */

@@ -14,7 +14,21 @@ export interface Timings {
 
 export interface Completion {
   readonly content: string;
+  /** why the text ended; "limit": it would go on */
+  readonly stop_type?: string;
   readonly timings: Timings;
+}
+
+/** Milliseconds for a slot's file. An editor that closes waits for its extensions a little longer. */
+const SLOT_MS = 3000;
+
+export interface Limits {
+  /** most tokens */
+  readonly tokens: number;
+  /** milliseconds after which nothing follows the first line; 0: no such limit */
+  readonly time: number;
+  /** more lines than one */
+  readonly several: boolean;
 }
 
 export class ServerError extends Error {}
@@ -39,18 +53,32 @@ export class Client {
     return listed.data?.[0]?.id ?? "";
   }
 
+  /** What the server has read goes to a file of its own, or comes back from there. Raises ServerError. */
+  async slot(action: "save" | "restore"): Promise<void> {
+    const answer = await fetch(new URL(`/slots/0?action=${action}`, this.url), {
+      method: "POST",
+      headers: { "content-type": "application/json" },
+      body: JSON.stringify({ filename: "vscode" }),
+      signal: AbortSignal.timeout(SLOT_MS),
+    });
+    const text = await answer.text();
+    if (!answer.ok) throw new ServerError(message(text) ?? `the server answered ${answer.status}`);
+  }
+
   /** Fill a hole. Raises ServerError, and AbortError where `signal` is set off: the server then stops within a round.
    *
-   * slot: whose newer request ends the older one. tokens: most tokens; 0 reads the prompt ahead.
+   * slot: whose newer request ends the older one.
    */
-  async infill(hole: Hole, pieces: readonly Piece[], slot: number, tokens: number, signal: AbortSignal): Promise<Completion> {
+  async infill(hole: Hole, pieces: readonly Piece[], slot: number, limits: Limits, signal: AbortSignal): Promise<Completion> {
     const body = {
       id_slot: slot,
       input_prefix: hole.prefix,
       prompt: hole.typed,
       input_suffix: hole.suffix,
       input_extra: pieces,
-      n_predict: tokens,
+      n_predict: limits.tokens,
+      t_max_predict_ms: limits.time,
+      stop: limits.several ? [] : ["\n"],
       temperature: 0,
       cache_prompt: true,
       stream: false,
@@ -65,7 +93,7 @@ export class Client {
     if (!answer.ok) throw new ServerError(message(text) ?? `the server answered ${answer.status}`);
     const read = parsed(text) as Partial<Completion> | undefined;
     if (typeof read?.content !== "string") throw new ServerError("the server's answer has no content");
-    return { content: read.content, timings: read.timings ?? {} };
+    return { ...read, content: read.content, timings: read.timings ?? {} };
   }
 }
 

@@ -1,16 +1,15 @@
 /** One completion: what is kept already, else a pause, then a request that the next key ends. */
 
-import { shown, type Shown } from "./answer.js";
+import { shown, wholeLines, type Shown } from "./answer.js";
 import { Answers } from "./answers.js";
-import type { Client, Completion } from "./client.js";
+import type { Client, Completion, Limits } from "./client.js";
 import type { Pieces } from "./context.js";
-import type { Hole } from "./hole.js";
+import { isClosing, restOfLine, type Hole } from "./hole.js";
 
 export interface Wanted {
   readonly filename: string;
   readonly hole: Hole;
-  readonly several: boolean;
-  readonly tokens: number;
+  readonly limits: Limits;
   /** milliseconds to wait for a further key; 0 where the user asked by hand */
   readonly pause: number;
 }
@@ -28,17 +27,18 @@ export class Completer {
   /** undefined: nothing to show, or `signal` was set off. Raises ServerError and what fetch raises. */
   async complete(wanted: Wanted, signal: AbortSignal): Promise<Shown | undefined> {
     const { filename, hole } = wanted;
+    // In the middle of a line its rest is what is missing.
+    const limits = { ...wanted.limits, several: wanted.limits.several && isClosing(restOfLine(hole)) };
     const kept = this.answers.find(filename, hole);
-    if (kept !== undefined) return shown(kept, hole, wanted.several);
+    if (kept !== undefined) return shown(kept, hole, limits.several);
     if (wanted.pause > 0) await pause(wanted.pause, signal);
     if (signal.aborted) return undefined;
     try {
-      const completion = await this.client().infill(
-        hole, this.pieces.except(filename), slot(filename), wanted.tokens, signal,
-      );
+      const completion = await this.client().infill(hole, this.pieces.except(filename), slot(filename), limits, signal);
       this.told(completion);
-      this.answers.add(filename, hole, completion.content);
-      return shown(completion.content, hole, wanted.several);
+      const text = completion.stop_type === "limit" ? wholeLines(completion.content) : completion.content;
+      this.answers.add(filename, hole, text);
+      return shown(text, hole, limits.several);
     } catch (error) {
       if (signal.aborted) return undefined;
       throw error;

@@ -3,6 +3,7 @@
 import { spawn, type ChildProcess } from "node:child_process";
 
 import { Client } from "./client.js";
+import { HERE, programFor } from "./program.js";
 
 export type Health = "ok" | "loading" | undefined;
 
@@ -29,13 +30,21 @@ export class Server {
   /** Returns once a server has its model. Starts one if none answers. Raises an Error that says what to do. */
   async ready(signal: AbortSignal): Promise<void> {
     let health = await this.client.health();
-    if (health === undefined && this.child === undefined) this.start();
+    const starts = health === undefined && this.child === undefined;
+    if (starts) this.start();
     while (health !== "ok") {
       if (this.failed !== "") throw new Error(this.failed);
       if (signal.aborted) throw new Error("stopped");
       await new Promise((resolve) => setTimeout(resolve, LOOK_MS));
       health = await this.client.health();
     }
+    if (starts) await this.client.slot("restore").catch(() => undefined); // the first time there is none
+  }
+
+  /** Before the editor closes. A server that was started here keeps what it has read for the next one. */
+  async leave(): Promise<void> {
+    if (this.started) await this.client.slot("save").catch((error: unknown) => this.options.log(String(error)));
+    this.stop();
   }
 
   /** Ends a server that was started here; another one is left alone. */
@@ -59,7 +68,8 @@ export class Server {
     const args = ["serve", "--host", host.replace(/[[\]]/g, ""), "--port", new URL(url).port || "80", "--model", model];
     log(`${command} ${args.join(" ")}`);
     this.failed = "";
-    const child = spawn(command, args, { windowsHide: true, stdio: ["ignore", "pipe", "pipe"] });
+    const program = programFor(command, HERE);
+    const child = spawn(program.file, [...program.args, ...args], { windowsHide: true, stdio: ["ignore", "pipe", "pipe"] });
     this.child = child;
     let last = "";
     for (const stream of [child.stdout, child.stderr])

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { shown } from "../src/answer.js";
+import { shown, wholeLines } from "../src/answer.js";
 import { Answers } from "../src/answers.js";
 import { holeAt } from "../src/hole.js";
 
@@ -36,12 +36,18 @@ test("an answer that was empty is not asked for again", () => {
   assert.equal(answers.find(file, holeAt(["x", ""], 0, 1)), "");
 });
 
-test("several lines are shown only where nothing stands behind the cursor", () => {
+test("several lines are shown only if they are wanted", () => {
   const open = holeAt(["if a:"], 0, 5);
   assert.equal(shown("\n  b\n  c\n", open, true)?.text, "\n  b\n  c");
   assert.equal(shown("\n  b", open, false), undefined);
-  const inside = holeAt(["f( + 1"], 0, 2);
-  assert.equal(shown("a)\nmore", inside, true)?.text, "a)");
+  assert.equal(shown("a)\nmore", holeAt(["f( + 1"], 0, 2), false)?.text, "a)");
+});
+
+test("a text that was cut off loses the line without an end, but not its first", () => {
+  assert.equal(wholeLines("a\nb\nc = "), "a\nb");
+  assert.equal(wholeLines("a = "), "a = ");
+  assert.equal(wholeLines("\n  a = "), "\n  a = ");
+  assert.equal(wholeLines("a\n\n"), "a\n");
 });
 
 test("an answer ends where the file goes on", () => {

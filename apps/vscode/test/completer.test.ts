@@ -36,9 +36,10 @@ beforeEach(() => {
   reply = (_, response) => response.end('{"content":"1 + 2","timings":{"predicted_n":3}}');
 });
 
+const LIMITS = { tokens: 24, time: 500, several: true };
 const told: Completion[] = [];
 const completer = (pieces = new Pieces(1000)) => new Completer(() => new Client(url), pieces, (answer) => told.push(answer));
-const wanted = (line: string, pause = 0) => ({ filename: "a.py", hole: holeAt([line, "y"], 0, line.length), several: true, tokens: 24, pause });
+const wanted = (line: string, pause = 0) => ({ filename: "a.py", hole: holeAt([line, "y"], 0, line.length), limits: LIMITS, pause });
 const live = () => new AbortController().signal;
 
 test("a request has the text around the hole and the pieces of other files", async () => {
@@ -52,7 +53,7 @@ test("a request has the text around the hole and the pieces of other files", asy
   assert.equal(id_slot, slot("a.py"));
   assert.deepEqual(rest, {
     input_prefix: "", prompt: "x = ", input_suffix: "\ny", input_extra: [{ filename: "b.py", text: "z = 1" }],
-    n_predict: 24, temperature: 0, cache_prompt: true, stream: false,
+    n_predict: 24, t_max_predict_ms: 500, stop: [], temperature: 0, cache_prompt: true, stream: false,
   });
 });
 
@@ -64,6 +65,25 @@ test("typing through an answer asks once", async () => {
   one.forget();
   await one.complete(wanted("x = 1 "), live());
   assert.equal(asked.length, 2);
+});
+
+test("in the middle of a line the server ends with the line, and at its end it writes on", async () => {
+  const at = async (line: string, column: number, limits = LIMITS) => {
+    await completer().complete({ ...wanted(line), hole: holeAt([line, "y"], 0, column), limits }, live());
+    return asked.at(-1)!.stop;
+  };
+  assert.deepEqual(await at("f(x, y)", 2), ["\n"]);
+  assert.deepEqual(await at("f()", 2), []);
+  assert.deepEqual(await at("    ", 4), []);
+  assert.deepEqual(await at("    ", 4, { ...LIMITS, several: false }), ["\n"]);
+});
+
+test("a limit leaves whole lines", async () => {
+  const one = completer();
+  reply = (_, response) => response.end('{"content":"1\\ny = 2\\nz","stop_type":"limit"}');
+  assert.equal((await one.complete(wanted("x = "), live()))?.text, "1\ny = 2");
+  reply = (_, response) => response.end('{"content":"1\\ny = 2\\nz","stop_type":"eos"}');
+  assert.equal((await completer().complete(wanted("x = "), live()))?.text, "1\ny = 2\nz");
 });
 
 test("a key within the pause sends nothing", async () => {

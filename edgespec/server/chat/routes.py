@@ -21,12 +21,12 @@ from starlette.requests import Request as HTTPRequest
 from starlette.routing import BaseRoute, Route
 
 from edgespec.explain import explain
-from edgespec.hub import catalog
-from edgespec.server import figures, openai, wire
-from edgespec.server.chat import exchange
+from edgespec.server import figures, wire
+from edgespec.server.chat import exchange, picker
 from edgespec.server.chat.fields import Options, kept, options_of
 from edgespec.server.chat.store import Chat, NoChat, NotOpened, Store, Turn
-from edgespec.server.refusals import BadRequest, Refusal, Unavailable
+from edgespec.server.openai_shapes import shape_error
+from edgespec.server.refusals import BadRequest, NoModel, Refusal, Unavailable
 from edgespec.server.schema import Chat as ChatPrompt
 from edgespec.server.schema import Chunk, Request
 from edgespec.server.service import Answer, Service
@@ -36,6 +36,8 @@ from edgespec.server.wire import Endpoint, Json, Streamed
 T = TypeVar("T")
 WRITE_S = 0.25
 """between two writes of an answer that streams"""
+_ANSWERS = 100
+"""of the newest, whose speed is shown: it changes with what else runs"""
 MOST_IMPORT = 256 << 20
 """bytes of a file of chats: an export of them all may be longer than any prompt"""
 FILES = {"": "index.html", "app.js": "app.js", "app.css": "app.css"}
@@ -85,6 +87,8 @@ class ChatPage:
         table: list[tuple[str, str, Callable[..., Any]]] = [
             ("GET", "/app/state", self._state),
             ("GET", "/app/models", self._models),
+            ("POST", "/app/models/{name}/download", self._download),
+            ("POST", "/app/models/{name}/pause", self._pause),
             ("GET", "/app/chats", self._list),
             ("POST", "/app/chats", self._create),
             ("GET", "/app/chats/{chat}", self._show),
@@ -95,11 +99,15 @@ class ChatPage:
             ("GET", "/app/chats/{chat}/export", self._export),
             ("GET", "/app/export", self._export_all),
         ]
-        pages = [Route(f"/{name}", Endpoint(_file(file), openai.shape_error)) for name, file in FILES.items()]
+        pages = [Route(f"/{name}", Endpoint(_file(file), shape_error)) for name, file in FILES.items()]
         return [
             *pages,
-            *(Route(path, Endpoint(do, openai.shape_error), methods=[method]) for method, path, do in table),
-            Route("/app/import", Endpoint(self._import, openai.shape_error, most_body=MOST_IMPORT), methods=["POST"]),
+            *(Route(path, Endpoint(do, shape_error), methods=[method]) for method, path, do in table),
+            Route(
+                "/app/import",
+                Endpoint(self._import, shape_error, most_body=MOST_IMPORT),
+                methods=["POST"],
+            ),
         ]
 
     async def _do(self, work: Callable[[Store], T]) -> T:
@@ -137,22 +145,21 @@ class ChatPage:
         return Json({"models": models, "mended": mended, "ready": self._service.is_ready})
 
     async def _models(self, http: HTTPRequest, body: bytes) -> Json:
-        """Those with a short name: what each asks of the user and the machine. ``/api/pull`` fetches one."""
-        listed = catalog.load()
-        return Json(
-            [
-                {
-                    "name": name,
-                    "bytes": model.bytes,
-                    "licence": model.licence,
-                    "use": listed.licences[model.licence].use,
-                    "url": listed.licences[model.licence].url,
-                    "here": self._service.residents.has(name),
-                    "drafts": bool(model.draft or model.trained_draft),
-                }
-                for name, model in listed.models.items()
-            ]
-        )
+        """Those with a short name: what each asks of the user and the machine."""
+        speeds = picker.Speeds(await self._do(lambda store: store.facts(_ANSWERS)))
+        return Json(picker.listed(self._service, speeds))
+
+    async def _download(self, http: HTTPRequest, body: bytes) -> Json:
+        """Begin to fetch a model, or go on; ``_models`` tells how far it is."""
+        name = http.path_params["name"]
+        if self._service.fetch is None:
+            raise NoModel(f"no model {name!r} to fetch", param="name")
+        self._service.fetches.begin(name, self._service.fetch(name, mirror=http.query_params.get("from") == "mirror"))
+        return Json({}, 202)
+
+    async def _pause(self, http: HTTPRequest, body: bytes) -> Json:
+        self._service.fetches.pause(http.path_params["name"])
+        return Json({}, 202)
 
     async def _list(self, http: HTTPRequest, body: bytes) -> Json:
         text = http.query_params.get("q", "").strip()
@@ -268,13 +275,13 @@ class ChatPage:
                 chat = store.chat(key)
                 return exchange.markdown(chat, store.branch(key, chat.leaf) if chat.leaf is not None else [])
 
-            return _download(await self._do(as_markdown), "chat.md", "text/markdown")
+            return _attached(await self._do(as_markdown), "chat.md", "text/markdown")
         found = await self._do(lambda store: exchange.jsonl(store, [store.chat(key)]))
-        return _download(found, "chat.jsonl", "application/jsonl")
+        return _attached(found, "chat.jsonl", "application/jsonl")
 
     async def _export_all(self, http: HTTPRequest, body: bytes) -> Json:
         found = await self._do(lambda store: exchange.jsonl(store, store.listed()))
-        return _download(found, "chats.jsonl", "application/jsonl")
+        return _attached(found, "chats.jsonl", "application/jsonl")
 
     async def _import(self, http: HTTPRequest, body: bytes) -> Json:
         try:
@@ -316,6 +323,7 @@ def _facts(answer: Answer, chunk: Chunk) -> dict[str, Any]:
         "context": result.stats.prompt_tokens + len(result.token_ids),
         "context_length": answer.pipeline.target.cache.capacity,
         "exact": answer.pipeline.target.capabilities.numerics == "exact",
+        "weights_bytes": getattr(answer.pipeline.target, "weights_bytes", 0),
     }
 
 
@@ -363,7 +371,7 @@ def _chat(chat: Chat) -> dict[str, Any]:
     return asdict(chat)
 
 
-def _download(text: str, name: str, media_type: str) -> Json:
+def _attached(text: str, name: str, media_type: str) -> Json:
     headers = {"content-disposition": f'attachment; filename="{name}"'}
     return Json(text.encode(), headers=headers, media_type=f"{media_type}; charset=utf-8")
 

@@ -187,6 +187,11 @@ class Store:
         rows = self._db.execute("SELECT * FROM turns WHERE chat = ? ORDER BY id", (key,))
         return [_turn(row) for row in rows]
 
+    def facts(self, most: int) -> list[dict[str, Any]]:
+        """Of the newest answers of all chats."""
+        rows = self._db.execute("SELECT facts FROM turns WHERE facts IS NOT NULL ORDER BY id DESC LIMIT ?", (most,))
+        return [json.loads(row["facts"]) for row in rows]
+
     def branch(self, key: str, leaf: int) -> list[Turn]:
         """From the first turn to ``leaf``."""
         known = {turn.id: turn for turn in self.turns(key)}

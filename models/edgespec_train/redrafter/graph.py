@@ -10,6 +10,7 @@ Weights are in 8 or 4 bits. Each matrix is in the graph once, though every step 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -71,6 +72,15 @@ class _Unrolled:
         if self.narrow is not None:
             x = _product(x, self.narrow)
         return ops.add(_product(ops.multiply(x, self.out_scale), self.rows), self.bias), s
+
+
+def write(
+    head: Head, never: NDArray[np.intp], xml: Path, k: int, count: int = 1, bits: Bits = 8, states: Bits = 8
+) -> None:
+    """An IR of ``count`` beams, or of a chain."""
+    model = beams(head, never, k, count, bits, states) if count > 1 else chain(head, never, k, bits, states)
+    xml.parent.mkdir(parents=True, exist_ok=True)
+    ov.save_model(model, xml, compress_to_fp16=False)
 
 
 def chain(head: Head, never: NDArray[np.intp], k: int, bits: Bits = 8, states: Bits = 8) -> ov.Model:

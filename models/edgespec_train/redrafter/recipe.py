@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgespec.backends.openvino.runtime import ov
 from edgespec.errors import SettingError
 from edgespec_export import convert
 from edgespec_export.settings import Weights
@@ -82,13 +81,7 @@ def write(head: Head, id_map: NDArray[np.int32], options: Options, xml: Path) ->
     """The head's draft as an IR."""
     never = np.flatnonzero(id_map == UNKNOWN)
     bits = _BITS[options.weights], _BITS[options.states_weights]
-    head = head.to("cpu").eval()
-    if options.beams > 1:
-        model = graph.beams(head, never, options.draft_length, options.beams, *bits)
-    else:
-        model = graph.chain(head, never, options.draft_length, *bits)
-    xml.parent.mkdir(parents=True, exist_ok=True)
-    ov.save_model(model, xml, compress_to_fp16=False)
+    graph.write(head.to("cpu").eval(), never, xml, options.draft_length, options.beams, *bits)
 
 
 def _begun(shape: HeadShape, settings: HeadSettings, options: Options, on: Ground, seed: int, say: Say) -> Head:

@@ -1,0 +1,187 @@
+"""What clients of llama.cpp's server ask about a loaded model: tokens, its template and context, and slots."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from time import perf_counter
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from starlette.requests import Request as HTTPRequest
+from starlette.routing import Route
+
+from edgespec.pipeline import Pipeline
+from edgespec.server import slot_files
+from edgespec.server.fields import Common, described, read
+from edgespec.server.llama_cpp_answers import settings, shape_error
+from edgespec.server.messages import Message, plain_messages, template_variables
+from edgespec.server.refusals import BadRequest, NotOffered
+from edgespec.server.service import Service
+from edgespec.server.wire import Endpoint, Handle, Json
+
+T = TypeVar("T")
+SLOT_ACTIONS = ("save", "restore", "erase")
+
+
+class SlotRequest(msgspec.Struct, kw_only=True):
+    filename: str | None = None
+
+
+class TokenizeRequest(msgspec.Struct, kw_only=True):
+    content: str = ""
+    add_special: bool = False
+    parse_special: bool = True
+    with_pieces: bool = False
+    model: str | None = None
+
+
+class DetokenizeRequest(msgspec.Struct, kw_only=True):
+    tokens: list[int]
+    model: str | None = None
+
+
+class TemplateRequest(msgspec.Struct, kw_only=True):
+    messages: Annotated[list[Message], described(minItems=1)]
+    model: str | None = None
+    tools: list[dict[str, Any]] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+def routes(service: Service) -> list[Route]:
+    handlers = Models(service)
+    posts: dict[str, Handle] = {
+        "/tokenize": handlers.tokenize,
+        "/detokenize": handlers.detokenize,
+        "/apply-template": handlers.apply_template,
+        "/slots/{number}": handlers.slot_action,
+    }
+    gets: dict[str, Handle] = {"/props": handlers.props, "/slots": handlers.slots}
+    return [
+        *(Route(path, Endpoint(handle, shape_error), methods=["POST"]) for path, handle in posts.items()),
+        *(Route(path, Endpoint(handle, shape_error), methods=["GET"]) for path, handle in gets.items()),
+    ]
+
+
+class Models:
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def tokenize(self, http: HTTPRequest, body: bytes) -> Json:
+        asked = read(body, TokenizeRequest)
+
+        def tokens(pipeline: Pipeline) -> list[Any]:
+            tokenizer = pipeline.tokenizer
+            tokenizer.require_fit(asked.content, 8 * pipeline.target.cache.capacity)
+            ids = tokenizer.encode(asked.content, raw=asked.add_special)
+            return [{"id": each, "piece": _piece(pipeline, each)} for each in ids] if asked.with_pieces else ids
+
+        return Json({"tokens": await self._ask(asked.model, tokens)})
+
+    async def detokenize(self, http: HTTPRequest, body: bytes) -> Json:
+        asked = read(body, DetokenizeRequest)
+
+        def text(pipeline: Pipeline) -> str:
+            size = pipeline.target.vocab_size
+            if bad := [each for each in asked.tokens if not 0 <= each < size]:
+                raise BadRequest(f"tokens: got {bad[0]}; allowed: 0 to {size - 1}", param="tokens")
+            return str(pipeline.tokenizer.engine.decode(asked.tokens, skip_special_tokens=False))
+
+        return Json({"content": await self._ask(asked.model, text)})
+
+    async def apply_template(self, http: HTTPRequest, body: bytes) -> Json:
+        asked = read(body, TemplateRequest)
+        variables = template_variables(asked.chat_template_kwargs) | ({"tools": asked.tools} if asked.tools else {})
+
+        def prompt(pipeline: Pipeline) -> str:
+            if pipeline.template is None:
+                raise NotOffered(f"{pipeline.bundle.name} has no chat template")
+            return pipeline.template.render(plain_messages(asked.messages), **variables)
+
+        return Json({"prompt": await self._ask(asked.model, prompt)})
+
+    async def props(self, http: HTTPRequest, body: bytes) -> Json:
+        name = http.query_params.get("model")
+        async with self._pipeline(name) as pipeline:
+            bundle = pipeline.bundle
+            return Json(
+                {
+                    "default_generation_settings": {
+                        "id": 0,
+                        "n_ctx": pipeline.target.cache.capacity,
+                        "params": settings(Common(), pipeline, None),
+                    },
+                    "total_slots": 1,
+                    "model_alias": bundle.name,
+                    "model_path": bundle.name,
+                    "modalities": {"vision": False, "audio": False},
+                    "chat_template": bundle.chat_template() or "",
+                    "bos_token": bundle.manifest.generation.bos_token or "",
+                    "eos_token": bundle.manifest.generation.eos_token or "",
+                    "build_info": "edgespec",
+                    "endpoint_slots": True,
+                    "endpoint_props": False,
+                    "endpoint_metrics": True,
+                }
+            )
+
+    async def _ask(self, model: str | None, question: Callable[[Pipeline], T]) -> T:
+        """What may take a while for a long text, beside the event loop: streams of others go on."""
+        async with self._pipeline(model) as pipeline:
+            return await asyncio.to_thread(question, pipeline)
+
+    async def slots(self, http: HTTPRequest, body: bytes) -> Json:
+        """One slot for each loaded model: requests of one model come in turn."""
+        found = []
+        for number, resident in enumerate(self._service.residents.loaded.values()):
+            if (pipeline := resident.pipeline) is not None:
+                found.append(
+                    {
+                        "id": number,
+                        "model": pipeline.bundle.name,
+                        "n_ctx": pipeline.target.cache.capacity,
+                        "n_past": pipeline.target.cache.length,
+                        "speculative": pipeline.drafter.name != "none",
+                        "is_processing": resident.worker.running is not None,
+                    }
+                )
+        return Json(found)
+
+    async def slot_action(self, http: HTTPRequest, body: bytes) -> Json:
+        """Write what a model's cache holds to a file, take it back from there, or forget it."""
+        action, number = http.query_params.get("action"), http.path_params["number"]
+        if action not in SLOT_ACTIONS:
+            raise BadRequest(f"action: got {action!r}; allowed: {', '.join(SLOT_ACTIONS)}", param="action")
+        names = list(self._service.residents.loaded)
+        if not (number.isascii() and number.isdigit() and int(number) < len(names)):
+            raise BadRequest(f"slot: got {number!r}; allowed: 0 to {len(names) - 1}", param="id_slot")
+        path = slot_files.path_of(read(body, SlotRequest, empty=True).filename) if action != "erase" else None
+        resident = await self._service.residents.take(names[int(number)], None)
+        try:
+            began = perf_counter()
+            head: dict[str, Any] = {"id_slot": int(number)}
+            if path is None:
+                erased = await asyncio.wrap_future(resident.worker.call(slot_files.erase))
+                return Json(head | {"n_erased": erased})
+            move = slot_files.save if action == "save" else slot_files.restore
+            moved = await asyncio.wrap_future(resident.worker.call(lambda pipeline: move(pipeline, path)))
+            tokens, size = ("n_saved", "n_written") if action == "save" else ("n_restored", "n_read")
+            timings = {f"{action}_ms": 1e3 * (perf_counter() - began)}
+            return Json(head | {"filename": path.stem, tokens: moved.tokens, size: moved.nbytes, "timings": timings})
+        finally:
+            self._service.residents.give_back(resident)
+
+    @asynccontextmanager
+    async def _pipeline(self, model: str | None) -> AsyncGenerator[Pipeline, None]:
+        """A loaded model, to ask what needs no engine."""
+        resident = await self._service.residents.take(model, None)
+        try:
+            yield resident.worker.ready.result()
+        finally:
+            self._service.residents.give_back(resident)
+
+
+def _piece(pipeline: Pipeline, token: int) -> str:
+    """The text of a token. A part of a character becomes U+FFFD."""
+    return str(pipeline.tokenizer.engine.decode([token], skip_special_tokens=False))
