@@ -15,6 +15,8 @@ type OpenChat = Chat & { turns: Turn[] };
 
 /** Milliseconds between two tries to reach a server that is gone. */
 const RETRY_MS = 1500;
+/** Milliseconds from one look of an answer to the next: every other frame is free for typing, and the model needs the cores. */
+const PAINT_MS = 25;
 
 export class App {
   private open: OpenChat | null = null;
@@ -147,7 +149,13 @@ export class App {
     }
     const last = showBranch(this.log, open.turns, open.leaf, this.doing);
     this.showContext(last?.turn.facts?.context ?? 0, last?.turn.facts?.context_length ?? null);
+    this.toEnd();
+  }
+
+  /** Again for some frames: a turn has a guessed height until it is seen. */
+  private toEnd(frames = 8): void {
     this.log.scrollTop = this.log.scrollHeight;
+    if (frames > 0) requestAnimationFrame(() => this.toEnd(frames - 1));
   }
 
   /** Fills the list to choose from. Returns the name of the model that is chosen. */
@@ -196,6 +204,15 @@ export class App {
     const meter = new Meter();
     let view: TurnView | undefined;
     let frame = 0;
+    let painted = 0;
+    const tick = (now: number) => {
+      if (now - painted < PAINT_MS) {
+        frame = requestAnimationFrame(tick);
+        return;
+      }
+      painted = now;
+      paint();
+    };
     const paint = () => {
       frame = 0;
       const atEnd = this.log.scrollHeight - this.log.scrollTop - this.log.clientHeight < 80;
@@ -214,7 +231,7 @@ export class App {
         meter.add(part);
         const sentence = sentences.next(view.turn.content, part.facts !== undefined);
         if (sentence !== "") this.spoken.textContent = sentence;
-        frame ||= requestAnimationFrame(paint);
+        frame ||= requestAnimationFrame(tick);
       }
     } catch (error) {
       if (!stop.signal.aborted) throw error;

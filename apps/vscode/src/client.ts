@@ -19,6 +19,9 @@ export interface Completion {
   readonly timings: Timings;
 }
 
+/** Milliseconds for a slot's file. An editor that closes waits for its extensions a little longer. */
+const SLOT_MS = 3000;
+
 export interface Limits {
   /** most tokens */
   readonly tokens: number;
@@ -48,6 +51,18 @@ export class Client {
     const answer = await fetch(new URL("/v1/models", this.url), { signal: AbortSignal.timeout(2000) });
     const listed = (await answer.json()) as { data?: { id?: string }[] };
     return listed.data?.[0]?.id ?? "";
+  }
+
+  /** What the server has read goes to a file of its own, or comes back from there. Raises ServerError. */
+  async slot(action: "save" | "restore"): Promise<void> {
+    const answer = await fetch(new URL(`/slots/0?action=${action}`, this.url), {
+      method: "POST",
+      headers: { "content-type": "application/json" },
+      body: JSON.stringify({ filename: "vscode" }),
+      signal: AbortSignal.timeout(SLOT_MS),
+    });
+    const text = await answer.text();
+    if (!answer.ok) throw new ServerError(message(text) ?? `the server answered ${answer.status}`);
   }
 
   /** Fill a hole. Raises ServerError, and AbortError where `signal` is set off: the server then stops within a round.
