@@ -27,7 +27,7 @@ async function opened(options = {}) {
   return page;
 }
 
-const finished = (page) => page.getByRole("button", { name: /^(Send|Senden)$/ }).waitFor({ timeout: 120_000 });
+const finished = (page) => page.getByRole("button", { name: /^(Send|Senden)$/ }).waitFor({ timeout: 300_000 });
 const answers = (page) => page.locator(".turn.assistant");
 
 async function ask(page, text) {
