@@ -15,6 +15,7 @@ import tarfile
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 TARGET = Path(".local/opt/edgespec")
@@ -46,7 +47,7 @@ def main() -> int:
     return 0
 
 
-def _run(command: list[object], home: Path) -> None:
+def _run(command: Sequence[object], home: Path) -> None:
     nobody = "http://127.0.0.1:9"
     environment = {"HOME": str(home), "PATH": "/usr/bin:/bin", "HTTPS_PROXY": nobody, "HTTP_PROXY": nobody}
     subprocess.run([str(part) for part in command], env=environment, stdout=sys.stderr, check=True)
