@@ -59,7 +59,7 @@ def _listed(home: Path) -> str:
     sizes: Counter[str] = Counter()
     for path in home.rglob("*"):
         if path.is_file() or path.is_symlink():
-            place = "/".join(path.relative_to(home).parts[:_DEPTH])
+            place = "/".join(path.relative_to(home).parent.parts[:_DEPTH])
             counts[place] += 1
             sizes[place] += path.lstat().st_size
     return ", ".join(f"~/{place}: {counts[place]} ({sizes[place] / 1e6:.1f} MB)" for place in sorted(counts)) or "none"

@@ -95,7 +95,7 @@ const tests = {
     await finished(page);
     await page.locator(".turn.user").getByRole("button", { name: "Edit" }).click();
     const field = page.locator(".turn.user textarea");
-    await field.fill("Say goodbye.");
+    await field.fill("What is the capital of France?");
     await page.getByRole("button", { name: "Save and ask" }).click();
     await page.getByText("2 of 2").waitFor();
     await finished(page);
