@@ -203,18 +203,12 @@ export class App {
     const sentences = new Sentences();
     const meter = new Meter();
     let view: TurnView | undefined;
+    let waiting = 0;
     let frame = 0;
-    let painted = 0;
-    const tick = (now: number) => {
-      if (now - painted < PAINT_MS) {
-        frame = requestAnimationFrame(tick);
-        return;
-      }
-      painted = now;
-      paint();
-    };
+    let painted = -Infinity;
     const paint = () => {
-      frame = 0;
+      waiting = frame = 0;
+      painted = performance.now();
       const atEnd = this.log.scrollHeight - this.log.scrollTop - this.log.clientHeight < 80;
       view?.update();
       this.live.textContent = meter.text;
@@ -231,11 +225,12 @@ export class App {
         meter.add(part);
         const sentence = sentences.next(view.turn.content, part.facts !== undefined);
         if (sentence !== "") this.spoken.textContent = sentence;
-        frame ||= requestAnimationFrame(tick);
+        waiting ||= window.setTimeout(() => (frame = requestAnimationFrame(paint)), Math.max(0, painted + PAINT_MS - performance.now()));
       }
     } catch (error) {
       if (!stop.signal.aborted) throw error;
     } finally {
+      clearTimeout(waiting);
       cancelAnimationFrame(frame);
       if (view !== undefined) {
         view.turn.facts ??= stop.signal.aborted ? { stopped: true } : {};
