@@ -206,17 +206,8 @@ def _wired(pair: Bundle, options: LoadOptions, draft: str | None, *, unasked: bo
     options.require_context(longest, pair.name)
     entries = [entry for entry in pair.manifest.drafters if draft is None or entry.is_called(draft)]
     adaptive = adaptive_loading.named(pair, draft)
-    own_model = any(entry.model is not None and not entry.is_head for entry in entries)
     other = draft is not None and not drafter_loading.is_own(pair, draft)
-    head = next((entry.name for entry in entries if entry.is_head), None)
-    options.require_own_model(own_model or other, head is not None, draft or head or NGram.name)
-    used = next((entry for entry in entries if entry.model is not None), None)
-    is_head = not other and used is not None and used.is_head
-    options.require_beside(
-        other or (used is not None and not is_head), is_head, draft or (used.name if used else "auto")
-    )
-    for device in filter(None, (options.device, options.draft_device)):
-        require_device(device)  # before anything is compiled
+    _require_use_of(options, entries, draft, other)
     threads = schedule_choice.threads(options.device, options.draft_device) if options.overlaps else None
     machine = Machine(options.context_length or longest, options.progress, options.accept_licence, threads)
     machine.kv = options.kv
@@ -267,6 +258,23 @@ def _wired(pair: Bundle, options: LoadOptions, draft: str | None, *, unasked: bo
         beside=model if options.overlaps else None,
         gives_way=unasked,
     )
+
+
+def _require_use_of(options: LoadOptions, entries: Sequence[DrafterEntry], draft: str | None, other: bool) -> None:
+    """Raises SettingError for an option that says nothing of what drafts, and DeviceError, before anything is compiled.
+
+    entries: of the bundle, which draft. other: ``draft`` is a model beside them.
+    """
+    own_model = any(entry.model is not None and not entry.is_head for entry in entries)
+    head = next((entry.name for entry in entries if entry.is_head), None)
+    options.require_own_model(own_model or other, head is not None, draft or head or NGram.name)
+    used = next((entry for entry in entries if entry.model is not None), None)
+    is_head = not other and used is not None and used.is_head
+    options.require_beside(
+        other or (used is not None and not is_head), is_head, draft or (used.name if used else "auto")
+    )
+    for device in filter(None, (options.device, options.draft_device)):
+        require_device(device)
 
 
 def fixed_k(entries: Sequence[DrafterEntry]) -> int | None:

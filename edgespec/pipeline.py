@@ -4,32 +4,32 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from functools import cached_property
-from operator import index
 from statistics import median
 from typing import Any, TypedDict
 
 from edgespec.adaptive.arbiter import Arbiter
 from edgespec.adaptive.forward_cost import ForwardCost
 from edgespec.bundle import Bundle
+from edgespec.cancelling import stopping, until_cancelled
 from edgespec.decode.logprobs import Logprobs
 from edgespec.decode.overlapped import MOST, overlapped, require_matching
 from edgespec.decode.policy import FixedLength, Heuristic
 from edgespec.decode.speculative import speculative
 from edgespec.drafters.none import NoDrafter
-from edgespec.errors import ContextFull, SettingError
+from edgespec.errors import SettingError
 from edgespec.generation import Generation, Stream
 from edgespec.protocols import Constraint, Drafter, Model, Policy, Progress, StepwiseDrafter
 from edgespec.sampling_params import SamplingParams, is_whole
 from edgespec.stats import Stats
 from edgespec.text.chat_template import ChatTemplate, Message
-from edgespec.text.control_tokens import ControlTokens, texts_in
 from edgespec.text.hole_end import HoleEnd
 from edgespec.text.infill import Files, Infill, InfillPrompt
+from edgespec.text.pieces import pieces, stop_strings
+from edgespec.text.prompts import Prompts
 from edgespec.text.response_format import Grammar, Grammars, grammar_of
 from edgespec.text.token_boundary import BeginsWith
-from edgespec.text.tokenizer import Detokenizer, StopStrings, Tokenizer
+from edgespec.text.tokenizer import StopStrings, Tokenizer
 from edgespec.turn import Turn
 from edgespec.types import Schedule
 
@@ -97,10 +97,10 @@ class Pipeline:
             template=source or "",
             end_ids=generation.eos_token_ids,
         )
-        self._control = ControlTokens(self.tokenizer.control_texts, self.tokenizer.spoken_texts)
         self.template = (
             ChatTemplate(source, bos_token=generation.bos_token, eos_token=generation.eos_token) if source else None
         )
+        self._prompts = Prompts(bundle.name, self.tokenizer, self.template, target)
 
     def generate(self, prompt: str | Sequence[int], **options: Any) -> Generation:
         """Like ``stream``, but returns the whole generation."""
@@ -161,23 +161,11 @@ class Pipeline:
 
         begun: how the answer begins; the model goes on behind it. variables: of the template, such as ``tools``.
         """
-        if self.template is None:
-            raise SettingError(f"{self.bundle.name} has no chat template", hint="use a plain prompt (--raw)")
-        capacity = self.target.cache.capacity
-        for content in (*texts_in(messages), *texts_in(variables)):
-            self.tokenizer.require_fit(content, capacity)
-        mark = ""
-        given: Mapping[str, Any] = variables
-        if not allow_special and isinstance(messages, Sequence):
-            (*messages, given), mark = self._control.marked([*messages, variables])
-        text = self.template.render(messages, **given) + begun
-        self.tokenizer.require_fit(text, capacity)
-        return self.tokenizer.encode_parts(self._control.parts(text, mark)) if mark else self.tokenizer.encode(text)
+        return self._prompts.of_chat(messages, allow_special=allow_special, begun=begun, variables=variables)
 
     def text_tokens(self, text: str) -> list[int]:
         """The prompt of a plain text. Control tokens that it spells become tokens."""
-        self.tokenizer.require_fit(text, self.target.cache.capacity)
-        return self.tokenizer.encode(text, raw=True)
+        return self._prompts.of_text(text)
 
     def infill(self, prefix: str, suffix: str = "", **options: Any) -> Generation:
         """Like ``stream_infill``, but returns the whole generation."""
@@ -291,43 +279,43 @@ class Pipeline:
         params = sampling or SamplingParams()
         if not params.greedy:
             params = params.seeded(secrets.randbits(63))
-        beside = self._beside if drafter is None and policy is None and k != 0 else None
-        if params.rejects and self._gives_way:
-            beside = None
-        if beside is not None:
-            require_matching(params)
-        elif policy is None:
-            policy = self._policy(drafter, k)
+        beside = self._drafts_beside(drafter, policy, k, params)
+        policy = policy or (None if beside else self._policy(drafter, k))
         result = self._result((beside or policy or self.drafter).name, params)
         began = result.stats.clock()
         constraint: Constraint | None = self._constraint(response_format, ignore_eos)
         if hole is not None and hole.again:
             constraint = BeginsWith(hole.again, self._infilling.spellings(self.target.vocab_size))
-        stops = (*_strings(stop), *(hole.stops if hole is not None else ()))
+        stops = (*stop_strings(stop), *(hole.stops if hole is not None else ()))
         ends = self.tokenizer.stop_tokens(stops)
+        kept = None if logprobs is None else Logprobs(logprobs)
         options: _LoopOptions = {
             "stop": frozenset(ends) if ignore_eos else self.stop_ids | ends.keys(),
             "budget": max_new_tokens,
             "stats": result.stats,
-            "progress": _stopping(progress, cancelled),
+            "progress": stopping(progress, cancelled),
             "constraint": constraint,
-            "logprobs": None if logprobs is None else Logprobs(logprobs),
+            "logprobs": kept,
         }
         lists: Iterator[list[int]]
         if beside is not None:
             most = MOST if k is None else k
-            lists = overlapped(
-                *(self.target, beside, list(prompt), params), most=most, widths=self._target_s, **options
-            )
+            lists = overlapped(self.target, beside, prompt, params, most=most, widths=self._target_s, **options)
         else:
             assert policy is not None
-            lists = speculative(self.target, policy, list(prompt), params, **options)
+            lists = speculative(self.target, policy, prompt, params, **options)
         scan = StopStrings(stops, ends)
         if hole is not None:
             scan = HoleEnd(stops, ends, hole.rules, result.stats.clock, skip=hole.typed_again)
             lists = _reading_as(drafter or self.drafter, hole, lists)
-        pieces = self._texts(lists, scan, result, ignore_eos, began, cancelled, options["logprobs"])
-        return Stream(self._turn.run(_until_cancelled(pieces), wait=wait), result)
+        texts = pieces(
+            *(lists, self.tokenizer, scan, result),
+            end_ids=frozenset() if ignore_eos else self.stop_ids,
+            began=began,
+            cancelled=cancelled,
+            logprobs=None if kept is None else kept.queue,
+        )
+        return Stream(self._turn.run(until_cancelled(texts), wait=wait), result)
 
     def read(self, prompt: Sequence[int], *, cancelled: Callable[[], bool] | None = None) -> Generation:
         """Read a prompt of token ids ahead, so that a text behind it starts at once. The generation has no text."""
@@ -337,36 +325,18 @@ class Pipeline:
         def steps() -> Generator[str, None, None]:
             stats = result.stats
             began, stats.prompt_tokens = stats.clock(), len(tokens)
-            stats.reused_tokens = self.target.prefill(tokens[:-1], progress=_stopping(None, cancelled))
+            stats.reused_tokens = self.target.prefill(tokens[:-1], progress=stopping(None, cancelled))
             stats.prefill_s = stats.clock() - began
             result.finish_reason = "length"
             yield ""
 
-        for _ in self._turn.run(_until_cancelled(steps())):
+        for _ in self._turn.run(until_cancelled(steps())):
             pass
         return result
 
     def require_prompt(self, prompt: Sequence[int]) -> list[int]:
         """The ids of a prompt as plain numbers. Raises SettingError, and ContextFull for one that is too long."""
-        if not prompt:
-            raise SettingError("prompt is empty", hint="it needs at least one token")
-        try:
-            tokens = [index(token) for token in prompt]
-        except TypeError as error:
-            raise SettingError("prompt", got=str(error), allowed="a text, or token ids") from error
-        if bad := [t for t in tokens if not 0 <= t < self.target.vocab_size]:
-            raise SettingError(
-                "prompt holds an unknown token id", got=bad[0], allowed=f"0..{self.target.vocab_size - 1}"
-            )
-        capacity = self.target.cache.capacity
-        if len(prompt) > capacity:
-            raise ContextFull(
-                "prompt is longer than the context",
-                got=f"{len(prompt)} tokens",
-                allowed=f"{capacity} tokens",
-                hint="shorten the prompt or start a new conversation",
-            )
-        return tokens
+        return self._prompts.checked(prompt)
 
     def require_k(self, k: int | None) -> None:
         """Raises SettingError for a number of draft tokens that the target cannot verify."""
@@ -390,6 +360,17 @@ class Pipeline:
     def fixed_length(self, k: int) -> FixedLength:
         """A policy that drafts k tokens every round, with all drafters of this pipeline."""
         return FixedLength(self.drafter, k, self._target_s)
+
+    def _drafts_beside(
+        self, drafter: Drafter | None, policy: Policy | None, k: int | None, params: SamplingParams
+    ) -> StepwiseDrafter | None:
+        """The draft model that drafts while the target verifies, if the overlapped schedule writes this text."""
+        if self._beside is None or drafter is not None or policy is not None or k == 0:
+            return None
+        if params.rejects and self._gives_way:
+            return None
+        require_matching(params)
+        return self._beside
 
     def _policy(self, drafter: Drafter | None, k: int | None) -> Policy:
         """The policy for the given drafter, or for all drafters of this pipeline."""
@@ -453,84 +434,8 @@ class Pipeline:
             self._grammars = Grammars(self.tokenizer, self.target.vocab_size, self.stop_ids)
         return self._grammars.constraint(grammar)
 
-    def _texts(
-        self,
-        lists: Iterator[list[int]],
-        stops: StopStrings,
-        result: Generation,
-        ignore_eos: bool,
-        began: float,
-        cancelled: Callable[[], bool] | None,
-        logprobs: Logprobs | None,
-    ) -> Generator[str, None, None]:
-        """Turn lists of tokens into text, and fill ``result``. Tokens are taken one by one. So a stop string ends a
-        speculative run at the same token as a plain one."""
-        detokenizer = Detokenizer(self.tokenizer)
-        over = False
-        if logprobs is not None:
-            result.logprobs = []
-        for tokens in lists:
-            if result.ttft_s is None:
-                result.ttft_s = result.stats.clock() - began
-            text = ""
-            for token in tokens:
-                result.token_ids.append(token)
-                if logprobs is not None and result.logprobs is not None:
-                    result.logprobs.append(logprobs.queue.popleft())
-                text += stops.push(detokenizer.push(token))
-                if stops.ends_at(token):
-                    break
-            if text:
-                result.text += text
-                yield text
-            if stops.found is not None:
-                break
-            if over := cancelled is not None and cancelled():
-                break
-        tail = stops.push(detokenizer.flush()) + stops.flush()
-        result.text += tail
-        result.stop_string = stops.found
-        ended = not ignore_eos and result.token_ids[-1:] and result.token_ids[-1] in self.stop_ids
-        if stops.found is not None or ended:
-            result.finish_reason = "stop"
-        elif not over:
-            result.finish_reason = "length"
-        if tail:
-            yield tail
-
 
 def _reading_as(drafter: Drafter, hole: InfillPrompt, lists: Iterator[list[int]]) -> Iterator[list[int]]:
     """The same tokens. The drafter is told within the turn of their text, before its first step."""
     drafter.read_as(hole.anchor, hole.as_read)
     yield from lists
-
-
-class _Cancelled(Exception):
-    """The prompt need not be read any further."""
-
-
-def _stopping(progress: Progress | None, cancelled: Callable[[], bool] | None) -> Progress | None:
-    """``progress`` that also ends a prefill between two chunks."""
-    if cancelled is None:
-        return progress
-
-    def step(done: int, total: int) -> None:
-        if progress is not None:
-            progress(done, total)
-        if done < total and cancelled():
-            raise _Cancelled
-
-    return step
-
-
-def _until_cancelled(pieces: Iterator[str]) -> Generator[str, None, None]:
-    with suppress(_Cancelled):
-        yield from pieces
-
-
-def _strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
-    """The stop strings. A single string counts as one, not as its letters. Raises SettingError."""
-    stops = () if stop is None else (stop,) if isinstance(stop, str) else stop
-    if isinstance(stops, bytes | bytearray) or not all(isinstance(each, str) for each in stops):
-        raise SettingError("stop", got=stop, allowed="a text, or several", setting="stop")
-    return tuple(stops)

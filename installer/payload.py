@@ -138,9 +138,7 @@ def _python(platform: str, into: Path, archive: Path | None, work: Path) -> str:
     if archive is None and named["sha256"]:
         archive = fetch(named["url"], named["sha256"], work)
     if archive is not None:
-        with tarfile.open(archive) as packed:
-            packed.extractall(work / "unpacked", filter="tar")
-        shutil.move(str(work / "unpacked" / "python"), into)
+        shutil.move(str(_unpack(archive, work / "unpacked")), into)
         return f"{archive.name}, SHA-256 {sha256_of(archive)}"
     if platform.startswith("linux"):
         leave = shutil.ignore_patterns("site-packages", "test", "__pycache__", "*.a", "idlelib", "share", "include")
@@ -149,6 +147,17 @@ def _python(platform: str, into: Path, archive: Path | None, work: Path) -> str:
     into.mkdir()
     (into / "STAND-IN.txt").write_text("No CPython was given to the build.\n", encoding="utf-8")
     return "a stand-in without a program: this installer installs nothing, and is not for release"
+
+
+def _unpack(archive: Path, into: Path) -> Path:
+    """The folder of Python in an archive of python-build-standalone, or in python.org's own package for NuGet."""
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as packed:
+            packed.extractall(into)
+        return into / "tools"
+    with tarfile.open(archive) as packed:
+        packed.extractall(into, filter="tar")
+    return into / "python"
 
 
 def _programs(wheels: Path) -> dict[str, str]:

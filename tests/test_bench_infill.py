@@ -56,10 +56,18 @@ def test_runtimes_are_asked_in_turns_and_scored(tmp_path: Path, capsys: pytest.C
         order.append("wrong")
         return Filled("no" + hole.missing, 4, 1.0, 9)
 
-    scores, _ = infill.measure({"right": right, "wrong": wrong}, asked)
+    kept = tmp_path / "answers.jsonl"
+    scores, _ = infill.measure({"right": right, "wrong": wrong}, asked, infill.Answers(kept, "this run"))
     assert (scores["right"].first_line, scores["right"].every_line, scores["right"].tok_per_s) == (1.0, 1.0, 2.0)
     assert (scores["wrong"].first_line, scores["wrong"].every_line, scores["wrong"].tok_per_s) == (0.0, 0.0, 4.0)
     assert order[:4] in (["right", "wrong", "wrong", "right"], ["wrong", "right", "right", "wrong"])
+    with pytest.raises(SettingError, match="another run; got this run"):
+        infill.Answers(kept, "the next")
+    again = infill.measure({"right": right, "wrong": right}, asked, infill.Answers(kept, "this run"))[0]
+    assert again == scores and len(order) == 2 * len(asked), "no hole is filled twice"
+    kept.write_text("{}\n", encoding="utf-8")
+    with pytest.raises(SettingError, match="has no answers"):
+        infill.Answers(kept, "this run")
     infill.bench_infill(faked(tmp_path, QWEN, NGram(), capacity=4096), count=2, new_tokens=4)
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert figures["scores"]["edgespec"]["tokens"] > 0 and len(figures["answers"]) == 2

@@ -7,11 +7,12 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import httpx
 import pytest
 from click.testing import CliRunner
 
 from edgespec.errors import EdgespecError
-from edgespec.server import found, window
+from edgespec.server import door, found, window
 from edgespec.server.chat.routes import ChatPage
 from tests.fake_server import fake_pipeline, on_a_port, service_of
 
@@ -59,12 +60,24 @@ def test_a_proxy_of_the_system_is_not_asked(data: Path, tmp_path: Path, monkeypa
 
 
 def test_a_window_that_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before a server is started for it."""
     monkeypatch.setattr(window, "_browser", lambda: None)
     monkeypatch.setattr(window, "find_spec", lambda name: None)
-    with pytest.raises(EdgespecError, match="no browser with windows of its own"):
-        window.show("http://127.0.0.1:1", "app")
-    with pytest.raises(EdgespecError, match="pywebview is not installed"):
-        window.show("http://127.0.0.1:1", "webview")
+    monkeypatch.setattr(window, "_start", lambda model: pytest.fail("a server was started"))
+    for kind, said in (("app", "no browser with windows of its own"), ("webview", "pywebview is not installed")):
+        ran = CliRunner().invoke(window.command, ["--window", kind])
+        assert isinstance(ran.exception, EdgespecError) and said in str(ran.exception)
+
+
+def test_a_door_leads_to_a_server_that_comes_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "_LOOK_S", 0.01)
+    with door.Door() as open_door:
+        assert "edgespec starts" in httpx.get(open_door.url).text
+        assert httpx.get(f"{open_door.url}server").status_code == 204
+        open_door.lead("http://127.0.0.1:1/")
+        assert httpx.get(f"{open_door.url}server").text == "http://127.0.0.1:1/"
+        open_door.lead(None)
+        assert httpx.get(f"{open_door.url}server").status_code == 410
 
 
 IN_A_WINDOW = """
@@ -99,19 +112,51 @@ def test_the_page_runs_in_a_window_of_pywebview(data: Path, tmp_path: Path) -> N
     assert any((data / "window").iterdir())
 
 
-def test_a_server_that_does_not_start_is_said(data: Path, browser: Path) -> None:
+WAITING = """
+import re, sys, urllib.error, urllib.request
+url = sys.argv[1].removeprefix("--app=")
+server = urllib.request.urlopen(url).read() and ""
+try:
+    while not server:
+        server = urllib.request.urlopen(url + "server").read().decode()
+    found = urllib.request.urlopen(server).headers["server"]
+except OSError as error:
+    found = repr(error)
+open(sys.argv[0] + ".seen", "w").write(str(found))
+"""
+"""a window in place of a browser's: it waits at the door until a server is there or none will be, then it closes"""
+
+
+@pytest.fixture
+def seen(browser: Path, tmp_path: Path) -> Path:
+    """Where the window notes what it found."""
+    script = tmp_path / "window.py"
+    script.write_text(WAITING)
+    (tmp_path / "programs" / "chromium").write_text(f'#!/bin/sh\nexec "{sys.executable}" "{script}" "$@"\n')
+    return tmp_path / "window.py.seen"
+
+
+def test_a_server_that_does_not_start_is_said(data: Path, seen: Path) -> None:
     command = [sys.executable, "-m", "edgespec.server.window", "--window", "app", "--model", "/no/such/model"]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert ran.returncode == 2
     assert "/no/such/model" in ran.stderr
-    assert "the server" in ran.stderr.splitlines()[-1]
+    assert "the server ended too early" in ran.stderr.splitlines()[-1]
     assert "Traceback" not in ran.stderr
+    assert "Error" in seen.read_text()  # of the door, or of a server that ends again
 
 
 @pytest.mark.real
-def test_the_window_ends_the_server_that_it_started(data: Path, browser: Path) -> None:
+def test_the_window_ends_the_server_that_it_started(data: Path, seen: Path) -> None:
     command = [sys.executable, "-m", "edgespec.server.window", "--window", "app"]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stderr
-    assert browser.read_text().startswith("--app=http://127.0.0.1:")
+    assert seen.read_text() == "edgespec"
     assert found.recorded() is None
+
+
+def test_a_window_that_is_closed_at_once_leaves_no_server(data: Path, browser: Path) -> None:
+    command = [sys.executable, "-m", "edgespec.server.window", "--window", "app"]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (ran.returncode, found.running()) == (0, None), ran.stderr
+    assert "Traceback" not in ran.stderr

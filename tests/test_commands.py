@@ -49,7 +49,8 @@ def here(
 ) -> Callable[..., Ended]:
     """The command line in this process. The default pair as it is by default is the one of all tests."""
     real = loading.load
-    usual = {name: option.default for name, option in inspect.signature(real).parameters.items()} | {"draft": "auto"}
+    usual = {name: option.default for name, option in inspect.signature(real).parameters.items()}
+    usual |= {"draft": "auto", "progress": True}  # as commands ask for it
 
     def load(**options: Any) -> Pipeline:
         if all(value == usual[name] for name, value in options.items()):
@@ -127,7 +128,7 @@ def test_a_prompt_comes_from_standard_input_too(here: Callable[..., Ended], tiny
     for arguments in (["run"], ["run", "-"], ["-"]):
         _, said, told = here(*arguments, "-n", "12", stdin=QUESTION.encode())
         assert "Paris" in said, told
-    tiny = ["-n", "8", "--ignore-eos", "--model", str(tiny_ir.parent)]
+    tiny = ["-n", "8", "--ignore-eos", "--draft", "none", "--model", str(tiny_ir.parent)]
     piped, given = edgespec("-", *tiny, stdin=QUESTION.encode()), edgespec(QUESTION, *tiny)
     assert piped.returncode == 0 and piped.stdout == given.stdout != b"", piped.stderr
     assert "standard input is not valid UTF-8" in error_of(edgespec("-", stdin=b"caf\xe9"))

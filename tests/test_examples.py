@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 EXPECTED = {
     "quickstart": r"Paris.*\d+ tokens in \d+ forwards, numerics exact",
+    "ray_serve": r"(.*Paris.*\n){4}2 copies\n",
     "stream": r".{20}.*\n\[(length|stop)\]",
     "chat": r"> Name.*0 of them reused.*> And one.*[1-9]\d* of them reused",
     "own_drafter": r"Paris.*[1-9]\d* of \d+ drafted tokens accepted\nthe same tokens",
@@ -21,12 +22,17 @@ EXPECTED = {
 _LONGEST_DRAFTER = 40
 
 
+SLOW = {"ray_serve": pytest.mark.slow}
+
+
 @pytest.mark.real
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", [pytest.param(p, marks=SLOW.get(p.stem, ()), id=p.stem) for p in EXAMPLES])
 def test_example_runs_as_its_docstring_says(path: Path) -> None:
     docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     run_line = re.search(r"^ *python (\S+)$", docstring, re.MULTILINE)
     assert run_line
+    if path.stem == "ray_serve":
+        pytest.importorskip("ray.serve", reason="Ray Serve is not installed: pip install edgespec[ray]")
     ran = subprocess.run(
         [sys.executable, run_line[1]], cwd=ROOT, capture_output=True, text=True, encoding="utf-8", timeout=300
     )

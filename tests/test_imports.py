@@ -34,6 +34,7 @@ HEAVY = {
 GROUND = {
     "bundle",
     "cache",
+    "cancelling",
     "console",
     "draft_folder",
     "errors",
@@ -87,7 +88,7 @@ WINGS: dict[str, set[str]] = {
     "bench": BELOW | {"loading", "pipeline", "simulate"},
     "server": {"backends", "hub", "loading", "pipeline", "text"},
     "commands": {"bench", "hub", "loading", "machine", "pipeline", "planner", "server", "simulate", "text"},
-    "laboratory": BELOW | {"bench", "commands", "door", "loading", "pipeline"},
+    "laboratory": BELOW | {"bench", "commands", "door", "loading", "pipeline", "server"},
     "door": {"commands", "loading", "pipeline"},
 }
 """wing -> the wings it may import beside itself and the ground. A wing is a folder of edgespec; "laboratory" is

@@ -93,6 +93,24 @@ def test_the_layout_is_that_of_the_models(tokenizers_: dict[tuple[str, ...], Tok
     )
 
 
+def test_a_key_encodes_its_own_line_alone(
+    tokenizers_: dict[tuple[str, ...], Tokenizer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer, encoded = tokenizers_[QWEN], []
+    infill, encode = Infill(tokenizer), tokenizer.encode
+
+    def counted(text: str, *, raw: bool = False) -> list[int]:
+        encoded.append(text)
+        return encode(text, raw=raw)
+
+    monkeypatch.setattr(tokenizer, "encode", counted)
+    first = infill.prompt(BEFORE + "    re", BEHIND, files={"b.py": "x = 1\n"}, room=400)
+    encoded.clear()
+    infill.prompt(BEFORE + "    ret", BEHIND, files={"b.py": "x = 1\n"}, room=400)
+    assert [text for text in encoded if text] == ["    ret"]
+    assert infill.prompt(BEFORE + "    re", BEHIND, files={"b.py": "x = 1\n"}, room=400) == first
+
+
 def test_thousands_of_files_cost_no_more_than_those_that_fit(tokenizers_: dict[tuple[str, ...], Tokenizer]) -> None:
     files = [(f"folder/name{number}.py", f"x = {number}\n") for number in range(20_000)]
     began = time.perf_counter()

@@ -10,6 +10,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parent.parent
+COMPARE = ROOT / "installer" / "compare.py"
 APPLY = ROOT / "installer" / "payload" / "apply.py"
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="the stand-ins are shell scripts")
@@ -119,6 +121,24 @@ def test_removing_leaves_models_and_chats_and_says_so(machine: Machine) -> None:
     assert not machine.target.exists()
     assert f"kept models: {machine.home}/.cache/edgespec" in ran.stdout
     assert f"kept chats and settings: {chats.parent}" in ran.stdout
+
+
+@pytest.mark.skipif(not hasattr(tarfile, "tar_filter"), reason="an older tarfile has no filters")
+def test_the_comparison_names_what_each_step_leaves(machine: Machine) -> None:
+    payload = machine.payload("1.0")
+    shutil.copy(APPLY.with_name("install.sh"), payload)
+    archive = machine.root / "edgespec-1.0.tar.gz"
+    with tarfile.open(archive, "w:gz") as packed:
+        packed.add(payload, "edgespec-1.0")
+    ran = subprocess.run([sys.executable, COMPARE, archive], capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 0, ran.stderr
+    _, _, installed, removed, again, purged = [line.split(" | ")[-1] for line in ran.stdout.splitlines()]
+    model = "~/.cache/edgespec: 1 (0.0 MB)"
+    assert installed == again
+    assert re.fullmatch(
+        rf"{re.escape(model)}, ~/.local/opt/edgespec: \d+ \(.* MB\), ~/.local/share/applications: 1 .* \|", installed
+    )
+    assert (removed, purged) == (f"{model} |", "none |")
 
 
 def test_purging_leaves_nothing(machine: Machine) -> None:
@@ -378,6 +398,32 @@ def test_the_windows_script_writes_what_the_manifest_lists() -> None:
     shortcuts = set(re.findall(r'CreateShortcut "([^"]+)"', script))
     assert shortcuts == set(outside["windows-shortcuts"]) == set(re.findall(r'Delete "(\$SMPROGRAMS[^"]+)"', script))
     assert not re.search(r"Environment|\\Run\b|SMSTARTUP", script)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="the build needs Python 3.11")
+@pytest.mark.parametrize(
+    ("name", "folder"), [("cpython-3.11-install_only.tar.gz", "python"), ("python.3.11.nupkg", "tools")]
+)
+def test_cpython_is_taken_from_the_archives_that_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, folder: str
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "installer")
+    import payload  # type: ignore[import-not-found, unused-ignore]
+
+    source, archive = tmp_path / "source", tmp_path / name
+    (source / folder / "Lib").mkdir(parents=True)
+    (source / folder / "python.exe").write_text("program")
+    (source / folder / "Lib" / "os.py").write_text("")
+    if name.endswith(".nupkg"):
+        shutil.make_archive(str(archive), "zip", source)
+        Path(f"{archive}.zip").rename(archive)
+    else:
+        with tarfile.open(archive, "w:gz") as packed:
+            packed.add(source / folder, folder)
+    said = payload._python("windows-x86_64", tmp_path / "into", archive, tmp_path)
+    assert (tmp_path / "into" / "python.exe").read_text() == "program"
+    assert (tmp_path / "into" / "Lib" / "os.py").is_file()
+    assert said == f"{name}, SHA-256 {payload.sha256_of(archive)}"
 
 
 @pytest.mark.slow

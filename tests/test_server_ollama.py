@@ -15,9 +15,9 @@ from starlette.testclient import TestClient
 
 from edgespec.hub.progress import Watch
 from edgespec.pipeline import Pipeline
-from edgespec.server import ollama
+from edgespec.server import ollama_models
 from edgespec.server.app import application
-from edgespec.server.ollama import Ollama
+from edgespec.server.ollama_models import Models
 from edgespec.server.refusals import NoModel
 from edgespec.server.residents import Offer
 from edgespec.server.service import Service
@@ -109,7 +109,7 @@ def test_a_model_is_pulled_by_its_name(
     client: TestClient, service: Service, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fetched: list[str] = []
-    monkeypatch.setattr(ollama, "_TELL_S", 0.01)
+    monkeypatch.setattr(ollama_models, "_TELL_S", 0.01)
 
     def fetch(name: str) -> Callable[[Watch], Offer]:
         if name != "other":
@@ -145,7 +145,7 @@ def test_a_fetch_runs_once_and_goes_on_without_who_asked(service: Service, pipel
 
     async def work() -> None:
         service.fetch = lambda name: fetch
-        handlers = Ollama(service)
+        handlers = Models(service)
         body = b'{"model": "other", "stream": false}'
         asked = [asyncio.ensure_future(handlers.pull(HTTPRequest({"type": "http"}), body)) for _ in range(3)]
         await asyncio.sleep(0.05)

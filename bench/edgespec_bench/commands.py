@@ -212,8 +212,17 @@ def peers(
 @click.option("--holes", type=click.IntRange(1), default=100, show_default=True)
 @click.option("--new-tokens", type=click.IntRange(1), default=48, show_default=True)
 @click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads of llama.cpp; default: physical cores.")
+@click.option("--answers", type=_PATH, metavar="FILE", help="Keep each hole's answers there, and go on from them.")
 @click.option("--latency", is_flag=True, help="Type lines key by key instead, and time each request to the server.")
-def infill(gguf: Path | None, holes: int, new_tokens: int, threads: int | None, latency: bool, **options: Any) -> None:
+def infill(
+    gguf: Path | None,
+    holes: int,
+    new_tokens: int,
+    threads: int | None,
+    answers: Path | None,
+    latency: bool,
+    **options: Any,
+) -> None:
     """Fill holes cut from Python's own library: lines that come back, tokens a second. llama.cpp's /infill beside it.
 
     \b
@@ -231,7 +240,8 @@ def infill(gguf: Path | None, holes: int, new_tokens: int, threads: int | None, 
     if gguf is not None and not gguf.is_file():
         raise SettingError("no such file", got=str(gguf), setting="gguf")
     pipeline = load_pair(options)
-    bench_infill(pipeline, gguf=gguf, count=holes, new_tokens=new_tokens, threads=threads or physical_cores())
+    threads = threads or physical_cores()
+    bench_infill(pipeline, gguf=gguf, count=holes, new_tokens=new_tokens, threads=threads, answers=answers)
 
 
 @command.command()

@@ -22,7 +22,7 @@ MODULES = (
 )
 SEEDS = range(4)
 """holes of each module"""
-_BEFORE, _BEHIND = 60, 30
+_BEFORE, _BEHIND = 40, 20
 """lines that a runtime is given around a hole"""
 _LEAST = 12
 """characters of a line that is cut, without its indentation"""

@@ -18,10 +18,6 @@ if TYPE_CHECKING:
 
 PORT = 8012
 """where llama.vim and llama.vscode look for completions"""
-_SHARE = 0.6
-"""of the memory of this machine, for models and their caches"""
-_SAVED = 1 / 8
-"""of that, for saved prefixes of prompts"""
 
 
 @click.command(name="serve")
@@ -75,15 +71,12 @@ def command(
     from edgespec.server import found, terminal
     from edgespec.server.address import Address
     from edgespec.server.app import Shutdown, application
+    from edgespec.server.build import budget_bytes, build
     from edgespec.server.chat.routes import ChatPage
     from edgespec.server.fields import seconds
     from edgespec.server.listen import Listener
-    from edgespec.server.offers import fetcher, offers
     from edgespec.server.refusals import BadRequest, Refusal
-    from edgespec.server.residents import Residents
     from edgespec.server.security import is_loopback, require_safe
-    from edgespec.server.sequences import Sequences
-    from edgespec.server.service import Service
 
     refs = list(dict.fromkeys([*models, *more])) or ["default"]
     if socket is None:
@@ -94,7 +87,7 @@ def command(
         keep_alive_s = seconds(keep_alive)
     except BadRequest as error:
         raise SettingError("keep_alive", got=keep_alive, allowed="5m, 300, -1", setting="keep_alive") from error
-    budget = _budget(memory)
+    budget_bytes(memory)
     for ref in refs:  # before the address is taken and shown
         require_model(ref)
     address = Address(host, port, socket)
@@ -103,14 +96,14 @@ def command(
         yes, mirror = options.pop("yes"), options.pop("mirror")
         for ref in refs:
             fetch_first({**options, "ref": ref, "yes": yes, "mirror": mirror})
-        known = offers(refs, options, keep_alive_s=keep_alive_s)
-        names = list(known)[: len(refs)]
-        residents = Residents(
-            known, Sequences(int(budget * _SAVED)), budget_bytes=int(budget * (1 - _SAVED)), longest_queue=queue
+        service, names = build(
+            refs,
+            options,
+            memory_gb=memory,
+            keep_alive_s=keep_alive_s,
+            longest_queue=queue,
+            time_limit_s=time_limit,
         )
-        service = Service(residents, time_limit_s=time_limit)
-        service.is_ready = False
-        service.fetch = fetcher(options, keep_alive_s=keep_alive_s)
         service.listeners.append(terminal.ended)
         with suppress(OSError):  # only convenience: without a data folder nobody finds this server by itself
             record = found.record(address.local_url)
@@ -145,14 +138,3 @@ def _say(line: str) -> None:
     from edgespec.server import stderr
 
     stderr.write(f"edgespec: {printable(line)}\n")
-
-
-def _budget(memory_gb: float | None) -> int:
-    """bytes"""
-    import psutil
-
-    if memory_gb is None:
-        return int(psutil.virtual_memory().total * _SHARE)
-    if not 0 < memory_gb < 1e6:
-        raise SettingError("memory", got=memory_gb, allowed="GB, above 0", setting="memory")
-    return int(memory_gb * 1e9)

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
-from edgespec.server import llama_cpp, ollama, openai
+from edgespec.server import llama_cpp, llama_cpp_answers, ollama, ollama_models, openai, openai_shapes
 from edgespec.server.metrics import CONTENT_TYPE, Metrics
 from edgespec.server.refusals import NoRoute, Refusal, Unauthorized, Unavailable, WrongMethod
 from edgespec.server.security import SHUTDOWN_PATH, Guard, same_secret
@@ -56,8 +56,8 @@ def routes_of(service: Service, shutdown: Shutdown | None = None) -> list[Route]
 def shape_of(path: str) -> ShapeError:
     """How errors look to who asks for this path."""
     if path.startswith("/api/"):
-        return ollama.shape_error
-    return llama_cpp.shape_error if path.startswith(llama_cpp.PATHS) else openai.shape_error
+        return ollama_models.shape_error
+    return llama_cpp_answers.shape_error if path.startswith(llama_cpp.PATHS) else openai_shapes.shape_error
 
 
 def _own(service: Service, metrics: Metrics, shutdown: Shutdown | None) -> list[Route]:
@@ -79,9 +79,12 @@ def _own(service: Service, metrics: Metrics, shutdown: Shutdown | None) -> list[
         return Json({"status": "stopping"})
 
     return [
-        *[Route(path, Endpoint(health, openai.shape_error), methods=["GET"]) for path in ("/health", "/v1/health")],
-        Route("/metrics", Endpoint(numbers, openai.shape_error), methods=["GET"]),
-        Route(SHUTDOWN_PATH, Endpoint(stop, openai.shape_error), methods=["POST"]),
+        *[
+            Route(path, Endpoint(health, openai_shapes.shape_error), methods=["GET"])
+            for path in ("/health", "/v1/health")
+        ],
+        Route("/metrics", Endpoint(numbers, openai_shapes.shape_error), methods=["GET"]),
+        Route(SHUTDOWN_PATH, Endpoint(stop, openai_shapes.shape_error), methods=["POST"]),
     ]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
 import msgspec
 from starlette.requests import Request as HTTPRequest
@@ -96,6 +96,21 @@ IGNORED = {
 LENGTHS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict", "num_predict", "max_new_tokens")
 
 
+_MOST_STOPS = 64
+_PART = re.compile(r"(\d+\.?\d*|\.\d+)(ms|s|m|h)")
+_DURATION = re.compile(rf"-?(?:{_PART.pattern})+")
+_DURATION_OR_SECONDS = rf"^(-?({_PART.pattern})+|-?\d{{1,8}}(\.\d+)?)$"
+_UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def described(**schema: Any) -> msgspec.Meta:
+    """What the OpenAPI document says of a field beside its type. The server refuses with words of its own."""
+    return msgspec.Meta(extra_json_schema=schema)
+
+
+_Penalty = Annotated[float, msgspec.Meta(ge=1e-3, le=1e3)] | None
+
+
 class Common(msgspec.Struct, kw_only=True):
     """Of every request for a text, on every route. ``options``: the same fields again, where Ollama puts them."""
 
@@ -107,21 +122,21 @@ class Common(msgspec.Struct, kw_only=True):
     n_predict: int | None = None
     num_predict: int | None = None
     max_new_tokens: int | None = None
-    stop: str | list[str] | None = None
-    temperature: float | None = None
+    stop: Annotated[str | list[str] | None, described(maxItems=_MOST_STOPS)] = None
+    temperature: Annotated[float | None, described(minimum=0)] = None
     top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    seed: int | None = None
-    repeat_penalty: float | None = None
-    repetition_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    top_p: Annotated[float | None, described(exclusiveMinimum=0, maximum=1)] = None
+    min_p: Annotated[float | None, described(minimum=0, maximum=1)] = None
+    seed: Annotated[int | None, described(maximum=2**64 - 1)] = None
+    repeat_penalty: _Penalty = None
+    repetition_penalty: _Penalty = None
+    logit_bias: Annotated[dict[str, float] | None, described(propertyNames={"pattern": r"^\d+$"})] = None
     ignore_eos: bool | None = None
-    keep_alive: str | float | None = None
+    keep_alive: Annotated[str | float | None, described(pattern=_DURATION_OR_SECONDS)] = None
     id_slot: int | None = None
     options: dict[str, Any] | None = None
-    num_draft_tokens: int | None = None
-    verification: str | None = None
+    num_draft_tokens: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    verification: Annotated[str | None, described(enum=["coupled", "rejection", None])] = None
     edgespec_rounds: bool = False
     return_progress: bool = False
 
@@ -205,11 +220,7 @@ class Common(msgspec.Struct, kw_only=True):
         return None if self.keep_alive is None else seconds(self.keep_alive)
 
 
-_MOST_STOPS = 64
 S = TypeVar("S", bound=msgspec.Struct)
-_PART = re.compile(r"(\d+\.?\d*|\.\d+)(ms|s|m|h)")
-_DURATION = re.compile(rf"-?(?:{_PART.pattern})+")
-_UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 def seconds(value: str | float) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
+from typing import Annotated
 
 import msgspec
 from starlette.requests import Request as HTTPRequest
@@ -16,9 +17,9 @@ from starlette.routing import Route
 
 from edgespec.pipeline import DEFAULT_HOLE_TOKENS
 from edgespec.server import llama_cpp_models, several, wire
-from edgespec.server.fields import read
+from edgespec.server.fields import described, read
 from edgespec.server.llama_cpp_answers import GenerationRequest, Parts, only, shape_error, whole
-from edgespec.server.logprobs import checked
+from edgespec.server.logprobs import Alternatives, checked
 from edgespec.server.refusals import BadRequest
 from edgespec.server.schema import Infill, Request, Text, Tokens
 from edgespec.server.service import Answer, Service
@@ -42,8 +43,8 @@ class InfillRequest(GenerationRequest, kw_only=True):
 
 
 class CompletionRequest(GenerationRequest, kw_only=True):
-    prompt: str | list[int | str]
-    n_probs: int | None = None
+    prompt: Annotated[str | list[int], described(minLength=1, minItems=1)]
+    n_probs: Alternatives = None
 
     @property
     def alternatives(self) -> int | None:
@@ -94,10 +95,8 @@ class LlamaCpp:
         prompt: Text | Tokens
         if isinstance(given, str):
             prompt = Text(given)
-        elif all(isinstance(each, int) for each in given):
-            prompt = Tokens([each for each in given if isinstance(each, int)])
         else:
-            raise BadRequest("prompt: a list with texts; allowed: one text, or token ids", param="prompt")
+            prompt = Tokens(given)
         request = asked.request(http, prompt, "completion", asked.response_format)
         return await self._respond(replace(request, time_limit_s=asked.limit_s), asked)
 

@@ -13,12 +13,13 @@ from edgespec.server.logprobs import LogprobScanner, entries
 from edgespec.server.refusals import Refusal
 from edgespec.server.schema import Chunk
 from edgespec.server.service import Answer
+from edgespec.server.several import Count
 
 
 class GenerationRequest(Common, kw_only=True):
     """Of a text, as llama.cpp's clients ask for it."""
 
-    n_cmpl: int | None = None
+    n_cmpl: Count = None
     response_fields: list[str] | None = None
     return_tokens: bool = False
     t_max_prompt_ms: float | None = None

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from starlette.requests import Request as HTTPRequest
@@ -14,9 +14,9 @@ from starlette.routing import Route
 
 from edgespec.pipeline import Pipeline
 from edgespec.server import slot_files
-from edgespec.server.fields import Common, read
+from edgespec.server.fields import Common, described, read
 from edgespec.server.llama_cpp_answers import settings, shape_error
-from edgespec.server.messages import plain_messages, template_variables
+from edgespec.server.messages import Message, plain_messages, template_variables
 from edgespec.server.refusals import BadRequest, NotOffered
 from edgespec.server.service import Service
 from edgespec.server.wire import Endpoint, Handle, Json
@@ -43,7 +43,7 @@ class DetokenizeRequest(msgspec.Struct, kw_only=True):
 
 
 class TemplateRequest(msgspec.Struct, kw_only=True):
-    messages: list[dict[str, Any]]
+    messages: Annotated[list[Message], described(minItems=1)]
     model: str | None = None
     tools: list[dict[str, Any]] | None = None
     chat_template_kwargs: dict[str, Any] | None = None

@@ -5,33 +5,37 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from edgespec.generation import Generation
+from edgespec.server.fields import described
 from edgespec.server.refusals import BadRequest
 from edgespec.server.service import Answer
 from edgespec.text.token_bytes import TokenBytes
 from edgespec.text.tokenizer import Detokenizer
 from edgespec.types import TokenLogprobs
 
-MOST = 20
+_MOST = 20
 """alternatives of a token, as OpenAI allows"""
+Alternatives = Annotated[int | None, described(minimum=0, maximum=_MOST)]
+"""the field that asks for them"""
 _LEAST = -9999.0
 """OpenAI's number for a token that cannot come: JSON has no infinity"""
 
 
 def checked(alternatives: int, name: str) -> int:
     """Raises BadRequest. name: of the field that holds the number."""
-    if not 0 <= alternatives <= MOST:
-        raise BadRequest(f"{name}: got {alternatives}; allowed: 0 to {MOST}", param=name)
+    if not 0 <= alternatives <= _MOST:
+        raise BadRequest(f"{name}: got {alternatives}; allowed: 0 to {_MOST}", param=name)
     return alternatives
 
 
 def asked_for(logprobs: bool | None, top_logprobs: int | None) -> int | None:
     """How many alternatives a chat asks for, as OpenAI and Ollama spell it. Raises BadRequest."""
-    if not logprobs and top_logprobs:
+    alternatives = checked(top_logprobs or 0, "top_logprobs")
+    if alternatives and not logprobs:
         raise BadRequest("top_logprobs needs logprobs: true", param="top_logprobs")
-    return checked(top_logprobs or 0, "top_logprobs") if logprobs else None
+    return alternatives if logprobs else None
 
 
 @dataclass(frozen=True)

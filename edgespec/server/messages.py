@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
+from edgespec.server.fields import described
 from edgespec.server.refusals import BadRequest
 
+Message = Annotated[
+    dict[str, Any],
+    described(
+        properties={"role": {"type": "string"}, "content": {"type": ["string", "array", "null"]}}, required=["role"]
+    ),
+]
+"""as a client sends it; ``plain_messages`` says more"""
 _AS_SYSTEM = ("developer",)
 """roles that OpenAI has added since; templates know them as ``system``"""
 

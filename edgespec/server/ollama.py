@@ -1,11 +1,10 @@
-"""Ollama's wire format: chat, generate, and what its clients ask about models. Streams are lines of JSON."""
+"""Ollama's wire format: chat and generate. Streams are lines of JSON."""
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
 
@@ -13,32 +12,24 @@ import msgspec
 from starlette.requests import Request as HTTPRequest
 from starlette.routing import Route
 
-from edgespec.server import wire
+from edgespec.server import ollama_models, wire
 from edgespec.server.answer_parts import Parts, PartScanner
 from edgespec.server.fields import Common, read
-from edgespec.server.logprobs import LogprobScanner, Scored, asked_for, entries
-from edgespec.server.messages import plain_messages
-from edgespec.server.refusals import BadRequest, NoModel, NotOffered, Refusal, refusal
-from edgespec.server.residents import Offer
-from edgespec.server.schema import Chat, Infill, Kind, Prompt, Request, Text
+from edgespec.server.logprobs import Alternatives, LogprobScanner, Scored, asked_for, entries
+from edgespec.server.messages import Message, plain_messages
+from edgespec.server.ollama_models import shape_error, time_text
+from edgespec.server.refusals import BadRequest
+from edgespec.server.schema import Chat, Infill, Prompt, Request, Text
 from edgespec.server.service import Answer, Service
 from edgespec.server.stderr import reported
 from edgespec.server.wire import Endpoint, Json, Streamed, line
-from edgespec.text.tool_calls import is_known_to
-
-VERSION = "0.18.3"
-"""of the Ollama whose routes these are; editors refuse an older one, or anything that is no number"""
-_ARCHITECTURE = "edgespec"
-_TELL_S = 1.0
-"""between two lines on how far a download is"""
-NOT_OFFERED = ("create", "copy", "push", "embed", "embeddings", "blobs/{digest}")
 
 
 class _WritingRequest(Common, kw_only=True):
     format: str | dict[str, Any] | None = None
     think: bool | str | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
+    top_logprobs: Alternatives = None
 
     @property
     def alternatives(self) -> int | None:
@@ -46,7 +37,7 @@ class _WritingRequest(Common, kw_only=True):
 
 
 class ChatRequest(_WritingRequest, kw_only=True):
-    messages: list[dict[str, Any]] = msgspec.field(default_factory=list)
+    messages: list[Message] = msgspec.field(default_factory=list)
     tools: list[dict[str, Any]] | None = None
 
 
@@ -57,164 +48,53 @@ class GenerateRequest(_WritingRequest, kw_only=True):
     raw: bool = False
 
 
-class NameRequest(msgspec.Struct, kw_only=True):
-    """``name`` is the older spelling."""
-
-    model: str | None = None
-    name: str | None = None
-    stream: bool = True
-
-    @property
-    def asked(self) -> str:
-        if not (name := self.model or self.name):
-            raise BadRequest("model is required", param="model")
-        return name
-
-
 def routes(service: Service) -> list[Route]:
     """Every route of this format."""
     handlers = Ollama(service)
-    posts = {"show": handlers.show, "generate": handlers.generate, "chat": handlers.chat, "pull": handlers.pull}
-    gets = {"version": handlers.version, "tags": handlers.tags, "ps": handlers.ps}
-    return [
-        *[Route(f"/api/{name}", Endpoint(each, shape_error), methods=["POST"]) for name, each in posts.items()],
-        *[Route(f"/api/{name}", Endpoint(each, shape_error), methods=["GET"]) for name, each in gets.items()],
-        Route("/api/delete", Endpoint(handlers.delete, shape_error), methods=["DELETE"]),
-        *[Route(f"/api/{n}", Endpoint(handlers.refuse, shape_error), methods=["POST"]) for n in NOT_OFFERED],
-        Route("/", Endpoint(handlers.root, shape_error), methods=["GET"]),
-    ]
-
-
-def shape_error(why: Refusal) -> dict[str, Any]:
-    return {"error": why.message}
+    posts = {"generate": handlers.generate, "chat": handlers.chat}
+    writing = [Route(f"/api/{name}", Endpoint(each, shape_error), methods=["POST"]) for name, each in posts.items()]
+    return [*writing, *ollama_models.routes(service)]
 
 
 class Ollama:
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    async def root(self, http: HTTPRequest, body: bytes) -> Json:
-        return Json(b"edgespec is running", media_type="text/plain")
-
-    async def version(self, http: HTTPRequest, body: bytes) -> Json:
-        return Json({"version": VERSION})
-
-    async def tags(self, http: HTTPRequest, body: bytes) -> Json:
-        return Json({"models": [_tag(offer) for offer in self._service.residents.offers.values()]})
-
-    async def ps(self, http: HTTPRequest, body: bytes) -> Json:
-        models = []
-        for each in self._service.residents.loaded.values():
-            until = datetime.fromtimestamp(each.expires_at, timezone.utc) if each.expires_at else _NEVER
-            models.append(_tag(each.offer) | {"size": each.bytes, "size_vram": 0, "expires_at": _time(until)})
-        return Json({"models": models})
-
-    async def show(self, http: HTTPRequest, body: bytes) -> Json:
-        """Loads the model: its context and template are not known before."""
-        offer = self._service.residents.find(read(body, NameRequest).asked)
-        resident = await self._service.residents.take(offer.name, None)
-        try:
-            pipeline = resident.worker.ready.result()
-        finally:
-            self._service.residents.give_back(resident)
-        length = pipeline.target.cache.capacity
-        source = pipeline.template.source if pipeline.template else ""
-        fills = pipeline.fills_holes
-        capabilities = ["completion", *(["tools"] if is_known_to(source) else []), *(["insert"] if fills else [])]
-        ends = "".join(
-            f"\nstop {pipeline.tokenizer.engine.id_to_token(token)!r}" for token in sorted(pipeline.stop_ids)
-        )
-        return Json(
-            {
-                "modelfile": f"FROM {offer.name}",
-                "parameters": f"num_ctx {length}{ends}",
-                "template": "{{ .Prompt }}{{ .Suffix }}" if fills else "{{ .Prompt }}",
-                "details": _details(offer),
-                "model_info": {
-                    "general.architecture": _ARCHITECTURE,
-                    "general.basename": offer.name,
-                    f"{_ARCHITECTURE}.context_length": length,
-                    f"{_ARCHITECTURE}.vocab_size": pipeline.target.vocab_size,
-                },
-                "capabilities": capabilities,
-                "modified_at": _created(offer),
-            }
-        )
-
     async def chat(self, http: HTTPRequest, body: bytes) -> Json | Streamed:
         asked = read(body, ChatRequest)
+        request = asked.request(http, Chat(()), "chat", _format(asked.format))
         if not asked.messages:
-            return await self._load(asked, "chat", {"message": {"role": "assistant", "content": ""}})
+            return await self._load(request, {"message": {"role": "assistant", "content": ""}})
         chat = Chat(plain_messages(asked.messages), tuple(asked.tools or ()), variables=_variables(asked))
-        return await self._respond(asked, asked.request(http, chat, "chat", _format(asked.format)), _chat_part)
+        return await self._respond(asked, replace(request, prompt=chat), _chat_part)
 
     async def generate(self, http: HTTPRequest, body: bytes) -> Json | Streamed:
         asked = read(body, GenerateRequest)
+        place = http.scope["path"] if asked.suffix else None
+        request = asked.request(http, Text(asked.prompt), "completion", _format(asked.format), place=place)
         if not asked.prompt and not asked.suffix:
-            return await self._load(asked, "completion", {"response": ""})
+            return await self._load(request, {"response": ""})
         prompt: Prompt
-        place = None
         if asked.suffix:
             if asked.logprobs:
                 raise BadRequest("logprobs: not of a text before a suffix", param="logprobs")
-            prompt, place = Infill(asked.prompt, asked.suffix), http.scope["path"]
+            prompt = Infill(asked.prompt, asked.suffix)
         elif asked.raw:
             prompt = Text(asked.prompt)
         else:
             system = [{"role": "system", "content": asked.system}] if asked.system else []
             prompt = Chat([*system, {"role": "user", "content": asked.prompt}], variables=_variables(asked))
-        request = asked.request(http, prompt, "completion", _format(asked.format), place=place)
-        return await self._respond(asked, request, _text_part)
+        return await self._respond(asked, replace(request, prompt=prompt), _text_part)
 
-    async def pull(self, http: HTTPRequest, body: bytes) -> Json | Streamed:
-        asked = read(body, NameRequest)
-        name, residents = asked.asked, self._service.residents
-        fetching: asyncio.Task[None] | None = None
-        if not residents.has(name):
-            if self._service.fetch is None:
-                raise NoModel(f"model {name!r} not found", param="model")
-            fetching = self._service.fetches.begin(name.removesuffix(":latest"), self._service.fetch(name))
-        if not asked.stream:
-            if fetching is not None:
-                await asyncio.shield(fetching)
-            return Json({"status": "success"})
-
-        async def lines() -> AsyncGenerator[bytes, None]:
-            yield line({"status": "pulling manifest"})
-            if fetching is not None:
-                while not fetching.done():
-                    so_far = self._service.fetches.running[name.removesuffix(":latest")]
-                    known = {"total": so_far.total, "completed": so_far.n} if so_far.total else {}
-                    yield line({"status": f"pulling {name}", **known})
-                    await asyncio.wait({fetching}, timeout=_TELL_S)
-                try:
-                    fetching.result()
-                except Exception as error:
-                    yield line(shape_error(refusal(error)))
-                    return
-            yield line({"status": "success"})
-
-        return Streamed(lines(), wire.NDJSON)
-
-    async def delete(self, http: HTTPRequest, body: bytes) -> Json:
-        offer = self._service.residents.find(read(body, NameRequest).asked)
-        await self._service.residents.release(offer.name)
-        raise NotOffered(f"{offer.name} is unloaded; its files stay. Remove the folder that `edgespec models` names")
-
-    async def refuse(self, http: HTTPRequest, body: bytes) -> Json:
-        raise NotOffered(
-            f"{http.scope['path']} is not supported: this server writes texts, and makes no embeddings or models"
-        )
-
-    async def _load(self, asked: ChatRequest | GenerateRequest, kind: Kind, content: Mapping[str, Any]) -> Json:
+    async def _load(self, request: Request, content: Mapping[str, Any]) -> Json:
         """A request without a prompt loads a model, or unloads it where it is kept for no time."""
         residents = self._service.residents
-        offer = residents.find(asked.model)
-        if asked.keep_alive_s == 0:
+        offer = residents.find(request.model)
+        if request.keep_alive_s == 0:
             await residents.release(offer.name)
         else:
-            residents.give_back(await residents.take(offer.name, kind), asked.keep_alive_s)
-        reason = "unload" if asked.keep_alive_s == 0 else "load"
+            residents.give_back(await residents.take(offer.name, request.kind), request.keep_alive_s)
+        reason = "unload" if request.keep_alive_s == 0 else "load"
         return Json({"model": offer.name, "created_at": _now(), **content, "done": True, "done_reason": reason})
 
     async def _respond(self, asked: ChatRequest | GenerateRequest, request: Request, part: _Part) -> Json | Streamed:
@@ -311,33 +191,5 @@ def _variables(asked: ChatRequest | GenerateRequest) -> dict[str, Any]:
     return {} if asked.think is None else {"enable_thinking": asked.think not in (False, "false")}
 
 
-def _tag(offer: Offer) -> dict[str, Any]:
-    digest = hashlib.sha256(offer.name.encode()).hexdigest()  # of the name: clients only compare it
-    about = {"name": offer.name, "model": offer.name, "modified_at": _created(offer)}
-    return {**about, "size": offer.size_bytes, "digest": digest, "details": _details(offer)}
-
-
-def _details(offer: Offer) -> dict[str, Any]:
-    return {
-        "parent_model": "",
-        "format": "openvino",
-        "family": _ARCHITECTURE,
-        "families": [_ARCHITECTURE],
-        "parameter_size": "",
-        "quantization_level": "",
-    }
-
-
-_NEVER = datetime(2318, 1, 1, tzinfo=timezone.utc)
-
-
-def _created(offer: Offer) -> str:
-    return _time(datetime.fromtimestamp(offer.created, timezone.utc))
-
-
 def _now() -> str:
-    return _time(datetime.now(timezone.utc))
-
-
-def _time(moment: datetime) -> str:
-    return moment.isoformat().replace("+00:00", "Z")
+    return time_text(datetime.now(timezone.utc))

@@ -6,7 +6,7 @@ import secrets
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing
 from time import time
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from starlette.requests import Request as HTTPRequest
@@ -14,8 +14,8 @@ from starlette.requests import Request as HTTPRequest
 from edgespec.generation import Generation
 from edgespec.server import wire
 from edgespec.server.answer_parts import Parts, PartScanner
-from edgespec.server.fields import Common, read
-from edgespec.server.messages import plain_messages
+from edgespec.server.fields import Common, described, read
+from edgespec.server.messages import Message, plain_messages
 from edgespec.server.openai_shapes import shape_error
 from edgespec.server.refusals import BadRequest
 from edgespec.server.schema import Chat
@@ -32,11 +32,11 @@ class TextOptions(msgspec.Struct):
 
 
 class ResponsesRequest(Common, kw_only=True):
-    input: str | list[dict[str, Any]]
+    input: Annotated[str | list[Message], described(minItems=1)]
     instructions: str | None = None
-    previous_response_id: str | None = None
+    previous_response_id: Annotated[str | None, described(enum=[None])] = None
     text: TextOptions | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: Annotated[list[dict[str, Any]] | None, described(maxItems=0)] = None
 
     def messages(self) -> list[dict[str, Any]]:
         """Raises BadRequest."""
@@ -131,7 +131,8 @@ class _Response:
         self._asked, self._model = asked, answer.model
         self._id, self._created = f"resp_{secrets.token_hex(12)}", int(time())
         self._output: list[dict[str, Any]] = []
-        self._status, self._result = "in_progress", None
+        self._status = "in_progress"
+        self._result: Generation | None = None
         self._sent = 0
 
     def begin(self) -> Iterator[Event]:
@@ -187,7 +188,7 @@ class _Response:
         item |= {"summary": []} if kind == "reasoning" else {"role": "assistant"}
         self._output.append({**item, "content": []})
         yield self._of_item("response.output_item.added", item=self._output[-1])
-        texts = {"type": "reasoning_text", "text": ""}
+        texts: dict[str, Any] = {"type": "reasoning_text", "text": ""}
         part = texts if kind == "reasoning" else texts | {"type": "output_text", "annotations": [], "logprobs": []}
         self._output[-1]["content"].append(part)
         yield self._of_item("response.content_part.added", content_index=0, part=part)

@@ -6,18 +6,20 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from time import time
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from edgespec.generation import Generation
 from edgespec.server import figures
 from edgespec.server.answer_parts import Parts, PartScanner
-from edgespec.server.fields import Common
-from edgespec.server.logprobs import LogprobScanner, Scored, asked_for, checked, columns, entries
+from edgespec.server.fields import Common, described
+from edgespec.server.logprobs import Alternatives, LogprobScanner, Scored, asked_for, checked, columns, entries
+from edgespec.server.messages import Message
 from edgespec.server.refusals import BadRequest, Refusal
 from edgespec.server.schema import Chunk
 from edgespec.server.service import Answer
+from edgespec.server.several import Count
 from edgespec.text.tool_calls import ToolCall
 
 
@@ -26,10 +28,10 @@ class StreamOptions(msgspec.Struct):
 
 
 class ChatRequest(Common, kw_only=True):
-    messages: list[dict[str, Any]]
-    n: int | None = None
+    messages: Annotated[list[Message], described(minItems=1)]
+    n: Count = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
+    top_logprobs: Alternatives = None
     stream_options: StreamOptions | None = None
     response_format: dict[str, Any] | None = None
     tools: list[dict[str, Any]] | None = None
@@ -42,9 +44,9 @@ class ChatRequest(Common, kw_only=True):
 
 
 class CompletionRequest(Common, kw_only=True):
-    prompt: str | list[int | str]
-    n: int | None = None
-    logprobs: int | None = None
+    prompt: Annotated[str | list[int | str], described(minLength=1, minItems=1)]
+    n: Count = None
+    logprobs: Alternatives = None
     suffix: str | None = None
     stream_options: StreamOptions | None = None
     response_format: dict[str, Any] | None = None

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from starlette.routing import Route
 
-from edgespec.server import llama_cpp, llama_cpp_models, ollama, openai_shapes
+from edgespec.server import llama_cpp, llama_cpp_models, ollama, ollama_models, openai_shapes, wire
 from edgespec.server.app import routes_of
 from edgespec.server.openai_responses import ResponsesRequest
 from edgespec.server.residents import Residents
@@ -19,9 +19,9 @@ BODIES: dict[str, type[msgspec.Struct]] = {
     "/v1/responses": ResponsesRequest,
     "/api/chat": ollama.ChatRequest,
     "/api/generate": ollama.GenerateRequest,
-    "/api/show": ollama.NameRequest,
-    "/api/pull": ollama.NameRequest,
-    "/api/delete": ollama.NameRequest,
+    "/api/show": ollama_models.NameRequest,
+    "/api/pull": ollama_models.NameRequest,
+    "/api/delete": ollama_models.NameRequest,
     "/infill": llama_cpp.InfillRequest,
     "/completion": llama_cpp.CompletionRequest,
     "/completions": llama_cpp.CompletionRequest,
@@ -60,7 +60,7 @@ SUMMARIES = {
     "/slots/{number}": "Save, restore or erase a slot",
 }
 _NOT_OFFERED = "Not supported (501)"
-_OFF = {f"/api/{name}" for name in ollama.NOT_OFFERED}
+_OFF = {f"/api/{name}" for name in ollama_models.NOT_OFFERED}
 
 
 def operations() -> list[tuple[str, str, str]]:
@@ -80,17 +80,15 @@ def document(version: str) -> dict[str, Any]:
     """The whole document. version: of edgespec."""
     kinds = list(dict.fromkeys(BODIES.values()))
     schemas, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
+    components["NameRequest"]["anyOf"] = [
+        {"required": [name], "properties": {name: {"type": "string"}}} for name in ("model", "name")
+    ]
     by_kind = dict(zip(kinds, schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
     for method, path, summary in operations():
-        operation: dict[str, Any] = {
-            "summary": summary,
-            "responses": {"default": {"description": "JSON, a stream, or an error in the shape of this API"}},
-        }
-        if names := [part[1:-1] for part in path.split("/") if part.startswith("{")]:
-            operation["parameters"] = [
-                {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
-            ]
+        operation: dict[str, Any] = {"summary": summary, "responses": _responses(path)}
+        if parameters := _parameters(path):
+            operation["parameters"] = parameters
         if path in BODIES:
             content = {"application/json": {"schema": by_kind[BODIES[path]]}}
             operation["requestBody"] = {"required": True, "content": content}
@@ -106,3 +104,42 @@ def document(version: str) -> dict[str, Any]:
         },
         "security": [{}, {"key": []}],
     }
+
+
+def _parameters(path: str) -> list[dict[str, Any]]:
+    names = [part[1:-1] for part in path.split("/") if part.startswith("{")]
+    found = [_parameter(name, "path", {"type": "integer" if name == "number" else "string"}) for name in names]
+    if path == "/slots/{number}":
+        found.append(_parameter("action", "query", {"enum": list(llama_cpp_models.SLOT_ACTIONS)}))
+    return found
+
+
+def _parameter(name: str, place: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"name": name, "in": place, "required": True, "schema": schema}
+
+
+def _responses(path: str) -> dict[str, Any]:
+    is_ollama = path.startswith("/api/")
+    types = ["text/plain"] if path in ("/", "/metrics") else ["application/json"]
+    if any(field.name == "stream" for field in msgspec.structs.fields(BODIES.get(path, llama_cpp_models.SlotRequest))):
+        types.append(wire.NDJSON if is_ollama else wire.SSE)
+    kind = "ollama" if is_ollama else "llama.cpp" if path.startswith(llama_cpp.PATHS) else "openai"
+    error = {"content": {"application/json": {"schema": _ERRORS[kind]}}}
+    found = {"200": {"description": "The answer", "content": {each: {} for each in types}}} if path not in _OFF else {}
+    return found | {
+        "4XX": {"description": "What is wrong with the request"} | error,
+        "5XX": {"description": "Why the server does not answer"} | error,
+    }
+
+
+def _error(**fields: Any) -> dict[str, Any]:
+    inner = {"type": "object", "properties": fields, "required": list(fields)}
+    return {"type": "object", "properties": {"error": inner}, "required": ["error"]}
+
+
+_TEXT, _MAYBE_TEXT = {"type": "string"}, {"type": ["string", "null"]}
+_ERRORS = {
+    "openai": _error(message=_TEXT, type=_TEXT, param=_MAYBE_TEXT, code=_MAYBE_TEXT),
+    "llama.cpp": _error(message=_TEXT, type=_TEXT, code={"type": "integer"}),
+    "ollama": {"type": "object", "properties": {"error": _TEXT}, "required": ["error"]},
+}

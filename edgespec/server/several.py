@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from dataclasses import replace
+from typing import Annotated
 
+from edgespec.server.fields import described
 from edgespec.server.refusals import BadRequest
 from edgespec.server.schema import Request
 from edgespec.server.service import Answer, Service
 
 _MOST = 8
+Count = Annotated[int | None, described(minimum=1, maximum=_MOST)]
+"""the field that asks for them"""
 
 
 def checked(count: int | None, name: str) -> int:

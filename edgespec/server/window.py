@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import webbrowser
 from contextlib import suppress
@@ -19,12 +20,15 @@ import click
 
 from edgespec.errors import EdgespecError
 from edgespec.server import found
+from edgespec.server.door import Door
 from edgespec.server.found import Found
 
 START_S = 3600.0
 """for a server to answer. It does so before its models are loaded, but after they were fetched."""
 STOP_S = 20.0
 """for its last answers to end"""
+_ENDING_S = 3.0
+"""for a server that does not answer to end by itself"""
 _LOOK_S = 0.05
 BROWSERS = ("msedge", "microsoft-edge", "google-chrome", "chrome", "chromium", "chromium-browser", "brave")
 _WINDOWS_EDGE = (r"C:\Program Files (x86)\Microsoft\Edge\Application\msedge.exe",)
@@ -43,46 +47,52 @@ def command(model: str | None, window: str) -> None:
 
     It ends with its window. A server that was running before goes on.
     """
-    server = found.running()
-    started = None
-    if server is None:
-        server, started = _started(model)
+    kind = _kind(window)
+    if (server := found.running()) is not None:
+        with suppress(KeyboardInterrupt):
+            show(server.url, kind)
+        return
+    started = _start(model)
     try:
-        show(server.url, window)
-    except KeyboardInterrupt:
-        pass
+        with suppress(KeyboardInterrupt):
+            _show_started(started, kind)
     finally:
-        if started is not None and started.poll() is None:
-            found.shut_down(server)
-            with suppress(subprocess.TimeoutExpired):
-                started.wait(STOP_S)
-            started.kill()
-    if started is not None and started.wait():
+        failed = _stop(started)
+    if failed:
         raise NoServer("the server ended too early", hint="its own message is above")
 
 
-def show(url: str, window: str = "auto") -> None:
+def show(url: str, kind: str) -> None:
     """Open the page, and return when its window is closed."""
-    if window in ("auto", "webview") and find_spec("webview"):
+    if kind == "webview":
         import webview  # type: ignore[import-not-found, unused-ignore]
 
         webview.create_window("edgespec", url, width=1100, height=800)
         webview.start(private_mode=False, storage_path=str(_profile()))
-        return
+    elif kind == "app":
+        subprocess.run(
+            [str(_browser()), f"--app={url}", f"--user-data-dir={_profile()}", "--no-first-run"], check=False
+        )
+    else:
+        click.echo(f"edgespec: {url} (Ctrl-C ends it)", err=True)
+        webbrowser.open(url)
+        while found.answers(url):
+            time.sleep(1)
+
+
+def _kind(window: str) -> str:
+    """The kind of window that there is, of those that were asked for: webview, app, or tab."""
+    if window in ("auto", "webview") and find_spec("webview"):
+        return "webview"
     if window == "webview":
         raise EdgespecError("pywebview is not installed", hint="install it with pip, or use --window app")
-    browser = _browser()
-    if window != "tab" and browser is not None:
-        subprocess.run([browser, f"--app={url}", f"--user-data-dir={_profile()}", "--no-first-run"], check=False)
-        return
-    if window == "app":
+    if window == "tab" or (window == "auto" and _browser() is None):
+        return "tab"
+    if _browser() is None:
         raise EdgespecError(
             "no browser with windows of its own is here", allowed=", ".join(BROWSERS), hint="--window tab"
         )
-    click.echo(f"edgespec: {url} (Ctrl-C ends it)", err=True)
-    webbrowser.open(url)
-    while found.answers(url):
-        time.sleep(1)
+    return "app"
 
 
 def _profile() -> Path:
@@ -97,18 +107,60 @@ def _browser() -> str | None:
     return known or next((path for path in _WINDOWS_EDGE if Path(path).is_file()), None)
 
 
-def _started(model: str | None) -> tuple[Found, subprocess.Popen[bytes]]:
+def _start(model: str | None) -> subprocess.Popen[bytes]:
     """A server on any free port. It says on stderr what it does."""
     named = ["--model", model] if model else []
-    process = subprocess.Popen([sys.executable, "-m", "edgespec", "serve", "--port", "0", "--yes", *named])
+    return subprocess.Popen([sys.executable, "-m", "edgespec", "serve", "--port", "0", "--yes", *named])
+
+
+def _recorded(process: subprocess.Popen[bytes]) -> Found | None:
+    server = found.recorded()
+    return server if server is not None and process.pid in (server.pid, server.parent) else None
+
+
+def _awaited(process: subprocess.Popen[bytes]) -> Found:
+    """The server, once it answers. Raises NoServer."""
     deadline = time.monotonic() + START_S
     while process.poll() is None and time.monotonic() < deadline:
-        server = found.recorded()
-        if server is not None and process.pid in (server.pid, server.parent) and found.answers(server.url):
-            return server, process
+        server = _recorded(process)
+        if server is not None and found.answers(server.url):
+            return server
         time.sleep(_LOOK_S)
     process.kill()
     raise NoServer("the server did not start", hint="its own message is above; edgespec serve shows the same")
+
+
+def _show_started(process: subprocess.Popen[bytes], kind: str) -> None:
+    """As ``show``, for a server that does not answer yet. A tab is opened once it does."""
+    if kind == "tab":
+        show(_awaited(process).url, kind)
+        return
+    with Door() as door:
+        threading.Thread(target=_lead, args=(door, process), daemon=True).start()
+        show(door.url, kind)
+
+
+def _lead(door: Door, process: subprocess.Popen[bytes]) -> None:
+    try:
+        door.lead(_awaited(process).url)
+    except NoServer:
+        door.lead(None)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> bool:
+    """Returns whether it has failed by itself."""
+    is_ours = False
+    if process.poll() is None:
+        server = _recorded(process)
+        if server is None or not found.shut_down(server):
+            with suppress(subprocess.TimeoutExpired):  # it ends by itself, or it has not begun to answer
+                process.wait(_ENDING_S)
+            is_ours = process.poll() is None
+            process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_S)
+        process.kill()
+    return process.wait() != 0 and not is_ours
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from edgespec.errors import ContextFull, SettingError
 from edgespec.text.control_tokens import ControlTokens
@@ -30,6 +30,8 @@ _LETTERS_A_TOKEN = 16
 """characters, as a bound. A text with more is not encoded as a whole."""
 _UNREAD = 1024
 """tokens of files that did not fit, for lookups only"""
+_KEPT_TEXTS = 64
+"""whose tokens are known. A key changes one of those that a prompt is made of."""
 _UNNAMED = "filename"
 """the path of the hole's file, if nobody knows it"""
 
@@ -64,6 +66,7 @@ class Infill:
         self._tokenizer = tokenizer
         self.format: FimFormat = format_for(tokenizer.engine.token_to_id)
         self._spellings: Spellings | None = None
+        self._encoded = lru_cache(_KEPT_TEXTS)(self._encode)
 
     def prompt(
         self,
@@ -209,11 +212,14 @@ class Infill:
     def _ids(self, text: str, *, goes_on: bool = False) -> list[int]:
         """Tokens of a text, in which a spelling of a special token stays text. goes_on: the text follows another one.
         Some tokenizers would put a space before it."""
+        return list(self._encoded(text, goes_on))
+
+    def _encode(self, text: str, goes_on: bool) -> tuple[int, ...]:
         [message], mark = self._control.marked([{"content": text}])
         parts = self._control.parts(message["content"], mark)
         if goes_on and text and self._tokenizer.puts_before:
             parts = ["", *parts]
-        return self._tokenizer.encode(text) if len(parts) == 1 else self._tokenizer.encode_parts(parts)
+        return tuple(self._tokenizer.encode(text) if len(parts) == 1 else self._tokenizer.encode_parts(parts))
 
     def _id(self, token: str) -> int:
         return int(self._tokenizer.engine.token_to_id(token))

@@ -103,9 +103,11 @@ async function typing(browser, url) {
   const done = new Set(drawn.map((event) => event.args.frameSeqId));
   const due = frames("BeginFrame").slice(0, -1);  // the last may be on its way
   const gaps = drawn.map((event) => event.ts / 1e3).sort((a, b) => a - b).map((at, place, all) => at - (all[place - 1] ?? at));
-  tell("typing, longest task of the page", Math.max(...frames("RunTask").map((event) => (event.dur ?? 0) / 1e3)), "ms", 1000 / 60);
-  tell("typing, longest time between two frames", Math.max(...gaps), "ms");
-  tell("typing, frames that were due and not drawn", due.filter((event) => !done.has(event.args.frameSeqId)).length, `of ${due.length}`, 0.01 * due.length);
+  const longest = (field) => Math.max(...frames("RunTask").map((event) => (event[field] ?? 0) / 1e3));
+  tell("typing, processor time of the page's longest task", longest("tdur"), "ms", 1000 / 60);
+  tell("  with what it waited for a core", longest("dur"), "ms");
+  tell("  longest time between two frames", Math.max(...gaps), "ms");
+  tell("  frames that were due and not drawn", due.filter((event) => !done.has(event.args.frameSeqId)).length, `of ${due.length}`);
   await page.close();
 }
 

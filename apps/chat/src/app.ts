@@ -15,6 +15,8 @@ type OpenChat = Chat & { turns: Turn[] };
 
 /** Milliseconds between two tries to reach a server that is gone. */
 const RETRY_MS = 1500;
+/** Milliseconds from one look of an answer to the next: every other frame is free for typing, and the model needs the cores. */
+const PAINT_MS = 25;
 
 export class App {
   private open: OpenChat | null = null;
@@ -147,7 +149,13 @@ export class App {
     }
     const last = showBranch(this.log, open.turns, open.leaf, this.doing);
     this.showContext(last?.turn.facts?.context ?? 0, last?.turn.facts?.context_length ?? null);
+    this.toEnd();
+  }
+
+  /** Again for some frames: a turn has a guessed height until it is seen. */
+  private toEnd(frames = 8): void {
     this.log.scrollTop = this.log.scrollHeight;
+    if (frames > 0) requestAnimationFrame(() => this.toEnd(frames - 1));
   }
 
   /** Fills the list to choose from. Returns the name of the model that is chosen. */
@@ -195,9 +203,12 @@ export class App {
     const sentences = new Sentences();
     const meter = new Meter();
     let view: TurnView | undefined;
+    let waiting = 0;
     let frame = 0;
+    let painted = -Infinity;
     const paint = () => {
-      frame = 0;
+      waiting = frame = 0;
+      painted = performance.now();
       const atEnd = this.log.scrollHeight - this.log.scrollTop - this.log.clientHeight < 80;
       view?.update();
       this.live.textContent = meter.text;
@@ -214,11 +225,12 @@ export class App {
         meter.add(part);
         const sentence = sentences.next(view.turn.content, part.facts !== undefined);
         if (sentence !== "") this.spoken.textContent = sentence;
-        frame ||= requestAnimationFrame(paint);
+        waiting ||= window.setTimeout(() => (frame = requestAnimationFrame(paint)), Math.max(0, painted + PAINT_MS - performance.now()));
       }
     } catch (error) {
       if (!stop.signal.aborted) throw error;
     } finally {
+      clearTimeout(waiting);
       cancelAnimationFrame(frame);
       if (view !== undefined) {
         view.turn.facts ??= stop.signal.aborted ? { stopped: true } : {};

@@ -19,13 +19,16 @@ export interface Completion {
   readonly timings: Timings;
 }
 
+/** Milliseconds for a slot's file. An editor that closes waits for its extensions a little longer. */
+const SLOT_MS = 3000;
+
 export interface Limits {
   /** most tokens */
   readonly tokens: number;
   /** milliseconds after which nothing follows the first line; 0: no such limit */
   readonly time: number;
-  /** more lines than one */
-  readonly several: boolean;
+  /** what ends the text */
+  readonly stop: readonly string[];
 }
 
 export class ServerError extends Error {}
@@ -50,6 +53,18 @@ export class Client {
     return listed.data?.[0]?.id ?? "";
   }
 
+  /** What the server has read goes to a file of its own, or comes back from there. Raises ServerError. */
+  async slot(action: "save" | "restore"): Promise<void> {
+    const answer = await fetch(new URL(`/slots/0?action=${action}`, this.url), {
+      method: "POST",
+      headers: { "content-type": "application/json" },
+      body: JSON.stringify({ filename: "vscode" }),
+      signal: AbortSignal.timeout(SLOT_MS),
+    });
+    const text = await answer.text();
+    if (!answer.ok) throw new ServerError(message(text) ?? `the server answered ${answer.status}`);
+  }
+
   /** Fill a hole. Raises ServerError, and AbortError where `signal` is set off: the server then stops within a round.
    *
    * slot: whose newer request ends the older one.
@@ -63,7 +78,7 @@ export class Client {
       input_extra: pieces,
       n_predict: limits.tokens,
       t_max_predict_ms: limits.time,
-      stop: limits.several ? [] : ["\n"],
+      stop: limits.stop,
       temperature: 0,
       cache_prompt: true,
       stream: false,

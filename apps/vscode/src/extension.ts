@@ -9,13 +9,17 @@ import { holeAt, isClosing, restOfLine } from "./hole.js";
 import { Server } from "./server.js";
 import { status } from "./status.js";
 
+let extension: Extension | undefined;
+
 export function activate(context: vscode.ExtensionContext): void {
-  const extension = new Extension();
+  extension = new Extension();
   context.subscriptions.push(extension);
   void extension.start();
 }
 
-export function deactivate(): void {}
+export async function deactivate(): Promise<void> {
+  await extension?.leave();
+}
 
 class Extension implements vscode.InlineCompletionItemProvider, vscode.Disposable {
   private readonly log = vscode.window.createOutputChannel("edgespec");
@@ -62,11 +66,9 @@ class Extension implements vscode.InlineCompletionItemProvider, vscode.Disposabl
     const wanted = {
       filename: vscode.workspace.asRelativePath(document.uri),
       hole,
-      limits: {
-        tokens: setting("tokens", 128),
-        time: byHand ? 0 : setting("time", 1000),
-        several: setting("lines", "auto") === "auto",
-      },
+      tokens: setting("tokens", 128),
+      time: byHand ? 0 : setting("time", 1000),
+      several: setting("lines", "auto") === "auto",
       pause: byHand ? 0 : setting("debounce", 75),
     };
     try {
@@ -106,6 +108,11 @@ class Extension implements vscode.InlineCompletionItemProvider, vscode.Disposabl
     this.model = "";
     this.server.stop();
     this.show("$(circle-slash) edgespec", "Stopped.");
+  }
+
+  async leave(): Promise<void> {
+    this.waiting?.abort();
+    if (this.model !== "") await this.server.leave();
   }
 
   dispose(): void {

@@ -30,13 +30,21 @@ export class Server {
   /** Returns once a server has its model. Starts one if none answers. Raises an Error that says what to do. */
   async ready(signal: AbortSignal): Promise<void> {
     let health = await this.client.health();
-    if (health === undefined && this.child === undefined) this.start();
+    const starts = health === undefined && this.child === undefined;
+    if (starts) this.start();
     while (health !== "ok") {
       if (this.failed !== "") throw new Error(this.failed);
       if (signal.aborted) throw new Error("stopped");
       await new Promise((resolve) => setTimeout(resolve, LOOK_MS));
       health = await this.client.health();
     }
+    if (starts) await this.client.slot("restore").catch(() => undefined); // the first time there is none
+  }
+
+  /** Before the editor closes. A server that was started here keeps what it has read for the next one. */
+  async leave(): Promise<void> {
+    if (this.started) await this.client.slot("save").catch((error: unknown) => this.options.log(String(error)));
+    this.stop();
   }
 
   /** Ends a server that was started here; another one is left alone. */

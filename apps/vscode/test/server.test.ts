@@ -30,6 +30,7 @@ function program(body: string): string {
 const SERVES = `
 const http = require("node:http"), since = Date.now(), port = process.argv[process.argv.indexOf("--port") + 1];
 http.createServer((q, s) => {
+  if (q.method === "POST") return q.on("data", (body) => console.log(q.url, String(body))).on("end", () => s.end("{}"));
   if (q.url === "/v1/models") return s.end(JSON.stringify({ data: [{ id: process.argv.at(-1) }] }));
   s.writeHead(Date.now() - since < 400 ? 503 : 200).end("{}");
 }).listen(Number(port), "127.0.0.1");`;
@@ -49,8 +50,11 @@ test("a server is started, waited for, and stopped", { skip: process.platform ==
   other.stop();
   assert.equal(await new Client(at).health(), "ok", "and left alone");
 
-  server.stop();
+  await other.leave();
+  await server.leave();
   while ((await new Client(at).health()) !== undefined) await new Promise((resolve) => setTimeout(resolve, 20));
+  const slots = lines.filter((line) => line.startsWith("/slots"));
+  assert.deepEqual(slots, ["restore", "save"].map((action) => `/slots/0?action=${action} {"filename":"vscode"}`), "its own server's, once each");
 });
 
 test("what stops a start is said", { skip: process.platform === "win32" && "the program is a script" }, async () => {

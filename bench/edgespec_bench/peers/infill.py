@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from edgespec.bench.report import show
-from edgespec.errors import SettingError
+from edgespec.errors import SettingError, foreign
 from edgespec.pipeline import Pipeline
 from edgespec_bench.holes import Hole, holes
 from edgespec_bench.peers import entries, process
@@ -29,16 +31,52 @@ class Score:
 Fill = Callable[[Hole], Filled]
 
 
+class Answers:
+    """Of each hole, by runtime. path: a file that keeps them, so that another run goes on from there. of: what a run
+    has to have in common with the file's."""
+
+    def __init__(self, path: Path | None = None, of: str = "") -> None:
+        self._path, self._of = path, of
+        self._found: dict[tuple[str, int], dict[str, Filled]] = {}
+        if path is not None and path.exists():
+            with foreign(SettingError, f"{path} has no answers"):
+                for line in path.read_text(encoding="utf-8").splitlines():
+                    self._read(json.loads(line))
+
+    def of(self, hole: Hole) -> dict[str, Filled] | None:
+        return self._found.get((hole.module, hole.seed))
+
+    def add(self, hole: Hole, filled: dict[str, Filled]) -> None:
+        self._found[hole.module, hole.seed] = filled
+        if self._path is not None:
+            answers = {name: asdict(each) for name, each in filled.items()}
+            record = {"of": self._of, "module": hole.module, "seed": hole.seed, "answers": answers}
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+
+    def _read(self, record: dict[str, Any]) -> None:
+        if record["of"] != self._of:
+            raise SettingError("answers of another run", got=record["of"], allowed=self._of, setting="answers")
+        self._found[record["module"], record["seed"]] = {
+            name: Filled(**each) for name, each in record["answers"].items()
+        }
+
+
 def measure(
-    fills: dict[str, Fill], asked: Sequence[Hole]
+    fills: dict[str, Fill], asked: Sequence[Hole], answers: Answers
 ) -> tuple[dict[str, Score], list[tuple[Hole, dict[str, str]]]]:
-    """Every hole by each runtime, in turns. Returns scores, and the texts by hole."""
+    """Every hole that has no answers by each runtime, in turns. Returns scores of all, and the texts by hole."""
     filled: dict[str, list[Filled]] = {name: [] for name in fills}
     for number, hole in enumerate(asked):
-        for name in fills if number % 2 else reversed(fills):
-            filled[name].append(fills[name](hole))
+        if (found := answers.of(hole)) is None:
+            found = {name: fills[name](hole) for name in (fills if number % 2 else reversed(fills))}
+            answers.add(hole, found)
+        for name, each in found.items():
+            filled[name].append(each)
+        right = ", ".join(f"{name} {score(asked[: number + 1], filled[name]).first_line:.0%}" for name in fills)
+        print(f"{number + 1} of {len(asked)} holes: {right}", file=sys.stderr)
     texts = [(hole, {name: filled[name][number].text for name in fills}) for number, hole in enumerate(asked)]
-    return {name: score(asked, answers) for name, answers in filled.items()}, texts
+    return {name: score(asked, each) for name, each in filled.items()}, texts
 
 
 def score(asked: Sequence[Hole], answers: Sequence[Filled]) -> Score:
@@ -72,15 +110,23 @@ def of_pipeline(pipeline: Pipeline, new_tokens: int) -> Fill:
 
 
 def bench_infill(
-    pipeline: Pipeline, *, gguf: Path | None = None, count: int = 100, new_tokens: int = 48, threads: int = 1
+    pipeline: Pipeline,
+    *,
+    gguf: Path | None = None,
+    count: int = 100,
+    new_tokens: int = 48,
+    threads: int = 1,
+    answers: Path | None = None,
 ) -> None:
-    """gguf: the same weights for llama.cpp, if it is to run beside. threads: of llama.cpp."""
+    """gguf: the same weights for llama.cpp, if it is to run beside. threads: of llama.cpp. answers: see ``Answers``."""
     asked = holes(count)
     with ExitStack() as stack:
         fills: dict[str, Fill] = {"edgespec": of_pipeline(pipeline, new_tokens)}
         if gguf is not None:
             fills["llama.cpp"] = of_llama_cpp(stack, gguf, new_tokens, threads)
-        scores, texts = measure(fills, asked)
+        run = f"{pipeline.bundle.name}, {' and '.join(fills)}, {new_tokens} tokens, {threads} threads"
+        run += f", Python {sys.version.split()[0]}"
+        scores, texts = measure(fills, asked, Answers(answers, run))
     ours = scores["edgespec"].tok_per_s
     show(
         f"infill, {pipeline.bundle.name}, {len(asked)} holes in Python's library",

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from edgespec.backends.onnx.counterparts import place
 from edgespec.backends.onnx.weights import number, unsupported
 
 LAYOUT = ("Convert", "Reshape", "Transpose", "Unsqueeze", "Squeeze")
@@ -32,7 +33,7 @@ class Rotary:
         return hash(self._names())
 
     def _names(self) -> tuple[tuple[str, int], ...]:
-        return tuple((value.get_node().get_name(), value.get_index()) for value in (self.cos, self.sin))
+        return place(self.cos), place(self.sin)
 
 
 def behind(value: Any, name_of: Callable[[Any], str | None]) -> tuple[str, Rotary | None]:
@@ -45,10 +46,10 @@ def behind(value: Any, name_of: Callable[[Any], str | None]) -> tuple[str, Rotar
     seen, todo = set(), [value]
     while todo:
         value = todo.pop()
-        node, place = value.get_node(), (value.get_node().get_name(), value.get_index())
-        if place in seen:
+        node = value.get_node()
+        if place(value) in seen:
             continue
-        seen.add(place)
+        seen.add(place(value))
         kind = node.get_type_name()
         if (name := name_of(value)) is not None:
             found.add(name)
@@ -63,7 +64,7 @@ def behind(value: Any, name_of: Callable[[Any], str | None]) -> tuple[str, Rotar
             if _of_positions(right):
                 table = _stripped(right, ("Convert", "Unsqueeze", "Squeeze"))
                 part = "sin" if _stripped(left, LAYOUT).get_node().get_type_name() == "Concat" else "cos"
-                tables[part][table.get_node().get_name(), table.get_index()] = table
+                tables[part][place(table)] = table
             elif number(right) != -1:
                 raise unsupported("Multiply between a product and the attention")
             todo.append(left)

@@ -21,10 +21,11 @@ from starlette.requests import Request as HTTPRequest
 from starlette.routing import BaseRoute, Route
 
 from edgespec.explain import explain
-from edgespec.server import figures, openai, wire
+from edgespec.server import figures, wire
 from edgespec.server.chat import exchange, picker
 from edgespec.server.chat.fields import Options, kept, options_of
 from edgespec.server.chat.store import Chat, NoChat, NotOpened, Store, Turn
+from edgespec.server.openai_shapes import shape_error
 from edgespec.server.refusals import BadRequest, NoModel, Refusal, Unavailable
 from edgespec.server.schema import Chat as ChatPrompt
 from edgespec.server.schema import Chunk, Request
@@ -98,11 +99,15 @@ class ChatPage:
             ("GET", "/app/chats/{chat}/export", self._export),
             ("GET", "/app/export", self._export_all),
         ]
-        pages = [Route(f"/{name}", Endpoint(_file(file), openai.shape_error)) for name, file in FILES.items()]
+        pages = [Route(f"/{name}", Endpoint(_file(file), shape_error)) for name, file in FILES.items()]
         return [
             *pages,
-            *(Route(path, Endpoint(do, openai.shape_error), methods=[method]) for method, path, do in table),
-            Route("/app/import", Endpoint(self._import, openai.shape_error, most_body=MOST_IMPORT), methods=["POST"]),
+            *(Route(path, Endpoint(do, shape_error), methods=[method]) for method, path, do in table),
+            Route(
+                "/app/import",
+                Endpoint(self._import, shape_error, most_body=MOST_IMPORT),
+                methods=["POST"],
+            ),
         ]
 
     async def _do(self, work: Callable[[Store], T]) -> T:

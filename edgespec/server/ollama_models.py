@@ -1,0 +1,179 @@
+"""What Ollama's clients ask about models: which there are, what they can do, and to fetch one."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncGenerator
+from datetime import datetime, timezone
+from typing import Annotated, Any
+
+import msgspec
+from starlette.requests import Request as HTTPRequest
+from starlette.routing import Route
+
+from edgespec.server import wire
+from edgespec.server.fields import described, read
+from edgespec.server.refusals import BadRequest, NoModel, NotOffered, Refusal, refusal
+from edgespec.server.residents import Offer
+from edgespec.server.service import Service
+from edgespec.server.wire import Endpoint, Json, Streamed, line
+from edgespec.text.tool_calls import is_known_to
+
+VERSION = "0.18.3"
+"""of the Ollama whose routes these are; editors refuse an older one, or anything that is no number"""
+_ARCHITECTURE = "edgespec"
+_TELL_S = 1.0
+"""between two lines on how far a download is"""
+NOT_OFFERED = ("create", "copy", "push", "embed", "embeddings", "blobs/{digest}")
+
+
+class NameRequest(msgspec.Struct, kw_only=True):
+    """``name`` is the older spelling."""
+
+    model: Annotated[str | None, described(minLength=1)] = None
+    name: Annotated[str | None, described(minLength=1)] = None
+    stream: bool = True
+
+    @property
+    def asked(self) -> str:
+        if not (name := self.model or self.name):
+            raise BadRequest("model is required", param="model")
+        return name
+
+
+def routes(service: Service) -> list[Route]:
+    handlers = Models(service)
+    posts = {"show": handlers.show, "pull": handlers.pull, **dict.fromkeys(NOT_OFFERED, handlers.refuse)}
+    gets = {"version": handlers.version, "tags": handlers.tags, "ps": handlers.ps}
+    return [
+        *[Route(f"/api/{name}", Endpoint(each, shape_error), methods=["POST"]) for name, each in posts.items()],
+        *[Route(f"/api/{name}", Endpoint(each, shape_error), methods=["GET"]) for name, each in gets.items()],
+        Route("/api/delete", Endpoint(handlers.delete, shape_error), methods=["DELETE"]),
+        Route("/", Endpoint(handlers.root, shape_error), methods=["GET"]),
+    ]
+
+
+def shape_error(why: Refusal) -> dict[str, Any]:
+    return {"error": why.message}
+
+
+class Models:
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def root(self, http: HTTPRequest, body: bytes) -> Json:
+        return Json(b"edgespec is running", media_type="text/plain")
+
+    async def version(self, http: HTTPRequest, body: bytes) -> Json:
+        return Json({"version": VERSION})
+
+    async def tags(self, http: HTTPRequest, body: bytes) -> Json:
+        return Json({"models": [_tag(offer) for offer in self._service.residents.offers.values()]})
+
+    async def ps(self, http: HTTPRequest, body: bytes) -> Json:
+        models = []
+        for each in self._service.residents.loaded.values():
+            until = datetime.fromtimestamp(each.expires_at, timezone.utc) if each.expires_at else _NEVER
+            models.append(_tag(each.offer) | {"size": each.bytes, "size_vram": 0, "expires_at": time_text(until)})
+        return Json({"models": models})
+
+    async def show(self, http: HTTPRequest, body: bytes) -> Json:
+        """Loads the model: its context and template are not known before."""
+        offer = self._service.residents.find(read(body, NameRequest).asked)
+        resident = await self._service.residents.take(offer.name, None)
+        try:
+            pipeline = resident.worker.ready.result()
+        finally:
+            self._service.residents.give_back(resident)
+        length = pipeline.target.cache.capacity
+        source = pipeline.template.source if pipeline.template else ""
+        fills = pipeline.fills_holes
+        capabilities = ["completion", *(["tools"] if is_known_to(source) else []), *(["insert"] if fills else [])]
+        ends = "".join(
+            f"\nstop {pipeline.tokenizer.engine.id_to_token(token)!r}" for token in sorted(pipeline.stop_ids)
+        )
+        return Json(
+            {
+                "modelfile": f"FROM {offer.name}",
+                "parameters": f"num_ctx {length}{ends}",
+                "template": "{{ .Prompt }}{{ .Suffix }}" if fills else "{{ .Prompt }}",
+                "details": _details(offer),
+                "model_info": {
+                    "general.architecture": _ARCHITECTURE,
+                    "general.basename": offer.name,
+                    f"{_ARCHITECTURE}.context_length": length,
+                    f"{_ARCHITECTURE}.vocab_size": pipeline.target.vocab_size,
+                },
+                "capabilities": capabilities,
+                "modified_at": _created(offer),
+            }
+        )
+
+    async def pull(self, http: HTTPRequest, body: bytes) -> Json | Streamed:
+        asked = read(body, NameRequest)
+        name, residents = asked.asked, self._service.residents
+        fetching: asyncio.Task[None] | None = None
+        if not residents.has(name):
+            if self._service.fetch is None:
+                raise NoModel(f"model {name!r} not found", param="model")
+            fetching = self._service.fetches.begin(name.removesuffix(":latest"), self._service.fetch(name))
+        if not asked.stream:
+            if fetching is not None:
+                await asyncio.shield(fetching)
+            return Json({"status": "success"})
+
+        async def lines() -> AsyncGenerator[bytes, None]:
+            yield line({"status": "pulling manifest"})
+            if fetching is not None:
+                while not fetching.done():
+                    so_far = self._service.fetches.running[name.removesuffix(":latest")]
+                    known = {"total": so_far.total, "completed": so_far.n} if so_far.total else {}
+                    yield line({"status": f"pulling {name}", **known})
+                    await asyncio.wait({fetching}, timeout=_TELL_S)
+                try:
+                    fetching.result()
+                except Exception as error:
+                    yield line(shape_error(refusal(error)))
+                    return
+            yield line({"status": "success"})
+
+        return Streamed(lines(), wire.NDJSON)
+
+    async def delete(self, http: HTTPRequest, body: bytes) -> Json:
+        offer = self._service.residents.find(read(body, NameRequest).asked)
+        await self._service.residents.release(offer.name)
+        raise NotOffered(f"{offer.name} is unloaded; its files stay. Remove the folder that `edgespec models` names")
+
+    async def refuse(self, http: HTTPRequest, body: bytes) -> Json:
+        raise NotOffered(
+            f"{http.scope['path']} is not supported: this server writes texts, and makes no embeddings or models"
+        )
+
+
+def _tag(offer: Offer) -> dict[str, Any]:
+    digest = hashlib.sha256(offer.name.encode()).hexdigest()  # of the name: clients only compare it
+    about = {"name": offer.name, "model": offer.name, "modified_at": _created(offer)}
+    return {**about, "size": offer.size_bytes, "digest": digest, "details": _details(offer)}
+
+
+def _details(offer: Offer) -> dict[str, Any]:
+    return {
+        "parent_model": "",
+        "format": "openvino",
+        "family": _ARCHITECTURE,
+        "families": [_ARCHITECTURE],
+        "parameter_size": "",
+        "quantization_level": "",
+    }
+
+
+_NEVER = datetime(2318, 1, 1, tzinfo=timezone.utc)
+
+
+def _created(offer: Offer) -> str:
+    return time_text(datetime.fromtimestamp(offer.created, timezone.utc))
+
+
+def time_text(moment: datetime) -> str:
+    return moment.isoformat().replace("+00:00", "Z")

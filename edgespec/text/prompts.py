@@ -1,0 +1,68 @@
+"""From a conversation or a plain text to the ids of a prompt, and what is no prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from operator import index
+from typing import Any
+
+from edgespec.errors import ContextFull, SettingError
+from edgespec.protocols import Model
+from edgespec.text.chat_template import ChatTemplate, Message
+from edgespec.text.control_tokens import ControlTokens, texts_in
+from edgespec.text.tokenizer import Tokenizer
+
+
+class Prompts:
+    """Of one model. It is asked for its vocabulary and its context alone."""
+
+    def __init__(self, name: str, tokenizer: Tokenizer, template: ChatTemplate | None, model: Model) -> None:
+        self._name = name
+        self._tokenizer = tokenizer
+        self._template = template
+        self._model = model
+        self._control = ControlTokens(tokenizer.control_texts, tokenizer.spoken_texts)
+
+    def of_chat(
+        self, messages: Sequence[Message], *, allow_special: bool, begun: str, variables: Mapping[str, Any]
+    ) -> list[int]:
+        """See ``Pipeline.chat_tokens``."""
+        if self._template is None:
+            raise SettingError(f"{self._name} has no chat template", hint="use a plain prompt (--raw)")
+        capacity = self._model.cache.capacity
+        for content in (*texts_in(messages), *texts_in(variables)):
+            self._tokenizer.require_fit(content, capacity)
+        mark = ""
+        given = variables
+        if not allow_special and isinstance(messages, Sequence):
+            (*messages, given), mark = self._control.marked([*messages, variables])
+        text = self._template.render(messages, **given) + begun
+        self._tokenizer.require_fit(text, capacity)
+        return self._tokenizer.encode_parts(self._control.parts(text, mark)) if mark else self._tokenizer.encode(text)
+
+    def of_text(self, text: str) -> list[int]:
+        """The prompt of a plain text. Control tokens that it spells become tokens."""
+        self._tokenizer.require_fit(text, self._model.cache.capacity)
+        return self._tokenizer.encode(text, raw=True)
+
+    def checked(self, prompt: Sequence[int]) -> list[int]:
+        """The ids of a prompt as plain numbers. Raises SettingError, and ContextFull for one that is too long."""
+        if not prompt:
+            raise SettingError("prompt is empty", hint="it needs at least one token")
+        try:
+            tokens = [index(token) for token in prompt]
+        except TypeError as error:
+            raise SettingError("prompt", got=str(error), allowed="a text, or token ids") from error
+        if bad := [t for t in tokens if not 0 <= t < self._model.vocab_size]:
+            raise SettingError(
+                "prompt holds an unknown token id", got=bad[0], allowed=f"0..{self._model.vocab_size - 1}"
+            )
+        capacity = self._model.cache.capacity
+        if len(prompt) > capacity:
+            raise ContextFull(
+                "prompt is longer than the context",
+                got=f"{len(prompt)} tokens",
+                allowed=f"{capacity} tokens",
+                hint="shorten the prompt or start a new conversation",
+            )
+        return tokens
