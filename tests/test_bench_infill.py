@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from edgespec.cli import cli
 from edgespec.drafters.ngram import NGram
 from edgespec.errors import SettingError
 from edgespec_bench.holes import MODULES, SEEDS, Hole, cut, holes
@@ -83,6 +85,12 @@ def test_lines_are_typed_key_by_key_and_a_key_reads_itself(tmp_path: Path, capsy
     assert SUFFIX_TOKENS / 2 < next_line["read"] < PREFIX_TOKENS
     assert requests["again after a reload"][0]["read"] <= 1
     assert all(each["seconds"] >= each["read_s"] + each["write_s"] for each in requests["a key"])
+
+
+def test_what_a_latency_does_not_use_is_refused() -> None:
+    result = CliRunner().invoke(cli, ["bench", "infill", "--latency", "--answers", "kept.jsonl"])
+    assert isinstance(result.exception, SettingError)
+    assert "Leave --gguf and --answers out" in str(result.exception)
 
 
 def test_a_runtime_that_fills_no_holes_says_so() -> None:
