@@ -297,6 +297,7 @@ class Pipeline:
             "constraint": constraint,
             "logprobs": kept,
         }
+        lists: Iterator[list[int]]
         if beside is not None:
             most = MOST if k is None else k
             lists = overlapped(self.target, beside, prompt, params, most=most, widths=self._target_s, **options)

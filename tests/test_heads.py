@@ -39,7 +39,7 @@ def plain(pipeline: Pipeline) -> dict[tuple[str, str], list[int]]:
     }
 
 
-@pytest.fixture(scope="module", params=["block", "redrafter"])
+@pytest.fixture(scope="module", params=["block", pytest.param("redrafter", marks=pytest.mark.slow)])
 def headed(
     pipeline: Pipeline,
     plain: dict[tuple[str, str], list[int]],

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
-from edgespec import cli, loading
+from edgespec import cli, loading, pipeline
 from edgespec.commands.infill import Place
 from edgespec.drafters.ngram import NGram
 from edgespec.errors import SettingError
@@ -38,6 +39,15 @@ def infill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
         return code, captured.out, captured.err
 
     return run
+
+
+def test_the_help_names_the_default_length_of_each_text() -> None:
+    lengths = {"run": pipeline.DEFAULT_NEW_TOKENS, "infill": pipeline.DEFAULT_HOLE_TOKENS}
+    for name, length in lengths.items():
+        command = cli.cli.get_command(click.Context(cli.cli), name)
+        assert command is not None
+        [words] = [option.help for option in command.params if option.name == "max_new_tokens"]  # type: ignore[attr-defined]
+        assert words.startswith(f"Default: {length}")
 
 
 def test_a_place_is_read_from_the_right_and_counts_characters() -> None:

@@ -25,6 +25,7 @@ from edgespec.server import terminal, wire
 from edgespec.server.address import Address
 from edgespec.server.app import application
 from edgespec.server.listen import Listener
+from edgespec.server.refusals import TooLarge
 from edgespec.server.service import Service
 from tests.fake_server import Engine, fake_pipeline, on_a_port, service_of
 
@@ -168,6 +169,27 @@ def test_two_clients_with_the_same_slot_do_not_end_each_other(
         assert other.end().status_code == 409
         engine.gate.set()
         assert text_of(first.end()) == text_of(same.end()) == expected
+
+
+def test_a_client_that_sends_too_much_reads_why(url: str) -> None:
+    """Whether it says its length before or not."""
+    for content in (b" " * (wire.MOST_BODY + 1), iter([b" " * (1 << 20)] * 17)):
+        answer = httpx.post(f"{url}/v1/chat/completions", content=content, timeout=LONG_S)
+        assert answer.status_code == 413 and answer.json()["error"]["code"] == "body_too_large"
+    assert text_of(ask(url))
+
+
+def test_of_an_endless_body_no_more_is_read() -> None:
+    read = 0
+
+    async def receive() -> dict[str, Any]:
+        nonlocal read
+        read += 1
+        return {"type": "http.request", "body": b" " * 10, "more_body": True}
+
+    with pytest.raises(TooLarge):
+        asyncio.run(wire.read_body(receive, 100, "1000"))
+    assert read == 41
 
 
 def test_a_full_queue_says_when_to_come_again(url: str, service: Service, engine: Engine) -> None:

@@ -165,8 +165,17 @@ def test_placeholders_stand_behind_every_token_or_at_random_places(corpus: Path)
 def test_worth_is_what_rounds_would_earn() -> None:
     always = {"two_step": 2.5, "two_step_k": 3, "one_forward": 4.0, "one_forward_k": 3}
     never = {"two_step": 1.0, "two_step_k": 1, "one_forward": 1.0, "one_forward_k": 1}
-    assert worth([np.ones((4, 3), bool)]) == always
-    assert worth([np.zeros((4, 3), bool)]) == worth([]) == never
+    right, sure = np.ones((4, 3), bool), np.ones((4, 3))
+    assert worth([(right, sure)]) == always
+    assert worth([(~right, sure)]) == worth([]) == never
+
+
+def test_worth_counts_no_guess_that_is_not_worth_its_risk() -> None:
+    """Of every three places two are guessed with certainty. The third one's guess is wrong, and says so."""
+    right = np.array([[True], [True], [False]])
+    spent, kept = worth([(right, np.ones((3, 1)))]), worth([(right, np.where(right, 1.0, 0.1))])
+    assert (spent["one_forward"], spent["two_step"]) == (1 + (2 / 3) / (1 + 1 / 3), 1 + (2 / 3) / 2)
+    assert (kept["one_forward"], kept["two_step"]) == (1 + 2 / 3, 1 + (2 / 3) / (1 + 2 / 3))
 
 
 def test_the_bundle_says_what_was_trained_and_that_real_tokens_kept_their_logits(trained: Path) -> None:
@@ -195,6 +204,20 @@ def test_both_engines_write_what_the_target_writes_alone(trained: Path, backend:
             found = drafted.generate("The lighthouse had", sampling=params, num_draft_tokens=k, **text)
             assert found.token_ids == expected, k
             assert max(round_.extra for round_ in found.stats.rounds) == k
+
+
+def test_holes_get_the_lines_that_the_target_alone_writes(trained: Path) -> None:
+    """The paper's infilling test: exact matches before and after can only be equal where every text is."""
+    plain = load(trained / "target", draft="none", backend="openvino", numerics="exact")
+    drafted = load(trained / "bundle", draft="sdsat-one-forward", backend="openvino", numerics="exact")
+    extra = 0
+    for prefix, suffix in (("The lighthouse ha", " a lamp\n"), ("def f(x):\n    ", "\n    return x\n"), ("a = ", "")):
+        expected = plain.infill(prefix, suffix, max_new_tokens=24)
+        for k in (1, 5):
+            found = drafted.infill(prefix, suffix, max_new_tokens=24, num_draft_tokens=k)
+            assert (found.token_ids, found.text) == (expected.token_ids, expected.text)
+            extra += sum(round_.extra for round_ in found.stats.rounds)
+    assert extra
 
 
 @pytest.mark.parametrize(("backend", "most"), [("openvino", 0), ("onnxruntime", 1e-4)])

@@ -61,7 +61,8 @@ def bench_drafters(
     """
     if not sampling.greedy:
         sampling = sampling.seeded(0)  # one seed for all policies, or their texts could not be compared
-    policies = {PLAIN: Plain()} | _own(pipeline, alone) | {f"k = {k}": pipeline.fixed_length(k) for k in lengths}
+    policies: dict[str, Policy] = {PLAIN: Plain()}
+    policies |= _own(pipeline, alone) | {f"k = {k}": pipeline.fixed_length(k) for k in lengths}
     found: dict[str, dict[str, _Runs]] = defaultdict(lambda: {name: _Runs() for name in policies})
     for number, prompt in enumerate(prompts):
         ids = behind(pipeline, prompt, context)
@@ -126,8 +127,10 @@ def _own(pipeline: Pipeline, alone: bool) -> dict[str, Policy]:
     """The arbiter and its drafters; or a drafter that drafts alone, at the number of its bundle."""
     auto, drafter, k = pipeline.arbiter, pipeline.drafter.name, pipeline.num_draft_tokens
     if auto is not None:
-        names = [name for name in auto.drafters if name != Pool.name]  # which is empty in each turn
-        return ({name: auto.only(name) for name in names} if alone and len(auto.drafters) > 1 else {}) | {AUTO: auto}
+        several = alone and len(auto.drafters) > 1
+        names = [name for name in auto.drafters if several and name != Pool.name]  # which is empty in each turn
+        own: dict[str, Policy] = {name: auto.only(name) for name in names}
+        return own | {AUTO: auto}
     if k is None or drafter == "none":
         raise SettingError("nothing to compare: no drafter", hint="leave --draft out, or name one")
     return {drafter: pipeline.fixed_length(k)}

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from edgespec.commands import answer, given_text
-from edgespec.commands.options import fetch_options, learning_options, model_options, sampling_from, sampling_options
+from edgespec.commands.options import fetch_options, hole_options, learning_options, model_options, sampling_from
 from edgespec.errors import SettingError
 
 _PLACE = re.compile(r"(?P<file>.+):(?P<line>\d+):(?P<column>\d+)", re.DOTALL)
@@ -74,7 +74,7 @@ class _Command(click.Command):
 @model_options
 @fetch_options
 @learning_options
-@sampling_options
+@hole_options
 def command(
     place: str, files: tuple[str, ...], path: str | None, stop: tuple[str, ...], as_json: bool, **options: object
 ) -> None:

@@ -113,14 +113,8 @@ _LEARNING = [
         "--remember", is_flag=True, help="With --draft recycling: keep what it learns in the cache for the next run."
     ),
 ]
+_LENGTH = "512; with a format (--json-schema and others) as many as the context has room for"
 _SAMPLING = [
-    click.option(
-        "--max-new-tokens",
-        "-n",
-        type=int,
-        metavar="N",
-        help="Default: 512; with a format (--json-schema and others) as many as the context has room for.",
-    ),
     click.option("--temperature", "-t", type=float, default=0.0, show_default=True, help="0 is greedy."),
     click.option("--top-k", type=int, default=0, show_default=True, help="0 is off."),
     click.option("--top-p", type=float, default=1.0, show_default=True, help="1 is off."),
@@ -195,10 +189,16 @@ def learning_options(function: F) -> F:
     return function
 
 
-def sampling_options(function: F) -> F:
+def sampling_options(function: F, default_length: str = _LENGTH) -> F:
+    """default_length: of a text, in words."""
     for option in reversed(_SAMPLING):
         function = option(function)
-    return function
+    return click.option("--max-new-tokens", "-n", type=int, metavar="N", help=f"Default: {default_length}.")(function)
+
+
+def hole_options(function: F) -> F:
+    """As ``sampling_options``, for the text of a hole."""
+    return sampling_options(function, "128")
 
 
 def format_options(function: F) -> F:

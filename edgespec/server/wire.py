@@ -22,6 +22,8 @@ from edgespec.server.stderr import reported
 T = TypeVar("T")
 MOST_BODY = 16 << 20
 """bytes. The longest context, in bytes of text, with room for escapes."""
+_DROPPED = 4
+"""times the size that is allowed: of a body beyond it, no more is read"""
 BODY_S = 30.0
 """for a body to come; a client that sends none would hold its connection for good"""
 PING_S = 5.0
@@ -83,7 +85,9 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            body = await read_body(receive, self._most_body or MOST_BODY)
+            body = await read_body(
+                receive, self._most_body or MOST_BODY, HTTPRequest(scope).headers.get("content-length")
+            )
         except _Gone:
             return
         except Refusal as found:
@@ -117,9 +121,13 @@ def refused(why: Refusal, shape_error: ShapeError) -> Json:
     return Json(shape_error(why), why.status, headers)
 
 
-async def read_body(receive: Receive, most: int) -> bytes:
-    """Raises TooLarge, Slow."""
-    parts, size = [], 0
+async def read_body(receive: Receive, most: int, announced: str | None = None) -> bytes:
+    """Raises TooLarge, Slow. announced: how many bytes the client says that it sends.
+
+    The rest of a body that is too large is read and dropped: a client that still sends reads no answer.
+    """
+    parts: list[bytes] = []
+    size, is_kept = 0, not (announced or "").isdecimal() or int(announced or 0) <= most
 
     async def read() -> None:
         nonlocal size
@@ -129,16 +137,19 @@ async def read_body(receive: Receive, most: int) -> bytes:
                 raise _Gone
             part = message.get("body", b"")
             size += len(part)
-            if size > most:
-                raise TooLarge(f"the body is too large; allowed: {most >> 20} MiB")
-            parts.append(part)
-            if not message.get("more_body"):
+            if is_kept and size <= most:
+                parts.append(part)
+            else:
+                parts.clear()
+            if not message.get("more_body") or size > _DROPPED * most:
                 return
 
     try:
         await asyncio.wait_for(read(), BODY_S)
     except asyncio.TimeoutError as error:
         raise Slow(f"the body did not come within {BODY_S:g} seconds") from error
+    if not is_kept or size > most:
+        raise TooLarge(f"the body is too large; allowed: {most >> 20} MiB")
     return b"".join(parts)
 
 

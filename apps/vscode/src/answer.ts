@@ -23,9 +23,21 @@ export function wholeLines(written: string): string {
   return end < 0 || written.slice(0, end).trim() === "" ? written : written.slice(0, end);
 }
 
+/** The server need not write what `shown` would cut off. */
+export function stops(hole: Hole, several: boolean): string[] {
+  if (!several) return ["\n"];
+  const next = lineBehind(hole.suffix);
+  return next === undefined ? [] : [`\n${next}\n`];
+}
+
+/** The first line behind the hole's own that is not blank. */
+function lineBehind(suffix: string): string | undefined {
+  return suffix.split("\n").slice(1).find((line) => line.trim() !== "");
+}
+
 /** Text up to where it goes on as the suffix does: a model often writes past the hole. */
 function withoutSuffix(text: string, suffix: string): string {
-  const next = suffix.split("\n").slice(1).find((line) => line.trim() !== "");
+  const next = lineBehind(suffix);
   if (next === undefined) return text;
   const lines = text.split("\n");
   const at = lines.findIndex((line, i) => i > 0 && line === next);

@@ -27,8 +27,8 @@ export interface Limits {
   readonly tokens: number;
   /** milliseconds after which nothing follows the first line; 0: no such limit */
   readonly time: number;
-  /** more lines than one */
-  readonly several: boolean;
+  /** what ends the text */
+  readonly stop: readonly string[];
 }
 
 export class ServerError extends Error {}
@@ -78,7 +78,7 @@ export class Client {
       input_extra: pieces,
       n_predict: limits.tokens,
       t_max_predict_ms: limits.time,
-      stop: limits.several ? [] : ["\n"],
+      stop: limits.stop,
       temperature: 0,
       cache_prompt: true,
       stream: false,

@@ -1,15 +1,18 @@
 /** One completion: what is kept already, else a pause, then a request that the next key ends. */
 
-import { shown, wholeLines, type Shown } from "./answer.js";
+import { shown, stops, wholeLines, type Shown } from "./answer.js";
 import { Answers } from "./answers.js";
-import type { Client, Completion, Limits } from "./client.js";
+import type { Client, Completion } from "./client.js";
 import type { Pieces } from "./context.js";
 import { isClosing, restOfLine, type Hole } from "./hole.js";
 
 export interface Wanted {
   readonly filename: string;
   readonly hole: Hole;
-  readonly limits: Limits;
+  /** most tokens; milliseconds (see Limits); more lines than one */
+  readonly tokens: number;
+  readonly time: number;
+  readonly several: boolean;
   /** milliseconds to wait for a further key; 0 where the user asked by hand */
   readonly pause: number;
 }
@@ -26,19 +29,20 @@ export class Completer {
 
   /** undefined: nothing to show, or `signal` was set off. Raises ServerError and what fetch raises. */
   async complete(wanted: Wanted, signal: AbortSignal): Promise<Shown | undefined> {
-    const { filename, hole } = wanted;
+    const { filename, hole, tokens, time } = wanted;
     // In the middle of a line its rest is what is missing.
-    const limits = { ...wanted.limits, several: wanted.limits.several && isClosing(restOfLine(hole)) };
+    const several = wanted.several && isClosing(restOfLine(hole));
     const kept = this.answers.find(filename, hole);
-    if (kept !== undefined) return shown(kept, hole, limits.several);
+    if (kept !== undefined) return shown(kept, hole, several);
     if (wanted.pause > 0) await pause(wanted.pause, signal);
     if (signal.aborted) return undefined;
     try {
+      const limits = { tokens, time, stop: stops(hole, several) };
       const completion = await this.client().infill(hole, this.pieces.except(filename), slot(filename), limits, signal);
       this.told(completion);
       const text = completion.stop_type === "limit" ? wholeLines(completion.content) : completion.content;
       this.answers.add(filename, hole, text);
-      return shown(text, hole, limits.several);
+      return shown(text, hole, several);
     } catch (error) {
       if (signal.aborted) return undefined;
       throw error;

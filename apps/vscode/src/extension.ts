@@ -66,11 +66,9 @@ class Extension implements vscode.InlineCompletionItemProvider, vscode.Disposabl
     const wanted = {
       filename: vscode.workspace.asRelativePath(document.uri),
       hole,
-      limits: {
-        tokens: setting("tokens", 128),
-        time: byHand ? 0 : setting("time", 1000),
-        several: setting("lines", "auto") === "auto",
-      },
+      tokens: setting("tokens", 128),
+      time: byHand ? 0 : setting("time", 1000),
+      several: setting("lines", "auto") === "auto",
       pause: byHand ? 0 : setting("debounce", 75),
     };
     try {

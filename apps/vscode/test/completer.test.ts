@@ -36,10 +36,9 @@ beforeEach(() => {
   reply = (_, response) => response.end('{"content":"1 + 2","timings":{"predicted_n":3}}');
 });
 
-const LIMITS = { tokens: 24, time: 500, several: true };
 const told: Completion[] = [];
 const completer = (pieces = new Pieces(1000)) => new Completer(() => new Client(url), pieces, (answer) => told.push(answer));
-const wanted = (line: string, pause = 0) => ({ filename: "a.py", hole: holeAt([line, "y"], 0, line.length), limits: LIMITS, pause });
+const wanted = (line: string, pause = 0) => ({ filename: "a.py", hole: holeAt([line, "y"], 0, line.length), tokens: 24, time: 500, several: true, pause });
 const live = () => new AbortController().signal;
 
 test("a request has the text around the hole and the pieces of other files", async () => {
@@ -53,7 +52,7 @@ test("a request has the text around the hole and the pieces of other files", asy
   assert.equal(id_slot, slot("a.py"));
   assert.deepEqual(rest, {
     input_prefix: "", prompt: "x = ", input_suffix: "\ny", input_extra: [{ filename: "b.py", text: "z = 1" }],
-    n_predict: 24, t_max_predict_ms: 500, stop: [], temperature: 0, cache_prompt: true, stream: false,
+    n_predict: 24, t_max_predict_ms: 500, stop: ["\ny\n"], temperature: 0, cache_prompt: true, stream: false,
   });
 });
 
@@ -68,14 +67,14 @@ test("typing through an answer asks once", async () => {
 });
 
 test("in the middle of a line the server ends with the line, and at its end it writes on", async () => {
-  const at = async (line: string, column: number, limits = LIMITS) => {
-    await completer().complete({ ...wanted(line), hole: holeAt([line, "y"], 0, column), limits }, live());
+  const at = async (line: string, column: number, several = true) => {
+    await completer().complete({ ...wanted(line), hole: holeAt([line, "", "y"], 0, column), several }, live());
     return asked.at(-1)!.stop;
   };
   assert.deepEqual(await at("f(x, y)", 2), ["\n"]);
-  assert.deepEqual(await at("f()", 2), []);
-  assert.deepEqual(await at("    ", 4), []);
-  assert.deepEqual(await at("    ", 4, { ...LIMITS, several: false }), ["\n"]);
+  assert.deepEqual(await at("f()", 2), ["\ny\n"], "or where it would repeat what follows");
+  assert.deepEqual(await at("    ", 4), ["\ny\n"]);
+  assert.deepEqual(await at("    ", 4, false), ["\n"]);
 });
 
 test("a limit leaves whole lines", async () => {
