@@ -15,6 +15,7 @@ import tarfile
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 TARGET = Path(".local/opt/edgespec")
@@ -46,7 +47,7 @@ def main() -> int:
     return 0
 
 
-def _run(command: list[object], home: Path) -> None:
+def _run(command: Sequence[object], home: Path) -> None:
     nobody = "http://127.0.0.1:9"
     environment = {"HOME": str(home), "PATH": "/usr/bin:/bin", "HTTPS_PROXY": nobody, "HTTP_PROXY": nobody}
     subprocess.run([str(part) for part in command], env=environment, stdout=sys.stderr, check=True)
@@ -58,7 +59,7 @@ def _listed(home: Path) -> str:
     sizes: Counter[str] = Counter()
     for path in home.rglob("*"):
         if path.is_file() or path.is_symlink():
-            place = "/".join(path.relative_to(home).parts[:_DEPTH])
+            place = "/".join(path.relative_to(home).parent.parts[:_DEPTH])
             counts[place] += 1
             sizes[place] += path.lstat().st_size
     return ", ".join(f"~/{place}: {counts[place]} ({sizes[place] / 1e6:.1f} MB)" for place in sorted(counts)) or "none"

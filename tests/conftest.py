@@ -168,13 +168,13 @@ def load_npu(folder: Path, layers: tuple[int, ...] = (), *, capacity: int = 512)
     """Compiled in this process, with small chunks. It needs ``npu_on_cpu``."""
     import openvino as ov
 
-    from edgespec.backends.openvino.graph import read_graph
     from edgespec.backends.openvino.npu import require_graph
+    from edgespec.backends.openvino.npu_graph import read_for_npu
     from edgespec.backends.openvino.npu_settings import Windows
 
     core, xml = ov.Core(), folder if folder.suffix == ".xml" else folder / "openvino_model.xml"
     windows = Windows.of(capacity, chunk=64)
-    graph = read_graph(core, xml)
+    graph = read_for_npu(core, xml)
     require_graph(graph, xml, layers)
     compiled = core.compile_model(graph, "NPU", windows.properties())
     return OpenVINONPUModel(core, xml, graph, compiled, windows, capacity)

@@ -133,7 +133,7 @@ def test_the_comparison_names_what_each_step_leaves(machine: Machine) -> None:
     ran = subprocess.run([sys.executable, COMPARE, archive], capture_output=True, text=True, timeout=60)
     assert ran.returncode == 0, ran.stderr
     _, _, installed, removed, again, purged = [line.split(" | ")[-1] for line in ran.stdout.splitlines()]
-    model = "~/.cache/edgespec/model: 1 (0.0 MB)"
+    model = "~/.cache/edgespec: 1 (0.0 MB)"
     assert installed == again
     assert re.fullmatch(
         rf"{re.escape(model)}, ~/.local/opt/edgespec: \d+ \(.* MB\), ~/.local/share/applications: 1 .* \|", installed

@@ -19,6 +19,7 @@ from edgespec.backends.layer_states import NoSuchLayer
 from edgespec.backends.openvino import npu_blobs
 from edgespec.backends.openvino.compile_apart import blob_name, compile_apart, limit_s
 from edgespec.backends.openvino.npu import OpenVINONPUModel, open_npu, require_graph
+from edgespec.backends.openvino.npu_graph import read_for_npu
 from edgespec.backends.openvino.npu_settings import MOST_ROWS, Windows
 from edgespec.backends.openvino.runtime import core, ops, ov
 from edgespec.backends.openvino.static_graph import OpenVINOStaticGraph
@@ -28,13 +29,22 @@ from edgespec.decode.policy import FixedLength
 from edgespec.decode.speculative import speculative
 from edgespec.drafters.small_model import SmallModel
 from edgespec.errors import BackendError, DeviceError, SettingError
+from edgespec.gguf.convert import convert, read_header
 from edgespec.machine import ahead_of_time, devices, loader
 from edgespec.sampling_params import SamplingParams
 from edgespec.stats import Stats
+from tests import tiny_gguf
 from tests.conftest import load_ir, load_npu
 from tests.contract import close, fresh_logits
 from tests.test_static_graph import head, opened, write
 
+OPTIONS: dict[str, Any] = {
+    "numerics": None,
+    "capacity": 512,
+    "is_draft": False,
+    "say": lambda text: None,
+    "layers": (),
+}
 TEXT = [(7 * i + i * i) % 50 for i in range(400)]
 
 
@@ -175,6 +185,27 @@ def test_windows_have_room_for_the_pads_of_a_last_forward(capacity: int) -> None
 
 
 @pytest.fixture(scope="module")
+def gguf_ir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a GGUF file: it names its states otherwise than exports do, and repeats heads otherwise. Nine layers, because
+    three of these run even so."""
+    folder = tmp_path_factory.mktemp("gguf")
+    convert(read_header(tiny_gguf.write(folder / "tiny.gguf", layers=9)), folder, name="tiny", source="tiny")
+    return folder / "openvino_model.xml"
+
+
+def states_of(graph: ov.Model) -> list[str]:
+    return sorted(variable.get_info().variable_id for variable in graph.get_variables())
+
+
+def test_states_get_the_names_that_the_plugin_knows(gguf_ir: Path, tiny_ir: Path) -> None:
+    def known(layers: int) -> list[str]:
+        return [f"past_key_values.{n}.{of}present.{n}.{of}" for n in range(layers) for of in ("key", "value")]
+
+    assert states_of(core().read_model(gguf_ir)) != known(9)
+    assert states_of(read_for_npu(core(), gguf_ir)) == known(9) and states_of(read_for_npu(core(), tiny_ir)) == known(2)
+
+
+@pytest.fixture(scope="module")
 def on_cpu() -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDGESPEC_NPU_ON_CPU", "1")
@@ -206,6 +237,47 @@ def test_a_long_prompt_is_read_in_chunks_and_a_longer_one_goes_on(model: OpenVIN
     assert forwards == [(390, 1), (100, 8)]  # a few tokens are read in forwards
     step = model.forward([8])
     assert close(model, step.logits[0], fresh_logits(full, [*TEXT[:100], 9, 8]))
+
+
+@pytest.mark.slow
+def test_a_converted_file_runs_right_in_a_process_of_its_own(
+    on_cpu: None, gguf_ir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGESPEC_CACHE", str(tmp_path))
+    full = load_ir(gguf_ir)
+    model = open_npu(core(), gguf_ir, "NPU", **OPTIONS)
+    model.prefill(TEXT[:60])
+    for rows in ([7], [8, 9, 10]):
+        step = model.forward(rows)
+        assert close(model, step.logits[0], fresh_logits(full, [*TEXT[:60], rows[0]]))
+        model.cache.crop(60)
+
+
+@pytest.mark.slow
+def test_a_model_that_the_plugin_runs_wrong_is_refused(
+    on_cpu: None, tiny_ir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGESPEC_CACHE", str(tmp_path / "cache"))
+    graph = core().read_model(tiny_ir)
+    for number, variable in enumerate(graph.get_variables()):
+        info = variable.get_info()
+        info.variable_id = f"state.{number}"
+        variable.update(info)
+    xml = tmp_path / "openvino_model.xml"
+    ov.save_model(graph, xml, compress_to_fp16=False)
+    with pytest.raises(BackendError, match="right: a forward disagrees with a prompt; got correlation"):
+        open_npu(core(), xml, "NPU", **OPTIONS)
+
+
+@pytest.mark.slow
+@pytest.mark.real
+def test_the_default_model_writes_what_it_writes_on_cpu(on_cpu: None) -> None:
+    """Of the pair the target alone, with lookups: its draft has its own test."""
+    there = edgespec.load(device="NPU", draft="ngram", context_length=512)
+    here = edgespec.load(device="CPU", draft="none", numerics="fast", context_length=512)
+    text = "The lighthouse had stood on the headland for"
+    found, plain = (pair.generate(pair.tokenizer.encode(text), max_new_tokens=24) for pair in (there, here))
+    assert found.token_ids[:12] == plain.token_ids[:12]
 
 
 @pytest.mark.slow

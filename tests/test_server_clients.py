@@ -73,8 +73,16 @@ def test_openai(url: str, pipeline: Pipeline, paris: str) -> None:
     with pytest.raises(openai.BadRequestError) as error:
         client.chat.completions.create(model=name, messages=[{"role": "user", "content": "x y " * 9000}])
     assert error.value.code == "context_length_exceeded"
-    with pytest.raises(openai.BadRequestError, match="logprobs"):
-        client.chat.completions.create(model=name, messages=FRANCE, logprobs=True)
+
+    scored = client.chat.completions.create(model=name, messages=FRANCE, max_tokens=40, logprobs=True, top_logprobs=2)
+    tokens = scored.choices[0].logprobs.content
+    assert b"".join(bytes(token.bytes) for token in tokens).decode() == paris
+    assert all(token.top_logprobs[0].logprob >= token.logprob for token in tokens)
+    plain = pipeline.chat(FRANCE, max_new_tokens=40, num_draft_tokens=0, logprobs=2).logprobs
+    assert plain is not None and [token.logprob for token in tokens] == [each.logprob for each in plain[: len(tokens)]]
+    assert client.responses.create(model=name, input=FRANCE[0]["content"], max_output_tokens=40).output_text == paris
+    model = client.models.retrieve(name).to_dict()
+    assert model["meta"]["size"] > 100 << 20 and "recycling" in model["meta"]["drafter"]
 
 
 def test_ollama(url: str, pipeline: Pipeline, paris: str) -> None:

@@ -144,7 +144,7 @@ def _compared(
     *,
     k: int,
     bus_gb_per_s: float = 1.0,
-    **how: float,
+    **how: Any,
 ) -> Compared:
     rounds = _rounds(runs)
     run = simulate(

@@ -24,8 +24,8 @@ def write_blobs(folder: Path, say: Callable[[str], None]) -> list[Path]:
     """
     from edgespec.backends.openvino import npu_blobs
     from edgespec.backends.openvino.compile_apart import compile_apart
-    from edgespec.backends.openvino.graph import read_graph
     from edgespec.backends.openvino.npu import require_graph
+    from edgespec.backends.openvino.npu_graph import read_for_npu
     from edgespec.backends.openvino.npu_settings import NPU, Windows
     from edgespec.backends.openvino.runtime import core
 
@@ -41,7 +41,7 @@ def write_blobs(folder: Path, say: Callable[[str], None]) -> list[Path]:
         xml = pair.model_path(model)
         if is_ready(xml):
             raise BackendError(f"{xml} runs on ONNX Runtime only", hint="export with --format both")
-        require_graph(read_graph(core(), xml), xml)
+        require_graph(read_for_npu(core(), xml), xml)
         properties = Windows.of(max(rows, ROWS_NEEDED)).properties()
         blob = xml.with_name(npu_blobs.name_of(core(), xml, properties))
         if not compile_apart(xml, NPU, properties, blob, say=say):

@@ -124,7 +124,8 @@ def bench_infill(
         fills: dict[str, Fill] = {"edgespec": of_pipeline(pipeline, new_tokens)}
         if gguf is not None:
             fills["llama.cpp"] = of_llama_cpp(stack, gguf, new_tokens, threads)
-        run = f"{pipeline.bundle.name}, {' and '.join(fills)}, {new_tokens} tokens, Python {sys.version.split()[0]}"
+        run = f"{pipeline.bundle.name}, {' and '.join(fills)}, {new_tokens} tokens, {threads} threads"
+        run += f", Python {sys.version.split()[0]}"
         scores, texts = measure(fills, asked, Answers(answers, run))
     ours = scores["edgespec"].tok_per_s
     show(

@@ -24,6 +24,8 @@ LIMIT_S = 900.0
 """An NPU takes one to two minutes for a model of 8 billion parameters."""
 LIMIT = "EDGESPEC_COMPILE_LIMIT"
 _COMMAND = (sys.executable, "-m", "edgespec.backends.openvino.compile_apart")
+_CHANGES = ["states named", "broadcasts both ways"]
+"""made in a graph before it is compiled: without one it is another blob"""
 _SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
 """parts of the weights that are hashed, spread over the file: all of it would take seconds"""
 _KEPT_TEXT = 2000
@@ -40,7 +42,7 @@ def blob_name(xml: Path, properties: Mapping[str, object], plugin: str) -> str:
         for index in range(_SAMPLES):
             file.seek(index * max(0, size - _SAMPLE_BYTES) // (_SAMPLES - 1))
             digest.update(file.read(_SAMPLE_BYTES))
-    digest.update(json.dumps([size, sorted(properties.items()), plugin], default=str).encode())
+    digest.update(json.dumps([size, sorted(properties.items()), plugin, _CHANGES], default=str).encode())
     return f"npu-{digest.hexdigest()[:24]}.blob"
 
 
@@ -103,12 +105,14 @@ def _report(out: bytes) -> str | None:
 
 
 def _work(job: dict[str, Any]) -> None:
+    from edgespec.backends.openvino.npu_graph import read_for_npu
     from edgespec.backends.openvino.runtime import core
     from edgespec.errors import wrap_errors
 
     blob = Path(job["blob"])
+    graph = read_for_npu(core(), Path(job["xml"]))
     with wrap_errors(BackendError, "the plugin refuses it"):
-        compiled = core().compile_model(core().read_model(job["xml"]), job["device"], job["properties"])
+        compiled = core().compile_model(graph, job["device"], job["properties"])
     try:
         made = blob.with_name(f"{blob.name}.{os.getpid()}.partial")
         stream = io.BytesIO()  # without one, releases differ in what they return

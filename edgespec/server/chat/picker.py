@@ -63,31 +63,28 @@ class Speeds:
 
 def listed(service: Service, speeds: Speeds) -> list[dict[str, Any]]:
     """The models that can be picked, the default one first."""
-    known, default = catalog.load(), catalog.KNOWN[0]
+    default = catalog.KNOWN[0]
     [package] = catalog.packages()
-    first = _entry(service, speeds, default.name, package.wheel_bytes, known.licences[default.licence], default.licence)
-    rest = [
-        _entry(service, speeds, name, model.bytes, known.licences[model.licence], model.licence, model)
-        for name, model in known.models.items()
+    return [
+        _entry(service, speeds, default.name, package.wheel_bytes, default.licence, None),
+        *(
+            _entry(service, speeds, name, model.bytes, model.licence, model)
+            for name, model in catalog.load().models.items()
+        ),
     ]
-    return [first, *rest]
 
 
 def _entry(
-    service: Service,
-    speeds: Speeds,
-    name: str,
-    size: int | None,
-    licence: catalog.Licence,
-    licence_name: str,
-    model: catalog.Model | None = None,
+    service: Service, speeds: Speeds, name: str, size: int | None, licence: str, model: catalog.Model | None
 ) -> dict[str, Any]:
+    """model: its entry on the list; the default one has none."""
+    terms = catalog.load().licences[licence]
     return {
         "name": name,
         "bytes": size,
-        "licence": licence_name,
-        "use": licence.use,
-        "url": licence.url,
+        "licence": licence,
+        "use": terms.use,
+        "url": terms.url,
         "here": service.residents.has(name),
         "drafts": model is None or bool(model.draft or model.trained_draft),
         "mirror": mirrors.find(name) is not None,
