@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -19,13 +20,16 @@ BODY = bytes(range(256)) * 4096
 
 class Files(ThreadingHTTPServer):
     """One file. takes_ranges: else each request gets all of it. cut: break off after so many bytes. says_length: else
-    its end is that of the connection."""
+    its end is that of the connection. page: sent in its place. leads_to: where it is instead."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.takes_ranges = self.says_length = True
         self.cut: int | None = None
+        self.page: bytes | None = None
+        self.leads_to = ""
         self.ranges: list[str | None] = []
+        self.tokens: list[str | None] = []
 
     @property
     def url(self) -> str:
@@ -38,6 +42,18 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         reach = self.headers.get("Range")
         self.server.ranges.append(reach)
+        self.server.tokens.append(self.headers.get("Authorization"))
+        if self.server.leads_to:
+            self.send_response(302)
+            self.send_header("Location", self.server.leads_to)
+            self.end_headers()
+            return
+        if self.server.page is not None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(self.server.page)))
+            self.end_headers()
+            self.wfile.write(self.server.page)
+            return
         begin = int(reach.removeprefix("bytes=").rstrip("-")) if reach and self.server.takes_ranges else 0
         if begin >= len(BODY):
             self.send_error(416)
@@ -68,6 +84,12 @@ class Bar:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Files]:
     monkeypatch.setattr(download, "_PAUSE_S", 0.0)
+    with serving() as server:
+        yield server
+
+
+@contextmanager
+def serving() -> Iterator[Files]:
     server = Files()
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield server
@@ -130,6 +152,28 @@ def test_what_is_whole_is_not_asked_for(server: Files, part: Path) -> None:
 
 
 def test_a_file_that_is_longer_than_it_may_be_fills_no_disk(server: Files, part: Path) -> None:
+    server.says_length = False
     with pytest.raises(IntegrityError, match="too long"):
         fetch(server, part, size=300_000)
-    assert part.stat().st_size <= 300_000
+    assert server.ranges == [None] and not part.exists()
+
+
+@pytest.mark.parametrize("page", [b"<html>", BODY + b"x"])
+def test_a_page_in_place_of_the_file_costs_nothing_of_what_is_there(server: Files, part: Path, page: bytes) -> None:
+    """A network that asks to sign in answers so."""
+    part.write_bytes(BODY[:1000])
+    server.page = page
+    with pytest.raises(httpx.HTTPError, match=f"has another file, of {len(page)} bytes and not {len(BODY)}"):
+        fetch(server, part)
+    assert part.read_bytes() == BODY[:1000] and len(server.ranges) == 1
+    server.page = None
+    fetch(server, part)
+    assert server.ranges[1:] == ["bytes=1000-"]
+
+
+def test_another_server_is_told_no_token(server: Files, part: Path) -> None:
+    with serving() as other:
+        server.leads_to = other.url
+        download.fetch(server.url, part, Bar(), what="file", size=len(BODY), headers={"Authorization": "Bearer secret"})
+        assert part.read_bytes() == BODY
+        assert (server.tokens, other.tokens) == (["Bearer secret"], [None])

@@ -13,6 +13,7 @@ from edgespec.hub.progress import Bar
 _TRIES = 3
 """in a row without a byte more than there was"""
 _PAUSE_S = 1.0
+_PARTIAL = 206
 _NOT_BEHIND_ITS_END = 416
 
 
@@ -40,6 +41,9 @@ def fetch(
             most = max(most, size_of(part))
             time.sleep(_PAUSE_S)
             bar.update(0)  # which may end the download
+        except IntegrityError:
+            part.unlink()
+            raise
 
 
 def _append(url: str, part: Path, bar: Bar, what: str, size: int | None, headers: dict[str, str]) -> None:
@@ -57,8 +61,11 @@ def _append(url: str, part: Path, bar: Bar, what: str, size: int | None, headers
         if answer.status_code == _NOT_BEHIND_ITS_END:  # as long as the file or longer: its hash says which
             return
         hf_raise_for_status(answer)
+        if size is not None and (announced := _announced(answer)) not in (None, size):
+            # Before what is there is given up for it. It may be the page of a network that asks to sign in.
+            raise httpx.HTTPError(f"the server of {what} has another file, of {announced} bytes and not {size}")
         with part.open("ab") as file:
-            if had and answer.status_code != httpx.codes.PARTIAL_CONTENT:
+            if had and answer.status_code != _PARTIAL:
                 file.truncate(0)
                 bar.update(-had)
                 had = 0
@@ -69,6 +76,16 @@ def _append(url: str, part: Path, bar: Bar, what: str, size: int | None, headers
                 bar.update(len(block))
     if size is not None and had < size:
         raise httpx.RemoteProtocolError(f"{what} ended after {had} of {size} bytes")
+
+
+def _announced(answer: Any) -> int | None:
+    """Bytes of the whole file, as its server says before it sends any of them."""
+    if "Content-Encoding" in answer.headers:
+        return None
+    said = answer.headers.get("Content-Length", "")
+    if answer.status_code == _PARTIAL:
+        said = answer.headers.get("Content-Range", "").rpartition("/")[2]
+    return int(said) if said.isdecimal() else None
 
 
 def size_of(part: Path) -> int:

@@ -13,14 +13,14 @@ import re
 import shutil
 import subprocess
 import sys
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urljoin
 
 from edgespec.bundle import WheelSource
-from edgespec.errors import IntegrityError, SourceError
+from edgespec.errors import SourceError
 from edgespec.hub.download import fetch, require_size, size_of
 from edgespec.hub.progress import Bar, shown
 
@@ -56,11 +56,8 @@ class PackageIndex:
             return
         had = size_of(part)
         try:
-            with nullcontext(self._bar) if self._bar else shown(source.package, None, self._progress, None) as bar:
+            with self._shown(source) as bar:
                 fetch(url, part, bar, what=named(source), size=source.wheel_bytes)
-        except IntegrityError:
-            part.unlink()
-            raise
         except (httpx.HTTPError, OSError) as error:
             if getattr(error, "errno", None) == errno.ENOSPC:
                 hint = "free some space, or set EDGESPEC_CACHE to a folder on another disk"
@@ -68,6 +65,11 @@ class PackageIndex:
             if size_of(part) > had:
                 raise SourceError(f"{what}: the connection broke", hint="run the command again to go on") from error
             self._pip_download(source, part)
+
+    def _shown(self, source: WheelSource) -> AbstractContextManager[Bar]:
+        if self._bar is not None:
+            return nullcontext(self._bar)
+        return shown(source.package, None, self._progress, None)
 
     @cached_property
     def _addresses(self) -> list[str]:
