@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -141,6 +142,17 @@ def test_a_file_name_on_the_hub_has_a_form(pull, server: Server, ir: Path, name:
     publish(server, ir_files(ir) | {name: b"{}"})
     code, _, said = pull("org/tiny")
     assert code == 2 and "a file inside the folder" in said and said.isprintable()
+
+
+@pytest.mark.parametrize("what", ["commit", "hash"])
+def test_what_becomes_the_name_of_a_file_has_a_form(pull, server: Server, ir: Path, what: str) -> None:  # type: ignore[no-untyped-def]
+    publish(server, ir_files(ir))
+    path = "/api/models/org/tiny/revision/main"
+    right = COMMIT if what == "commit" else hashlib.sha256(ir_files(ir)["openvino_model.bin"]).hexdigest()
+    server.files[path] = server.files[path].replace(right.encode(), b"../../x")
+    code, _, said = pull("org/tiny")
+    assert code == 2 and "got ../../x; allowed:" in said
+    assert not server.asked_for("openvino_model.bin")
 
 
 @pytest.mark.parametrize(

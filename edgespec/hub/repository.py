@@ -23,7 +23,7 @@ from edgespec.errors import BundleError, IntegrityError, SourceError, foreign
 from edgespec.hub import catalog
 from edgespec.hub.download import fetch, size_of
 from edgespec.hub.progress import Bar, Watch, bars, shown, tell
-from edgespec.manifest import RELATIVE_FILE, SHA256, RelativeFile, Sha256, Strict
+from edgespec.manifest import RELATIVE_FILE, REVISION, SHA256, RelativeFile, Sha256, Strict
 
 _FILES = ["*.json", "*.jinja", "*.xml", "*.bin", "*.npy"]
 _NOT_FILES = ["openvino_tokenizer*", "openvino_detokenizer*", "pytorch_model*"]
@@ -154,7 +154,12 @@ def _listed(source: HubSource, file: str | None) -> tuple[str, dict[str, Any] | 
     wanted = {name: siblings[name] for name in _wanted(siblings, file)}
     if odd := [name for name in (*wanted, *_fitting(siblings)) if not RELATIVE_FILE.accepts(name)]:
         raise SourceError(f"a file name in {source.repo}", got=odd[0], allowed=RELATIVE_FILE.words)
-    return str(info.sha), wanted
+    hashes = [str(sibling.lfs.sha256) for sibling in wanted.values() if sibling.lfs is not None]
+    if odd := [digest for digest in hashes if not SHA256.accepts(digest)]:  # each becomes the name of a file
+        raise SourceError(f"a SHA-256 in {source.repo}", got=odd[0], allowed=SHA256.words)
+    if not REVISION.accepts(commit := str(info.sha)):
+        raise SourceError(f"the commit of {source.repo}", got=commit, allowed=REVISION.words)
+    return commit, wanted
 
 
 def _fetch_large(source: HubSource, commit: str, listed: dict[str, Any], progress: bool, watch: Watch | None) -> bool:
