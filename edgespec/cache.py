@@ -51,11 +51,15 @@ def cache_dir() -> Path:
 
 
 @contextmanager
-def locked() -> Iterator[Path]:
-    """The cache folder, which only this process may write. Readers need no lock. The system frees it if we die."""
+def locked(of: str = "") -> Iterator[Path]:
+    """The cache folder, which only this process may write. Readers need no lock. The system frees it if we die.
+
+    of: the one file that is locked, where it is fetched for long; all others may be written meanwhile.
+    """
     from huggingface_hub.utils import WeakFileLock
 
     root = cache_dir()
+    lock = root / f".lock{of}"
     try:
         for name in ("ir", "onnx", "downloads", "hub"):
             (root / name).mkdir(parents=True, exist_ok=True)
@@ -64,10 +68,10 @@ def locked() -> Iterator[Path]:
         raise SourceError(f"cannot write to the cache {root}: {error.strerror}", hint=hint) from error
     with ExitStack() as stack:
         try:
-            stack.enter_context(WeakFileLock(root / ".lock", timeout=1))
+            stack.enter_context(WeakFileLock(lock, timeout=1))
         except TimeoutError:
             sys.stderr.write("edgespec: waiting for another edgespec that is writing to the cache\n")
-            stack.enter_context(WeakFileLock(root / ".lock"))
+            stack.enter_context(WeakFileLock(lock))
         yield root
 
 

