@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import httpx
 import pytest
+from starlette.requests import Request as HTTPRequest
 from starlette.testclient import TestClient
 
 from edgespec.errors import SettingError
@@ -25,6 +26,7 @@ from edgespec.server import terminal, wire
 from edgespec.server.address import Address
 from edgespec.server.app import application
 from edgespec.server.listen import Listener
+from edgespec.server.openai_shapes import shape_error
 from edgespec.server.refusals import TooLarge
 from edgespec.server.service import Service
 from tests.fake_server import Engine, fake_pipeline, on_a_port, service_of
@@ -177,6 +179,14 @@ def test_a_client_that_sends_too_much_reads_why(url: str) -> None:
         answer = httpx.post(f"{url}/v1/chat/completions", content=content, timeout=LONG_S)
         assert answer.status_code == 413 and answer.json()["error"]["code"] == "body_too_large"
     assert text_of(ask(url))
+
+
+def test_an_answer_that_cannot_be_written_is_an_error_of_the_server() -> None:
+    async def handle(http: HTTPRequest, body: bytes) -> wire.Json:
+        return wire.Json(object())
+
+    with pytest.raises(TypeError, match="object"):
+        TestClient(wire.Endpoint(handle, shape_error)).get("/")
 
 
 def test_of_an_endless_body_no_more_is_read() -> None:

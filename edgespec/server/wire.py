@@ -97,11 +97,12 @@ class Endpoint:
         gone = asyncio.ensure_future(_until_gone(receive))
         try:
             await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            is_gone = gone.done()
         finally:
             for task in (work, gone):
                 task.cancel()
             results = await asyncio.gather(work, gone, return_exceptions=True)
-        if isinstance(results[0], Exception) and not gone.done():
+        if isinstance(results[0], Exception) and not is_gone:
             raise results[0]
 
     async def _respond(self, request: HTTPRequest, body: bytes, send: Send) -> None:
