@@ -2,8 +2,12 @@
 
 import os
 import shutil
+import socket
+import struct
 import subprocess
 import sys
+import threading
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -78,6 +82,22 @@ def test_a_door_leads_to_a_server_that_comes_later(monkeypatch: pytest.MonkeyPat
         assert httpx.get(f"{open_door.url}server").text == "http://127.0.0.1:1/"
         open_door.lead(None)
         assert httpx.get(f"{open_door.url}server").status_code == 410
+
+
+@pytest.mark.skipif(os.name == "nt", reason="how a connection is reset differs")
+def test_a_window_that_closes_early_leaves_no_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with door.Door() as open_door:
+        port = httpx.URL(open_door.url).port
+        assert port is not None
+        with socket.create_connection(("127.0.0.1", port)) as window_:
+            window_.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            window_.sendall(b"GET /server HTTP/1.1\r\n\r\n")
+            while not (asking := [each for each in threading.enumerate() if "process_request" in each.name]):
+                time.sleep(0.01)
+        open_door.lead("http://127.0.0.1:1/")
+        for thread in asking:
+            thread.join(20)
+    assert capsys.readouterr().err == ""
 
 
 IN_A_WINDOW = """
