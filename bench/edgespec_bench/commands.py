@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import click
+from click.core import ParameterSource
 
 from edgespec.commands.options import fetch_options, load_pair, model_options, sampling_from, sampling_options
 from edgespec.errors import SettingError
@@ -230,8 +231,11 @@ def infill(
     edgespec bench infill --model coder.gguf --latency
     """
     if latency:
-        if gguf is not None or answers is not None:
-            raise SettingError("--latency asks edgespec's server alone", hint="leave --gguf and --answers out")
+        context = click.get_current_context()
+        for name in ("gguf", "holes", "new_tokens", "threads", "answers"):
+            if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+                typed = name.replace("_", "-")
+                raise SettingError(f"--{typed} is not for --latency", hint="leave out one of them")
         from edgespec_bench.infill_latency import bench_latency
 
         bench_latency(load_pair(options))
