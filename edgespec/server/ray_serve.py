@@ -35,7 +35,7 @@ def deployment(
     """An application for ``ray.serve.run``. Raises SettingError.
 
     cpus, memory_gb: of one copy. api_key: asked of every request; give one where others reach Ray's address. hosts:
-    names of the machine that clients may use, beside this machine's own. options: of ``load``.
+    names of the machine that clients may use, beside localhost. options: of ``load``.
     """
     try:
         from ray import serve
