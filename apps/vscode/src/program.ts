@@ -23,7 +23,13 @@ export interface Machine {
 export const HERE: Machine = {
   platform: process.platform,
   environment: process.env,
-  isFile: (path) => statSync(path, { throwIfNoEntry: false })?.isFile() ?? false,
+  isFile: (path) => {
+    try {
+      return statSync(path).isFile();
+    } catch {
+      return false; // also in a folder of PATH that this user may not read
+    }
+  },
   read: (path) => readFileSync(path, "utf8"),
 };
 

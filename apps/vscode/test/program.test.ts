@@ -34,3 +34,8 @@ test("a batch file of others is not run: its text could be anything", () => {
 test("elsewhere the command is started as it is", () => {
   assert.deepEqual(programFor("/opt/a b/edgespec.cmd", { ...HERE, platform: "linux" }), { file: "/opt/a b/edgespec.cmd", args: [] });
 });
+
+test("what cannot be looked at is no program", () => {
+  assert.equal(HERE.isFile(process.execPath), true);
+  for (const path of ["/no/such/file", `${process.execPath}/inside`, "a\0b"]) assert.equal(HERE.isFile(path), false);
+});
