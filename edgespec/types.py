@@ -185,12 +185,7 @@ class Draft:
         n = 0
         while n < len(self) and allowed(self.tokens[:n])[self.tokens[n]]:
             n += 1
-        return self.first(n)
-
-    def first(self, n: int) -> Draft:
-        """The first n tokens of a chain."""
-        parts = {name: getattr(self, name)[:n] for name in ("tokens", "probs", "scores", "alternatives")}
-        return replace(self, **parts)
+        return replace(self, tokens=self.tokens[:n], scores=self.scores[:n], alternatives=self.alternatives[:n])
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from edgespec.cli import cli
 from edgespec.drafters.ngram import NGram
 from edgespec.errors import SettingError
 from edgespec_bench.holes import MODULES, SEEDS, Hole, cut, holes
@@ -73,7 +75,10 @@ def test_runtimes_are_asked_in_turns_and_scored(tmp_path: Path, capsys: pytest.C
     assert figures["scores"]["edgespec"]["tokens"] > 0 and len(figures["answers"]) == 2
 
 
-def test_lines_are_typed_key_by_key_and_a_key_reads_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_are_typed_key_by_key_and_a_key_reads_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGESPEC_DATA", str(tmp_path))
     train_tokenizer(tmp_path / "tokenizer.json", special=(*SPECIAL, *QWEN[1:]))
     bench_latency(fake_pipeline(tmp_path, capacity=4096), lines=1, keys=3, new_tokens=4)
     requests = json.loads(capsys.readouterr().out.splitlines()[-1])["requests"]
@@ -82,7 +87,14 @@ def test_lines_are_typed_key_by_key_and_a_key_reads_itself(tmp_path: Path, capsy
     assert len(requests["a key"]) == 3 and all(each["read"] <= 2 for each in requests["a key"])
     assert SUFFIX_TOKENS / 2 < next_line["read"] < PREFIX_TOKENS
     assert requests["again after a reload"][0]["read"] <= 1
+    assert not [*tmp_path.glob("slots/*")]
     assert all(each["seconds"] >= each["read_s"] + each["write_s"] for each in requests["a key"])
+
+
+def test_what_a_latency_does_not_use_is_refused() -> None:
+    result = CliRunner().invoke(cli, ["bench", "infill", "--latency", "--answers", "kept.jsonl"])
+    assert isinstance(result.exception, SettingError)
+    assert "Leave --gguf and --answers out" in str(result.exception)
 
 
 def test_a_runtime_that_fills_no_holes_says_so() -> None:

@@ -8,6 +8,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import openvino as ov
 import pytest
 from click.testing import CliRunner
 
@@ -16,6 +18,7 @@ from edgespec.adaptive import calibration
 from edgespec.adaptive.calibration import ForwardTimes
 from edgespec.backends import cores
 from edgespec.backends.cores import Threads
+from edgespec.backends.openvino.paged import OpenVINOPagedModel
 from edgespec.backends.openvino.settings import Settings
 from edgespec.bench.prompts import Prompt
 from edgespec.cli import cli
@@ -63,6 +66,18 @@ def test_each_model_has_its_own_threads_and_the_text_is_the_synchronous_one(tiny
     plain = overlapping.generate(PROMPT, max_new_tokens=24, ignore_eos=True, num_draft_tokens=0)
     lookup = overlapping.generate(PROMPT, max_new_tokens=24, ignore_eos=True, drafter=NGram())
     assert plain.stats.schedule == lookup.stats.schedule == "synchronous", "they have no draft model"
+
+
+def test_the_number_of_threads_changes_no_logit(tiny_fast_ir: Path) -> None:
+    """The target has fewer of them under this schedule, and exact numerics promise the same text."""
+    text = [(31 * i + i * i) % 400 for i in range(400)]
+    found = []
+    for threads in (1, 2):
+        settings = Settings.make("CPU", "exact").with_threads(threads)
+        model = OpenVINOPagedModel(ov.Core(), tiny_fast_ir, "CPU", settings, capacity=512)
+        model.prefill(text)
+        found.append(model.forward([7, 8, 9, 10], width=16).logits.copy())
+    assert np.array_equal(*found)
 
 
 def test_onnx_runtime_takes_a_number_of_threads(tiny_ir: Path) -> None:

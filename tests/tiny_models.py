@@ -9,10 +9,14 @@ Needs the export extra; import it inside a test that calls ``pytest.importorskip
 
 from __future__ import annotations
 
+import atexit
 import json
 import shutil
 from collections.abc import Mapping
+from functools import cache
+from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 CORPUS = (
@@ -102,7 +106,22 @@ def build(
 
 
 def export_ir(folder: Path, out: Path, kind: str = "f32", **weights: Any) -> Path:
-    """The IR of a transformers folder with the texts beside it, without a manifest; returns the .xml."""
+    """The IR of a transformers folder with the texts beside it, without a manifest; returns the .xml.
+
+    The same model is exported once and copied: many tests build the same one.
+    """
+    parts = [(folder / name).read_bytes() for name in ("config.json", "model.safetensors")]
+    made = _exported() / sha256(b"".join(parts) + repr((kind, sorted(weights.items()))).encode()).hexdigest()
+    if not made.is_dir():
+        _export(folder, made, kind, weights)
+    shutil.copytree(made, out, dirs_exist_ok=True)
+    for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(folder / name, out / name)
+    shutil.copyfile(folder / "chat_template.jinja", out / "chat_template.jinja")
+    return out / "openvino_model.xml"
+
+
+def _export(folder: Path, out: Path, kind: str, weights: Mapping[str, Any]) -> None:
     from edgespec_export import quiet
     from edgespec_export.settings import Weights
     from edgespec_export.sources import resolve
@@ -114,11 +133,15 @@ def export_ir(folder: Path, out: Path, kind: str = "f32", **weights: Any) -> Pat
         model = convert.load(source, settings, convert.read_config(source))
         raw = convert.export_ir(model, out.with_name(f"{out.name}-raw"), settings)
         convert.compress(raw, out / raw.name, settings)
-    for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(folder / name, out / name)
-    shutil.copyfile(folder / "chat_template.jinja", out / "chat_template.jinja")
     shutil.rmtree(raw.parent, ignore_errors=True)
-    return out / raw.name
+
+
+@cache
+def _exported() -> Path:
+    """Of this process."""
+    folder = TemporaryDirectory(prefix="edgespec-tests-", ignore_cleanup_errors=True)
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
 
 
 def with_two_tokens_swapped(tokenizer: Path, out: Path) -> Path:

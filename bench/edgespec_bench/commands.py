@@ -230,6 +230,8 @@ def infill(
     edgespec bench infill --model coder.gguf --latency
     """
     if latency:
+        if gguf is not None or answers is not None:
+            raise SettingError("--latency asks edgespec's server alone", hint="leave --gguf and --answers out")
         from edgespec_bench.infill_latency import bench_latency
 
         bench_latency(load_pair(options))

@@ -137,8 +137,13 @@ class Editor:
 
     def keep_over_a_restart(self) -> None:
         """What the server has read is written to a file, forgotten, and taken back from there."""
-        for action in ("save", "erase", "restore"):
-            self._post(f"/slots/0?action={action}", {"filename": _SLOT})
+        from edgespec.server.slot_files import path_of
+
+        try:
+            for action in ("save", "erase", "restore"):
+                self._post(f"/slots/0?action={action}", {"filename": _SLOT})
+        finally:
+            path_of(_SLOT).unlink(missing_ok=True)
 
     def close(self) -> None:
         self._connection.close()

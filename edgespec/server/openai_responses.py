@@ -184,9 +184,9 @@ class _Response:
         }
 
     def _open(self, kind: str) -> Iterator[Event]:
-        item: dict[str, Any] = {"id": f"{kind}_{secrets.token_hex(12)}", "type": kind, "status": "in_progress"}
-        item |= {"summary": []} if kind == "reasoning" else {"role": "assistant"}
-        self._output.append({**item, "content": []})
+        own: dict[str, Any] = {"summary": []} if kind == "reasoning" else {"role": "assistant"}
+        item = {"id": f"{kind}_{secrets.token_hex(12)}", "type": kind, "status": "in_progress", "content": []}
+        self._output.append(item | own)
         yield self._of_item("response.output_item.added", item=self._output[-1])
         texts: dict[str, Any] = {"type": "reasoning_text", "text": ""}
         part = texts if kind == "reasoning" else texts | {"type": "output_text", "annotations": [], "logprobs": []}

@@ -48,7 +48,7 @@ def deployment(
         return application(_service(*key)[0], api_key=api_key, hosts=hosts)
 
     class Edgespec:
-        async def __init__(self) -> None:
+        async def __init__(self) -> None:  # type: ignore[misc]  # Ray awaits it
             service, names = _service(*key)
             await service.begin(names)
 

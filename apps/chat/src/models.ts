@@ -33,8 +33,9 @@ export class ModelList {
       return row.element;
     }));
     const table = h("table", {}, h("thead", {}, h("tr", {}, ...head.map((name) => h("th", { scope: "col" }, say(name))))), body);
-    dialog(say("models"), h("div", { class: "table", tabindex: 0, role: "region", "aria-label": say("models") }, table),
+    const shown = dialog(say("models"), h("div", { class: "table", tabindex: 0, role: "region", "aria-label": say("models") }, table),
       h("p", { class: "note" }, say("estimates")), h("div", { class: "buttons" }, h("button", { value: "" }, say("close"))));
+    shown.scrollTop = 0;  // the table has the focus, and is longer than the dialog
     void this.look();
   }
 

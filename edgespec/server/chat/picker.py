@@ -79,6 +79,8 @@ def _entry(
 ) -> dict[str, Any]:
     """model: its entry on the list; the default one has none."""
     terms = catalog.load().licences[licence]
+    offer = service.residents.offers.get(name)
+    size = (offer.size_bytes if offer else 0) or size
     return {
         "name": name,
         "bytes": size,

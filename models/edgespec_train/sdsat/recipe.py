@@ -36,7 +36,7 @@ from edgespec_train.progress import progress_bar
 from edgespec_train.sdsat.check import compare
 from edgespec_train.sdsat.graph import with_placeholders
 from edgespec_train.sdsat.placeholders import GROUPS, Placeholders
-from edgespec_train.sdsat.task import Guesses, Recipe, judged_guesses, worth
+from edgespec_train.sdsat.task import Guesses, Recipe, right_guesses, worth
 from edgespec_train.stages import corpus_of, target_bundle, torch_model
 
 Say = Callable[[str], None]
@@ -118,7 +118,7 @@ def make(settings: Settings, say: Say) -> Path:
     write_json(folder / "curve.json", {"curve": [asdict(point) for point in curve]})
     plot(curve, folder / "curve.png")
     greedy = [text for text in held_out.texts if held_out.temperature(text) == 0] or held_out.texts
-    figures = worth(judged_guesses(model, placeholders, held_out, greedy, recipe))
+    figures = worth(right_guesses(model, placeholders, held_out, greedy, recipe))
     two, one = figures["two_step"], figures["one_forward"]
     say(f"tokens a forward on held-out text: {two:.2f} two-step, {one:.2f} one-forward")
     provenance = {

@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from edgespec.drafters.adaptive_tokens import worth_spending
 from edgespec_train.corpus.texts import TargetTexts, TextId
 from edgespec_train.judging import Judged
 from edgespec_train.loop import Schedule
@@ -23,8 +22,6 @@ from edgespec_train.sdsat.placeholders import Placeholders, read
 from edgespec_train.sdsat.places import Groups, Placing, answer_places, choose, groups_of
 
 _EVALUATED_AT_ONCE = 4
-_ROUNDS = 32
-JudgedText = tuple[NDArray[np.bool_], NDArray[np.floating]]
 
 
 @dataclass(frozen=True)
@@ -110,59 +107,46 @@ class Guesses:
         """On held-out texts that the target wrote greedily: what it says itself is the measure.
 
         Block efficiency is that of one-forward rounds."""
-        judged = judged_guesses(self._target, self.module, self._held_out, self._judged, self._recipe)
-        return replace(Judged.of([right for right, _ in judged]), block_efficiency=worth(judged)["one_forward"])
+        right = right_guesses(self._target, self.module, self._held_out, self._judged, self._recipe)
+        return replace(Judged.of(right), block_efficiency=worth(right)["one_forward"])
 
 
 @torch.no_grad()
-def judged_guesses(
+def right_guesses(
     target: Any, placeholders: torch.nn.Module, texts: TargetTexts, chosen: Sequence[TextId], recipe: Recipe
-) -> list[JudgedText]:
-    """Of each text ``(places, count)``: whether each placeholder guesses what the target says there, and the
-    probability of its guess."""
+) -> list[NDArray[np.bool_]]:
+    """Of each text ``(places, count)``: whether each placeholder guesses what the target says there."""
     head, device = target.get_output_embeddings(), next(target.parameters()).device
-    found: list[JudgedText] = []
+    found: list[NDArray[np.bool_]] = []
     for begin in range(0, len(chosen), _EVALUATED_AT_ONCE):
         some = chosen[begin : begin + _EVALUATED_AT_ONCE]
         places = [answer_places(texts, text)[:: recipe.judged] for text in some]
         groups = groups_of(texts, some, places).to(device)
         hidden, cache = read(target, groups.tokens)
         said = head(hidden).argmax(-1)
-        logits = head(placeholders(target, cache, groups.anchors, recipe.count)).float()
-        best, guessed = logits.max(-1)
-        chance = (best - logits.logsumexp(-1)).exp()
+        guessed = head(placeholders(target, cache, groups.anchors, recipe.count)).argmax(-1)
         wanted = said.gather(1, groups.teachers(recipe.count).flatten(1)).view_as(guessed)
         right = (guessed == wanted) & groups.told(recipe.count)
         whole = groups.told(recipe.count).all(-1)
-        for line, kept in enumerate(whole):
-            found.append((right[line, kept].cpu().numpy(), chance[line, kept].cpu().numpy()))
+        found += [line[kept].cpu().numpy() for line, kept in zip(right, whole, strict=True)]
     return found
 
 
-def worth(judged: Sequence[JudgedText]) -> dict[str, float]:
-    """Tokens a forward of the target, at the best number of guesses, which is said too: see ``AdaptiveTokens``.
+def worth(right: Sequence[NDArray[np.bool_]]) -> dict[str, float]:
+    """Tokens a forward of the target, at the best number of guesses, which is said too.
 
-    >>> worth([(np.array([[True], [False]]), np.array([[1.0], [1.0]]))])
+    two_step: a forward drafts, the next one verifies. one_forward: each does both; what it drafts is of use only if it
+    accepts its whole draft, else the next one begins anew.
+
+    >>> worth([np.array([[True], [False]])])
     {'two_step': 1.25, 'two_step_k': 1, 'one_forward': 1.3333333333333333, 'one_forward_k': 1}
     """
+    runs = [np.logical_and.accumulate(text, axis=1) for text in right if len(text)]
+    accepted = np.concatenate(runs).mean(0) if runs else np.zeros(1)  # by number: share with so many right
+    expected = np.cumsum(accepted)
+    schemes = {"two_step": 1 + expected / 2, "one_forward": 1 + expected / (2 - accepted)}
     found: dict[str, float] = {}
-    for name in ("two_step", "one_forward"):
-        tokens = [1.0]
-        if any(len(text) for text, _ in judged):
-            right, chances = (np.concatenate(parts) for parts in zip(*judged, strict=True))
-            numbers = range(1, right.shape[1] + 1)
-            tokens = [_tokens_a_forward(right[:, :k], chances[:, :k], name == "one_forward") for k in numbers]
-        found |= {name: max(tokens), f"{name}_k": 1 + tokens.index(max(tokens))}
+    for name, tokens in schemes.items():
+        best = int(tokens.argmax())
+        found |= {name: float(tokens[best]), f"{name}_k": best + 1}
     return found
-
-
-def _tokens_a_forward(right: NDArray[np.bool_], chances: NDArray[np.floating], one_forward: bool) -> float:
-    """Of a long text: what guesses are worth follows from its rounds, and changes them."""
-    mean = rate = 1.0
-    for round_ in range(1, _ROUNDS):
-        spent = worth_spending(chances, mean - 1, one_forward=one_forward)
-        accepted = np.minimum(np.logical_and.accumulate(right, axis=1).sum(1), spent)
-        lost = accepted < spent if one_forward else spent > 0  # the next forward has no guesses
-        rate = float(1 + accepted.mean() / (1 + lost.mean()))
-        mean += (rate - mean) / round_
-    return rate
