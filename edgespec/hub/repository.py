@@ -21,7 +21,7 @@ from edgespec import bundle, cache, files
 from edgespec.bundle import HubSource
 from edgespec.errors import BundleError, IntegrityError, SourceError, foreign
 from edgespec.hub import catalog
-from edgespec.hub.download import fetch, size_of
+from edgespec.hub.download import fetch, forget, size_of
 from edgespec.hub.progress import Bar, Watch, bars, shown, tell
 from edgespec.manifest import RELATIVE_FILE, REVISION, SHA256, RelativeFile, Sha256, Strict
 
@@ -195,6 +195,7 @@ def _fetch_one(source: HubSource, commit: str, name: str, listed: Any, place: Pa
             part.unlink()
             raise _not_as_listed(source, name)
         shutil.move(part, place)
+        forget(part.parent, sha256)
 
 
 def _part(listed: Any) -> Path:

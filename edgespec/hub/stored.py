@@ -9,7 +9,7 @@ from pathlib import Path
 from edgespec import bundle, cache
 from edgespec.errors import EdgespecError
 from edgespec.hub import catalog, mirrors, repository
-from edgespec.hub.download import size_of
+from edgespec.hub.download import UNFINISHED, size_of
 
 _OTHER_FORMS = {"onnx": "for ONNX Runtime", "compiled": "for a GPU or NPU", "peers": "for bench peers"}
 """folder of the cache: the kind of what lies in it. Listed as one: what is made from models has no names there."""
@@ -33,7 +33,7 @@ def cached() -> list[Cached]:
 def unfinished_bytes(sha256: str) -> int:
     """How much of a file is here that is still to be fetched to its end: from the hub, or its mirror."""
     downloads = cache.cache_dir() / "downloads"
-    return max(size_of(downloads / f"{sha256}{end}") for end in (".part", ".joining"))
+    return max(size_of(downloads / f"{sha256}{end}") for end in UNFINISHED)
 
 
 def _scan(root: Path) -> Iterator[Cached]:
