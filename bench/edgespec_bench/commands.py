@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import click
+from click.core import ParameterSource
 
 from edgespec.commands.options import fetch_options, load_pair, model_options, sampling_from, sampling_options
 from edgespec.errors import SettingError
@@ -214,7 +215,9 @@ def peers(
 @click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads of llama.cpp; default: physical cores.")
 @click.option("--answers", type=_PATH, metavar="FILE", help="Keep each hole's answers there, and go on from them.")
 @click.option("--latency", is_flag=True, help="Type lines key by key instead, and time each request to the server.")
+@click.pass_context
 def infill(
+    context: click.Context,
     gguf: Path | None,
     holes: int,
     new_tokens: int,
@@ -230,8 +233,9 @@ def infill(
     edgespec bench infill --model coder.gguf --latency
     """
     if latency:
-        if gguf is not None or answers is not None:
-            raise SettingError("--latency asks edgespec's server alone", hint="leave --gguf and --answers out")
+        for name in ("gguf", "holes", "new_tokens", "threads", "answers"):
+            if context.get_parameter_source(name) == ParameterSource.COMMANDLINE:
+                raise SettingError(f"--{name.replace('_', '-')} says nothing to --latency", hint="leave it out")
         from edgespec_bench.infill_latency import bench_latency
 
         bench_latency(load_pair(options))
