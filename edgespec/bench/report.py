@@ -34,4 +34,6 @@ def paired_ratio(left: Sequence[float], right: Sequence[float]) -> float:
 
 
 def _cell(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
