@@ -88,9 +88,7 @@ class _Seen:
     stale: int = 0
 
 
-def _measured(
-    runs: dict[str, tuple[Pipeline, _Run]], prompts: Sequence[Prompt], new_tokens: int, pairs: int
-) -> _Seen:
+def _measured(runs: dict[str, tuple[Pipeline, _Run]], prompts: Sequence[Prompt], new_tokens: int, pairs: int) -> _Seen:
     """All ways in turns."""
     seen, beside = _Seen(), runs["overlapped"][0]
     for prompt in prompts:
