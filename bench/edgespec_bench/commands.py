@@ -218,6 +218,7 @@ def peers(
 @click.pass_context
 def infill(
     context: click.Context,
+    /,
     gguf: Path | None,
     holes: int,
     new_tokens: int,
