@@ -150,7 +150,7 @@ def load_plan(ref: str | Path, options: LoadOptions, plan: Plan) -> Pipeline:
     return _opens(pair, options, chosen)(plan)
 
 
-def verify(ref: str | Path, options: LoadOptions, table: PlanTable, pairs: int) -> planner.Verdict:
+def verify(ref: str | Path, options: LoadOptions, table: PlanTable, pairs: int) -> planner.Verified:
     """How the plan that a table takes compares with all its plans, those too that were not tried."""
     pair, chosen = _fetched(str(ref), options)
     others = [row.plan for row in table.rows[1:]]

@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from statistics import median
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 from edgespec.adaptive.arbiter import Arbiter
 from edgespec.adaptive.forward_cost import ForwardCost
@@ -27,7 +27,7 @@ from edgespec.text.hole_end import HoleEnd
 from edgespec.text.infill import Files, Infill, InfillPrompt
 from edgespec.text.pieces import pieces, stop_strings
 from edgespec.text.prompts import Prompts
-from edgespec.text.response_format import Grammar, Grammars, grammar_of
+from edgespec.text.response_format import Grammars, grammar_of
 from edgespec.text.token_boundary import BeginsWith
 from edgespec.text.tokenizer import StopStrings, Tokenizer
 from edgespec.turn import Turn
@@ -279,13 +279,9 @@ class Pipeline:
         params = sampling or SamplingParams()
         if not params.greedy:
             params = params.seeded(secrets.randbits(63))
-        beside = self._drafts_beside(drafter, policy, k, params)
-        policy = policy or (None if beside else self._policy(drafter, k))
-        result = self._result((beside or policy or self.drafter).name, params)
+        proposes = self._drafts_beside(drafter, policy, k, params) or policy or self._policy(drafter, k)
+        result = self._result(proposes.name, params)
         began = result.stats.clock()
-        constraint: Constraint | None = self._constraint(response_format, ignore_eos)
-        if hole is not None and hole.again:
-            constraint = BeginsWith(hole.again, self._infilling.spellings(self.target.vocab_size))
         stops = (*stop_strings(stop), *(hole.stops if hole is not None else ()))
         ends = self.tokenizer.stop_tokens(stops)
         kept = None if logprobs is None else Logprobs(logprobs)
@@ -294,16 +290,10 @@ class Pipeline:
             "budget": max_new_tokens,
             "stats": result.stats,
             "progress": stopping(progress, cancelled),
-            "constraint": constraint,
+            "constraint": self._constraint(response_format, hole, ignore_eos),
             "logprobs": kept,
         }
-        lists: Iterator[list[int]]
-        if beside is not None:
-            most = MOST if k is None else k
-            lists = overlapped(self.target, beside, prompt, params, most=most, widths=self._target_s, **options)
-        else:
-            assert policy is not None
-            lists = speculative(self.target, policy, prompt, params, **options)
+        lists = self._lists(prompt, params, proposes, k, options)
         scan = StopStrings(stops, ends)
         if hole is not None:
             scan = HoleEnd(stops, ends, hole.rules, result.stats.clock, skip=hole.typed_again)
@@ -316,6 +306,20 @@ class Pipeline:
             logprobs=None if kept is None else kept.queue,
         )
         return Stream(self._turn.run(until_cancelled(texts), wait=wait), result)
+
+    def _lists(
+        self,
+        prompt: list[int],
+        params: SamplingParams,
+        proposes: StepwiseDrafter | Policy,
+        k: int | None,
+        options: _LoopOptions,
+    ) -> Iterator[list[int]]:
+        """The tokens of each round. proposes: a policy, or the draft model of the overlapped schedule."""
+        if self._beside is not None and proposes is self._beside:
+            most = MOST if k is None else k
+            return overlapped(self.target, self._beside, prompt, params, most=most, widths=self._target_s, **options)
+        return speculative(self.target, cast("Policy", proposes), prompt, params, **options)
 
     def read(self, prompt: Sequence[int], *, cancelled: Callable[[], bool] | None = None) -> Generation:
         """Read a prompt of token ids ahead, so that a text behind it starts at once. The generation has no text."""
@@ -425,9 +429,13 @@ class Pipeline:
     def _infilling(self) -> Infill:
         return Infill(self.tokenizer)
 
-    def _constraint(self, response_format: Mapping[str, Any] | None, ignore_eos: bool) -> Grammar | None:
+    def _constraint(
+        self, response_format: Mapping[str, Any] | None, hole: InfillPrompt | None, ignore_eos: bool
+    ) -> Constraint | None:
         """A fresh constraint for one generation."""
         grammar = grammar_of(response_format, ignore_eos=ignore_eos)
+        if hole is not None and hole.again:
+            return BeginsWith(hole.again, self._infilling.spellings(self.target.vocab_size))
         if grammar is None:
             return None
         if self._grammars is None:

@@ -284,7 +284,7 @@ def _remember_schedules(first: _Runner, other: _Runner, row: Row) -> None:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Verified:
     """share: speed of the plan that was taken over that of the fastest, 1 if it is the fastest. The other figures:
     how many plans were timed, and by how many pairs of turns each."""
 
@@ -294,14 +294,14 @@ class Verdict:
     pairs: int
 
 
-def verify(taken: Plan, others: Sequence[Plan], open_plan: Open, say: Say, pairs: int) -> Verdict:
+def verify(taken: Plan, others: Sequence[Plan], open_plan: Open, say: Say, pairs: int) -> Verified:
     """Time all of these again, each in turns with the plan that was taken. Raises BackendError if that does not run."""
     rows, _ = measure([taken, *others], open_plan, say, pairs, all_of_them=True)
     if rows[0].ratio is None:
         raise BackendError(f"the plan that was taken {rows[0].why}", hint="measure again: --again")
     ran = [row for row in rows if row.ratio is not None]
     fastest = min(ran, key=_ratio)
-    return Verdict(_ratio(fastest), fastest.plan, len(ran), pairs)
+    return Verified(_ratio(fastest), fastest.plan, len(ran), pairs)
 
 
 def key_of(model: object, options: LoadOptions) -> str:

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 import edgespec
-from edgespec.bench import speed
+from edgespec.bench import report, speed
 from edgespec.bench.prompts import Prompt, behind, encode, read, read_before
 from edgespec.bench.simulation import compare_here, compare_overlapped
 from edgespec.cli import cli
@@ -122,6 +122,12 @@ def test_no_drafter_keeps_what_a_repetition_could_copy(pipeline: Pipeline) -> No
 
 
 @pytest.mark.slow
+def test_tables_have_three_digits_and_no_powers_of_ten(capsys: pytest.CaptureFixture[str]) -> None:
+    report.show_table("times", ["ms"], [(0.01234,), (99.94,), (1234.4,)])
+    shown = capsys.readouterr().out
+    assert all(f" {cell} " in shown for cell in ("0.0123", "99.9", "1234")), shown
+
+
 def test_runs_are_compared_with_their_simulation(pipeline: Pipeline) -> None:
     """How near they are is the machine's affair; here only that both are of the same run."""
     plain, drafted = compare_here(pipeline, (2,), new_tokens=12)

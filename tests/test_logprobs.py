@@ -74,6 +74,7 @@ def test_the_most_likely_come_first(top: int) -> None:
     found = token_logprobs(logits, 5, top)
     assert [token for token, _ in found.top] == [1, 3, 2, 0, 5, 4][:top]
     assert np.exp([logprob for _, logprob in token_logprobs(logits, 5, 6).top]).sum() == pytest.approx(1)
+    assert [token for token, _ in token_logprobs(np.zeros(99, np.float32), 5, top).top] == list(range(top))
 
 
 def test_a_text_has_one_for_each_token_and_none_unasked(tmp_path: Path) -> None:
@@ -89,6 +90,19 @@ def test_a_text_has_one_for_each_token_and_none_unasked(tmp_path: Path) -> None:
     for wrong in (-1, 401, True, "3"):
         with pytest.raises(SettingError, match="logprobs"):
             pipeline.generate(prompt, logprobs=wrong)
+
+
+def test_a_format_changes_none_and_forced_tokens_have_theirs(tmp_path: Path) -> None:
+    pipeline = fake_pipeline(tmp_path)
+    text = pipeline.text_tokens("The lighthouse")
+    form = {"type": "regex", "regex": "(lighthouse|sea and sand){3,5}"}
+    found = pipeline.generate(text, max_new_tokens=24, response_format=form, logprobs=3)
+    assert found.stats.forced > 0 and found.logprobs
+    assert [each.token for each in found.logprobs] == found.token_ids
+    for each in found.logprobs:
+        pipeline.target.prefill(text[:-1])
+        assert each == token_logprobs(pipeline.target.forward(text[-1:]).logits[0], each.token, 3)
+        text.append(each.token)
 
 
 @pytest.mark.parametrize(

@@ -205,6 +205,20 @@ def test_states_get_the_names_that_the_plugin_knows(gguf_ir: Path, tiny_ir: Path
     assert states_of(read_for_npu(core(), gguf_ir)) == known(9) and states_of(read_for_npu(core(), tiny_ir)) == known(2)
 
 
+def test_only_a_broadcast_that_repeats_heads_gets_both_directions(tmp_path: Path) -> None:
+    heads, shape = ops.parameter([1, 2, 1, 3, 4], np.float32), ops.parameter([-1], np.int64)
+    five = ops.constant(np.array([1, 2, 5, 3, 4]))
+    made = {
+        "bidirectional": ops.broadcast(heads, five),
+        "explicit": ops.broadcast(ops.constant(np.ones(3, np.float32)), five, ops.constant([3]), "EXPLICIT"),
+        "numpy": ops.broadcast(heads, shape),  # of a rank that is not known
+    }
+    graph = ov.Model([ops.result(node) for node in made.values()], [heads, shape], "broadcasts")
+    ov.save_model(graph, tmp_path / "openvino_model.xml", compress_to_fp16=False)
+    read = read_for_npu(core(), tmp_path / "openvino_model.xml")
+    assert [result.input_value(0).get_node().get_attributes()["mode"] for result in read.get_results()] == [*made]
+
+
 @pytest.fixture(scope="module")
 def on_cpu() -> Any:
     with pytest.MonkeyPatch.context() as patch:

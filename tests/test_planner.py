@@ -213,7 +213,7 @@ def test_to_verify_a_choice_the_plans_that_were_not_tried_are_timed_too(scripted
     scripted.seconds[OVERLAPPED] = 0.9
     pipeline = fake_pipeline(draft_s=0.05)
     found = planner.verify(OV, [OVERLAPPED, LOOKUPS, ORT], lambda plan: pipeline, lambda what: None, pairs=7)
-    assert found == planner.Verdict(0.9, OVERLAPPED, timed=4, pairs=7)
+    assert found == planner.Verified(0.9, OVERLAPPED, timed=4, pairs=7)
     best = planner.verify(OVERLAPPED, [OV, ORT], lambda plan: pipeline, lambda what: None, pairs=7)
     assert (best.share, best.fastest) == (1.0, OVERLAPPED)
 

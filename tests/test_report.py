@@ -20,7 +20,7 @@ from edgespec.errors import BackendError, SettingError
 from edgespec.load_options import LoadOptions
 from edgespec.machine.engine_comparison import Pace
 from edgespec.machine.plans import Place, Plan
-from edgespec.planner import PlanTable, Row, Verdict
+from edgespec.planner import PlanTable, Row, Verified
 
 TABLE = PlanTable(
     "ada-model",
@@ -113,7 +113,7 @@ def test_plan_shows_every_plan_and_how_to_run_the_one_taken(monkeypatch: pytest.
 
 
 def test_verify_says_how_good_the_choice_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    verdict = Verdict(0.98, Plan(Place("CPU", "openvino"), draft="ngram"), 5, 7)
+    verdict = Verified(0.98, Plan(Place("CPU", "openvino"), draft="ngram"), 5, 7)
     monkeypatch.setattr(loading, "verify", lambda ref, options, table, pairs: verdict)
     shown = " ".join(doctor("--plan", "--verify").stdout.split())
     assert "5 plans timed again, each in 7 pairs of turns" in shown

@@ -139,6 +139,8 @@ def test_a_template_says_what_it_says_in_transformers(name: str) -> None:
 
 _MOST_OF_PLAIN = 10
 """a budget of steps is about as much work as so many in a plain loop on the same machine; a few do more work"""
+_MOST_MB = 50
+"""with a quarter of the usual steps, so 200 with all of them"""
 
 
 def test_templates_cost_no_more_than_they_may() -> None:
@@ -151,7 +153,7 @@ def test_templates_cost_no_more_than_they_may() -> None:
     assert len(results) == len(sources)
     for source, (seconds, grown_mb, error) in zip(sources, results, strict=True):
         about = (source[:100], seconds, grown_mb, error)
-        assert seconds < _MOST_OF_PLAIN * plain and grown_mb < 200, about
+        assert seconds < _MOST_OF_PLAIN * plain and grown_mb < _MOST_MB, about
         if source in TOO_MUCH:
             assert error.startswith("OverBudget: the model's chat template "), about
         elif source in REFUSED:

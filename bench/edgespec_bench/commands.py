@@ -215,7 +215,10 @@ def peers(
 @click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads of llama.cpp; default: physical cores.")
 @click.option("--answers", type=_PATH, metavar="FILE", help="Keep each hole's answers there, and go on from them.")
 @click.option("--latency", is_flag=True, help="Type lines key by key instead, and time each request to the server.")
+@click.pass_context
 def infill(
+    context: click.Context,
+    /,
     gguf: Path | None,
     holes: int,
     new_tokens: int,
@@ -231,11 +234,9 @@ def infill(
     edgespec bench infill --model coder.gguf --latency
     """
     if latency:
-        context = click.get_current_context()
         for name in ("gguf", "holes", "new_tokens", "threads", "answers"):
-            if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-                typed = name.replace("_", "-")
-                raise SettingError(f"--{typed} is not for --latency", hint="leave out one of them")
+            if context.get_parameter_source(name) == ParameterSource.COMMANDLINE:
+                raise SettingError(f"--{name.replace('_', '-')} says nothing to --latency", hint="leave it out")
         from edgespec_bench.infill_latency import bench_latency
 
         bench_latency(load_pair(options))

@@ -23,7 +23,7 @@ MODULES = (
 SEEDS = range(4)
 """holes of each module"""
 _BEFORE, _BEHIND = 40, 20
-"""lines that a runtime is given around a hole"""
+"""lines that a runtime is given around a hole. Most of a run's time is to read them: more would make it longer."""
 _LEAST = 12
 """characters of a line that is cut, without its indentation"""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from statistics import mean, median
 from typing import Any
 
@@ -43,9 +44,53 @@ def bench_overlapped(
     if beside.schedule != "overlapped" or draft is None:
         raise SettingError("to compare schedules: schedule", got=beside.schedule, allowed="overlapped")
     runs = _runs(beside, together, lengths)
-    seconds: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    joules: dict[str, list[float]] = defaultdict(list)
-    same = total = kept = stale = 0
+    seen = _measured(runs, prompts, new_tokens, pairs)
+    speeds = {kind: _speeds(found, lengths) for kind, found in seen.seconds.items()}
+    names = list(dict.fromkeys(name for speed in speeds.values() for name in speed))
+    joules = {name: mean(values) for name, values in seen.joules.items()}
+    show_table(
+        "each way to decode, tokens a second",
+        ["", *seen.seconds, "J a token"],
+        [
+            (name, *(1 / mean(found[name]) for found in seen.seconds.values()), joules.get(name, "not readable"))
+            for name in runs
+        ],
+    )
+    figures: dict[str, Any] = dict(speeds)
+    show(
+        f"overlapped, {beside.drafter.name} drafts: how many times as fast as",
+        ["prompts", *names, "paper: over plain", "paper: over synchronous"],
+        [(kind, *speed.values(), *PAPER.get(kind, ("", ""))) for kind, speed in speeds.items()],
+        figures
+        | {"same_tokens": f"{seen.same} of {seen.total}", "guesses_kept": seen.kept, "guesses_stale": seen.stale}
+        | {"joules_per_token": joules or None, "new_tokens": new_tokens, "pairs": pairs, "lengths": list(lengths)},
+    )
+    if together is not None and together.draft_model is not None:
+        each_s = {name: mean(mean(found[name]) for found in seen.seconds.values()) for name in ("auto", "overlapped")}
+        measured = Schedules(each_s["auto"], each_s["overlapped"])
+        schedule_choice.remember(together.target, together.draft_model, measured)
+    return speeds
+
+
+_Run = Callable[[list[int], int], Generation]
+
+
+@dataclass
+class _Seen:
+    """seconds: of a token, by category and way to decode: of each prompt the median of its pairs. joules: of a token,
+    by way, if they can be read. same: of so many pairs, those whose texts with the threads of ``beside`` are alike."""
+
+    seconds: dict[str, dict[str, list[float]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
+    joules: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    same: int = 0
+    total: int = 0
+    kept: int = 0
+    stale: int = 0
+
+
+def _measured(runs: dict[str, tuple[Pipeline, _Run]], prompts: Sequence[Prompt], new_tokens: int, pairs: int) -> _Seen:
+    """All ways in turns."""
+    seen, beside = _Seen(), runs["overlapped"][0]
     for prompt in prompts:
         found: dict[str, list[float]] = defaultdict(list)
         for _ in range(pairs):
@@ -56,48 +101,18 @@ def bench_overlapped(
                 result = run(ids, new_tokens)
                 used = energy.joules_between(before, energy.read_joules())
                 if used is not None:
-                    joules[name].append(used / result.stats.committed)
+                    seen.joules[name].append(used / result.stats.committed)
                 found[name].append(result.stats.decode_s / result.stats.decoded)
                 if pipeline is beside:
                     texts.append(result.token_ids)
                 if result.stats.guessed is not None:
-                    kept, stale = kept + result.stats.guessed.kept, stale + result.stats.guessed.stale
-            same, total = same + all(text == texts[0] for text in texts), total + 1
+                    seen.kept += result.stats.guessed.kept
+                    seen.stale += result.stats.guessed.stale
+            seen.same += all(text == texts[0] for text in texts)
+            seen.total += 1
         for name, values in found.items():
-            seconds[prompt.category][name].append(median(values))
-    speeds = {kind: _speeds(found, lengths) for kind, found in seconds.items()}
-    names = list(dict.fromkeys(name for speed in speeds.values() for name in speed))
-    figures: dict[str, Any] = dict(speeds)
-    joules_per_token = {name: mean(values) for name, values in joules.items()}
-    show_table(
-        "each way to decode, tokens a second",
-        ["", *seconds, "J a token"],
-        [
-            (name, *(1 / mean(found[name]) for found in seconds.values()), joules_per_token.get(name, "not readable"))
-            for name in runs
-        ],
-    )
-    show(
-        f"overlapped, {beside.drafter.name} drafts: how many times as fast as",
-        ["prompts", *names, "paper: over plain", "paper: over synchronous"],
-        [(kind, *speed.values(), *PAPER.get(kind, ("", ""))) for kind, speed in speeds.items()],
-        figures
-        | {"same_tokens": f"{same} of {total}", "guesses_kept": kept, "guesses_stale": stale}
-        | {
-            "joules_per_token": joules_per_token or None,
-            "new_tokens": new_tokens,
-            "pairs": pairs,
-            "lengths": list(lengths),
-        },
-    )
-    if together is not None and together.draft_model is not None:
-        each_s = {name: mean(mean(found[name]) for found in seconds.values()) for name in ("auto", "overlapped")}
-        measured = Schedules(each_s["auto"], each_s["overlapped"])
-        schedule_choice.remember(together.target, together.draft_model, measured)
-    return speeds
-
-
-_Run = Callable[[list[int], int], Generation]
+            seen.seconds[prompt.category][name].append(median(values))
+    return seen
 
 
 def _runs(beside: Pipeline, together: Pipeline | None, lengths: Sequence[int]) -> dict[str, tuple[Pipeline, _Run]]:

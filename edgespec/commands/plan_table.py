@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from edgespec import console
 
 if TYPE_CHECKING:
-    from edgespec.planner import PlanTable, Row, Verdict
+    from edgespec.planner import PlanTable, Row, Verified
 
 
-def show(table: PlanTable, verified: Verdict | None) -> None:
+def show(table: PlanTable, verified: Verified | None) -> None:
     """verified: if all were timed again."""
     from rich.table import Table
 
@@ -32,7 +32,7 @@ def show(table: PlanTable, verified: Verdict | None) -> None:
     console.show(*lines)
 
 
-def as_dict(table: PlanTable, verified: Verdict | None) -> dict[str, Any]:
+def as_dict(table: PlanTable, verified: Verified | None) -> dict[str, Any]:
     """For JSON."""
     rows = [
         {

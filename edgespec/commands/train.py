@@ -368,7 +368,7 @@ def table(
 @command.command()
 @click.option("--model", "-m", metavar="REF", default="default", show_default=True, help="The target.")
 @click.option(
-    *("--recipe", "recipe"),
+    "--recipe",
     type=click.Choice(["fastdraft", "redrafter"]),
     default="fastdraft",
     show_default=True,

@@ -28,7 +28,8 @@ class Logprobs:
 
 
 def token_logprobs(logits: Logits, token: int, top: int) -> TokenLogprobs:
-    """Of the token that was chosen from ``(vocab,)`` logits.
+    """Of the token that was chosen from ``(vocab,)`` logits. Of equally likely ones the lower id comes first, as in a
+    greedy choice.
 
     >>> found = token_logprobs(np.log(np.array([.1, .6, .3], np.float32)), 0, top=2)
     >>> round(found.logprob, 3), [(token, round(logprob, 3)) for token, logprob in found.top]
@@ -37,7 +38,7 @@ def token_logprobs(logits: Logits, token: int, top: int) -> TokenLogprobs:
     row = np.asarray(logits, dtype=np.float64)
     row = row - row.max()
     row = row - np.log(np.exp(row).sum())
-    first = max(len(row) - top, 0)
-    best = np.argpartition(row, first)[first:] if 0 < first < len(row) else np.arange(len(row))[first:]
-    best = best[np.lexsort((best, -row[best]))]
+    top = min(top, len(row))
+    best = np.flatnonzero(row >= np.partition(row, -top)[-top]) if top else np.zeros(0, np.intp)
+    best = best[np.lexsort((best, -row[best]))][:top]
     return TokenLogprobs(token, float(row[token]), tuple((int(each), float(row[each])) for each in best))

@@ -50,7 +50,8 @@ def table(asked: Asked, say: Say) -> Iterator[str]:
         folder = asked.texts or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
         for place, backend in enumerate(asked.backends):
-            yield from [""] * bool(place)
+            if place:
+                yield ""
             yield from _of_engine(asked, backend, folder, say)
 
 

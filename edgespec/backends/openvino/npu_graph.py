@@ -38,7 +38,9 @@ def _name_states(graph: ov.Model) -> None:
 
 def _broadcast_both_ways(graph: ov.Model) -> None:
     for node in graph.get_ordered_ops():
-        if node.get_type_name() == "Broadcast" and len(node.get_output_partial_shape(0)) == _REPEATED_AXES:
+        if node.get_type_name() != "Broadcast" or node.get_input_size() != 2:  # a third input says which axes stay
+            continue
+        if node.get_output_partial_shape(0).rank == _REPEATED_AXES:
             both_ways = ops.broadcast(node.input_value(0), node.input_value(1), broadcast_spec="BIDIRECTIONAL")
             for reader in node.output(0).get_target_inputs():
                 reader.replace_source_output(both_ways.output(0))

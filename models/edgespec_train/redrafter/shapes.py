@@ -20,8 +20,8 @@ from edgespec_train.narrow import GROUP
 from edgespec_train.redrafter import graph
 from edgespec_train.redrafter.head import Head, HeadShape
 
-_IDS = 8192
-_STATE = 768
+_IDS, _STATE = 8192, 768
+"""of the head that was trained (docs/log/redrafter.md)"""
 
 
 @dataclass(frozen=True)
