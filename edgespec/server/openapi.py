@@ -32,7 +32,7 @@ BODIES: dict[str, type[msgspec.Struct]] = {
 }
 """path -> what reads the body of its requests"""
 SUMMARIES = {
-    "/": "Says that the server runs",
+    "/": "The chat page",
     "/health": "200 once the models are loaded, 503 before",
     "/metrics": "Counts and times for Prometheus",
     "/shutdown": "A graceful stop, for who has the token of server.json",
@@ -48,7 +48,7 @@ SUMMARIES = {
     "/api/generate": "Answer or continue a prompt, or fill a hole (suffix); without one, load or unload the model",
     "/api/chat": "Answer a conversation; without one, load or unload the model",
     "/api/pull": "Fetch a model by its short name",
-    "/api/delete": "Unload a model; its files stay (501)",
+    "/api/delete": "Unload a model, keep its files, and answer 501",
     "/infill": "Fill a hole, as editors ask",
     "/completion": "Continue a text",
     "/completions": "Continue a text",
