@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -134,14 +136,17 @@ def test_runs_are_compared_with_their_simulation(pipeline: Pipeline) -> None:
     assert (plain.drafter, plain.k, plain.acceptance_rate) == ("none", 0, 0.0)
     assert drafted.drafter == "fastdraft" and drafted.k == 2 and 0 < drafted.acceptance_rate <= 1
     for one in (plain, drafted):
-        assert one.engine == "openvino" and one.simulated > 0 and one.measured > 0
+        assert one.engine == "openvino" and 0.2 < one.simulated / one.measured < 5
 
 
 def test_overlapped_runs_are_compared_too(tiny_ir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schedule_choice, "available_cores", lambda: 2)
     pair = edgespec.load(tiny_ir.parent, draft=str(tiny_ir.parent), numerics="fast", schedule="overlapped")
+    asked = count()
+    is_ready = pair.target.ready
+    monkeypatch.setattr(pair.target, "ready", lambda: next(asked) % 8 == 7 and is_ready())  # guesses come in time
+    monkeypatch.setattr("edgespec.decode.overlapped.LEAST_SHARE", -math.inf)
     plain, drafted = compare_overlapped(pair, new_tokens=12)
     assert (plain.drafter, plain.k, plain.holds) == ("none", 0, None)
-    assert drafted.schedule == "overlapped" and drafted.plain is plain
-    assert 0 <= drafted.acceptance_rate <= 1  # on a busy machine all guesses may come too late
-    assert drafted.simulated > 0 and drafted.measured > 0
+    assert drafted.schedule == "overlapped" and 0 < drafted.acceptance_rate <= 1 and drafted.plain is plain
+    assert 0.05 < drafted.simulated / drafted.measured < 20
