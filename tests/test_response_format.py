@@ -195,7 +195,7 @@ def test_the_real_pair_writes_what_plain_constrained_decoding_writes(
     assert pipeline.template is not None
     prompt = pipeline.tokenizer.encode(pipeline.template.render([{"role": "user", "content": question}]))
     context = list(prompt)
-    constraint = pipeline._constraint(response_format, ignore_eos=False)
+    constraint = pipeline._constraint(response_format, hole=None, ignore_eos=False)
     for _ in autoregressive(
         pipeline.target, context, sampling, stop=pipeline.stop_ids, budget=40, constraint=constraint
     ):
