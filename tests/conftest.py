@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from edgespec.backends.cores import available_cores
 from edgespec.backends.exact_widths import ExactWidths, find_exact_widths
 from edgespec.backends.onnx.graph import MODEL_FILE, write_onnx
 from edgespec.backends.onnx.session import OnnxRuntimeModel
@@ -23,11 +24,35 @@ from edgespec.pipeline import Pipeline
 from edgespec.types import Numerics
 from tests.compiles import watched
 
+if TYPE_CHECKING:
+    from starlette.testclient import TestClient
+
 os.environ["EDGESPEC_BACKEND"] = "openvino"
 """the tests say which engine they mean, and do not measure which is faster"""
 
+FRANCE = [{"role": "user", "content": "What is the capital of France?"}]
 REAL = {"pipeline", "fast_pipeline"}
 """fixtures that load the default pair: they give the marker ``real`` to every test that uses one"""
+
+LONGEST_FIRST = (
+    "test_parity_real.py",
+    "test_commands.py",
+    "test_heads.py",
+    "test_export.py",
+    "test_contract_hidden.py",
+    "test_doors.py",
+    "test_train_evaluate.py",
+    "test_overlapped_real.py",
+    "test_sampling.py",
+    "test_peers.py",
+    "test_pretrain.py",
+    "test_train.py",
+    "test_installer.py",
+)
+"""files of tests that workers begin with, so that none has a long one left when the others are done"""
+MOST_WORKERS = 4
+WORKER_BYTES = 4 << 30
+"""of memory: each worker loads models of its own, and torch"""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -38,11 +63,22 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ |= {"EDGESPEC_CACHE": empty.name, "PIP_NO_INDEX": "1"}
 
 
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_auto_num_workers() -> int:
+    """For ``-n auto``: as many workers as there are cores, and memory for."""
+    import psutil
+
+    return max(1, min(available_cores(), MOST_WORKERS, psutil.virtual_memory().available // WORKER_BYTES))
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m selects
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, pytest.Function) and REAL.intersection(item.fixturenames):
             item.add_marker("real")
+    if hasattr(config, "workerinput"):
+        first = {name: place for place, name in enumerate(LONGEST_FIRST)}
+        items.sort(key=lambda item: first.get(item.path.name, len(first)))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -74,6 +110,33 @@ def fast_pipeline() -> Pipeline:
     import edgespec
 
     return edgespec.load(numerics="fast", num_draft_tokens=0)
+
+
+@pytest.fixture(scope="session")
+def paris(pipeline: Pipeline) -> str:
+    """What the default pair answers to FRANCE."""
+    text = pipeline.chat(FRANCE, max_new_tokens=40).text
+    assert "Paris" in text
+    return text
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    """On a fake model: what the server's routes are tested with."""
+    from tests.fake_server import fake_pipeline
+
+    return fake_pipeline(tmp_path_factory.mktemp("server"))
+
+
+@pytest.fixture
+def client(served: Pipeline) -> Iterator[TestClient]:
+    from starlette.testclient import TestClient
+
+    from edgespec.server.app import application
+    from tests.fake_server import service_of
+
+    with TestClient(application(service_of(served)), base_url="http://127.0.0.1") as client:
+        yield client
 
 
 @pytest.fixture(scope="session")

@@ -9,9 +9,13 @@ from contextlib import nullcontext
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any, cast
 
+import psutil
 import pytest
+
+from tests import conftest
 
 CHECK = Path(__file__).parents[1] / "scripts" / "check"
 TESTS = Path(__file__).parent
@@ -48,7 +52,7 @@ def ran(check: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> 
 
 
 def test_without_options_it_runs_everything(check: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert ran(check, monkeypatch) == [*FORMAT_AND_LINT, ("mypy",), ("pytest",)]
+    assert ran(check, monkeypatch) == [*FORMAT_AND_LINT, ("mypy",), ("pytest", *check.WORKERS)]
 
 
 def test_fast_leaves_out_tests_and_nothing_else(check: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,6 +71,28 @@ def test_the_files_that_fast_leaves_out_exist(check: ModuleType) -> None:
     ] == []
 
 
+def test_the_files_that_workers_begin_with_exist() -> None:
+    assert [name for name in conftest.LONGEST_FIRST if not (TESTS / name).is_file()] == []
+
+
+@pytest.mark.parametrize(("cores", "gb", "workers"), [(1, 64, 1), (2, 24, 2), (16, 64, 4), (16, 9, 2), (8, 2, 1)])
+def test_there_are_as_many_workers_as_cores_and_memory_for(
+    monkeypatch: pytest.MonkeyPatch, cores: int, gb: int, workers: int
+) -> None:
+    monkeypatch.setattr(conftest, "available_cores", lambda: cores)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=gb << 30))
+    assert conftest.pytest_xdist_auto_num_workers() == workers
+
+
+def test_workers_begin_with_the_longest_files_and_each_keeps_its_order() -> None:
+    names = ["test_a.py", "test_heads.py", "test_a.py", "test_parity_real.py", "test_heads.py", "test_b.py"]
+    items: list[Any] = [SimpleNamespace(path=Path(name), number=number) for number, name in enumerate(names)]
+    for config, expected in ((SimpleNamespace(workerinput={}), [3, 1, 4, 0, 2, 5]), (SimpleNamespace(), [*range(6)])):
+        found = list(items)
+        conftest.pytest_collection_modifyitems(cast(pytest.Config, config), found)
+        assert [item.number for item in found] == expected
+
+
 def test_what_runs_in_the_background_is_shown_and_may_fail(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     script = loaded()
     vars(script).update(PYTHON=Path(sys.executable), ROOT=tmp_path)
@@ -81,7 +107,7 @@ def test_what_runs_in_the_background_is_shown_and_may_fail(tmp_path: Path, capsy
 def test_what_follows_two_dashes_is_for_pytest(
     check: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert ran(check, monkeypatch, "--", "-k", "loop", "--cpu")[-1] == ("pytest", "-k", "loop", "--cpu")
+    assert ran(check, monkeypatch, "--", "-k", "loop", "--cpu")[-1] == ("pytest", *check.WORKERS, "-k", "loop", "--cpu")
     with pytest.raises(SystemExit, match="2"):
         ran(check, monkeypatch, "-k", "loop")
     assert "unknown: -k loop; options of pytest follow --" in capsys.readouterr().err

@@ -61,7 +61,7 @@ def test_the_target_returns_states_for_a_loaded_head_and_for_no_other_drafter(
     assert headed.draft_model is None and headed.devices == {"target": "CPU", "draft": "CPU"}
 
 
-@pytest.mark.parametrize("k", [1, 4, None])
+@pytest.mark.parametrize("k", [pytest.param(1, marks=pytest.mark.slow), 4, None])
 @pytest.mark.parametrize("mode", MODES)
 def test_exact_numerics_give_plain_decodings_tokens(
     headed: Pipeline, plain: dict[tuple[str, str], list[int]], mode: str, k: int | None

@@ -16,10 +16,10 @@ import pytest
 from edgespec.pipeline import Pipeline
 from edgespec.server import found
 from edgespec.server.sequences import Sequences
+from tests.conftest import FRANCE
 from tests.fake_server import on_a_port, service_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.real]
-FRANCE = [{"role": "user", "content": "What is the capital of France?"}]
 SCHEMA = {
     "type": "object",
     "properties": {"city": {"type": "string", "maxLength": 20}, "letters": {"type": "integer", "maximum": 99}},
@@ -32,13 +32,6 @@ SCHEMA = {
 def url(pipeline: Pipeline) -> Iterator[str]:
     with on_a_port(service_of(pipeline, sequences=Sequences(64 << 20))) as url:
         yield url
-
-
-@pytest.fixture(scope="module")
-def paris(pipeline: Pipeline) -> str:
-    text = pipeline.chat(FRANCE, max_new_tokens=40).text
-    assert "Paris" in text
-    return text
 
 
 def test_openai(url: str, pipeline: Pipeline, paris: str) -> None:

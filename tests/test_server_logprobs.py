@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
 from edgespec.pipeline import Pipeline
-from edgespec.server.app import application
 from edgespec.types import TokenLogprobs
-from tests.fake_server import EOS, fake_pipeline, service_of
+from tests.fake_server import EOS
 
 HELLO = [{"role": "user", "content": "Say hello."}]
 PATHS = {
@@ -23,17 +21,6 @@ PATHS = {
     "/api/generate": {"prompt": "The lighthouse", "raw": True, "logprobs": True, "top_logprobs": 2},
 }
 TIMES = {"created", "created_at", "timings", "id"}
-
-
-@pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
-    return fake_pipeline(tmp_path_factory.mktemp("server"))
-
-
-@pytest.fixture
-def client(pipeline: Pipeline) -> Iterator[TestClient]:
-    with TestClient(application(service_of(pipeline)), base_url="http://127.0.0.1") as client:
-        yield client
 
 
 def parts(client: TestClient, path: str, **fields: Any) -> list[dict[str, Any]]:
@@ -73,9 +60,9 @@ def entries(path: str, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return made
 
 
-def expected(pipeline: Pipeline, path: str, **options: Any) -> list[TokenLogprobs]:
-    prompt = pipeline.chat_tokens(HELLO) if "chat" in path else pipeline.text_tokens("The lighthouse")
-    plain = pipeline.stream_tokens(prompt, logprobs=2, num_draft_tokens=0, **{"max_new_tokens": 24} | options)
+def expected(served: Pipeline, path: str, **options: Any) -> list[TokenLogprobs]:
+    prompt = served.chat_tokens(HELLO) if "chat" in path else served.text_tokens("The lighthouse")
+    plain = served.stream_tokens(prompt, logprobs=2, num_draft_tokens=0, **{"max_new_tokens": 24} | options)
     for _ in plain:
         pass
     assert plain.result.logprobs is not None
@@ -83,18 +70,18 @@ def expected(pipeline: Pipeline, path: str, **options: Any) -> list[TokenLogprob
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_they_are_those_of_decoding_without_drafts(client: TestClient, pipeline: Pipeline, path: str) -> None:
+def test_they_are_those_of_decoding_without_drafts(client: TestClient, served: Pipeline, path: str) -> None:
     whole, stream = parts(client, path, stream=False), parts(client, path)
     assert text_of(path, whole) == text_of(path, stream)
     found = entries(path, whole)
     assert found == entries(path, stream)
-    alone = expected(pipeline, path)
+    alone = expected(served, path)
     name = "token_logprobs" if path == "/v1/completions" else "logprob"
     assert [each[name] for each in found] == [each.logprob for each in alone]
     assert all(len(each["top_logprobs"]) in (2, 3) for each in found)
     if "bytes" in found[0]:
         spelt = b"".join(bytes(each["bytes"]) for each in found).decode(errors="replace")
-        special = pipeline.tokenizer.control_texts
+        special = served.tokenizer.control_texts
         for text in special:
             spelt = spelt.replace(text, "")
         assert spelt == text_of(path, whole)
@@ -111,14 +98,14 @@ def test_a_completion_says_where_each_token_begins(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_what_the_text_does_not_show_has_none(client: TestClient, pipeline: Pipeline, path: str) -> None:
+def test_what_the_text_does_not_show_has_none(client: TestClient, served: Pipeline, path: str) -> None:
     """Neither the end of the model nor a stop string."""
     text = text_of(path, parts(client, path, stream=False))
     stop = text[6:8]
     found = parts(client, path, stop=[stop])
     assert text_of(path, found) == text[: text.index(stop)]
-    assert 0 < len(entries(path, found)) <= len(expected(pipeline, path, stop=stop))
-    ended = expected(pipeline, path, max_new_tokens=480)
+    assert 0 < len(entries(path, found)) <= len(expected(served, path, stop=stop))
+    ended = expected(served, path, max_new_tokens=480)
     if ended[-1].token == EOS:
         assert len(entries(path, parts(client, path, max_tokens=480))) == len(ended) - 1
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,20 +16,9 @@ from edgespec.pipeline import Pipeline
 from edgespec.sampling_params import SamplingParams
 from edgespec.server.app import application
 from edgespec.server.offers import offers
-from tests.fake_server import CAPACITY, fake_pipeline, service_of
+from tests.fake_server import CAPACITY, service_of
 
 HELLO = [{"role": "user", "content": "Say hello."}]
-
-
-@pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
-    return fake_pipeline(tmp_path_factory.mktemp("server"))
-
-
-@pytest.fixture
-def client(pipeline: Pipeline) -> Iterator[TestClient]:
-    with TestClient(application(service_of(pipeline)), base_url="http://127.0.0.1") as client:
-        yield client
 
 
 def ask(client: TestClient, **fields: Any) -> Any:
@@ -48,8 +36,8 @@ def events(client: TestClient, path: str = "/v1/chat/completions", **fields: Any
     return [json.loads(line) for line in lines]
 
 
-def test_an_answer_is_what_the_library_writes(client: TestClient, pipeline: Pipeline) -> None:
-    alone = pipeline.chat(HELLO, max_new_tokens=12)
+def test_an_answer_is_what_the_library_writes(client: TestClient, served: Pipeline) -> None:
+    alone = served.chat(HELLO, max_new_tokens=12)
     answer = ask(client)
     assert answer["object"] == "chat.completion" and answer["model"] == "tiny"
     [choice] = answer["choices"]
@@ -77,10 +65,10 @@ def test_json_has_no_spaces_between_its_parts(client: TestClient) -> None:
     assert '"content":"' in client.post("/v1/chat/completions", json={"messages": HELLO, "max_tokens": 2}).text
 
 
-def test_a_seed_repeats_an_answer_and_several_answers_differ(client: TestClient, pipeline: Pipeline) -> None:
+def test_a_seed_repeats_an_answer_and_several_answers_differ(client: TestClient, served: Pipeline) -> None:
     fields: dict[str, Any] = {"temperature": 1.0, "seed": 5}
     alone = [
-        pipeline.chat(HELLO, max_new_tokens=12, sampling=SamplingParams(temperature=1.0, seed=seed)).text
+        served.chat(HELLO, max_new_tokens=12, sampling=SamplingParams(temperature=1.0, seed=seed)).text
         for seed in (5, 6)
     ]
     assert ask(client, **fields)["choices"][0]["message"]["content"] == alone[0] != alone[1]
@@ -93,9 +81,9 @@ def test_a_seed_repeats_an_answer_and_several_answers_differ(client: TestClient,
         assert "".join(choice["delta"].get("content", "") for choice in chosen) == alone[index]
 
 
-def test_completions_continue_a_text_or_tokens(client: TestClient, pipeline: Pipeline) -> None:
-    alone = pipeline.generate("The lighthouse", raw=True, max_new_tokens=12)
-    ids = pipeline.text_tokens("The lighthouse")
+def test_completions_continue_a_text_or_tokens(client: TestClient, served: Pipeline) -> None:
+    alone = served.generate("The lighthouse", raw=True, max_new_tokens=12)
+    ids = served.text_tokens("The lighthouse")
     for prompt in ("The lighthouse", ["The lighthouse"], ids):
         answer = client.post("/v1/completions", json={"prompt": prompt, "max_tokens": 12}).json()
         assert answer["object"] == "text_completion"
@@ -214,8 +202,8 @@ def test_a_body_that_is_too_large_is_refused(client: TestClient) -> None:
     assert answer.status_code == 413 and answer.json()["error"]["code"] == "body_too_large"
 
 
-def test_health_is_ok_when_the_models_are_loaded(pipeline: Pipeline) -> None:
-    service = service_of(pipeline)
+def test_health_is_ok_when_the_models_are_loaded(served: Pipeline) -> None:
+    service = service_of(served)
     service.is_ready = False
     with TestClient(application(service), base_url="http://127.0.0.1") as client:
         answer = client.get("/health")

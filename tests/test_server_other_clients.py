@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from edgespec.pipeline import Pipeline
+from tests.conftest import FRANCE
 from tests.fake_server import on_a_port, service_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.real]
-FRANCE = [{"role": "user", "content": "What is the capital of France?"}]
 ABSENT = "it is not installed: pip install edgespec[clients]"
 
 
@@ -24,13 +24,6 @@ ABSENT = "it is not installed: pip install edgespec[clients]"
 def url(pipeline: Pipeline) -> Iterator[str]:
     with on_a_port(service_of(pipeline)) as url:
         yield url
-
-
-@pytest.fixture(scope="module")
-def paris(pipeline: Pipeline) -> str:
-    text = pipeline.chat(FRANCE, max_new_tokens=40).text
-    assert "Paris" in text
-    return text
 
 
 def test_litellm(url: str, pipeline: Pipeline, paris: str) -> None:
