@@ -23,12 +23,15 @@ from edgespec.cache import cache_dir
 from edgespec.pipeline import Pipeline
 from edgespec.types import Numerics
 from tests.compiles import watched
+from tests.tiny_models import EXPORTED
 
 if TYPE_CHECKING:
     from starlette.testclient import TestClient
 
 os.environ["EDGESPEC_BACKEND"] = "openvino"
 """the tests say which engine they mean, and do not measure which is faster"""
+if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch: threads of several workers would wait for each other
 
 FRANCE = [{"role": "user", "content": "What is the capital of France?"}]
 REAL = {"pipeline", "fast_pipeline"}
@@ -61,6 +64,10 @@ def pytest_configure(config: pytest.Config) -> None:
         empty = TemporaryDirectory(prefix="edgespec-tests-", ignore_cleanup_errors=True)
         config.add_cleanup(empty.cleanup)
         os.environ |= {"EDGESPEC_CACHE": empty.name, "PIP_NO_INDEX": "1"}
+    if EXPORTED not in os.environ:  # workers have it from the process that starts them
+        exported = TemporaryDirectory(prefix="edgespec-tests-", ignore_cleanup_errors=True)
+        config.add_cleanup(exported.cleanup)
+        os.environ[EXPORTED] = exported.name
 
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist

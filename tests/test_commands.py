@@ -10,6 +10,7 @@ import inspect
 import io
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from rich.table import Table
 from edgespec import cli, console, loading
 from edgespec.commands.answer import summary
 from edgespec.hub import catalog
+from edgespec.loading import load
 from edgespec.pipeline import Pipeline
 from edgespec.stats import Stats
 
@@ -52,7 +54,7 @@ def here(
     usual = {name: option.default for name, option in inspect.signature(real).parameters.items()}
     usual |= {"draft": "auto", "progress": True}  # as commands ask for it
 
-    def load(**options: Any) -> Pipeline:
+    def shared(**options: Any) -> Pipeline:
         if all(value == usual[name] for name, value in options.items()):
             pipeline.forget()
             return pipeline
@@ -68,7 +70,7 @@ def here(
             code = ended.code
         return code, *capsys.readouterr()
 
-    monkeypatch.setattr(loading, "load", load)
+    monkeypatch.setattr(loading, "load", shared)
     return run
 
 
@@ -97,7 +99,7 @@ def test_run_is_the_default_command_and_answers(pipeline: Pipeline) -> None:
     assert summary.count("\n") == 1 and "tok/s" in summary and "exact in f32 on CPU" in summary
 
 
-def test_json_is_one_object_with_everything_in_it(tiny_ir: Path) -> None:
+def test_json_is_one_object_with_everything_in_it(here: Callable[..., Ended], tiny_ir: Path) -> None:
     options = [
         "run",
         "--model",
@@ -112,8 +114,8 @@ def test_json_is_one_object_with_everything_in_it(tiny_ir: Path) -> None:
         "--ignore-eos",
         QUESTION,
     ]
-    drafted = json.loads(edgespec(*options, "--draft", "ngram", "-k", "3").stdout)
-    plain = json.loads(edgespec(*options, "--draft", "none").stdout)
+    drafted = json.loads(here(*options, "--draft", "ngram", "-k", "3")[1])
+    plain = json.loads(here(*options, "--draft", "none")[1])
     assert set(drafted) >= {
         "text", "token_ids", "prompt_tokens", "new_tokens", "finish_reason", "ttft_s", "decode_tok_per_s", "rounds",
         "proposed", "accepted", "acceptance_rate", "block_efficiency", "numerics", "devices", "versions", "model",
@@ -129,9 +131,9 @@ def test_a_prompt_comes_from_standard_input_too(here: Callable[..., Ended], tiny
         _, said, told = here(*arguments, "-n", "12", stdin=QUESTION.encode())
         assert "Paris" in said, told
     tiny = ["-n", "8", "--ignore-eos", "--draft", "none", "--model", str(tiny_ir.parent)]
-    piped, given = edgespec("-", *tiny, stdin=QUESTION.encode()), edgespec(QUESTION, *tiny)
-    assert piped.returncode == 0 and piped.stdout == given.stdout != b"", piped.stderr
-    assert "standard input is not valid UTF-8" in error_of(edgespec("-", stdin=b"caf\xe9"))
+    piped, (_, given, _) = edgespec("-", *tiny, stdin=QUESTION.encode()), here(QUESTION, *tiny)
+    assert piped.returncode == 0 and piped.stdout == given.encode() != b"", piped.stderr
+    assert "standard input is not valid UTF-8" in refused(here("-", stdin=b"caf\xe9"))
 
 
 @pytest.mark.parametrize(
@@ -277,14 +279,14 @@ def test_a_process_of_its_own_ends_like_that_too(tiny_ir: Path) -> None:
     assert "prompt is empty" in error_of(edgespec("run", "  ", "--model", str(tiny_ir.parent)))
 
 
-def test_a_corrupt_bundle_is_named(tmp_path: Path, tiny_ir: Path) -> None:
+def test_a_corrupt_bundle_is_named(here: Callable[..., Ended], tmp_path: Path, tiny_ir: Path) -> None:
     folder = tmp_path / "broken"
     shutil.copytree(tiny_ir.parent, folder)
     weights = folder / "openvino_model.bin"
     weights.write_bytes(weights.read_bytes()[:1000])
-    assert "openvino_model" in error_of(edgespec("run", QUESTION, "--model", str(folder)))
+    assert "openvino_model" in refused(here("run", QUESTION, "--model", str(folder)))
     (folder / "openvino_model.xml").write_text("<net><broken")
-    assert "cannot read" in error_of(edgespec("run", QUESTION, "--model", str(folder)))
+    assert "cannot read" in refused(here("run", QUESTION, "--model", str(folder)))
 
 
 def test_a_draft_of_another_vocabulary_is_refused(here: Callable[..., Ended], tiny_ir: Path) -> None:
@@ -293,12 +295,12 @@ def test_a_draft_of_another_vocabulary_is_refused(here: Callable[..., Ended], ti
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a shell pipe that closes early")
-def test_a_closed_pipe_is_quiet(tiny_ir: Path) -> None:
+def test_a_closed_pipe_is_quiet(here: Callable[..., Ended], tiny_ir: Path) -> None:
     """The reader is gone before the first piece is written."""
-    command = f"'{sys.executable}' -m edgespec run --model '{tiny_ir.parent}' --raw sea -n 500 --ignore-eos"
-    subprocess.run(command, shell=True, executable="/bin/bash", capture_output=True, check=True)  # measures, once
+    arguments = ["run", "--model", str(tiny_ir.parent), "--raw", "sea", "-n", "500", "--ignore-eos"]
+    assert here(*arguments)[0] == 0  # measures, once
     ran = subprocess.run(
-        f"{command} | true; exit ${{PIPESTATUS[0]}}",
+        f"'{sys.executable}' -m edgespec {shlex.join(arguments)} | true; exit ${{PIPESTATUS[0]}}",
         shell=True, executable="/bin/bash", capture_output=True,
     )  # fmt: skip
     assert ran.returncode == 141
@@ -317,21 +319,21 @@ def test_chat_reuses_the_conversation_and_survives_bad_commands(pipeline: Pipeli
     assert told.count("tok/s") == 2
 
 
-def test_doctor_reports_and_plans() -> None:
-    report = json.loads(edgespec("doctor", "--json").stdout)
+def test_doctor_reports_and_plans(here: Callable[..., Ended]) -> None:
+    report = json.loads(here("doctor", "--json")[1])
     assert report["devices"][0]["name"] == "CPU"
     assert report["model"]["context_length"] == 8192
     assert {"edgespec", "openvino"} <= set(report["versions"])
     assert report["onnxruntime"].keys() == {"OPENVINO", "DML", "CUDA"}
-    text = edgespec("doctor").stdout.decode()
+    _, text, _ = here("doctor")
     assert "exact" in text and "Memory:" in text
 
 
-def test_doctor_names_the_drafters_as_a_run_does(pipeline: Pipeline, tiny_ir: Path) -> None:
-    for ref, model in (("default", pipeline), (str(tiny_ir.parent), loading.load(tiny_ir.parent))):
+def test_doctor_names_the_drafters_as_a_run_does(here: Callable[..., Ended], pipeline: Pipeline, tiny_ir: Path) -> None:
+    for ref, model in (("default", pipeline), (str(tiny_ir.parent), load(tiny_ir.parent))):
         planned = loading.drafter_name(ref)
         assert model.arbiter is not None and planned == model.arbiter.name
-        assert json.loads(edgespec("doctor", "--json", "-m", ref).stdout)["model"]["drafter"].startswith(f"{planned};")
+        assert json.loads(here("doctor", "--json", "-m", ref)[1])["model"]["drafter"].startswith(f"{planned};")
     assert loading.drafter_name("qwen3-8b") == f"ngram+pool+recycling+{catalog.default_draft('qwen3-8b')}"
 
 
@@ -350,11 +352,13 @@ def test_without_arguments_it_says_what_it_can_do() -> None:
     assert "edgespec chat" in ran.stdout.decode()
 
 
-def test_a_short_context_is_honoured_with_and_without_what_was_remembered(tiny_ir: Path, tmp_path: Path) -> None:
+def test_a_short_context_is_honoured_with_and_without_what_was_remembered(
+    here: Callable[..., Ended], tiny_ir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = ["--json", "--context-length", "60", "-n", "200", "--ignore-eos", "--model", str(tiny_ir.parent)]
+    monkeypatch.setenv("EDGESPEC_CACHE", str(tmp_path))
     for _ in range(2):
-        ran = edgespec("run", *options, "Tides.", EDGESPEC_CACHE=str(tmp_path))
-        told = json.loads(ran.stdout)
+        told = json.loads(here("run", *options, "Tides.")[1])
         assert told["prompt_tokens"] + told["new_tokens"] == 61  # the last token needs no row
         assert len(list(tmp_path.glob("measured/*.json"))) == 2, "widths and costs"
 

@@ -59,7 +59,8 @@ def count(tokens: Sequence[int]) -> np.ndarray:
 def test_a_keyed_draw_has_the_softmax_distribution_over_seeds_and_over_positions(rules: dict[str, Any]) -> None:
     expected = probabilities(TARGET, SamplingParams(**rules, seed=0))
     over_seeds = [draw(TARGET, SamplingParams(**rules, seed=seed), 17) for seed in range(DRAWS)]
-    over_positions = [draw(TARGET, SamplingParams(**rules, seed=5), position) for position in range(DRAWS)]
+    one_seed = SamplingParams(**rules, seed=5)
+    over_positions = [draw(TARGET, one_seed, position) for position in range(DRAWS)]
     assert p_value(count(over_seeds), expected) > 1e-4
     assert p_value(count(over_positions), expected) > 1e-4
 
@@ -67,12 +68,8 @@ def test_a_keyed_draw_has_the_softmax_distribution_over_seeds_and_over_positions
 def test_draws_at_neighbouring_positions_and_seeds_are_independent() -> None:
     params = [SamplingParams(temperature=1.0, seed=seed) for seed in range(DRAWS)]
     here = np.array([draw(TARGET, p, 100) for p in params])
-    for there in (
-        np.array([draw(TARGET, p, 101) for p in params]),
-        np.array(
-            [draw(TARGET, SamplingParams(temperature=1.0, seed=p.seed + 1), 100) for p in params if p.seed is not None]
-        ),
-    ):
+    behind = draw(TARGET, SamplingParams(temperature=1.0, seed=DRAWS), 100)
+    for there in (np.array([draw(TARGET, p, 101) for p in params]), np.array([*here[1:], behind])):
         joint = np.zeros((VOCAB, VOCAB))
         np.add.at(joint, (here, there), 1)
         one = probabilities(TARGET, params[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,22 +41,14 @@ TOKENS = 1800
 """of the corpus of most tests: two shards"""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def target_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three layers, of which the first says most: a shallow draft can learn it."""
-    folder = tiny_models.build("llama", tmp_path_factory.mktemp("target") / "hf", layers=3)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    with torch.no_grad():
-        for layer in model.model.layers[1:]:
-            layer.self_attn.o_proj.weight.mul_(0.2)
-            layer.mlp.down_proj.weight.mul_(0.2)
-    model.save_pretrained(folder)
-    return folder
+    return made_target(tmp_path_factory.getbasetemp() / "train")
 
 
-@pytest.fixture(scope="module")
-def target(target_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_models.export_ir(target_folder, tmp_path_factory.mktemp("target-ir") / "target").parent
+@pytest.fixture(scope="session")
+def target(target_folder: Path) -> Path:
+    return exported(target_folder)
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +56,37 @@ def torch_target(target_folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(target_folder, dtype=torch.float32).eval()
 
 
-@pytest.fixture(scope="module")
-def corpus(target: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("corpus")
+@pytest.fixture(scope="session")
+def corpus(target: Path) -> Path:
+    return written_by(target)
+
+
+# The files of tests about training each have these fixtures, and share what is made: nobody writes into it.
+
+
+@cache
+def made_target(folder: Path) -> Path:
+    """Three layers, of which the first says most: a shallow draft can learn it."""
+    folder.mkdir()
+    tiny_models.build("llama", folder / "hf", layers=3)
+    model = AutoModelForCausalLM.from_pretrained(folder / "hf", dtype=torch.float32)
+    with torch.no_grad():
+        for layer in model.model.layers[1:]:
+            layer.self_attn.o_proj.weight.mul_(0.2)
+            layer.mlp.down_proj.weight.mul_(0.2)
+    model.save_pretrained(folder / "hf")
+    return folder / "hf"
+
+
+@cache
+def exported(target_folder: Path) -> Path:
+    return tiny_models.export_ir(target_folder, target_folder.with_name("target")).parent
+
+
+@cache
+def written_by(target: Path) -> Path:
+    folder = target.with_name("corpus")
+    folder.mkdir()
     make_corpus(PLAN, target, folder, TOKENS, lambda line: None)
     return folder
 

@@ -9,14 +9,12 @@ Needs the export extra; import it inside a test that calls ``pytest.importorskip
 
 from __future__ import annotations
 
-import atexit
 import json
+import os
 import shutil
 from collections.abc import Mapping
-from functools import cache
 from hashlib import sha256
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 CORPUS = (
@@ -26,6 +24,8 @@ CORPUS = (
 )
 SPECIAL = ("<|bos|>", "<|eos|>", "<|user|>", "<|assistant|>")
 TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|eos|>{% endfor %}<|assistant|>"
+EXPORTED = "EDGESPEC_TESTS_EXPORTED"
+"""variable that names the folder of what was exported; tests/conftest.py sets it"""
 ARCHITECTURES = ("llama", "phi3", "qwen2", "qwen3", "gemma2", "gemma3_text")
 
 
@@ -108,12 +108,17 @@ def build(
 def export_ir(folder: Path, out: Path, kind: str = "f32", **weights: Any) -> Path:
     """The IR of a transformers folder with the texts beside it, without a manifest; returns the .xml.
 
-    The same model is exported once and copied: many tests build the same one.
+    The same model is exported once and copied: many tests build the same one, workers of one run too.
     """
     parts = [(folder / name).read_bytes() for name in ("config.json", "model.safetensors")]
     made = _exported() / sha256(b"".join(parts) + repr((kind, sorted(weights.items()))).encode()).hexdigest()
     if not made.is_dir():
-        _export(folder, made, kind, weights)
+        staged = made.with_name(f"{made.name}-{os.getpid()}")
+        _export(folder, staged, kind, weights)
+        try:
+            staged.rename(made)
+        except OSError:  # another worker was as quick
+            shutil.rmtree(staged)
     shutil.copytree(made, out, dirs_exist_ok=True)
     for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(folder / name, out / name)
@@ -136,12 +141,9 @@ def _export(folder: Path, out: Path, kind: str, weights: Mapping[str, Any]) -> N
     shutil.rmtree(raw.parent, ignore_errors=True)
 
 
-@cache
 def _exported() -> Path:
-    """Of this process."""
-    folder = TemporaryDirectory(prefix="edgespec-tests-", ignore_cleanup_errors=True)
-    atexit.register(folder.cleanup)
-    return Path(folder.name)
+    """Of this run of the tests."""
+    return Path(os.environ[EXPORTED])
 
 
 def with_two_tokens_swapped(tokenizer: Path, out: Path) -> Path:
