@@ -15,11 +15,15 @@ from edgespec.backends.openvino import rollback_check
 from edgespec.backends.openvino.paged import OpenVINOPagedModel
 from edgespec.backends.openvino.stateful_model import OpenVINOStatefulModel
 from edgespec.errors import BackendError, SettingError
+from edgespec.gguf.convert import convert, read_header
 from edgespec.load_options import LoadOptions
 from edgespec.types import KVPath, Numerics
+from tests import tiny_gguf
 from tests.conftest import load_ir, load_stateful
 from tests.contract import close, fresh_logits
 
+LAYERS = 2
+"""of a tiny model"""
 TEXT = [(7 * i + i * i) % 50 for i in range(90)]
 
 
@@ -162,6 +166,28 @@ def opening(ir: Path, kv: KVPath | None, numerics: Numerics | None = None) -> Op
         say=lambda line: None,
         kv=kv,
     )
+
+
+def kind_of(node: Any) -> str:
+    """What the engine made of an operation."""
+    return str(node.get_rt_info()["layerType"].value)
+
+
+@pytest.mark.parametrize("mode", ["bidirectional", "numpy"])
+def test_the_engine_knows_attention_with_states_in_converted_files(tmp_path: Path, mode: str) -> None:
+    """Those that repeat heads as exports do, and those of before."""
+    source = tiny_gguf.write(tmp_path / "tiny.gguf")
+    convert(read_header(source), tmp_path, name="tiny", source="tiny")
+    xml = tmp_path / "openvino_model.xml"
+    text = xml.read_text()
+    assert text.count('mode="bidirectional"') == 2 * LAYERS  # of keys and of values
+    xml.write_text(text.replace('mode="bidirectional"', f'mode="{mode}"'))
+    model = load_stateful(tmp_path)
+    kinds = [kind_of(node) for node in model.compiled.get_runtime_model().get_ops()]
+    assert kinds.count("ScaledDotProductAttention") == LAYERS
+    model.prefill(TEXT)
+    step = model.forward([7])
+    assert close(model, step.logits[0], fresh_logits(load_ir(tmp_path), [*TEXT, 7]))
 
 
 def test_the_cpu_keeps_its_cache_in_pages_unless_asked(tiny_ir: Path) -> None:

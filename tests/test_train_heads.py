@@ -132,6 +132,7 @@ def test_options_of_a_head_leave_the_recipes_own(tmp_path: Path) -> None:
         "ray": False,
         "texts_per_shard": 8,
         "corpus_seed": 0,
+        "shares": (1.0, 0.0, 0.0, 0.0),
         "target_names": ("small-2",),
         "vocabulary": 64,
         "precision": "f32",
