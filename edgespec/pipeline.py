@@ -181,6 +181,7 @@ class Pipeline:
         *,
         files: Files = (),
         path: str | None = None,
+        anchor: int | None = None,
         prompt_tokens: int = DEFAULT_HOLE_PROMPT,
         indent: int = 0,
         max_s: float | None = None,
@@ -193,6 +194,8 @@ class Pipeline:
         it meets the suffix (see ``text.fim``).
 
         files: other texts to know, as ``{path: text}``, the most important one last. path: of the file with the hole.
+        anchor: characters of ``prefix`` that were there when the suffix was read last. The whole lines that were typed
+            since stand behind the suffix, so it need not be read again. Few lines; more change nothing.
         prompt_tokens: most tokens of all these. What is nearest to the hole is kept (see ``text.infill``).
         indent: the text ends before a line that is indented by fewer characters. 0 is off.
         max_s: the text ends after so many seconds, but not within its first line.
@@ -203,6 +206,7 @@ class Pipeline:
             suffix,
             files=files,
             path=path,
+            anchor=anchor,
             prompt_tokens=prompt_tokens,
             indent=indent,
             max_s=max_s,

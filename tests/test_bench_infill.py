@@ -70,7 +70,7 @@ def test_runtimes_are_asked_in_turns_and_scored(tmp_path: Path, capsys: pytest.C
     kept.write_text("{}\n", encoding="utf-8")
     with pytest.raises(SettingError, match="has no answers"):
         infill.Answers(kept, "this run")
-    infill.bench_infill(faked(tmp_path, QWEN, NGram(), capacity=4096), count=2, new_tokens=4)
+    infill.bench_infill(faked(tmp_path, QWEN, NGram(), capacity=4096), count=2, new_tokens=4, lines=2)
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert figures["scores"]["edgespec"]["tokens"] > 0 and len(figures["answers"]) == 2
 
@@ -85,7 +85,8 @@ def test_lines_are_typed_key_by_key_and_a_key_reads_itself(
     first, next_line = requests["a file's first"][0], requests["the next line's first"][0]
     assert PREFIX_TOKENS < first["read"] < PREFIX_TOKENS + SUFFIX_TOKENS + 20
     assert len(requests["a key"]) == 3 and all(each["read"] <= 2 for each in requests["a key"])
-    assert SUFFIX_TOKENS / 2 < next_line["read"] < PREFIX_TOKENS
+    moved = requests["its first at a new anchor"][0]
+    assert next_line["read"] < SUFFIX_TOKENS / 2 < moved["read"] < PREFIX_TOKENS
     assert requests["again after a reload"][0]["read"] <= 1
     assert not [*tmp_path.glob("slots/*")]
     assert all(each["seconds"] >= each["read_s"] + each["write_s"] for each in requests["a key"])

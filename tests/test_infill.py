@@ -264,6 +264,46 @@ def test_a_keystroke_is_all_that_is_read(tmp_path: Path, special: tuple[str, ...
         assert stats.prompt_tokens - stats.reused_tokens <= 3, "the new token, and the one it may be part of"
 
 
+@pytest.mark.parametrize("special", [QWEN, FIM])
+def test_a_finished_line_behind_an_anchor_is_all_that_is_read(tmp_path: Path, special: tuple[str, ...]) -> None:
+    """And the suffix is not, which would be read behind an anchor at the new line."""
+    pipeline = faked(tmp_path, special, NGram())
+    suffix, line = BEHIND + "x = 1\n" * 20, "    area = width * height\n"
+    pipeline.infill(BEFORE, suffix, max_new_tokens=8)
+    anchored = pipeline.infill(BEFORE + line, suffix, anchor=len(BEFORE), max_new_tokens=8).stats
+    assert anchored.prompt_tokens - anchored.reused_tokens <= len(pipeline.tokenizer.encode(line)) + 2
+    moved = pipeline.infill(BEFORE + line, suffix, max_new_tokens=8).stats
+    assert moved.prompt_tokens - moved.reused_tokens > len(pipeline.tokenizer.encode(suffix))
+
+
+def test_an_anchor_is_at_the_start_of_a_line_with_little_text_behind_it(
+    tokenizers_: dict[tuple[str, ...], Tokenizer],
+) -> None:
+    tokenizer, before = tokenizers_[QWEN], "x = 1\ny = 2\n" + BEFORE
+    infill = Infill(tokenizer)
+
+    def typed(prefix: str, anchor: int | None, room: int = 2048) -> str:
+        prompt = infill.prompt(prefix, BEHIND, anchor=anchor, room=room, heal=False)
+        assert len(prompt.tokens) <= room
+        return spelt(tokenizer, prompt.tokens[prompt.anchor :])
+
+    assert (
+        typed(before + "  ret", len(before))
+        == typed(before + "  ret", None)
+        == typed(before + "  ret", 10**9)
+        == "  ret"
+    )
+    assert typed(before + "  ret", len("x = 1\n")) == before[len("x = 1\n") :] + "  ret"
+    assert typed(before + "  ret", len("x = 1\ny")) == before[len("x = 1\n") :] + "  ret", "to the start of its line"
+    assert typed(before + "  ret", 0) == typed(before + "  ret", -5) == before + "  ret"
+    assert typed(before + "  ret", 0, room=64) == "  ret", "a quarter of the room holds no more"
+    assert typed(before + "x = 1\n" * 60 + "  ret", len(before)) == "  ret", "models know short texts there"
+    plain = infill.prompt(before, BEHIND, room=400).tokens
+    assert infill.prompt(before, BEHIND, anchor=len(before), room=400).tokens == plain
+    last = Infill(tokenizers_[PLAIN])
+    assert last.prompt(before, BEHIND, anchor=0, room=400).tokens == last.prompt(before, BEHIND, room=400).tokens
+
+
 def test_the_tokens_are_those_of_plain_decoding(tmp_path: Path) -> None:
     """Also those of a token that is chosen again."""
     pipeline = faked(tmp_path, QWEN, NGram())

@@ -89,6 +89,25 @@ def test_a_hole_is_filled_as_the_library_fills_it(client: TestClient, pipeline: 
     assert one["content"] == other["content"], "wherever the client puts what was typed"
 
 
+def test_whole_lines_that_were_typed_stand_behind_the_suffix(client: TestClient, pipeline: Pipeline) -> None:
+    """So a client says where the hole is anchored, and no answer depends on the requests before it."""
+    prefix, line = "x = 1\ny = 2\n", "z = x +\n"
+    sent = HOLE | {"input_prefix": prefix, "prompt": line + "  w", "n_predict": 9}
+    for _ in range(2):
+        expected = pipeline.infill(prefix + line + "  w", HOLE["input_suffix"], anchor=len(prefix), max_new_tokens=9)
+        assert ask(client, "/infill", sent)["content"] == expected.text
+        moved = ask(client, "/infill", sent | {"input_prefix": prefix + line, "prompt": "  w"})
+        assert moved["content"] == pipeline.infill(prefix + line + "  w", HOLE["input_suffix"], max_new_tokens=9).text
+    read = ask(client, "/infill", sent | {"prompt": line + "  w"})["timings"]["prompt_n"]
+    more = ask(client, "/infill", sent | {"prompt": line + "  wi\n"})["timings"]["prompt_n"]
+    assert read > more <= 6, "the suffix is held"
+    alone = sent | {"input_prefix": "", "prompt": prefix + line}
+    assert (
+        ask(client, "/infill", alone)["content"]
+        == ask(client, "/infill", alone | {"input_prefix": prefix + line, "prompt": ""})["content"]
+    )
+
+
 def test_the_plugin_reads_the_raw_body(client: TestClient) -> None:
     """llama.vim looks at the bytes before it parses them."""
     raw = client.post("/infill", json=LLAMA_VIM).text

@@ -213,6 +213,7 @@ def peers(
 @click.option("--holes", type=click.IntRange(1), default=100, show_default=True)
 @click.option("--new-tokens", type=click.IntRange(1), default=48, show_default=True)
 @click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads of llama.cpp; default: physical cores.")
+@click.option("--lines", type=click.IntRange(1), metavar="N", help="Ask again with N typed lines behind the suffix.")
 @click.option("--answers", type=_PATH, metavar="FILE", help="Keep each hole's answers there, and go on from them.")
 @click.option("--latency", is_flag=True, help="Type lines key by key instead, and time each request to the server.")
 @click.pass_context
@@ -223,6 +224,7 @@ def infill(
     holes: int,
     new_tokens: int,
     threads: int | None,
+    lines: int | None,
     answers: Path | None,
     latency: bool,
     **options: Any,
@@ -234,7 +236,7 @@ def infill(
     edgespec bench infill --model coder.gguf --latency
     """
     if latency:
-        for name in ("gguf", "holes", "new_tokens", "threads", "answers"):
+        for name in ("gguf", "holes", "new_tokens", "threads", "lines", "answers"):
             if context.get_parameter_source(name) == ParameterSource.COMMANDLINE:
                 raise SettingError(f"--{name.replace('_', '-')} says nothing to --latency", hint="leave it out")
         from edgespec_bench.infill_latency import bench_latency
@@ -248,7 +250,15 @@ def infill(
         raise SettingError("no such file", got=str(gguf), setting="gguf")
     pipeline = load_pair(options)
     threads = threads or physical_cores()
-    bench_infill(pipeline, gguf=gguf, count=holes, new_tokens=new_tokens, threads=threads, answers=answers)
+    bench_infill(
+        pipeline,
+        gguf=gguf,
+        count=holes,
+        new_tokens=new_tokens,
+        threads=threads,
+        lines=lines or 0,
+        answers=answers,
+    )
 
 
 @command.command()

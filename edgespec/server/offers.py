@@ -8,11 +8,11 @@ from pathlib import Path
 from time import time
 from typing import Any
 
-from edgespec import bundle, cache
 from edgespec.errors import SettingError
 from edgespec.hub import catalog
 from edgespec.hub import resolve as hub
 from edgespec.hub.progress import Watch
+from edgespec.hub.sizes import bytes_of
 from edgespec.loading import load
 from edgespec.server.refusals import NoModel
 from edgespec.server.residents import Offer
@@ -69,26 +69,16 @@ def here() -> list[str]:
     return [*fetched, catalog.KNOWN[0].name]
 
 
-def _shipped_bytes() -> int:
-    """Of the default pair. Its target is fetched in a package, which takes about as many bytes as its weights."""
-    models = bundle.read(catalog.default_folder()).manifest.models
-    return sum(each.weights_bytes or getattr(each.source, "wheel_bytes", None) or 0 for each in models)
-
-
 def _offer(ref: str, options: Mapping[str, Any], keep_alive_s: float | None) -> Offer:
     known = next((known for known in catalog.KNOWN if ref in (known.name, *known.aliases)), None)
     name, aliases = (known.name, known.aliases) if known else (ref, ())
     path = Path(ref)
-    size = _shipped_bytes() if known else 0
-    if known is None and (model := catalog.find(ref)) is not None:
-        size = model.bytes or 0
-    elif known is None and path.exists():
+    if known is None and catalog.find(ref) is None and path.exists():
         name, aliases = path.resolve().name.removesuffix(".gguf"), (ref,)
-        size = cache.size_on_disk(path)
     return Offer(
         name=name,
         load=partial(load, ref, **options, progress=True),
-        size_bytes=size,
+        size_bytes=bytes_of(ref) or 0,
         aliases=tuple(aliases),
         created=int(time()),
         keep_alive_s=keep_alive_s,

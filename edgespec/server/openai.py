@@ -53,9 +53,8 @@ class OpenAI:
         residents = self._service.residents
         offer, resident = residents.offers[name], residents.loaded.get(name)
         pipeline = resident.pipeline if resident else None
-        size = resident.weights_bytes if resident else offer.size_bytes
         length = pipeline.target.cache.capacity if pipeline else offer.context_length
-        meta: dict[str, Any] = {"n_ctx": length, "n_ctx_train": length, "size": size}
+        meta: dict[str, Any] = {"n_ctx": length, "n_ctx_train": length, "size": offer.size_bytes}
         if pipeline:
             meta |= {"n_vocab": pipeline.target.vocab_size, "drafter": pipeline.drafter_names}
         return {

@@ -110,6 +110,7 @@ def _hole(asked: Infill, request: Request, pipeline: Pipeline) -> InfillPrompt:
         asked.suffix,
         files=asked.files,
         path=asked.path,
+        anchor=len(asked.prefix) or None,
         max_new_tokens=DEFAULT_HOLE_TOKENS if length is None else min(length, pipeline.target.cache.capacity // 2),
         indent=asked.indent,
         max_s=asked.line_time_s,

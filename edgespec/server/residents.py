@@ -26,8 +26,9 @@ _UNLOAD_S = 5.0
 class Offer:
     """A model that may be loaded.
 
-    size_bytes: of its weights, as far as that is known before it is loaded. aliases: other names of it. keep_alive_s:
-    how long it stays loaded when it is not used, unless a request says otherwise; None or below 0: for good.
+    size_bytes: of its files (``hub.sizes``), 0 if that is not known; taken for its memory until it is loaded.
+    aliases: other names of it. keep_alive_s: how long it stays loaded when it is not used, unless a request says
+    otherwise; None or below 0: for good.
     """
 
     name: str
@@ -63,16 +64,10 @@ class Resident:
 
     @property
     def bytes(self) -> int:
+        """Memory of weights and KV caches, of target and draft model together."""
         if (pipeline := self.pipeline) is None:
             return self.offer.size_bytes
-        return self.weights_bytes + sum(model.cache.nbytes for model in _models(pipeline))
-
-    @property
-    def weights_bytes(self) -> int:
-        """Of target and draft model together."""
-        if (pipeline := self.pipeline) is None:
-            return self.offer.size_bytes
-        return sum(getattr(model, "weights_bytes", 0) for model in _models(pipeline))
+        return sum(getattr(model, "weights_bytes", 0) + model.cache.nbytes for model in _models(pipeline))
 
 
 class Residents:

@@ -47,8 +47,9 @@ class Tokens:
 class Infill:
     """A hole to fill.
 
-    files: names and texts of other files, the most important one last. typed: what stands before the hole on its line,
-    behind the prefix. path: of the file with the hole. indent, line_time_s: see ``text.hole_end.LineRules``.
+    files: names and texts of other files, the most important one last. typed: what was typed behind the prefix since
+    the suffix was read, also whole lines. path: of the file with the hole. indent, line_time_s: see
+    ``text.hole_end.LineRules``.
     """
 
     prefix: str

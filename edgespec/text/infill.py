@@ -1,8 +1,8 @@
 """The prompt for the text of a hole: what stands before it, behind it, and in other files, within a budget of tokens.
 
-The hole is anchored at the start of its line. What was typed on that line since comes last, behind the token for the
-middle. So a prompt after one more keystroke differs at its end only, and a cache holds all before it. (Without a token
-for the middle, the text before the hole is last anyway, and is read as one.)
+The hole is anchored at the start of its line, or of a line before it that the caller names. What was typed since comes
+last, behind the token for the middle. So a prompt after one more keystroke differs at its end only, and a cache holds
+all before it. (Without a token for the middle, the text before the hole is last anyway, and is read as one.)
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ _STEP = 16
 """lines. The beginning of a text that is cut moves by so many, so that not every new line makes the cache useless."""
 _LEAST = 16
 """tokens of a prompt"""
+_MOST_TYPED = 128
+"""tokens of whole lines behind the token for the middle: models were trained on short ones there"""
 _LINES = re.compile(r"[^\n]*\n|[^\n]+")
 _LETTERS_A_TOKEN = 16
 """characters, as a bound. A text with more is not encoded as a whole."""
@@ -75,6 +77,7 @@ class Infill:
         *,
         files: Files = (),
         path: str | None = None,
+        anchor: int | None = None,
         room: int,
         indent: int = 0,
         seconds: float | None = None,
@@ -83,13 +86,15 @@ class Infill:
         """A prompt of at most ``room`` tokens. The nearest text comes first: what was typed on the line, then a quarter
         for the suffix, at most half for the files, and the prefix. All is cut at lines.
 
-        files: paths and texts, the most important one last. path: of the file with the hole. indent, seconds: see
-        ``LineRules``. heal: choose the last token again (see ``InfillPrompt.again``).
+        files: paths and texts, the most important one last. path: of the file with the hole. anchor: characters of the
+        prefix, up to somewhere in the anchor's line. Without it, or if too much text stands behind it, that is the
+        hole's own line. indent, seconds: see ``LineRules``. heal: choose the last token again (see
+        ``InfillPrompt.again``).
         """
         if room < _LEAST:
             raise ContextFull("no room for the text around the hole", got=f"{room} tokens", allowed=f"{_LEAST} or more")
         others, form = _checked(files), self.format
-        begin = prefix.rfind("\n") + 1 if form.layout[-1] != PREFIX else len(prefix)
+        begin = self._anchor(prefix, anchor, room // 4) if form.layout[-1] != PREFIX else len(prefix)
         typed = self._ids(_end_of(prefix[begin:], room // 4 * _LETTERS_A_TOKEN), goes_on=True)[-(room // 4) :]
         left = room - len(typed) - len(form.layout) - 1
         others, path = self._named_within(others, path, left // 2)
@@ -119,6 +124,15 @@ class Infill:
             stops=form.stops,
             rules=LineRules.meeting(to_meet, indent=indent, seconds=seconds),
         )
+
+    def _anchor(self, prefix: str, asked: int | None, room: int) -> int:
+        """Where the line begins that the hole is anchored at."""
+        own = prefix.rfind("\n") + 1
+        if asked is None or (begin := prefix.rfind("\n", 0, max(asked, 0)) + 1) >= own:
+            return own
+        most = min(_MOST_TYPED, room)
+        text = prefix[begin:]
+        return begin if len(text) <= most * _LETTERS_A_TOKEN and len(self._ids(text, goes_on=True)) <= most else own
 
     def _again(self, ids: list[int], prefix: str) -> tuple[str, int]:
         """Take the last token off, if it stands for whole characters at the end of the prefix: its letters, and how

@@ -1,5 +1,6 @@
 /** One completion: what is kept already, else a pause, then a request that the next key ends. */
 
+import { Anchors } from "./anchors.js";
 import { shown, stops, wholeLines, type Shown } from "./answer.js";
 import { Answers } from "./answers.js";
 import type { Client, Completion } from "./client.js";
@@ -19,6 +20,7 @@ export interface Wanted {
 
 export class Completer {
   private readonly answers = new Answers();
+  private readonly anchors = new Anchors();
 
   /** told: hears of each answer, for the status bar. */
   constructor(
@@ -38,7 +40,8 @@ export class Completer {
     if (signal.aborted) return undefined;
     try {
       const limits = { tokens, time, stop: stops(hole, several) };
-      const completion = await this.client().infill(hole, this.pieces.except(filename), slot(filename), limits, signal);
+      const anchored = this.anchors.anchored(filename, hole);
+      const completion = await this.client().infill(anchored, this.pieces.except(filename), slot(filename), limits, signal);
       this.told(completion);
       const text = completion.stop_type === "limit" ? wholeLines(completion.content) : completion.content;
       this.answers.add(filename, hole, text);

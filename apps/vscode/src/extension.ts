@@ -30,6 +30,7 @@ class Extension implements vscode.InlineCompletionItemProvider, vscode.Disposabl
   private server = this.newServer();
   private model = "";
   private waiting: AbortController | undefined;
+  private disposed = false;
 
   constructor() {
     const on = vscode.commands.registerCommand;
@@ -115,7 +116,9 @@ class Extension implements vscode.InlineCompletionItemProvider, vscode.Disposabl
     if (this.model !== "") await this.server.leave();
   }
 
+  /** The editor calls it while `leave` runs. */
   dispose(): void {
+    this.disposed = true;
     this.waiting?.abort();
     this.model = "";
     this.server.stop();
@@ -160,7 +163,7 @@ class Extension implements vscode.InlineCompletionItemProvider, vscode.Disposabl
   }
 
   private say(line: string): void {
-    this.log.appendLine(line);
+    if (!this.disposed) this.log.appendLine(line); // a channel that is closed throws
   }
 }
 

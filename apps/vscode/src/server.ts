@@ -20,6 +20,7 @@ const LOOK_MS = 250;
 export class Server {
   private child: ChildProcess | undefined;
   private failed = "";
+  private leaving = false;
 
   constructor(private readonly options: Options) {}
 
@@ -41,14 +42,24 @@ export class Server {
     if (starts) await this.client.slot("restore").catch(() => undefined); // the first time there is none
   }
 
-  /** Before the editor closes. A server that was started here keeps what it has read for the next one. */
+  /** Before the editor closes. A server that was started here keeps what it has read for the next one.
+   *
+   * The editor disposes of its extensions as soon as this has begun, and does not wait for its end: a stop meanwhile has
+   * to wait, or the server would be gone before it has written anything.
+   */
   async leave(): Promise<void> {
-    if (this.started) await this.client.slot("save").catch((error: unknown) => this.options.log(String(error)));
-    this.stop();
+    this.leaving = this.started;
+    try {
+      if (this.started) await this.client.slot("save").catch((error: unknown) => this.options.log(String(error)));
+    } finally {
+      this.leaving = false;
+      this.stop();
+    }
   }
 
   /** Ends a server that was started here; another one is left alone. */
   stop(): void {
+    if (this.leaving) return;
     const child = this.child;
     this.child = undefined;
     this.failed = "";

@@ -57,6 +57,33 @@ test("a server is started, waited for, and stopped", { skip: process.platform ==
   assert.deepEqual(slots, ["restore", "save"].map((action) => `/slots/0?action=${action} {"filename":"vscode"}`), "its own server's, once each");
 });
 
+test("an editor that disposes of the extension while it leaves loses nothing", { skip: process.platform === "win32" && "the program is a script" }, async () => {
+  const at = `http://127.0.0.1:${await port()}`;
+  const lines: string[] = [];
+  const server = new Server({ url: at, command: program(SERVES), model: "m", log: (line) => lines.push(line) });
+  await server.ready(live());
+  const leaving = server.leave();
+  server.stop();
+  assert.ok(server.started, "until it has saved");
+  await leaving;
+  assert.ok(!server.started);
+  while ((await new Client(at).health()) !== undefined) await new Promise((resolve) => setTimeout(resolve, 20));
+  assert.ok(lines.some((line) => line.startsWith("/slots/0?action=save")), lines.join("\n"));
+});
+
+test("a server that cannot save is stopped all the same", { skip: process.platform === "win32" && "the program is a script" }, async () => {
+  const at = `http://127.0.0.1:${await port()}`;
+  const fails = SERVES.replace('s.end("{}"));', 'q.socket.destroy());');
+  const closed = (line: string) => {
+    if (line.includes("fetch")) throw new Error("Channel has been closed");
+  };
+  const server = new Server({ url: at, command: program(fails), model: "m", log: closed });
+  await server.ready(live());
+  await assert.rejects(server.leave(), /closed/);
+  assert.ok(!server.started);
+  while ((await new Client(at).health()) !== undefined) await new Promise((resolve) => setTimeout(resolve, 20));
+});
+
 test("what stops a start is said", { skip: process.platform === "win32" && "the program is a script" }, async () => {
   const at = `http://127.0.0.1:${await port()}`;
   const options = { url: at, model: "m", log: () => {} };

@@ -100,9 +100,12 @@ def _lines(text: str) -> list[str]:
     return [line.rstrip() for line in text.split("\n")]
 
 
-def of_pipeline(pipeline: Pipeline, new_tokens: int) -> Fill:
+def of_pipeline(pipeline: Pipeline, new_tokens: int, *, lines: int = 0) -> Fill:
+    """lines: whole ones that stand behind the suffix, as if they had been typed since it was read."""
+
     def fill(hole: Hole) -> Filled:
-        result = pipeline.infill(hole.prefix + hole.typed, hole.suffix, max_new_tokens=new_tokens)
+        anchor = len("".join(hole.prefix.splitlines(keepends=True)[:-lines])) if lines else None
+        result = pipeline.infill(hole.prefix + hole.typed, hole.suffix, anchor=anchor, max_new_tokens=new_tokens)
         stats = result.stats
         return Filled(result.text, stats.decoded, stats.decode_s, stats.prompt_tokens)
 
@@ -116,12 +119,16 @@ def bench_infill(
     count: int = 100,
     new_tokens: int = 48,
     threads: int = 1,
+    lines: int = 0,
     answers: Path | None = None,
 ) -> None:
-    """gguf: the same weights for llama.cpp, if it is to run beside. threads: of llama.cpp. answers: see ``Answers``."""
+    """gguf: the same weights for llama.cpp, if it is to run beside. threads: of llama.cpp. lines: see ``of_pipeline``;
+    asked beside. answers: see ``Answers``."""
     asked = holes(count)
     with ExitStack() as stack:
         fills: dict[str, Fill] = {"edgespec": of_pipeline(pipeline, new_tokens)}
+        if lines:
+            fills[f"{lines} lines behind"] = of_pipeline(pipeline, new_tokens, lines=lines)
         if gguf is not None:
             fills["llama.cpp"] = of_llama_cpp(stack, gguf, new_tokens, threads)
         run = f"{pipeline.bundle.name}, {' and '.join(fills)}, {new_tokens} tokens, {threads} threads"

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from edgespec.hub import catalog, mirrors
+from edgespec.hub.sizes import bytes_of
 from edgespec.hub.stored import unfinished_bytes
 from edgespec.server.service import Service
 
@@ -64,23 +65,17 @@ class Speeds:
 def listed(service: Service, speeds: Speeds) -> list[dict[str, Any]]:
     """The models that can be picked, the default one first."""
     default = catalog.KNOWN[0]
-    [package] = catalog.packages()
     return [
-        _entry(service, speeds, default.name, package.wheel_bytes, default.licence, None),
-        *(
-            _entry(service, speeds, name, model.bytes, model.licence, model)
-            for name, model in catalog.load().models.items()
-        ),
+        _entry(service, speeds, default.name, default.licence, None),
+        *(_entry(service, speeds, name, model.licence, model) for name, model in catalog.load().models.items()),
     ]
 
 
-def _entry(
-    service: Service, speeds: Speeds, name: str, size: int | None, licence: str, model: catalog.Model | None
-) -> dict[str, Any]:
+def _entry(service: Service, speeds: Speeds, name: str, licence: str, model: catalog.Model | None) -> dict[str, Any]:
     """model: its entry on the list; the default one has none."""
     terms = catalog.load().licences[licence]
     offer = service.residents.offers.get(name)
-    size = (offer.size_bytes if offer else 0) or size
+    size = offer.size_bytes or None if offer else bytes_of(name)
     return {
         "name": name,
         "bytes": size,
