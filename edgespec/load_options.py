@@ -84,6 +84,7 @@ class LoadOptions:
             object.__setattr__(self, "draft", None)
         object.__setattr__(self, "device", self.device.upper())
         object.__setattr__(self, "draft_device", self.draft_device and self.draft_device.upper())
+        self._require_numerics()
 
     @property
     def overlaps(self) -> bool:
@@ -100,6 +101,12 @@ class LoadOptions:
         holds = self.kv == "paged" or self.numerics != "exact"
         self._require("kv", holds, "numerics exact are known to hold with the paged cache only: kv", allowed="paged")
         object.__setattr__(self, "backend", "openvino")
+
+    def _require_numerics(self) -> None:
+        """Before a draft is compiled for the device, which takes minutes on some."""
+        if self.numerics == "exact" and not self.device.startswith(("CPU", "AUTO")):
+            what = f"numerics exact is only known to hold on CPU; device {self.device}"
+            raise SettingError(what, hint="use fast here", setting="numerics")
 
     def _require(self, setting: str, holds: bool, what: str | None = None, allowed: str | None = None) -> None:
         if not holds:

@@ -35,6 +35,8 @@ _TURNS = 3
 """An odd number, for the median: one disturbed turn decides nothing."""
 _CONFIRMING = 7
 """of the plan that would take the first one's place: three were wrong by a quarter on a noisy machine"""
+_NEAR = 1.1
+"""of the best plan's time: by three turns, another one of these may be the best"""
 _WRITTEN = 32
 """tokens of the free text"""
 _LEAST_GAIN = 0.98
@@ -142,14 +144,20 @@ def measure(
 
 
 def confirmed(rows: Sequence[Row], open_plan: Open, say: Say, prefer: Prefer) -> list[Row]:
-    """The rows as ``ranked``. A plan takes the first one's place only if it is the best by more turns, too."""
+    """The rows as ``ranked``. A plan takes the first one's place only if it is the best by more turns, too. Those that
+    are near it are timed by as many."""
     first = next(row.plan for row in rows if row.ratio is not None)
     timed, sure = list(rows), {first}
-    while (best := ranked(timed, prefer)[0]).plan not in sure:
-        sure.add(best.plan)
-        again, _ = measure([first, best.plan], open_plan, say, _CONFIRMING, all_of_them=True)
-        place = next(number for number, row in enumerate(timed) if row.plan == best.plan)
-        timed[place] = again[1]
+    while (best := ranked(timed, prefer)[0]).plan != first:
+        near = _ratio(best) * (_NEAR if prefer == "speed" else 1.0)
+        ran = [row for row in timed if row.ratio is not None and row.plan not in sure]
+        rivals = [row.plan for row in ran if row.plan == best.plan or _ratio(row) <= near]
+        if not rivals:
+            break
+        sure.update(rivals)
+        again, _ = measure([first, *rivals], open_plan, say, _CONFIRMING, all_of_them=True)
+        known = {row.plan: row for row in again[1:]}
+        timed = [known.get(row.plan, row) for row in timed]
     return ranked(timed, prefer)
 
 

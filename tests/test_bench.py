@@ -150,7 +150,7 @@ def test_bench_crop_times_steps_behind_rejected_rows(
     crop.bench_crop(cast("Pipeline", SimpleNamespace(target=target)), repeats=3)
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])["contexts"]
     assert list(figures) == ["256"] and all(figure > 0 for figure in figures["256"].values())
-    assert widths == [256] + [1] * 15 + [4] * 9 + [4, 1] * 15
+    assert widths == [256] + [1] * 15 + [4] * 9 + [1] * 15
 
 
 def test_runs_are_compared_with_their_simulation(pipeline: Pipeline) -> None:

@@ -195,6 +195,19 @@ def test_what_takes_the_first_ones_place_has_to_win_twice(scripted: type[Scripte
     assert [plan for plan, _ in found()] == [OV, LOOKUPS, OVERLAPPED, ORT]
 
 
+def test_plans_that_are_near_the_best_are_timed_by_as_many_turns(scripted: type[Scripted]) -> None:
+    """By three turns each of them may look the best."""
+    disturbed = [row(OV, 1.0), row(OVERLAPPED, 0.8), row(LOOKUPS, 0.86), row(ORT, 0.95)]
+    scripted.seconds |= {OVERLAPPED: 0.9, LOOKUPS: 0.84}
+    order = planner.confirmed(disturbed, lambda plan: fake_pipeline(), lambda what: None, "speed")
+    assert [(each.plan, each.ratio) for each in order[:2]] == [(LOOKUPS, 0.84), (OVERLAPPED, 0.9)]
+    assert scripted.made == [OV, OVERLAPPED, LOOKUPS], "and those further behind are not"
+    scripted.made.clear()
+    unmetered = [replace(each, joules=None) for each in disturbed]
+    planner.confirmed(unmetered, lambda plan: fake_pipeline(), lambda what: None, "battery")
+    assert scripted.made == [OV, OVERLAPPED, OV, LOOKUPS], "energy is no time"
+
+
 def test_a_draft_too_cheap_to_overlap_is_not_tried(scripted: type[Scripted]) -> None:
     found = measure(fake_pipeline(draft_s=0.05))
     assert found[1].why == "not tried: a draft step is 0.05 of a forward, too little to overlap"

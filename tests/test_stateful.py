@@ -215,6 +215,7 @@ def test_a_pipeline_writes_the_same_on_either_path(tiny_ir: Path) -> None:
         ({"kv": "paged", "backend": "onnxruntime"}, "onnxruntime has a cache of its own"),
         ({"kv": "stateful", "numerics": "exact"}, "numerics exact .* paged cache only.* allowed: paged"),
         ({"kv": "stateful", "device": "npu"}, "the NPU has a cache of its own"),
+        ({"numerics": "exact", "device": "npu"}, "only known to hold on CPU; device NPU"),
     ],
 )
 def test_a_cache_that_cannot_be_is_refused(options: dict[str, Any], message: str) -> None:
