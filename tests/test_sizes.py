@@ -66,7 +66,8 @@ def test_every_list_says_the_same_size_also_of_a_loaded_model(tmp_path: Path) ->
 def test_a_file_has_its_size_and_what_is_not_here_has_none(tmp_path: Path) -> None:
     (tmp_path / "own.gguf").write_bytes(b"1234")
     assert bytes_of(str(tmp_path / "own.gguf")) == 4
-    assert bytes_of(str(tmp_path)) == 4 + bytes_of(str(tmp_path / "cache")) + 2 * len(WEIGHTS)
+    cache_bytes = bytes_of(str(tmp_path / "cache"))
+    assert cache_bytes and bytes_of(str(tmp_path)) == 4 + cache_bytes + 2 * len(WEIGHTS)
     assert (
         bytes_of("qwen3-8b") is None and bytes_of("some/repository") is None and bytes_of("no such file.gguf") is None
     )

@@ -26,7 +26,7 @@ _STEP = 16
 _LEAST = 16
 """tokens of a prompt"""
 _MOST_TYPED = 128
-"""tokens of whole lines behind the token for the middle: models were trained on short ones there"""
+"""tokens of whole lines behind the token for the middle: they are read again at the next anchor, and take room"""
 _LINES = re.compile(r"[^\n]*\n|[^\n]+")
 _LETTERS_A_TOKEN = 16
 """characters, as a bound. A text with more is not encoded as a whole."""
