@@ -52,7 +52,7 @@ def model(tiny_ir: Path) -> OpenVINOStatefulModel:
 
 def test_rounds_do_not_touch_the_states_until_many_rows_went(model: OpenVINOStatefulModel, tiny_ir: Path) -> None:
     counted = Counted(model._request)
-    model.cache._request = counted  # type: ignore[assignment]
+    model.cache._request = counted
     model.prefill(TEXT)
     text = list(TEXT)
     went = model.last_width - len(TEXT)  # pads of the prompt
@@ -237,15 +237,16 @@ class Poisoned(FakeModel):
 
 def test_a_device_that_does_not_go_back_runs_the_stateful_path() -> None:
     said: list[str] = []
-    table, right = random_table(300, seed=1), object()
+    table = random_table(300, seed=1)
+    right: Any = object()
 
     def refused() -> Any:
         raise BackendError("cannot compile")
 
-    whole = FakeModel(table, 300)
-    assert rollback_check.either(lambda: whole, lambda: right, "GPU", said.append) is whole  # type: ignore[arg-type,return-value]
+    whole: Any = FakeModel(table, 300)
+    assert rollback_check.either(lambda: whole, lambda: right, "GPU", said.append) is whole
     assert not said and whole.cache.length == 0
     for paged in (lambda: Poisoned(table, 300, max_width=8), refused):
-        assert rollback_check.either(paged, lambda: right, "GPU", said.append) is right  # type: ignore[arg-type,return-value]
+        assert rollback_check.either(paged, lambda: right, "GPU", said.append) is right  # type: ignore[arg-type]
     assert [line.split(": ")[-1] for line in said] == ["a rejected draft changed the text behind it", "cannot compile"]
     assert all("GPU" in line and "stateful" in line for line in said)

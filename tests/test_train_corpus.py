@@ -18,14 +18,15 @@ pytest.importorskip("accelerate", reason="training needs the train extra")
 
 import torch
 
+from edgespec.bench.prompts import OWN
 from edgespec_train.corpus import build as corpora
 from edgespec_train.corpus import shards, sources
 from edgespec_train.corpus.build import make_corpus
-from edgespec_train.corpus.decontaminate import OWN, Decontaminator
+from edgespec_train.corpus.decontaminate import Decontaminator
 from edgespec_train.corpus.generate import Generated, Generator, Job
 from edgespec_train.corpus.paged_texts import TOP
 from tests import test_train
-from tests.test_train import PLAN, TOKENS
+from tests.test_train import PLAN, TOKENS, run
 
 target_folder, target, corpus = test_train.target_folder, test_train.target, test_train.corpus
 torch_target = test_train.torch_target
@@ -117,7 +118,7 @@ def test_no_benchmark_prompt_gets_in(target: Path, tmp_path: Path) -> None:
         path = tmp_path / f"{name}.npz"
         maker._make(0, path)
         data = np.load(path)
-        texts = [maker.tokenizer.decode(part) for part in np.split(data["tokens"], data["begins"][1:-1])]
+        texts = [maker.tokenizer.decode(part.tolist()) for part in np.split(data["tokens"], data["begins"][1:-1])]
         seen[name] = sum(decontaminator.matches(text) for text in texts)
         assert len(texts) > 10
     assert seen["with"] > 0
@@ -146,6 +147,24 @@ def test_a_shard_is_there_whole_or_not_at_all(target: Path, tmp_path: Path, monk
     with pytest.raises(SettingError, match="No space left"):
         make_corpus(PLAN, target, tmp_path / "corpus", 10, lambda line: None)
     assert [path.name for path in (tmp_path / "corpus").iterdir()] == ["manifest.json"]
+
+
+def test_shares_say_where_prompts_come_from(target: Path, tmp_path: Path) -> None:
+    command = ["train", "corpus", target, "-o", tmp_path, "--corpus-tokens", 10, "--new-tokens", 4]
+    result = run(*command, "--texts-per-shard", 16, "--shares", "0,0.25,0.75,0")
+    assert result.exit_code == 0, result.output
+    data = np.load(shards.shard_path(tmp_path / "corpus", 0))
+    assert set(data["source"]) == {1, 2}, "code begun by the target, and code"
+    manifest = json.loads((tmp_path / "corpus" / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["plan"]["shares"] == [0, 0.25, 0.75, 0]
+
+
+@pytest.mark.parametrize("shares", ["1,0,0", "0.5,0.5,0.5,0", "a,b,c,d", "2,-1,0,0", "nan,0,0,1"])
+def test_shares_that_are_no_whole_are_one_line(shares: str, tmp_path: Path) -> None:
+    result = run("train", "corpus", "default", "-o", tmp_path / "work", "--shares", shares)
+    assert isinstance(result.exception, SettingError)
+    assert f"--shares; got {shares}; allowed: four numbers that add up to 1" in str(result.exception)
+    assert not (tmp_path / "work").exists()
 
 
 def test_prompts_come_from_real_code_and_text(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from edgespec_train.sdsat.graph import with_placeholders
 from edgespec_train.sdsat.placeholders import Placeholders, read
 from edgespec_train.sdsat.places import choose, groups_of
 from edgespec_train.sdsat.rows import recognised
-from edgespec_train.sdsat.task import Guesses, Recipe, worth
+from edgespec_train.sdsat.task import Guesses, Recipe, figures, tokens_a_forward, worth
 from tests import tiny_models
 
 COUNT, VOCAB = 3, 512
@@ -49,10 +50,10 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("texts"), np.random.default_rng(0).integers(4, 400, 48 * 24))
 
 
-def write(folder: Path, tokens: Any) -> Path:
-    """A ready corpus of texts of 24 tokens, 6 of them the prompt."""
+def write(folder: Path, tokens: Any, **more: Any) -> Path:
+    """A ready corpus of texts of 24 tokens, 6 of them the prompt. more: other arrays of the shard."""
     begins = np.arange(0, len(tokens) + 1, 24)
-    np.savez(folder / "shard-00000.npz", tokens=tokens, begins=begins, answers=begins[:-1] + 6)
+    np.savez(folder / "shard-00000.npz", tokens=tokens, begins=begins, answers=begins[:-1] + 6, **more)
     return folder
 
 
@@ -110,7 +111,7 @@ def test_the_target_is_not_changed_by_training(
     task = Guesses(target, placeholders, texts, texts, recipe, Schedule(steps=1, tokens_per_batch=128))
     batch = next(task.batches(0))
     first, places = task.loss(placeholders, batch, torch.device("cpu"))
-    first.backward()  # type: ignore[no-untyped-call]
+    first.backward()
     assert places > 0 and all(parameter.grad is not None for parameter in placeholders.parameters())
     assert all(parameter.grad is None for parameter in target.parameters())
     # A step along the gradient that should lower the loss by a hundredth: small enough for its curvature not to count.
@@ -167,6 +168,42 @@ def test_worth_is_what_rounds_would_earn() -> None:
     never = {"two_step": 1.0, "two_step_k": 1, "one_forward": 1.0, "one_forward_k": 1}
     assert worth([np.ones((4, 3), bool)]) == always
     assert worth([np.zeros((4, 3), bool)]) == worth([]) == never
+
+
+def test_every_number_of_guesses_is_a_column() -> None:
+    """The first two guesses are right, the third is not: two are the best, and none is plain decoding."""
+    right = np.tile([True, True, False, True], (5, 1))
+    assert tokens_a_forward([right]) == {
+        "two_step": [1, 1.5, 2, 2, 2],
+        "one_forward": [1, 2, 3, 2, 2],
+    }
+    assert tokens_a_forward([])["two_step"][0] == 1
+
+
+def test_held_out_figures_are_of_all_numbers_and_by_source(trained: Path) -> None:
+    found = json.loads((trained / "held_out.json").read_text(encoding="utf-8"))
+    assert found == bundle.read(trained / "bundle").manifest.measured["draft"]["held_out"]
+    assert found["places"] > 0 and found["by_source"] == {}, "this corpus does not say where its prompts come from"
+    for scheme in ("two_step", "one_forward"):
+        columns = found["by_number"][scheme]
+        assert len(columns) == 14 and columns[0] == 1
+        assert columns[found[f"{scheme}_k"]] == max(columns[1:]) == pytest.approx(found[scheme], abs=1e-3)
+
+
+@pytest.mark.parametrize(("separate", "most"), [(False, 13), (True, COUNT)])
+def test_separate_placeholders_are_judged_no_further_than_they_go(
+    target: Any, tmp_path: Path, separate: bool, most: int
+) -> None:
+    """And each source has figures of its own."""
+    tokens = np.random.default_rng(0).integers(4, 400, 8 * 24)
+    write(tmp_path, tokens, source=np.repeat([2, 3], 4))
+    texts = texts_of(tmp_path)
+    torch.manual_seed(0)
+    some = Placeholders(target, COUNT if separate else 1, rank=0)
+    found = figures(target, some, texts, texts.texts, Recipe(count=COUNT, separate=separate, rank=0))
+    assert list(found["by_source"]) == ["code", "text"]
+    assert sum(part["places"] for part in found["by_source"].values()) == found["places"]
+    assert 1 <= found["two_step_k"] <= most and len(found["by_number"]["two_step"]) == 14
 
 
 def test_the_bundle_says_what_was_trained_and_that_real_tokens_kept_their_logits(trained: Path) -> None:
@@ -279,6 +316,7 @@ def test_corpora_that_cannot_be_trained_on(folder: Path, corpus: Path, trained: 
         (["--adapt", "qkv,nose"], "products to adapt; got nose; allowed: qkv, o, gate_up, down"),
         (["--tokens", 14], "14 is not in the range"),
         (["--share", 0], "is not in the range"),
+        (["--corpus", ".", "--corpus-tokens", 9], "--corpus names what is made already; got --corpus-tokens"),
     ],
 )
 def test_a_setting_that_cannot_be_is_one_line(folder: Path, tmp_path: Path, more: list[object], said: str) -> None:

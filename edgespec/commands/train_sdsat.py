@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from edgespec.commands.training_options import PATH, corpus_options, output, say
+from edgespec.commands.training_options import PATH, PLAN, corpus_options, output, refuse_with_ready, say
 
 
 @click.command()
@@ -34,7 +34,8 @@ from edgespec.commands.training_options import PATH, corpus_options, output, say
 @click.option("--precision", type=click.Choice(["f32", "bf16"]), default="f32", show_default=True)
 @click.option("--evaluate-every", type=click.IntRange(1), default=100, show_default=True, metavar="STEPS")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-def sdsat(target: str, output: Path, **options: Any) -> None:
+@click.pass_context
+def sdsat(context: click.Context, /, target: str, output: Path, **options: Any) -> None:
     """Train adaptive tokens for TARGET (SDSAT, arXiv 2403.18647); prints the folder of the bundle.
 
     TARGET is a transformers folder, a .gguf file, a name of one, or OWNER/NAME[@REVISION] on the Hugging Face hub.
@@ -49,4 +50,5 @@ def sdsat(target: str, output: Path, **options: Any) -> None:
     """
     from edgespec_train import train_sdsat
 
+    refuse_with_ready(context, "corpus_folder", PLAN)
     click.echo(train_sdsat(target, output, say, options))

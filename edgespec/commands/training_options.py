@@ -12,6 +12,8 @@ from click.core import ParameterSource
 from edgespec.errors import SettingError
 
 PATH = click.Path(path_type=Path)
+_SOURCES, _ROUNDING = 4, 1e-3
+"""of a corpus's prompts; how far its shares may be from 1"""
 called = click.option(
     "--called", "target_names", multiple=True, metavar="NAME", help="What other files of TARGET begin with."
 )
@@ -23,14 +25,33 @@ _OF_CORPUS = [
     click.option("--new-tokens", type=click.IntRange(1), default=160, show_default=True, help="Longest answer."),
     click.option("--texts-per-shard", type=click.IntRange(8), default=640, show_default=True),
     click.option("--corpus-seed", "corpus_seed", type=click.IntRange(0), default=0, show_default=True),
+    click.option(
+        "--shares",
+        callback=lambda context, option, text: _shares(text),
+        default="0.68,0.10,0.14,0.08",
+        show_default=True,
+        metavar="A,B,C,D",
+        help="Of the texts: chat whose questions TARGET writes, code that it begins, real code, real text.",
+    ),
     click.option("--ray", is_flag=True, help="Make shards with Ray Data (extra train-ray)."),
 ]
 
 
-PLAN = ("corpus_tokens", "folders", "exclude", "new_tokens", "ray", "texts_per_shard", "corpus_seed")
+PLAN = ("corpus_tokens", "folders", "exclude", "new_tokens", "ray", "texts_per_shard", "corpus_seed", "shares")
 """options that say how a corpus is made"""
 _CHOICE = {"longest", "prompt_share", "state_tokens"}
 """options that say which texts of a corpus a head is trained on"""
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    """Four numbers that add up to 1. Raises SettingError for any others."""
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if len(found) != _SOURCES or not all(0 <= share <= 1 for share in found) or abs(sum(found) - 1) > _ROUNDING:
+        raise SettingError("--shares", got=text, allowed="four numbers that add up to 1, as 0.3,0.2,0.4,0.1")
+    return found
 
 
 def say(line: str) -> None:

@@ -42,7 +42,7 @@ from edgespec_train.ship_head import HeadKind, TrainedHead, pack_head
 from edgespec_train.stages import check_vocabulary, checkpoint_of, corpus_of, target_bundle
 
 Say = Callable[[str], None]
-_PLAN = ("corpus_tokens", "folders", "exclude", "new_tokens", "ray", "texts_per_shard", "corpus_seed")
+_PLAN = ("corpus_tokens", "folders", "exclude", "new_tokens", "ray", "texts_per_shard", "corpus_seed", "shares")
 B = TypeVar("B")
 
 

@@ -4,6 +4,7 @@ target/       the target as a bundle, if it had to be exported
 corpus/       shards of text by the target, unless a corpus was named
 checkpoint/   the placeholders in training
 curve.json    the learning curve (curve.png beside it)
+held_out.json what held-out texts say in the end, at 0 to 13 guesses and by source
 bundle/       the target with its placeholders, ready to run
 """
 
@@ -36,13 +37,11 @@ from edgespec_train.progress import progress_bar
 from edgespec_train.sdsat.check import compare
 from edgespec_train.sdsat.graph import with_placeholders
 from edgespec_train.sdsat.placeholders import GROUPS, Placeholders
-from edgespec_train.sdsat.task import Guesses, Recipe, right_guesses, worth
+from edgespec_train.sdsat.task import MOST_TOKENS, Guesses, Recipe, figures
 from edgespec_train.stages import corpus_of, target_bundle, torch_model
 
 Say = Callable[[str], None]
 NAME = "sdsat"
-MOST_TOKENS = 13
-"""placeholders that a shared embedding may be asked for when decoding, as in the paper's scripts"""
 
 
 @dataclass(frozen=True)
@@ -118,14 +117,15 @@ def make(settings: Settings, say: Say) -> Path:
     write_json(folder / "curve.json", {"curve": [asdict(point) for point in curve]})
     plot(curve, folder / "curve.png")
     greedy = [text for text in held_out.texts if held_out.temperature(text) == 0] or held_out.texts
-    figures = worth(right_guesses(model, placeholders, held_out, greedy, recipe))
-    two, one = figures["two_step"], figures["one_forward"]
-    say(f"tokens a forward on held-out text: {two:.2f} two-step, {one:.2f} one-forward")
+    found = figures(model, placeholders, held_out, greedy, recipe)
+    two, one = found["two_step"], found["one_forward"]
+    say(f"tokens a forward at {found['places']} held-out places: {two:.2f} two-step, {one:.2f} one-forward")
+    write_json(folder / "held_out.json", found)
     provenance = {
         "recipe": asdict(settings.schedule) | asdict(recipe),
         "corpus": {key: value for key, value in read_manifest(corpus).items() if key != "shards"},
         "training": asdict(curve[-1]) if curve else {},
-        "held_out": figures,
+        "held_out": found,
         "machine": machine(),
     }
     text = held_out.tokens(max(greedy, key=held_out.length))

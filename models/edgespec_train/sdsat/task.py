@@ -15,13 +15,17 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from edgespec_train.corpus import SOURCES
 from edgespec_train.corpus.texts import TargetTexts, TextId
 from edgespec_train.judging import Judged
 from edgespec_train.loop import Schedule
 from edgespec_train.sdsat.placeholders import Placeholders, read
 from edgespec_train.sdsat.places import Groups, Placing, answer_places, choose, groups_of
 
-_EVALUATED_AT_ONCE = 4
+MOST_TOKENS = 13
+"""placeholders that a shared embedding may be asked for when decoding, as in the paper's scripts"""
+_EVALUATED_AT_ONCE, _FINELY = 4, 4
+"""texts; in the end every so-manieth place is judged"""
 
 
 @dataclass(frozen=True)
@@ -132,21 +136,54 @@ def right_guesses(
     return found
 
 
-def worth(right: Sequence[NDArray[np.bool_]]) -> dict[str, float]:
-    """Tokens a forward of the target, at the best number of guesses, which is said too.
+def figures(
+    target: Any, placeholders: torch.nn.Module, texts: TargetTexts, chosen: Sequence[TextId], recipe: Recipe
+) -> dict[str, Any]:
+    """What held-out texts say in the end: ``worth`` at the numbers that the bundle allows, ``places`` judged, and
+    ``tokens_a_forward`` of all, and of each source of prompts, at every number up to ``MOST_TOKENS``.
+
+    Separate placeholders repeat their last one behind their own number, so that all recipes are judged on one set.
+    """
+    finely = replace(recipe, count=MOST_TOKENS, judged=_FINELY)
+    right = right_guesses(target, placeholders, texts, chosen, finely)
+    allowed = recipe.count if recipe.separate else MOST_TOKENS
+    found: dict[str, Any] = worth([text[:, :allowed] for text in right])
+    found |= {"places": sum(map(len, right)), "by_number": _rounded(right), "by_source": {}}
+    for number, name in enumerate(SOURCES):
+        own = [part for text, part in zip(chosen, right, strict=True) if texts.source(text) == number]
+        if sum(map(len, own)):
+            found["by_source"][name] = {"places": sum(map(len, own)), **_rounded(own)}
+    return found
+
+
+def _rounded(right: Sequence[NDArray[np.bool_]]) -> dict[str, list[float]]:
+    return {name: [round(n, 3) for n in tokens] for name, tokens in tokens_a_forward(right).items()}
+
+
+def tokens_a_forward(right: Sequence[NDArray[np.bool_]]) -> dict[str, list[float]]:
+    """Of each scheme, at 0, 1, 2, ... guesses: tokens a forward of the target.
 
     two_step: a forward drafts, the next one verifies. one_forward: each does both; what it drafts is of use only if it
     accepts its whole draft, else the next one begins anew.
 
-    >>> worth([np.array([[True], [False]])])
-    {'two_step': 1.25, 'two_step_k': 1, 'one_forward': 1.3333333333333333, 'one_forward_k': 1}
+    >>> tokens_a_forward([np.array([[True], [False]])])
+    {'two_step': [1.0, 1.25], 'one_forward': [1.0, 1.3333333333333333]}
     """
     runs = [np.logical_and.accumulate(text, axis=1) for text in right if len(text)]
     accepted = np.concatenate(runs).mean(0) if runs else np.zeros(1)  # by number: share with so many right
     expected = np.cumsum(accepted)
     schemes = {"two_step": 1 + expected / 2, "one_forward": 1 + expected / (2 - accepted)}
+    return {name: [1.0, *tokens.tolist()] for name, tokens in schemes.items()}
+
+
+def worth(right: Sequence[NDArray[np.bool_]]) -> dict[str, float]:
+    """The best of ``tokens_a_forward``, and at which number of guesses, at least one.
+
+    >>> worth([np.array([[True], [False]])])
+    {'two_step': 1.25, 'two_step_k': 1, 'one_forward': 1.3333333333333333, 'one_forward_k': 1}
+    """
     found: dict[str, float] = {}
-    for name, tokens in schemes.items():
-        best = int(tokens.argmax())
-        found |= {name: float(tokens[best]), f"{name}_k": best + 1}
+    for name, tokens in tokens_a_forward(right).items():
+        best = 1 + int(np.argmax(tokens[1:]))
+        found |= {name: tokens[best], f"{name}_k": best}
     return found
