@@ -172,6 +172,9 @@ def _fetched(ref: str, options: LoadOptions) -> tuple[Bundle, str | None]:
 
 
 def _planned(pair: Bundle, options: LoadOptions, chosen: str | None, *, again: bool = False) -> PlanTable:
+    for device in filter(None, (options.device, options.draft_device)):
+        if device != AUTO:
+            require_device(device)
     other = chosen is not None and not drafter_loading.is_own(pair, chosen)
     own = None if other or chosen == "none" else drafter_loading.planned(pair, chosen)[1]
     found = plans(

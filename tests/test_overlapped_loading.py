@@ -229,3 +229,9 @@ def test_run_tells_of_it(tiny_ir: Path) -> None:
     assert "While the target verified, the draft wrote" in ran.stderr and "overlapped" in ran.stderr
     refused = CliRunner().invoke(cli, [*common, "--draft", "ngram", "sea"])
     assert refused.exit_code == 2 or isinstance(refused.exception, SettingError)
+
+
+def test_run_refuses_rejection_before_it_loads() -> None:
+    rejecting = ["--temperature", "1", "--verification", "rejection"]
+    ran = CliRunner().invoke(cli, ["run", "-m", "no/such-model", "--schedule", "overlapped", *rejecting, "sea"])
+    assert isinstance(ran.exception, SettingError) and "verification; got rejection" in str(ran.exception)

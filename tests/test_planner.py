@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from edgespec import loading, planner
-from edgespec.errors import BackendError, EdgespecError, SettingError
+from edgespec.errors import BackendError, DeviceError, EdgespecError, SettingError
 from edgespec.load_options import LoadOptions
 from edgespec.machine import energy, engine_choice
 from edgespec.machine.engine_comparison import Pace
@@ -284,6 +284,12 @@ def test_auto_loads_the_plan_that_is_taken(monkeypatch: pytest.MonkeyPatch) -> N
     assert loaded == "ngram"
     assert (seen[0].device, seen[0].backend, seen[0].draft) == ("CPU", "onnxruntime", "ngram")
     assert asked == [True, False], "who names no schedule has texts that this one refuses, too"
+
+
+@pytest.mark.parametrize("options", [{"device": "gpu.7"}, {"device": "auto", "draft_device": "gpu.7"}])
+def test_no_plan_is_timed_for_a_device_that_is_not_here(tiny_ir: Path, options: dict[str, str]) -> None:
+    with pytest.raises(DeviceError, match=r"no such device here; got GPU\.7"):
+        loading.plan(tiny_ir.parent, LoadOptions(**options))  # type: ignore[arg-type]
 
 
 def test_fewer_cores_are_another_machine(monkeypatch: pytest.MonkeyPatch, tiny_ir: Path) -> None:

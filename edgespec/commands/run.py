@@ -64,7 +64,10 @@ def command(
     if not text.strip() and not (raw and text):  # before a model is loaded for nothing
         raise SettingError("prompt is empty", hint='give a text: edgespec "What is the capital of France?"')
     sampling, max_new_tokens, load_options = sampling_from(options)
+    if load_options["schedule"] == "overlapped":
+        from edgespec.decode.overlapped import require_matching
 
+        require_matching(sampling)
     from edgespec.commands.fetching import fetch_and_load
 
     pipeline = fetch_and_load(load_options)
