@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -91,7 +91,10 @@ class Siblings(NoDrafter):
     def propose(self, context: Sequence[int], k: int, allowed: Allowed | None = None) -> Draft:
         if k < 2:
             return Draft()
-        parents, tokens, probs = [], [], []
+        assert self.params.seed is not None
+        parents: list[int] = []
+        tokens: list[int] = []
+        probs: list[Distribution] = []
         texts = [tuple(context)]
         for row in range(1 + self.width):
             first = left = self.distribution(texts[row])
@@ -157,9 +160,9 @@ PENALTY: dict[str, Any] = {"temperature": 0.8, "repetition_penalty": 1.7, "logit
 def expected(table: Table, vocab: int, settings: dict[str, Any], prompt: Sequence[int]) -> dict[tuple[int, ...], float]:
     """Probability of each text of TOKENS tokens that has any, by enumeration of plain decoding."""
     params = SamplingParams(**settings)
-    texts = {(): 1.0}
+    texts: dict[tuple[int, ...], float] = {(): 1.0}
     for _ in range(TOKENS):
-        longer = {}
+        longer: dict[tuple[int, ...], float] = {}
         for text, mass in texts.items():
             context = (*prompt, *text)
             probs = probabilities(adjust(table(context), context, params), params)
@@ -175,7 +178,7 @@ def written(
     prompt: Sequence[int],
     seeds: int,
     rules: Callable[[], Constraint | None] = lambda: None,
-) -> Counter:
+) -> Counter[tuple[int, ...]]:
     texts: Counter[tuple[int, ...]] = Counter()
     for seed in range(seeds):
         context = list(prompt)
@@ -191,14 +194,14 @@ def written(
     return texts
 
 
-def smallest_p_value(texts: Counter, law: dict[tuple[int, ...], float]) -> float:
+def smallest_p_value(texts: Counter[tuple[int, ...]], law: dict[tuple[int, ...], float]) -> float:
     """G-tests of all tokens together and of each alone; a text that may not be is certain proof."""
     if not set(texts) <= set(law):
         return 0.0
     smallest = 1.0
     for places in [tuple(range(TOKENS)), *((place,) for place in range(TOKENS))]:
         seen: Counter[tuple[int, ...]] = Counter()
-        wanted: Counter[tuple[int, ...]] = Counter()
+        wanted: defaultdict[tuple[int, ...], float] = defaultdict(float)
         for text, mass in law.items():
             part = tuple(text[place] for place in places)
             seen[part] += texts[text]

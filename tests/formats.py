@@ -16,7 +16,8 @@ import numpy as np
 import tokenizers
 
 from edgespec.adaptive.arbiter import Arbiter
-from edgespec.adaptive.forward_cost import ForwardCost, ForwardTimes
+from edgespec.adaptive.calibration import ForwardTimes
+from edgespec.adaptive.forward_cost import ForwardCost
 from edgespec.backends.fake import FakeModel, Table, random_table
 from edgespec.decode.autoregressive import autoregressive
 from edgespec.decode.speculative import speculative

@@ -135,7 +135,8 @@ class KnowingGraph:
 
 def knowing(kind: HeadKind, graph: KnowingGraph, layers: tuple[int, ...], vocab_size: int) -> Block | ReDrafter:
     """A drafter that tells its graph the text, which a real one reads from the states."""
-    drafter = {"block": Block, "redrafter": ReDrafter}[kind](graph, graph.ids, layers, vocab_size=vocab_size)
+    make = Block if kind == "block" else ReDrafter
+    drafter = make(graph, graph.ids, layers, vocab_size=vocab_size)
     propose = drafter.propose_while
 
     def told(context: Sequence[int], *rest: Any) -> Draft:

@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -176,7 +177,7 @@ def bundle_with(source: WheelSource | HubSource, ir: Path, folder: Path) -> Bund
 
 def publish(server: Server, files: dict[str, bytes], repo: str = "org/tiny", revision: str = "main") -> None:
     """As the hub does: it lists the SHA-256 of a large file (.bin, .gguf), and git's hash of any other."""
-    info = {"id": repo, "sha": COMMIT, "siblings": [listed(*file) for file in files.items()]}
+    info: dict[str, Any] = {"id": repo, "sha": COMMIT, "siblings": [listed(*file) for file in files.items()]}
     info |= {"private": False, "tags": [], "downloads": 0, "likes": 0}
     server.headers = {"X-Repo-Commit": COMMIT}
     server.files[f"/api/models/{repo}/revision/{revision}"] = json.dumps(info).encode()

@@ -70,7 +70,8 @@ def published(contents: dict[str, bytes], server: Server, tmp_path: Path, monkey
     lists = tmp_path / "lists"
     lists.mkdir()
     pairs = ['[licences."Apache-2.0"]\nuse = "any"\nurl = "https://example.org"\n']
-    listed, wheels = [], {}
+    listed: list[str] = []
+    wheels: dict[str, list[str]] = {}
     for name, content in contents.items():
         size = len(content)
         other = 'other_drafts = ["two"]' if name == "one" else ""

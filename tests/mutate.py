@@ -49,7 +49,7 @@ def _template(data: bytes, draw: random.Random) -> bytes:
     return (text[:at] + draw.choice(_PIECES) + text[at:]).encode()
 
 
-_VALUES = (
+_VALUES: tuple[Any, ...] = (
     0,
     -1,
     1e300,

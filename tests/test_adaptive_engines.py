@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tiny_models.build("llama", tmp_path_factory.mktemp("adaptive") / "hf")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with torch.no_grad():
-        table = model.get_input_embeddings().weight
+        table: Any = model.get_input_embeddings().weight
         table.copy_(table[7] + 0.3 * (table - table[7]))
         table[PLACEHOLDER] = table.mean(0)
     model.save_pretrained(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,7 +51,7 @@ def run(
 
 
 def drafter(
-    k: int, *, one_forward: bool = False, tokens: Sequence[int] = (PLACEHOLDER,), **rows: int
+    k: int, *, one_forward: bool = False, tokens: Sequence[int] = (PLACEHOLDER,), **rows: Any
 ) -> AdaptiveTokens:
     return AdaptiveTokens(tokens, VOCAB, count=max(1, k), one_forward=one_forward, **rows)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -170,12 +170,16 @@ def second_best_is_right(text: tuple[int, ...]) -> Logits:
     return row
 
 
+def seconds_by_rows(a_row_s: float) -> Callable[[int], float]:
+    return lambda width: 1.0 + a_row_s * (width - 1)
+
+
 def test_trees_are_drafted_where_rows_are_cheap_and_never_where_they_are_expensive() -> None:
     seconds, shares = [], []
     for a_row_s in (0.01, 0.8):
         for trees in (False, True):
             world = World(second_best_is_right, 0.05)
-            world.target.forward_s = lambda width, a_row_s=a_row_s: 1.0 + a_row_s * (width - 1)
+            world.target.forward_s = seconds_by_rows(a_row_s)
             arbiter = world.arbiter(trees=trees)
             world.run(arbiter)
             each_s, stats = world.run(arbiter)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from click.testing import CliRunner
@@ -21,8 +23,10 @@ from edgespec.drafters.recycling import Recycling
 from edgespec.errors import BackendError, SettingError
 from edgespec.machine import schedule_choice
 from edgespec.pipeline import Pipeline
-from edgespec_bench import verification
+from edgespec.protocols import Model
+from edgespec_bench import crop, verification
 from edgespec_bench.child import run_python
+from tests.conftest import load_ir, load_stateful
 
 
 @pytest.mark.real
@@ -128,6 +132,25 @@ def test_tables_have_three_digits_and_no_powers_of_ten(capsys: pytest.CaptureFix
     report.show_table("times", ["ms"], [(0.01234,), (99.94,), (1234.4,)])
     shown = capsys.readouterr().out
     assert all(f" {cell} " in shown for cell in ("0.0123", "99.9", "1234")), shown
+
+
+@pytest.mark.parametrize("load", [load_ir, load_stateful])
+def test_bench_crop_times_steps_behind_rejected_rows(
+    tiny_ir: Path, load: Callable[[Path], Model], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crop, "TEXT_IDS", range(50))
+    target, widths = load(tiny_ir), []
+    told = target.forward
+
+    def forward(tokens: Sequence[int], *more: Any, **options: Any) -> Any:
+        widths.append(len(tokens))
+        return told(tokens, *more, **options)
+
+    monkeypatch.setattr(target, "forward", forward)
+    crop.bench_crop(cast("Pipeline", SimpleNamespace(target=target)), repeats=3)
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])["contexts"]
+    assert list(figures) == ["256"] and all(figure > 0 for figure in figures["256"].values())
+    assert widths == [256] + [1] * 15 + [4] * 9 + [4, 1] * 15
 
 
 def test_runs_are_compared_with_their_simulation(pipeline: Pipeline) -> None:

@@ -224,7 +224,7 @@ def wait_for(client: TestClient, state: str | None) -> dict[str, Any] | None:
     for _ in range(500):
         found = entry(client)["download"]
         if state == (found and found["state"]):
-            return found  # type: ignore[no-any-return]
+            return found
         time.sleep(0.01)
     raise AssertionError(f"{state} was not reached: {found}")
 

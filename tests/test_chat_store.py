@@ -152,7 +152,8 @@ def test_two_servers_may_make_the_file_at_once(tmp_path: Path, monkeypatch: pyte
     path = tmp_path / "chats.sqlite"
     from edgespec.server.chat import store as module
 
-    version, first = module._version, []
+    version = module._version
+    first: list[sqlite3.Connection] = []
 
     def slow(db: sqlite3.Connection) -> int:
         found = version(db)

@@ -12,7 +12,7 @@ import pytest
 from edgespec.errors import BundleError, EdgespecError, SettingError
 from edgespec.text.chat_template import ChatTemplate
 
-TALK = [
+TALK: list[dict[str, Any]] = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": " Grüße <b>\n"},
     {"role": "assistant", "content": "Hi", "tool_calls": [{"name": "f", "arguments": {"b": 1, "a": [True, None]}}]},
@@ -50,7 +50,8 @@ ALIKE = {
 def test_it_renders_what_transformers_does(name: str, extra: dict[str, Any]) -> None:
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    [expected], _ = render_jinja_template([TALK], chat_template=ALIKE[name], add_generation_prompt=True, **extra)
+    rendered: Any = render_jinja_template([TALK], chat_template=ALIKE[name], add_generation_prompt=True, **extra)
+    [expected], _ = rendered
     assert ChatTemplate(ALIKE[name]).render(TALK, **extra) == expected
 
 

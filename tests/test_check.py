@@ -33,7 +33,7 @@ def loaded() -> ModuleType:
 def check(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script, which says what it would run."""
     module = loaded()
-    module.ran = []
+    vars(module)["ran"] = []
     monkeypatch.setattr(module, "set_up", lambda: None)
     monkeypatch.setattr(module, "run", lambda *arguments, on=(): module.ran.append((*on, *arguments)))
     monkeypatch.setattr(module, "background", lambda *arguments: lambda: module.ran.append(arguments))
@@ -69,7 +69,7 @@ def test_the_files_that_fast_leaves_out_exist(check: ModuleType) -> None:
 
 def test_what_runs_in_the_background_is_shown_and_may_fail(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     script = loaded()
-    script.PYTHON, script.ROOT = Path(sys.executable), tmp_path
+    vars(script).update(PYTHON=Path(sys.executable), ROOT=tmp_path)
     for code in (0, 1):
         (tmp_path / "tool.py").write_text(f"print('found', {code}); raise SystemExit({code})", encoding="utf-8")
         finish = script.background("tool", "--strict")

@@ -6,6 +6,7 @@ import gc
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -123,7 +124,8 @@ def test_a_model_that_goes_while_a_forward_runs_waits_for_it_and_says_nothing(
     model = load_ir(tiny_ir)
     model.start([1])
     request, model._request = model._request, _Failed()
-    failed, said = model._request, []
+    failed = model._request
+    said: list[Any] = []
     monkeypatch.setattr(sys, "unraisablehook", said.append)
     del model
     gc.collect()

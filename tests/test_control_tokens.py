@@ -250,7 +250,7 @@ def test_a_control_token_that_a_normalizer_makes_is_refused(tmp_path: Path, atta
 
 def test_letters_that_a_model_does_not_know_are_no_control_tokens(tmp_path: Path) -> None:
     engine = tokenizers.Tokenizer(models.WordLevel({"<unk>": 0, "a": 1}, unk_token="<unk>"))
-    engine.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
+    engine.pre_tokenizer = pre_tokenizers.Whitespace()
     engine.add_special_tokens(["<unk>", "<s>"])
     engine.save(str(tmp_path / "tokenizer.json"))
     tokenizer = Tokenizer(tmp_path / "tokenizer.json")

@@ -72,7 +72,7 @@ def test_the_doubles_have_what_the_real_classes_have() -> None:
 def test_a_devices_own_tensors_are_set_by_name_and_grow(tiny_ir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled, request = load_ir(tiny_ir).compiled, Request()
     monkeypatch.setattr(ov, "RemoteTensor", Remote)
-    cache = PagedCache(Core(), compiled, request, "GPU", 100)  # type: ignore[arg-type]
+    cache = PagedCache(Core(), compiled, request, "GPU", 100)
     cache.reserve(20)
     names = {name for port in compiled.inputs for name in port.get_names() if "_cache." in name}
     assert set(request.tensors) == names and len(names) == 4

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -17,12 +17,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from edgespec.adaptive.arbiter import Arbiter
 from edgespec.backends.fake import FakeModel
 from edgespec.drafters.first_match import FirstMatch
 from edgespec.drafters.ngram import NGram
 from edgespec.drafters.small_model import SmallModel
 from edgespec.pipeline import Pipeline
-from edgespec.protocols import Constraint
+from edgespec.protocols import Constraint, Drafter
 from edgespec.sampling_params import SamplingParams
 from edgespec.types import Distribution, Draft, Logits
 from tests.distributions import (
@@ -88,7 +89,7 @@ def test_coupled_sampling_preserves_it_too(world: str, settings: dict[str, Any])
     assert check(world, settings) > ALPHA
 
 
-CONSTRAINED = {
+CONSTRAINED: dict[str, Callable[[], Drafter | Arbiter]] = {
     "close": lambda: chain(CLOSE),
     "reversed": lambda: chain(REVERSED),
     "trimmed": trimmed,
@@ -165,7 +166,7 @@ def test_the_default_pairs_first_three_tokens(pipeline: Pipeline) -> None:
 @pytest.mark.slow
 def test_the_default_pair_with_its_own_caches(pipeline: Pipeline) -> None:
     prompt = pipeline.tokenizer.encode("Once upon a time there was a", raw=True)
-    settings = {"temperature": 1.2, "top_k": 4} | REJECTION
+    settings: dict[str, Any] = {"temperature": 1.2, "top_k": 4} | REJECTION
     law = expected(remembered(pipeline.target, 64).table, pipeline.target.vocab_size, settings, prompt)
     texts = Counter(
         tuple(

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version as version_of
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +25,7 @@ from edgespec.backends.onnx.weights import NoONNXForm
 from edgespec.cli import cli
 from edgespec.errors import ConversionError, SettingError
 from edgespec.machine import engine_choice, engine_comparison, other_programs
+from edgespec.machine.other_programs import Others
 from edgespec.pipeline import Pipeline
 from edgespec.types import Needs
 from tests.tiny_models import build, export_ir
@@ -49,7 +51,7 @@ def engines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_fast_ir: Path)
     monkeypatch.setenv("EDGESPEC_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("EDGESPEC_BACKEND")
     monkeypatch.setattr(loading, "Trial", MadeUp)
-    monkeypatch.setattr(engine_comparison.Others, "cores", lambda self: 0.0)
+    monkeypatch.setattr(Others, "cores", lambda self: 0.0)
     return seconds
 
 
@@ -98,7 +100,7 @@ def test_what_was_found_beside_other_programs_is_found_again_when_they_are_gone(
     engines: dict[str, float], tiny_fast_ir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as busy:
-        busy.setattr(engine_comparison.Others, "cores", lambda self: 0.5)
+        busy.setattr(Others, "cores", lambda self: 0.5)
         assert loaded(tiny_fast_ir).target.capabilities.backend == "onnxruntime"
         measured = engines["measured"]
         engines["openvino"] = 0.5
@@ -177,7 +179,7 @@ def test_a_model_without_an_onnx_form_stays_on_openvino(
 def test_that_there_was_no_memory_is_not_remembered(
     engines: dict[str, float], tiny_fast_ir: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    from edgespec.backends.onnx.graph import OnnxBuilder
+    from edgespec.backends.onnx.builder import OnnxBuilder
 
     def fail(*arguments: Any) -> None:
         raise error
@@ -239,7 +241,7 @@ def test_without_the_package_it_is_not_considered(
 
 
 def test_packages_that_are_installed_over_one_another_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = engine_choice.version_of
+    real = version_of
     monkeypatch.setattr(engine_choice, "version_of", lambda name: "1.9" if name.endswith("-gpu") else real(name))
     assert list(engine_choice.packages()) == ["onnxruntime", "onnxruntime-gpu"]
     versions = json.loads(CliRunner().invoke(cli, ["doctor", "--json"]).stdout)["versions"]

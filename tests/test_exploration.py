@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -89,8 +89,11 @@ def test_it_finds_out_that_wider_forwards_are_cheaper_than_was_measured(noise: f
         def true(width: int, random: np.random.Generator = random) -> float:
             return (1.0 + 0.25 * (width - 1)) * float(np.exp(noise * random.standard_normal()))
 
+        def measured(width: int, true: Callable[[int], float] = true) -> float:
+            return 1.0 if width == 1 else 0.2 + 1.5 * true(width)
+
         world = World(mixed_with_noise(0.5, seed), 0.1)
-        world.target.forward_s = lambda width, true=true: 1.0 if width == 1 else 0.2 + 1.5 * true(width)
+        world.target.forward_s = measured
         arbiter = world.arbiter()
         world.target.forward_s = true
         best = world.run(fixed(world.small, 1))[0]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -169,7 +171,9 @@ def _other_tokenizer(folder: Path) -> Path:
         (lambda f: (f / "adapter_config.json").touch(), SourceError, "adapter"),
     ],
 )
-def test_a_bad_source_is_named_and_leaves_nothing(change, error, says, models, tmp_path) -> None:
+def test_a_bad_source_is_named_and_leaves_nothing(
+    change: Callable[[Path], Any], error: type[Exception], says: str, models: dict[str, Path], tmp_path: Path
+) -> None:
     folder = shutil.copytree(models["llama"], tmp_path / "source")
     change(folder)
     with pytest.raises(error, match=says):
@@ -236,7 +240,14 @@ def test_stdout_is_the_path_alone(models: dict[str, Path], tmp_path: Path) -> No
         ({"tokenizer_config.json": {"chat_template": [{"name": "default", "template": "T"}]}}, (1,), "T", False),
     ],
 )
-def test_texts_of_a_folder(files, eos, template, add_bos, models, tmp_path) -> None:
+def test_texts_of_a_folder(
+    files: dict[str, Any],
+    eos: tuple[int, ...],
+    template: str | None,
+    add_bos: bool,
+    models: dict[str, Path],
+    tmp_path: Path,
+) -> None:
     folder = shutil.copytree(models["llama"], tmp_path / "source")
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content), encoding="utf-8")

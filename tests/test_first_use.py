@@ -63,7 +63,7 @@ def test_every_forward_that_a_text_may_need_was_tried() -> None:
 
 def test_an_interrupted_search_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGESPEC_CACHE", str(tmp_path))
-    find, work = measure_forwards.find_exact_widths, []
+    find, work = find_exact_widths, []
 
     def interrupted(model: FakeModel, tried: Tried | None, keep: Any) -> ExactWidths:
         def kept(tried: Tried, share: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def test_a_value_of_another_type_is_refused_by_its_key(tmp_path: Path, key: str,
 @pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3"])
 def test_keys_of_ordinary_files_are_accepted(tmp_path: Path, arch: str) -> None:
     extra = {key.format(arch=arch): value for key, value in ORDINARY.items()}
-    norms = {f"blk.{i}.attn_{of}_norm.weight": np.ones(16) for i in range(2) for of in "qk"}
+    norms = {f"blk.{i}.attn_{of}_norm.weight": np.ones(16, np.float32) for i in range(2) for of in "qk"}
     path = tmp_path / "tiny.gguf"
     header = read_header(tiny_gguf.write(path, arch=arch, extra=extra, tensors=norms if arch == "qwen3" else None))
     assert extra.keys() <= header.kinds.keys()
@@ -196,7 +197,7 @@ def test_a_file_may_say_little_of_itself(
 
 
 def test_the_lists_do_not_contradict_each_other() -> None:
-    lists = [keys.USED, keys.HARMLESS, keys.REFUSED]
+    lists: list[Collection[str]] = [keys.USED, keys.HARMLESS, keys.REFUSED]
     assert sum(map(len, lists)) == len({key for one in lists for key in one})
     assert all(reason for reason in (*keys.HARMLESS.values(), *keys.REFUSED_TENSORS.values()))
     assert all(rule.reason for rule in keys.REFUSED.values())

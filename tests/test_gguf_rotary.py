@@ -132,7 +132,7 @@ def test_what_is_not_computed_is_refused_by_its_name(tmp_path: Path, extra: dict
 
 
 def test_factors_belong_to_longrope(tmp_path: Path) -> None:
-    short = {"rope_factors_short.weight": np.ones(8)}
+    short = {"rope_factors_short.weight": np.ones(8, np.float32)}
     path = tiny_gguf.write(tmp_path / "tiny.gguf", extra={"llama.rope.scaling.type": "linear"}, tensors=short)
     with pytest.raises(ConversionError, match=r"got linear with the tensor rope_factors_short\.weight"):
         read_header(path)

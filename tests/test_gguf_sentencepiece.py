@@ -119,8 +119,10 @@ def test_control_tokens_of_phi3_take_the_spaces_behind_them(tmp_path: Path, arch
     from edgespec.gguf.sentencepiece import Pieces
 
     header = read_header(written(tmp_path / "x.gguf"))
-    of = [header.get(f"tokenizer.ggml.{key}") for key in ("tokens", "token_type", "scores")]
-    tokenizer = Tokenizer.from_str(Pieces(*of, unknown=0, prefixed=True, stripping=arch == "phi3").tokenizer_json())
+    tokens, types, scores = (header.get(f"tokenizer.ggml.{key}") for key in ("tokens", "token_type", "scores"))
+    tokenizer = Tokenizer.from_str(
+        Pieces(tokens, types, scores, unknown=0, prefixed=True, stripping=arch == "phi3").tokenizer_json()
+    )
     ids = tokenizer.encode("<|user|>\n a<s> b").ids
     assert ("\n" in tokenizer.decode(ids)) is not stripped
     assert tokenizer.decode(ids).endswith(" b"), "<s> takes none"

@@ -136,7 +136,7 @@ def test_hidden_states_of_a_prefill_and_of_what_it_defers_are_told(tiny_ir: Path
             told.append((start, list(tokens), len(hidden[1])))
 
         text = [(7 * i) % 50 for i in range(71)]
-        model.prefill(text, reserve=3, observe=observe)  # type: ignore[attr-defined]
+        model.prefill(text, reserve=3, observe=observe)
         assert told == [(0, text[:64], 64)]
         step = model.forward([1, 2, 3])
         assert (step.prompt_rows, len(step.hidden[1]), len(step.logits)) == (7, 10, 3)

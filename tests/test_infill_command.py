@@ -46,8 +46,8 @@ def test_the_help_names_the_default_length_of_each_text() -> None:
     for name, length in lengths.items():
         command = cli.cli.get_command(click.Context(cli.cli), name)
         assert command is not None
-        [words] = [option.help for option in command.params if option.name == "max_new_tokens"]  # type: ignore[attr-defined]
-        assert words.startswith(f"Default: {length}")
+        [option] = [option for option in command.params if option.name == "max_new_tokens"]
+        assert isinstance(option, click.Option) and (option.help or "").startswith(f"Default: {length}")
 
 
 def test_a_place_is_read_from_the_right_and_counts_characters() -> None:
@@ -85,8 +85,8 @@ def test_what_is_no_text_file_is_refused(infill: Callable[..., Ended], tmp_path:
         for arguments in ((f"{tmp_path / name}:1:1",), (f"{tmp_path}/fine.py:1:1", "--files", str(tmp_path / name))):
             code, out, err = infill(*arguments)
             assert (code, out) == (2, "") and reason in err and len(err.splitlines()) == 1
-    for arguments in (("-:1:1",), ("--", "-:1:1")):
-        code, _, err = infill(*arguments, stdin=b"\xff")
+    for words in (["-:1:1"], ["--", "-:1:1"]):
+        code, _, err = infill(*words, stdin=b"\xff")
         assert code == 2 and "standard input is not valid UTF-8; got byte 0xff at 0" in err
     code, _, err = infill(f"{tmp_path}/fine.py:7:1")
     assert code == 2 and "fine.py has no line 7; allowed: 1 to 2" in err

@@ -10,7 +10,6 @@ import pytest
 from click.testing import CliRunner
 
 from edgespec import bundle
-from edgespec.backends.openvino.paged import OpenVINOPagedModel
 from edgespec.backends.openvino.runtime import ov
 from edgespec.bench.prompts import encode, read
 from edgespec.bundle import Bundle
@@ -18,6 +17,7 @@ from edgespec.cli import cli
 from edgespec.drafters.none import NoDrafter
 from edgespec.errors import ConversionError, SettingError
 from edgespec.pipeline import Pipeline
+from edgespec.protocols import Model
 from edgespec_bench.inflate import Weights, inflate, plan
 from tests.conftest import load_ir
 
@@ -58,7 +58,7 @@ def test_it_is_as_large_as_asked_for_and_the_same_function(
         assert drafted.generate(ids, max_new_tokens=12).token_ids == plain
 
 
-def _logits(model: OpenVINOPagedModel, text: list[int]) -> np.ndarray:
+def _logits(model: Model, text: list[int]) -> np.ndarray:
     model.cache.reset()
     model.prefill(text[:-8])
     return model.forward(text[-8:]).logits.copy()

@@ -99,10 +99,9 @@ def test_installing_writes_its_folder_and_what_the_manifest_lists(machine: Machi
     assert before == {}
     assert set(after) - inside(after) == OUTSIDE
     assert f'Exec="{machine.target}/bin/edgespec-chat"' in after[".local/share/applications/edgespec.desktop"]
-    ran = subprocess.run(
-        [machine.target / "bin" / "edgespec", "--help"], env={"HOME": "/", "PATH": "/bin:/usr/bin"}, capture_output=True
-    )
-    assert b"edgespec" in ran.stdout + ran.stderr  # the stand-in calls the Python of the tests
+    program: list[str | Path] = [machine.target / "bin" / "edgespec", "--help"]
+    ran = subprocess.run(program, env={"HOME": "/", "PATH": "/bin:/usr/bin"}, capture_output=True, text=True)
+    assert "edgespec" in ran.stdout + ran.stderr  # the stand-in calls the Python of the tests
 
 
 def test_removing_leaves_models_and_chats_and_says_so(machine: Machine) -> None:
@@ -235,7 +234,7 @@ def test_a_console_without_the_letters_of_a_name_is_no_failure(machine: Machine)
     """As on Windows, where a pipe has the letters of one country."""
     call = "import io, runpy, sys; sys.stdout = io.TextIOWrapper(sys.stdout.buffer, 'ascii'); sys.argv = sys.argv[1:]; "
     call += "runpy.run_path(sys.argv[0], run_name='__main__')"
-    command = [sys.executable, "-c", call, APPLY, "install", machine.payload("1.0"), machine.target]
+    command: list[str | Path] = [sys.executable, "-c", call, APPLY, "install", machine.payload("1.0"), machine.target]
     environment = {"HOME": str(machine.home), "PATH": os.environ["PATH"]}
     ran = subprocess.run(command, env=environment, capture_output=True, timeout=60)
     assert ran.returncode == 0, ran.stderr
@@ -446,7 +445,7 @@ def test_the_windows_script_compiles(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the lock has wheels for Python 3.11")
 def test_the_real_installer_works_without_a_network(machine: Machine) -> None:
     dist = machine.root / "dist"
-    build = [sys.executable, ROOT / "installer" / "build.py", "linux", "-o", dist]
+    build: list[str | Path] = [sys.executable, ROOT / "installer" / "build.py", "linux", "-o", dist]
     built = subprocess.run(build, capture_output=True, text=True, timeout=600)
     assert built.returncode == 0, built.stderr
     archive = next(dist.glob("*.tar.gz"))
@@ -461,7 +460,12 @@ def test_the_real_installer_works_without_a_network(machine: Machine) -> None:
     }
     ran = subprocess.run([unpacked / "install.sh"], env=offline, capture_output=True, text=True, timeout=600)
     assert ran.returncode == 0, ran.stderr
-    command = [machine.target / "bin" / "edgespec", "--max-new-tokens", "8", "What is the capital of France?"]
+    command: list[str | Path] = [
+        machine.target / "bin" / "edgespec",
+        "--max-new-tokens",
+        "8",
+        "What is the capital of France?",
+    ]
     ran = subprocess.run(command, env=offline, capture_output=True, text=True, timeout=600)
     assert "Paris" in ran.stdout, ran.stderr
     assert machine.apply("uninstall", machine.target, "--purge").returncode == 0

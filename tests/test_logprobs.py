@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgespec.backends.fake import FakeModel
 from edgespec.decode.logprobs import Logprobs, token_logprobs
 from edgespec.decode.overlapped import overlapped
 from edgespec.decode.speculative import speculative
@@ -24,7 +25,7 @@ from edgespec.text.token_bytes import TokenBytes
 from edgespec.types import TokenLogprobs
 from tests.conftest import load_ir
 from tests.fake_server import fake_pipeline
-from tests.loop_cases import DRAFTERS, MODES, PROMPT, TABLE, VOCAB, FakeModel, close_to, run
+from tests.loop_cases import DRAFTERS, MODES, PROMPT, TABLE, VOCAB, close_to, run
 from tests.policies import fixed
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -205,9 +206,10 @@ def test_every_drafter_is_told_which_token_each_row_of_logits_follows() -> None:
 
     for mode, k in (("greedy", 4), ("sampled", 4), ("greedy", None)):
         for others in (["trees"], ["ngram", "junk"], ["recycling tree"]):
-            alone = arbiter(None, [*(DRAFTERS[other]() for other in others), Listener()], trees=True)
+            drafters: list[list[Any]] = [[DRAFTERS[other]() for other in others] for _ in range(2)]
+            alone = arbiter(None, [*drafters[0], Listener()], trees=True)
             run(alone, MODES[mode], k)
-            both = arbiter(close_to(5), [Listener(), *(DRAFTERS[other]() for other in others)])
+            both = arbiter(close_to(5), [Listener(), *drafters[1]])
             run(both, MODES[mode], k)
     assert set(rounds) >= {0, 1, 2, 3, 4}
 

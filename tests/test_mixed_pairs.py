@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import edgespec
+from edgespec.backends.open import open_model
 from edgespec.errors import BackendError, SettingError
 from edgespec.machine import loader
 from edgespec.pipeline import Pipeline
@@ -26,7 +27,7 @@ def plain(tiny_fast_ir: Path) -> dict[str, list[int]]:
     """The text of each engine with no draft."""
     found = {}
     for backend in ("openvino", "onnxruntime"):
-        pipeline = edgespec.load(tiny_fast_ir.parent, draft="none", backend=backend)  # type: ignore[arg-type]
+        pipeline = edgespec.load(tiny_fast_ir.parent, draft="none", backend=backend)
         found[backend] = pipeline.generate(PROMPT, **OPTIONS).token_ids
     return found
 
@@ -64,7 +65,7 @@ def test_a_draft_that_its_device_does_not_take_runs_on_the_cpu(
     tiny_fast_ir: Path, npu_on_cpu: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A target there is an error: it was asked for."""
-    opened = loader.open_model
+    opened = open_model
 
     def refusing(backend: Any, opening: Any) -> Any:
         if opening.device == "NPU":

@@ -136,7 +136,11 @@ def test_tables_that_change_with_the_length_of_the_text_are_refused_by_name(
 ) -> None:
     """A row of another position cannot be computed later on, when a context grows."""
     rope = LONGROPE | {"original_max_position_embeddings": 128}
-    options = {"rope_parameters": rope, "original_max_position_embeddings": 128, "context_length": context_length}
+    options: dict[str, Any] = {
+        "rope_parameters": rope,
+        "original_max_position_embeddings": 128,
+        "context_length": context_length,
+    }
     ir = export_ir(build("phi3", tmp_path / "torch", **options), tmp_path / "ir")
     with pytest.raises(NoONNXForm, match="changes with the length of the text"):
         write_onnx(ir, tmp_path, longest=context_length)

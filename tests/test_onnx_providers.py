@@ -51,7 +51,7 @@ def test_a_part_of_a_device_is_one_that_there_can_be(device: str, installed: lis
 
 
 def test_a_device_says_which_provider_runs_and_the_cpu_does_the_rest() -> None:
-    cpu = ("CPUExecutionProvider", {})
+    cpu: tuple[str, dict[str, str]] = ("CPUExecutionProvider", {})
     assert providers.session_providers("CPU") == [cpu]
     assert providers.session_providers("CUDA") == [("CUDAExecutionProvider", {"device_id": "0"}), cpu]
     assert providers.session_providers("DML.1")[0] == ("DmlExecutionProvider", {"device_id": "1"})

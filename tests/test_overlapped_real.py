@@ -114,7 +114,7 @@ def test_random_delays_change_no_token(
     expected = pipeline.generate(ids, policy=Plain(), **options).token_ids
     target = overlapping.target
     with delayed(shipped, seed):
-        overlapping.target = Delayed(target, seed + 100)  # type: ignore[assignment]
+        overlapping.target = Delayed(target, seed + 100)
         try:
             assert overlapping.generate(ids, num_draft_tokens=1 + seed % 6, **options).token_ids == expected
         finally:

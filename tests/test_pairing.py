@@ -29,14 +29,14 @@ def test_padding_is_noted_and_never_proposed() -> None:
 def test_tokens_only_one_side_has_are_never_proposed() -> None:
     target, draft = vocabulary(logits=8, _5="<tool>"), vocabulary(logits=5, _4="<think>")
     pairing = check_pair(target, draft)
-    assert (pairing.shared, pairing.blocked) == (4, {4})
+    assert (pairing.shared, pairing.blocked) == (4, frozenset({4}))
     assert "'<think>') is known to the draft only" in pairing.notes[1]
     assert "'<tool>') is known to the target only" in pairing.notes[2]
 
 
 def test_renamed_added_tokens_are_never_proposed() -> None:
     pairing = check_pair(vocabulary(), vocabulary(_0="<|end|>"))
-    assert (pairing.shared, pairing.blocked) == (3, {0})
+    assert (pairing.shared, pairing.blocked) == (3, frozenset({0}))
     assert "1 token ('<|end|>') is named differently" in pairing.notes[0]
 
 

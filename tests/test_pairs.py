@@ -13,9 +13,9 @@ import pytest
 
 from edgespec import loading
 from edgespec.bundle import HubSource
-from edgespec.errors import BundleError, LicenceError
+from edgespec.errors import BundleError, LicenceError, SourceError
 from edgespec.hub import catalog
-from edgespec.hub.resolve import SourceError, model_path, resolve
+from edgespec.hub.resolve import model_path, resolve
 from tests import hub_server
 from tests.hub_server import Server, bundle_with, ir_files, publish
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cache
 from itertools import product
@@ -44,6 +44,8 @@ MODES = {
     "sampled-all": SamplingParams(temperature=1.0, repetition_penalty=1.1, seed=99),
 }
 TOKENS = 24
+Plainly = Callable[[str, str], list[int]]
+"""the tokens of plain decoding, of a prompt in a mode"""
 
 
 def slow(cases: Iterable[tuple[str, int]]) -> list[Any]:
@@ -52,7 +54,7 @@ def slow(cases: Iterable[tuple[str, int]]) -> list[Any]:
 
 
 @pytest.fixture(scope="session")
-def drafters(pipeline: Pipeline, random_draft_ir: Path, plain) -> dict[str, Drafter | None]:  # type: ignore[no-untyped-def]
+def drafters(pipeline: Pipeline, random_draft_ir: Path, plain: Plainly) -> dict[str, Drafter | None]:
     """None: what the pipeline has."""
     itself = load_ir(_target_xml(pipeline), is_draft=True)
     return {
@@ -74,7 +76,7 @@ def _target_xml(pipeline: Pipeline) -> Path:
 
 
 @pytest.fixture(scope="session")
-def plain(pipeline: Pipeline):  # type: ignore[no-untyped-def]
+def plain(pipeline: Pipeline) -> Plainly:
     @cache
     def tokens(prompt: str, mode: str) -> list[int]:
         context = pipeline.tokenizer.encode(prompt)
@@ -100,7 +102,7 @@ def plain(pipeline: Pipeline):  # type: ignore[no-untyped-def]
     ],
 )
 def test_exact_numerics_give_plain_decodings_tokens(
-    pipeline: Pipeline, drafters: dict[str, Drafter | None], plain, name: str, mode: str, k: int  # type: ignore[no-untyped-def]
+    pipeline: Pipeline, drafters: dict[str, Drafter | None], plain: Plainly, name: str, mode: str, k: int
 ) -> None:  # fmt: skip
     for prompt in PROMPTS:
         expected = plain(prompt, mode)
@@ -172,7 +174,7 @@ def test_rejection_repeats_and_is_plain_decoding_where_nothing_is_drawn(
     pipeline: Pipeline, drafters: dict[str, Drafter | None]
 ) -> None:
     """Its distribution is looked at in tests/test_distribution.py."""
-    texts = {}
+    texts: dict[str, list[int]] = {}
     for name in ("none", "ngram", "itself", "shipped", "shipped"):
         result = pipeline.generate(
             pipeline.tokenizer.encode(PROMPTS[0]), max_new_tokens=TOKENS, ignore_eos=True, num_draft_tokens=3,
@@ -248,7 +250,7 @@ def test_what_was_in_the_cache_before_does_not_change_the_text(pipeline: Pipelin
 @pytest.mark.parametrize("width", [3, 6, 12, 17])
 def test_forwards_padded_to_the_end_of_a_full_context_give_plain_decodings_tokens(
     pipeline: Pipeline,
-    plain,  # type: ignore[no-untyped-def]
+    plain: Plainly,
     width: int,
 ) -> None:
     target, cache = pipeline.target, pipeline.target.cache

@@ -267,7 +267,8 @@ def test_auto_loads_the_plan_that_is_taken(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(loading, "_wired", wired)
     loading.load("m", device="auto", schedule="synchronous")
-    assert loading.load("m", device="auto") == "ngram"
+    loaded: Any = loading.load("m", device="auto")
+    assert loaded == "ngram"
     assert (seen[0].device, seen[0].backend, seen[0].draft) == ("CPU", "onnxruntime", "ngram")
     assert asked == [True, False], "who names no schedule has texts that this one refuses, too"
 

@@ -96,7 +96,7 @@ def test_what_was_measured_in_one_precision_is_not_taken_for_another(tiny_fast_i
 def test_the_precision_is_said(tiny_fast_ir: Path) -> None:
     folder = str(tiny_fast_ir.parent)
     for backend in ("openvino", "onnxruntime"):
-        result = edgespec.load(folder, backend=backend, draft="none").generate([5, 6, 7], max_new_tokens=2)  # type: ignore[arg-type]
+        result = edgespec.load(folder, backend=backend, draft="none").generate([5, 6, 7], max_new_tokens=2)
         assert result.as_dict()["compute_precision"] == "f32"
     ran = CliRunner().invoke(cli, ["run", "hello", "-m", folder, "--draft", "none", "-n", "2", "--raw"])
     assert "exact in f32 on CPU with OpenVINO" in ran.stderr

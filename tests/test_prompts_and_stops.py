@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ def test_one_string_is_one_stop(pipeline: Pipeline) -> None:
     for stop in (word, [word], (word, "END")):
         result = pipeline.generate("List three animals.", max_new_tokens=40, stop=stop)
         assert result.stop_string == word and result.text == text[: text.index(word)]
-    for none in (None, (), []):
+    nothing: tuple[Sequence[str] | None, ...] = (None, (), [])
+    for none in nothing:
         assert pipeline.generate("List three animals.", max_new_tokens=40, stop=none).text == text
 
 
@@ -44,7 +46,7 @@ def test_what_is_no_stop_string_is_refused(pipeline: Pipeline, stop: Any) -> Non
 
 def test_a_prompt_of_bytes_is_refused(pipeline: Pipeline) -> None:
     with pytest.raises(SettingError, match="prompt; got bytes"):
-        pipeline.generate(b"Hello", max_new_tokens=2)  # type: ignore[arg-type]
+        pipeline.generate(b"Hello", max_new_tokens=2)
     with pytest.raises(SettingError, match="prompt; got NoneType"):
         pipeline.generate(None, max_new_tokens=2)  # type: ignore[arg-type]
     for wrong in ({"max_new_tokens": "5"}, {"max_new_tokens": 2.0}, {"max_new_tokens": 2, "num_draft_tokens": "4"}):

@@ -287,7 +287,7 @@ def test_another_targets_file_or_a_damaged_one_is_ignored_and_replaced(
         with_other(lines=[VOCAB]), with_other(before=[1, 2]), with_other(more=bytes(1 << 18)),
         with_other(scores=[[2.0, 0.0]]), with_other(write=np.savez_compressed, about_it=np.zeros(1 << 16)),
     ]  # fmt: skip
-    others = (b"", good[: len(good) // 2], good[100:], b"\x93NUMPY junk", flipped)
+    others: tuple[bytes | bytearray, ...] = (b"", good[: len(good) // 2], good[100:], b"\x93NUMPY junk", flipped)
     for damaged in (*others, *foreign):
         file.write_bytes(damaged)
         assert remembered(file) == {}, damaged[:20]

@@ -30,7 +30,7 @@ def test_a_draft_must_say_what_it_was_drawn_from() -> None:
         {"tokens": (3,), "probs": (one,)},
     ):
         with pytest.raises(AssertionError):
-            Draft(**bad)  # type: ignore[arg-type]
+            Draft(**bad)
 
 
 # The algebra, without chance.

@@ -126,7 +126,7 @@ def test_what_the_command_line_is_given_is_checked(tmp_path: Path) -> None:
         grammar("lark", ignore_eos=True)
     assert given("good") == schema_format({"type": "object"}) | {"json_schema": {"schema": {"type": "object"}}}
     assert given(None, "a+") == {"type": "regex", "regex": "a+"}
-    for name, regex, message in (
+    refused: tuple[tuple[str | None, str | None, str], ...] = (
         ("schema", None, "Invalid type: foo"),
         ("cut", None, "cut is not JSON"),
         ("latin", None, "latin is not valid UTF-8"),
@@ -134,9 +134,10 @@ def test_what_the_command_line_is_given_is_checked(tmp_path: Path) -> None:
         ("", None, "cannot read"),
         ("good", "a", "--json-schema and --regex are formats of one answer. Give one of them"),
         (None, "", "regex"),
-    ):
-        with pytest.raises(SettingError, match=re.escape(message)):
-            given(name, regex)
+    )
+    for file, regex, reason in refused:
+        with pytest.raises(SettingError, match=re.escape(reason)):
+            given(file, regex)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ def count(tokens: Sequence[int]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("rules", PARAMS)
-def test_a_keyed_draw_has_the_softmax_distribution_over_seeds_and_over_positions(rules: dict[str, float]) -> None:
+def test_a_keyed_draw_has_the_softmax_distribution_over_seeds_and_over_positions(rules: dict[str, Any]) -> None:
     expected = probabilities(TARGET, SamplingParams(**rules, seed=0))
     over_seeds = [draw(TARGET, SamplingParams(**rules, seed=seed), 17) for seed in range(DRAWS)]
     over_positions = [draw(TARGET, SamplingParams(**rules, seed=5), position) for position in range(DRAWS)]

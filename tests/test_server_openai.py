@@ -153,7 +153,7 @@ def test_a_server_looks_for_its_model_before_it_takes_an_address() -> None:
     assert isinstance(ran.exception, NoSuchModel)
 
 
-BAD = {
+BAD: dict[str, tuple[Any, str]] = {
     "no json": (b"{", "not JSON"),
     "no object": (b"[1]", "not a JSON object"),
     "no text": (b"\xff\xfe", "not JSON"),

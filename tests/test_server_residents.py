@@ -107,7 +107,7 @@ def test_a_model_that_is_not_used_is_unloaded_and_its_memory_is_free(offers: dic
     async def work() -> None:
         residents = Residents(offers)
         await use(residents, "one", keep_alive_s=0.05)
-        pipeline = weakref.ref(residents.loaded["one"].pipeline)  # type: ignore[arg-type]
+        pipeline = weakref.ref(residents.loaded["one"].pipeline)
         await use(residents, "two", keep_alive_s=-1)
         await use(residents, "three")
         for _ in range(100):

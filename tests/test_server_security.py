@@ -109,7 +109,7 @@ def test_a_key_is_asked_for(client: TestClient) -> None:
     assert status(client, "/health") == status(client, "/") == 200  # the page asks its user for the key
     assert status(client, "/app/chats") == 401
     for wrong in ("", "Bearer", f"Bearer {KEY}x", f"Basic {KEY}", "Bearer \u00e9"):
-        answer = client.get("/v1/models", headers={"authorization": wrong.encode()})  # type: ignore[dict-item]
+        answer = client.get("/v1/models", headers={b"authorization": wrong.encode()})
         assert answer.status_code == 401 and answer.json()["error"]["code"] == "invalid_api_key"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -147,9 +148,10 @@ def device(**changed: float) -> Device:
 
 def test_a_forward_reads_weights_and_context_and_pays_for_rows_calls_and_arithmetic() -> None:
     alone, in_loop = (Roofline(device(), MODEL, in_loop=loop) for loop in (False, True))
-    assert alone(1, 0) == Forward(pytest.approx(0.052), 0.002, pytest.approx(100.0))
+    about: Any = pytest.approx
+    assert alone(1, 0) == Forward(about(0.052), 0.002, about(100.0))
     assert alone(1, 1000).seconds == pytest.approx(0.062)  # a GB more
-    assert alone(3, 0) == Forward(pytest.approx(0.062), 0.002, pytest.approx(5 / 0.06))  # reads slower
+    assert alone(3, 0) == Forward(about(0.062), 0.002, about(5 / 0.06))  # reads slower
     assert in_loop(1, 0).seconds == pytest.approx(0.059)
     slow = Roofline(device(tops=1), MODEL, in_loop=False)
     assert slow(6, 0).seconds == pytest.approx(0.002 + 2 * 10 * 6 / (1e3 * 0.3))  # arithmetic, longer than 75 ms
@@ -184,7 +186,8 @@ def test_every_figure_says_how_it_is_known() -> None:
         assert figure.basis == "assumed" or figure.source, figure
         assert figure.basis != "derived" or figure.note, figure
     named = [figure.source for figure in every_figure(known) if figure.source]
-    named += [each.source for each in (*known.forwards, *known.cases, *known.unsimulated)]
+    sourced: list[Any] = [*known.forwards, *known.cases, *known.unsimulated]
+    named += [each.source for each in sourced]
     assert set(named) == set(known.sources)
     for source in known.sources.values():
         page = source.split(",")[0]

@@ -15,11 +15,15 @@ from edgespec.backends.openvino import rollback_check
 from edgespec.backends.openvino.paged import OpenVINOPagedModel
 from edgespec.backends.openvino.stateful_model import OpenVINOStatefulModel
 from edgespec.errors import BackendError, SettingError
+from edgespec.gguf.convert import convert, read_header
 from edgespec.load_options import LoadOptions
 from edgespec.types import KVPath, Numerics
+from tests import tiny_gguf
 from tests.conftest import load_ir, load_stateful
 from tests.contract import close, fresh_logits
 
+LAYERS = 2
+"""of a tiny model"""
 TEXT = [(7 * i + i * i) % 50 for i in range(90)]
 
 
@@ -48,7 +52,7 @@ def model(tiny_ir: Path) -> OpenVINOStatefulModel:
 
 def test_rounds_do_not_touch_the_states_until_many_rows_went(model: OpenVINOStatefulModel, tiny_ir: Path) -> None:
     counted = Counted(model._request)
-    model.cache._request = counted  # type: ignore[assignment]
+    model.cache._request = counted
     model.prefill(TEXT)
     text = list(TEXT)
     went = model.last_width - len(TEXT)  # pads of the prompt
@@ -164,6 +168,28 @@ def opening(ir: Path, kv: KVPath | None, numerics: Numerics | None = None) -> Op
     )
 
 
+def kind_of(node: Any) -> str:
+    """What the engine made of an operation."""
+    return str(node.get_rt_info()["layerType"].value)
+
+
+@pytest.mark.parametrize("mode", ["bidirectional", "numpy"])
+def test_the_engine_knows_attention_with_states_in_converted_files(tmp_path: Path, mode: str) -> None:
+    """Those that repeat heads as exports do, and those of before."""
+    source = tiny_gguf.write(tmp_path / "tiny.gguf")
+    convert(read_header(source), tmp_path, name="tiny", source="tiny")
+    xml = tmp_path / "openvino_model.xml"
+    text = xml.read_text()
+    assert text.count('mode="bidirectional"') == 2 * LAYERS  # of keys and of values
+    xml.write_text(text.replace('mode="bidirectional"', f'mode="{mode}"'))
+    model = load_stateful(tmp_path)
+    kinds = [kind_of(node) for node in model.compiled.get_runtime_model().get_ops()]
+    assert kinds.count("ScaledDotProductAttention") == LAYERS
+    model.prefill(TEXT)
+    step = model.forward([7])
+    assert close(model, step.logits[0], fresh_logits(load_ir(tmp_path), [*TEXT, 7]))
+
+
 def test_the_cpu_keeps_its_cache_in_pages_unless_asked(tiny_ir: Path) -> None:
     assert isinstance(open_model("openvino", opening(tiny_ir, None)), OpenVINOPagedModel)
     assert isinstance(open_model("openvino", opening(tiny_ir, "paged")), OpenVINOPagedModel)
@@ -210,15 +236,16 @@ class Poisoned(FakeModel):
 
 def test_a_device_that_does_not_go_back_runs_the_stateful_path() -> None:
     said: list[str] = []
-    table, right = random_table(300, seed=1), object()
+    table = random_table(300, seed=1)
+    right: Any = object()
 
     def refused() -> Any:
         raise BackendError("cannot compile")
 
-    whole = FakeModel(table, 300)
-    assert rollback_check.either(lambda: whole, lambda: right, "GPU", said.append) is whole  # type: ignore[arg-type,return-value]
+    whole: Any = FakeModel(table, 300)
+    assert rollback_check.either(lambda: whole, lambda: right, "GPU", said.append) is whole
     assert not said and whole.cache.length == 0
     for paged in (lambda: Poisoned(table, 300, max_width=8), refused):
-        assert rollback_check.either(paged, lambda: right, "GPU", said.append) is right  # type: ignore[arg-type,return-value]
+        assert rollback_check.either(paged, lambda: right, "GPU", said.append) is right  # type: ignore[arg-type]
     assert [line.split(": ")[-1] for line in said] == ["a rejected draft changed the text behind it", "cannot compile"]
     assert all("GPU" in line and "stateful" in line for line in said)

@@ -121,7 +121,7 @@ def test_a_template_says_what_it_says_in_transformers(name: str) -> None:
     for messages in CONVERSATIONS.values():
         for tools in (None, TOOLS):
             for prompt in (True, False):
-                options = {"add_generation_prompt": prompt, "tools": tools}
+                options: dict[str, Any] = {"add_generation_prompt": prompt, "tools": tools}
                 try:
                     expected = theirs.render(
                         messages=messages, documents=None, bos_token="<s>", eos_token="</s>", **options

@@ -18,10 +18,11 @@ pytest.importorskip("accelerate", reason="training needs the train extra")
 
 import torch
 
+from edgespec.bench.prompts import OWN
 from edgespec_train.corpus import build as corpora
 from edgespec_train.corpus import shards, sources
 from edgespec_train.corpus.build import make_corpus
-from edgespec_train.corpus.decontaminate import OWN, Decontaminator
+from edgespec_train.corpus.decontaminate import Decontaminator
 from edgespec_train.corpus.generate import Generated, Generator, Job
 from edgespec_train.corpus.paged_texts import TOP
 from tests import test_train
@@ -117,7 +118,7 @@ def test_no_benchmark_prompt_gets_in(target: Path, tmp_path: Path) -> None:
         path = tmp_path / f"{name}.npz"
         maker._make(0, path)
         data = np.load(path)
-        texts = [maker.tokenizer.decode(part) for part in np.split(data["tokens"], data["begins"][1:-1])]
+        texts = [maker.tokenizer.decode(part.tolist()) for part in np.split(data["tokens"], data["begins"][1:-1])]
         seen[name] = sum(decontaminator.matches(text) for text in texts)
         assert len(texts) > 10
     assert seen["with"] > 0

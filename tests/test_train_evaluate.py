@@ -28,7 +28,7 @@ from edgespec_train.corpus import SOURCES, shards
 from edgespec_train.corpus.decontaminate import Decontaminator
 from edgespec_train.evaluate import GeneratedText, Rounds, generate_texts, replay, states_of, timed
 from edgespec_train.recorded import held_out_texts
-from edgespec_train.report import Figures, figures, marked
+from edgespec_train.report import Figures, figures, marked, texts_to_judge
 from edgespec_train.weights_read import bytes_read, cost_in_bytes
 from tests import test_train
 from tests.heads import write_head
@@ -253,7 +253,7 @@ def test_the_tables_judge_all_drafters_on_the_same_texts(
 ) -> None:
     """Greedy and sampled; the target writes each text once."""
     written: list[str] = []
-    generate = table.texts_to_judge
+    generate = texts_to_judge
 
     def counting(*arguments: Any, **options: Any) -> list[GeneratedText]:
         size = options["recorded"].stat().st_size if options["recorded"].exists() else 0

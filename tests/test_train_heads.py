@@ -176,9 +176,9 @@ def test_the_layers_follow_the_target(target: Path, tmp_path: Path) -> None:
 
 
 def test_embeddings_that_do_not_fit_are_refused_first(target: Path, target_folder: Path, tmp_path: Path) -> None:
-    def check(embeddings: object) -> None:
+    def check(embeddings: Path | None) -> None:
         settings = HeadSettings(str(target), tmp_path / "work", (3,), 100)
-        prepared(settings, embeddings and str(embeddings), lambda line: None, reads=True)
+        prepared(settings, None if embeddings is None else str(embeddings), lambda line: None, reads=True)
 
     check(target_folder)
     with pytest.raises(SettingError, match=r"has no embeddings that torch can read: .*--embeddings-from SOURCE"):

@@ -57,7 +57,7 @@ def rewrite(shard: Path, out: Path, **changes: Any) -> None:
 
 def settings_of(target: object, folder: Path, corpus: Path, **changes: Any) -> StageSettings:
     """One layer, 60 ids, three steps on the chosen tokens."""
-    steps = {"steps": 3, "tokens_per_batch": 256, "loss": "ce", "evaluate_every": 50}
+    steps: dict[str, Any] = {"steps": 3, "tokens_per_batch": 256, "loss": "ce", "evaluate_every": 50}
     recipe = Recipe(
         **steps | {name: changes.pop(name) for name in list(changes) if name in Recipe.__dataclass_fields__}
     )

@@ -31,6 +31,7 @@ from edgespec_train.redrafter import graph, warm_start
 from edgespec_train.redrafter.head import Head, HeadShape
 from edgespec_train.redrafter.recipe import Options, write
 from edgespec_train.redrafter.training import LookAhead
+from edgespec_train.report import figures
 from edgespec_train.ship_head import TrainedHead, pack_head
 from edgespec_train.weights_read import bytes_read
 from tests import test_train, test_train_ready_corpus
@@ -138,7 +139,7 @@ def test_the_warm_start_drafts_better_than_chance_and_training_better_still(
     losses = []
     for _, some in zip(range(30), task.batches(0), strict=False):
         loss, places = task.loss(head, some, torch.device("cpu"))
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         losses.append(float(loss))
@@ -222,7 +223,7 @@ def test_a_head_of_a_folder_is_judged_without_lookups(
     packed = pack_head(trained, pair, str(target), tmp_path / "packed", ("Tiny-Model",))
     assert draft_folder.read(packed).manifest.target_names == ("tiny-model",)
     judged: list[str] = []
-    of = table.figures
+    of = figures
 
     def recording(pipeline: Any, *given: Any, **more: Any) -> Any:
         judged.append(pipeline.drafter.name)

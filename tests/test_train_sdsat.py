@@ -111,7 +111,7 @@ def test_the_target_is_not_changed_by_training(
     task = Guesses(target, placeholders, texts, texts, recipe, Schedule(steps=1, tokens_per_batch=128))
     batch = next(task.batches(0))
     first, places = task.loss(placeholders, batch, torch.device("cpu"))
-    first.backward()  # type: ignore[no-untyped-call]
+    first.backward()
     assert places > 0 and all(parameter.grad is not None for parameter in placeholders.parameters())
     assert all(parameter.grad is None for parameter in target.parameters())
     # A step along the gradient that should lower the loss by a hundredth: small enough for its curvature not to count.

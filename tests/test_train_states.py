@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,9 @@ def made(bare: Path, target: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return replay(bare, bundle.read(target), out, quiet, layers=(0, 2, 3), choice=SHORT)
 
 
-def test_replayed_log_probabilities_are_those_of_the_generation(bare: Path, corpus: Path, target: Path, tmp_path: Path):
+def test_replayed_log_probabilities_are_those_of_the_generation(
+    bare: Path, corpus: Path, target: Path, tmp_path: Path
+) -> None:
     """All texts, whatever their length: a corpus that lost them gets them back."""
     out = replay(bare, bundle.read(target), tmp_path / "out", quiet)
     assert not list(out.glob("*.npy"))
@@ -146,7 +148,7 @@ def test_a_choice_takes_short_texts_with_short_prompts_up_to_a_number_of_tokens(
 def test_too_little_disk_is_said_before_anything_is_written(
     bare: Path, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = namedtuple("usage", "total used free")(10**9, 10**9, 1000)
+    usage = SimpleNamespace(total=10**9, used=10**9, free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     said: list[str] = []
     with pytest.raises(ConversionError, match=r"not enough disk space at .*states; got 0 MiB free; allowed: \d+ MiB"):

@@ -219,7 +219,7 @@ def test_a_callback_cannot_begin_a_text_and_the_text_around_it_is_right(small: P
     question = _questions()[6]
     expected = small.generate(question, max_new_tokens=8).token_ids
     small.target.cache.reset()
-    said = []
+    said: list[str] = []
 
     def progress(done: int, total: int) -> None:
         for call in (lambda: small.generate("hi"), lambda: next(stream), lambda: stream.close()):

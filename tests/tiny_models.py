@@ -129,7 +129,7 @@ def _export(folder: Path, out: Path, kind: str, weights: Mapping[str, Any]) -> N
     with quiet.libraries(verbose=False):
         from edgespec_export import convert
 
-        source, settings = resolve(str(folder), out), Weights(kind, **weights)  # type: ignore[arg-type]
+        source, settings = resolve(str(folder), out), Weights(kind, **weights)
         model = convert.load(source, settings, convert.read_config(source))
         raw = convert.export_ir(model, out.with_name(f"{out.name}-raw"), settings)
         convert.compress(raw, out / raw.name, settings)

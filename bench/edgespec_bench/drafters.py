@@ -66,61 +66,58 @@ def bench_drafters(
     found: dict[str, dict[str, _Runs]] = defaultdict(lambda: {name: _Runs() for name in policies})
     for number, prompt in enumerate(prompts):
         ids = behind(pipeline, prompt, context)
-        each_s: dict[str, list[float]] = {name: [] for name in policies}
-        for pair in range(pairs):
-            order = list(policies)
-            turn = (number + pair) % len(order)
-            texts = {}
-            for name in order[turn:] + order[:turn]:
-                run = pipeline.generate(
-                    read_before(pipeline, ids),
-                    max_new_tokens=new_tokens,
-                    sampling=sampling,
-                    policy=policies[name],
-                )
-                texts[name] = run.token_ids
-                each_s[name].append(run.stats.decode_s / run.stats.decoded)
-                runs = found[prompt.category][name]
-                runs.rounds += run.stats.rounds
-                runs.seconds += run.stats.decode_s
-            for name in policies:
-                found[prompt.category][name].same += texts[name] == texts[PLAIN]
-        for name in policies:
-            ratios = [plain / own for plain, own in zip(each_s[PLAIN], each_s[name], strict=True)]
-            found[prompt.category][name].ratios.append(median(ratios))
+        _measure(pipeline, ids, policies, found[prompt.category], new_tokens, pairs, sampling, number)
         print(f"\r{number + 1} of {len(prompts)} prompts", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     found["all"] = {name: _merged([runs[name] for runs in found.values()]) for name in policies}
-    rows = [
-        (category, name, *runs[name].figures.values(), _shares(runs[name].rounds))
-        for category, runs in found.items()
-        for name in policies
-    ]
     total = len(prompts) * pairs
-    same = {name: f"{found['all'][name].same} of {total}" for name in policies}
-    columns = [
-        "prompts",
-        "drafter",
-        "accepted",
-        "tokens per forward",
-        "tok/s",
-        "ratio to plain",
-        "drafted",
-        "who drafted",
-    ]
     show(
         f"drafters of {pipeline.bundle.name}",
-        columns,
-        rows,
+        ["prompts", "drafter", "accepted", "tokens per forward", "tok/s", "ratio to plain", "drafted", "who drafted"],
+        [
+            (category, name, *own.figures.values(), _shares(own.rounds))
+            for category, runs in found.items()
+            for name, own in runs.items()
+        ],
         {
             "categories": {c: {name: r.figures for name, r in runs.items()} for c, runs in found.items()},
-            "same_tokens": same,
+            "same_tokens": {name: f"{own.same} of {total}" for name, own in found["all"].items()},
             "new_tokens": new_tokens,
             "pairs": pairs,
             "context": context,
             "temperature": sampling.temperature,
         },
     )
+
+
+def _measure(
+    pipeline: Pipeline,
+    ids: list[int],
+    policies: dict[str, Policy],
+    found: dict[str, _Runs],
+    new_tokens: int,
+    pairs: int,
+    sampling: SamplingParams,
+    number: int,
+) -> None:
+    """One prompt, the first policy another one in each turn. number: of the prompt."""
+    each_s: dict[str, list[float]] = {name: [] for name in policies}
+    for pair in range(pairs):
+        order = list(policies)
+        turn = (number + pair) % len(order)
+        texts = {}
+        for name in order[turn:] + order[:turn]:
+            run = pipeline.generate(
+                read_before(pipeline, ids), max_new_tokens=new_tokens, sampling=sampling, policy=policies[name]
+            )
+            texts[name] = run.token_ids
+            each_s[name].append(run.stats.decode_s / run.stats.decoded)
+            found[name].rounds += run.stats.rounds
+            found[name].seconds += run.stats.decode_s
+        for name, text in texts.items():
+            found[name].same += text == texts[PLAIN]
+    for name, own in each_s.items():
+        found[name].ratios.append(median(plain / other for plain, other in zip(each_s[PLAIN], own, strict=True)))
 
 
 def _own(pipeline: Pipeline, alone: bool) -> dict[str, Policy]:

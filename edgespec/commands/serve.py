@@ -14,6 +14,7 @@ from edgespec.errors import EdgespecError, SettingError, printable
 
 if TYPE_CHECKING:
     from edgespec.server.address import Address
+    from edgespec.server.found import Found
     from edgespec.server.service import Service
 
 PORT = 8012
@@ -64,18 +65,11 @@ def command(
     edgespec serve
     edgespec serve qwen2.5-coder-1.5b --port 11434
     """
-    import asyncio
-
     from edgespec.commands.fetching import fetch_first
     from edgespec.hub.resolve import require_model
     from edgespec.server import found, terminal
     from edgespec.server.address import Address
-    from edgespec.server.app import Shutdown, application
     from edgespec.server.build import budget_bytes, build
-    from edgespec.server.chat.routes import ChatPage
-    from edgespec.server.fields import seconds
-    from edgespec.server.listen import Listener
-    from edgespec.server.refusals import BadRequest, Refusal
     from edgespec.server.security import is_loopback, require_safe
 
     refs = list(dict.fromkeys([*models, *more])) or ["default"]
@@ -83,10 +77,7 @@ def command(
         require_safe(host, api_key, insecure)
     if not time_limit > 0:
         raise SettingError("time_limit", got=time_limit, allowed="seconds, above 0", setting="time_limit")
-    try:
-        keep_alive_s = seconds(keep_alive)
-    except BadRequest as error:
-        raise SettingError("keep_alive", got=keep_alive, allowed="5m, 300, -1", setting="keep_alive") from error
+    keep_alive_s = _seconds(keep_alive)
     budget_bytes(memory)
     for ref in refs:  # before the address is taken and shown
         require_model(ref)
@@ -108,24 +99,50 @@ def command(
         with suppress(OSError):  # only convenience: without a data folder nobody finds this server by itself
             record = found.record(address.local_url)
         own = gethostname()
-        app = application(
-            service,
+        _listen(
+            *(service, names, address, record),
             api_key=api_key,
             hosts=(*allow_host, host, own, f"{own}.local"),
             others_reach=socket is None and not is_loopback(host),
             origins=allow_origin,
-            shutdown=Shutdown(record.token, lambda: listener.stop()) if record else None,
-            more=ChatPage(service, found.data_dir() / "chats.sqlite").routes(),
         )
-        listener = Listener(terminal.RefusedLines(app), service, address, begin=lambda: _begin(service, names, address))
-        try:
-            asyncio.run(listener.run())
-        except Refusal as error:
-            raise EdgespecError(error.message) from error
     finally:
         address.close()
         if record is not None:
             found.forget(record)
+
+
+def _seconds(text: str) -> float:
+    from edgespec.server.fields import seconds
+    from edgespec.server.refusals import BadRequest
+
+    try:
+        return seconds(text)
+    except BadRequest as error:
+        raise SettingError("keep_alive", got=text, allowed="5m, 300, -1", setting="keep_alive") from error
+
+
+def _listen(service: Service, names: list[str], address: Address, record: Found | None, **who_may_ask: Any) -> None:
+    """Until it is stopped. Raises EdgespecError if a model that was named cannot be loaded."""
+    import asyncio
+
+    from edgespec.server import found, terminal
+    from edgespec.server.app import Shutdown, application
+    from edgespec.server.chat.routes import ChatPage
+    from edgespec.server.listen import Listener
+    from edgespec.server.refusals import Refusal
+
+    app = application(
+        service,
+        shutdown=Shutdown(record.token, lambda: listener.stop()) if record else None,
+        more=ChatPage(service, found.data_dir() / "chats.sqlite").routes(),
+        **who_may_ask,
+    )
+    listener = Listener(terminal.RefusedLines(app), service, address, begin=lambda: _begin(service, names, address))
+    try:
+        asyncio.run(listener.run())
+    except Refusal as error:
+        raise EdgespecError(error.message) from error
 
 
 async def _begin(service: Service, names: list[str], address: Address) -> None:

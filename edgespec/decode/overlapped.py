@@ -193,24 +193,15 @@ def overlapped(
         widths.begin()
     stats.prefill_s, stats.guessed = clock() - began, Guessed()
     budget_left = min(budget, target.cache.capacity - len(context) + 1)
-    guesses, pause, pace = Guesses(context_length=len(context)), _Pause(), _Pace(clock)
+    guessing = _Guessing(target, drafter, context, clock, constraint, least_chance)
+    guesses = guessing.guesses
 
     while budget_left > 0:
         t0 = clock()
         draft = guesses.next_draft(min(most, budget_left - 1, target.free_width - 1))
         check_draft(draft, drafter.name, target)
         width = 1 + len(draft) if widths is None else widths.width(1 + len(draft), len(context))
-        target.start([context[-1], *draft.tokens], width=width)
-        pace.begin(width)
-        ahead = min(look_ahead, budget_left)
-        try:
-            _go_on(target, drafter, context, guesses, pause, pace, ahead, least_chance, constraint)
-        except BaseException:  # nobody may touch the target's cache while its forward still writes to it
-            with suppress(BackendError):
-                target.wait()
-            raise
-        step = target.wait()
-        pace.update(step.prompt_rows > 0)
+        step = guessing.forward([context[-1], *draft.tokens], width, min(look_ahead, budget_left))
         t2 = clock()
         assert guesses.context_length == len(context), "guesses of another text"
         verdict = verify(draft, masked(step.logits, draft, constraint), context, params).until(stop, budget_left)
@@ -220,11 +211,8 @@ def overlapped(
             constraint.commit(verdict.tokens)
         if logprobs is not None:
             logprobs.commit(verdict, step.logits)
-        if not stats.rounds:  # its first step read the prompt
-            pause = _Pause()
-        guesses.committed(verdict.tokens)
+        guessing.commit(draft, verdict, step)
         stats.guessed = Guessed(guesses.kept, guesses.stale)
-        _tell(drafter, context, guesses, draft, verdict, step)
         budget_left -= len(verdict.tokens)
         reason = "" if len(draft) else "the draft was not ready"
         noted = draft.noted(by=drafter.name, reason=reason)
@@ -237,43 +225,64 @@ def overlapped(
             return
 
 
-def _go_on(
-    target: Model,
-    drafter: StepwiseDrafter,
-    context: list[int],
-    guesses: Guesses,
-    pause: _Pause,
-    pace: _Pace,
-    most: int,
-    least_chance: float,
-    constraint: Constraint | None,
-) -> None:
-    """Guess on until the forward that runs is done, or there are ``most`` guesses."""
-    if len(guesses.tokens) >= most or guesses.chance < least_chance or pause.goes_on():
-        return
-    ahead = list(guesses.tokens)
-    allowed = None if constraint is None else lambda drafted: constraint.allowed([*ahead, *drafted])
+@dataclass
+class _Guessing:
+    """The draft model at work beside the target, on the text that is written."""
 
-    def go_on(scores: Sequence[float]) -> bool:
-        pace.step()
-        if not target.ready():
-            pace.running()
-            pause.in_time()
-            return guesses.chance * prod(scores) >= least_chance and pace.is_worth_a_step()
-        if len(scores) == 1:
-            pause.late()
-        return False
+    target: Model
+    drafter: StepwiseDrafter
+    context: list[int]
+    clock: Clock
+    constraint: Constraint | None
+    least_chance: float
 
-    draft = drafter.propose_while([*context, *ahead], most - len(ahead), go_on, allowed)
-    guesses.add(draft.within(allowed))
+    def __post_init__(self) -> None:
+        self.guesses = Guesses(context_length=len(self.context))
+        self._pause = _Pause()
+        self._pace = _Pace(self.clock)
+        self._has_read = False
 
+    def forward(self, tokens: list[int], width: int, most: int) -> Step:
+        """A forward of the target, and guesses until it is done or there are ``most``."""
+        self.target.start(tokens, width=width)
+        self._pace.begin(width)
+        try:
+            self._go_on(most)
+        except BaseException:  # nobody may touch the target's cache while its forward still writes to it
+            with suppress(BackendError):
+                self.target.wait()
+            raise
+        step = self.target.wait()
+        self._pace.update(step.prompt_rows > 0)
+        return step
 
-def _tell(
-    drafter: StepwiseDrafter, context: list[int], guesses: Guesses, draft: Draft, verdict: Verdict, step: Step
-) -> None:
-    """The drafter hears of the round. It hears of guesses that still hold as if they were committed too, since it has
-    read them and need not forget them."""
-    held = (*verdict.tokens, *guesses.tokens)
-    drafter.commit([*context, *guesses.tokens], draft, replace(verdict, tokens=held), step)
-    if step.hidden:
-        drafter.observe(*step.kept(context, verdict))
+    def _go_on(self, most: int) -> None:
+        guesses, pace, constraint = self.guesses, self._pace, self.constraint
+        if len(guesses.tokens) >= most or guesses.chance < self.least_chance or self._pause.goes_on():
+            return
+        ahead = list(guesses.tokens)
+        allowed = None if constraint is None else lambda drafted: constraint.allowed([*ahead, *drafted])
+
+        def go_on(scores: Sequence[float]) -> bool:
+            pace.step()
+            if not self.target.ready():
+                pace.running()
+                self._pause.in_time()
+                return guesses.chance * prod(scores) >= self.least_chance and pace.is_worth_a_step()
+            if len(scores) == 1:
+                self._pause.late()
+            return False
+
+        draft = self.drafter.propose_while([*self.context, *ahead], most - len(ahead), go_on, allowed)
+        guesses.add(draft.within(allowed))
+
+    def commit(self, draft: Draft, verdict: Verdict, step: Step) -> None:
+        """The context has this round's tokens. The drafter hears of guesses that still hold as if they were committed
+        too, since it has read them and need not forget them."""
+        if not self._has_read:  # its first step read the prompt
+            self._has_read, self._pause = True, _Pause()
+        self.guesses.committed(verdict.tokens)
+        held = (*verdict.tokens, *self.guesses.tokens)
+        self.drafter.commit([*self.context, *self.guesses.tokens], draft, replace(verdict, tokens=held), step)
+        if step.hidden:
+            self.drafter.observe(*step.kept(self.context, verdict))

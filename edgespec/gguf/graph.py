@@ -145,7 +145,7 @@ class _Decoder:
         shape = ops.concat(
             [length_of(x, 0), integers([sizes.kv_heads, times]), length_of(x, 2), integers([sizes.head])], 0
         )
-        repeated = ops.broadcast(ops.unsqueeze(x, integers(2)), shape, "BIDIRECTIONAL")
+        repeated = ops.broadcast(ops.unsqueeze(x, integers(2)), shape, broadcast_spec="BIDIRECTIONAL")
         return ops.reshape(repeated, integers(0, sizes.heads, -1, sizes.head), True)
 
     # Products and norms

@@ -4,7 +4,7 @@
     heads repeated      by broadcasts in both directions: it leaves a 1 in the place of the number of rows
 
 Without the first it computes wrong rows, without a word. Without the second, nine layers do not compile, and three do.
-Converted GGUF files have neither.
+Files that were converted from GGUF lack the names, and older ones both.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from edgespec.backends.openvino.graph import read_graph
-from edgespec.backends.openvino.runtime import ops, ov
+from edgespec.backends.openvino.repeated_heads import broadcast_both_ways
+from edgespec.backends.openvino.runtime import ov
 
 _SHORT_NAME = re.compile(r"past_key_values\.(\d+)\.(key|value)")
-_REPEATED_AXES = 5  # (batch, heads, times, rows, size)
 
 
 def read_for_npu(core: ov.Core, xml: Path) -> ov.Model:
     """An IR as NPUW wants it. Raises BackendError if it is damaged."""
     graph = read_graph(core, xml)
     _name_states(graph)
-    _broadcast_both_ways(graph)
+    broadcast_both_ways(graph)
     return graph
 
 
@@ -34,13 +34,3 @@ def _name_states(graph: ov.Model) -> None:
         if found := _SHORT_NAME.fullmatch(info.variable_id):
             info.variable_id += "present.{}.{}".format(*found.groups())
             variable.update(info)
-
-
-def _broadcast_both_ways(graph: ov.Model) -> None:
-    for node in graph.get_ordered_ops():
-        if node.get_type_name() != "Broadcast" or node.get_input_size() != 2:  # a third input says which axes stay
-            continue
-        if node.get_output_partial_shape(0).rank == _REPEATED_AXES:
-            both_ways = ops.broadcast(node.input_value(0), node.input_value(1), broadcast_spec="BIDIRECTIONAL")
-            for reader in node.output(0).get_target_inputs():
-                reader.replace_source_output(both_ways.output(0))

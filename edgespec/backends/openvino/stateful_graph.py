@@ -19,6 +19,7 @@ import numpy as np
 
 from edgespec.backends.openvino.graph import SMALL, choose_outputs, read_graph
 from edgespec.backends.openvino.merge_matmuls import merge_products
+from edgespec.backends.openvino.repeated_heads import broadcast_both_ways
 from edgespec.backends.openvino.runtime import ops, ov
 from edgespec.backends.openvino.settings import FULL_PRECISION
 from edgespec.errors import BackendError, wrap_errors
@@ -49,6 +50,7 @@ def stateful_graph(
             raise BackendError(f"{xml} has no states for keys and values", hint="export it again, with past")
         if xml.with_suffix(".bin").stat().st_size <= SMALL:
             merge_products(model)
+        broadcast_both_ways(model)
         masked = masked and _sees_all(core, model, rows)
         if masked:
             _mask_from_outside(model)

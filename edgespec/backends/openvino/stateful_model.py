@@ -72,7 +72,7 @@ class OpenVINOStatefulModel(RequestModel):
         self._device = device
         with foreign(BackendError, f"cannot run {xml.name}: not a causal language model", hint="export it again"):
             self._compute_precision = reported(self.compiled)["INFERENCE_PRECISION_HINT"]
-            form = "masked states" if masked else "cut states"
+            form = f"{'masked' if masked else 'cut'} states, heads repeated both ways"
             self.fingerprint = fingerprint_of(core, self.compiled, xml, device, layers, form)
             names = {name for port in self.compiled.inputs for name in port.get_names()}
             if unknown := sorted(names - _INPUTS):

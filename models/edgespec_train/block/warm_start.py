@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.linalg import blas, cho_factor, cho_solve  # type: ignore[import-untyped]
+from scipy.linalg import blas, cho_factor, cho_solve
 
 from edgespec_train.block.head import BlockHead
 from edgespec_train.corpus.states import States
