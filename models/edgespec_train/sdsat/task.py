@@ -24,8 +24,8 @@ from edgespec_train.sdsat.places import Groups, Placing, answer_places, choose, 
 
 MOST_TOKENS = 13
 """placeholders that a shared embedding may be asked for when decoding, as in the paper's scripts"""
-_EVALUATED_AT_ONCE, _FINELY = 4, 4
-"""texts; in the end every so-manieth place is judged"""
+_EVALUATED_AT_ONCE, _JUDGED = 4, 1000
+"""texts; places that are judged in the end, if there are so many"""
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,8 @@ def figures(
 
     Separate placeholders repeat their last one behind their own number, so that all recipes are judged on one set.
     """
-    finely = replace(recipe, count=MOST_TOKENS, judged=_FINELY)
+    possible = sum(len(answer_places(texts, text)) for text in chosen)
+    finely = replace(recipe, count=MOST_TOKENS, judged=max(1, possible // _JUDGED))
     right = right_guesses(target, placeholders, texts, chosen, finely)
     allowed = recipe.count if recipe.separate else MOST_TOKENS
     found: dict[str, Any] = worth([text[:, :allowed] for text in right])
