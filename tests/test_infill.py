@@ -276,6 +276,37 @@ def test_a_finished_line_behind_an_anchor_is_all_that_is_read(tmp_path: Path, sp
     assert moved.prompt_tokens - moved.reused_tokens > len(pipeline.tokenizer.encode(suffix))
 
 
+@pytest.mark.parametrize("room", [512, 2048])
+@pytest.mark.parametrize("special", [QWEN, FIM])
+def test_in_a_full_prompt_too_a_key_and_a_line_read_themselves(
+    tmp_path: Path, special: tuple[str, ...], room: int
+) -> None:
+    """What is typed moves no cut of the files and the prefix."""
+    pipeline = faked(tmp_path, special, NGram(), capacity=room + 64)
+    prefix = "".join(f"value_{n} = {n}\n" for n in range(400))
+    suffix = BEHIND + "x = 1\n" * 300
+    files = {f"{name}.py": "".join(f"{name}_{n} = {n}\n" for n in range(300)) for name in "ab"}
+    anchor, typed, tokens = len(prefix), "", 0
+
+    def read() -> int:
+        text = prefix + typed
+        stats = pipeline.infill(
+            text, suffix, files=files, path="c.py", anchor=anchor, prompt_tokens=room, max_new_tokens=4
+        ).stats
+        assert room * 3 // 4 < stats.prompt_tokens <= room, "full"
+        return stats.prompt_tokens - stats.reused_tokens
+
+    read()
+    for letter in "    return w":
+        typed += letter
+        assert read() <= 3, "the new token, and the one it may be part of"
+    typed += "\n"
+    for number in range(3):
+        line = f"    area_{number} = width\n"
+        typed, tokens = typed + line, len(pipeline.tokenizer.encode(line))
+        assert read() <= tokens + 3
+
+
 def test_an_anchor_is_at_the_start_of_a_line_with_little_text_behind_it(
     tokenizers_: dict[tuple[str, ...], Tokenizer],
 ) -> None:

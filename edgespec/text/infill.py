@@ -42,7 +42,7 @@ Files = Mapping[str, str] | Sequence[tuple[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class InfillPrompt:
-    """tokens: to go on with. anchor: how many of them stand before what was typed on the hole's line.
+    """tokens: to go on with. anchor: how many of them stand before what was typed since it.
 
     as_read: what a lookup reads in the place of the first ``anchor`` tokens. It is the text as it stands in its files,
         with what lies before the hole at the end. So the hole's beginning is found where it occurs elsewhere, and a
@@ -83,8 +83,8 @@ class Infill:
         seconds: float | None = None,
         heal: bool = True,
     ) -> InfillPrompt:
-        """A prompt of at most ``room`` tokens. The nearest text comes first: what was typed on the line, then a quarter
-        for the suffix, at most half for the files, and the prefix. All is cut at lines.
+        """A prompt of at most ``room`` tokens. The nearest text comes first: what was typed since the anchor, with room
+        for more, then a quarter for the suffix, at most half for the files, and the prefix. All is cut at lines.
 
         files: paths and texts, the most important one last. path: of the file with the hole. anchor: characters of the
         prefix, up to somewhere in the anchor's line. Without it, or if too much text stands behind it, that is the
@@ -96,7 +96,7 @@ class Infill:
         others, form = _checked(files), self.format
         begin = self._anchor(prefix, anchor, room // 4) if form.layout[-1] != PREFIX else len(prefix)
         typed = self._ids(_end_of(prefix[begin:], room // 4 * _LETTERS_A_TOKEN), goes_on=True)[-(room // 4) :]
-        left = room - len(typed) - len(form.layout) - 1
+        left = room - _held(len(typed), room // 4) - len(form.layout) - 1
         others, path = self._named_within(others, path, left // 2)
         left -= len(self._around(others, path, [()] * len(others)))
         shown, unread = self._files(others, left // 2)
@@ -248,6 +248,12 @@ def _end_of(line: str, most: int) -> str:
     """The end of a line that is too long to be encoded: between one and two times so many characters. Its beginning
     moves in steps, as that of other texts does."""
     return line if len(line) <= 2 * most else line[(len(line) // most - 1) * most :]
+
+
+def _held(typed: int, most: int) -> int:
+    """Tokens of the room that so many typed ones take: in steps, so that a key moves no cut of what stands in front."""
+    step = min(_MOST_TYPED, most // 2)
+    return min(most, max(1, -(-typed // step)) * step)
 
 
 def _checked(files: Files) -> list[tuple[str, str]]:
