@@ -1,7 +1,8 @@
 """The wire format of llama.cpp's own server, which editors speak: completion of holes and texts.
 
 /infill fills the hole between ``input_prefix`` + ``prompt`` and ``input_suffix``. See ``text.infill``: the hole is
-anchored at the start of its line, wherever a client puts what was typed there.
+anchored at the start of the line where ``prompt`` begins. Without ``input_prefix``, or if ``prompt`` is too long, that
+is the hole's own line.
 """
 
 from __future__ import annotations
