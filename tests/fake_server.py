@@ -91,7 +91,7 @@ def fake_pipeline(
 def service_of(*pipelines: Pipeline, **options: Any) -> Service:
     """Of models that are loaded at once. Options are those of ``Residents``."""
     offers = {
-        each.bundle.name: Offer(name=each.bundle.name, load=lambda each=each: each, size_bytes=1000)  # type: ignore[misc]
+        each.bundle.name: Offer(name=each.bundle.name, load=lambda each=each: each, size_of=lambda: 1000)  # type: ignore[misc]
         for each in pipelines
     }
     return Service(Residents(offers, **options))

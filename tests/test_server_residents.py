@@ -37,7 +37,7 @@ def offers(tmp_path: Path, loads: list[str]) -> dict[str, Offer]:
                 raise SourceError("no such file")
             return fake_pipeline(tmp_path, name=name)
 
-        return Offer(name=name, load=load, size_bytes=MODEL_BYTES)
+        return Offer(name=name, load=load, size_of=lambda: MODEL_BYTES)
 
     return {name: offer(name) for name in ("one", "two", "three", "broken")}
 

@@ -73,6 +73,25 @@ def test_a_file_has_its_size_and_what_is_not_here_has_none(tmp_path: Path) -> No
     )
 
 
+def test_a_reference_is_read_as_a_path_the_way_it_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "own.gguf").write_bytes(b"1234")
+    assert bytes_of("~/own.gguf") == 4
+    assert bytes_of("x" * 5000) is None and bytes_of("") is None and bytes_of("a\0b") is None
+    [offer, *_] = offers(["~/own.gguf"], {}, keep_alive_s=None).values()
+    assert (offer.name, offer.aliases, offer.size_bytes) == ("own", ("~/own.gguf",), 4)
+
+
+def test_an_offer_has_a_size_once_its_model_was_fetched(tmp_path: Path) -> None:
+    [file] = (tmp_path / UNPINNED).iterdir()
+    away = file.rename(tmp_path / "away")
+    offer = offers([UNPINNED], {}, keep_alive_s=None)[UNPINNED]
+    assert offer.size_bytes is None
+    away.rename(file)
+    assert offer.size_bytes == len(WEIGHTS)
+
+
 def test_a_damaged_folder_has_no_size_until_it_is_whole(tmp_path: Path) -> None:
     next((tmp_path / UNPINNED).iterdir()).unlink()
     assert bytes_of(UNPINNED) is None

@@ -29,7 +29,8 @@ _USE = {"any": "", "conditions": " (on conditions)", "research": " (research onl
 def command(as_json: bool) -> None:
     """List models: those in the cache, and those with a short name, with size, licence, and where they come from.
 
-    Remove a folder to free its space; the model is fetched again when it is next used.
+    The size of a model is that of its own files. On disk is what a folder of the cache takes: a converted model has
+    another size than its file. Remove a folder to free its space; the model is fetched again when it is next used.
     """
     cached = all_cached()
     listed = catalog.load()
@@ -65,7 +66,7 @@ def command(as_json: bool) -> None:
 def _cached(entries: list[Cached]) -> list[Any]:
     """A table, where the terminal has room for whole paths. Else each path has a line of its own."""
     rows = [(entry.name, megabytes(entry.bytes), entry.kind, str(entry.path)) for entry in entries]
-    columns = ("name", "size", "kind", "path")
+    columns = ("name", "on disk", "kind", "path")
     table = _table("Cached", *columns, whole=columns)
     needed = sum(max(map(len, cells)) + len("  ") for cells in zip(columns, *rows, strict=True))
     if needed > console.width():

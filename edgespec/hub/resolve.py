@@ -124,6 +124,12 @@ def on_hub(ref: str) -> Wanted | None:
     return None if _kind(path) else Wanted(ref, HubSource(repo=repo, revision=revision))
 
 
+def on_disk(ref: str) -> Path | None:
+    """Where a reference that is read as a path leads, if anything lies there."""
+    path = _path(ref)
+    return path if ref and _kind(path) else None
+
+
 def is_here(wanted: Wanted, *, whole: bool = False) -> bool:
     """Whether its files were fetched before, from the hub or its mirror, and lie there still. whole: unchanged, too."""
     found = _recorded(wanted)

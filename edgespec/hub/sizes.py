@@ -5,8 +5,6 @@ What a model is converted to has another size, and so has a loaded one: its draf
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from edgespec import cache
 from edgespec.hub import catalog
 from edgespec.hub import resolve as hub
@@ -24,5 +22,5 @@ def bytes_of(ref: str) -> int | None:
         return model.bytes
     if (wanted := hub.on_hub(ref)) is not None:
         return hub.fetched_bytes(wanted)
-    path = Path(ref)
-    return cache.size_on_disk(path) if path.exists() else None
+    path = hub.on_disk(ref)
+    return None if path is None else cache.size_on_disk(path)

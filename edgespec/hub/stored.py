@@ -17,7 +17,8 @@ _OTHER_FORMS = {"onnx": "for ONNX Runtime", "compiled": "for a GPU or NPU", "pee
 
 @dataclass(frozen=True)
 class Cached:
-    """A thing in the cache. kind: "converted", "hub", "mirror", "unfinished download", or one of ``_OTHER_FORMS``."""
+    """A thing in the cache. kind: "converted", "hub", "mirror", "unfinished download", or one of ``_OTHER_FORMS``.
+    bytes: of all in its folder, on this disk. The size of a model is another number (``hub.sizes``)."""
 
     name: str
     kind: str

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from time import time
 from typing import Any
 
@@ -72,13 +71,12 @@ def here() -> list[str]:
 def _offer(ref: str, options: Mapping[str, Any], keep_alive_s: float | None) -> Offer:
     known = next((known for known in catalog.KNOWN if ref in (known.name, *known.aliases)), None)
     name, aliases = (known.name, known.aliases) if known else (ref, ())
-    path = Path(ref)
-    if known is None and catalog.find(ref) is None and path.exists():
+    if known is None and catalog.find(ref) is None and (path := hub.on_disk(ref)):
         name, aliases = path.resolve().name.removesuffix(".gguf"), (ref,)
     return Offer(
         name=name,
         load=partial(load, ref, **options, progress=True),
-        size_bytes=bytes_of(ref) or 0,
+        size_of=partial(bytes_of, ref),
         aliases=tuple(aliases),
         created=int(time()),
         keep_alive_s=keep_alive_s,

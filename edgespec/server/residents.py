@@ -26,18 +26,24 @@ _UNLOAD_S = 5.0
 class Offer:
     """A model that may be loaded.
 
-    size_bytes: of its files (``hub.sizes``), 0 if that is not known; taken for its memory until it is loaded.
+    size_of: gives the bytes of its files (``hub.sizes``), None if they are not known yet.
     aliases: other names of it. keep_alive_s: how long it stays loaded when it is not used, unless a request says
     otherwise; None or below 0: for good.
     """
 
     name: str
     load: Callable[[], Pipeline]
-    size_bytes: int = 0
+    size_of: Callable[[], int | None] = lambda: None
     context_length: int | None = None
     aliases: tuple[str, ...] = ()
     created: int = 0
     keep_alive_s: float | None = None
+
+    @property
+    def size_bytes(self) -> int | None:
+        """Of its files, as they are now: a model may be fetched while it is offered. Taken for its memory until it is
+        loaded."""
+        return self.size_of()
 
 
 @dataclass(eq=False)
@@ -64,9 +70,9 @@ class Resident:
 
     @property
     def bytes(self) -> int:
-        """Memory of weights and KV caches, of target and draft model together."""
+        """Memory of weights and KV caches, of target and draft model together. While it loads, see ``Offer``."""
         if (pipeline := self.pipeline) is None:
-            return self.offer.size_bytes
+            return _expected(self.offer)
         return sum(getattr(model, "weights_bytes", 0) + model.cache.nbytes for model in _models(pipeline))
 
 
@@ -173,11 +179,11 @@ class Residents:
 
     async def _make_room(self, offer: Offer, kind: Kind) -> None:
         """Unload what was not used for longest, until this model fits."""
-        while self._budget_bytes is not None and self._bytes() + offer.size_bytes > self._budget_bytes:
+        while self._budget_bytes is not None and self._bytes() + _expected(offer) > self._budget_bytes:
             if (oldest := next(self._may_leave(kind), None)) is None:
                 held = ", ".join(f"{each.offer.name} ({each.bytes >> 20} MiB)" for each in self.loaded.values())
                 raise Unavailable(
-                    f"no memory for {offer.name} ({offer.size_bytes >> 20} MiB) within {self._budget_bytes >> 20} MiB: "
+                    f"no memory for {offer.name} ({_expected(offer) >> 20} MiB) within {self._budget_bytes >> 20} MiB: "
                     f"{held or 'nothing'} is loaded and in use. Unload a model (keep_alive 0), or raise --memory",
                     retry_after_s=5.0,
                 )
@@ -221,3 +227,8 @@ def _failed(offer: Offer, error: BaseException) -> Refusal:
     found = refusal(error)
     kind = type(found) if isinstance(found, NoModel | Forbidden) else Unavailable
     return kind(f"{offer.name} cannot be loaded: {reason}")
+
+
+def _expected(offer: Offer) -> int:
+    """Memory of a model that is not loaded yet: at least its files, where their size is known."""
+    return 0 if (size := offer.size_bytes) is None else size

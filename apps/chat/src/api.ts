@@ -23,7 +23,7 @@ export interface Chat {
 
 export interface Model {
   readonly name: string;
-  readonly size_bytes: number;
+  readonly size_bytes: number | null;
   readonly loaded: boolean;
   readonly exact: boolean;
   readonly context_length: number | null;

@@ -75,7 +75,7 @@ def _entry(service: Service, speeds: Speeds, name: str, licence: str, model: cat
     """model: its entry on the list; the default one has none."""
     terms = catalog.load().licences[licence]
     offer = service.residents.offers.get(name)
-    size = offer.size_bytes or None if offer else bytes_of(name)
+    size = offer.size_bytes if offer else bytes_of(name)
     return {
         "name": name,
         "bytes": size,
