@@ -82,6 +82,10 @@ export class Server {
     const program = programFor(command, HERE);
     const child = spawn(program.file, [...program.args, ...args], { windowsHide: true, stdio: ["ignore", "pipe", "pipe"] });
     this.child = child;
+    // The editor may end this process while a stop waits: nothing that waits runs then.
+    const end = () => child.kill();
+    process.once("exit", end);
+    child.once("close", () => process.off("exit", end));
     let last = "";
     for (const stream of [child.stdout, child.stderr])
       stream.on("data", (data: Buffer) => {

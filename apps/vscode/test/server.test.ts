@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
 import { createServer } from "node:net";
 import type { AddressInfo } from "node:net";
 import { chmodSync, mkdtempSync, writeFileSync } from "node:fs";
@@ -69,6 +70,27 @@ test("an editor that disposes of the extension while it leaves loses nothing", {
   assert.ok(!server.started);
   while ((await new Client(at).health()) !== undefined) await new Promise((resolve) => setTimeout(resolve, 20));
   assert.ok(lines.some((line) => line.startsWith("/slots/0?action=save")), lines.join("\n"));
+});
+
+test("a server ends with the process that started it, also in the middle of a save", { skip: process.platform === "win32" && "the program is a script" }, async () => {
+  const at = `http://127.0.0.1:${await port()}`;
+  const hangs = SERVES.replace('.on("end", () => s.end("{}"))', '.on("end", () => q.url.includes("save") || s.end("{}"))');
+  const host = `
+    const { Server } = require(${JSON.stringify(join(__dirname, "../src/server.js"))});
+    const server = new Server({ url: ${JSON.stringify(at)}, command: ${JSON.stringify(program(hangs))}, model: "m", log: () => {} });
+    server.ready(new AbortController().signal).then(() => {
+      void server.leave();
+      server.stop();
+      console.log("leaving");
+      setTimeout(() => process.exit(0), 100);
+    });`;
+  const ran = spawnSync(process.execPath, ["-e", host], { encoding: "utf8", timeout: 20_000 });
+  assert.equal(ran.stdout, "leaving\n", ran.stderr);
+  const until = Date.now() + 5000;
+  while ((await new Client(at).health()) !== undefined) {
+    assert.ok(Date.now() < until, "it still runs");
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
 });
 
 test("a server that cannot save is stopped all the same", { skip: process.platform === "win32" && "the program is a script" }, async () => {
