@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 from edgespec.errors import ContextFull, SettingError
+from edgespec.sampling_params import is_whole
 from edgespec.text.control_tokens import ControlTokens
 from edgespec.text.fim import FILES, PREFIX, SUFFIX, FimFormat, format_for
 from edgespec.text.hole_end import LineRules
@@ -93,6 +94,8 @@ class Infill:
         """
         if room < _LEAST:
             raise ContextFull("no room for the text around the hole", got=f"{room} tokens", allowed=f"{_LEAST} or more")
+        if anchor is not None and not is_whole(anchor):
+            raise SettingError("anchor", got=anchor, allowed="a whole number of characters", setting="anchor")
         others, form = _checked(files), self.format
         begin = self._anchor(prefix, anchor, room // 4) if form.layout[-1] != PREFIX else len(prefix)
         typed = self._ids(_end_of(prefix[begin:], room // 4 * _LETTERS_A_TOKEN), goes_on=True)[-(room // 4) :]
