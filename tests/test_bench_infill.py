@@ -82,11 +82,11 @@ def test_lines_are_typed_key_by_key_and_a_key_reads_itself(
     train_tokenizer(tmp_path / "tokenizer.json", special=(*SPECIAL, *QWEN[1:]))
     bench_latency(fake_pipeline(tmp_path, capacity=4096), lines=1, keys=3, new_tokens=4)
     requests = json.loads(capsys.readouterr().out.splitlines()[-1])["requests"]
-    first, next_line = requests["a file's first"][0], requests["the next line's first"][0]
+    first, moved = requests["a file's first"][0], requests["the next line's first"][0]
     assert PREFIX_TOKENS < first["read"] < PREFIX_TOKENS + SUFFIX_TOKENS + 20
     assert len(requests["a key"]) == 3 and all(each["read"] <= 2 for each in requests["a key"])
-    moved = requests["its first at a new anchor"][0]
-    assert next_line["read"] < SUFFIX_TOKENS / 2 < moved["read"] < PREFIX_TOKENS
+    behind = requests["the next line's first behind an anchor"][0]
+    assert behind["read"] < SUFFIX_TOKENS / 2 < moved["read"] < PREFIX_TOKENS
     assert requests["again after a reload"][0]["read"] <= 1
     assert not [*tmp_path.glob("slots/*")]
     assert all(each["seconds"] >= each["read_s"] + each["write_s"] for each in requests["a key"])

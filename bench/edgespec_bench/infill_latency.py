@@ -47,7 +47,7 @@ def bench_latency(pipeline: Pipeline, *, lines: int = 4, keys: int = 12, new_tok
     """lines: to type, in a file each. keys: of each line."""
     holes = fitting(pipeline.tokenizer, lines)
     with served(pipeline) as netloc, closing(Editor(netloc, new_tokens)) as editor:
-        kinds = ("a file's first", "a key", "the next line's first", "its first at a new anchor")
+        kinds = ("a file's first", "a key", "the next line's first", "the next line's first behind an anchor")
         asked: dict[str, list[Request]] = {kind: [] for kind in kinds}
         for hole in holes:
             typed, rest = hole.typed, hole.missing
@@ -55,8 +55,9 @@ def bench_latency(pipeline: Pipeline, *, lines: int = 4, keys: int = 12, new_tok
             for count in range(1, min(keys, len(rest)) + 1):
                 asked["a key"].append(editor.ask(hole.prefix, typed + rest[:count], hole.suffix))
             line = f"{typed}{rest}\n"
-            asked["the next line's first"].append(editor.ask(hole.prefix, line + typed, hole.suffix))
-            asked["its first at a new anchor"].append(editor.ask(hole.prefix + line, typed, hole.suffix))
+            anchored = editor.ask(hole.prefix, line + typed, hole.suffix)
+            asked["the next line's first behind an anchor"].append(anchored)
+            asked["the next line's first"].append(editor.ask(hole.prefix + line, typed, hole.suffix))
         editor.keep_over_a_restart()
         with closing(Editor(netloc, new_tokens)) as reloaded:
             asked["again after a reload"] = [reloaded.ask(hole.prefix + line, typed, hole.suffix)]
