@@ -1,7 +1,7 @@
 """What a server keeps of a request that has ended: nothing, whoever sent it, whatever it asked for, however it ended.
 
-What is kept shows as memory that grows in each of several equal parts: by an object a request, or by a pointer a
-request where it goes into a list or a map.
+What is kept shows as memory that grows in each of several equal parts: by an object a request, or by an entry a request
+where it goes into a list or a map. Tables grow in jumps, and not in every part, so their entries are counted.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import json
 import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
-from itertools import count, pairwise
+from itertools import chain, count, pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -126,23 +127,46 @@ def at_rest(service: Service) -> None:
         time.sleep(0.01)
 
 
-def kept() -> tuple[int, int]:
-    """Blocks of Python's objects, and bytes of its lists, maps and so on: their tables are no such blocks.
+def kept(counts: int = COUNTS) -> tuple[int, int, int]:
+    """Blocks of Python's objects, bytes of its lists, maps and so on, which are no such blocks, and their entries.
 
     Connections end a moment after their clients, so the least of several counts counts.
     """
-    blocks, nbytes = [], []
-    for _ in range(COUNTS):
+    blocks, nbytes, entries = [], [], []
+    for _ in range(counts):
         time.sleep(0.05)
         gc.collect()
         sys._clear_type_cache()  # it holds up to 4,096 names by which C code has called methods
         blocks.append(sys.getallocatedblocks())
-        nbytes.append(sum(map(sys.getsizeof, gc.get_objects())))
-    return min(blocks), min(nbytes)
+        objects = gc.get_objects()
+        nbytes.append(sum(map(sys.getsizeof, objects)))
+        # Maps of texts and numbers are not among the collector's objects, but held by them.
+        plain = {
+            id(each): each for each in gc.get_referents(*objects) if type(each) is dict and not gc.is_tracked(each)
+        }
+        tables = chain(objects, plain.values())
+        entries.append(sum(len(each) for each in tables if issubclass(type(each), list | dict | set | deque)))  # type: ignore[arg-type]
+        del objects, plain, tables
+    return min(blocks), min(nbytes), min(entries)
+
+
+@pytest.mark.parametrize(
+    "put", [list.append, deque.append, set.add, dict.setdefault], ids=["list", "deque", "set", "dict"]
+)
+def test_one_entry_a_round_is_seen_in_every_part(put: Any) -> None:
+    """Though the table grows in jumps, and the objects in it were there before."""
+    items = [object() for _ in range(PARTS * ROUNDS)]
+    holder, entries = [put.__objclass__()], []
+    for part in range(PARTS):
+        for item in items[part * ROUNDS : (part + 1) * ROUNDS]:
+            put(holder[0], item)
+        entries.append(kept(1)[2])
+    grown = [after - before for before, after in pairwise(entries)]
+    assert min(grown) >= ROUNDS, grown
 
 
 def test_nothing_is_kept_of_every_request(service: Service) -> None:
-    blocks, nbytes = [0] * PARTS, [0] * PARTS
+    blocks, nbytes, entries = [0] * PARTS, [0] * PARTS, [0] * PARTS
     with on_a_port(service) as url:
         strangers = Strangers(url)
         for _ in range(KEPT_TEXTS):
@@ -152,8 +176,10 @@ def test_nothing_is_kept_of_every_request(service: Service) -> None:
                 strangers.round()
             strangers.chat(0)  # lookups hold the same text at the end of each part
             at_rest(service)
-            blocks[part], nbytes[part] = kept()
+            blocks[part], nbytes[part], entries[part] = kept()
     grown = [after - before for before, after in pairwise(blocks)]
     assert min(grown) < ROUNDS, f"objects kept of {ROUNDS} requests of each kind: {grown}"
     grown = [after - before for before, after in pairwise(nbytes)]
     assert min(grown) < POINTER * ROUNDS, f"bytes kept of {ROUNDS} requests of each kind: {grown}"
+    grown = [after - before for before, after in pairwise(entries)]
+    assert min(grown) < ROUNDS, f"entries kept of {ROUNDS} requests of each kind: {grown}"
