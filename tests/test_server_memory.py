@@ -145,7 +145,7 @@ def kept(counts: int = COUNTS) -> tuple[int, int, int]:
             id(each): each for each in gc.get_referents(*objects) if type(each) is dict and not gc.is_tracked(each)
         }
         tables = chain(objects, plain.values())
-        entries.append(sum(len(each) for each in tables if issubclass(type(each), list | dict | set | deque)))  # type: ignore[arg-type]
+        entries.append(sum(len(each) for each in tables if issubclass(type(each), list | dict | set | deque)))
         del objects, plain, tables
     return min(blocks), min(nbytes), min(entries)
 
