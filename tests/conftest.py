@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -30,8 +34,6 @@ if TYPE_CHECKING:
 
 os.environ["EDGESPEC_BACKEND"] = "openvino"
 """the tests say which engine they mean, and do not measure which is faster"""
-if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch: threads of several workers would wait for each other
 
 FRANCE = [{"role": "user", "content": "What is the capital of France?"}]
 REAL = {"pipeline", "fast_pipeline"}
@@ -56,6 +58,8 @@ LONGEST_FIRST = (
 MOST_WORKERS = 4
 WORKER_BYTES = 4 << 30
 """of memory: each worker loads models of its own, and torch"""
+CONTAINER_MEMORY = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+"""the limit of a container, by version 2 and 1 of Linux's control groups"""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -75,7 +79,17 @@ def pytest_xdist_auto_num_workers() -> int:
     """For ``-n auto``: as many workers as there are cores, and memory for."""
     import psutil
 
-    return max(1, min(available_cores(), MOST_WORKERS, psutil.virtual_memory().available // WORKER_BYTES))
+    memory = min(psutil.virtual_memory().available, container_bytes())
+    return max(1, min(available_cores(), MOST_WORKERS, int(memory // WORKER_BYTES)))
+
+
+def container_bytes() -> float:
+    """Of memory that the container may take, where these tests run in one with a limit."""
+    least = inf
+    for file in CONTAINER_MEMORY:
+        with suppress(OSError, ValueError):  # no such file, or max
+            least = min(least, int(file.read_bytes()))
+    return least
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
@@ -86,6 +100,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if hasattr(config, "workerinput"):
         first = {name: place for place, name in enumerate(LONGEST_FIRST)}
         items.sort(key=lambda item: first.get(item.path.name, len(first)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread_of_torch_a_worker() -> None:
+    """Threads of several workers would wait for each other. Programs that tests start have as many as they choose."""
+    torch = sys.modules.get("torch")
+    if torch is not None and int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -226,6 +248,14 @@ def load_ir(
             _exact_widths[xml] = find_exact_widths(model)
         model.set_exact_widths(_exact_widths[xml])
     return model
+
+
+def as_if_alone(cache: Path) -> None:
+    """What was measured so far stands, whatever other programs ran meanwhile. Another worker is one too."""
+    for file in cache.glob("measured/*.json"):
+        found = json.loads(file.read_bytes())
+        if "other_cores" in found:
+            file.write_text(json.dumps(found | {"other_cores": 0.0}), encoding="utf-8")
 
 
 @pytest.fixture

@@ -81,6 +81,21 @@ def test_there_are_as_many_workers_as_cores_and_memory_for(
 ) -> None:
     monkeypatch.setattr(conftest, "available_cores", lambda: cores)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=gb << 30))
+    monkeypatch.setattr(conftest, "CONTAINER_MEMORY", ())
+    assert conftest.pytest_xdist_auto_num_workers() == workers
+
+
+@pytest.mark.parametrize(("limits", "workers"), [(("max", None), 4), ((f"{9 << 30}\n", None), 2), ((None, "1"), 1)])
+def test_a_container_may_have_less_memory_than_its_host(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, limits: tuple[str | None, ...], workers: int
+) -> None:
+    files = [tmp_path / str(version) for version in range(len(limits))]
+    for file, limit in zip(files, limits, strict=True):
+        if limit is not None:
+            file.write_text(limit, encoding="utf-8")
+    monkeypatch.setattr(conftest, "available_cores", lambda: 16)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=64 << 30))
+    monkeypatch.setattr(conftest, "CONTAINER_MEMORY", files)
     assert conftest.pytest_xdist_auto_num_workers() == workers
 
 

@@ -130,18 +130,32 @@ def test_a_head_that_needs_states_of_three_layers_stays_exact(
     states_of_smollm: Model, pipeline: Pipeline, tiny_ir: Path, mode: str
 ) -> None:
     text = pipeline.tokenizer.encode("Once upon a time there was a", raw=True) * 9
-    tiny = load_ir(tiny_ir, layers=(0, 1, 2))
-    for target, prompt in ((states_of_smollm, text), (tiny, [t % 300 for t in text])):
-        target.cache.reset()
-        layers = target.capabilities.hidden
-        head = RandomHead(layers, target.vocab_size)
-        expected = plain(target, prompt, MODES[mode])
-        for k in (1, 4, None) if target is tiny else (4, None):
-            drafted = run(target, head, prompt, MODES[mode], k)
-            assert head.seen == drafted[:-1]
-            assert drafted == expected
-            assert head.proposed > 0
-            run(target, head, prompt[:-3], MODES[mode], k)  # another prompt with the same beginning
+    head_stays_exact(states_of_smollm, text, MODES[mode], (4, None))
+    head_stays_exact(load_ir(tiny_ir, layers=(0, 1, 2)), [t % 300 for t in text], MODES[mode], (1, 4, None))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+def test_so_it_does_with_one_token_a_draft(states_of_smollm: Model, pipeline: Pipeline, mode: str) -> None:
+    text = pipeline.tokenizer.encode("Once upon a time there was a", raw=True) * 9
+    head_stays_exact(states_of_smollm, text, MODES[mode], (1,))
+
+
+def head_stays_exact(
+    target: Model, prompt: Sequence[int], params: SamplingParams, lengths: Sequence[int | None]
+) -> None:
+    """On an empty cache, and on one that drafts left."""
+    head = RandomHead(target.capabilities.hidden, target.vocab_size)
+    target.cache.reset()
+    expected = plain(target, prompt, params)
+    target.cache.reset()
+    for k in lengths:
+        drafted = run(target, head, prompt, params, k)
+        assert head.seen == drafted[:-1]
+        assert drafted == expected
+        assert head.proposed > 0
+        run(target, head, prompt[:-3], params, k)  # another prompt with the same beginning
+    assert plain(target, prompt, params) == expected
 
 
 def test_the_states_that_a_drafter_sees_are_those_of_the_committed_text() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from typing import Any
 
 import pytest
@@ -61,8 +62,14 @@ def test_the_target_returns_states_for_a_loaded_head_and_for_no_other_drafter(
     assert headed.draft_model is None and headed.devices == {"target": "CPU", "draft": "CPU"}
 
 
-@pytest.mark.parametrize("k", [pytest.param(1, marks=pytest.mark.slow), 4, None])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("mode", "k"),
+    [
+        *product(MODES, (4, None)),
+        ("sampled", 1),
+        *(pytest.param(mode, 1, marks=pytest.mark.slow) for mode in MODES if mode != "sampled"),
+    ],
+)
 def test_exact_numerics_give_plain_decodings_tokens(
     headed: Pipeline, plain: dict[tuple[str, str], list[int]], mode: str, k: int | None
 ) -> None:

@@ -113,9 +113,9 @@ def test_a_key_encodes_its_own_line_alone(
 
 def test_thousands_of_files_cost_no_more_than_those_that_fit(tokenizers_: dict[tuple[str, ...], Tokenizer]) -> None:
     files = [(f"folder/name{number}.py", f"x = {number}\n") for number in range(20_000)]
-    began = time.perf_counter()
+    began = time.process_time()
     prompt = Infill(tokenizers_[QWEN]).prompt(BEFORE, BEHIND, files=files, path="a.py", room=300)
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
     text = spelt(tokenizers_[QWEN], prompt.tokens)
     assert "name19999.py\nx = 19999\n" in text and "name19000.py" not in text
     assert len(prompt.tokens) <= 300

@@ -191,7 +191,7 @@ def gguf_ir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("gguf")
     convert(read_header(tiny_gguf.write(folder / "tiny.gguf", layers=9)), folder, name="tiny", source="tiny")
     xml = folder / "openvino_model.xml"
-    xml.write_text(xml.read_text().replace('mode="bidirectional"', 'mode="numpy"'))
+    xml.write_text(xml.read_text(encoding="utf-8").replace('mode="bidirectional"', 'mode="numpy"'), encoding="utf-8")
     return xml
 
 

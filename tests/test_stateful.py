@@ -179,9 +179,9 @@ def test_the_engine_knows_attention_with_states_in_converted_files(tmp_path: Pat
     source = tiny_gguf.write(tmp_path / "tiny.gguf")
     convert(read_header(source), tmp_path, name="tiny", source="tiny")
     xml = tmp_path / "openvino_model.xml"
-    text = xml.read_text()
+    text = xml.read_text(encoding="utf-8")
     assert text.count('mode="bidirectional"') == 2 * LAYERS  # of keys and of values
-    xml.write_text(text.replace('mode="bidirectional"', f'mode="{mode}"'))
+    xml.write_text(text.replace('mode="bidirectional"', f'mode="{mode}"'), encoding="utf-8")
     model = load_stateful(tmp_path)
     kinds = [kind_of(node) for node in model.compiled.get_runtime_model().get_ops()]
     assert kinds.count("ScaledDotProductAttention") == LAYERS

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from functools import cache
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,7 @@ def corpus(target: Path) -> Path:
 @cache
 def made_target(folder: Path) -> Path:
     """Three layers, of which the first says most: a shallow draft can learn it."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)  # where it failed once, each file of tests says why
     tiny_models.build("llama", folder / "hf", layers=3)
     model = AutoModelForCausalLM.from_pretrained(folder / "hf", dtype=torch.float32)
     with torch.no_grad():
@@ -85,8 +86,7 @@ def exported(target_folder: Path) -> Path:
 
 @cache
 def written_by(target: Path) -> Path:
-    folder = target.with_name("corpus")
-    folder.mkdir()
+    folder = Path(mkdtemp(prefix="corpus-", dir=target.parent))
     make_corpus(PLAN, target, folder, TOKENS, lambda line: None)
     return folder
 

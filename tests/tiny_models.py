@@ -117,8 +117,10 @@ def export_ir(folder: Path, out: Path, kind: str = "f32", **weights: Any) -> Pat
         _export(folder, staged, kind, weights)
         try:
             staged.rename(made)
-        except OSError:  # another worker was as quick
+        except OSError:
             shutil.rmtree(staged)
+            if not made.is_dir():  # by another worker, which was as quick
+                raise
     shutil.copytree(made, out, dirs_exist_ok=True)
     for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(folder / name, out / name)
