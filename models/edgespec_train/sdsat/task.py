@@ -150,7 +150,7 @@ def _guessed(
 
 def likeliest(head: Any, hidden: torch.Tensor) -> torch.Tensor:
     """The id with the largest logit of each row. Logits are made of a few rows at a time."""
-    rows = hidden.flatten(0, -2).split(_ROWS_AT_ONCE)
+    rows = torch.split(hidden.flatten(0, -2), _ROWS_AT_ONCE)
     return torch.cat([head(some).argmax(-1) for some in rows]).view(hidden.shape[:-1])
 
 
