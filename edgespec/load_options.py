@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
+from edgespec.backends.exact_devices import require_exact
 from edgespec.errors import SettingError
 from edgespec.sampling_params import is_whole
 from edgespec.types import Backend, GGUFWeights, KVPath, Needs, Numerics, Prefer, Schedule
@@ -104,9 +105,8 @@ class LoadOptions:
 
     def _require_numerics(self) -> None:
         """Before a draft is compiled for the device, which takes minutes on some."""
-        if self.numerics == "exact" and not self.device.startswith(("CPU", "AUTO")):
-            what = f"numerics exact is only known to hold on CPU; device {self.device}"
-            raise SettingError(what, hint="use fast here", setting="numerics")
+        if not self.device.startswith("AUTO"):
+            require_exact(self.numerics, self.device)
 
     def _require(self, setting: str, holds: bool, what: str | None = None, allowed: str | None = None) -> None:
         if not holds:

@@ -144,12 +144,12 @@ def measure(
 
 
 def confirmed(rows: Sequence[Row], open_plan: Open, say: Say, prefer: Prefer) -> list[Row]:
-    """The rows as ``ranked``. A plan takes the first one's place only if it is the best by more turns, too. Those that
-    are near it are timed by as many."""
+    """The rows as ``ranked``. A plan takes the first one's place only if it is the best by more turns, too. For
+    speed, those that are near it are timed by as many."""
     first = next(row.plan for row in rows if row.ratio is not None)
     timed, sure = list(rows), {first}
     while (best := ranked(timed, prefer)[0]).plan != first:
-        near = _ratio(best) * (_NEAR if prefer == "speed" else 1.0)
+        near = _NEAR * _ratio(best) if prefer == "speed" else 0.0
         ran = [row for row in timed if row.ratio is not None and row.plan not in sure]
         rivals = [row.plan for row in ran if row.plan == best.plan or _ratio(row) <= near]
         if not rivals:

@@ -24,7 +24,7 @@ BUDGET = 40
 
 
 def guessing(wrong_at: int | None = None, placeholders: Sequence[int] = (PLACEHOLDER,)) -> FakeModel:
-    """A target that reads its own greedy continuation at placeholders. At the so-manieth one it is wrong."""
+    """A target that reads its own greedy continuation at placeholders. wrong_at: behind so many it is wrong."""
 
     def table(text: tuple[int, ...]) -> Logits:
         real = text

@@ -208,6 +208,13 @@ def test_plans_that_are_near_the_best_are_timed_by_as_many_turns(scripted: type[
     assert scripted.made == [OV, OVERLAPPED, OV, LOOKUPS], "energy is no time"
 
 
+def test_a_faster_plan_that_costs_more_energy_is_no_rival_on_battery(scripted: type[Scripted]) -> None:
+    metered = [row(OV, 1.0, 2.0), row(OVERLAPPED, 0.6, 3.0), row(LOOKUPS, 0.8, 1.0), row(ORT, 0.7, 3.0)]
+    scripted.seconds |= {LOOKUPS: 0.8}
+    order = planner.confirmed(metered, lambda plan: fake_pipeline(), lambda what: None, "battery")
+    assert order[0].plan == LOOKUPS and scripted.made == [OV, LOOKUPS]
+
+
 def test_a_draft_too_cheap_to_overlap_is_not_tried(scripted: type[Scripted]) -> None:
     found = measure(fake_pipeline(draft_s=0.05))
     assert found[1].why == "not tried: a draft step is 0.05 of a forward, too little to overlap"

@@ -11,7 +11,7 @@ import pytest
 
 from edgespec import SamplingParams, bundle, load
 from edgespec.cli import cli
-from edgespec.errors import ConversionError, EdgespecError
+from edgespec.errors import ConversionError, EdgespecError, SettingError
 
 pytest.importorskip("optimum.intel", reason="training needs the train extra")
 pytest.importorskip("accelerate", reason="training needs the train extra")
@@ -28,7 +28,7 @@ from edgespec_train.sdsat.graph import with_placeholders
 from edgespec_train.sdsat.placeholders import Placeholders, read
 from edgespec_train.sdsat.places import choose, groups_of
 from edgespec_train.sdsat.rows import recognised
-from edgespec_train.sdsat.task import Guesses, Recipe, figures, tokens_a_forward, worth
+from edgespec_train.sdsat.task import Guesses, Recipe, figures, likeliest, tokens_a_forward, worth
 from tests import tiny_models
 
 COUNT, VOCAB = 3, 512
@@ -204,6 +204,31 @@ def test_separate_placeholders_are_judged_no_further_than_they_go(
     assert list(found["by_source"]) == ["code", "text"]
     assert sum(part["places"] for part in found["by_source"].values()) == found["places"]
     assert 1 <= found["two_step_k"] <= most and len(found["by_number"]["two_step"]) == 14
+
+
+def test_the_number_of_guesses_is_found_where_texts_go_on_for_as_many(target: Any, tmp_path: Path) -> None:
+    """Answers of 10 tokens tell of no 13 guesses, and at 8 places of 3."""
+    tokens = np.random.default_rng(0).integers(4, 400, 4 * 16)
+    begins = np.arange(0, len(tokens) + 1, 16)
+    np.savez(tmp_path / "shard-00000.npz", tokens=tokens, begins=begins, answers=begins[:-1] + 6)
+    texts = texts_of(tmp_path)
+    some = Placeholders(target, COUNT, rank=0)
+    found = figures(target, some, texts, texts.texts, Recipe(count=COUNT, separate=True, rank=0))
+    assert (found["k_places"], found["places"], found["by_number"]) == (4 * 8, 0, {})
+    with pytest.raises(SettingError, match=r"too short .* got 10; allowed: 13 or more"):
+        figures(target, some, texts, texts.texts, Recipe(count=COUNT, rank=0))
+
+
+def test_logits_are_made_of_a_few_rows_at_a_time(target: Any) -> None:
+    head, most = target.get_output_embeddings(), 0
+    hidden = torch.randn(2, 70, 13, head.in_features)
+
+    def watched(rows: torch.Tensor) -> Any:
+        nonlocal most
+        most = max(most, len(rows))
+        return head(rows)
+
+    assert torch.equal(likeliest(watched, hidden), head(hidden).argmax(-1)) and most <= 256
 
 
 def test_the_bundle_says_what_was_trained_and_that_real_tokens_kept_their_logits(trained: Path) -> None:

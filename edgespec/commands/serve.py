@@ -100,7 +100,10 @@ def command(
             record = found.record(address.local_url)
         own = gethostname()
         _listen(
-            *(service, names, address, record),
+            service,
+            names,
+            address,
+            record,
             api_key=api_key,
             hosts=(*allow_host, host, own, f"{own}.local"),
             others_reach=socket is None and not is_loopback(host),

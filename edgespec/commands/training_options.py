@@ -12,8 +12,10 @@ from click.core import ParameterSource
 from edgespec.errors import SettingError
 
 PATH = click.Path(path_type=Path)
-_SOURCES, _ROUNDING = 4, 1e-3
-"""of a corpus's prompts; how far its shares may be from 1"""
+SHARES = (0.68, 0.10, 0.14, 0.08)
+"""of the sources of a corpus's prompts"""
+_ROUNDING = 1e-3
+"""how far the sum of shares may be from 1"""
 called = click.option(
     "--called", "target_names", multiple=True, metavar="NAME", help="What other files of TARGET begin with."
 )
@@ -28,7 +30,7 @@ _OF_CORPUS = [
     click.option(
         "--shares",
         callback=lambda context, option, text: _shares(text),
-        default="0.68,0.10,0.14,0.08",
+        default=",".join(f"{share:.2f}" for share in SHARES),
         show_default=True,
         metavar="A,B,C,D",
         help="Of the texts: chat whose questions TARGET writes, code that it begins, real code, real text.",
@@ -49,7 +51,7 @@ def _shares(text: str) -> tuple[float, ...]:
         found = tuple(float(part) for part in text.split(","))
     except ValueError:
         found = ()
-    if len(found) != _SOURCES or not all(0 <= share <= 1 for share in found) or abs(sum(found) - 1) > _ROUNDING:
+    if len(found) != len(SHARES) or not all(0 <= share <= 1 for share in found) or abs(sum(found) - 1) > _ROUNDING:
         raise SettingError("--shares", got=text, allowed="four numbers that add up to 1, as 0.3,0.2,0.4,0.1")
     return found
 

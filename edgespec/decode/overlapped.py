@@ -193,7 +193,7 @@ def overlapped(
         widths.begin()
     stats.prefill_s, stats.guessed = clock() - began, Guessed()
     budget_left = min(budget, target.cache.capacity - len(context) + 1)
-    guessing = _Guessing(target, drafter, context, clock, constraint, least_chance)
+    guessing = _Guessing(target, drafter, context, stats, constraint, least_chance)
     guesses = guessing.guesses
 
     while budget_left > 0:
@@ -225,22 +225,23 @@ def overlapped(
             return
 
 
-@dataclass
 class _Guessing:
     """The draft model at work beside the target, on the text that is written."""
 
-    target: Model
-    drafter: StepwiseDrafter
-    context: list[int]
-    clock: Clock
-    constraint: Constraint | None
-    least_chance: float
-
-    def __post_init__(self) -> None:
-        self.guesses = Guesses(context_length=len(self.context))
+    def __init__(
+        self,
+        target: Model,
+        drafter: StepwiseDrafter,
+        context: list[int],
+        stats: Stats,
+        constraint: Constraint | None,
+        least_chance: float,
+    ) -> None:
+        self.target, self.drafter, self.context, self.stats = target, drafter, context, stats
+        self.constraint, self.least_chance = constraint, least_chance
+        self.guesses = Guesses(context_length=len(context))
         self._pause = _Pause()
-        self._pace = _Pace(self.clock)
-        self._has_read = False
+        self._pace = _Pace(stats.clock)
 
     def forward(self, tokens: list[int], width: int, most: int) -> Step:
         """A forward of the target, and guesses until it is done or there are ``most``."""
@@ -279,8 +280,8 @@ class _Guessing:
     def commit(self, draft: Draft, verdict: Verdict, step: Step) -> None:
         """The context has this round's tokens. The drafter hears of guesses that still hold as if they were committed
         too, since it has read them and need not forget them."""
-        if not self._has_read:  # its first step read the prompt
-            self._has_read, self._pause = True, _Pause()
+        if not self.stats.rounds:  # its first step read the prompt
+            self._pause = _Pause()
         self.guesses.committed(verdict.tokens)
         held = (*verdict.tokens, *self.guesses.tokens)
         self.drafter.commit([*self.context, *self.guesses.tokens], draft, replace(verdict, tokens=held), step)

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from edgespec.backends.openvino.graph import decoder_layers
 from edgespec.backends.openvino.runtime import ov
 from edgespec.bundle import Bundle
+from edgespec.commands.training_options import PLAN
 from edgespec.errors import SettingError
 from edgespec.hub.resolve import model_path
 from edgespec_export import convert
@@ -42,7 +43,6 @@ from edgespec_train.ship_head import HeadKind, TrainedHead, pack_head
 from edgespec_train.stages import check_vocabulary, checkpoint_of, corpus_of, target_bundle
 
 Say = Callable[[str], None]
-_PLAN = ("corpus_tokens", "folders", "exclude", "new_tokens", "ray", "texts_per_shard", "corpus_seed", "shares")
 B = TypeVar("B")
 
 
@@ -70,7 +70,7 @@ class HeadSettings:
         layers = layers_in(take("layers"))
         choice = Choice(*(take(name) for name in ("longest", "prompt_share", "state_tokens")))
         corpus, states = take("corpus_folder"), take("states_folder")
-        plan = {name: take(name) for name in _PLAN}
+        plan = {name: take(name) for name in PLAN}
         vocabulary, precision, names = take("vocabulary"), take("precision"), take("target_names")
         schedule = Schedule(**{name: take(name) for name in list(options) if name in Schedule.__dataclass_fields__})
         return cls(target, folder, layers, vocabulary, corpus, states, choice, precision, plan, names), schedule

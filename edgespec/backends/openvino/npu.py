@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from edgespec.backends.engine_model import Forward, GrowingCache, fingerprint
+from edgespec.backends.exact_devices import require_exact
 from edgespec.backends.input_buffers import Inputs
 from edgespec.backends.layer_states import NoSuchLayer
 from edgespec.backends.openvino import npu_blobs
@@ -31,7 +32,7 @@ from edgespec.backends.openvino.npu_rules import require_weights
 from edgespec.backends.openvino.npu_settings import Windows, on_cpu
 from edgespec.backends.openvino.request_model import RequestModel
 from edgespec.backends.openvino.runtime import ov
-from edgespec.errors import BackendError, SettingError, foreign, wrap_errors
+from edgespec.errors import BackendError, foreign, wrap_errors
 from edgespec.protocols import Capabilities, Observe
 from edgespec.types import Numerics, Step, Tree
 
@@ -216,8 +217,8 @@ def open_npu(
     say: Callable[[str], None],
 ) -> OpenVINONPUModel:
     """Check a model, compile it (once), open it. Raises SettingError, DeviceError, BackendError."""
-    if numerics == "exact" and not is_draft:
-        raise SettingError(f"numerics exact is only known to hold on CPU; device {device}", hint="use fast here")
+    if not is_draft:
+        require_exact(numerics, device)
     windows = Windows.of(capacity)
     graph = read_for_npu(core, xml)
     require_graph(graph, xml, layers)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from edgespec.backends.cores import kind_of, kinds
+from edgespec.backends.exact_devices import require_exact
 from edgespec.errors import SettingError
 from edgespec.types import Numerics
 
@@ -47,8 +48,7 @@ class Settings:
         if numerics not in (None, "exact", "fast"):
             raise SettingError("numerics", got=numerics, allowed="exact, fast")
         on_cpu = device.startswith("CPU")
-        if numerics == "exact" and not on_cpu:
-            raise SettingError(f"numerics exact is only known to hold on CPU; device {device}", hint="use fast here")
+        require_exact(numerics, device)
         if on_cpu and numerics != "fast":
             return cls("exact", 256, _latency(device, "f16"))
         return cls("fast", 512, _latency(device, "u8" if on_cpu and not trees else "f16"))

@@ -21,6 +21,7 @@ import numpy as np
 
 from edgespec import bundle
 from edgespec.bundle import Bundle
+from edgespec.commands.training_options import SHARES
 from edgespec.errors import SettingError, foreign
 from edgespec.hub.resolve import model_path
 from edgespec.text.chat_template import ChatTemplate
@@ -49,7 +50,7 @@ class Plan:
     texts_per_shard: int = 640
     new_tokens: int = 160
     max_length: int = 1280
-    shares: tuple[float, ...] = (0.68, 0.10, 0.14, 0.08)
+    shares: tuple[float, ...] = SHARES
     """of ``SOURCES``"""
     folders: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()

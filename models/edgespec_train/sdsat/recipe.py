@@ -37,7 +37,7 @@ from edgespec_train.progress import progress_bar
 from edgespec_train.sdsat.check import compare
 from edgespec_train.sdsat.graph import with_placeholders
 from edgespec_train.sdsat.placeholders import GROUPS, Placeholders
-from edgespec_train.sdsat.task import MOST_TOKENS, Guesses, Recipe, figures
+from edgespec_train.sdsat.task import Guesses, Recipe, allowed_guesses, figures, require_long_answers
 from edgespec_train.stages import corpus_of, target_bundle, torch_model
 
 Say = Callable[[str], None]
@@ -94,6 +94,8 @@ def make(settings: Settings, say: Say) -> Path:
     texts, held_out = texts.split(shards.held_out_share(len(texts.texts)))
     if not texts.texts or not held_out.texts:
         raise SettingError("too few texts to train on", got=len(texts.texts), hint="more --corpus-tokens")
+    greedy = [text for text in held_out.texts if held_out.temperature(text) == 0] or held_out.texts
+    require_long_answers(held_out, greedy, recipe)
     task = Guesses(
         *(model, placeholders, texts, held_out, recipe, settings.schedule), bf16=settings.precision == "bf16"
     )
@@ -116,10 +118,9 @@ def make(settings: Settings, say: Say) -> Path:
         return out
     write_json(folder / "curve.json", {"curve": [asdict(point) for point in curve]})
     plot(curve, folder / "curve.png")
-    greedy = [text for text in held_out.texts if held_out.temperature(text) == 0] or held_out.texts
     found = figures(model, placeholders, held_out, greedy, recipe)
     two, one = found["two_step"], found["one_forward"]
-    say(f"tokens a forward at {found['places']} held-out places: {two:.2f} two-step, {one:.2f} one-forward")
+    say(f"tokens a forward at {found['k_places']} held-out places: {two:.2f} two-step, {one:.2f} one-forward")
     write_json(folder / "held_out.json", found)
     provenance = {
         "recipe": asdict(settings.schedule) | asdict(recipe),
@@ -154,7 +155,7 @@ def pack(
         ids = tuple(range(first, first + len(placeholders.embeddings)))
         adaptive = Adaptive(
             tokens=ids,
-            count=recipe.count if recipe.separate else MOST_TOKENS,
+            count=allowed_guesses(recipe),
             rows=ids[-1] + 1 - manifest.target.vocab_size,
         )
         best = {one: int(provenance["held_out"]["one_forward_k" if one else "two_step_k"]) for one in (False, True)}

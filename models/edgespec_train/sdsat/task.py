@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from edgespec.errors import SettingError
 from edgespec_train.corpus import SOURCES
 from edgespec_train.corpus.texts import TargetTexts, TextId
 from edgespec_train.judging import Judged
@@ -26,6 +27,8 @@ MOST_TOKENS = 13
 """placeholders that a shared embedding may be asked for when decoding, as in the paper's scripts"""
 _EVALUATED_AT_ONCE, _JUDGED = 4, 1000
 """texts; places that are judged in the end, if there are so many"""
+_ROWS_AT_ONCE = 256
+"""of logits: a vocabulary of 152,000 takes 0.6 MB a row"""
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Recipe:
 
     count: placeholders behind a token. separate: each has an embedding of its own, else they share one. rank, groups:
     of the adapters; rank 0 for none. placing, share: see ``places``. decay: weight of a placeholder's loss over that of
-    the one before it. judged: every so-manieth place of a held-out text is.
+    the one before it. judged: of so many places of a held-out text one is.
     """
 
     count: int = 5
@@ -115,41 +118,80 @@ class Guesses:
         return replace(Judged.of(right), block_efficiency=worth(right)["one_forward"])
 
 
-@torch.no_grad()
+Parts = list[tuple[NDArray[np.bool_], NDArray[np.bool_]]]
+
+
 def right_guesses(
     target: Any, placeholders: torch.nn.Module, texts: TargetTexts, chosen: Sequence[TextId], recipe: Recipe
 ) -> list[NDArray[np.bool_]]:
     """Of each text ``(places, count)``: whether each placeholder guesses what the target says there."""
+    return _covered(_guessed(target, placeholders, texts, chosen, recipe), recipe.count)
+
+
+@torch.no_grad()
+def _guessed(
+    target: Any, placeholders: torch.nn.Module, texts: TargetTexts, chosen: Sequence[TextId], recipe: Recipe
+) -> Parts:
+    """Of each text twice ``(places, count)``: which guesses are right, and of which the text tells that."""
     head, device = target.get_output_embeddings(), next(target.parameters()).device
-    found: list[NDArray[np.bool_]] = []
+    found: Parts = []
     for begin in range(0, len(chosen), _EVALUATED_AT_ONCE):
         some = chosen[begin : begin + _EVALUATED_AT_ONCE]
         places = [answer_places(texts, text)[:: recipe.judged] for text in some]
         groups = groups_of(texts, some, places).to(device)
         hidden, cache = read(target, groups.tokens)
-        said = head(hidden).argmax(-1)
-        guessed = head(placeholders(target, cache, groups.anchors, recipe.count)).argmax(-1)
+        said = likeliest(head, hidden)
+        guessed = likeliest(head, placeholders(target, cache, groups.anchors, recipe.count))
         wanted = said.gather(1, groups.teachers(recipe.count).flatten(1)).view_as(guessed)
-        right = (guessed == wanted) & groups.told(recipe.count)
-        whole = groups.told(recipe.count).all(-1)
-        found += [line[kept].cpu().numpy() for line, kept in zip(right, whole, strict=True)]
+        told = groups.told(recipe.count)
+        found += zip(((guessed == wanted) & told).cpu().numpy(), told.cpu().numpy(), strict=True)
     return found
+
+
+def likeliest(head: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """The id with the largest logit of each row. Logits are made of a few rows at a time."""
+    rows = torch.split(hidden.flatten(0, -2), _ROWS_AT_ONCE)
+    return torch.cat([head(some).argmax(-1) for some in rows]).view(hidden.shape[:-1])
+
+
+def _covered(parts: Parts, count: int) -> list[NDArray[np.bool_]]:
+    """Of each text the places behind which it tells so many tokens."""
+    return [right[told[:, count - 1], :count] for right, told in parts]
+
+
+def allowed_guesses(recipe: Recipe) -> int:
+    return recipe.count if recipe.separate else MOST_TOKENS
+
+
+def require_long_answers(texts: TargetTexts, chosen: Sequence[TextId], recipe: Recipe) -> None:
+    """Raises SettingError if no text tells whether as many guesses as are allowed are right."""
+    longest = max((len(answer_places(texts, text)) for text in chosen), default=0)
+    if longest < allowed_guesses(recipe):
+        raise SettingError(
+            "held-out answers are too short to find the best number of guesses: tokens of the longest",
+            got=longest,
+            allowed=f"{allowed_guesses(recipe)} or more",
+            hint="a corpus of longer answers (--new-tokens)",
+        )
 
 
 def figures(
     target: Any, placeholders: torch.nn.Module, texts: TargetTexts, chosen: Sequence[TextId], recipe: Recipe
 ) -> dict[str, Any]:
-    """What held-out texts say in the end: ``worth`` at the numbers that the bundle allows, ``places`` judged, and
-    ``tokens_a_forward`` of all, and of each source of prompts, at every number up to ``MOST_TOKENS``.
+    """What held-out texts say in the end.
 
-    Separate placeholders repeat their last one behind their own number, so that all recipes are judged on one set.
+    ``worth`` at the numbers that the bundle allows, over the ``k_places`` behind which a text goes on so far. And
+    ``tokens_a_forward`` at every number up to ``MOST_TOKENS``, of all and of each source of prompts, over ``places``.
+    Separate placeholders repeat their last one behind their own number there, so that all recipes are judged on one
+    set. Raises SettingError if there are no ``k_places``.
     """
+    require_long_answers(texts, chosen, recipe)
     possible = sum(len(answer_places(texts, text)) for text in chosen)
     finely = replace(recipe, count=MOST_TOKENS, judged=max(1, possible // _JUDGED))
-    right = right_guesses(target, placeholders, texts, chosen, finely)
-    allowed = recipe.count if recipe.separate else MOST_TOKENS
-    found: dict[str, Any] = worth([text[:, :allowed] for text in right])
-    found |= {"places": sum(map(len, right)), "by_number": _rounded(right), "by_source": {}}
+    parts = _guessed(target, placeholders, texts, chosen, finely)
+    within, right = _covered(parts, allowed_guesses(recipe)), _covered(parts, MOST_TOKENS)
+    found: dict[str, Any] = worth(within) | {"k_places": sum(map(len, within)), "places": sum(map(len, right))}
+    found |= {"by_number": _rounded(right) if found["places"] else {}, "by_source": {}}
     for number, name in enumerate(SOURCES):
         own = [part for text, part in zip(chosen, right, strict=True) if texts.source(text) == number]
         if sum(map(len, own)):
