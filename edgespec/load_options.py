@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from edgespec.backends.exact_devices import require_exact
 from edgespec.errors import SettingError
+from edgespec.exact_devices import require_exact
 from edgespec.sampling_params import is_whole
 from edgespec.types import Backend, GGUFWeights, KVPath, Needs, Numerics, Prefer, Schedule
 

@@ -13,14 +13,14 @@ from edgespec.adaptive.forward_cost import ForwardCost
 from edgespec.bundle import Bundle
 from edgespec.cancelling import stopping, until_cancelled
 from edgespec.decode.logprobs import Logprobs
-from edgespec.decode.overlapped import MOST, overlapped, require_matching
+from edgespec.decode.overlapped import MOST, overlapped
 from edgespec.decode.policy import FixedLength, Heuristic
 from edgespec.decode.speculative import speculative
 from edgespec.drafters.none import NoDrafter
 from edgespec.errors import SettingError
 from edgespec.generation import Generation, Stream
 from edgespec.protocols import Constraint, Drafter, Model, Policy, Progress, StepwiseDrafter
-from edgespec.sampling_params import SamplingParams, is_whole
+from edgespec.sampling_params import SamplingParams, is_whole, require_matching
 from edgespec.stats import Stats
 from edgespec.text.chat_template import ChatTemplate, Message
 from edgespec.text.hole_end import HoleEnd

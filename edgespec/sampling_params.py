@@ -110,3 +110,14 @@ def _check(name: str, value: float, low: float, high: float, allowed: str, open_
     inside = (low < value if open_low else low <= value) and value <= high and not math.isinf(value)
     if math.isnan(value) or not inside:
         raise SettingError(name, got=value, allowed=allowed, setting=name)
+
+
+def require_matching(params: SamplingParams) -> None:
+    """Raises SettingError for verification by rejection."""
+    if params.rejects:
+        raise SettingError(
+            "under the overlapped schedule rejection would give other texts each time: verification",
+            got=params.verification,
+            allowed="coupled",
+            setting="verification",
+        )

@@ -38,6 +38,7 @@ GROUND = {
     "console",
     "draft_folder",
     "errors",
+    "exact_devices",
     "explain",
     "files",
     "generation",

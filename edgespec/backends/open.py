@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from edgespec import cache
 from edgespec.backends.cores import kind_of
-from edgespec.backends.exact_devices import require_exact
 from edgespec.errors import BackendError
+from edgespec.exact_devices import require_exact
 from edgespec.types import Backend, KVPath, Numerics
 
 if TYPE_CHECKING:

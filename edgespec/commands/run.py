@@ -19,6 +19,7 @@ from edgespec.commands.options import (
     sampling_options,
 )
 from edgespec.errors import SettingError, printable
+from edgespec.sampling_params import require_matching
 
 if TYPE_CHECKING:
     from edgespec.generation import Generation
@@ -65,8 +66,6 @@ def command(
         raise SettingError("prompt is empty", hint='give a text: edgespec "What is the capital of France?"')
     sampling, max_new_tokens, load_options = sampling_from(options)
     if load_options["schedule"] == "overlapped":
-        from edgespec.decode.overlapped import require_matching
-
         require_matching(sampling)
     from edgespec.commands.fetching import fetch_and_load
 

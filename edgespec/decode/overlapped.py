@@ -28,9 +28,9 @@ from math import prod
 from edgespec.decode.constraint import masked
 from edgespec.decode.logprobs import Logprobs
 from edgespec.decode.verify import check_draft, verify
-from edgespec.errors import BackendError, SettingError
+from edgespec.errors import BackendError
 from edgespec.protocols import Constraint, Model, Progress, StepwiseDrafter, WidthPolicy, common_prefix
-from edgespec.sampling_params import SamplingParams
+from edgespec.sampling_params import SamplingParams, require_matching
 from edgespec.stats import Clock, Guessed, Stats
 from edgespec.types import Draft, Round, Step, Verdict
 
@@ -149,17 +149,6 @@ class _Pace:
         least_s, most_s = self._running - self._began, self._stepped - self._began
         if not least_s < self._forward_s.get(self._width, 0.0) <= most_s:
             self._forward_s[self._width] = (least_s + most_s) / 2
-
-
-def require_matching(params: SamplingParams) -> None:
-    """Raises SettingError for verification by rejection."""
-    if params.rejects:
-        raise SettingError(
-            "under the overlapped schedule rejection would give other texts each time: verification",
-            got=params.verification,
-            allowed="coupled",
-            setting="verification",
-        )
 
 
 def overlapped(

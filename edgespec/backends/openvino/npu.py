@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 
 from edgespec.backends.engine_model import Forward, GrowingCache, fingerprint
-from edgespec.backends.exact_devices import require_exact
 from edgespec.backends.input_buffers import Inputs
 from edgespec.backends.layer_states import NoSuchLayer
 from edgespec.backends.openvino import npu_blobs
@@ -33,6 +32,7 @@ from edgespec.backends.openvino.npu_settings import Windows, on_cpu
 from edgespec.backends.openvino.request_model import RequestModel
 from edgespec.backends.openvino.runtime import ov
 from edgespec.errors import BackendError, foreign, wrap_errors
+from edgespec.exact_devices import require_exact
 from edgespec.protocols import Capabilities, Observe
 from edgespec.types import Numerics, Step, Tree
 

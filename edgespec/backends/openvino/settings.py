@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from edgespec.backends.cores import kind_of, kinds
-from edgespec.backends.exact_devices import require_exact
 from edgespec.errors import SettingError
+from edgespec.exact_devices import require_exact
 from edgespec.types import Numerics
 
 if TYPE_CHECKING:
