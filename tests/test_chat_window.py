@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -12,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from click.testing import CliRunner
 
@@ -85,6 +87,11 @@ def test_a_door_leads_to_a_server_that_comes_later(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.skipif(os.name == "nt", reason="how a connection is reset differs")
+def is_asking(thread: threading.Thread) -> bool:
+    """Whether it answers a request, and has begun: those that have not are listed too, and cannot be joined."""
+    return "process_request" in thread.name and thread.is_alive()
+
+
 def test_a_window_that_closes_early_leaves_no_error(capsys: pytest.CaptureFixture[str]) -> None:
     with door.Door() as open_door:
         port = httpx.URL(open_door.url).port
@@ -92,7 +99,7 @@ def test_a_window_that_closes_early_leaves_no_error(capsys: pytest.CaptureFixtur
         with socket.create_connection(("127.0.0.1", port)) as window_:
             window_.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             window_.sendall(b"GET /server HTTP/1.1\r\n\r\n")
-            while not (asking := [each for each in threading.enumerate() if "process_request" in each.name]):
+            while not (asking := [each for each in threading.enumerate() if is_asking(each)]):
                 time.sleep(0.01)
         open_door.lead("http://127.0.0.1:1/")
         for thread in asking:
@@ -180,3 +187,21 @@ def test_a_window_that_is_closed_at_once_leaves_no_server(data: Path, browser: P
     ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (ran.returncode, found.running()) == (0, None), ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to send")
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGHUP"])
+def test_a_window_that_is_ended_from_outside_leaves_no_server(data: Path, seen: Path, number: str) -> None:
+    (seen.parent / "window.py").write_text("import time; time.sleep(300)")
+    command = [sys.executable, "-m", "edgespec.server.window", "--window", "app"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as started:
+        children = psutil.Process(started.pid).children
+        while not any("serve" in child.cmdline() for child in children()):
+            assert started.poll() is None
+            time.sleep(0.05)
+        server = next(child for child in children() if "serve" in child.cmdline())
+        started.send_signal(getattr(signal, number))
+        _, told = started.communicate(timeout=60)
+    assert started.returncode == 0
+    assert "Traceback" not in told
+    assert not server.is_running()

@@ -47,6 +47,7 @@ GROUND = {
     "manifest",
     "onnx_folder",
     "own_files",
+    "own_python",
     "protocols",
     "sampling",
     "sampling_params",

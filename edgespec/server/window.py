@@ -7,6 +7,7 @@ installed, else a browser's window without its bars, else a tab of the browser.
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import click
 
+from edgespec import own_python
 from edgespec.errors import EdgespecError
 from edgespec.server import found
 from edgespec.server.door import Door
@@ -52,6 +54,7 @@ def command(model: str | None, window: str) -> None:
         with suppress(KeyboardInterrupt):
             show(server.url, kind)
         return
+    _end_like_ctrl_c()
     started = _start(model)
     try:
         with suppress(KeyboardInterrupt):
@@ -107,10 +110,22 @@ def _browser() -> str | None:
     return known or next((path for path in _WINDOWS_EDGE if Path(path).is_file()), None)
 
 
+def _end_like_ctrl_c() -> None:
+    """Who ends this process from outside, or closes its terminal, ends the server with it."""
+
+    def end(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_IGN)  # once: the server is being stopped
+        raise KeyboardInterrupt
+
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):  # SIGHUP is POSIX's
+            signal.signal(getattr(signal, name), end)
+
+
 def _start(model: str | None) -> subprocess.Popen[bytes]:
     """A server on any free port. It says on stderr what it does."""
     named = ["--model", model] if model else []
-    return subprocess.Popen([sys.executable, "-m", "edgespec", "serve", "--port", "0", "--yes", *named])
+    return subprocess.Popen([*own_python.module("edgespec"), "serve", "--port", "0", "--yes", *named])
 
 
 def _recorded(process: subprocess.Popen[bytes]) -> Found | None:

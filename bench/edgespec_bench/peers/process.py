@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from queue import Empty, Queue
 from typing import Any
 
+from edgespec import own_python
 from edgespec_bench.peers.base import Filled, Run, WeightFormats
 from edgespec_bench.peers.entries import Runtime
 
@@ -33,7 +33,7 @@ class Process:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         quiet = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
         self._popen = subprocess.Popen(
-            [sys.executable, "-m", "edgespec_bench.peers.worker", module],
+            [*own_python.module("edgespec_bench.peers.worker"), module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

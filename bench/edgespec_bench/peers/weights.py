@@ -12,7 +12,6 @@ import hashlib
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from edgespec import cache
+from edgespec import cache, own_python
 from edgespec.bundle import Bundle, Drafter, ModelFile, WheelSource
 from edgespec.drafters.vocabulary_map import read_id_map
 from edgespec.errors import EdgespecError, SettingError
@@ -293,7 +292,7 @@ class _Converter:
 def _step(name: str, *arguments: Path | str) -> None:
     """Run a step of ``convert_worker``. Raises _Missing with its last line if it fails."""
     ran = subprocess.run(
-        [sys.executable, "-m", "edgespec_bench.peers.convert_worker", name, *map(str, arguments)],
+        [*own_python.module("edgespec_bench.peers.convert_worker"), name, *map(str, arguments)],
         capture_output=True,
         stdin=subprocess.DEVNULL,
         check=False,

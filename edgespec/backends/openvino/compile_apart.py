@@ -18,12 +18,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgespec import own_python
 from edgespec.errors import BackendError, DeviceError, SettingError
 
 LIMIT_S = 900.0
 """An NPU takes one to two minutes for a model of 8 billion parameters."""
 LIMIT = "EDGESPEC_COMPILE_LIMIT"
-_COMMAND = (sys.executable, "-m", "edgespec.backends.openvino.compile_apart")
+_COMMAND = own_python.module("edgespec.backends.openvino.compile_apart")
 _CHANGES = ["states named", "broadcasts both ways"]
 """made in a graph before it is compiled: without one it is another blob"""
 _SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
