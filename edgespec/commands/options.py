@@ -236,7 +236,7 @@ def _read_json(file: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise SettingError(f"{file} is not JSON", got=str(error)) from error
+        raise SettingError(f"{file} is not JSON: {error}", setting="json_schema") from error
 
 
 def sampling_from(options: dict[str, Any]) -> tuple[SamplingParams, int | None, dict[str, Any]]:
