@@ -7,12 +7,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from edgespec.hub.sizes import bytes_of
 from edgespec.pipeline import Pipeline
 from edgespec.server import found
 from edgespec.server.sequences import Sequences
@@ -20,6 +22,8 @@ from tests.conftest import FRANCE
 from tests.fake_server import on_a_port, service_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.real]
+WHEEL_BYTES = 92_871_040
+"""of the default model, as it is fetched"""
 SCHEMA = {
     "type": "object",
     "properties": {"city": {"type": "string", "maxLength": 20}, "letters": {"type": "integer", "maximum": 99}},
@@ -30,7 +34,7 @@ SCHEMA = {
 
 @pytest.fixture(scope="module")
 def url(pipeline: Pipeline) -> Iterator[str]:
-    with on_a_port(service_of(pipeline, sequences=Sequences(64 << 20))) as url:
+    with on_a_port(service_of(pipeline, size_of=partial(bytes_of, "default"), sequences=Sequences(64 << 20))) as url:
         yield url
 
 
@@ -75,7 +79,7 @@ def test_openai(url: str, pipeline: Pipeline, paris: str) -> None:
     assert plain is not None and [token.logprob for token in tokens] == [each.logprob for each in plain[: len(tokens)]]
     assert client.responses.create(model=name, input=FRANCE[0]["content"], max_output_tokens=40).output_text == paris
     model = client.models.retrieve(name).to_dict()
-    assert model["meta"]["size"] > 100 << 20 and "recycling" in model["meta"]["drafter"]
+    assert model["meta"]["size"] == WHEEL_BYTES and "recycling" in model["meta"]["drafter"]
 
 
 def test_ollama(url: str, pipeline: Pipeline, paris: str) -> None:
