@@ -43,7 +43,7 @@ from edgespec_export.texts import read as texts_of
 from edgespec_train.corpus import shards
 from edgespec_train.corpus.batches import Texts
 from edgespec_train.corpus.build import Plan, identity, make_corpus, read_manifest, require_target, write_json
-from edgespec_train.corpus.replay import replay
+from edgespec_train.corpus.replay import Keeper, replay
 from edgespec_train.draft_model import Shape, build, choose_vocabulary, initialise_from, invert
 from edgespec_train.initialise import check_earlier, fit_head, take_over
 from edgespec_train.pack import convert_draft, save_draft, write_bundle
@@ -138,9 +138,11 @@ class StageSettings:
         )
 
 
-def corpus_of(target: Bundle, folder: Path, tokens: int, say: Say, *, ray: bool = False, **plan: Any) -> Path:
+def corpus_of(
+    target: Bundle, folder: Path, tokens: int, say: Say, *, ray: bool = False, keep: Keeper | None = None, **plan: Any
+) -> Path:
     """Shards by ``target`` in ``folder``; see ``corpus.make_corpus``."""
-    make_corpus(Plan(target=identity(target), **plan), target.root, folder, tokens, say, ray=ray)
+    make_corpus(Plan(target=identity(target), **plan), target.root, folder, tokens, say, ray=ray, keep=keep)
     return folder
 
 
