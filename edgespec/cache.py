@@ -30,7 +30,7 @@ VERSIONS = {
     "forward_times": 7,
     "call": 1,
     "engines": 3,
-    "schedules": 1,
+    "schedules": 2,
     "plans": 3,
 }
 """Part of the keys of cached results. Raise a version when a change of ours makes its cached results wrong: the same

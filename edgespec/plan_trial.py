@@ -86,7 +86,8 @@ class Runner:
         return max(1, round(self.length.share * len(answer)))
 
     def _write(self, text: Sequence[int], tokens: int) -> tuple[list[int], float]:
-        """An answer to the prompt that begins with ``text``, and the seconds of a token."""
+        """An answer to the prompt that begins with ``text``, and the seconds of a token. They include what the draft
+        model takes to read the prompt, which it does before the first round or in it."""
         self.pipeline.forget()
         self.target.prefill(self.prompt[:-1])
         self.pipeline.target = cast("Model", Following(self.target, [*self.prompt, *text]))
@@ -98,7 +99,7 @@ class Runner:
         if not self.metered:
             drafts_on = self.plan.draft_model.device if self.plan.draft_model else None
             self.joules = energy.modelled_joules(stats, self.plan.target.device, drafts_on) / stats.decoded
-        return result.token_ids, stats.decode_s / stats.decoded
+        return result.token_ids, (stats.prefill_s + stats.decode_s) / stats.decoded
 
 
 def ratio_in_turns(first: Runner, other: Runner, number: int) -> float:

@@ -37,7 +37,7 @@ _ROUNDS = 7
 """of those near the best: three turns were wrong by a quarter on a noisy machine"""
 _NEAR = 1.15
 """of the best plan's time: by three turns, another one of these may be the best"""
-_TURN_S, _LONG_TURN_S = 2.0, 4.0
+_TURN_S, _LONG_TURN_S = 1.0, 2.5
 """How long a turn takes while there are many plans, and when it decides. Answers are repeated until then; if one takes
 longer, it is cut while there are many plans."""
 _LEAST_GAIN = 0.98
@@ -359,7 +359,7 @@ def verify(table: PlanTable, open_plan: Open, say: Say, pairs: int) -> Verified:
 
 def _verified(first: Runner, other: Runner, pairs: int) -> float:
     ratios: list[float] = []
-    while len(ratios) < pairs and sum(ratio > 1 for ratio in ratios) <= pairs // 2:
+    while len(ratios) < pairs and sum(ratio > 1 for ratio in ratios) <= pairs // 2 and not is_behind(ratios):
         ratios.append(ratio_in_turns(first, other, len(ratios)))
     return median(ratios)
 
