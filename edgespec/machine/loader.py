@@ -53,6 +53,8 @@ class Machine:
         self._threads = threads
         self.kv: KVPath | None = None
         """where OpenVINO keeps keys and values; None: the device's own way"""
+        self.brief = False
+        """for a plan that may not be taken: what is not known of its models is guessed in seconds, and not stored"""
         self._say = ProgressLine(progress)
 
     def model(
@@ -96,7 +98,7 @@ class Machine:
             loaded.forward([0])
             loaded.cache.reset()
         if loaded.numerics == "exact":
-            loaded.set_exact_widths(exact_widths(loaded, self._say))
+            loaded.set_exact_widths(exact_widths(loaded, self._say, brief=self.brief))
         loaded.cache.capacity = min(capacity, loaded.cache.capacity)
         return loaded
 
@@ -146,13 +148,15 @@ class Machine:
     def costs(self, model: PaddedModel) -> ForwardCost:
         """Measured once, with nothing else running, and then stored."""
         # Only exact numerics promises that padding changes nothing.
-        return ForwardCost(forward_times(model, self._say), pins_width=model.numerics == "exact")
+        times = forward_times(model, self._say, brief=self.brief)
+        return ForwardCost(times, pins_width=model.numerics == "exact")
 
     def draft_costs(self, draft: PaddedModel, target: PaddedModel, target_s: ForwardCost) -> ForwardCost:
         """Measured in turns with the target, as the draft will run."""
         beside = _forward_of(target, target_s)
         # A drawn draft depends on the last digits of the draft's logits. They must not depend on its earlier forwards.
-        costs = ForwardCost(forward_times(draft, self._say, beside=beside, target=target), pins_width=False)
+        times = forward_times(draft, self._say, beside=beside, target=target, brief=self.brief)
+        costs = ForwardCost(times, pins_width=False)
         target.cache.reset()
         return costs
 
