@@ -16,37 +16,9 @@ _NOTHING_BESIDE = "the overlapped schedule drafts while the target verifies: num
 
 @dataclass(frozen=True, kw_only=True)
 class LoadOptions:
-    """The options of ``load``. Raises SettingError for what makes no sense, alone or together.
+    """The options of ``load``, which describes them. Raises SettingError for what makes no sense, alone or together.
 
     ``draft`` "auto" becomes None, and devices are in capitals: of two spellings one is left.
-
-    draft: None or "auto" uses the lookups and all drafters of the bundle or pair, and decides between them every round.
-        A reference to a draft model uses that model and the lookups. "none", "ngram", "recycling" or the name of one of
-        the bundle's drafters uses that one alone.
-    draft_from: a folder of the user's own texts, to copy drafts from too (see drafters.retrieval_folder).
-    remember: with draft "recycling", keep its table in the cache for the next process.
-    device, draft_device: names of devices, as ``edgespec doctor`` lists them: OpenVINO's, or OPENVINO, DML and CUDA of
-        ONNX Runtime. By default a draft model runs on the target's device, and a head on the CPU. device "auto" takes
-        the plan that is fastest on this machine, or takes least energy: devices, engine, schedule, drafters. It is
-        measured once, which takes minutes. Whatever you name stays as you say (see docs/devices.md).
-    backend: "openvino", "onnxruntime", or None. None takes EDGESPEC_BACKEND if it is set. Else, on CPU, it takes the
-        engine that is faster on this machine (measured once), and otherwise OpenVINO. The two round differently, so a
-        text may differ between them. Only OpenVINO runs trees.
-    draft_backend: the engine of a draft model. None takes the target's on CPU, else that of ``draft_device``.
-    numerics: "exact", "fast", or None: exact where it is known to hold.
-    num_draft_tokens: k of every round. None takes the bundle's own k. Without one, measured costs decide. With a number
-        the costs of drafting are not measured, so this pipeline always drafts a fixed number.
-    context_length: most rows of KV cache; None takes the model's own.
-    weights: of a GGUF file. "faithful", which None means, keeps the file's own numbers. "int4" codes them again in 4
-        bits, a step for 128 of them: faster, and another model.
-    schedule: "synchronous"; "overlapped", where the draft model drafts while the target verifies, each on its own
-        device or cores; or None: overlapped only where that was measured to be faster (see docs/overlapped.md).
-    prefer: what device "auto" chooses by: "speed" or "battery".
-    kv: "paged", "stateful", or None: where OpenVINO keeps keys and values (see docs/engines.md). None is paged on CPU
-        and stateful elsewhere. With "stateful" numerics are fast.
-    needs: what a drafter of your own needs from the target, beyond the needs of those that are loaded.
-    accept_licence: consent to a licence that allows research only, for models that have one.
-    progress: report slow steps on stderr; on a terminal, with bars for downloads.
     """
 
     draft: str | None = None
@@ -141,6 +113,12 @@ class LoadOptions:
             got: Any = getattr(self, setting)
             got = got if isinstance(got, int | float | str) else str(got)
             raise SettingError(what or setting, got=got, allowed=allowed, setting=setting)
+
+    def require_choice(self, chosen: bool) -> None:
+        """chosen: edgespec chooses the device, so that ``prefer`` says something."""
+        if self.prefer != "speed" and not chosen:
+            what = "nothing is chosen by it on a device that you name: prefer"
+            raise SettingError(what, got=self.prefer, hint="add --device auto", setting="prefer")
 
     def require_context(self, longest: int, name: str) -> None:
         """longest: rows that the model ``name`` was made for."""

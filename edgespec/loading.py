@@ -72,7 +72,33 @@ def load(
     HF_HUB_OFFLINE=1 to fetch nothing. The commands of ``edgespec`` ask first.
 
     ref: a known name, a bundle or IR folder, a .gguf file, or a hub id (see docs/bundle.md).
-    The other options are described in ``edgespec.load_options.LoadOptions``.
+    draft: None or "auto" uses the lookups and all drafters of the bundle or pair, and decides between them every round.
+        A reference to a draft model uses that model and the lookups. "none", "ngram", "recycling" or the name of one of
+        the bundle's drafters uses that one alone.
+    draft_from: a folder of the user's own texts, to copy drafts from too (see drafters.retrieval_folder).
+    remember: with draft "recycling", keep its table in the cache for the next process.
+    device, draft_device: names of devices, as ``edgespec doctor`` lists them: OpenVINO's, or OPENVINO, DML and CUDA of
+        ONNX Runtime. By default a draft model runs on the target's device, and a head on the CPU. device "auto" takes
+        the plan that is fastest on this machine, or takes least energy: devices, engine, schedule, drafters. It is
+        measured once, which takes minutes. Whatever you name stays as you say (see docs/devices.md).
+    backend: "openvino", "onnxruntime", or None. None takes EDGESPEC_BACKEND if it is set. Else, on CPU, it takes the
+        engine that is faster on this machine (measured once), and otherwise OpenVINO. The two round differently, so a
+        text may differ between them. Only OpenVINO runs trees.
+    draft_backend: the engine of a draft model. None takes the target's on CPU, else that of ``draft_device``.
+    numerics: "exact", "fast", or None: exact where it is known to hold.
+    num_draft_tokens: k of every round. None takes the bundle's own k. Without one, measured costs decide. With a number
+        the costs of drafting are not measured, so this pipeline always drafts a fixed number.
+    context_length: most rows of KV cache; None takes the model's own.
+    weights: of a GGUF file. "faithful", which None means, keeps the file's own numbers. "int4" codes them again in 4
+        bits, a step for 128 of them: faster, and another model.
+    schedule: "synchronous"; "overlapped", where the draft model drafts while the target verifies, each on its own
+        device or cores; or None: overlapped only where that was measured to be faster (see docs/overlapped.md).
+    prefer: what device "auto" chooses by: "speed" or "battery".
+    kv: "paged", "stateful", or None: where OpenVINO keeps keys and values (see docs/engines.md). None is paged on CPU
+        and stateful elsewhere. With "stateful" numerics are fast.
+    needs: what a drafter of your own needs from the target, beyond the needs of those that are loaded.
+    accept_licence: consent to a licence that allows research only, for models that have one.
+    progress: report slow steps on stderr; on a terminal, with bars for downloads.
     """
     options = LoadOptions(
         draft=str(draft) if isinstance(draft, Path) else draft,
@@ -97,13 +123,7 @@ def load(
 
 
 def _load(ref: str, options: LoadOptions) -> Pipeline:
-    if options.prefer != "speed" and options.device != AUTO:
-        raise SettingError(
-            "nothing is chosen by it on a device that you name: prefer",
-            got=options.prefer,
-            hint="add --device auto",
-            setting="prefer",
-        )
+    options.require_choice(options.device == AUTO)
     pair, chosen = _fetched(ref, options)
     unasked = options.schedule is None
     if options.device == AUTO:
@@ -131,8 +151,7 @@ def load_plan(ref: str | Path, options: LoadOptions, plan: Plan) -> Pipeline:
 def verify(ref: str | Path, options: LoadOptions, table: PlanTable, pairs: int) -> planner.Verified:
     """How the plan that a table takes compares with all its plans, those too that were not tried."""
     pair, chosen = _fetched(str(ref), options)
-    others = [row.plan for row in table.rows[1:]]
-    return planner.verify(table.taken, others, _opens(pair, options, chosen), ProgressLine(options.progress), pairs)
+    return planner.verify(table, _opens(pair, options, chosen), ProgressLine(options.progress), pairs)
 
 
 def _fetched(ref: str, options: LoadOptions) -> tuple[Bundle, str | None]:
@@ -163,13 +182,14 @@ def _planned(pair: Bundle, options: LoadOptions, chosen: str | None, *, again: b
     )
     key = planner.key_of(pair.manifest, options)
     say = ProgressLine(options.progress)
-    open_plan = _opens(pair, options, chosen)
-    return planner.plan(key, pair.name, found, open_plan, say, prefer=options.prefer, again=again)
+    open_plan, load_it = (_opens(pair, options, chosen, brief=brief) for brief in (True, False))
+    return planner.plan(key, pair.name, found, open_plan, load_it, say, prefer=options.prefer, again=again)
 
 
-def _opens(pair: Bundle, options: LoadOptions, chosen: str | None) -> planner.Open:
+def _opens(pair: Bundle, options: LoadOptions, chosen: str | None, *, brief: bool = False) -> planner.Open:
     # A trial forgets what its drafters learn, and would leave an empty table where the user's is.
-    return lambda plan: _wired(pair, replace(plan.applied(options), remember=False), plan.draft or chosen)
+    own = replace(options, remember=False)
+    return lambda plan: _wired(pair, plan.applied(own), plan.draft or chosen, brief=brief)
 
 
 def draft_without_target(draft: str | None) -> DraftFolder | None:
@@ -180,9 +200,11 @@ def draft_without_target(draft: str | None) -> DraftFolder | None:
     return draft_folder.read(folder) if named is None and draft_folder.is_one(folder) else named
 
 
-def _wired(pair: Bundle, options: LoadOptions, draft: str | None, *, unasked: bool = False) -> Pipeline:
+def _wired(
+    pair: Bundle, options: LoadOptions, draft: str | None, *, unasked: bool = False, brief: bool = False
+) -> Pipeline:
     """The pipeline of a fetched pair. draft: what to draft with, or None for all that the pair has. unasked: the
-    schedule is one that was measured to be faster, and that nobody named."""
+    schedule is one that was measured to be faster, and that nobody named. brief: see ``Machine``."""
     longest = pair.manifest.generation.context_length
     options.require_context(longest, pair.name)
     entries = [entry for entry in pair.manifest.drafters if draft is None or entry.is_called(draft)]
@@ -191,7 +213,7 @@ def _wired(pair: Bundle, options: LoadOptions, draft: str | None, *, unasked: bo
     _require_use_of(options, entries, draft, other)
     threads = schedule_choice.threads(options.device, options.draft_device) if options.overlaps else None
     machine = Machine(options.context_length or longest, options.progress, options.accept_licence, threads)
-    machine.kv = options.kv
+    machine.kv, machine.brief = options.kv, brief
     lookups: list[Drafter] = []
     if options.draft_from is not None:
         lookups.append(drafter_loading.retrieval(pair, options.draft_from, options.progress))

@@ -72,7 +72,8 @@ WINGS: dict[str, set[str]] = {
     "pipeline": {"adaptive", "decode", "drafters", "text"},
     "engine_trial": {"adaptive", "decode", "drafters"},
     "adaptive_loading": {"backends", "drafters", "text"},
-    "planner": {"backends", "engine_trial", "machine", "pipeline"},
+    "plan_trial": {"engine_trial", "machine", "pipeline"},
+    "planner": {"backends", "machine", "pipeline", "plan_trial"},
     "drafter_loading": {"adaptive", "adaptive_loading", "backends", "drafters", "hub", "machine", "text"},
     "loading": {
         "adaptive",
