@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import accumulate
-from statistics import median
 from time import perf_counter
 from typing import Any, cast
 
 import numpy as np
 
 from edgespec.adaptive.arbiter import Arbiter
-from edgespec.adaptive.calibration import ForwardTimes
+from edgespec.adaptive.calibration import glance
 from edgespec.adaptive.draft_cost import CallCost, DraftCost
 from edgespec.adaptive.forward_cost import ForwardCost
 from edgespec.decode.speculative import speculative
@@ -85,7 +83,7 @@ class Trial:
         self._target, self._clock = target, clock
         self.read()  # the first forward of a width sets things up
         exact = sorted({-(-max(width, least) // step) * step for width in _WIDTHS})
-        target_s = self._costs(target, exact, step=step)
+        target_s = glance(target, clock, exact, step=step)
         self._arbiter = Arbiter(
             lookups,
             draft,
@@ -113,21 +111,6 @@ class Trial:
                 break
         return context[len(self.prompt) :], stats.decode_s / stats.decoded
 
-    def _costs(self, model: Model, widths: Sequence[int], *, step: int = 1, read_s: float = 0.0) -> ForwardTimes:
-        """Of forwards behind the rows that the cache holds. The first forward of a width sets things up."""
-        for width in widths:
-            self._forward_s(model, width)
-        firsts, seconds = [], []
-        for width in widths:
-            firsts.append(self._forward_s(model, width))
-            seconds.append(self._forward_s(model, width))
-        switch_s = max(0.0, median(first - after for first, after in zip(firsts, seconds, strict=True)))
-        rising = tuple(accumulate(seconds, max))
-        length = model.cache.length
-        return ForwardTimes(
-            tuple(widths), length, length, rising, rising, switch_s, prefill_s_per_token=read_s, width_step=step
-        )
-
     def _costs_of(self, draft: StepwiseDrafter, call: Callable[[], None] | None, least: int) -> DraftCost:
         if draft.model is not None:
             return self._draft_costs(draft.model, least)
@@ -139,7 +122,7 @@ class Trial:
         read = self.prompt[: max(2, draft.cache.capacity - _DRAFT_WIDTHS[-1])][:-1]
         tokens = [token % draft.vocab_size for token in read]  # it may have fewer ids, and any cost as much
         self._read_s(draft, tokens)
-        times = self._costs(draft, _DRAFT_WIDTHS, read_s=self._read_s(draft, tokens))
+        times = glance(draft, self._clock, _DRAFT_WIDTHS, read_s=self._read_s(draft, tokens))
         beside = self._beside(lambda: self._forward_s(draft, 1), least)
         draft.cache.reset()
         more_s = max(0.0, min(beside) - times.at_short_s[0])

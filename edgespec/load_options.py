@@ -114,6 +114,12 @@ class LoadOptions:
             got = got if isinstance(got, int | float | str) else str(got)
             raise SettingError(what or setting, got=got, allowed=allowed, setting=setting)
 
+    def require_choice(self, chosen: bool) -> None:
+        """chosen: edgespec chooses the device, so that ``prefer`` says something."""
+        if self.prefer != "speed" and not chosen:
+            what = "nothing is chosen by it on a device that you name: prefer"
+            raise SettingError(what, got=self.prefer, hint="add --device auto", setting="prefer")
+
     def require_context(self, longest: int, name: str) -> None:
         """longest: rows that the model ``name`` was made for."""
         holds = self.context_length is None or 1 <= self.context_length <= longest

@@ -119,14 +119,12 @@ def load(
         accept_licence=accept_licence,
         progress=progress,
     )
-    if options.prefer != "speed" and options.device != AUTO:
-        raise SettingError(
-            "nothing is chosen by it on a device that you name: prefer",
-            got=options.prefer,
-            hint="add --device auto",
-            setting="prefer",
-        )
-    pair, chosen = _fetched(str(ref), options)
+    return _load(str(ref), options)
+
+
+def _load(ref: str, options: LoadOptions) -> Pipeline:
+    options.require_choice(options.device == AUTO)
+    pair, chosen = _fetched(ref, options)
     unasked = options.schedule is None
     if options.device == AUTO:
         taken = _planned(pair, options, chosen).taken
@@ -153,8 +151,7 @@ def load_plan(ref: str | Path, options: LoadOptions, plan: Plan) -> Pipeline:
 def verify(ref: str | Path, options: LoadOptions, table: PlanTable, pairs: int) -> planner.Verified:
     """How the plan that a table takes compares with all its plans, those too that were not tried."""
     pair, chosen = _fetched(str(ref), options)
-    others = [row.plan for row in table.rows[1:]]
-    return planner.verify(table.taken, others, _opens(pair, options, chosen), ProgressLine(options.progress), pairs)
+    return planner.verify(table, _opens(pair, options, chosen), ProgressLine(options.progress), pairs)
 
 
 def _fetched(ref: str, options: LoadOptions) -> tuple[Bundle, str | None]:
@@ -185,13 +182,14 @@ def _planned(pair: Bundle, options: LoadOptions, chosen: str | None, *, again: b
     )
     key = planner.key_of(pair.manifest, options)
     say = ProgressLine(options.progress)
-    open_plan = _opens(pair, options, chosen)
-    return planner.plan(key, pair.name, found, open_plan, say, prefer=options.prefer, again=again)
+    open_plan, load_it = (_opens(pair, options, chosen, brief=brief) for brief in (True, False))
+    return planner.plan(key, pair.name, found, open_plan, load_it, say, prefer=options.prefer, again=again)
 
 
-def _opens(pair: Bundle, options: LoadOptions, chosen: str | None) -> planner.Open:
+def _opens(pair: Bundle, options: LoadOptions, chosen: str | None, *, brief: bool = False) -> planner.Open:
     # A trial forgets what its drafters learn, and would leave an empty table where the user's is.
-    return lambda plan: _wired(pair, replace(plan.applied(options), remember=False), plan.draft or chosen)
+    own = replace(options, remember=False)
+    return lambda plan: _wired(pair, plan.applied(own), plan.draft or chosen, brief=brief)
 
 
 def draft_without_target(draft: str | None) -> DraftFolder | None:
@@ -202,9 +200,11 @@ def draft_without_target(draft: str | None) -> DraftFolder | None:
     return draft_folder.read(folder) if named is None and draft_folder.is_one(folder) else named
 
 
-def _wired(pair: Bundle, options: LoadOptions, draft: str | None, *, unasked: bool = False) -> Pipeline:
+def _wired(
+    pair: Bundle, options: LoadOptions, draft: str | None, *, unasked: bool = False, brief: bool = False
+) -> Pipeline:
     """The pipeline of a fetched pair. draft: what to draft with, or None for all that the pair has. unasked: the
-    schedule is one that was measured to be faster, and that nobody named."""
+    schedule is one that was measured to be faster, and that nobody named. brief: see ``Machine``."""
     longest = pair.manifest.generation.context_length
     options.require_context(longest, pair.name)
     entries = [entry for entry in pair.manifest.drafters if draft is None or entry.is_called(draft)]
@@ -213,7 +213,7 @@ def _wired(pair: Bundle, options: LoadOptions, draft: str | None, *, unasked: bo
     _require_use_of(options, entries, draft, other)
     threads = schedule_choice.threads(options.device, options.draft_device) if options.overlaps else None
     machine = Machine(options.context_length or longest, options.progress, options.accept_licence, threads)
-    machine.kv = options.kv
+    machine.kv, machine.brief = options.kv, brief
     lookups: list[Drafter] = []
     if options.draft_from is not None:
         lookups.append(drafter_loading.retrieval(pair, options.draft_from, options.progress))

@@ -255,61 +255,71 @@ class Pipeline:
             for, since the beginning of a JSON object is of no use.
         stop: a string that ends the text, or several. One that spells a control token ends the text at that token.
         ignore_eos: go on after the model's own end.
-        response_format: what the text must be: a JSON object, JSON of a schema, a match of a regular expression, a
-            sentence of a grammar (see ``text.response_format.grammar_of``). The text is complete if finish_reason is
-            "stop" and no stop string was found. "length" means that max_new_tokens or the context ended it early.
-        num_draft_tokens: k for every round. None takes the pipeline's own k. Without one, measured costs decide. Under
-            the overlapped schedule it is the most.
-        drafter: used instead of the pipeline's own. policy: used instead of both. With either, the schedule is
-            synchronous. progress: called during the prefill.
+        response_format: what the text must be (see ``text.response_format.grammar_of``). It is complete if
+            finish_reason is "stop" and no stop string was found. "length": max_new_tokens or the context cut it short.
+        num_draft_tokens: k of every round, or the most where schedules overlap. None: the pipeline's own, or by costs.
+        drafter: used instead of the pipeline's own. policy: instead of both. With either, the schedule is synchronous.
+        progress: called during the prefill.
         cancelled: asked after each chunk of the prompt and each round, on the thread that reads the stream. True ends
             the text there: finish_reason stays None, and the caches keep what was computed.
-        wait: wait for the text of another thread. If False, SettingError is raised when the first piece is asked for.
+        wait: for the text of another thread. If False, SettingError is raised when the first piece is asked for.
         hole: what ``prompt`` was made of, if it is the prompt of a hole: see ``stream_infill``.
-        logprobs: keep the log probability of each token, and so many alternatives (see ``decode.logprobs``). None: keep
-            none.
+        logprobs: keep the log probability of each token, and so many alternatives (see ``decode.logprobs``).
         """
-        if max_new_tokens is None:
-            max_new_tokens = DEFAULT_NEW_TOKENS if response_format is None else self.target.cache.capacity
-        if not (is_whole(max_new_tokens) and max_new_tokens >= 1):
-            raise SettingError("max_new_tokens", got=max_new_tokens, allowed="1 or more", setting="max_new_tokens")
-        prompt = self.require_prompt(prompt)
-        k = num_draft_tokens if num_draft_tokens is not None else self.num_draft_tokens
-        self.require_k(k)
-        if logprobs is not None and not (is_whole(logprobs) and 0 <= logprobs <= self.target.vocab_size):
-            raise SettingError(
-                "logprobs", got=logprobs, allowed=f"0 to {self.target.vocab_size}, or None", setting="logprobs"
-            )
-        params = sampling or SamplingParams()
-        if not params.greedy:
-            params = params.seeded(secrets.randbits(63))
+        budget, kept = self._budget(max_new_tokens, response_format), self._logprobs(logprobs)
+        prompt, k = self.require_prompt(prompt), self._k(num_draft_tokens)
+        params = _drawn(sampling or SamplingParams())
         proposes = self._drafts_beside(drafter, policy, k, params) or policy or self._policy(drafter, k)
         result = self._result(proposes.name, params)
-        began = result.stats.clock()
-        stops = (*stop_strings(stop), *(hole.stops if hole is not None else ()))
-        ends = self.tokenizer.stop_tokens(stops)
-        kept = None if logprobs is None else Logprobs(logprobs)
+        began, end = result.stats.clock(), self._end(stop, hole, result.stats)
         options: _LoopOptions = {
-            "stop": frozenset(ends) if ignore_eos else self.stop_ids | ends.keys(),
-            "budget": max_new_tokens,
+            "stop": frozenset(end.tokens) if ignore_eos else self.stop_ids | end.tokens.keys(),
+            "budget": budget,
             "stats": result.stats,
             "progress": stopping(progress, cancelled),
             "constraint": self._constraint(response_format, hole, ignore_eos),
             "logprobs": kept,
         }
         lists = self._lists(prompt, params, proposes, k, options)
-        scan = StopStrings(stops, ends)
         if hole is not None:
-            scan = HoleEnd(stops, ends, hole.rules, result.stats.clock, skip=hole.typed_again)
             lists = _reading_as(drafter or self.drafter, hole, lists)
+        own_ends: frozenset[int] = frozenset() if ignore_eos else self.stop_ids
+        queue = None if kept is None else kept.queue
         texts = pieces(
-            *(lists, self.tokenizer, scan, result),
-            end_ids=frozenset() if ignore_eos else self.stop_ids,
-            began=began,
-            cancelled=cancelled,
-            logprobs=None if kept is None else kept.queue,
+            lists, self.tokenizer, end, result, end_ids=own_ends, began=began, cancelled=cancelled, logprobs=queue
         )
         return Stream(self._turn.run(until_cancelled(texts), wait=wait), result)
+
+    def _budget(self, max_new_tokens: int | None, response_format: Mapping[str, Any] | None) -> int:
+        """Most tokens of a text. Raises SettingError."""
+        if max_new_tokens is None:
+            max_new_tokens = DEFAULT_NEW_TOKENS if response_format is None else self.target.cache.capacity
+        if not (is_whole(max_new_tokens) and max_new_tokens >= 1):
+            raise SettingError("max_new_tokens", got=max_new_tokens, allowed="1 or more", setting="max_new_tokens")
+        return max_new_tokens
+
+    def _logprobs(self, top: int | None) -> Logprobs | None:
+        """What keeps them, if they are asked for. Raises SettingError."""
+        if top is None:
+            return None
+        most = self.target.vocab_size
+        if not (is_whole(top) and 0 <= top <= most):
+            raise SettingError("logprobs", got=top, allowed=f"0 to {most}, or None", setting="logprobs")
+        return Logprobs(top)
+
+    def _k(self, num_draft_tokens: int | None) -> int | None:
+        """Of a text: its own, or the pipeline's. Raises SettingError."""
+        k = num_draft_tokens if num_draft_tokens is not None else self.num_draft_tokens
+        self.require_k(k)
+        return k
+
+    def _end(self, stop: str | Sequence[str] | None, hole: InfillPrompt | None, stats: Stats) -> StopStrings:
+        """Where a text ends, besides the model's own end. Raises SettingError."""
+        stops = (*stop_strings(stop), *(hole.stops if hole is not None else ()))
+        tokens = self.tokenizer.stop_tokens(stops)
+        if hole is None:
+            return StopStrings(stops, tokens)
+        return HoleEnd(stops, tokens, hole.rules, stats.clock, skip=hole.typed_again)
 
     def _lists(
         self,
@@ -451,3 +461,8 @@ def _reading_as(drafter: Drafter, hole: InfillPrompt, lists: Iterator[list[int]]
     """The same tokens. The drafter is told within the turn of their text, before its first step."""
     drafter.read_as(hole.anchor, hole.as_read)
     yield from lists
+
+
+def _drawn(params: SamplingParams) -> SamplingParams:
+    """With a seed, if tokens are drawn and nobody gave one."""
+    return params if params.greedy else params.seeded(secrets.randbits(63))

@@ -55,6 +55,25 @@ LONGEST_FIRST = (
     "test_installer.py",
 )
 """files of tests that workers begin with, so that none has a long one left when the others are done"""
+LONGEST_SLOW_FIRST = (
+    "test_server_schemathesis.py",
+    "test_heads.py",
+    "test_inflate.py",
+    "test_widths.py",
+    "test_overlapped_real.py",
+    "test_server_load.py",
+    "test_parity_real.py",
+    "test_exact_widths.py",
+    "test_foreign_files.py",
+    "test_export.py",
+    "test_distribution.py",
+    "test_server_other_clients.py",
+    "test_npu.py",
+    "test_planner.py",
+    "test_installer.py",
+    "test_vscode.py",
+)
+"""the same of the slow tests"""
 MOST_WORKERS = 4
 WORKER_BYTES = 4 << 30
 """of memory: each worker loads models of its own, and torch"""
@@ -98,7 +117,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if isinstance(item, pytest.Function) and REAL.intersection(item.fixturenames):
             item.add_marker("real")
     if hasattr(config, "workerinput"):
-        first = {name: place for place, name in enumerate(LONGEST_FIRST)}
+        slow = config.getoption("markexpr").startswith("slow")
+        first = {name: place for place, name in enumerate(LONGEST_SLOW_FIRST if slow else LONGEST_FIRST)}
         items.sort(key=lambda item: first.get(item.path.name, len(first)))
 
 

@@ -65,6 +65,25 @@ def test_fast_leaves_out_tests_and_nothing_else(check: ModuleType, monkeypatch: 
     assert ran(check, monkeypatch, "--fast", "--", "-k", "loop") == [*FORMAT_AND_LINT, chosen, ("mypy",)]
 
 
+def test_slow_tests_run_in_workers_and_some_behind_them(check: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    beside = ("pytest", "-m", "slow and not alone", *check.WORKERS, "--durations=40")
+    alone = ("pytest", "-m", "slow and alone")
+    assert ran(check, monkeypatch, "--slow") == [beside, alone]
+    check.ran.clear()
+    assert ran(check, monkeypatch, "--slow", "--", "-k", "ray") == [("pytest", "-m", "slow", "-k", "ray")]
+    check.ran.clear()
+
+    def fails(*arguments: str) -> None:
+        check.ran.append(arguments)
+        if "-n" in arguments:
+            raise SystemExit(1)
+
+    monkeypatch.setattr(check, "run", fails)
+    with pytest.raises(SystemExit, match="1"):
+        ran(check, monkeypatch, "--slow")
+    assert check.ran == [beside, alone], "those alone have their say"
+
+
 def test_the_files_that_fast_leaves_out_exist(check: ModuleType) -> None:
     assert [
         name for name in (*check.LEFT_OUT, *(Path(path).name for path in check.SECOND)) if not (TESTS / name).is_file()
@@ -72,7 +91,8 @@ def test_the_files_that_fast_leaves_out_exist(check: ModuleType) -> None:
 
 
 def test_the_files_that_workers_begin_with_exist() -> None:
-    assert [name for name in conftest.LONGEST_FIRST if not (TESTS / name).is_file()] == []
+    names = {*conftest.LONGEST_FIRST, *conftest.LONGEST_SLOW_FIRST}
+    assert [name for name in names if not (TESTS / name).is_file()] == []
 
 
 @pytest.mark.parametrize(("cores", "gb", "workers"), [(1, 64, 1), (2, 24, 2), (16, 64, 4), (16, 9, 2), (8, 2, 1)])
@@ -102,8 +122,13 @@ def test_a_container_may_have_less_memory_than_its_host(
 def test_workers_begin_with_the_longest_files_and_each_keeps_its_order() -> None:
     names = ["test_a.py", "test_heads.py", "test_a.py", "test_parity_real.py", "test_heads.py", "test_b.py"]
     items: list[Any] = [SimpleNamespace(path=Path(name), number=number) for number, name in enumerate(names)]
-    for config, expected in ((SimpleNamespace(workerinput={}), [3, 1, 4, 0, 2, 5]), (SimpleNamespace(), [*range(6)])):
-        found = list(items)
+    worker: dict[str, Any] = {"workerinput": {}}
+    for given, marks, expected in (
+        (worker, "not slow", [3, 1, 4, 0, 2, 5]),
+        (worker, "slow and not alone", [1, 4, 3, 0, 2, 5]),
+        ({}, "slow", [*range(6)]),
+    ):
+        config, found = SimpleNamespace(getoption={"markexpr": marks}.__getitem__, **given), list(items)
         conftest.pytest_collection_modifyitems(cast(pytest.Config, config), found)
         assert [item.number for item in found] == expected
 

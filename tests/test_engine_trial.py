@@ -128,8 +128,17 @@ def test_what_counts_is_reading_writing_and_copying() -> None:
 
 def test_the_best_turn_of_each_part_counts() -> None:
     disturbed = Scripted(1.0, 3.0)
-    pace = compared(disturbed, Scripted(2.0, 2.0)).paces["onnxruntime"]
+    pace = compared(disturbed, Scripted(1.4, 1.4)).paces["onnxruntime"]
     assert (pace.write_s, pace.copy_s) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(("slower", "turns"), [(1.6, 1), (1.4, 2)])
+def test_one_turn_is_enough_where_an_engine_is_clearly_ahead(slower: float, turns: int) -> None:
+    engines, shares = {"onnxruntime": Scripted(1.0, 1.0), "openvino": Scripted(slower, slower)}, list[float]()
+    found = engine_comparison.compare("m", "exact", engines, shares.append)
+    assert (found.faster, found.tie) == ("onnxruntime", False)
+    assert [len(each.turns) for each in engines.values()] == [2 - turns] * 2
+    assert shares == [0.25, 0.5, *([0.75, 1.0] if turns == 2 else []), 1.0]
 
 
 def test_the_line_names_the_engine_that_is_taken_first() -> None:

@@ -22,7 +22,7 @@ EXPECTED = {
 _LONGEST_DRAFTER = 40
 
 
-SLOW = {"ray_serve": pytest.mark.slow}
+SLOW = {"ray_serve": (pytest.mark.slow, pytest.mark.alone)}
 
 
 @pytest.mark.real

@@ -125,6 +125,33 @@ def test_a_terminal_shows_how_far_a_step_is_on_one_line(monkeypatch: pytest.Monk
     assert second == "edgespec: done" and rest == ""
 
 
+def test_a_slow_step_says_how_long_it_will_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0.0, 1.0, 10.0, 20.0, 30.0, 40.0])
+    shown = Terminal()
+    monkeypatch.setattr("sys.stderr", shown)
+    say = ProgressLine(True, lambda: next(times))
+    for share in (0.0, 0.1, 0.25, 0.5, 0.9, 1.0):
+        say("measuring", share)
+    lines = [line.removeprefix("edgespec: measuring ") for line in shown.getvalue().rstrip("\n").split("\r")[1:]]
+    assert [line.strip() for line in lines] == [
+        *("0%", "10%", "25%, about 30 s left", "50%, about 20 s left", "90%, about 3 s left", "100%")
+    ]
+    assert [len(line) for line in lines] == [4, 4, 21, 21, 21, 20], "what was longer is written over"
+
+
+def test_a_pipe_gets_a_second_line_for_a_slow_step(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    times = iter([0.0, 1.0, 10.0, 20.0, 40.0, 0.0, 8.0, 9.0])
+    say = ProgressLine(True, lambda: next(times))
+    for share in (0.0, 0.1, 0.25, 0.5, 1.0):
+        say("measuring", share)
+    for share in (0.0, 0.8, 1.0):
+        say("short", share)
+    lines = ["edgespec: measuring", "edgespec: measuring: about 30 s left", "edgespec: short"]
+    assert capsys.readouterr().err.splitlines() == lines
+
+
 def test_a_pipe_gets_one_line_for_each_step(capsys: pytest.CaptureFixture[str]) -> None:
     say = ProgressLine(True)
     for share in (0.0, 0.5, 1.0):

@@ -80,7 +80,7 @@ def test_capped_scores_run_on_the_engine_that_knows_them(tmp_path: Path, monkeyp
         raise AssertionError("nothing is to be compared")
 
     assert engine_choice.faster(xml, None, compare) == "onnxruntime"
-    model = open_form(xml, "fast", capacity=64, context_length=512, say=lambda line: None)
+    model = open_form(xml, "fast", capacity=64, context_length=512, name="x", say=lambda line: None)
     ids = ids_of(40)
     np.testing.assert_allclose(model.forward(ids.tolist()).logits, expected_of(built, ids), atol=3e-3)
 

@@ -28,7 +28,7 @@ def test_folders(ir: Path, pair: Bundle, tmp_path: Path) -> None:
 @pytest.mark.parametrize("ref", ["default", "smollm2-135m", "smollm2-135m-instruct"])
 def test_known_names_are_the_default_pair(ref: str, home: Path) -> None:
     pair = resolve(ref)
-    assert pair.name == "smollm2-135m-instruct"
+    assert pair.name == "smollm2-135m"
     pair.hashed(pair.manifest.tokenizer)
     assert "<|im_start|>assistant" in (pair.chat_template() or "")
     assert not home.exists(), "nothing is fetched before the model itself is asked for"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import cache
 from graphlib import TopologicalSorter
 from importlib import import_module
 from pathlib import Path
@@ -71,7 +72,8 @@ WINGS: dict[str, set[str]] = {
     "pipeline": {"adaptive", "decode", "drafters", "text"},
     "engine_trial": {"adaptive", "decode", "drafters"},
     "adaptive_loading": {"backends", "drafters", "text"},
-    "planner": {"backends", "engine_trial", "machine", "pipeline"},
+    "plan_trial": {"engine_trial", "machine", "pipeline"},
+    "planner": {"backends", "machine", "pipeline", "plan_trial"},
     "drafter_loading": {"adaptive", "adaptive_loading", "backends", "drafters", "hub", "machine", "text"},
     "loading": {
         "adaptive",
@@ -123,10 +125,21 @@ def wing_of(module: str) -> str:
 MODULES = {module_of(path): path for path in FILES}
 
 
+@cache
+def imports_in(path: Path) -> Sequence[ast.Import | ast.ImportFrom]:
+    """Anywhere in a file, lazily or not."""
+    return [each for each in ast.walk(tree_of(path)) if isinstance(each, ast.Import | ast.ImportFrom)]
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def imports_of(path: Path) -> set[str]:
     """Modules of edgespec and of its laboratory that a file imports anywhere, lazily or not."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in imports_in(path):
         if isinstance(node, ast.ImportFrom) and node.module:
             inside = node.module.removeprefix("edgespec").removeprefix(".")
             for alias in node.names if node.module.split(".")[0] in ("edgespec", "edgespec_bench") else ():
@@ -187,7 +200,7 @@ def test_the_runtime_never_imports_torch_export_or_training() -> None:
         module = module_of(path)
         if module == "commands.export" or module.startswith(("commands.train", "edgespec_bench.peers.")):
             continue  # hand over to the packages for it, lazily; peers: the next test
-        assert not roots_of(ast.walk(ast.parse(path.read_text(encoding="utf-8")))) & {
+        assert not roots_of(imports_in(path)) & {
             "torch",
             "transformers",
             "optimum",
@@ -204,9 +217,8 @@ ONNX = {"onnx", "onnxruntime"}
 def test_nothing_imports_a_peer_but_its_adapter() -> None:
     """And that only inside a function, in the process of the runtime or of a conversion."""
     for path in FILES:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
         module = module_of(path)
-        anywhere, at_the_top = roots_of(ast.walk(tree)), roots_of(tree.body)
+        anywhere, at_the_top = roots_of(imports_in(path)), roots_of(tree_of(path).body)
         assert not at_the_top & (PEERS | {"openvino_genai", "openvino_tokenizers"}), path
         if not module.startswith(("edgespec_bench.peers.", "commands.train")) and module != "commands.export":
             assert not anywhere & (PEERS - ({"matplotlib"} if module == "bench.plot" else set())), path
@@ -218,7 +230,7 @@ def test_only_its_backend_imports_onnx() -> None:
     """The extra that brings it need not be installed."""
     for path in FILES:
         if not module_of(path).startswith(("backends.onnx.", "edgespec_bench.peers.")):
-            assert not roots_of(ast.walk(ast.parse(path.read_text(encoding="utf-8")))) & ONNX, path
+            assert not roots_of(imports_in(path)) & ONNX, path
 
 
 def test_the_parent_of_the_peers_loads_none() -> None:

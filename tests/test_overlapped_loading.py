@@ -21,6 +21,7 @@ from edgespec.backends.cores import Threads
 from edgespec.backends.openvino.paged import OpenVINOPagedModel
 from edgespec.backends.openvino.settings import Settings
 from edgespec.bench.prompts import Prompt
+from edgespec.bench.simulation import _rounds
 from edgespec.cli import cli
 from edgespec.drafters.ngram import NGram
 from edgespec.errors import EdgespecError, SettingError
@@ -28,7 +29,9 @@ from edgespec.machine import energy, schedule_choice
 from edgespec.machine.schedule_choice import Schedules
 from edgespec.pipeline import Pipeline
 from edgespec.sampling_params import SamplingParams
-from edgespec_bench.overlapped import bench_overlapped
+from edgespec.stats import Guessed, Stats
+from edgespec.types import Round
+from edgespec_bench.overlapped import _token_s, bench_overlapped
 from tests.conftest import load_onnx
 
 PROMPT = [5, 6, 7, 8]
@@ -217,6 +220,25 @@ def test_the_bench_compares_all_ways_and_keeps_the_result(
     assert joules is None if not readable else set(joules) == ways and joules["plain"] == 2 / 8
     assert any("not readable" in row for row in table) != readable
     assert list((Path(os.environ["EDGESPEC_CACHE"]) / "measured").glob("schedules-*"))
+
+
+def test_what_the_draft_takes_to_read_the_prompt_counts_by_both_schedules() -> None:
+    """Before the first round, or in it: else the one that reads in a round looks slow."""
+    before = Stats(rounds=[round_of(1.0), round_of(1.0)])
+    before.prefill_s = 2.0
+    within = Stats(rounds=[round_of(3.0), round_of(1.0)])
+    assert _token_s(before) == _token_s(within) == 2.0
+
+
+def test_the_round_in_which_the_draft_reads_the_prompt_is_not_simulated() -> None:
+    within = Stats(rounds=[round_of(3.0), round_of(1.0)])
+    assert len(_rounds([within])) == 2
+    within.guessed = Guessed()
+    assert [each.target_s for each in _rounds([within])] == [1.0]
+
+
+def round_of(seconds: float) -> Round:
+    return Round("m", 0, 0, 0, 1, 0.0, seconds, 0.0, width=1)
 
 
 def test_run_tells_of_it(tiny_ir: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +16,7 @@ from edgespec.load_options import LoadOptions
 from edgespec.machine import energy, engine_choice
 from edgespec.machine.engine_comparison import Pace
 from edgespec.machine.plans import Place, Plan, plans
+from edgespec.plan_trial import WHOLE, Length, Runner
 from edgespec.planner import PlanTable, Row, ranked
 from edgespec.stats import Guessed, Stats
 from edgespec.types import Round
@@ -122,21 +123,28 @@ def test_battery_takes_the_least_energy_but_not_at_any_speed() -> None:
     assert ranked([replace(each, joules=None) for each in rows], "battery")[0].plan == OV
 
 
-class Scripted:
-    """A plan whose uses take given seconds. It stands in for ``planner._Runner``."""
+class Scripted(Runner):
+    """A plan whose uses take given seconds: the same ones always, or one after another."""
 
-    seconds: dict[Plan, float] = {}  # noqa: RUF012
-    made: list[Plan] = []  # noqa: RUF012
+    seconds: dict[Plan, float | list[float]] = {}  # noqa: RUF012
+    made: list[tuple[Plan, list[int], Length]] = []  # noqa: RUF012
+    turned: list[Plan] = []  # noqa: RUF012
 
-    def __init__(self, plan: Plan, pipeline: Any, text: Any = ()) -> None:
-        self.plan, self.pipeline, self.written = plan, pipeline, [1]
+    def __init__(self, plan: Plan, pipeline: Any, text: Sequence[int] = (), length: Length = WHOLE) -> None:
+        self.plan, self.pipeline, self.length = plan, pipeline, length
+        self.written, self.edit = [*text] or [1] * 32, [1] * 40
         self.turns: list[Pace] = []
         self.joules, self.metered, self.target, self.prompt = 1.0, False, pipeline.target, [1, 2]
-        Scripted.made.append(plan)
+        Scripted.made.append((plan, list(text), length))
+        given = self.seconds[plan]
+        first = given if isinstance(given, float) else given[0]
+        self.warm_up = Pace(first, first, first)
 
     def turn(self) -> Pace:
-        seconds = self.seconds[self.plan]
+        given = self.seconds[self.plan]
+        seconds = given if isinstance(given, float) else given[len(self.turns)]
         self.turns.append(Pace(seconds, seconds, seconds))
+        Scripted.turned.append(self.plan)
         return self.turns[-1]
 
 
@@ -152,9 +160,22 @@ def fake_pipeline(draft_s: float = 0.3, weights: int = 0) -> Any:
 
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> type[Scripted]:
-    monkeypatch.setattr(planner, "_Runner", Scripted)
-    Scripted.made, Scripted.seconds = [], {OV: 1.0, OVERLAPPED: 0.5, LOOKUPS: 2.0, ORT: 3.0}
+    monkeypatch.setattr(planner, "Runner", Scripted)
+    Scripted.made, Scripted.turned = [], []
+    Scripted.seconds = {OV: 1.0, OVERLAPPED: 0.5, LOOKUPS: 2.0, ORT: 3.0}
     return Scripted
+
+
+def opened(plan: Plan) -> Any:
+    return fake_pipeline()
+
+
+def quiet(what: str) -> None:
+    pass
+
+
+def made() -> list[Plan]:
+    return [plan for plan, _, _ in Scripted.made]
 
 
 def measure(pipeline: Any, broken: tuple[Plan, ...] = ()) -> list[Row]:
@@ -163,7 +184,7 @@ def measure(pipeline: Any, broken: tuple[Plan, ...] = ()) -> list[Row]:
             raise BackendError("no such kernel")
         return pipeline
 
-    return planner.measure([OV, OVERLAPPED, LOOKUPS, ORT], open_plan, lambda what: None)[0]
+    return planner.measure([OV, OVERLAPPED, LOOKUPS, ORT], open_plan, quiet)[0]
 
 
 def test_every_plan_is_timed_beside_the_first(scripted: type[Scripted]) -> None:
@@ -177,64 +198,164 @@ def test_a_plan_that_does_not_run_stays_in_the_table(scripted: type[Scripted]) -
     with pytest.raises(BackendError, match="no such kernel"):
         measure(fake_pipeline(), broken=(OV, OVERLAPPED, LOOKUPS, ORT))
     with pytest.raises(SettingError, match="leave no plan"):
-        planner.measure([], lambda plan: fake_pipeline(), lambda what: None)
+        planner.measure([], opened, quiet)
+
+
+def test_all_plans_write_the_text_of_the_first_one_for_about_as_long(scripted: type[Scripted]) -> None:
+    """A turn of the first one takes a second: half of the answers if it is slow, else some of them."""
+    measure(fake_pipeline())
+    (_, _, whole), *others = scripted.made
+    assert whole == WHOLE and {tuple(text) for _, text, _ in others} == {(1,) * 32}
+    assert {length for _, _, length in others} == {Length(share=0.5)}
+    scripted.made.clear()
+    scripted.seconds = dict.fromkeys(scripted.seconds, 0.005)
+    measure(fake_pipeline())
+    assert {length for _, _, length in scripted.made[1:]} == {Length(repeats=3)}
+
+
+def test_who_is_clearly_slower_is_left_before_its_last_turn(scripted: type[Scripted]) -> None:
+    """By one turn only if it is far behind, since one may be disturbed."""
+    scripted.seconds = {OV: 1.0, OVERLAPPED: 1.7, LOOKUPS: [1.5, 1.4, 1.0], ORT: [1.7, 1.0, 1.0]}
+    measure(fake_pipeline())
+    assert [scripted.turned.count(plan) for plan in (OVERLAPPED, LOOKUPS, ORT)] == [1, 2, 1]
+    scripted.turned.clear()
+    planner.measure([OV, OVERLAPPED], opened, quiet, "battery")
+    assert scripted.turned.count(OVERLAPPED) == 3, "it may take less energy"
+    scripted.turned.clear()
+    scripted.seconds |= {OVERLAPPED: [1.7, 1.0, 1.0], LOOKUPS: [1.5, 1.2, 1.0]}
+    planner.measure([OV, LOOKUPS], opened, quiet)
+    assert scripted.turned == [OV, LOOKUPS, LOOKUPS, OV, OV, LOOKUPS], "who begins changes"
+
+
+def test_plans_are_timed_beside_one_that_is_faster_for_sure(scripted: type[Scripted]) -> None:
+    """A slow first plan would take most of the time."""
+    scripted.seconds = {OV: 2.0, ORT: 1.0, OVERLAPPED: 2.4, LOOKUPS: 1.2}
+    found, base = planner.measure([OV, OVERLAPPED, LOOKUPS, ORT], opened, quiet)
+    assert [each.plan for each in found] == [OV, OVERLAPPED, LOOKUPS, ORT] and base.plan == ORT
+    assert [each.ratio for each in found] == [1.0, None, None, 0.5]
+    assert found[2].why == "not tried: another plan of OpenVINO on CPU took 2.0 times as long"
+    lookups = replace(LOOKUPS, target=CPU_ORT)
+    scripted.seconds[lookups] = 1.1
+    found, _ = planner.measure([OV, ORT, lookups], opened, quiet)
+    assert [each.ratio for each in found] == [1.0, 0.5, 0.55]
+    assert scripted.turned[-6:] == [ORT, lookups, lookups, ORT, ORT, lookups]
+
+
+def confirmed(rows: list[Row], prefer: Any = "speed") -> list[tuple[Plan, float | None]]:
+    order = planner.confirmed(rows, [7], opened, quiet, prefer)
+    return [(each.plan, each.ratio and round(each.ratio, 3)) for each in order]
 
 
 def test_what_takes_the_first_ones_place_has_to_win_twice(scripted: type[Scripted]) -> None:
     """A machine that was slow while the first plan ran makes another one look fast."""
     disturbed = [row(OV, 1.0), row(OVERLAPPED, 0.6), row(LOOKUPS, 0.8), row(ORT, 3.0)]
     scripted.seconds |= {OVERLAPPED: 1.2, LOOKUPS: 0.9}
-
-    def found() -> list[tuple[Plan, float | None]]:
-        order = planner.confirmed(disturbed, lambda plan: fake_pipeline(), lambda what: None, "speed")
-        return [(each.plan, each.ratio) for each in order]
-
-    assert found() == [(LOOKUPS, 0.9), (OV, 1.0), (OVERLAPPED, 1.2), (ORT, 3.0)]
-    assert scripted.made == [OV, OVERLAPPED, OV, LOOKUPS]
+    assert confirmed(disturbed) == [(LOOKUPS, 0.9), (OV, 1.0), (OVERLAPPED, 1.2), (ORT, 3.0)]
+    assert scripted.made == [(plan, [7], WHOLE) for plan in (OV, OVERLAPPED, OV, LOOKUPS)]
     scripted.seconds[LOOKUPS] = 1.1
-    assert [plan for plan, _ in found()] == [OV, LOOKUPS, OVERLAPPED, ORT]
+    assert [plan for plan, _ in confirmed(disturbed)] == [OV, LOOKUPS, OVERLAPPED, ORT]
 
 
-def test_plans_that_are_near_the_best_are_timed_by_as_many_turns(scripted: type[Scripted]) -> None:
+def test_plans_that_are_near_the_best_are_timed_together(scripted: type[Scripted]) -> None:
     """By three turns each of them may look the best."""
-    disturbed = [row(OV, 1.0), row(OVERLAPPED, 0.8), row(LOOKUPS, 0.86), row(ORT, 0.95)]
-    scripted.seconds |= {OVERLAPPED: 0.9, LOOKUPS: 0.84}
-    order = planner.confirmed(disturbed, lambda plan: fake_pipeline(), lambda what: None, "speed")
-    assert [(each.plan, each.ratio) for each in order[:2]] == [(LOOKUPS, 0.84), (OVERLAPPED, 0.9)]
-    assert scripted.made == [OV, OVERLAPPED, LOOKUPS], "and those further behind are not"
+    disturbed = [row(OV, 1.0), row(OVERLAPPED, 0.8), row(LOOKUPS, 0.9), row(ORT, 0.95)]
+    scripted.seconds |= {OVERLAPPED: [0.9, 0.8, 0.9, 0.8, 0.9, 0.8, 0.9], LOOKUPS: 0.82}
+    assert confirmed(disturbed)[:2] == [(LOOKUPS, 0.82), (OVERLAPPED, 0.9)]
+    assert made() == [OV, OVERLAPPED, LOOKUPS], "and those further behind are not"
+    assert scripted.turned[:6] == [OV, OVERLAPPED, LOOKUPS, LOOKUPS, OVERLAPPED, OV]
+    assert [scripted.turned.count(plan) for plan in made()] == [4, 7, 7], "who lost four of seven rounds leaves"
     scripted.made.clear()
+    scripted.seconds[OVERLAPPED] = 0.91
     unmetered = [replace(each, joules=None) for each in disturbed]
-    planner.confirmed(unmetered, lambda plan: fake_pipeline(), lambda what: None, "battery")
-    assert scripted.made == [OV, OVERLAPPED, OV, LOOKUPS], "energy is no time"
+    confirmed(unmetered, "battery")
+    assert made() == [OV, OVERLAPPED, OV, LOOKUPS], "energy is no time"
+
+
+def test_where_the_first_one_seems_the_best_those_near_it_are_timed_again_too(scripted: type[Scripted]) -> None:
+    scripted.seconds |= {LOOKUPS: 0.9}
+    found = confirmed([row(OV, 1.0), row(OVERLAPPED, 1.2), row(LOOKUPS, 1.1)])
+    assert found[0] == (LOOKUPS, 0.9) and made() == [OV, LOOKUPS]
+
+
+def test_of_plans_timed_together_who_is_far_behind_leaves_at_once(scripted: type[Scripted]) -> None:
+    scripted.seconds |= {OVERLAPPED: 0.5, LOOKUPS: [0.55, 0.75, 0.75, 0.75, 0.75, 0.75, 0.75]}
+    found = confirmed([row(OV, 1.0), row(OVERLAPPED, 0.5), row(LOOKUPS, 0.55)])
+    assert found == [(OVERLAPPED, 0.5), (LOOKUPS, 0.75), (OV, 1.0)]
+    assert [scripted.turned.count(plan) for plan in made()] == [1, 4, 4], "one is left then, and the choice is made"
+
+
+def test_plans_are_timed_in_groups_where_memory_is_short(
+    scripted: type[Scripted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planner, "_no_room", lambda first: "no room" if made()[-1:] == [OVERLAPPED] else None)
+    scripted.seconds |= {OVERLAPPED: 0.9, LOOKUPS: 0.84}
+    found = confirmed([row(OV, 1.0), row(OVERLAPPED, 0.8), row(LOOKUPS, 0.86)])
+    assert found == [(LOOKUPS, 0.84), (OVERLAPPED, 0.9), (OV, 1.0)]
+    assert LOOKUPS not in scripted.turned[: scripted.turned.index(LOOKUPS)]
+    assert scripted.turned.count(OV) == 8
 
 
 def test_a_faster_plan_that_costs_more_energy_is_no_rival_on_battery(scripted: type[Scripted]) -> None:
     metered = [row(OV, 1.0, 2.0), row(OVERLAPPED, 0.6, 3.0), row(LOOKUPS, 0.8, 1.0), row(ORT, 0.7, 3.0)]
     scripted.seconds |= {LOOKUPS: 0.8}
-    order = planner.confirmed(metered, lambda plan: fake_pipeline(), lambda what: None, "battery")
-    assert order[0].plan == LOOKUPS and scripted.made == [OV, LOOKUPS]
+    assert confirmed(metered, "battery")[0][0] == LOOKUPS and made() == [OV, LOOKUPS]
+
+
+def test_a_plan_that_no_run_can_load_is_not_taken() -> None:
+    """Its widths were guessed, and there may be no exact ones."""
+    rows = [row(ORT, 0.8), row(OV, 1.0), row(LOOKUPS, 0.9)]
+
+    def load(plan: Plan) -> Any:
+        if plan == ORT:
+            raise BackendError("exact numerics do not hold")
+
+    found = planner.loadable(rows, load, quiet, "speed")
+    assert [each.plan for each in found] == [LOOKUPS, OV, ORT]
+    assert found[2].why == "does not run: exact numerics do not hold" and found[2].ratio is None
+    with pytest.raises(BackendError, match="exact numerics"):
+        planner.loadable(rows[:1], load, quiet, "speed")
 
 
 def test_a_draft_too_cheap_to_overlap_is_not_tried(scripted: type[Scripted]) -> None:
     found = measure(fake_pipeline(draft_s=0.05))
     assert found[1].why == "not tried: a draft step is 0.05 of a forward, too little to overlap"
-    assert OVERLAPPED not in scripted.made
+    assert OVERLAPPED not in made()
 
 
 def test_a_place_far_behind_is_left(scripted: type[Scripted]) -> None:
     more = replace(ORT, schedule="overlapped")
-    found = planner.measure([OV, ORT, more], lambda plan: fake_pipeline(), lambda what: None)[0]
-    assert found[1].ratio == 3.0 and more not in scripted.made
+    found = planner.measure([OV, ORT, more], opened, quiet)[0]
+    assert found[1].ratio == 3.0 and more not in made()
     assert found[2].why == "not tried: another plan of ONNX Runtime on CPU took 3.0 times as long"
 
 
+def test_overlapped_plans_of_a_target_are_left_where_one_is_far_behind(scripted: type[Scripted]) -> None:
+    """It has fewer cores in all of them."""
+    others = [replace(Plan(CPU, CPU_ORT), schedule=schedule) for schedule in ("synchronous", "overlapped")]
+    scripted.seconds |= {OVERLAPPED: 1.7, **dict.fromkeys(others, 1.0)}
+    found = planner.measure([OV, OVERLAPPED, *others], opened, quiet)[0]
+    assert found[2].ratio == 1.0
+    assert found[3].why == "not tried: another overlapped plan of OpenVINO on CPU took 1.7 times as long"
+
+
+def verified(*plans: Plan, pipeline: Any) -> planner.Verified:
+    rows = tuple(row(plan, 1.0) for plan in plans)
+    return planner.verify(PlanTable("m", "speed", rows, text=(7,)), lambda plan: pipeline, quiet, pairs=7)
+
+
 def test_to_verify_a_choice_the_plans_that_were_not_tried_are_timed_too(scripted: type[Scripted]) -> None:
-    """Each against the one taken, and not against the first of the table."""
+    """Each against the one taken, and not against the first of the table; with the text that chose it."""
     scripted.seconds[OVERLAPPED] = 0.9
     pipeline = fake_pipeline(draft_s=0.05)
-    found = planner.verify(OV, [OVERLAPPED, LOOKUPS, ORT], lambda plan: pipeline, lambda what: None, pairs=7)
+    found = verified(OV, OVERLAPPED, LOOKUPS, ORT, pipeline=pipeline)
     assert found == planner.Verified(0.9, OVERLAPPED, timed=4, pairs=7)
-    best = planner.verify(OVERLAPPED, [OV, ORT], lambda plan: pipeline, lambda what: None, pairs=7)
+    assert all(text == [7] and length == WHOLE for _, text, length in scripted.made)
+    assert [scripted.turned.count(plan) for plan in (OVERLAPPED, LOOKUPS, ORT)] == [7, 1, 1], "far behind"
+    scripted.turned.clear()
+    scripted.seconds[LOOKUPS] = 1.1
+    verified(OV, LOOKUPS, pipeline=pipeline)
+    assert scripted.turned.count(LOOKUPS) == 4, "who lost four of seven pairs leaves"
+    best = verified(OVERLAPPED, OV, ORT, pipeline=pipeline)
     assert (best.share, best.fastest) == (1.0, OVERLAPPED)
 
 
@@ -245,12 +366,12 @@ def test_a_choice_that_does_not_run_now_is_not_judged(scripted: type[Scripted]) 
         return fake_pipeline()
 
     with pytest.raises(BackendError, match="the plan that was taken does not run: no such kernel"):
-        planner.verify(OV, [ORT], open_plan, lambda what: None, pairs=7)
+        planner.verify(PlanTable("m", "speed", (row(OV, 1.0), row(ORT, 1.0))), open_plan, quiet, pairs=7)
 
 
 def test_two_plans_are_not_loaded_where_memory_is_short(scripted: type[Scripted]) -> None:
     found = measure(fake_pipeline(weights=10**15))
-    assert all("GB of memory needed" in each.why for each in found[1:]) and scripted.made == [OV]
+    assert all("GB of memory needed" in each.why for each in found[1:]) and made() == [OV]
 
 
 def test_the_table_is_stored_and_measured_again_when_asked(
@@ -259,14 +380,18 @@ def test_the_table_is_stored_and_measured_again_when_asked(
     monkeypatch.setenv("EDGESPEC_CACHE", str(tmp_path))
     monkeypatch.setattr("edgespec.machine.other_programs.Others.cores", lambda self: 0.0)
 
-    def table(**how: bool) -> PlanTable:
-        return planner.plan(
-            "key", "m", [OV, OVERLAPPED], lambda plan: fake_pipeline(), lambda what: None, prefer="speed", **how
-        )
+    loaded: list[Plan] = []
 
-    assert table().taken == OVERLAPPED
+    def load(plan: Plan) -> Any:
+        loaded.append(plan)
+
+    def table(**how: bool) -> PlanTable:
+        plans = [OV, OVERLAPPED]
+        return planner.plan("key", "m", plans, opened, load, quiet, prefer="speed", **how)
+
+    assert table().taken == OVERLAPPED and table().text == (1,) * 32
     scripted.seconds[OVERLAPPED] = 9.0
-    assert table().taken == OVERLAPPED and len(scripted.made) == 4
+    assert table().taken == OVERLAPPED and len(scripted.made) == 4 and loaded == [OVERLAPPED]
     assert table(again=True).taken == OV and len(scripted.made) == 6
 
 
@@ -311,7 +436,7 @@ def test_fewer_cores_are_another_machine(monkeypatch: pytest.MonkeyPatch, tiny_i
 
 def test_a_trial_leaves_what_was_remembered_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[LoadOptions] = []
-    monkeypatch.setattr(loading, "_wired", lambda pair, options, draft: seen.append(options))
+    monkeypatch.setattr(loading, "_wired", lambda pair, options, draft, brief: seen.append(options))
     asked = LoadOptions(device="auto", draft="recycling", remember=True)
     loading._opens(None, asked, None)(Plan(CPU, draft="recycling"))  # type: ignore[arg-type]
     assert not seen[0].remember and seen[0].draft == "recycling"

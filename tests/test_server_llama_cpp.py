@@ -42,15 +42,15 @@ LLAMA_VIM = {
 
 
 @pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     folder = tmp_path_factory.mktemp("llama_cpp")
     train_tokenizer(folder / "tokenizer.json", special=(*SPECIAL, *FIM))
     return fake_pipeline(folder)
 
 
 @pytest.fixture
-def client(pipeline: Pipeline) -> Iterator[TestClient]:
-    with TestClient(application(service_of(pipeline)), base_url="http://127.0.0.1") as client:
+def client(served: Pipeline) -> Iterator[TestClient]:
+    with TestClient(application(service_of(served)), base_url="http://127.0.0.1") as client:
         yield client
 
 
@@ -74,8 +74,8 @@ def test_a_text_that_meets_the_suffix_has_ended_by_itself(tmp_path: Path) -> Non
         assert (met["content"], met["stop_type"]) == (first, "eos")
 
 
-def test_a_hole_is_filled_as_the_library_fills_it(client: TestClient, pipeline: Pipeline) -> None:
-    expected = pipeline.infill(
+def test_a_hole_is_filled_as_the_library_fills_it(client: TestClient, served: Pipeline) -> None:
+    expected = served.infill(
         "def area(shape):\n    w", HOLE["input_suffix"], files={"b.py": "x = 1\n"}, max_new_tokens=12
     )
     answer = ask(client, "/infill", {name: value for name, value in LLAMA_VIM.items() if name != "response_fields"})
@@ -89,15 +89,15 @@ def test_a_hole_is_filled_as_the_library_fills_it(client: TestClient, pipeline: 
     assert one["content"] == other["content"], "wherever the client puts what was typed"
 
 
-def test_whole_lines_that_were_typed_stand_behind_the_suffix(client: TestClient, pipeline: Pipeline) -> None:
+def test_whole_lines_that_were_typed_stand_behind_the_suffix(client: TestClient, served: Pipeline) -> None:
     """So a client says where the hole is anchored, and no answer depends on the requests before it."""
     prefix, line = "x = 1\ny = 2\n", "z = x +\n"
     sent = HOLE | {"input_prefix": prefix, "prompt": line + "  w", "n_predict": 9}
     for _ in range(2):
-        expected = pipeline.infill(prefix + line + "  w", HOLE["input_suffix"], anchor=len(prefix), max_new_tokens=9)
+        expected = served.infill(prefix + line + "  w", HOLE["input_suffix"], anchor=len(prefix), max_new_tokens=9)
         assert ask(client, "/infill", sent)["content"] == expected.text
         moved = ask(client, "/infill", sent | {"input_prefix": prefix + line, "prompt": "  w"})
-        assert moved["content"] == pipeline.infill(prefix + line + "  w", HOLE["input_suffix"], max_new_tokens=9).text
+        assert moved["content"] == served.infill(prefix + line + "  w", HOLE["input_suffix"], max_new_tokens=9).text
     read = ask(client, "/infill", sent | {"prompt": line + "  w"})["timings"]["prompt_n"]
     more = ask(client, "/infill", sent | {"prompt": line + "  wi\n"})["timings"]["prompt_n"]
     assert read > more <= 6, "the suffix is held"
@@ -121,7 +121,7 @@ def test_a_keystroke_reads_itself(client: TestClient) -> None:
     assert after["timings/prompt_n"] <= 3
 
 
-def test_a_warm_up_reads_and_writes_nothing(client: TestClient, pipeline: Pipeline) -> None:
+def test_a_warm_up_reads_and_writes_nothing(client: TestClient, served: Pipeline) -> None:
     warm = LLAMA_VIM | {"n_predict": 0, "samplers": [], "response_fields": [""], "prompt": "", "input_prefix": ""}
     extra = [{"filename": "long.py", "text": "value = 1\n" * 20}]
     assert ask(client, "/infill", warm | {"input_suffix": "", "input_extra": extra}) == {}
@@ -148,8 +148,8 @@ def test_why_a_text_ended(client: TestClient) -> None:
     assert found["content"] == text[: text.index(word)]
 
 
-def test_lengths_under_every_name_and_token_prompts(client: TestClient, pipeline: Pipeline) -> None:
-    ids = pipeline.tokenizer.encode("The lighthouse")
+def test_lengths_under_every_name_and_token_prompts(client: TestClient, served: Pipeline) -> None:
+    ids = served.tokenizer.encode("The lighthouse")
     texts = {
         json.dumps(ask(client, "/completion", {"prompt": prompt, name: 7})["content"])
         for prompt in ("The lighthouse", ids)
@@ -158,9 +158,9 @@ def test_lengths_under_every_name_and_token_prompts(client: TestClient, pipeline
     assert len(texts) == 1
 
 
-def test_tokens_and_back(client: TestClient, pipeline: Pipeline) -> None:
+def test_tokens_and_back(client: TestClient, served: Pipeline) -> None:
     ids = ask(client, "/tokenize", {"content": "def area(shape):"})["tokens"]
-    assert ids == pipeline.tokenizer.encode("def area(shape):")
+    assert ids == served.tokenizer.encode("def area(shape):")
     pieces = ask(client, "/tokenize", {"content": "def area(shape):", "with_pieces": True})["tokens"]
     assert [each["id"] for each in pieces] == ids and "".join(each["piece"] for each in pieces) == "def area(shape):"
     assert ask(client, "/detokenize", {"tokens": ids}) == {"content": "def area(shape):"}
@@ -210,9 +210,9 @@ def test_bad_requests_have_the_shape_that_clients_know(
 
 def test_the_newest_request_of_a_slot_wins(tmp_path: Path) -> None:
     train_tokenizer(tmp_path / "tokenizer.json", special=(*SPECIAL, *FIM))
-    pipeline = fake_pipeline(tmp_path)
-    engine = cast(Engine, pipeline.target)
-    service = service_of(pipeline)
+    served = fake_pipeline(tmp_path)
+    engine = cast(Engine, served.target)
+    service = service_of(served)
     with on_a_port(service) as url:
         engine.gate.clear()
         answers: dict[str, httpx.Response] = {}
@@ -263,10 +263,10 @@ def test_a_variable_that_the_server_sets_is_refused(client: TestClient) -> None:
 
 
 def test_long_texts_are_encoded_beside_the_event_loop(
-    client: TestClient, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+    client: TestClient, served: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     beside = []
-    encode = pipeline.tokenizer.encode
+    encode = served.tokenizer.encode
 
     def noted(text: str, **options: Any) -> list[int]:
         try:
@@ -277,7 +277,7 @@ def test_long_texts_are_encoded_beside_the_event_loop(
             beside.append(False)
         return encode(text, **options)
 
-    monkeypatch.setattr(pipeline.tokenizer, "encode", noted)
+    monkeypatch.setattr(served.tokenizer, "encode", noted)
     ids = client.post("/tokenize", json={"content": "hello"}).json()["tokens"]
     assert client.post("/detokenize", json={"tokens": ids}).json()["content"] == "hello"
     assert beside and all(beside)

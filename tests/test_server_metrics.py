@@ -18,13 +18,13 @@ SECRET = "a very private question"
 
 
 @pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     return fake_pipeline(tmp_path_factory.mktemp("metrics"), order=1, seed=1)  # repeats itself, so that lookups draft
 
 
 @pytest.fixture
-def client(pipeline: Pipeline) -> TestClient:
-    service = service_of(pipeline)
+def client(served: Pipeline) -> TestClient:
+    service = service_of(served)
     service.listeners.append(terminal.ended)
     return TestClient(terminal.RefusedLines(application(service)), base_url="http://127.0.0.1")
 
@@ -82,7 +82,7 @@ def test_nothing_heavy_is_loaded_to_find_a_server() -> None:
     assert not loaded_after("import edgespec.server.found") & HEAVY
 
 
-def test_a_server_is_found_and_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pipeline: Pipeline) -> None:
+def test_a_server_is_found_and_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, served: Pipeline) -> None:
     import os
 
     from edgespec.server import found
@@ -92,7 +92,7 @@ def test_a_server_is_found_and_forgotten(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("EDGESPEC_DATA", str(tmp_path / "data"))
     assert found.running() is None
     stopped: list[bool] = []
-    with on_a_port(service_of(pipeline), shutdown=Shutdown("token", lambda: stopped.append(True))) as url:
+    with on_a_port(service_of(served), shutdown=Shutdown("token", lambda: stopped.append(True))) as url:
         first = found.record(url)
         assert found.running() == first == found.recorded()
         if os.name == "posix":

@@ -27,13 +27,13 @@ HELLO = [{"role": "user", "content": "Say hello."}]
 
 
 @pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     return fake_pipeline(tmp_path_factory.mktemp("ollama"))
 
 
 @pytest.fixture
-def service(pipeline: Pipeline) -> Service:
-    return service_of(pipeline)
+def service(served: Pipeline) -> Service:
+    return service_of(served)
 
 
 @pytest.fixture
@@ -46,8 +46,8 @@ def lines(answer: Any) -> list[dict[str, Any]]:
     return [json.loads(line) for line in answer.text.splitlines()]
 
 
-def test_a_chat_streams_lines_and_ends_with_counts(client: TestClient, pipeline: Pipeline) -> None:
-    alone = pipeline.chat(HELLO, max_new_tokens=12)
+def test_a_chat_streams_lines_and_ends_with_counts(client: TestClient, served: Pipeline) -> None:
+    alone = served.chat(HELLO, max_new_tokens=12)
     body = {"model": "tiny:latest", "messages": HELLO, "options": {"num_predict": 12}}
     *parts, last = lines(client.post("/api/chat", json=body))
     assert "".join(part["message"]["content"] for part in (*parts, last)) == alone.text
@@ -60,14 +60,14 @@ def test_a_chat_streams_lines_and_ends_with_counts(client: TestClient, pipeline:
     assert whole["message"]["content"] == alone.text and whole["done"]
 
 
-def test_generate_answers_a_prompt_or_continues_it_raw(client: TestClient, pipeline: Pipeline) -> None:
+def test_generate_answers_a_prompt_or_continues_it_raw(client: TestClient, served: Pipeline) -> None:
     body = {"prompt": "The lighthouse", "stream": False, "options": {"num_predict": 12}}
     answered = client.post("/api/generate", json=body | {"system": "Be brief."}).json()["response"]
-    assert answered == pipeline.generate("The lighthouse", system="Be brief.", max_new_tokens=12).text
+    assert answered == served.generate("The lighthouse", system="Be brief.", max_new_tokens=12).text
     continued = client.post("/api/generate", json=body | {"raw": True}).json()["response"]
-    assert continued == pipeline.generate("The lighthouse", raw=True, max_new_tokens=12).text
+    assert continued == served.generate("The lighthouse", raw=True, max_new_tokens=12).text
     filled = client.post("/api/generate", json=body | {"suffix": " leaned."}).json()["response"]
-    assert filled == pipeline.infill("The lighthouse", " leaned.", max_new_tokens=12).text
+    assert filled == served.infill("The lighthouse", " leaned.", max_new_tokens=12).text
 
 
 def test_a_format_is_kept(client: TestClient) -> None:
@@ -106,7 +106,7 @@ def test_an_empty_prompt_loads_and_unloads(client: TestClient, service: Service)
 
 
 def test_a_model_is_pulled_by_its_name(
-    client: TestClient, service: Service, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+    client: TestClient, service: Service, served: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fetched: list[str] = []
     monkeypatch.setattr(ollama_models, "_TELL_S", 0.01)
@@ -120,7 +120,7 @@ def test_a_model_is_pulled_by_its_name(
             watch.total = 10
             watch.update(5)
             time.sleep(0.1)  # several lines
-            return Offer(name=name, load=lambda: pipeline)
+            return Offer(name=name, load=lambda: served)
 
         return run
 
@@ -135,13 +135,13 @@ def test_a_model_is_pulled_by_its_name(
     assert answer.status_code == 404 and "to fetch" in answer.json()["error"]
 
 
-def test_a_fetch_runs_once_and_goes_on_without_who_asked(service: Service, pipeline: Pipeline) -> None:
+def test_a_fetch_runs_once_and_goes_on_without_who_asked(service: Service, served: Pipeline) -> None:
     fetched, go_on = [], threading.Event()
 
     def fetch(watch: Watch) -> Offer:
         fetched.append(threading.current_thread())
         assert go_on.wait(20)
-        return Offer(name="other", load=lambda: pipeline)
+        return Offer(name="other", load=lambda: served)
 
     async def work() -> None:
         service.fetch = lambda name: fetch

@@ -13,7 +13,7 @@ import pytest
 from edgespec.errors import SettingError
 from edgespec.server import ray_serve
 
-pytestmark = [pytest.mark.slow, pytest.mark.real]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.real]
 os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "60"  # a busy machine starts it in more than the 5 of Ray's own
 serve: Any = pytest.importorskip("ray.serve", reason="Ray Serve is not installed: pip install edgespec[ray]")
 KEY = {"authorization": "Bearer a-long-key"}

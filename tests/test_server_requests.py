@@ -35,20 +35,20 @@ LONG_S = 20.0
 
 
 @pytest.fixture
-def pipeline(tmp_path: Path) -> Pipeline:
+def served(tmp_path: Path) -> Pipeline:
     return fake_pipeline(tmp_path)
 
 
 @pytest.fixture
-def engine(pipeline: Pipeline) -> Iterator[Engine]:
-    engine = cast(Engine, pipeline.target)
+def engine(served: Pipeline) -> Iterator[Engine]:
+    engine = cast(Engine, served.target)
     yield engine
     engine.gate.set()
 
 
 @pytest.fixture
-def service(pipeline: Pipeline) -> Service:
-    return service_of(pipeline, longest_queue=2)
+def service(served: Pipeline) -> Service:
+    return service_of(served, longest_queue=2)
 
 
 @pytest.fixture
@@ -102,8 +102,8 @@ def held(engine: Engine, call: Callable[[], Any]) -> Beside:
     return thread
 
 
-def test_requests_are_answered_in_turn(url: str, pipeline: Pipeline, engine: Engine) -> None:
-    alone = {text: pipeline.chat(body(text)["messages"], max_new_tokens=8).text for text in ("one", "two", "three")}
+def test_requests_are_answered_in_turn(url: str, served: Pipeline, engine: Engine) -> None:
+    alone = {text: served.chat(body(text)["messages"], max_new_tokens=8).text for text in ("one", "two", "three")}
     first = held(engine, lambda: ask(url, "one"))
     others = [Beside(lambda text=text: ask(url, text)) for text in ("two", "three")]  # type: ignore[misc]
     engine.gate.set()
@@ -111,9 +111,9 @@ def test_requests_are_answered_in_turn(url: str, pipeline: Pipeline, engine: Eng
 
 
 def test_a_client_that_goes_away_stops_the_engine_at_the_next_round(
-    url: str, service: Service, pipeline: Pipeline, engine: Engine
+    url: str, service: Service, served: Pipeline, engine: Engine
 ) -> None:
-    expected = pipeline.chat(body("next")["messages"], max_new_tokens=8).text
+    expected = served.chat(body("next")["messages"], max_new_tokens=8).text
     for stream in (False, True):
         client = socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])))
         content = json.dumps(body("long", max_tokens=400, ignore_eos=True, stream=stream))
@@ -131,9 +131,7 @@ def test_a_client_that_goes_away_stops_the_engine_at_the_next_round(
         assert engine.forwards - before < 20
 
 
-def test_a_long_prompt_is_left_between_two_chunks(
-    url: str, service: Service, pipeline: Pipeline, engine: Engine
-) -> None:
+def test_a_long_prompt_is_left_between_two_chunks(url: str, service: Service, served: Pipeline, engine: Engine) -> None:
     engine.gate.clear()
     with pytest.raises(httpx.ReadTimeout):  # of the client: it goes away
         httpx.post(f"{url}/v1/completions", json={"prompt": [5] * 500, "max_tokens": 4}, timeout=0.3)
@@ -142,11 +140,11 @@ def test_a_long_prompt_is_left_between_two_chunks(
     before = engine.forwards
     engine.gate.set()
     until(lambda: worker.running is None)
-    assert engine.forwards == before and pipeline.target.cache.length == pipeline.target.capabilities.max_width
+    assert engine.forwards == before and served.target.cache.length == served.target.capabilities.max_width
 
 
-def test_the_newest_request_of_a_slot_wins(url: str, service: Service, pipeline: Pipeline, engine: Engine) -> None:
-    expected = pipeline.chat(body("third")["messages"], max_new_tokens=8).text
+def test_the_newest_request_of_a_slot_wins(url: str, service: Service, served: Pipeline, engine: Engine) -> None:
+    expected = served.chat(body("third")["messages"], max_new_tokens=8).text
     first = held(engine, lambda: ask(url, "first", id_slot=3, ignore_eos=True, max_tokens=400))
     second = Beside(lambda: ask(url, "second", id_slot=3))
     until(lambda: service.residents.loaded["tiny"].worker.waiting == 1)
@@ -159,10 +157,10 @@ def test_the_newest_request_of_a_slot_wins(url: str, service: Service, pipeline:
 
 
 def test_two_clients_with_the_same_slot_do_not_end_each_other(
-    url: str, service: Service, pipeline: Pipeline, engine: Engine
+    url: str, service: Service, served: Pipeline, engine: Engine
 ) -> None:
     """They are told apart by their program, or by their key."""
-    expected = pipeline.chat(body("one")["messages"], max_new_tokens=8).text
+    expected = served.chat(body("one")["messages"], max_new_tokens=8).text
     for name, values in (("user-agent", ("curl/8.5", "node")), ("authorization", ("Bearer one", "Bearer two"))):
         first = held(engine, lambda: ask(url, "one", id_slot=0, headers={name: values[0]}))  # noqa: B023
         other = Beside(lambda: ask(url, "one", id_slot=0, headers={name: values[1]}))  # noqa: B023
@@ -213,11 +211,11 @@ def test_a_full_queue_says_when_to_come_again(url: str, service: Service, engine
 
 
 def test_an_engine_that_fails_says_so_and_answers_the_next(
-    url: str, pipeline: Pipeline, engine: Engine, capfd: pytest.CaptureFixture[str]
+    url: str, served: Pipeline, engine: Engine, capfd: pytest.CaptureFixture[str]
 ) -> None:
     expected = text_of(ask(url))
     for stream in (False, True):
-        pipeline.target.cache.reset()
+        served.target.cache.reset()
         engine.error = RuntimeError("secret text")
         answer = ask(url, stream=stream)
         if stream:
@@ -243,7 +241,7 @@ def test_a_silent_stream_shows_signs_of_life(url: str, engine: Engine, monkeypat
 
 
 def test_a_server_that_stops_lets_answers_end_and_ends_those_that_do_not(
-    pipeline: Pipeline, engine: Engine, service: Service
+    served: Pipeline, engine: Engine, service: Service
 ) -> None:
     with on_a_port(service) as url:
         quick = held(engine, lambda: ask(url, "quick"))
@@ -255,7 +253,7 @@ def test_a_server_that_stops_lets_answers_end_and_ends_those_that_do_not(
 
 
 def test_a_server_that_stops_ends_a_long_stream_with_an_error(
-    pipeline: Pipeline, engine: Engine, service: Service
+    served: Pipeline, engine: Engine, service: Service
 ) -> None:
     engine.pace_s = 0.02
     address = Address("127.0.0.1", 0)

@@ -20,13 +20,13 @@ THINKING = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|eos|>{% endf
 
 
 @pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     return fake_pipeline(tmp_path_factory.mktemp("responses"))
 
 
 @pytest.fixture(scope="module")
-def service(pipeline: Pipeline) -> Service:
-    return service_of(pipeline)
+def service(served: Pipeline) -> Service:
+    return service_of(served)
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +40,8 @@ def client(url: str) -> Any:
     return openai.OpenAI(base_url=url, api_key="none", max_retries=0)
 
 
-def test_an_answer_is_what_the_library_writes(client: Any, pipeline: Pipeline) -> None:
-    alone = pipeline.chat([{"role": "user", "content": "Hello."}], max_new_tokens=12)
+def test_an_answer_is_what_the_library_writes(client: Any, served: Pipeline) -> None:
+    alone = served.chat([{"role": "user", "content": "Hello."}], max_new_tokens=12)
     for given in (
         "Hello.",
         [{"role": "user", "content": "Hello."}],
@@ -56,10 +56,10 @@ def test_an_answer_is_what_the_library_writes(client: Any, pipeline: Pipeline) -
     assert whole.status == "completed" and whole.output_text.startswith(alone.text)
 
 
-def test_instructions_stand_in_front_and_a_conversation_goes_on(client: Any, pipeline: Pipeline) -> None:
+def test_instructions_stand_in_front_and_a_conversation_goes_on(client: Any, served: Pipeline) -> None:
     first = client.responses.create(model="tiny", input="Hello.", instructions="Be brief.", max_output_tokens=8)
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello."}]
-    assert first.output_text == pipeline.chat(messages, max_new_tokens=8).text
+    assert first.output_text == served.chat(messages, max_new_tokens=8).text
     spoken = [{"role": "user", "content": "Hello."}, *(item.to_dict() for item in first.output)]
     second = client.responses.create(
         model="tiny",
@@ -68,7 +68,7 @@ def test_instructions_stand_in_front_and_a_conversation_goes_on(client: Any, pip
         max_output_tokens=8,
     )
     messages += [{"role": "assistant", "content": first.output_text}, {"role": "user", "content": "Go on."}]
-    assert second.output_text == pipeline.chat(messages, max_new_tokens=8).text
+    assert second.output_text == served.chat(messages, max_new_tokens=8).text
 
 
 def test_a_stream_is_the_same_answer_in_events_that_the_client_knows(client: Any) -> None:
@@ -94,8 +94,8 @@ def test_a_stream_is_the_same_answer_in_events_that_the_client_knows(client: Any
 
 def test_reasoning_is_an_item_of_its_own(tmp_path: Path) -> None:
     train_tokenizer(tmp_path / "tokenizer.json", special=(*SPECIAL, "<think>"))
-    pipeline = fake_pipeline(tmp_path, template=THINKING)
-    with on_a_port(service_of(pipeline)) as url:
+    served = fake_pipeline(tmp_path, template=THINKING)
+    with on_a_port(service_of(served)) as url:
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
         answer = client.responses.create(model="tiny", input="Hello.", max_output_tokens=8)
         assert [item.type for item in answer.output] == ["reasoning", "message"]
@@ -131,8 +131,8 @@ def test_what_is_not_offered_is_said(client: Any, url: str, stream: bool) -> Non
     assert httpx.get(f"{url}/responses/resp_1").status_code == 404
 
 
-def test_a_failure_within_a_stream_is_an_error_of_the_client(client: Any, pipeline: Pipeline) -> None:
-    engine: Any = pipeline.target
+def test_a_failure_within_a_stream_is_an_error_of_the_client(client: Any, served: Pipeline) -> None:
+    engine: Any = served.target
     engine.error = RuntimeError("no more")
     with pytest.raises(openai.APIError, match="server failed"):
         list(client.responses.create(model="tiny", input="Another text.", stream=True))

@@ -164,6 +164,7 @@ def opening(ir: Path, kv: KVPath | None, numerics: Numerics | None = None) -> Op
         trees=False,
         is_draft=False,
         say=lambda line: None,
+        name="tiny",
         kv=kv,
     )
 

@@ -205,6 +205,7 @@ def test_a_target_without_a_chat_template_gets_plain_prompts(target: Path, tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_shards_through_ray_are_the_shards_made_alone(target: Path, corpus: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray.data", reason="needs the train-ray extra", exc_type=ImportError)
     make_corpus(PLAN, target, tmp_path / "corpus", TOKENS, lambda line: None, ray=True)

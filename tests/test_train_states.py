@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,11 +21,12 @@ pytest.importorskip("accelerate", reason="training needs the train extra")
 import torch
 
 from edgespec_train.corpus import paged_texts, shards
-from edgespec_train.corpus.replay import Choice, replay
+from edgespec_train.corpus.build import identity, make_corpus
+from edgespec_train.corpus.replay import Choice, Keeper, replay
 from edgespec_train.corpus.states import NONE, States
 from edgespec_train.corpus.texts import TargetTexts
 from tests import test_train, test_train_ready_corpus, tiny_models
-from tests.test_train import VOCAB, run
+from tests.test_train import PLAN, TOKENS, VOCAB, run
 from tests.test_train_ready_corpus import cut, lose_tokens, speak_another_language, spoil
 
 target_folder, target, corpus = test_train.target_folder, test_train.target, test_train.corpus
@@ -142,11 +144,52 @@ def test_a_choice_takes_short_texts_with_short_prompts_up_to_a_number_of_tokens(
     assert not (tmp_path / "none").exists()
 
 
+def test_states_kept_while_the_target_writes_are_those_of_a_second_reading(target: Path, tmp_path: Path) -> None:
+    """Of every token, though a text begins where its slot's earlier one is read; nothing is left to be replayed."""
+    pair, choice = bundle.read(target), Choice(longest=200, prompt_share=0.9)
+    keep = Keeper.of(tmp_path / "states", pair, (0, 3), choice, corpus=tmp_path / "corpus", tokens=100)
+    plan = dataclasses.replace(PLAN, target=identity(pair))
+    make_corpus(plan, target, tmp_path / "corpus", TOKENS, quiet, keep=keep)
+    kept = States(tmp_path / "states")
+    replayed = States(replay(tmp_path / "corpus", pair, tmp_path / "again", quiet, layers=(0, 3), choice=choice))
+    assert len(kept.paths) == len(shards.shard_paths(tmp_path / "corpus")) >= 2
+    twins = {(number, int(i)): (number, place) for number, place, i in _of_shards(tmp_path / "again")}
+    assert len(kept.texts) == len(replayed.texts) > 20
+    for number, place, i in _of_shards(tmp_path / "states"):
+        one, other = (number, place), twins[number, i]
+        np.testing.assert_array_equal(kept.tokens(one), replayed.tokens(other))
+        assert kept.answer(one) == replayed.answer(other) and kept.source(one) == replayed.source(other)
+        step = float(np.abs(replayed.states(other)).max()) / 127
+        np.testing.assert_allclose(kept.states(one), replayed.states(other), atol=step)
+        np.testing.assert_allclose(kept.top(one)[1], replayed.top(other)[1], atol=6e-2)
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "states").iterdir()}
+    replay(tmp_path / "corpus", pair, tmp_path / "states", quiet, layers=(0, 3), choice=choice)
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "states").iterdir()} == before
+
+
+def _of_shards(folder: Path) -> Iterator[tuple[int, int, int]]:
+    """(number of the meta file, place in it, number in the corpus's shard)."""
+    for number, path in enumerate(shards.shard_paths(folder)):
+        for place, text in enumerate(np.load(path)["texts"]):
+            yield number, place, int(text)
+
+
+def test_the_corpus_command_keeps_states_where_heads_look_for_them(target: Path, tmp_path: Path) -> None:
+    command = ["train", "corpus", target, "-o", tmp_path, "--corpus-tokens", 10, "--new-tokens", 8]
+    command += ["--texts-per-shard", 16, "--states", "--prompt-share", 1]
+    assert isinstance(run(*command, "--layers", "none").exception, SettingError)
+    result = run(*command)
+    assert result.exit_code == 0, result.output
+    states = States(tmp_path / "states")
+    assert states.layers == (2, 3)
+    assert len(states.texts) == len(TargetTexts(shards.shard_paths(tmp_path / "corpus")).texts)
+
+
 # What can be wrong
 
 
 def test_too_little_disk_is_said_before_anything_is_written(
-    bare: Path, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bare: Path, corpus: Path, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = SimpleNamespace(total=10**9, used=10**9, free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
@@ -154,7 +197,11 @@ def test_too_little_disk_is_said_before_anything_is_written(
     with pytest.raises(ConversionError, match=r"not enough disk space at .*states; got 0 MiB free; allowed: \d+ MiB"):
         replay(bare, bundle.read(target), tmp_path / "states", said.append, layers=(0, 3))
     assert "GB in" in said[-1]
+    keep = (tmp_path / "states", bundle.read(target), (0, 3), SHORT)
+    with pytest.raises(ConversionError, match="not enough disk space"):
+        Keeper.of(*keep, corpus=tmp_path / "corpus", tokens=TOKENS)
     assert not (tmp_path / "states").exists()
+    Keeper.of(*keep, corpus=corpus, tokens=TOKENS)  # which is whole
 
 
 def test_states_that_are_no_numbers_are_refused(

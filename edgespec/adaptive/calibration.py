@@ -148,6 +148,27 @@ def measure(
     )
 
 
+def glance(
+    model: Model, clock: Callable[[], float], widths: Sequence[int], *, step: int = 1, read_s: float = 0.0
+) -> ForwardTimes:
+    """Of forwards behind the rows that the cache holds, in seconds instead of a minute: for a model that may not be
+    chosen. read_s: a token of a prompt."""
+    run = _Stopwatch(model, clock)
+    run.context = model.cache.length
+    firsts, seconds = [], []
+    for width in widths:
+        run(width)  # the first forward of a width sets things up
+    for width in widths:
+        firsts.append(run(width))
+        seconds.append(run(width))
+    model.cache.crop(run.context)
+    switch_s = max(0.0, median(first - after for first, after in zip(firsts, seconds, strict=True)))
+    rising = tuple(accumulate(seconds, max))
+    return ForwardTimes(
+        tuple(widths), run.context, run.context, rising, rising, switch_s, prefill_s_per_token=read_s, width_step=step
+    )
+
+
 def measure_call(run: Callable[[], object], clock: Callable[[], float], beside: Beside) -> float:
     """Seconds of a call that takes turns with another model, whose weights drive its own out of the CPU's caches."""
     found = []

@@ -23,7 +23,8 @@ class Opening:
     """A model to open, and how it will be used.
 
     graph: the .xml of an IR, or an .onnx file. form: the .onnx of edgespec's own form, if the bundle has one; it may be
-    ``graph`` itself. device: a device that exists, by its engine's name.
+    ``graph`` itself. device: a device that exists, by its engine's name. name: of the model, for whoever reads what is
+    said.
     numerics: None is exact where that is known to hold. capacity: rows of KV cache.
     context_length: rows that the model was made for. layers: whose hidden states it returns. trees: whether its drafter
     drafts trees.
@@ -41,6 +42,7 @@ class Opening:
     trees: bool
     is_draft: bool
     say: Callable[[str], None]
+    name: str
     threads: int | None = None
     kv: KVPath | None = None
 
@@ -150,6 +152,7 @@ def _onnxruntime(opening: Opening) -> PaddedModel:
         numerics or "exact",
         capacity=opening.capacity,
         context_length=opening.context_length,
+        name=opening.name,
         say=opening.say,
         layers=opening.layers,
         threads=opening.threads,

@@ -159,19 +159,21 @@ def _compared(
         **how,
     )
     proposed = sum(round_.proposed for round_ in rounds)
+    seconds = sum(round_.draft_s + round_.target_s + round_.host_s for round_ in rounds)
     return Compared(
         pipeline.target.capabilities.backend,
         schedule,
         drafter,
         k,
         sum(round_.accepted for round_ in rounds) / proposed if proposed else 0.0,
-        sum(stats.decoded for stats in runs) / sum(stats.decode_s for stats in runs),
+        sum(round_.committed for round_ in rounds) / seconds,
         run.tok_per_s,
     )
 
 
 def _rounds(runs: Sequence[Stats]) -> list[Round]:
-    return [round_ for stats in runs for round_ in stats.decoding]
+    """But the first of each overlapped text: in that one the draft model reads the prompt."""
+    return [round_ for stats in runs for round_ in stats.decoding[stats.schedule == "overlapped" :]]
 
 
 def _runs(pipeline: Pipeline, new_tokens: int, **how: Any) -> list[Stats]:

@@ -75,15 +75,13 @@ def command(
     edgespec export ./SmolLM2-1.7B-Instruct --draft ./SmolLM2-135M-Instruct -o pair --weights int4
     edgespec export ./pair -o pair-for-both --format both
     """
+    from edgespec.machine import ahead_of_time
     from edgespec_export import Request, export, is_bundle, split_weights
 
     if aot:
-        from edgespec.machine import ahead_of_time
-
         ahead_of_time.require_npu()
-    if is_bundle(source) and (weights or draft_weights or group_size or sym or ratio is not None):
-        got = weights or draft_weights or "--group-size, --sym or --ratio"
-        raise SettingError("the models of a bundle keep their weights", got=got, hint="export the original model")
+    if is_bundle(source):
+        _require_no_weights(weights or draft_weights, group_size or sym or ratio is not None)
     own, draft_own = split_weights(
         weights or "int8", draft_weights, has_draft=draft is not None, group_size=group_size, sym=sym, ratio=ratio
     )
@@ -104,3 +102,10 @@ def command(
     if aot:
         ahead_of_time.write_blobs(folder, lambda line: click.echo(line, err=True))
     click.echo(folder)
+
+
+def _require_no_weights(kind: str | None, how: bool | int) -> None:
+    """Of a bundle. kind: of weights. how: whether there is an option that says how to make them."""
+    if kind or how:
+        got = kind or "--group-size, --sym or --ratio"
+        raise SettingError("the models of a bundle keep their weights", got=got, hint="export the original model")

@@ -60,7 +60,7 @@ def command(as_json: bool) -> None:
     for known in catalog.KNOWN:
         console.row(names, known.name, _size(known.name), ", ".join(known.aliases), known.licence, known.about)
     here = _cached(cached) if cached else [f"Nothing cached in {cache.cache_dir()}."]
-    console.show(*here, "", names, "", _on_hub(listed))
+    console.show(*here, "", names, "", *_on_hub(listed))
 
 
 def _cached(entries: list[Cached]) -> list[Any]:
@@ -95,32 +95,46 @@ def _as_json(name: str, model: catalog.Model, listed: catalog.Pairs) -> dict[str
     }
 
 
-def _on_hub(listed: catalog.Pairs) -> Table:
-    """All that is said of a model, or as much as a narrow terminal has room for."""
+def _on_hub(listed: catalog.Pairs) -> list[Any]:
+    """Two tables: of models whose size is known, and of the others. With all that is said of a model, or as much as a
+    narrow terminal has room for."""
     more = ("drafts", "repository") if console.width() >= _WIDE else ()
-    columns = ("name", "size", "here", "from", "licence", *more)
-    table = _table("By short name", *columns, whole=("name", "size", "here", "from", "repository"))
+    sizes = {name: _size(name) for name in listed.models}
+    known = [name for name, size in sizes.items() if size]
+    unknown = [name for name, size in sizes.items() if not size]
     pinned = sum(model.pinned for model in listed.models.values())
-    table.caption, table.caption_justify = (
+    tables = []
+    for title, names, columns in (
+        ("By short name", known, ("name", "size", "here", "from", "licence", *more)),
+        ("By short name, of a size that is unknown until it is fetched", unknown, ("name", "from", "licence", *more)),
+    ):
+        if names:
+            table = _table(title, *columns, whole=("name", "size", "here", "from", "repository"))
+            for name in names:
+                about = _about(name, sizes[name], listed)
+                console.row(table, *(about[column] for column in columns))
+            tables += [table, ""]
+    return [
+        *tables,
         f"From: hub is the Hugging Face hub, index a mirror on {mirrors.INDEX} (pull NAME --mirror index). Pinned for "
-        f"good: {pinned} of {len(listed.models)}; the others are what their branch is at the first pull, and "
-        "their sizes are known from then on. "
+        f"good: {pinned} of {len(listed.models)}; the others are what their branch is at the first pull. "
         + ("Drafts in brackets have to be asked for." if more else "In a wider terminal: drafts and repositories."),
-        "left",
-    )
-    for name, model in listed.models.items():
-        own = model.draft or ("our own" if model.trained_draft else None)
-        about = {
-            "name": name,
-            "size": _size(name),
-            "here": "yes" if _is_here(name) else "",
-            "from": "hub, index" if mirrors.find(name) else "hub",
-            "licence": f"{model.licence}{_USE[listed.licences[model.licence].use]}",
-            "drafts": " ".join([own or "lookups", *(f"({draft})" for draft in model.other_drafts)]),
-            "repository": model.repo,
-        }
-        console.row(table, *(about[column] for column in columns))
-    return table
+    ]
+
+
+def _about(name: str, size: str, listed: catalog.Pairs) -> dict[str, str]:
+    """What is said of a model, by column."""
+    model = listed.models[name]
+    own = model.draft or ("our own" if model.trained_draft else None)
+    return {
+        "name": name,
+        "size": size,
+        "here": "yes" if _is_here(name) else "",
+        "from": "hub, index" if mirrors.find(name) else "hub",
+        "licence": f"{model.licence}{_USE[listed.licences[model.licence].use]}",
+        "drafts": " ".join([own or "lookups", *(f"({draft})" for draft in model.other_drafts)]),
+        "repository": model.repo,
+    }
 
 
 def _size(name: str) -> str:

@@ -15,6 +15,7 @@ from edgespec.commands.training_options import (
     PLAN,
     called,
     check_head_options,
+    choice_options,
     corpus_options,
     head_options,
     output,
@@ -34,24 +35,21 @@ def command() -> None:
 @click.argument("target")
 @output
 @corpus_options
-def corpus(target: str, output: Path, **plan: Any) -> None:
+@click.option("--states", is_flag=True, help="Keep hidden states too, in DIR/states: heads need no second reading.")
+@choice_options
+def corpus(target: str, output: Path, states: bool, **plan: Any) -> None:
     """Let TARGET write the text a draft is trained on, into DIR/corpus. Goes on where it was stopped."""
     from edgespec_train import write_corpus
 
-    click.echo(write_corpus(target, output, say, **plan))
+    choice = {name: plan.pop(name) for name in ("layers", "longest", "prompt_share")}
+    click.echo(write_corpus(target, output, say, keep=choice if states else None, **plan))
 
 
 @command.command()
 @click.argument("target")
 @click.option("--corpus", "corpus_folder", type=PATH, metavar="DIR", required=True, help="The shards to read.")
 @click.option("-o", "--output", metavar="DIR", required=True, type=PATH, help="The folder to fill.")
-@click.option(
-    "--layers", metavar="I,J,...", help="Whose states are kept; none: of no layer.  [default: as train block]"
-)
-@click.option("--longest", type=click.IntRange(2), default=448, show_default=True, help="Most tokens of a text.")
-@click.option(
-    "--prompt-share", type=click.FloatRange(0, 1), default=0.45, show_default=True, help="Most of it that is prompt."
-)
+@choice_options
 @click.option("--tokens", type=click.IntRange(1), metavar="N", help="Most tokens in all.  [default: all]")
 def states(target: str, corpus_folder: Path, output: Path, layers: str | None, **choice: Any) -> None:
     """Let TARGET read a corpus once more: keeps its hidden states and best log-probabilities in DIR.

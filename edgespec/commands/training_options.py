@@ -38,6 +38,20 @@ _OF_CORPUS = [
     click.option("--ray", is_flag=True, help="Make shards with Ray Data (extra train-ray)."),
 ]
 
+_OF_STATES = [
+    click.option(
+        "--layers", metavar="I,J,...", help="Whose states are kept; none: of no layer.  [default: as train block]"
+    ),
+    click.option("--longest", type=click.IntRange(2), default=448, show_default=True, help="Most tokens of a text."),
+    click.option(
+        *("--prompt-share",),
+        type=click.FloatRange(0, 1),
+        default=0.45,
+        show_default=True,
+        help="Most of it that is prompt.",
+    ),
+]
+
 
 PLAN = ("corpus_tokens", "folders", "exclude", "new_tokens", "ray", "texts_per_shard", "corpus_seed", "shares")
 """options that say how a corpus is made"""
@@ -62,6 +76,13 @@ def say(line: str) -> None:
 
 def corpus_options(function: Any) -> Any:
     for option in reversed(_OF_CORPUS):
+        function = option(function)
+    return function
+
+
+def choice_options(function: Any) -> Any:
+    """Whose hidden states are kept, and of which texts."""
+    for option in reversed(_OF_STATES):
         function = option(function)
     return function
 

@@ -184,6 +184,12 @@ def find(name: str) -> Model | None:
     return None if name in shipped_names() else load().models.get(name)
 
 
+def name_of_package(source: WheelSource) -> str:
+    """The name of the model that a package holds."""
+    default = bundle.read(default_folder())
+    return default.name if default.manifest.target.source == source else Path(source.member).stem
+
+
 def name_of(sha256: str) -> str | None:
     """The name whose file has this hash."""
     return next((name for name, model in load().models.items() if model.sha256 == sha256), None)

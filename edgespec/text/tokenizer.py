@@ -269,13 +269,13 @@ class StopStrings:
         if any(not stop for stop in stops):
             raise SettingError("stop string is empty", hint="leave it out")
         self._stops = stops
-        self._tokens = tokens or {}
+        self.tokens = tokens or {}
         self._held = ""
         self.found: str | None = None
 
     def ends_at(self, token: int) -> bool:
         """Whether this token ends the text. If so, ``found`` is its stop string."""
-        self.found = self.found or self._tokens.get(token)
+        self.found = self.found or self.tokens.get(token)
         return self.found is not None
 
     def push(self, text: str) -> str:

@@ -37,20 +37,44 @@ from edgespec.errors import SettingError
 from edgespec_export import quiet
 
 if TYPE_CHECKING:
+    from edgespec.bundle import Bundle
     from edgespec_train.latency import Recipe, Timed
 
 Say = Callable[[str], None]
 _EXPORT = ("torch", "transformers", "optimum.intel", "nncf")
 
 
-def write_corpus(target: str, folder: Path, say: Say, *, corpus_tokens: int, ray: bool, **plan: Any) -> Path:
-    """Generate ``corpus_tokens`` tokens with ``target``, in shards in ``folder/corpus``; returns that folder."""
+def write_corpus(
+    target: str,
+    folder: Path,
+    say: Say,
+    *,
+    corpus_tokens: int,
+    ray: bool,
+    keep: dict[str, Any] | None = None,
+    **plan: Any,
+) -> Path:
+    """Generate ``corpus_tokens`` tokens with ``target``, in shards in ``folder/corpus``; returns that folder.
+
+    keep: hidden states in ``folder/states`` too, of ``layers``, as the command line has them, and of the texts that the
+    rest of it chooses, for ``replay.Choice``.
+    """
     _check_installed(*_EXPORT, *(["ray"] if ray else []))
     with quiet.libraries(verbose=False):
         from edgespec_train import stages
 
         pair = stages.target_bundle(target, folder, say)
-        return stages.corpus_of(pair, folder / "corpus", corpus_tokens, say, ray=ray, **plan)
+        keeper = None
+        if keep is not None:
+            from edgespec_train.corpus.replay import Choice, Keeper
+
+            layers = _layers(pair, keep.pop("layers"))
+            if not layers:
+                raise SettingError("--states keeps those of some layers: --layers", got="none")
+            keeper = Keeper.of(
+                *(folder / "states", pair, layers, Choice(**keep)), corpus=folder / "corpus", tokens=corpus_tokens
+            )
+        return stages.corpus_of(pair, folder / "corpus", corpus_tokens, say, ray=ray, keep=keeper, **plan)
 
 
 def replay_corpus(target: str, corpus: Path, folder: Path, say: Say, layers: str | None, **choice: Any) -> Path:
@@ -59,19 +83,26 @@ def replay_corpus(target: str, corpus: Path, folder: Path, say: Say, layers: str
     layers: whose states are kept, as the command line has them; None: ``layers.usual_layers``. choice: of
     ``replay.Choice``.
     """
-    from edgespec.backends.openvino.graph import decoder_layers
-    from edgespec.backends.openvino.runtime import ov
-    from edgespec.hub.resolve import model_path, resolve
-    from edgespec_train.corpus.layers import check_layers, layers_in, usual_layers
+    from edgespec.hub.resolve import resolve
     from edgespec_train.corpus.replay import Choice, replay
 
-    chosen = () if layers == "none" else layers_in(layers)
     pair = resolve(target)
-    if layers != "none":
-        depth, _ = decoder_layers(ov.Core(), model_path(pair, pair.manifest.target))
-        chosen = chosen or usual_layers(depth)
-        check_layers(chosen, depth)
-    return replay(corpus, pair, folder, say, layers=chosen, choice=Choice(**choice))
+    return replay(corpus, pair, folder, say, layers=_layers(pair, layers), choice=Choice(**choice))
+
+
+def _layers(target: Bundle, text: str | None) -> tuple[int, ...]:
+    """Of an option. Raises SettingError for layers that the target does not have."""
+    from edgespec.backends.openvino.graph import decoder_layers
+    from edgespec.backends.openvino.runtime import ov
+    from edgespec.hub.resolve import model_path
+    from edgespec_train.corpus.layers import check_layers, layers_in, usual_layers
+
+    if text == "none":
+        return ()
+    depth, _ = decoder_layers(ov.Core(), model_path(target, target.manifest.target))
+    chosen = layers_in(text) or usual_layers(depth)
+    check_layers(chosen, depth)
+    return chosen
 
 
 def train_fastdraft(target: str, folder: Path, say: Say, plan: dict[str, Any], options: dict[str, Any]) -> Path:

@@ -33,7 +33,7 @@ from edgespec_train.checkpoint import has_checkpoint
 from edgespec_train.corpus import shards
 from edgespec_train.corpus.build import identity, same_weights, write_json
 from edgespec_train.corpus.layers import check_layers, layers_in, usual_layers
-from edgespec_train.corpus.replay import Choice, replay
+from edgespec_train.corpus.replay import Choice, Keeper, replay
 from edgespec_train.corpus.states import States
 from edgespec_train.draft_model import choose_vocabulary
 from edgespec_train.loop import Point, Schedule, Task
@@ -196,8 +196,12 @@ def right_ahead(places: Sequence[int], right: NDArray[np.bool_]) -> list[NDArray
 
 def _replayed(settings: HeadSettings, target: Bundle, say: Say) -> Path:
     corpus = settings.corpus
-    if corpus is None:
-        plan = dict(settings.plan)
-        corpus = corpus_of(target, settings.folder / "corpus", plan.pop("corpus_tokens"), say, **plan)
     out = settings.folder / "states"
+    if corpus is None:
+        corpus, plan = settings.folder / "corpus", dict(settings.plan)
+        tokens = plan.pop("corpus_tokens")
+        keep = None
+        if settings.choice.tokens is None:
+            keep = Keeper.of(out, target, settings.layers, settings.choice, corpus=corpus, tokens=tokens)
+        corpus_of(target, corpus, tokens, say, keep=keep, **plan)
     return replay(corpus, target, out, say, layers=settings.layers, choice=settings.choice)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import atexit
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -43,7 +43,7 @@ from edgespec_export.texts import read as texts_of
 from edgespec_train.corpus import shards
 from edgespec_train.corpus.batches import Texts
 from edgespec_train.corpus.build import Plan, identity, make_corpus, read_manifest, require_target, write_json
-from edgespec_train.corpus.replay import replay
+from edgespec_train.corpus.replay import Keeper, replay
 from edgespec_train.draft_model import Shape, build, choose_vocabulary, initialise_from, invert
 from edgespec_train.initialise import check_earlier, fit_head, take_over
 from edgespec_train.pack import convert_draft, save_draft, write_bundle
@@ -138,9 +138,11 @@ class StageSettings:
         )
 
 
-def corpus_of(target: Bundle, folder: Path, tokens: int, say: Say, *, ray: bool = False, **plan: Any) -> Path:
+def corpus_of(
+    target: Bundle, folder: Path, tokens: int, say: Say, *, ray: bool = False, keep: Keeper | None = None, **plan: Any
+) -> Path:
     """Shards by ``target`` in ``folder``; see ``corpus.make_corpus``."""
-    make_corpus(Plan(target=identity(target), **plan), target.root, folder, tokens, say, ray=ray)
+    make_corpus(Plan(target=identity(target), **plan), target.root, folder, tokens, say, ray=ray, keep=keep)
     return folder
 
 
@@ -184,11 +186,7 @@ def train_draft(
     """
     paths = shards.shard_paths(completed(settings, target, say))
     require_target(settings.corpus, target)
-    vocab_size = target.manifest.target.vocab_size
-    ends = target.manifest.generation.eos_token_ids
-    if ends and not shards.count_ending_in(paths, ends):
-        say("no text of the corpus ends as the target ends its texts: is it another model's corpus?")
-    id_map = choose_vocabulary(shards.token_counts(paths, vocab_size), settings.vocabulary, always=ends)
+    id_map, vocab_size = _id_map(settings, target, paths, say), target.manifest.target.vocab_size
     inverse, readable = invert(id_map, vocab_size), np.isin(np.arange(vocab_size), id_map)
     texts = Texts(paths, inverse, readable)
     texts, held_out = texts.split(shards.held_out_share(len(texts.texts)))
@@ -199,30 +197,14 @@ def train_draft(
     millions = sum(parameter.numel() for parameter in draft.parameters()) / 1e6
     say(f"draft: {len(settings.shape.layers)} layers, {len(id_map)} ids, {millions:.1f} M parameters")
     say(f"training on {texts.answer_tokens} tokens by the target, {held_out.answer_tokens} held out")
-    same = {
-        "target": settings.target,
-        "layers_from": settings.layers_from,
-        "vocabulary": hashlib.sha256(id_map.tobytes()).hexdigest(),
-        "shape": asdict(settings.shape) | {"from_scratch": settings.from_scratch},
-        "from_draft": settings.from_draft and bundle.sha256_of(settings.from_draft / "id_map.npy"),
-        "precision": settings.precision,
-        "texts": len(texts.texts),
-        "earlier_stages": settings.earlier.tokens or None,
-    }
+    same = _identity(settings, id_map, texts)
     with _keeping(draft, id_map, settings.folder, accelerator):
         before: dict[str, list[Point]] = {}
         if settings.earlier.tokens:
-            tokenizer = Tokenizer(target.hashed(target.manifest.tokenizer))
             before = run_earlier(
                 settings.earlier,
                 draft,
-                PlainReader(
-                    encode=lambda text: tokenizer.encode(text, raw=True),
-                    unseen=[tokenizer.decode(held_out.prompt(text).tolist()) for text in held_out.texts],
-                    end=ends[0] if ends else None,
-                    inverse=inverse,
-                    readable=readable,
-                ),
+                _plain_reader(target, held_out, inverse, readable),
                 *(held_out, settings.recipe, settings.folder),
                 say=say,
                 same=same,
@@ -248,6 +230,43 @@ def train_draft(
     write_json(settings.folder / "curve.json", {name: [asdict(p) for p in points] for name, points in curves.items()})
     plot(curve, settings.folder / "curve.png")
     return draft, id_map, curve, text
+
+
+def _id_map(settings: StageSettings, target: Bundle, paths: Sequence[Path], say: Say) -> NDArray[np.int32]:
+    """The draft's vocabulary: the ids that the corpus has most often, and those that end a text."""
+    ends = target.manifest.generation.eos_token_ids
+    if ends and not shards.count_ending_in(paths, ends):
+        say("no text of the corpus ends as the target ends its texts: is it another model's corpus?")
+    counts = shards.token_counts(paths, target.manifest.target.vocab_size)
+    return choose_vocabulary(counts, settings.vocabulary, always=ends)
+
+
+def _identity(settings: StageSettings, id_map: NDArray[np.int32], texts: Texts) -> dict[str, Any]:
+    """What a run has to have in common with the checkpoint that it goes on from."""
+    return {
+        "target": settings.target,
+        "layers_from": settings.layers_from,
+        "vocabulary": hashlib.sha256(id_map.tobytes()).hexdigest(),
+        "shape": asdict(settings.shape) | {"from_scratch": settings.from_scratch},
+        "from_draft": settings.from_draft and bundle.sha256_of(settings.from_draft / "id_map.npy"),
+        "precision": settings.precision,
+        "texts": len(texts.texts),
+        "earlier_stages": settings.earlier.tokens or None,
+    }
+
+
+def _plain_reader(
+    target: Bundle, held_out: Texts, inverse: NDArray[np.int64], readable: NDArray[np.bool_]
+) -> PlainReader:
+    """Reads any text as the target does. The prompts of held-out texts are left out of it."""
+    tokenizer, ends = Tokenizer(target.hashed(target.manifest.tokenizer)), target.manifest.generation.eos_token_ids
+    return PlainReader(
+        encode=lambda text: tokenizer.encode(text, raw=True),
+        unseen=[tokenizer.decode(held_out.prompt(text).tolist()) for text in held_out.texts],
+        end=ends[0] if ends else None,
+        inverse=inverse,
+        readable=readable,
+    )
 
 
 @contextmanager

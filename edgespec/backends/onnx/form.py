@@ -78,13 +78,14 @@ def open_form(
     *,
     capacity: int,
     context_length: int,
+    name: str,
     say: Callable[[str], None],
     layers: tuple[int, ...] = (),
     threads: int | None = None,
     device: str = providers.CPU,
 ) -> OnnxRuntimeModel:
     """The model of an IR on ONNX Runtime. A form that was damaged is made again. layers: whose hidden states it has.
-    device: of ``providers``.
+    device: of ``providers``. name: of the model, for the line that says so.
 
     Raises NoONNXForm: it has none. Other ConversionErrors, and BackendErrors, say nothing of the model.
     """
@@ -94,7 +95,7 @@ def open_form(
             folder, numerics, capacity=capacity, layers=layers, threads=threads, cpu=cpu_name(), device=device
         )
 
-    folder = make_form(xml, context_length, say)
+    folder = make_form(xml, context_length, name, say)
     try:
         return opened(folder)
     except NoSuchLayer:
@@ -104,16 +105,16 @@ def open_form(
             raise
         with _WRITING, cache.locked():
             shutil.rmtree(folder, ignore_errors=True)
-        return opened(_folder_of(xml, context_length, say))
+        return opened(_folder_of(xml, context_length, name, say))
 
 
-def make_form(xml: Path, context_length: int, say: Callable[[str], None]) -> Path:
+def make_form(xml: Path, context_length: int, name: str, say: Callable[[str], None]) -> Path:
     """The folder of an IR's form, which is written if it is not there. Raises what ``open_form`` does."""
     with wrap_errors(ConversionError, f"cannot keep an ONNX form in {cache.cache_dir()}"):
-        return _folder_of(xml, context_length, say)
+        return _folder_of(xml, context_length, name, say)
 
 
-def _folder_of(xml: Path, context_length: int, say: Callable[[str], None]) -> Path:
+def _folder_of(xml: Path, context_length: int, name: str, say: Callable[[str], None]) -> Path:
     """Where the form lies. A reason for which there is none is kept too; no memory and no room are no such reason."""
     place = fingerprint([str(xml.resolve())])
     # How it was checked, too: a form that was refused in another precision may be right.
@@ -129,7 +130,7 @@ def _folder_of(xml: Path, context_length: int, say: Callable[[str], None]) -> Pa
         if refusal.is_file():
             raise NoONNXForm(refusal.read_text(encoding="utf-8"))
         _remove_older(folder.parent, place)
-        say(f"converting {xml} for ONNX Runtime (one-time)")
+        say(f"converting {name} for ONNX Runtime (one-time)")
         cache.require_space(space_for(xml))
         try:
             with cache.staged(folder) as partial:

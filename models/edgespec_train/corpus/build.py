@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import count, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,6 +30,9 @@ from edgespec_train.corpus import SOURCES, shards, sources
 from edgespec_train.corpus.decontaminate import Decontaminator
 from edgespec_train.corpus.generate import Generated, Generator, Job
 from edgespec_train.corpus.sources import Origin, Prompt
+
+if TYPE_CHECKING:
+    from edgespec_train.corpus.replay import Keeper
 
 _TURN, _CODE_BEGUN, _CODE, _TEXT = range(4)
 _TEMPERATURES = (0.0, 0.0, 0.6, 0.0, 0.8, 0.0, 0.6, 1.0)
@@ -60,8 +63,8 @@ class Plan:
 class ShardMaker:
     """Makes any shard of one plan in ``folder``. It reads the sources and loads the target on first use."""
 
-    def __init__(self, plan: Plan, target: Path, folder: Path, slots: int = 64) -> None:
-        """target: the root of its bundle."""
+    def __init__(self, plan: Plan, target: Path, folder: Path, slots: int = 64, keep: Keeper | None = None) -> None:
+        """target: the root of its bundle. keep: hidden states too."""
         self.plan = plan
         self.folder = folder
         self.bundle = bundle.read(target)
@@ -75,6 +78,7 @@ class ShardMaker:
         texts = {"bos_token": generation.bos_token, "eos_token": generation.eos_token}
         self.template = ChatTemplate(source, **texts) if source else None
         self._slots = slots
+        self._keep = keep
         self._own: list[Origin] = [sources.folder(Path(path)) for path in plan.folders]
         self._decontaminator = Decontaminator(Path(file) for file in plan.exclude)
 
@@ -83,7 +87,8 @@ class ShardMaker:
         xml = model_path(self.bundle, self.bundle.manifest.target)
         longest = min(self.plan.max_length, self.bundle.manifest.generation.context_length)
         eos = self.bundle.manifest.generation.eos_token_ids
-        return Generator(xml, eos_token_ids=eos, slots=self._slots, max_length=longest)
+        layers = self._keep.layers if self._keep else ()
+        return Generator(xml, eos_token_ids=eos, slots=self._slots, max_length=longest, layers=layers)
 
     def _real(self, source: int, number: int, random: np.random.Generator) -> list[Prompt]:
         """``number`` prompts, at most three of one file; half of the files from the user's folders and the library."""
@@ -153,6 +158,8 @@ class ShardMaker:
         if not kept:
             raise SettingError("a shard without a single text", got=f"{len(seen)} prompts", hint="fewer --new-tokens")
         shards.write_shard(path, kept, self.bundle.manifest.target.vocab_size, time.perf_counter() - began)
+        if self._keep:
+            self._keep(path, [text.states for _, _, text in kept if text.states is not None])
 
     def _openings(self, turns: int, heads: int, random: np.random.Generator) -> list[tuple[int, Job]]:
         """(source, job) of prompts that the target generates itself: user turns and Python files.
@@ -199,9 +206,18 @@ class ShardMaker:
 
 
 def make_corpus(
-    plan: Plan, target: Path, folder: Path, tokens: int, say: Callable[[str], None], *, ray: bool = False
+    plan: Plan,
+    target: Path,
+    folder: Path,
+    tokens: int,
+    say: Callable[[str], None],
+    *,
+    ray: bool = False,
+    keep: Keeper | None = None,
 ) -> dict[str, Any]:
     """Make shards until they hold ``tokens`` answer tokens; those that are there are kept. Returns the manifest.
+
+    keep: for the hidden states of the shards that are made.
 
     Raises SettingError if the folder's shards were made by another plan.
     """
@@ -219,7 +235,7 @@ def make_corpus(
             allowed=[old.get(name) for name in changed],
             hint="use the same settings, or another folder",
         )
-    maker = ShardMaker(plan, target, folder)
+    maker = ShardMaker(plan, target, folder, keep=keep)
     if maker.template is None:
         say("the target has no chat template: user turns become plain text")
     before = -1
@@ -315,6 +331,8 @@ def _run(maker: ShardMaker, numbers: list[int], with_ray: bool) -> None:
     import ray.data
 
     arguments = {"plan": maker.plan, "target": maker.bundle.root.resolve(), "folder": maker.folder.resolve()}
+    if maker._keep:
+        arguments["keep"] = replace(maker._keep, folder=maker._keep.folder.resolve())
     workers = (1, len(rows))
     data = ray.data.from_items(rows, override_num_blocks=len(rows))
     data.map(ShardMaker, fn_constructor_kwargs=arguments, concurrency=workers).materialize()

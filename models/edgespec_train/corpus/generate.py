@@ -35,22 +35,27 @@ class Generated:
     """A generated text: ``n`` tokens, the end token included if it came.
 
     top_ids, top_logprobs: ``(n, TOP)``, the target's best tokens at each of the n positions, T = 1.
+    states: ``(tokens of prompt and answer, layers, d)``, if asked for.
     """
 
     job: Job
     tokens: list[int] = field(default_factory=list)
     top_ids: list[NDArray[np.int32]] = field(default_factory=list)
     top_logprobs: list[NDArray[np.float32]] = field(default_factory=list)
+    states: NDArray[np.float16] | None = None
 
 
 @dataclass
 class _Slot:
-    """A text in progress. ``pending``: tokens that the model has not read. ``length``: rows in its cache."""
+    """A text in progress. ``pending``: tokens that the model has not read. ``length``: rows in its cache. ``states``:
+    of these rows. ``ended``: it is whole, and only its last token's states are missing."""
 
     generated: Generated
     pending: list[int]
     random: np.random.Generator
     length: int
+    states: list[NDArray[np.float16]]
+    ended: bool = False
 
     @property
     def read(self) -> list[int]:
@@ -59,15 +64,26 @@ class _Slot:
 
 
 class Generator:
-    """Generates texts. slots: texts in progress at a time. max_length: most tokens of prompt and answer together."""
+    """Generates texts. slots: texts in progress at a time. max_length: most tokens of prompt and answer together.
+    layers: whose states are kept of every token; the last token of a text is read for them alone."""
 
-    def __init__(self, xml: Path, *, eos_token_ids: Sequence[int], slots: int = 64, max_length: int = 1024) -> None:
+    def __init__(
+        self,
+        xml: Path,
+        *,
+        eos_token_ids: Sequence[int],
+        slots: int = 64,
+        max_length: int = 1024,
+        layers: Sequence[int] = (),
+    ) -> None:
         self._eos = set(eos_token_ids)
         self._blocks = blocks_for(max_length)
         self.max_length = self._blocks * BLOCK
         self._slots: list[_Slot | None] = [None] * slots
         self._rows: list[list[int]] = [[] for _ in range(slots)]  # tokens in the cache of an idle slot
-        self._target = PagedTexts(xml, slots * self._blocks)
+        self._layers = tuple(layers)
+        self._states: dict[int, NDArray[np.float16]] = {}  # of these tokens
+        self._target = PagedTexts(xml, slots * self._blocks, self._layers)
 
     def generate(self, jobs: deque[Job], *, rows_per_forward: int = 512) -> Iterator[Generated]:
         """Take jobs from the left and yield each text when it ends, in no fixed order. Too long prompts are skipped.
@@ -80,25 +96,30 @@ class Generator:
         while True:
             for index, slot in enumerate(self._slots):
                 while slot is None and jobs:
-                    slot = self._slots[index] = self._start(jobs.popleft(), self._rows[index])
+                    slot = self._slots[index] = self._start(jobs.popleft(), index)
             if not any(self._slots):
                 return
             for index in self._forward(rows_per_forward):
                 finished = self._slots[index]
                 assert finished is not None
                 self._rows[index], self._slots[index] = finished.read, None
+                if self._layers:
+                    finished.generated.states = self._states[index] = np.concatenate(finished.states)
                 before = len(jobs)
                 yield finished.generated
                 if len(jobs) > before:
-                    self._slots[index] = self._start(jobs.popleft(), self._rows[index])
+                    self._slots[index] = self._start(jobs.popleft(), index)
 
-    def _start(self, job: Job, rows: list[int]) -> _Slot | None:
-        """rows: tokens that the slot's cache holds."""
+    def _start(self, job: Job, index: int) -> _Slot | None:
         if not 0 < len(job.prompt) < self.max_length - job.max_new_tokens:
             return None
+        rows = self._rows[index]
         length = min(common_prefix(rows, list(job.prompt)), len(job.prompt) - 1)
         rows.clear()  # the new text overwrites them
-        return _Slot(Generated(job), list(job.prompt[length:]), np.random.default_rng((job.seed, job.key)), length)
+        before = self._states.pop(index, None)
+        states = [] if before is None else [before[:length]]
+        random = np.random.default_rng((job.seed, job.key))
+        return _Slot(Generated(job), list(job.prompt[length:]), random, length, states)
 
     def _forward(self, rows_left: int) -> list[int]:
         """Run the pending tokens of all texts, up to ``rows_left`` rows; returns the slots that finished."""
@@ -118,11 +139,19 @@ class Generator:
             [Fed(tokens, slot.length, index * self._blocks) for index, slot, tokens in fed],
             [end - 1 for end, (_, slot, _) in zip(ends, fed, strict=True) if not slot.pending],
         )
+        if self._layers:
+            states = read.states(self._layers, "a text that is being written")
+            for end, (_, slot, tokens) in zip(ends, fed, strict=True):
+                slot.states.append(states[end - len(tokens) : end])
         finished: list[int] = []
         row = 0
         for index, slot, tokens in fed:
             slot.length += len(tokens)
             if slot.pending:
+                continue
+            if slot.ended:
+                finished.append(index)
+                row += 1
                 continue
             ids, logprobs = read.ids[row], read.logprobs[row]
             generated = slot.generated
@@ -133,7 +162,9 @@ class Generator:
             slot.pending = [token]
             row += 1
             if token in self._eos or len(generated.tokens) == generated.job.max_new_tokens:
-                finished.append(index)
+                slot.ended = bool(self._layers)
+                if not slot.ended:
+                    finished.append(index)
         return finished
 
 

@@ -51,6 +51,22 @@ class Read:
     logprobs: NDArray[np.float32]
     hidden: Sequence[NDArray[np.float32]]
 
+    def states(self, layers: Sequence[int], what: str) -> NDArray[np.float16]:
+        """``(tokens, layers, d)`` the hidden states, in 16 bits. Raises BackendError where these cannot hold one.
+
+        layers: of ``hidden``. what: was read.
+        """
+        with np.errstate(over="ignore"):  # what becomes infinite is refused
+            found = np.stack(self.hidden, 1).astype(np.float16)
+        for place, layer in enumerate(layers):
+            if not np.isfinite(found[:, place]).all():
+                raise BackendError(
+                    f"hidden states of layer {layer} are no finite numbers in 16 bits",
+                    got=what,
+                    hint="choose another layer: --layers",
+                )
+        return found
+
 
 def blocks_for(rows: int) -> int:
     return -(-rows // BLOCK)

@@ -7,6 +7,8 @@ every token. A folder of states has:
                       corpus
     states-NNNNN.npy  ``(tokens, layers, d)`` in 16 bits, one row for each of its tokens; none without layers
 A meta file means that its states are whole. What is there is not made again.
+
+A corpus that is written here can keep its states at once (``Keeper``): the target has read each text as it wrote it.
 """
 
 from __future__ import annotations
@@ -16,12 +18,14 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgespec import cache
+from edgespec.backends.openvino.graph import decoder_layers
+from edgespec.backends.openvino.runtime import ov
 from edgespec.bundle import Bundle
 from edgespec.errors import BackendError, SettingError
 from edgespec.hub.resolve import model_path
@@ -34,6 +38,7 @@ MANIFEST = "states.json"
 _ROWS = 768
 """tokens a forward; a longer text is read alone"""
 _COPIED = ("source", "origin", "temperature")
+_TOP = ("top_ids", "top_logprobs")
 _DOUBTFUL = 0.5
 """share of greedy answers' tokens that the target must choose again"""
 Say = Callable[[str], None]
@@ -99,6 +104,59 @@ def replay(
     if greedy and agree < _DOUBTFUL * greedy:
         say(f"the target would write {agree / greedy:.0%} of its greedy tokens again: is it another model's corpus?")
     return out
+
+
+@dataclass(frozen=True)
+class Keeper:
+    """Keeps the states of a corpus while the target writes it: ``folder`` becomes what ``replay`` would make of it."""
+
+    folder: Path
+    layers: tuple[int, ...]
+    choice: Choice
+
+    @classmethod
+    def of(
+        cls, folder: Path, target: Bundle, layers: Sequence[int], choice: Choice, *, corpus: Path, tokens: int
+    ) -> Keeper:
+        """tokens: how many ``corpus`` will have. Raises SettingError and ConversionError as ``replay``."""
+        require_distinct(layers)
+        if choice.tokens is not None:
+            raise SettingError("a corpus that is being written keeps all its states", got=f"{choice.tokens} tokens")
+        choice = Choice(min(choice.longest, target.manifest.generation.context_length), choice.prompt_share)
+        wanted = {"target": identity(target), "layers": list(layers), "choice": asdict(choice)}
+        _check_same(folder, wanted)
+        _, width = decoder_layers(ov.Core(), model_path(target, target.manifest.target))
+        missing = max(0, tokens - int(read_manifest(corpus).get("answer_tokens", 0)))
+        cache.require_space(2 * missing * (len(layers) * width * 2 + TOP * 6 + 8), folder, "-o")  # half is prompts
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / MANIFEST, wanted)
+        return cls(folder, tuple(layers), choice)
+
+    def __call__(self, path: Path, states: Sequence[NDArray[np.float16]]) -> None:
+        """Write those of a shard that is there. states: of each of its texts, ``(tokens, layers, d)``."""
+        (shard,) = shards.read_shards([path], (*_COPIED, *_TOP))
+        begins = shard["begins"]
+        chosen = self.choice(shard)
+        if not len(chosen):
+            return
+        meta = meta_path(self.folder, path)
+        lengths = np.diff(begins)[chosen]
+        with shards.written(states_path(meta)) as file:
+            _write_header(file, (int(lengths.sum()), len(self.layers), states[0].shape[-1]))
+            for text in chosen:
+                file.write(states[text].tobytes())
+        rows = np.concatenate([[0], np.cumsum(begins[1:] - shard["answers"])])
+        ends = np.concatenate([[0], np.cumsum(lengths)])
+        arrays: dict[str, NDArray[Any]] = {
+            "tokens": np.concatenate([shard["tokens"][begins[i] : begins[i + 1]] for i in chosen]),
+            "begins": ends,
+            "answers": ends[:-1] + (shard["answers"] - begins[:-1])[chosen],
+            "texts": chosen,
+        }
+        arrays |= {name: np.concatenate([shard[name][rows[i] : rows[i + 1]] for i in chosen]) for name in _TOP}
+        arrays |= {name: shard[name][chosen] for name in _COPIED}
+        with shards.written(meta) as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def meta_path(folder: Path, shard: Path) -> Path:
@@ -185,7 +243,7 @@ def _replayed(
     with shards.written(states_path(meta)) if layers else nullcontext() as file:
         if file is not None:
             shape = (int(lengths[order].sum()), len(layers), reader.hidden_size)
-            np.lib.format.write_array_header_1_0(file, {"descr": "<f2", "fortran_order": False, "shape": shape})
+            _write_header(file, shape)
         for group in groups:
             ids, logprobs, hidden = _read(reader, shard, group, layers, path)
             top_ids.append(ids)
@@ -208,6 +266,10 @@ def _replayed(
     return arrays
 
 
+def _write_header(file: BinaryIO, shape: tuple[int, int, int]) -> None:
+    np.lib.format.write_array_header_1_0(file, {"descr": "<f2", "fortran_order": False, "shape": shape})
+
+
 def _read(
     reader: PagedTexts, shard: dict[str, NDArray[Any]], group: Sequence[int], layers: Sequence[int], path: Path
 ) -> tuple[NDArray[np.int32], NDArray[np.float16], NDArray[np.float16]]:
@@ -221,18 +283,11 @@ def _read(
         block += fed[-1].blocks
         begin += end - first
     read = reader.read(fed, np.concatenate(rows))
-    hidden = np.empty((begin, len(layers), reader.hidden_size), np.float16)
-    with np.errstate(over="ignore"):  # what becomes infinite is refused
-        for place, states in enumerate(read.hidden):
-            hidden[:, place] = states
+    hidden = np.empty((begin, 0, 0), np.float16)
+    if layers:
+        hidden = read.states(layers, f"one of the texts {', '.join(map(str, group))} of {path.name}")
+    with np.errstate(over="ignore"):
         logprobs = read.logprobs[:, :TOP].astype(np.float16)
-    for place, layer in enumerate(layers):
-        if not np.isfinite(hidden[:, place]).all():
-            raise BackendError(
-                f"hidden states of layer {layer} are no finite numbers in 16 bits",
-                got=f"one of the texts {', '.join(map(str, group))} of {path.name}",
-                hint="choose another layer: --layers",
-            )
     if not np.isfinite(logprobs[:, 0]).all():
         raise BackendError("the target's log-probabilities are no numbers", got=f"texts of {path.name}")
     return read.ids[:, :TOP].copy(), logprobs, hidden
