@@ -22,6 +22,7 @@ import torch
 
 from edgespec_train.corpus import paged_texts, shards
 from edgespec_train.corpus.build import identity, make_corpus
+from edgespec_train.corpus.generate import Generated
 from edgespec_train.corpus.replay import Choice, Keeper, replay
 from edgespec_train.corpus.states import NONE, States
 from edgespec_train.corpus.texts import TargetTexts
@@ -178,11 +179,50 @@ def test_the_corpus_command_keeps_states_where_heads_look_for_them(target: Path,
     command = ["train", "corpus", target, "-o", tmp_path, "--corpus-tokens", 10, "--new-tokens", 8]
     command += ["--texts-per-shard", 16, "--states", "--prompt-share", 1]
     assert isinstance(run(*command, "--layers", "none").exception, SettingError)
+    without = [part for part in command if part != "--states"]
+    refused = run(*without, "--longest", 9).exception
+    assert isinstance(refused, SettingError) and "got --longest, --prompt-share. Add --states" in str(refused)
     result = run(*command)
     assert result.exit_code == 0, result.output
     states = States(tmp_path / "states")
     assert states.layers == (2, 3)
     assert len(states.texts) == len(TargetTexts(shards.shard_paths(tmp_path / "corpus")).texts)
+    (meta,) = (tmp_path / "states").glob("meta-*.npz")
+    meta.unlink()  # as if the run had been ended behind the shard
+    assert run(*command).exit_code == 0
+    assert len(States(tmp_path / "states").texts) == len(states.texts)
+
+
+def test_states_of_texts_that_are_not_chosen_are_neither_kept_nor_looked_at(
+    target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though those of one of them are no numbers."""
+    pair, choice = bundle.read(target), Choice(longest=60, prompt_share=0.9)
+    keep = Keeper.of(tmp_path / "states", pair, (0, 3), choice, corpus=tmp_path / "corpus", tokens=100)
+    take, held = Keeper.take, []
+
+    def spoilt(self: Keeper, text: Generated) -> None:
+        assert text.states is not None
+        if len(text.states) > 60:
+            text.states = text.states * np.float16(np.nan)  # the slot goes on with the true ones
+        take(self, text)
+        held.append(text.states is not None)
+
+    monkeypatch.setattr(Keeper, "take", spoilt)
+    plan = dataclasses.replace(PLAN, target=identity(pair))
+    make_corpus(plan, target, tmp_path / "corpus", 10, quiet, keep=keep)
+    assert 0 < sum(held) < len(held)
+    assert all(states.length(text) <= 60 for states in [States(tmp_path / "states")] for text in states.texts)
+
+    def spoilt_all(self: Keeper, text: Generated) -> None:
+        assert text.states is not None
+        text.states = text.states * np.float16(np.nan)
+        take(self, text)
+
+    monkeypatch.setattr(Keeper, "take", spoilt_all)
+    again = Keeper.of(tmp_path / "more", pair, (0, 3), choice, corpus=tmp_path / "other", tokens=100)
+    with pytest.raises(BackendError, match="states of layer 0 are no finite numbers in 16 bits"):
+        make_corpus(plan, target, tmp_path / "other", 10, quiet, keep=again)
 
 
 # What can be wrong

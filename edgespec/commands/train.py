@@ -18,6 +18,7 @@ from edgespec.commands.training_options import (
     choice_options,
     corpus_options,
     head_options,
+    options_given,
     output,
     refuse_with_ready,
     say,
@@ -37,11 +38,14 @@ def command() -> None:
 @corpus_options
 @click.option("--states", is_flag=True, help="Keep hidden states too, in DIR/states: heads need no second reading.")
 @choice_options
-def corpus(target: str, output: Path, states: bool, **plan: Any) -> None:
+@click.pass_context
+def corpus(context: click.Context, /, target: str, output: Path, states: bool, **plan: Any) -> None:
     """Let TARGET write the text a draft is trained on, into DIR/corpus. Goes on where it was stopped."""
     from edgespec_train import write_corpus
 
     choice = {name: plan.pop(name) for name in ("layers", "longest", "prompt_share")}
+    if not states and (given := options_given(context, choice)):
+        raise SettingError("options of the states that are kept", got=", ".join(given), hint="add --states")
     click.echo(write_corpus(target, output, say, keep=choice if states else None, **plan))
 
 

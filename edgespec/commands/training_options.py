@@ -135,12 +135,17 @@ def refuse_with_ready(context: click.Context, ready: str, names: Collection[str]
     """
     if context.params[ready] is None:
         return
+    if given := options_given(context, names):
+        (folder,) = (max(option.opts, key=len) for option in context.command.params if option.name == ready)
+        what = f"{folder} names what is made already"
+        raise SettingError(what, got=", ".join(given), hint="leave out one of them")
+
+
+def options_given(context: click.Context, names: Collection[str]) -> list[str]:
+    """Of these parameters, the options that stand on the command line."""
     options = {option.name: max(option.opts, key=len) for option in context.command.params if option.name}
-    given = [
+    return [
         option
         for name, option in options.items()
         if name in names and context.get_parameter_source(name) is ParameterSource.COMMANDLINE
     ]
-    if given:
-        what = f"{options[ready]} names what is made already"
-        raise SettingError(what, got=", ".join(given), hint="leave out one of them")

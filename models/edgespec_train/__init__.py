@@ -66,7 +66,7 @@ def write_corpus(
         pair = stages.target_bundle(target, folder, say)
         keeper = None
         if keep is not None:
-            from edgespec_train.corpus.replay import Choice, Keeper
+            from edgespec_train.corpus.replay import Choice, Keeper, replay
 
             layers = _layers(pair, keep.pop("layers"))
             if not layers:
@@ -74,7 +74,10 @@ def write_corpus(
             keeper = Keeper.of(
                 *(folder / "states", pair, layers, Choice(**keep)), corpus=folder / "corpus", tokens=corpus_tokens
             )
-        return stages.corpus_of(pair, folder / "corpus", corpus_tokens, say, ray=ray, keep=keeper, **plan)
+        corpus = stages.corpus_of(pair, folder / "corpus", corpus_tokens, say, ray=ray, keep=keeper, **plan)
+        if keeper:  # of shards that an earlier run made, or whose states were lost
+            replay(corpus, pair, keeper.folder, say, layers=keeper.layers, choice=keeper.choice)
+        return corpus
 
 
 def replay_corpus(target: str, corpus: Path, folder: Path, say: Say, layers: str | None, **choice: Any) -> Path:

@@ -45,7 +45,8 @@ _OF_PROMPTS = 0.8
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that the content of a shard depends on."""
+    """Everything that the content of a shard depends on, but for one thing: where hidden states are kept, each text
+    has a row more, so other texts share its forwards, and a near tie may fall otherwise."""
 
     target: str
     """name and hash of the weights"""
@@ -144,6 +145,8 @@ class ShardMaker:
         jobs.extend(job for _, job in openings)
         kept: list[tuple[int, str, Generated]] = []
         for generated in self.generator.generate(jobs):
+            if self._keep:
+                self._keep.take(generated)
             key = generated.job.key
             if key >= len(openings):
                 kept.append((*origins[key], generated))
@@ -159,7 +162,7 @@ class ShardMaker:
             raise SettingError("a shard without a single text", got=f"{len(seen)} prompts", hint="fewer --new-tokens")
         shards.write_shard(path, kept, self.bundle.manifest.target.vocab_size, time.perf_counter() - began)
         if self._keep:
-            self._keep(path, [text.states for _, _, text in kept if text.states is not None])
+            self._keep(path, [text.states for _, _, text in kept])
 
     def _openings(self, turns: int, heads: int, random: np.random.Generator) -> list[tuple[int, Job]]:
         """(source, job) of prompts that the target generates itself: user turns and Python files.

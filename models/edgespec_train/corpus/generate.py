@@ -140,7 +140,7 @@ class Generator:
             [end - 1 for end, (_, slot, _) in zip(ends, fed, strict=True) if not slot.pending],
         )
         if self._layers:
-            states = read.states(self._layers, "a text that is being written")
+            states = read.states()
             for end, (_, slot, tokens) in zip(ends, fed, strict=True):
                 slot.states.append(states[end - len(tokens) : end])
         finished: list[int] = []

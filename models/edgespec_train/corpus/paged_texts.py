@@ -51,21 +51,21 @@ class Read:
     logprobs: NDArray[np.float32]
     hidden: Sequence[NDArray[np.float32]]
 
-    def states(self, layers: Sequence[int], what: str) -> NDArray[np.float16]:
-        """``(tokens, layers, d)`` the hidden states, in 16 bits. Raises BackendError where these cannot hold one.
-
-        layers: of ``hidden``. what: was read.
-        """
+    def states(self) -> NDArray[np.float16]:
+        """``(tokens, layers, d)`` the hidden states, in 16 bits: see ``require_finite``."""
         with np.errstate(over="ignore"):  # what becomes infinite is refused
-            found = np.stack(self.hidden, 1).astype(np.float16)
-        for place, layer in enumerate(layers):
-            if not np.isfinite(found[:, place]).all():
-                raise BackendError(
-                    f"hidden states of layer {layer} are no finite numbers in 16 bits",
-                    got=what,
-                    hint="choose another layer: --layers",
-                )
-        return found
+            return np.stack(self.hidden, 1).astype(np.float16)
+
+
+def require_finite(states: NDArray[np.float16], layers: Sequence[int], what: str) -> None:
+    """Raises BackendError for ``(tokens, layers, d)`` states that 16 bits cannot hold. what: was read."""
+    for place, layer in enumerate(layers):
+        if not np.isfinite(states[:, place]).all():
+            raise BackendError(
+                f"hidden states of layer {layer} are no finite numbers in 16 bits",
+                got=what,
+                hint="choose another layer: --layers",
+            )
 
 
 def blocks_for(rows: int) -> int:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,10 @@ from edgespec.hub.resolve import model_path
 from edgespec_train.corpus import shards
 from edgespec_train.corpus.build import identity, read_manifest, require_target, same_weights, write_json
 from edgespec_train.corpus.layers import require_distinct
-from edgespec_train.corpus.paged_texts import TOP, Fed, PagedTexts, blocks_for
+from edgespec_train.corpus.paged_texts import TOP, Fed, PagedTexts, blocks_for, require_finite
+
+if TYPE_CHECKING:
+    from edgespec_train.corpus.generate import Generated
 
 MANIFEST = "states.json"
 _ROWS = 768
@@ -59,9 +62,12 @@ class Choice:
     def __call__(self, shard: dict[str, NDArray[Any]]) -> NDArray[np.intp]:
         """Numbers of the texts of a shard."""
         lengths, prompts = np.diff(shard["begins"]), shard["answers"] - shard["begins"][:-1]
-        fits = (lengths <= self.longest) & (prompts <= self.prompt_share * lengths) & (prompts < lengths)
-        chosen: NDArray[np.intp] = np.flatnonzero(fits)
+        chosen: NDArray[np.intp] = np.flatnonzero(self.fits(prompts, lengths))
         return chosen
+
+    def fits(self, prompts: Any, lengths: Any) -> Any:
+        """Whether texts of so many tokens are chosen, prompts included; of a number or of an array."""
+        return (lengths <= self.longest) & (prompts <= self.prompt_share * lengths) & (prompts < lengths)
 
 
 ALL = Choice(longest=1 << 30, prompt_share=1.0)
@@ -132,8 +138,17 @@ class Keeper:
         write_json(folder / MANIFEST, wanted)
         return cls(folder, tuple(layers), choice)
 
-    def __call__(self, path: Path, states: Sequence[NDArray[np.float16]]) -> None:
-        """Write those of a shard that is there. states: of each of its texts, ``(tokens, layers, d)``."""
+    def take(self, text: Generated) -> None:
+        """Forget the states of a text that is not chosen, which would fill the memory. Raises BackendError if those of
+        a chosen one are no finite numbers in 16 bits."""
+        assert text.states is not None
+        if self.choice.fits(len(text.job.prompt), len(text.states)):
+            require_finite(text.states, self.layers, "a text that was being written")
+        else:
+            text.states = None
+
+    def __call__(self, path: Path, states: Sequence[NDArray[np.float16] | None]) -> None:
+        """Write those of a shard that is there. states: of each of its texts, ``(tokens, layers, d)``, if chosen."""
         (shard,) = shards.read_shards([path], (*_COPIED, *_TOP))
         begins = shard["begins"]
         chosen = self.choice(shard)
@@ -141,10 +156,12 @@ class Keeper:
             return
         meta = meta_path(self.folder, path)
         lengths = np.diff(begins)[chosen]
+        kept = [found for text in chosen if (found := states[text]) is not None]
+        assert [len(found) for found in kept] == lengths.tolist(), "each chosen text has its states"
         with shards.written(states_path(meta)) as file:
-            _write_header(file, (int(lengths.sum()), len(self.layers), states[0].shape[-1]))
-            for text in chosen:
-                file.write(states[text].tobytes())
+            _write_header(file, (int(lengths.sum()), *kept[0].shape[1:]))
+            for found in kept:
+                file.write(found.tobytes())
         rows = np.concatenate([[0], np.cumsum(begins[1:] - shard["answers"])])
         ends = np.concatenate([[0], np.cumsum(lengths)])
         arrays: dict[str, NDArray[Any]] = {
@@ -285,7 +302,8 @@ def _read(
     read = reader.read(fed, np.concatenate(rows))
     hidden = np.empty((begin, 0, 0), np.float16)
     if layers:
-        hidden = read.states(layers, f"one of the texts {', '.join(map(str, group))} of {path.name}")
+        hidden = read.states()
+        require_finite(hidden, layers, f"one of the texts {', '.join(map(str, group))} of {path.name}")
     with np.errstate(over="ignore"):
         logprobs = read.logprobs[:, :TOP].astype(np.float16)
     if not np.isfinite(logprobs[:, 0]).all():
