@@ -126,8 +126,8 @@ def _list(pair: str, as_json: bool) -> None:
     for name, chip in known.chips.items():
         console.row(chips, name, chip.title, ", ".join(chip.devices))
     pairs = Table("pair", "target", "draft", "acceptance", title="Pairs", title_justify="left")
-    for name, pair in known.pairs.items():
-        console.row(pairs, name, pair.target, pair.draft, f"{pair.acceptance.value:.2f} ({pair.acceptance.basis})")
+    for name, each in known.pairs.items():
+        console.row(pairs, name, each.target, each.draft, f"{each.acceptance.value:.2f} ({each.acceptance.basis})")
     console.show(chips, pairs)
 
 
