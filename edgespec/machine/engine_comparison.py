@@ -30,8 +30,9 @@ an edit. docs/log/engines.md has what other numbers would choose."""
 _TIMED, _MOST_S = 24, 1.5
 """tokens of the free text that is timed, and seconds after which an answer is cut. The edit has its own length."""
 _TURNS = 2
-_CLEAR = 0.5
-"""By so much engines differ beyond all noise that was seen: another turn would choose the same."""
+_CLEAR = 1.0
+"""By so much engines differ beyond all noise that was seen: another turn would choose the same. A turn that another
+program lengthened by half does not reach it."""
 _LEAST_NOISE = 0.02
 """Two turns may agree by luck."""
 _LOOK_S, _AGAIN_S = 0.2, 24 * 3600
@@ -75,8 +76,8 @@ class Pace:
 @dataclass(frozen=True)
 class Comparison:
     """paces: by engine. Empty where OpenVINO is the only one that runs the model.
-    noise: share by which the ratio of the engines differed between turns. others: cores that other programs used
-        meanwhile.
+    noise: share by which the ratio of the engines differed between turns; 0 after one turn, which shows none.
+    others: cores that other programs used meanwhile.
     """
 
     model: str
@@ -117,9 +118,9 @@ class Comparison:
         seconds = ", ".join(f"{name} {self.paces[name].use_s:.1f} s ({self.paces[name]})" for name in names)
         tie = "; a tie, so the one that reads faster" if self.tie else ""
         beside = f", beside other programs that took {self.others:.1f} cores" if self.noisy else ""
-        noise = max(self.noise, _LEAST_NOISE)
+        noise = f", noise {max(self.noise, _LEAST_NOISE):.0%}" if self.noise else ""
         use = f"{_READ} tokens read, {_WRITTEN} written and {_COPIED} copied with drafts"
-        return f"{use}: {seconds}, noise {noise:.0%}{tie}{beside}"
+        return f"{use}: {seconds}{noise}{tie}{beside}"
 
 
 def file_of(key: str) -> Path:
@@ -167,8 +168,9 @@ def compare(
         turns.append(paces)
         seconds = [pace.use_s for pace in paces.values()]
         if max(seconds) > (1 + _CLEAR) * min(seconds):
+            if len(turns) < _TURNS:
+                done(1.0)
             break
-    done(1.0)
     ratios = [turn["onnxruntime"].use_s / turn["openvino"].use_s for turn in turns]
     noise = max(abs(ratio / mean(ratios) - 1) for ratio in ratios)
     return Comparison(
