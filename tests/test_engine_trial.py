@@ -132,13 +132,24 @@ def test_the_best_turn_of_each_part_counts() -> None:
     assert (pace.write_s, pace.copy_s) == (1.0, 1.0)
 
 
-@pytest.mark.parametrize(("slower", "turns"), [(1.6, 1), (1.4, 2)])
+@pytest.mark.parametrize(("slower", "turns"), [(2.1, 1), (1.9, 2)])
 def test_one_turn_is_enough_where_an_engine_is_clearly_ahead(slower: float, turns: int) -> None:
     engines, shares = {"onnxruntime": Scripted(1.0, 1.0), "openvino": Scripted(slower, slower)}, list[float]()
     found = engine_comparison.compare("m", "exact", engines, shares.append)
     assert (found.faster, found.tie) == ("onnxruntime", False)
     assert [len(each.turns) for each in engines.values()] == [2 - turns] * 2
-    assert shares == [0.25, 0.5, *([0.75, 1.0] if turns == 2 else []), 1.0]
+    assert shares == [0.25, 0.5, *([0.75] if turns == 2 else []), 1.0], "its end is told once"
+
+
+def test_one_disturbed_turn_chooses_no_engine() -> None:
+    """Another program lengthened the first one by more than half."""
+    found = compared(Scripted(1.6, 1.0, read_s=1e-6), Scripted(1.0, 1.0, read_s=2e-6))
+    assert (found.faster, found.tie) == ("onnxruntime", True)
+
+
+def test_one_turn_shows_no_noise() -> None:
+    assert "noise" not in str(compared(Scripted(1.0), Scripted(3.0)))
+    assert ", noise 4%" in str(compared(Scripted(1.0, 1.0), Scripted(1.3, 1.4)))
 
 
 def test_the_line_names_the_engine_that_is_taken_first() -> None:

@@ -87,6 +87,16 @@ def test_an_interrupted_search_goes_on_where_it_stopped(tmp_path: Path, monkeypa
     assert len(list(tmp_path.glob("measured/*.json"))) == 1
 
 
+def test_trials_of_an_earlier_search_are_no_share_of_this_one() -> None:
+    """They take no time now, so they would make it look fast."""
+    found: list[tuple[Tried, float]] = []
+    find_exact_widths(Odd(set()), keep=lambda tried, share: found.append((dict(tried), share)))
+    half, done = found[len(found) // 2]
+    shares: list[float] = []
+    find_exact_widths(Odd(set()), dict(half), lambda tried, share: shares.append(share))
+    assert len(shares) == len(found) - len(half) and shares[0] < 0.5 < done and shares[-1] == 1.0
+
+
 def test_where_no_widths_agree_nothing_is_promised() -> None:
     with pytest.raises(BackendError, match="Use --numerics fast"):
         find_exact_widths(Odd(set(range(1, 21))))
@@ -150,6 +160,17 @@ def test_a_pipe_gets_a_second_line_for_a_slow_step(
         say("short", share)
     lines = ["edgespec: measuring", "edgespec: measuring: about 30 s left", "edgespec: short"]
     assert capsys.readouterr().err.splitlines() == lines
+
+
+def test_a_step_that_failed_and_begins_again_has_a_pace_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    times = iter([0.0, 10.0, 1000.0, 1020.0])
+    say = ProgressLine(True, lambda: next(times))
+    for share in (0.0, 0.5, 0.0, 0.5):  # it ends at 0.5, the first time
+        say("measuring", share)
+    told = [f"edgespec: measuring{left}" for left in ("", ": about 10 s left", "", ": about 20 s left")]
+    assert capsys.readouterr().err.splitlines() == told
 
 
 def test_a_pipe_gets_one_line_for_each_step(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,8 @@ from starlette.testclient import TestClient
 
 from edgespec.pipeline import Pipeline
 from edgespec.server.app import application
+from edgespec.server.residents import Offer, Residents
+from edgespec.server.service import Service
 from tests.fake_server import CAPACITY, Engine, fake_pipeline, on_a_port, service_of
 from tests.tiny_models import SPECIAL, train_tokenizer
 
@@ -176,6 +178,18 @@ def test_what_editors_ask_a_server_for(client: TestClient) -> None:
     [slot] = client.get("/slots").json()
     assert slot["id"] == 0 and slot["n_ctx"] == CAPACITY and slot["is_processing"] is False and slot["n_past"] > 20
     assert client.get("/health").json() == {"status": "ok"}
+
+
+def test_a_model_has_the_name_that_the_server_offers_it_by(served: Pipeline) -> None:
+    """A listed file that was served by its path is offered by the file's name, and its bundle has the listed one."""
+    residents = Residents({"file": Offer(name="file", load=lambda: served, aliases=("./file.gguf",))})
+    with TestClient(application(Service(residents)), base_url="http://127.0.0.1") as client:
+        for query in ("", "?model=./file.gguf"):
+            props = client.get(f"/props{query}").json()
+            assert (props["model_alias"], props["model_path"]) == ("file", "file")
+        [slot] = client.get("/slots").json()
+        assert slot["model"] == "file"
+        assert "content" in ask(client, "/completion", {"prompt": "x", "n_predict": 2, "model": slot["model"]})
 
 
 @pytest.mark.parametrize(

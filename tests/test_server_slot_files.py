@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import errno
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
 from edgespec.pipeline import Pipeline
 from edgespec.server.app import application
-from tests.fake_server import fake_pipeline, service_of
+from tests.fake_server import Engine, fake_pipeline, service_of
 
 PROMPT = "The lighthouse had stood on the headland for more than a century. " * 2
 
@@ -69,6 +71,32 @@ def test_what_is_no_slot_of_this_model_is_refused(tmp_path: Path, data: Path) ->
     act(client, "explode", status=400)
     assert client.post("/slots/7?action=erase").status_code == 400
     assert complete(client, "x")["content"]
+
+
+class Fingerprinted(Engine):
+    fingerprint = "weights"
+
+
+class Others(Engine):
+    fingerprint = "other weights"
+
+
+def test_a_slot_is_of_its_weights_whatever_they_are_called(tmp_path: Path, data: Path) -> None:
+    """Models of the list have got other names, and their slots are the same."""
+    client = client_of(fake_pipeline(tmp_path, name="tiny-instruct", model=Fingerprinted))
+    saved = act(client, "save")["n_saved"]
+    path = data / "slots/mine.npz"
+    with np.load(path) as file:
+        arrays = dict(file)
+    header = json.loads(arrays["header"].tobytes())
+    arrays["header"] = np.frombuffer(json.dumps({"model": "tiny-instruct"} | header).encode(), np.uint8)
+    for older in (False, True):
+        if older:  # it named the model, too
+            np.savez(path, **arrays)
+        renamed = client_of(fake_pipeline(tmp_path, name="tiny", model=Fingerprinted))
+        assert act(renamed, "restore")["n_restored"] == saved
+        others = client_of(fake_pipeline(tmp_path, name="tiny-instruct", model=Others))
+        assert "another model" in act(others, "restore", status=400)["error"]["message"]
 
 
 def test_a_disk_that_fills_up_keeps_no_part_of_a_slot(

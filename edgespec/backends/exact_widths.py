@@ -74,7 +74,7 @@ def find_exact_widths(
 
     The model must run unpadded (min_width 1). Leaves its cache empty. Raises BackendError if no widths agree.
     tried: what an interrupted search has found for this model. keep: called after each trial, with all that were made
-    and the share of the work that is done.
+    and the share of the work of this search that is done.
     """
     tried = {} if tried is None else tried
     for most in (most for most in _WIDEST if most <= model.capabilities.max_width):
@@ -130,7 +130,7 @@ def _differing_anywhere(model: Model, most: int, tried: Tried, keep: Callable[[T
     text = [(31 * i + i * i) % 200 + 10 for i in range(_PAST + most)]
     trials = [(past, width) for past, widths in ((_PAST, _WIDTHS), (0, _FIRST)) for width in widths if width < most]
     trials.insert(0, (_PAST, most))  # with a prompt's second chunk, the reference itself is tried
-    work = [width * _windows(past, width) for past, width in trials]
+    work = [0 if f"{most} {past} {width}" in tried else width * _windows(past, width) for past, width in trials]
     work[0] += most + _PAST  # what all are held against is read before the first
     differs: set[int] = set()
     reference: _Reference | None = None

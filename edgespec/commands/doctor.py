@@ -185,14 +185,15 @@ def _plan(ref: str) -> dict[str, Any]:
             "drafter": drafter_name(ref),
             "licence": f"{model.licence} (use: {catalog.load().licences[model.licence].use})",
         }
-    manifest = resolve(ref, progress=True).manifest
+    found = resolve(ref, progress=True)
+    manifest = found.manifest
     return {
         "name": manifest.name,
         "precision": manifest.target.precision,
         "context_length": manifest.generation.context_length,
         "target": "CPU: exact numerics are the default, and they are established on CPU only",
         "compute_precision": f"{compute_precision('CPU')} on CPU, {compute_precision('GPU')} elsewhere",
-        "engine": engine_choice.why(manifest.name, "exact"),
+        "engine": engine_choice.why(catalog.names_of(found), "exact"),
         "drafter": f"{drafter_name(ref)}; a draft model runs beside the target unless --draft-device says otherwise",
         "licence": manifest.provenance.licence,
     }

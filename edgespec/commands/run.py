@@ -23,6 +23,7 @@ from edgespec.sampling_params import require_matching
 
 if TYPE_CHECKING:
     from edgespec.generation import Generation
+    from edgespec.pipeline import Pipeline
 
 _MOST_BYTES = 64 << 20
 """bytes of a prompt from standard input. Once the model is loaded, its own context limits the prompt."""
@@ -86,18 +87,19 @@ def command(
         from edgespec.explain import explain as in_words
 
         stats = result.stats
-        words = [*in_words(stats, pipeline.expected_plain_s(stats)), _engine(result, load_options["backend"])]
+        words = [*in_words(stats, pipeline.expected_plain_s(stats)), _engine(pipeline, result, load_options["backend"])]
         click.echo("\n".join(map(printable, words)), err=True)
     if response_format is not None and result.finish_reason == "length":
         click.echo("error: the text is cut short, and does not fit its format. Raise --max-new-tokens", err=True)
         sys.exit(CUT_SHORT)
 
 
-def _engine(result: Generation, asked: str | None) -> str:
+def _engine(pipeline: Pipeline, result: Generation, asked: str | None) -> str:
     """Which engine ran, and why."""
+    from edgespec.hub import catalog
     from edgespec.machine.engine_choice import why
 
-    reason = why(result.model, result.numerics, asked)
+    reason = why(catalog.names_of(pipeline.bundle), result.numerics, asked)
     known = reason.startswith(result.backend)
     return f"Engine: {reason if known else f'{result.backend}, not compared with another for this model and device'}."
 

@@ -195,6 +195,19 @@ def name_of(sha256: str) -> str | None:
     return next((name for name, model in load().models.items() if model.sha256 == sha256), None)
 
 
+def name_of_source(source: HubSource, file: str | None) -> str | None:
+    """The name of a repository at this revision, or of one file of it."""
+    found = (name for name, model in load().models.items() if (model.source, model.file) == (source, file))
+    return next(found, None)
+
+
+def names_of(found: Bundle) -> tuple[str, ...]:
+    """A bundle's name, and those that a listed model had before it was called by its short one."""
+    source = found.manifest.provenance.source
+    earlier = (source.removesuffix(".gguf"),) if source and find(found.name) else ()
+    return (found.name, *earlier, *(alias for known in KNOWN if known.name == found.name for alias in known.aliases))
+
+
 def ref_of(repo: str, file: str | None) -> str:
     """What to type for a repository: itself, or the name of one file of it."""
     named = (name for name, model in load().models.items() if file and (model.repo, model.file) == (repo, file))

@@ -352,10 +352,15 @@ def _hub(wanted: Wanted, accept_licence: bool, progress: bool, weights: GGUFWeig
 
 
 def _snapshot(fetched: Fetched) -> Bundle:
-    """A snapshot as a bundle. Raises BundleError, IntegrityError: files that its manifest names are not there."""
+    """A snapshot as a bundle, made from its repository unless it says from what. Raises BundleError, IntegrityError:
+    files that its manifest names are not there."""
     folder = Path(fetched.folder)
     read = bundle.read(folder)
     name = fetched.source.repo if read.manifest.name == folder.name else read.name
-    found = Bundle(folder, msgspec.structs.replace(read.manifest, name=name), read.inline_template)
+    made_from = read.manifest.provenance
+    if made_from.source is None:
+        made_from = msgspec.structs.replace(made_from, source=fetched.source.repo)
+    changed = msgspec.structs.replace(read.manifest, name=name, provenance=made_from)
+    found = Bundle(folder, changed, read.inline_template)
     found.check()
     return found

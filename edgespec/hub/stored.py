@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgespec import bundle, cache
+from edgespec.bundle import Bundle
 from edgespec.errors import EdgespecError
 from edgespec.hub import catalog, mirrors, repository
 from edgespec.hub.download import UNFINISHED, size_of
@@ -40,7 +41,7 @@ def unfinished_bytes(sha256: str) -> int:
 def _scan(root: Path) -> Iterator[Cached]:
     for folder in root.glob(f"ir/*/{bundle.MANIFEST}"):
         try:
-            name = bundle.read(folder.parent).name
+            name = _name_of(bundle.read(folder.parent))
         except EdgespecError as error:
             name = f"{folder.parent.name} (damaged: {error})"
         yield Cached(name, "converted", cache.size_on_disk(folder.parent), folder.parent)
@@ -48,7 +49,8 @@ def _scan(root: Path) -> Iterator[Cached]:
         folder = Path(record.folder)
         kind = "mirror" if folder.is_relative_to(root / "gguf") else "hub"
         called = catalog.ref_of(record.source.repo, record.file)
-        name = str(record) if called == record.source.repo else called
+        at_another = str(record) if called == record.source.repo else called
+        name = catalog.name_of_source(record.source, record.file) or at_another
         yield Cached(name, kind, cache.size_on_disk(folder), folder)
     names = _names_by_hash() if any(root.glob("downloads/*")) else {}
     for file in root.glob("downloads/*"):
@@ -59,8 +61,15 @@ def _scan(root: Path) -> Iterator[Cached]:
             yield Cached(f"models {kind}", kind, size, folder)
 
 
+def _name_of(converted: Bundle) -> str:
+    """What was converted before its model had a short name says another one."""
+    made_from = (converted.manifest.provenance.revision or "").removeprefix("sha256:")
+    packages = {source.member_sha256: catalog.name_of_package(source) for source in catalog.packages()}
+    return catalog.name_of(made_from) or packages.get(made_from, converted.name)
+
+
 def _names_by_hash() -> dict[str, str]:
     """What a download is, by the SHA-256 that its file is called."""
-    sources = [*catalog.packages(), *(part.source for parts in mirrors.load().values() for part in parts)]
-    packages = {source.sha256: f"{source.package} {source.version}" for source in sources}
-    return packages | {model.sha256: name for name, model in catalog.load().models.items() if model.sha256}
+    packages = {source.sha256: catalog.name_of_package(source) for source in catalog.packages()}
+    parts = {part.sha256: name for name, parts in mirrors.load().items() for part in parts}
+    return packages | parts | {model.sha256: name for name, model in catalog.load().models.items() if model.sha256}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError
@@ -118,15 +118,15 @@ def faster(
     return "openvino" if found == "openvino" or broken() else found
 
 
-def why(model: str, numerics: Numerics, asked: str | None = None) -> str:
-    """Which engine runs a model, and by which figures if nobody asks for one."""
+def why(names: Collection[str], numerics: Numerics, asked: str | None = None) -> str:
+    """Which engine runs a model, and by which figures if nobody asks for one. names: what it is called, and was."""
     if asked:
         return f"{asked}, as asked for"
     if asked := os.environ.get("EDGESPEC_BACKEND"):
         return f"{asked}, as EDGESPEC_BACKEND says"
     if reason := missing():
         return f"openvino: {reason}"
-    if (found := engine_comparison.last(model, numerics)) is None:
+    if (found := engine_comparison.last(names, numerics)) is None:
         return "OpenVINO or ONNX Runtime, whichever is faster on this CPU: measured when the model is first loaded"
     if not found.paces:
         return "openvino: this model has no ONNX form, or no exact widths there"

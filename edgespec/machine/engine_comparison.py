@@ -11,7 +11,7 @@ the machine is idle then.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from math import inf
 from pathlib import Path
@@ -30,8 +30,9 @@ an edit. docs/log/engines.md has what other numbers would choose."""
 _TIMED, _MOST_S = 24, 1.5
 """tokens of the free text that is timed, and seconds after which an answer is cut. The edit has its own length."""
 _TURNS = 2
-_CLEAR = 0.5
-"""By so much engines differ beyond all noise that was seen: another turn would choose the same."""
+_CLEAR = 1.0
+"""By so much engines differ beyond all noise that was seen: another turn would choose the same. A turn that another
+program lengthened by half does not reach it."""
 _LEAST_NOISE = 0.02
 """Two turns may agree by luck."""
 _LOOK_S, _AGAIN_S = 0.2, 24 * 3600
@@ -75,8 +76,8 @@ class Pace:
 @dataclass(frozen=True)
 class Comparison:
     """paces: by engine. Empty where OpenVINO is the only one that runs the model.
-    noise: share by which the ratio of the engines differed between turns. others: cores that other programs used
-        meanwhile.
+    noise: share by which the ratio of the engines differed between turns; 0 after one turn, which shows none.
+    others: cores that other programs used meanwhile.
     """
 
     model: str
@@ -117,9 +118,9 @@ class Comparison:
         seconds = ", ".join(f"{name} {self.paces[name].use_s:.1f} s ({self.paces[name]})" for name in names)
         tie = "; a tie, so the one that reads faster" if self.tie else ""
         beside = f", beside other programs that took {self.others:.1f} cores" if self.noisy else ""
-        noise = max(self.noise, _LEAST_NOISE)
+        noise = f", noise {max(self.noise, _LEAST_NOISE):.0%}" if self.noise else ""
         use = f"{_READ} tokens read, {_WRITTEN} written and {_COPIED} copied with drafts"
-        return f"{use}: {seconds}, noise {noise:.0%}{tie}{beside}"
+        return f"{use}: {seconds}{noise}{tie}{beside}"
 
 
 def file_of(key: str) -> Path:
@@ -135,12 +136,12 @@ def remembered(file: Path) -> Comparison | None:
     return None
 
 
-def last(model: str, numerics: Numerics) -> Comparison | None:
-    """The newest stored result for a model of this name, with any versions of the engines."""
+def last(names: Collection[str], numerics: Numerics) -> Comparison | None:
+    """The newest stored result for a model of one of these names, with any versions of the engines."""
     found: list[tuple[float, Comparison]] = []
     for file in file_of("*").parent.glob(file_of("*").name):
         record = measurement_store.read(file, Comparison)
-        if record is not None and (record.model, record.numerics) == (model, numerics):
+        if record is not None and record.model in names and record.numerics == numerics:
             found.append((file.stat().st_mtime, record))
     return max(found, key=lambda pair: pair[0])[1] if found else None
 
@@ -167,8 +168,9 @@ def compare(
         turns.append(paces)
         seconds = [pace.use_s for pace in paces.values()]
         if max(seconds) > (1 + _CLEAR) * min(seconds):
+            if len(turns) < _TURNS:
+                done(1.0)
             break
-    done(1.0)
     ratios = [turn["onnxruntime"].use_s / turn["openvino"].use_s for turn in turns]
     noise = max(abs(ratio / mean(ratios) - 1) for ratio in ratios)
     return Comparison(

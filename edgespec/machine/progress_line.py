@@ -60,6 +60,9 @@ class ProgressLine:
     def _left_s(self, line: str, share: float) -> float:
         """Seconds from now to the end of a step, at its pace so far. 0: it is too early to say."""
         now = self._clock()
+        if not share:  # it may have failed before
+            self._began.pop(line, None)
+            self._told.discard(line)
         began, before = self._began.setdefault(line, (now, share))
         if share >= 1:
             del self._began[line]

@@ -102,7 +102,7 @@ class Models:
         return Json({"prompt": await self._ask(asked.model, prompt)})
 
     async def props(self, http: HTTPRequest, body: bytes) -> Json:
-        name = http.query_params.get("model")
+        name = self._service.residents.find(http.query_params.get("model")).name
         async with self._pipeline(name) as pipeline:
             bundle = pipeline.bundle
             return Json(
@@ -113,8 +113,8 @@ class Models:
                         "params": settings(Common(), pipeline, None),
                     },
                     "total_slots": 1,
-                    "model_alias": bundle.name,
-                    "model_path": bundle.name,
+                    "model_alias": name,
+                    "model_path": name,
                     "modalities": {"vision": False, "audio": False},
                     "chat_template": bundle.chat_template() or "",
                     "bos_token": bundle.manifest.generation.bos_token or "",
@@ -139,7 +139,7 @@ class Models:
                 found.append(
                     {
                         "id": number,
-                        "model": pipeline.bundle.name,
+                        "model": resident.offer.name,
                         "n_ctx": pipeline.target.cache.capacity,
                         "n_past": pipeline.target.cache.length,
                         "speculative": pipeline.drafter.name != "none",

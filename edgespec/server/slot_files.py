@@ -75,7 +75,8 @@ def restore(pipeline: Pipeline, path: Path) -> Moved:
     with foreign(SettingError, damaged), path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
         header = json.loads(file[_HEADER].tobytes())
         tokens = [int(token) for token in header.pop("tokens")]
-        if header != _identity(pipeline):
+        identity = _identity(pipeline)
+        if {key: header.get(key) for key in identity} != identity:
             raise BadRequest(f"the slot saved as {path.stem} is of another model or engine", param="filename")
         pipeline.require_prompt([*tokens[:-1], 0])
         count = -(-len(tokens) // cache.block_rows)
@@ -101,10 +102,9 @@ def _copies(pipeline: Pipeline) -> BlockCopies:
 
 
 def _identity(pipeline: Pipeline) -> dict[str, str]:
-    """All that the rows of a cache depend on, besides the tokens."""
+    """All that the rows of a cache depend on, besides the tokens. A fingerprint says which weights, whatever they are
+    called; an engine without one is known by the model's name."""
     target = pipeline.target
-    return {
-        "model": pipeline.bundle.name,
-        "numerics": target.capabilities.numerics,
-        "engine": getattr(target, "fingerprint", target.capabilities.backend),
-    }
+    engine = getattr(target, "fingerprint", None)
+    model = {} if engine else {"model": pipeline.bundle.name}
+    return model | {"numerics": target.capabilities.numerics, "engine": engine or target.capabilities.backend}
