@@ -14,6 +14,7 @@ import click
 
 from edgespec import __version__
 from edgespec.errors import EdgespecError, SettingError
+from edgespec.process_end import end_beside_threads
 
 COMMANDS = {
     "run": "Generate text from a prompt (the default command).",
@@ -77,7 +78,18 @@ def cli(context: click.Context) -> None:
 
 
 def main() -> None:
-    """Entry point. Errors a user can cure: one line, exit 2. An incomplete text of a format: 3. Ctrl-C: 130.
+    """Entry point."""
+    status: str | int | None = 0
+    try:
+        _main()
+    except SystemExit as ended:
+        status = ended.code
+    end_beside_threads(status if isinstance(status, int) else 0 if status is None else 1)
+    sys.exit(status)
+
+
+def _main() -> None:
+    """Errors a user can cure: one line, exit 2. An incomplete text of a format: 3. Ctrl-C: 130.
     A reader that went away: 141, quietly.
 
     The context is made by hand because ``cli()`` turns a closed pipe into exit code 1.

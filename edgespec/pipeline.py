@@ -20,7 +20,7 @@ from edgespec.drafters.none import NoDrafter
 from edgespec.errors import SettingError
 from edgespec.generation import Generation, Stream
 from edgespec.protocols import Constraint, Drafter, Model, Policy, Progress, StepwiseDrafter
-from edgespec.sampling_params import SamplingParams, is_whole, require_matching
+from edgespec.sampling_params import SamplingParams, is_whole, require_length, require_matching
 from edgespec.stats import Stats
 from edgespec.text.chat_template import ChatTemplate, Message
 from edgespec.text.hole_end import HoleEnd
@@ -294,9 +294,7 @@ class Pipeline:
         """Most tokens of a text. Raises SettingError."""
         if max_new_tokens is None:
             max_new_tokens = DEFAULT_NEW_TOKENS if response_format is None else self.target.cache.capacity
-        if not (is_whole(max_new_tokens) and max_new_tokens >= 1):
-            raise SettingError("max_new_tokens", got=max_new_tokens, allowed="1 or more", setting="max_new_tokens")
-        return max_new_tokens
+        return require_length(max_new_tokens)
 
     def _logprobs(self, top: int | None) -> Logprobs | None:
         """What keeps them, if they are asked for. Raises SettingError."""

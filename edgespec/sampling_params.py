@@ -112,6 +112,13 @@ def _check(name: str, value: float, low: float, high: float, allowed: str, open_
         raise SettingError(name, got=value, allowed=allowed, setting=name)
 
 
+def require_length(max_new_tokens: int) -> int:
+    """Tokens of a text, at most. Raises SettingError."""
+    if not (is_whole(max_new_tokens) and max_new_tokens >= 1):
+        raise SettingError("max_new_tokens", got=max_new_tokens, allowed="1 or more", setting="max_new_tokens")
+    return max_new_tokens
+
+
 def require_matching(params: SamplingParams) -> None:
     """Raises SettingError for verification by rejection."""
     if params.rejects:

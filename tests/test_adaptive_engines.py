@@ -23,6 +23,7 @@ from click.testing import CliRunner
 from transformers import AutoModelForCausalLM
 
 from tests import tiny_models
+from tests.everyday import check_everyday
 
 PLACEHOLDER, MOST = 511, 13
 TEXT: dict[str, Any] = {"max_new_tokens": 40, "raw": True, "ignore_eos": True}
@@ -92,25 +93,11 @@ def test_rejection_sampling_drafts_too(own: Path) -> None:
 
 
 @pytest.mark.parametrize("draft", ["adaptive", "adaptive-one-forward"])
-def test_chats_formats_stop_strings_and_dropped_streams_are_those_without_drafts(own: Path, draft: str) -> None:
-    plain, drafted = loaded(own, "none", "openvino"), loaded(own, draft, "openvino")
-    messages = [{"role": "user", "content": "The lighthouse"}]
-    for question in ("leaned slowly", "towards the sea"):
-        answers = [pipeline.chat(messages, max_new_tokens=16, ignore_eos=True) for pipeline in (plain, drafted)]
-        assert answers[0].token_ids == answers[1].token_ids
-        messages += [{"role": "assistant", "content": answers[0].text}, {"role": "user", "content": question}]
-    stream = drafted.stream("The lighthouse", **TEXT)
-    next(stream)
-    stream.close()
-    whole = plain.generate("The lighthouse", **TEXT)
-    again = drafted.generate("The lighthouse", **TEXT)
-    assert again.token_ids == whole.token_ids and again.stats.reused_tokens > 0
-    asked: dict[str, Any] = TEXT | {"stop": whole.text[8:11]}
-    stopped, expected = (pipeline.generate("The lighthouse", **asked) for pipeline in (drafted, plain))
-    assert stopped.stop_string == whole.text[8:11] and stopped.token_ids == expected.token_ids
-    form: dict[str, Any] = {"max_new_tokens": 24, "response_format": {"type": "regex", "regex": "(ab|c[d-f]){4,9}"}}
-    formed, expected = (pipeline.generate("The lighthouse", **form) for pipeline in (drafted, plain))
-    assert formed.token_ids == expected.token_ids and formed.stats.proposed > 0
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
+def test_chats_formats_stop_strings_and_dropped_streams_are_those_without_drafts(
+    own: Path, backend: Backend, draft: str
+) -> None:
+    check_everyday(loaded(own, "none", backend), loaded(own, draft, backend), TEXT["max_new_tokens"])
 
 
 def test_measurements_know_them(own: Path, tmp_path: Path) -> None:

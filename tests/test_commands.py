@@ -170,6 +170,7 @@ def test_a_prompt_comes_from_standard_input_too(here: Callable[..., Ended], tiny
         ),
         (["run", QUESTION, "--context-length", "0"], "error: --context-length; got 0"),
         (["run", QUESTION, "--max-new-tokens", "0"], "error: -n/--max-new-tokens; got 0"),
+        (["run", QUESTION, "-n", "0", "--model", "./missing"], "error: -n/--max-new-tokens; got 0"),
         (["run", QUESTION, "--stop", ""], "stop string is empty"),
         (["run", ""], "prompt is empty"),
         (["run", "   "], "prompt is empty"),

@@ -22,6 +22,7 @@ from edgespec.hub import catalog
 from edgespec.hub.resolve import resolve
 from edgespec.pipeline import Pipeline
 from edgespec_export import Request, Weights, export
+from tests.everyday import check_everyday
 from tests.heads import write_head
 
 TOKENS = 24
@@ -64,6 +65,17 @@ def test_a_head_drafts_on_both_engines(
     found = loaded.generate(list(PROMPT), max_new_tokens=TOKENS, ignore_eos=True)
     assert found.token_ids == plain
     assert found.drafter == "ngram+pool+head" and "head" in found.stats.by_drafter
+
+
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize("kind", ["block", "redrafter"])
+def test_chats_formats_stop_strings_and_dropped_streams_are_those_without_drafts(
+    target: Path, make: Callable[..., Path], backend: Any, kind: str
+) -> None:
+    plain = load(target, draft="none", backend=backend, numerics="exact", num_draft_tokens=0)
+    head = make(kind=kind, trimmed=False)
+    drafted = load(target, draft=head, backend=backend, numerics="exact", num_draft_tokens=4)
+    check_everyday(plain, drafted, TOKENS)
 
 
 @pytest.fixture

@@ -49,6 +49,7 @@ GROUND = {
     "onnx_folder",
     "own_files",
     "own_python",
+    "process_end",
     "protocols",
     "sampling",
     "sampling_params",

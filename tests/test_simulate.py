@@ -274,6 +274,7 @@ def test_without_a_chip_all_are_listed() -> None:
     [
         (["--chip", "moon-lake"], "no such chip; got moon-lake; allowed: meteor-lake"),
         (["--chip", "lunar-lake", "--pair", "gpt"], "no such pair; got gpt"),
+        (["--pair", "gpt"], "no such pair; got gpt"),
         (["--chip", "lunar-lake", "--acceptance", "1.5"], "acceptance; got 1.5; allowed: 0 to 1"),
         (["--chip", "lunar-lake", "--acceptance", "nan"], "acceptance; got nan"),
         (["--chip", "lunar-lake", "--context", "-1"], "context; got -1"),

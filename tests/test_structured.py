@@ -228,7 +228,9 @@ def test_every_row_gets_the_mask_of_its_own_path() -> None:
     tree = masked(logits, Draft((1, 0), tree=(0, 0)), only)
     assert np.isfinite(tree)[2].tolist() == [False, False, False, True]
     assert (tree[np.isfinite(tree)] == logits[np.isfinite(tree)]).all()
-    assert np.isfinite(logits).all() and masked(logits, Draft((1, 2)), None) is logits
+    for nothing in (None, Only(4, {})):
+        assert masked(logits, Draft((1, 2)), nothing) is logits
+    assert np.isfinite(logits).all()
 
 
 def prefer(tokenizer: Tokenizer, text: str) -> FakeModel:

@@ -264,6 +264,19 @@ def infill(
 @command.command()
 @model_options
 @fetch_options
+@click.option("--pairs", type=click.IntRange(1), default=15, show_default=True, help="Interleaved repetitions.")
+@click.option("--start", is_flag=True, help="Time the start of processes, too.")
+def server(pairs: int, start: bool, **options: Any) -> None:
+    """What edgespec serve adds to the library: to a request and a batch of tokens, before the first byte, at rest."""
+    from edgespec_bench.server import bench_server
+
+    starts = {name: options[name] for name in ("model", "draft", "backend", "numerics", "device")} if start else None
+    bench_server(load_pair(options), pairs=pairs, starts=starts)
+
+
+@command.command()
+@model_options
+@fetch_options
 @click.option("-o", "--output", metavar="FILE", required=True, type=click.Path(path_type=Path), help="File to write.")
 @click.option("--prompts", type=click.Path(path_type=Path), metavar="FILE", help="Lines of JSON (kind, text).")
 @click.option("--per-category", type=click.IntRange(1), metavar="N", help="Take the first N prompts of each category.")

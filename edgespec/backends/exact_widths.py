@@ -131,6 +131,7 @@ def _differing_anywhere(model: Model, most: int, tried: Tried, keep: Callable[[T
     trials = [(past, width) for past, widths in ((_PAST, _WIDTHS), (0, _FIRST)) for width in widths if width < most]
     trials.insert(0, (_PAST, most))  # with a prompt's second chunk, the reference itself is tried
     work = [width * _windows(past, width) for past, width in trials]
+    work[0] += most + _PAST  # what all are held against is read before the first
     differs: set[int] = set()
     reference: _Reference | None = None
     for number, (past, width) in enumerate(trials):

@@ -10,7 +10,7 @@ import click
 
 from edgespec.commands import given_text
 from edgespec.errors import EdgespecError, SettingError
-from edgespec.sampling_params import SamplingParams
+from edgespec.sampling_params import SamplingParams, require_length
 from edgespec.types import Backend, GGUFWeights, KVPath, Prefer, Schedule, Verification
 
 if TYPE_CHECKING:
@@ -240,10 +240,12 @@ def _read_json(file: str) -> Any:
 
 
 def sampling_from(options: dict[str, Any]) -> tuple[SamplingParams, int | None, dict[str, Any]]:
-    """Split the values of both groups: sampling, max_new_tokens, arguments for ``load``."""
+    """Split the values of both groups: sampling, max_new_tokens, arguments for ``load``. They are checked here, before
+    any model is loaded."""
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "verification", "seed")
     sampling = SamplingParams(**{name: options.pop(name) for name in names})
-    max_new_tokens = options.pop("max_new_tokens")
+    if (max_new_tokens := options.pop("max_new_tokens")) is not None:
+        require_length(max_new_tokens)
     options["ref"] = options.pop("model")
     return sampling, max_new_tokens, options
 

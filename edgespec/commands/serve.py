@@ -135,10 +135,11 @@ def _listen(service: Service, names: list[str], address: Address, record: Found 
     from edgespec.server.listen import Listener
     from edgespec.server.refusals import Refusal
 
+    page = ChatPage(service, found.data_dir() / "chats.sqlite")
     app = application(
         service,
         shutdown=Shutdown(record.token, lambda: listener.stop()) if record else None,
-        more=ChatPage(service, found.data_dir() / "chats.sqlite").routes(),
+        more=page.routes(),
         **who_may_ask,
     )
     listener = Listener(terminal.RefusedLines(app), service, address, begin=lambda: _begin(service, names, address))
@@ -146,6 +147,8 @@ def _listen(service: Service, names: list[str], address: Address, record: Found 
         asyncio.run(listener.run())
     except Refusal as error:
         raise EdgespecError(error.message) from error
+    finally:
+        page.close()
 
 
 async def _begin(service: Service, names: list[str], address: Address) -> None:

@@ -78,7 +78,7 @@ def command(
     elif chip is None:
         if plot or timeline:
             raise SettingError("a picture is of one chip", hint="name it: --chip lunar-lake")
-        _list(as_json)
+        _list(pair, as_json)
     else:
         simulation = _simulation(chip, pair, acceptance, context)
         plans = simulation.plans()
@@ -111,12 +111,13 @@ def _best(plans: list[Plan], prefer: str) -> Plan:
     return least_energy(plans) if prefer == "battery" else max(plans, key=lambda plan: plan.tok_per_s)
 
 
-def _list(as_json: bool) -> None:
+def _list(pair: str, as_json: bool) -> None:
     from rich.table import Table
 
     from edgespec.simulate.figures import figures
 
     known = figures()
+    known.pair(pair)
     if as_json:
         titles = {name: chip.title for name, chip in known.chips.items()}
         screen.write(json.dumps({"chips": titles, "pairs": list(known.pairs)}) + "\n")

@@ -17,17 +17,21 @@ from edgespec.types import Draft, Logits
 
 
 def masked(logits: Logits, draft: Draft, constraint: Constraint | None) -> Logits:
-    """The target's logits for a draft, with ``-inf`` where the constraint forbids. Without a constraint: the input
-    itself.
+    """The target's logits for a draft, with ``-inf`` where the constraint forbids. The input itself, if it forbids
+    nothing.
 
     logits: ``(1 + n, vocab)``; row 0 follows the committed text, row 1 + i follows draft token i.
     """
     if constraint is None:
         return logits
-    out = np.full_like(logits, -np.inf)
     paths: list[tuple[int, ...]] = [()]  # for each row: the draft tokens that lead to it
     for index, token in enumerate(draft.tokens):
         paths.append((*paths[index if draft.tree is None else draft.tree[index]], token))
-    for row, path in enumerate(paths):
-        np.copyto(out[row], logits[row], where=constraint.allowed(path))
+    masks = [constraint.allowed(path) for path in paths]
+    bound = [row for row, mask in enumerate(masks) if not mask.all()]
+    if not bound:  # a constraint on how a text begins is over, and a copy of all logits takes as long as a small layer
+        return logits
+    out: Logits = logits.copy()
+    for row in bound:
+        np.copyto(out[row], -np.inf, where=~masks[row])
     return out

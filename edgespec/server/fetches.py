@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from edgespec.hub.progress import Paused, Watch
+from edgespec.process_end import PREFIX
 from edgespec.server.residents import Offer, Residents
 
 
@@ -73,5 +74,5 @@ def _beside(work: Callable[[], Offer]) -> Future[Offer]:
         except BaseException as error:
             future.set_exception(error)
 
-    threading.Thread(target=run, name="edgespec-fetch", daemon=True).start()
+    threading.Thread(target=run, name=f"{PREFIX}fetch", daemon=True).start()
     return future

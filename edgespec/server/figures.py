@@ -50,7 +50,7 @@ def timings(result: Generation) -> dict[str, Any]:
 
 
 def rounds(each: Sequence[Round]) -> list[dict[str, Any]]:
-    """What each round did: who drafted, how many tokens, how many were accepted and committed."""
+    """What each round did: who drafted, how many tokens, how many were accepted and committed; its forward's width."""
     return [
         {
             "drafter": r.drafter if r.proposed else None,
@@ -58,6 +58,7 @@ def rounds(each: Sequence[Round]) -> list[dict[str, Any]]:
             "accepted": r.accepted,
             "forced": r.forced,
             "committed": r.committed,
+            "width": r.width,
             "seconds": r.draft_s + r.target_s + r.host_s,
         }
         for r in each

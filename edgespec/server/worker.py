@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from edgespec.errors import EdgespecError
 from edgespec.pipeline import Pipeline
+from edgespec.process_end import PREFIX
 from edgespec.server.prepare import Prepared
 from edgespec.server.refusals import Busy, Refusal, Replaced, Unavailable
 from edgespec.server.schema import Chunk, Request
@@ -63,7 +64,7 @@ class Worker:
         self._calls: deque[Callable[[Pipeline], None]] = deque()
         self._closed = False
         self._usual_s = 0.0  # how long a request took, lately
-        self._thread = threading.Thread(target=self._run, name=f"edgespec-{name}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"{PREFIX}{name}", daemon=True)
 
     def start(self) -> None:
         self._thread.start()

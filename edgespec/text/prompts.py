@@ -63,6 +63,6 @@ class Prompts:
                 "prompt is longer than the context",
                 got=f"{len(prompt)} tokens",
                 allowed=f"{capacity} tokens",
-                hint="shorten the prompt or start a new conversation",
+                hint="shorten the prompt, start a new conversation, or load with a larger context_length",
             )
         return tokens

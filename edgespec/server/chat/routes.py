@@ -110,6 +110,12 @@ class ChatPage:
             ),
         ]
 
+    def close(self) -> None:
+        """All that was to be kept is in the file then."""
+        if self._opened is not None:
+            self._writer.submit(self._opened.close)
+        self._writer.shutdown()
+
     async def _do(self, work: Callable[[Store], T]) -> T:
         """Use the store on its own thread."""
 
