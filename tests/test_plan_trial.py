@@ -80,9 +80,9 @@ class Timed(Runner):
 
 def test_ratios_are_those_of_rounds_that_both_took_part_in() -> None:
     """The first plan leaves in the first round, when the machine is slow."""
-    first, best, other = Timed(8.0), Timed(4.0, *6 * [1.0]), Timed(4.0, 1.2, 0.9, 1.2, 0.9, 1.2, 0.9)
+    first, best, other = Timed(16.0), Timed(4.0, *6 * [1.0]), Timed(4.0, 1.2, 0.9, 1.2, 0.9, 1.2, 0.9)
     found = in_rounds(first, [best, other], 7)
-    assert found[best] == 0.5 and found[other] == 0.5
+    assert found[best] == 0.25 and found[other] == 0.25
 
 
 def test_answers_are_cut_or_repeated_to_fill_a_turn(pipeline: Pipeline) -> None:
