@@ -14,6 +14,7 @@ from edgespec.machine.engine_comparison import Pace
 from edgespec.machine.plans import Plan
 from edgespec.pipeline import Pipeline
 from edgespec.protocols import Model
+from edgespec.stats import Stats
 
 WRITTEN = 32
 """tokens of the free text"""
@@ -101,7 +102,17 @@ class Runner:
         if not self.metered:
             drafts_on = self.plan.draft_model.device if self.plan.draft_model else None
             self.joules = energy.modelled_joules(stats, self.plan.target.device, drafts_on) / stats.decoded
-        return result.token_ids, (stats.prefill_s + stats.decode_s) / stats.decoded
+        once_s = stats.prefill_s + _late_s(stats)  # the same for a part of an answer as for all of it
+        rest_s = stats.prefill_s + stats.decode_s - once_s
+        return result.token_ids, once_s / max(len(text), tokens) + rest_s / stats.decoded
+
+
+def _late_s(stats: Stats) -> float:
+    """How much longer than the others the first overlapped round took, in which the draft model reads the prompt."""
+    first, *others = (round_.draft_s + round_.target_s + round_.host_s for round_ in stats.decoding)
+    if stats.schedule == "synchronous" or not others:
+        return 0.0
+    return max(0.0, first - median(others))
 
 
 def ratio_in_turns(first: Runner, other: Runner, number: int) -> float:

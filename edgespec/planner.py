@@ -153,7 +153,6 @@ def measure(plans: Sequence[Plan], open_plan: Open, say: Say, prefer: Prefer = "
         over_first = _ratio(found[base.plan])
         found[candidate] = Row(candidate, other.best, median(ratios) * over_first, other.joules)
         found[base.plan] = replace(found[base.plan], pace=base.best, joules=base.joules)
-        _remember_schedules(base, other, median(ratios))
         if is_behind([1 / ratio for ratio in ratios]):
             base = other
         del other
@@ -328,7 +327,8 @@ def _nothing_to_overlap(candidate: Plan, first: Runner) -> str | None:
 
 
 def _remember_schedules(base: Runner, other: Runner, ratio: float) -> None:
-    """For loads that name no plan: a load as the base asks which schedule was faster."""
+    """For loads that name no plan: a load as the base asks which schedule was faster. It is kept for good, so it takes
+    many turns of plans with measured costs."""
     model = base.pipeline.draft_model
     same = replace(other.plan, schedule=base.plan.schedule) == base.plan
     if same and other.plan.schedule == "overlapped" and model is not None:

@@ -13,7 +13,7 @@ import pytest
 from edgespec import loading, planner
 from edgespec.errors import BackendError, DeviceError, EdgespecError, SettingError
 from edgespec.load_options import LoadOptions
-from edgespec.machine import energy, engine_choice
+from edgespec.machine import energy, engine_choice, schedule_choice
 from edgespec.machine.engine_comparison import Pace
 from edgespec.machine.plans import Place, Plan, plans
 from edgespec.plan_trial import WHOLE, Length, Runner
@@ -276,6 +276,20 @@ def test_plans_that_are_near_the_best_are_timed_together(scripted: type[Scripted
     unmetered = [replace(each, joules=None) for each in disturbed]
     confirmed(unmetered, "battery")
     assert made() == [OV, OVERLAPPED, OV, LOOKUPS], "energy is no time"
+
+
+def test_only_plans_timed_together_say_which_schedule_is_faster(
+    scripted: type[Scripted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That is stored for good, and the first pass has few turns and guessed costs."""
+    remembered: list[float] = []
+    monkeypatch.setattr(schedule_choice, "remember", lambda target, model, found: remembered.append(found.gain))
+    pipeline = fake_pipeline()
+    pipeline.draft_model = object()
+    rows = planner.measure([OV, OVERLAPPED], lambda plan: pipeline, quiet)[0]
+    assert rows[1].ratio == 0.5 and not remembered
+    planner.confirmed(rows, [7], lambda plan: pipeline, quiet, "speed")
+    assert remembered == [2.0]
 
 
 def test_where_the_first_one_seems_the_best_those_near_it_are_timed_again_too(scripted: type[Scripted]) -> None:
