@@ -20,6 +20,8 @@ WRITTEN = 32
 """tokens of the free text"""
 LEAST_SHARE = 0.5
 """Of the answers, what is written at least. A first round may write 17 tokens of the edit, and is not timed."""
+LEAST_GAIN = 0.98
+"""Of the first plan's time: two measurements of one plan differ by as much."""
 _BEHIND_ONCE, _BEHIND = 3.0, 1.3
 """Times as long in one turn, and in each of several. Another program on one of two cores makes a turn about twice as
 long, so below three times a single turn decides nothing. That two turns in a row are so by a third is no noise: one
@@ -134,8 +136,8 @@ def is_behind(ratios: Sequence[float], slack: float = 1.0) -> bool:
 def in_rounds(first: Runner, rivals: Sequence[Runner], rounds: int) -> dict[Runner, float]:
     """Of each rival its time over the first one's, in rounds of a turn each: by medians of ratios to the fastest.
 
-    Who was slower than another one in more than half of all rounds has lost, and leaves, since no further round can
-    change the median. So does who is behind (``is_behind``).
+    Who was slower than another one in more than half of all rounds, and by more than ``LEAST_GAIN`` allows, has lost,
+    and leaves: whatever comes, the median says that it is slower by more. So does who is behind (``is_behind``).
     """
     seconds: dict[Runner, list[float]] = {runner: [] for runner in (first, *rivals)}
     at_work = list(seconds)
@@ -144,7 +146,9 @@ def in_rounds(first: Runner, rivals: Sequence[Runner], rounds: int) -> dict[Runn
             seconds[runner].append(runner.turn().use_s)
         for runner in list(at_work):
             others = [_ratios(seconds[runner], seconds[other]) for other in at_work if other is not runner]
-            if any(sum(ratio > 1 for ratio in ratios) > rounds // 2 or is_behind(ratios) for ratios in others):
+            if any(
+                sum(ratio > 1 / LEAST_GAIN for ratio in ratios) > rounds // 2 or is_behind(ratios) for ratios in others
+            ):
                 at_work.remove(runner)
         if len(at_work) == 1:
             break

@@ -25,7 +25,7 @@ from edgespec.machine.other_programs import BUSY_CORES, Others, busy
 from edgespec.machine.plans import Plan
 from edgespec.machine.schedule_choice import Schedules
 from edgespec.pipeline import Pipeline
-from edgespec.plan_trial import Runner, in_rounds, is_behind, ratio_in_turns
+from edgespec.plan_trial import LEAST_GAIN, Runner, in_rounds, is_behind, ratio_in_turns
 from edgespec.types import Prefer
 
 Open = Callable[[Plan], Pipeline]
@@ -40,8 +40,6 @@ _NEAR = 1.15
 _TURN_S, _LONG_TURN_S = 1.0, 2.5
 """How long a turn takes while there are many plans, and when it decides. Answers are repeated until then; if one takes
 longer, it is cut while there are many plans."""
-_LEAST_GAIN = 0.98
-"""Of the first plan's time: two measurements of one plan differ by as much."""
 _LEAST_OVERLAP = 0.05
 """A draft step of so small a share of a forward leaves nothing to overlap."""
 _SLOWEST_ON_BATTERY = 1.5
@@ -208,7 +206,7 @@ def ranked(rows: Sequence[Row], prefer: Prefer) -> list[Row]:
     ran = [row for row in rows if row.ratio is not None]
     first = ran[0]
     best = min(ran, key=_ratio)
-    if _ratio(best) > _LEAST_GAIN:
+    if _ratio(best) > LEAST_GAIN:
         best = first
     reason = "the fastest" if best is not first else "no other is faster"
     if prefer == "battery" and all(row.joules is not None for row in ran):
@@ -242,27 +240,29 @@ def together(first: Plan, rivals: Sequence[Plan], text: Sequence[int], open_plan
     """Rows of plans that are timed in rounds of a turn each, all of them or as many as there is memory for."""
     rows: list[Row] = []
     left = list(rivals)
-    base: Runner | None = None
+    say(f"timing {first}")
+    base = _long(first, open_plan, text)
     while left:
         runners: list[Runner] = []
-        while left and (base is None or not runners or not _no_room(base)):
+        while left and not (no_room := _no_room(base)):
+            say(f"timing {left[0]}")
             try:
-                if base is None:
-                    say(f"timing {first}")
-                    base = _long(first, open_plan, text)
-                say(f"timing {left[0]}")
                 runners.append(Runner(left[0], open_plan(left[0]), text, base.length))
             except EdgespecError as error:
-                if base is None:
-                    raise
                 rows.append(Row(left[0], why=f"does not run: {error}"))
             del left[0]
-        if base is not None and runners:
-            ratios = in_rounds(base, runners, _ROUNDS)
-            for runner in runners:
-                rows.append(Row(runner.plan, runner.best, ratios[runner], runner.joules))
-                _remember_schedules(base, runner, ratios[runner])
+        if left and not runners:
+            return rows + [Row(plan, why=f"not timed again: {no_room}") for plan in left]
+        rows += _in_group(base, runners)
     return rows
+
+
+def _in_group(base: Runner, runners: Sequence[Runner]) -> list[Row]:
+    """Nothing holds the runners afterwards: the next group needs their memory."""
+    ratios = in_rounds(base, runners, _ROUNDS) if runners else {}
+    for runner, ratio in ratios.items():
+        _remember_schedules(base, runner, ratio)
+    return [Row(runner.plan, runner.best, ratio, runner.joules) for runner, ratio in ratios.items()]
 
 
 def _long(plan: Plan, open_plan: Open, text: Sequence[int]) -> Runner:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 
@@ -308,12 +309,34 @@ def test_of_plans_timed_together_who_is_far_behind_leaves_soon(scripted: type[Sc
 def test_plans_are_timed_in_groups_where_memory_is_short(
     scripted: type[Scripted], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planner, "_no_room", lambda first: "no room" if made()[-1:] == [OVERLAPPED] else None)
+    room = iter([None, "no room", None])
+    monkeypatch.setattr(planner, "_no_room", lambda first: next(room))
     scripted.seconds |= {OVERLAPPED: 0.9, LOOKUPS: 0.84}
     found = confirmed([row(OV, 1.0), row(OVERLAPPED, 0.8), row(LOOKUPS, 0.86)])
     assert found == [(LOOKUPS, 0.84), (OVERLAPPED, 0.9), (OV, 1.0)]
-    assert LOOKUPS not in scripted.turned[: scripted.turned.index(LOOKUPS)]
+    assert set(scripted.turned[:8]) == {OV, OVERLAPPED} and set(scripted.turned[8:]) == {OV, LOOKUPS}
     assert scripted.turned.count(OV) == 8
+
+
+def test_a_group_is_gone_before_there_is_room_for_the_next(
+    scripted: type[Scripted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: WeakSet[Any] = WeakSet()
+
+    def open_plan(plan: Plan) -> Any:
+        pipeline = fake_pipeline()
+        pipeline.weights = type("Weights", (), {})()
+        alive.add(pipeline.weights)
+        return pipeline
+
+    monkeypatch.setattr(planner, "_no_room", lambda first: "no room" if len(alive) > 1 else None)
+    scripted.seconds |= {OVERLAPPED: 0.9, LOOKUPS: 0.84}
+    rows = planner.together(OV, [OVERLAPPED, LOOKUPS], [7], open_plan, quiet)
+    assert [(each.plan, round(each.ratio or 0.0, 3)) for each in rows] == [(OVERLAPPED, 0.9), (LOOKUPS, 0.84)]
+    monkeypatch.setattr(planner, "_no_room", lambda first: "no room")
+    scripted.made.clear()
+    rows = planner.together(OV, [OVERLAPPED], [7], open_plan, quiet)
+    assert rows == [Row(OVERLAPPED, why="not timed again: no room")] and made() == [OV]
 
 
 def test_a_faster_plan_that_costs_more_energy_is_no_rival_on_battery(scripted: type[Scripted]) -> None:
