@@ -28,10 +28,10 @@ VERSIONS = {
     "onnx_form": 10,
     "exact_widths": 6,
     "forward_times": 7,
-    "call": 1,
+    "call": 2,
     "engines": 3,
-    "schedules": 2,
-    "plans": 3,
+    "schedules": 3,
+    "plans": 4,
 }
 """Part of the keys of cached results. Raise a version when a change of ours makes its cached results wrong: the same
 file gives another IR, the same IR another graph or refusal, or the same machine other widths, times or engine"""

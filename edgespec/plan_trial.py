@@ -14,13 +14,18 @@ from edgespec.machine.engine_comparison import Pace
 from edgespec.machine.plans import Plan
 from edgespec.pipeline import Pipeline
 from edgespec.protocols import Model
+from edgespec.stats import Stats
 
 WRITTEN = 32
 """tokens of the free text"""
 LEAST_SHARE = 0.5
 """Of the answers, what is written at least. A first round may write 17 tokens of the edit, and is not timed."""
-_BEHIND_ONCE, _BEHIND = 1.6, 1.3
-"""times as long in one turn, and in each of several"""
+LEAST_GAIN = 0.98
+"""Of the first plan's time: two measurements of one plan differ by as much."""
+_BEHIND_ONCE, _BEHIND = 3.0, 1.3
+"""Times as long in one turn, and in each of several. Another program on one of two cores makes a turn about twice as
+long, so below three times a single turn decides nothing. That two turns in a row are so by a third is no noise: one
+plan's turns differ by a tenth (docs/log/devices.md)."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,17 @@ class Runner:
         if not self.metered:
             drafts_on = self.plan.draft_model.device if self.plan.draft_model else None
             self.joules = energy.modelled_joules(stats, self.plan.target.device, drafts_on) / stats.decoded
-        return result.token_ids, (stats.prefill_s + stats.decode_s) / stats.decoded
+        once_s = stats.prefill_s + _late_s(stats)  # the same for a part of an answer as for all of it
+        rest_s = stats.prefill_s + stats.decode_s - once_s
+        return result.token_ids, once_s / max(len(text), tokens) + rest_s / stats.decoded
+
+
+def _late_s(stats: Stats) -> float:
+    """How much longer than the others the first overlapped round took, in which the draft model reads the prompt."""
+    first, *others = (round_.draft_s + round_.target_s + round_.host_s for round_ in stats.decoding)
+    if stats.schedule == "synchronous" or not others:
+        return 0.0
+    return max(0.0, first - median(others))
 
 
 def ratio_in_turns(first: Runner, other: Runner, number: int) -> float:
@@ -112,7 +127,7 @@ def ratio_in_turns(first: Runner, other: Runner, number: int) -> float:
 def is_behind(ratios: Sequence[float], slack: float = 1.0) -> bool:
     """Whether who took so many times as long, turn by turn, is slower for sure. One turn may be disturbed.
 
-    >>> is_behind([1.5]), is_behind([1.7]), is_behind([1.5, 1.4]), is_behind([1.9, 1.0]), is_behind([])
+    >>> is_behind([2.9]), is_behind([3.1]), is_behind([1.5, 1.4]), is_behind([2.9, 1.0]), is_behind([])
     (False, True, True, False, False)
     """
     return bool(ratios) and min(ratios) > slack * (_BEHIND_ONCE if len(ratios) == 1 else _BEHIND)
@@ -121,8 +136,8 @@ def is_behind(ratios: Sequence[float], slack: float = 1.0) -> bool:
 def in_rounds(first: Runner, rivals: Sequence[Runner], rounds: int) -> dict[Runner, float]:
     """Of each rival its time over the first one's, in rounds of a turn each: by medians of ratios to the fastest.
 
-    Who was slower than another one in more than half of all rounds has lost, and leaves, since no further round can
-    change the median. So does who is behind (``is_behind``).
+    Who was slower than another one in more than half of all rounds, and by more than ``LEAST_GAIN`` allows, has lost,
+    and leaves: whatever comes, the median says that it is slower by more. So does who is behind (``is_behind``).
     """
     seconds: dict[Runner, list[float]] = {runner: [] for runner in (first, *rivals)}
     at_work = list(seconds)
@@ -131,7 +146,9 @@ def in_rounds(first: Runner, rivals: Sequence[Runner], rounds: int) -> dict[Runn
             seconds[runner].append(runner.turn().use_s)
         for runner in list(at_work):
             others = [_ratios(seconds[runner], seconds[other]) for other in at_work if other is not runner]
-            if any(sum(ratio > 1 for ratio in ratios) > rounds // 2 or is_behind(ratios) for ratios in others):
+            if any(
+                sum(ratio > 1 / LEAST_GAIN for ratio in ratios) > rounds // 2 or is_behind(ratios) for ratios in others
+            ):
                 at_work.remove(runner)
         if len(at_work) == 1:
             break

@@ -25,7 +25,7 @@ from edgespec.machine.other_programs import BUSY_CORES, Others, busy
 from edgespec.machine.plans import Plan
 from edgespec.machine.schedule_choice import Schedules
 from edgespec.pipeline import Pipeline
-from edgespec.plan_trial import Runner, in_rounds, is_behind, ratio_in_turns
+from edgespec.plan_trial import LEAST_GAIN, Runner, in_rounds, is_behind, ratio_in_turns
 from edgespec.types import Prefer
 
 Open = Callable[[Plan], Pipeline]
@@ -40,14 +40,14 @@ _NEAR = 1.15
 _TURN_S, _LONG_TURN_S = 1.0, 2.5
 """How long a turn takes while there are many plans, and when it decides. Answers are repeated until then; if one takes
 longer, it is cut while there are many plans."""
-_LEAST_GAIN = 0.98
-"""Of the first plan's time: two measurements of one plan differ by as much."""
 _LEAST_OVERLAP = 0.05
 """A draft step of so small a share of a forward leaves nothing to overlap."""
 _SLOWEST_ON_BATTERY = 1.5
 """times as long as the fastest plan may take, to save energy"""
 _FAR_BEHIND = 1.5
-"""times as long as the best plan so far: a target whose other plans took that is left"""
+"""Times as long as the same kind of plan elsewhere took: a target whose plans all did is left. From kind to kind these
+ratios of two engines differed by a tenth (docs/log/devices.md), so a half is not made up for. The same holds for
+overlapped plans, beside the synchronous one with the same models."""
 _ROOM = 2
 """Memory that another plan takes, in sizes of its target's weights"""
 _LOOK_S, _AGAIN_S = 0.2, 24 * 3600
@@ -99,8 +99,8 @@ def plan(
 ) -> PlanTable:
     """The table of these plans: the stored one, or measured now. Raises the last plan's error if none runs.
 
-    key: a fingerprint of all that it depends on. open_plan: to be timed, without long measurements. load: as a run
-    does. again: measure even so.
+    key: a fingerprint of all that it depends on. open_plan: to be left soon, so without long measurements. load: as
+    a run does, whose measured costs decide what is drafted. again: measure even so.
     """
     file = measurement_store.file_of(f"plans-{cache.VERSIONS['plans']}-{prefer}", key)
 
@@ -116,7 +116,7 @@ def plan(
         rows, first = measure(plans, open_plan, say, prefer)
         metered, text = first.metered, first.written
         del first  # its memory
-        order = loadable(confirmed(rows, text, open_plan, say, prefer), load, say, prefer)
+        order = loadable(confirmed(rows, text, load, say, prefer), load, say, prefer)
         return PlanTable(model, prefer, tuple(order), metered, others.cores(), tuple(text))
 
     return measurement_store.remembered(file, known, find)
@@ -151,7 +151,6 @@ def measure(plans: Sequence[Plan], open_plan: Open, say: Say, prefer: Prefer = "
         over_first = _ratio(found[base.plan])
         found[candidate] = Row(candidate, other.best, median(ratios) * over_first, other.joules)
         found[base.plan] = replace(found[base.plan], pace=base.best, joules=base.joules)
-        _remember_schedules(base, other, median(ratios))
         if is_behind([1 / ratio for ratio in ratios]):
             base = other
         del other
@@ -207,7 +206,7 @@ def ranked(rows: Sequence[Row], prefer: Prefer) -> list[Row]:
     ran = [row for row in rows if row.ratio is not None]
     first = ran[0]
     best = min(ran, key=_ratio)
-    if _ratio(best) > _LEAST_GAIN:
+    if _ratio(best) > LEAST_GAIN:
         best = first
     reason = "the fastest" if best is not first else "no other is faster"
     if prefer == "battery" and all(row.joules is not None for row in ran):
@@ -241,27 +240,29 @@ def together(first: Plan, rivals: Sequence[Plan], text: Sequence[int], open_plan
     """Rows of plans that are timed in rounds of a turn each, all of them or as many as there is memory for."""
     rows: list[Row] = []
     left = list(rivals)
-    base: Runner | None = None
+    say(f"timing {first}")
+    base = _long(first, open_plan, text)
     while left:
         runners: list[Runner] = []
-        while left and (base is None or not runners or not _no_room(base)):
+        while left and not (no_room := _no_room(base)):
+            say(f"timing {left[0]}")
             try:
-                if base is None:
-                    say(f"timing {first}")
-                    base = _long(first, open_plan, text)
-                say(f"timing {left[0]}")
                 runners.append(Runner(left[0], open_plan(left[0]), text, base.length))
             except EdgespecError as error:
-                if base is None:
-                    raise
                 rows.append(Row(left[0], why=f"does not run: {error}"))
             del left[0]
-        if base is not None and runners:
-            ratios = in_rounds(base, runners, _ROUNDS)
-            for runner in runners:
-                rows.append(Row(runner.plan, runner.best, ratios[runner], runner.joules))
-                _remember_schedules(base, runner, ratios[runner])
+        if left and not runners:
+            return rows + [Row(plan, why=f"not timed again: {no_room}") for plan in left]
+        rows += _in_group(base, runners)
     return rows
+
+
+def _in_group(base: Runner, runners: Sequence[Runner]) -> list[Row]:
+    """Nothing holds the runners afterwards: the next group needs their memory."""
+    ratios = in_rounds(base, runners, _ROUNDS) if runners else {}
+    for runner, ratio in ratios.items():
+        _remember_schedules(base, runner, ratio)
+    return [Row(runner.plan, runner.best, ratio, runner.joules) for runner, ratio in ratios.items()]
 
 
 def _long(plan: Plan, open_plan: Open, text: Sequence[int]) -> Runner:
@@ -286,17 +287,32 @@ def _no_room(first: Runner) -> str | None:
 
 
 def _slow_place(candidate: Plan, rows: Sequence[Row]) -> str | None:
-    """Where other plans of the same target were far behind, no draft makes up for it. Overlapped, a target has fewer
-    cores, whatever drafts beside it."""
-    ran = [row for row in rows if row.ratio is not None]
-    there = [row for row in ran if row.plan.target == candidate.target]
-    overlapped = [row for row in there if row.plan.schedule == "overlapped"]
-    groups = {"": there, "overlapped ": overlapped if candidate.schedule == "overlapped" else []}
-    for kind, group in groups.items():
-        behind = min(map(_ratio, group), default=0.0) / min(map(_ratio, ran))
-        if behind > _FAR_BEHIND:
-            return f"another {kind}plan of {candidate.target} took {behind:.1f} times as long"
+    """Where plans of the same target were far behind those of their kind elsewhere, no draft makes up for it.
+    Overlapped, a target has fewer cores, whatever drafts beside it on that device."""
+    ran = {row.plan: _ratio(row) for row in rows if row.ratio is not None}
+    best: dict[object, float] = {}
+    for plan, ratio in ran.items():
+        best[_kind(plan)] = min(ratio, best.get(_kind(plan), ratio))
+    there = [plan for plan in ran if plan.target == candidate.target]
+    behind = {"": [ran[plan] / best[_kind(plan)] for plan in there], "overlapped ": []}
+    for plan in there:
+        same = replace(plan, schedule="synchronous")
+        if same in ran and same != plan and _overlaps_on(plan) == _overlaps_on(candidate):
+            behind["overlapped "].append(ran[plan] / ran[same])
+    for kind, times in behind.items():
+        if min(times, default=0.0) > _FAR_BEHIND:
+            return f"another {kind}plan of {candidate.target} took {min(times):.1f} times as long"
     return None
+
+
+def _kind(plan: Plan) -> tuple[object, ...]:
+    """What plans of two targets have in common, so that their times tell which target is faster."""
+    return plan.schedule, plan.draft, plan.draft_model is None, plan.draft_model == plan.target
+
+
+def _overlaps_on(plan: Plan) -> str | None:
+    """The draft's device, which decides what cores the target has."""
+    return plan.draft_model.device if plan.draft_model and plan.schedule == "overlapped" else None
 
 
 def _nothing_to_overlap(candidate: Plan, first: Runner) -> str | None:
@@ -311,7 +327,8 @@ def _nothing_to_overlap(candidate: Plan, first: Runner) -> str | None:
 
 
 def _remember_schedules(base: Runner, other: Runner, ratio: float) -> None:
-    """For loads that name no plan: a load as the base asks which schedule was faster."""
+    """For loads that name no plan: a load as the base asks which schedule was faster. It is kept for good, so it takes
+    many turns of plans with measured costs."""
     model = base.pipeline.draft_model
     same = replace(other.plan, schedule=base.plan.schedule) == base.plan
     if same and other.plan.schedule == "overlapped" and model is not None:
@@ -321,7 +338,7 @@ def _remember_schedules(base: Runner, other: Runner, ratio: float) -> None:
 @dataclass(frozen=True)
 class Verified:
     """share: speed of the plan that was taken over that of the fastest, 1 if it is the fastest. The other figures:
-    how many plans were timed, and by how many pairs of turns each."""
+    how many plans were timed, and by how many pairs of turns each, at most."""
 
     share: float
     fastest: Plan
@@ -359,7 +376,7 @@ def verify(table: PlanTable, open_plan: Open, say: Say, pairs: int) -> Verified:
 
 def _verified(first: Runner, other: Runner, pairs: int) -> float:
     ratios: list[float] = []
-    while len(ratios) < pairs and sum(ratio > 1 for ratio in ratios) <= pairs // 2 and not is_behind(ratios):
+    while len(ratios) < pairs and sum(ratio > 1 for ratio in ratios) <= pairs // 2:
         ratios.append(ratio_in_turns(first, other, len(ratios)))
     return median(ratios)
 

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 import edgespec
-from edgespec.bench import report, speed
+from edgespec.bench import report, simulation, speed
 from edgespec.bench.prompts import Prompt, behind, encode, read, read_before
 from edgespec.bench.simulation import compare_here, compare_overlapped
 from edgespec.cli import cli
@@ -24,6 +24,8 @@ from edgespec.errors import BackendError, SettingError
 from edgespec.machine import schedule_choice
 from edgespec.pipeline import Pipeline
 from edgespec.protocols import Model
+from edgespec.stats import Guessed, Stats
+from edgespec.types import Round
 from edgespec_bench import crop, verification
 from edgespec_bench.child import run_python
 from tests.conftest import load_ir, load_stateful
@@ -160,6 +162,14 @@ def test_runs_are_compared_with_their_simulation(pipeline: Pipeline) -> None:
     assert drafted.drafter == "fastdraft" and drafted.k == 2 and 0 < drafted.acceptance_rate <= 1
     for one in (plain, drafted):
         assert one.engine == "openvino" and 0.2 < one.simulated / one.measured < 5
+
+
+def test_the_only_round_of_an_overlapped_text_counts() -> None:
+    """Else a text of one round would leave nothing to divide by."""
+    rounds = [Round("m", 1, 1, 1, 2, 0.0, seconds, 0.0, width=1) for seconds in (3.0, 1.0)]
+    assert simulation._rounds([Stats(rounds=rounds[:1], guessed=Guessed())]) == rounds[:1]
+    assert simulation._rounds([Stats(rounds=rounds, guessed=Guessed())]) == rounds[1:]
+    assert simulation._rounds([Stats(rounds=rounds)]) == rounds
 
 
 def test_overlapped_runs_are_compared_too(tiny_ir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

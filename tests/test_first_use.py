@@ -116,6 +116,21 @@ def test_a_quiet_machine_is_timed_twice_and_a_noisy_one_as_often_as_it_needs() -
     assert len(quiet.widths) < 0.8 * len(noisy.widths)
 
 
+def test_a_disturbed_forward_makes_no_width_dearer_at_a_glance() -> None:
+    """Nor those that are wider."""
+    clock, timed = VirtualClock(), list[int]()
+
+    def seconds(width: int) -> float:
+        timed.append(width)
+        return 1.0 + width / 10 + 9.0 * (len(timed) == 5)  # three set up, one changes the width, and this one counts
+
+    model = FakeModel(TABLE, 50, forward_s=seconds, clock=clock)
+    model.prefill([0] * 4)
+    timed.clear()
+    found = calibration.glance(model, clock, (1, 2, 4))
+    assert found.at_short_s == pytest.approx((1.1, 1.2, 1.4))
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True

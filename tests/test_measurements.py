@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from edgespec.adaptive.forward_cost import ForwardCost
 from edgespec.backends.exact_widths import ExactWidths
 from edgespec.machine import measure_forwards, measurement_store
 from edgespec.machine.engine_comparison import Comparison
+from edgespec.machine.loader import Machine
 from edgespec.machine.measure_forwards import Calibration
 from edgespec.machine.other_programs import Others
 
@@ -165,6 +167,29 @@ def test_a_calibration_made_under_load_is_measured_again_when_the_load_is_gone(
     quiet = record()
     assert quiet["other_cores"] == 0.0 and quiet["times"] != noisy["times"]
     assert record() == quiet
+
+
+def test_a_brief_load_stores_no_time_of_a_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The target's own time is glanced at then, and every later load would read what came of it."""
+    monkeypatch.setenv("EDGESPEC_CACHE", str(tmp_path))
+    monkeypatch.setattr(Others, "cores", lambda self: 0.0)
+    runs: list[int] = []
+    head: Any = SimpleNamespace(fingerprint="head", repeat=lambda: runs.append(1))
+    cache = SimpleNamespace(reset=lambda: None)
+    target: Any = SimpleNamespace(
+        numerics="exact", fingerprint="target", cache=cache, min_width=1, forward=lambda tokens: None
+    )
+    machine = Machine(512, progress=False)
+    machine.brief = True
+    target_s = ForwardCost(ForwardTimes((1,), 64, 512, (0.01,), (0.01,)))
+    machine.call_costs(head, target, target_s)
+    assert runs and not list(tmp_path.glob("measured/*.json"))
+    machine.brief = False
+    machine.call_costs(head, target, target_s)
+    before = len(runs)
+    machine.brief = True
+    machine.call_costs(head, target, target_s)
+    assert len(runs) == before and len(list(tmp_path.glob("measured/call-*.json"))) == 1, "what is known is read"
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:

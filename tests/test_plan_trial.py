@@ -14,7 +14,7 @@ from edgespec.load_options import LoadOptions
 from edgespec.machine.plans import Place, Plan
 from edgespec.pipeline import Pipeline
 from edgespec.plan_trial import LEAST_SHARE, Length, Runner, in_rounds
-from edgespec.stats import Stats
+from edgespec.stats import Guessed, Stats
 from edgespec.types import Round
 
 PLAN = Plan(Place("CPU", "openvino"), Place("CPU", "openvino"))
@@ -67,6 +67,25 @@ def test_what_the_draft_takes_to_read_the_prompt_counts(pipeline: Pipeline, monk
     assert (pace.write_s, pace.copy_s) == (4.0, 4.0)
 
 
+@pytest.mark.parametrize("overlapped", [False, True])
+def test_the_draft_reads_once_for_a_part_of_an_answer_too(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, overlapped: bool
+) -> None:
+    """It takes 8 s here; a token takes 1 s, and a round writes two."""
+
+    def took(prompt: Any, *, max_new_tokens: int, **options: Any) -> Any:
+        late = 8.0 if overlapped else 0.0
+        rounds = [Round("m", 0, 0, 0, 2, 0.0, 2.0 + late * (not i), 0.0, width=1) for i in range(max_new_tokens // 2)]
+        stats = Stats(rounds=rounds, prefill_s=8.0 - late, guessed=Guessed() if overlapped else None)
+        return type("Generation", (), {"stats": stats, "token_ids": [7] * max_new_tokens})()
+
+    monkeypatch.setattr(pipeline, "generate", took)
+    for share in (1.0, 0.5):
+        runner = Runner(PLAN, pipeline, [7] * 32, Length(share))
+        pace = runner.turn()
+        assert (pace.write_s, pace.copy_s) == (1.0 + 8 / 32, 1.0 + 8 / len(runner.edit)), share
+
+
 class Timed(Runner):
     """Its turns take given seconds."""
 
@@ -80,9 +99,18 @@ class Timed(Runner):
 
 def test_ratios_are_those_of_rounds_that_both_took_part_in() -> None:
     """The first plan leaves in the first round, when the machine is slow."""
-    first, best, other = Timed(8.0), Timed(4.0, *6 * [1.0]), Timed(4.0, 1.2, 0.9, 1.2, 0.9, 1.2, 0.9)
+    first, best, other = Timed(16.0), Timed(4.0, *6 * [1.0]), Timed(4.0, 1.2, 0.9, 1.2, 0.9, 1.2, 0.9)
     found = in_rounds(first, [best, other], 7)
-    assert found[best] == 0.5 and found[other] == 0.5
+    assert found[best] == 0.25 and found[other] == 0.25
+
+
+def test_a_loss_within_noise_does_not_end_the_rounds() -> None:
+    """The median of some rounds may be 2 % from that of all, which decides."""
+    first, other = Timed(*4 * [1.01], *3 * [0.9]), Timed(*7 * [1.0])
+    assert in_rounds(first, [other], 7)[other] == 1 / 1.01
+    assert not first._seconds, "all seven rounds"
+    first, other = Timed(*4 * [1.03]), Timed(*4 * [1.0])
+    assert in_rounds(first, [other], 7)[other] == 1 / 1.03
 
 
 def test_answers_are_cut_or_repeated_to_fill_a_turn(pipeline: Pipeline) -> None:

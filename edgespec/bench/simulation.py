@@ -172,8 +172,12 @@ def _compared(
 
 
 def _rounds(runs: Sequence[Stats]) -> list[Round]:
-    """But the first of each overlapped text: in that one the draft model reads the prompt."""
-    return [round_ for stats in runs for round_ in stats.decoding[stats.schedule == "overlapped" :]]
+    """But the first of each overlapped text, if it has more: in that one the draft model reads the prompt."""
+    return [
+        round_
+        for stats in runs
+        for round_ in stats.decoding[stats.schedule == "overlapped" and len(stats.decoding) > 1 :]
+    ]
 
 
 def _runs(pipeline: Pipeline, new_tokens: int, **how: Any) -> list[Stats]:

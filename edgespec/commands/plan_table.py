@@ -27,7 +27,7 @@ def show(table: PlanTable, verified: Verified | None) -> None:
     if table.other_cores > 0.1:
         lines.append(f"Other programs took {table.other_cores:.1f} cores meanwhile.")
     if verified is not None:
-        timed = f"{verified.timed} plans timed again, each in {verified.pairs} pairs of turns with the one taken"
+        timed = f"{verified.timed} plans timed again, each in up to {verified.pairs} pairs of turns with the one taken"
         lines.append(f"{timed}, which has {verified.share:.2f} of the speed of the fastest: {verified.fastest}.")
     console.show(*lines)
 

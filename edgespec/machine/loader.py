@@ -162,9 +162,10 @@ class Machine:
 
     def call_costs(self, head: OpenVINOStaticGraph, target: PaddedModel, target_s: ForwardCost) -> CallCost:
         """Like ``draft_costs``, of a drafting head."""
-        costs = CallCost(call_seconds(head, self._say, beside=_forward_of(target, target_s), target=target))
+        beside = _forward_of(target, target_s)
+        seconds = call_seconds(head, self._say, beside=beside, target=target, brief=self.brief)
         target.cache.reset()
-        return costs
+        return CallCost(seconds)
 
     def for_trial(
         self, bundle: Bundle, numerics: Numerics | None, backend: Backend, layers: tuple[int, ...] = ()

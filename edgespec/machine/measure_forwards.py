@@ -128,8 +128,11 @@ def forward_times(
     return measurement_store.remembered(file, known, find).times
 
 
-def call_seconds(head: OpenVINOStaticGraph, say: Say, *, beside: Beside, target: PaddedModel) -> float:
-    """The measured time of a head's run, in turns with ``target``, by ``beside``."""
+def call_seconds(
+    head: OpenVINOStaticGraph, say: Say, *, beside: Beside, target: PaddedModel, brief: bool = False
+) -> float:
+    """The measured time of a head's run, in turns with ``target``, by ``beside``. brief: store nothing, since the time
+    that is known of the target was only glanced at."""
     file = measurement_store.file_of(f"call-{cache.VERSIONS['call']}-{_of_target(target)}", head.fingerprint)
 
     def known() -> CallTime | None:
@@ -144,6 +147,8 @@ def call_seconds(head: OpenVINOStaticGraph, say: Say, *, beside: Beside, target:
         say(what, 1.0)
         return CallTime(seconds, others.cores())
 
+    if brief:
+        return (known() or find()).seconds
     return measurement_store.remembered(file, known, find).seconds
 
 
