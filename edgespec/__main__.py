@@ -1,5 +1,5 @@
 """``python -m edgespec``."""
 
-from edgespec.cli import main
+from edgespec.cli import entry
 
-main()
+entry()

@@ -77,20 +77,22 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-def main() -> None:
-    """Entry point."""
+def entry() -> None:
+    """Run ``main`` as a process of its own, and end it in order."""
     status: str | int | None = 0
     try:
-        _main()
+        main()
     except SystemExit as ended:
         status = ended.code
     end_beside_threads(status if isinstance(status, int) else 0 if status is None else 1)
     sys.exit(status)
 
 
-def _main() -> None:
-    """Errors a user can cure: one line, exit 2. An incomplete text of a format: 3. Ctrl-C: 130.
-    A reader that went away: 141, quietly.
+def main() -> None:
+    """Run what the arguments say. Ends with SystemExit, and leaves the process to its owner.
+
+    Errors a user can cure: one line, exit 2. An incomplete text of a format: 3. Ctrl-C: 130. A reader that went away:
+    141, quietly.
 
     The context is made by hand because ``cli()`` turns a closed pipe into exit code 1.
     """

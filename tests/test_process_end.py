@@ -22,8 +22,8 @@ class AtLast:
         say("finalized\\n")
 
 kept = AtLast()
-cli._main = command
-cli.main()
+cli.main = command
+cli.entry()
 """
 
 
@@ -34,3 +34,15 @@ def test_the_interpreter_is_not_taken_down_around_our_threads(name: str, is_fina
     ran = subprocess.run([sys.executable, "-c", BESIDE, name, str(status)], capture_output=True, text=True)
     assert ran.returncode == status and not ran.stderr
     assert ran.stdout.splitlines() == ["done", "the end", *["finalized"] * is_finalized]
+
+
+def test_a_process_that_calls_the_command_line_goes_on() -> None:
+    """A server's thread in the same process is no reason to end it."""
+    code = (
+        "import sys, threading, time; from edgespec import cli\n"
+        "threading.Thread(target=time.sleep, args=(60,), daemon=True, name='edgespec-model').start()\n"
+        "sys.argv = ['edgespec', '--version']\n"
+        "try:\n    cli.main()\nexcept SystemExit as ended:\n    print('goes on', ended.code)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert ran.stdout.splitlines()[-1] == "goes on 0"
