@@ -14,7 +14,7 @@ from typing import Any, cast
 import numpy as np
 
 from edgespec.adaptive.arbiter import Arbiter
-from edgespec.adaptive.calibration import glance
+from edgespec.adaptive.calibration import glance, lengthened
 from edgespec.adaptive.draft_cost import CallCost, DraftCost
 from edgespec.adaptive.forward_cost import ForwardCost
 from edgespec.decode.speculative import speculative
@@ -125,9 +125,7 @@ class Trial:
         times = glance(draft, self._clock, _DRAFT_WIDTHS, read_s=self._read_s(draft, tokens))
         beside = self._beside(lambda: self._forward_s(draft, 1), least)
         draft.cache.reset()
-        more_s = max(0.0, min(beside) - times.at_short_s[0])
-        moved = tuple(seconds + more_s for seconds in times.at_short_s)
-        return ForwardCost(replace(times, at_short_s=moved, at_long_s=moved), pins_width=False)
+        return ForwardCost(lengthened(times, beside), pins_width=False)
 
     def _beside(self, run_s: Callable[[], float], least: int) -> list[float]:
         """What a draft takes that runs in turns with the target."""

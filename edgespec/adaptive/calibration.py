@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from math import inf
 from statistics import median
@@ -172,6 +172,14 @@ def glance(
     return ForwardTimes(
         tuple(widths), run.context, run.context, rising, rising, switch_s, prefill_s_per_token=read_s, width_step=step
     )
+
+
+def lengthened(times: ForwardTimes, beside_s: Sequence[float]) -> ForwardTimes:
+    """A glance at a draft's forwards, lengthened by what its narrowest one takes more in turns with the target, whose
+    weights drive the draft's out of the CPU's caches. beside_s: seconds of such forwards."""
+    more_s = max(0.0, min(beside_s) - times.at_short_s[0])
+    longer = tuple(seconds + more_s for seconds in times.at_short_s)
+    return replace(times, at_short_s=longer, at_long_s=longer)
 
 
 def measure_call(run: Callable[[], object], clock: Callable[[], float], beside: Beside) -> float:

@@ -9,7 +9,7 @@ files.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import inf
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -171,8 +171,7 @@ def _measured(model: PaddedModel, beside: Beside | None, done: Callable[[float],
 
 
 def _glanced(model: PaddedModel, beside: Beside | None) -> ForwardTimes:
-    """Of few widths, behind one context. A draft's are lengthened by what its forwards take more behind the target's,
-    which drive its weights out of the CPU's caches."""
+    """Of few widths, behind one context. A draft's count as they are beside the target."""
     tokens = [0] * _GLANCED_TOKENS
     least, step = model.min_width, model.width_step
     padded = {-(-max(width, least) // step) * step for width in _GLANCED}
@@ -187,19 +186,18 @@ def _glanced(model: PaddedModel, beside: Beside | None) -> ForwardTimes:
     read_s()  # the first one sets things up
     times = calibration.glance(model, perf_counter, widths, step=step, read_s=read_s() if beside else 0.0)
     if beside is not None:
-        times = _lengthened(times, model, beside)
+        times = calibration.lengthened(times, _beside_s(times.widths[0], model, beside))
     model.cache.reset()
     return times
 
 
-def _lengthened(times: ForwardTimes, draft: PaddedModel, beside: Beside) -> ForwardTimes:
+def _beside_s(width: int, draft: PaddedModel, beside: Beside) -> list[float]:
+    """Seconds of a draft's forwards, each behind one of the target's."""
     taken = []
     for _ in range(3):
         beside.forward()
         length, began = draft.cache.length, perf_counter()
-        draft.forward([0] * times.widths[0])
+        draft.forward([0] * width)
         taken.append(perf_counter() - began)
         draft.cache.crop(length)
-    more_s = max(0.0, min(taken) - times.at_short_s[0])
-    longer = tuple(seconds + more_s for seconds in times.at_short_s)
-    return replace(times, at_short_s=longer, at_long_s=longer)
+    return taken
