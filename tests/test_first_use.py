@@ -129,6 +129,9 @@ def test_a_disturbed_forward_makes_no_width_dearer_at_a_glance() -> None:
     timed.clear()
     found = calibration.glance(model, clock, (1, 2, 4))
     assert found.at_short_s == pytest.approx((1.1, 1.2, 1.4))
+    beside = calibration.lengthened(found, [1.9, 1.6, 2.5])
+    assert beside.at_short_s == beside.at_long_s == pytest.approx((1.6, 1.7, 1.9))
+    assert calibration.lengthened(found, [1.0]) == found
 
 
 class Terminal(io.StringIO):
