@@ -116,7 +116,7 @@ def plan(
         rows, first = measure(plans, open_plan, say, prefer)
         metered, text = first.metered, first.written
         del first  # its memory
-        order = loadable(confirmed(rows, text, load, say, prefer), load, say, prefer)
+        order = at_one_pace(loadable(confirmed(rows, text, load, say, prefer), load, say, prefer))
         return PlanTable(model, prefer, tuple(order), metered, others.cores(), tuple(text))
 
     return measurement_store.remembered(file, known, find)
@@ -215,6 +215,20 @@ def ranked(rows: Sequence[Row], prefer: Prefer) -> list[Row]:
     others = sorted((row for row in ran if row is not best), key=_ratio)
     told = [replace(row, why=_compared(row, best)) for row in others]
     return [replace(best, why=reason), *told, *(row for row in rows if row.ratio is None)]
+
+
+def at_one_pace(rows: Sequence[Row]) -> list[Row]:
+    """The rows with figures that agree with their ratios to the first one's. The machine changes its speed, so a turn
+    of one plan and one of another, an hour later, cannot be compared."""
+    first = rows[0]
+    assert first.pace is not None
+    unit_s = first.pace.use_s / _ratio(first)
+    return [
+        row
+        if row.pace is None or row.ratio is None
+        else replace(row, pace=row.pace.times(row.ratio * unit_s / row.pace.use_s))
+        for row in rows
+    ]
 
 
 def _ratio(row: Row) -> float:
