@@ -108,7 +108,7 @@ def test_json_is_one_object_with_everything_in_it(here: Callable[..., Ended], ti
     assert set(drafted) >= {
         "text", "token_ids", "prompt_tokens", "new_tokens", "finish_reason", "ttft_s", "decode_tok_per_s", "rounds",
         "proposed", "accepted", "acceptance_rate", "block_efficiency", "numerics", "devices", "versions", "model",
-        "tpot_p50_s", "tpot_p95_s", "longest_gap_s",
+        "tpot_s", "longest_gap_s",
     }  # fmt: skip
     assert drafted["token_ids"] == plain["token_ids"] and drafted["verification"] == "coupled"
     assert (drafted["new_tokens"], drafted["finish_reason"]) == (24, "length")
