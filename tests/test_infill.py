@@ -197,6 +197,16 @@ def test_a_long_prefix_moves_in_steps(tokenizers_: dict[tuple[str, ...], Tokeniz
     assert len(begins) <= 3
 
 
+def test_of_a_line_that_is_too_long_its_end_is_read(tokenizers_: dict[tuple[str, ...], Tokenizer]) -> None:
+    """As of a minified file. Its beginning moves in steps, so a key changes the end of the prompt only."""
+    line = "".join(f"x{number}=0;" for number in range(4000))
+    for special in (QWEN, PLAIN):
+        infill = Infill(tokenizers_[special])
+        for prefix in (f"{line}y=", f"{line}\n"):
+            prompt = infill.prompt(prefix, "\n", room=200, heal=False)
+            assert len(prompt.tokens) <= 200 and "x3999=0;" in spelt(tokenizers_[special], prompt.tokens)
+
+
 def test_files_do_not_move_when_the_text_grows(tokenizers_: dict[tuple[str, ...], Tokenizer]) -> None:
     """They are in front of everything."""
     files = {"a.py": "a = 1\n" * 200}

@@ -207,7 +207,7 @@ class Infill:
     def _fitting(self, text: str, room: int, *, from_end: bool = False, goes_on: bool = False) -> list[int]:
         """Tokens of as many whole lines as fit: the first lines, or with ``from_end`` the last ones.
 
-        A first line that is too long gives as many of its tokens as fit. goes_on: see ``_ids``.
+        A first one of them that is too long gives as many of its tokens as fit. goes_on: see ``_ids``.
         """
         if room <= 0 or not text:
             return []
@@ -223,6 +223,8 @@ class Infill:
         if not from_end:
             shown = lines[:kept] or [lines[0][: room * _LETTERS_A_TOKEN]]
             return self._ids("".join(shown), goes_on=goes_on)[:room]
+        if not kept:
+            return self._ids(_end_of(lines[-1], room * _LETTERS_A_TOKEN))[-room:]
         begin = -((kept - len(lines)) // _STEP) * _STEP
         return self._ids("".join(lines[begin if begin < len(lines) else len(lines) - kept :]))[-room:]
 
