@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from edgespec.console import note
 from edgespec.errors import ConversionError, SourceError
 
 _ELSEWHERE = "free some space, or set {} to a folder on another disk"
@@ -70,7 +70,7 @@ def locked(of: str = "") -> Iterator[Path]:
         try:
             stack.enter_context(WeakFileLock(lock, timeout=1))
         except TimeoutError:
-            sys.stderr.write("edgespec: waiting for another edgespec that is writing to the cache\n")
+            note("waiting for another edgespec that is writing to the cache")
             stack.enter_context(WeakFileLock(lock))
         yield root
 

@@ -9,6 +9,7 @@ import shlex
 import sys
 from difflib import get_close_matches
 from importlib import import_module
+from itertools import takewhile
 
 import click
 
@@ -48,9 +49,7 @@ class Dispatcher(click.Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         own = {option for param in self.params for option in param.opts} | set(ctx.help_option_names)
         if args and args[0] not in COMMANDS and args[0] not in own:
-            if meant := _command_meant(args):
-                hint = f"to send it as a prompt: edgespec run {shlex.join(args)}"
-                raise SettingError(f'no command "{args[0]}"; did you mean "{meant}"', hint=hint)
+            _require_prompt(args)
             args = [DEFAULT, *args]
         return super().parse_args(ctx, args)
 
@@ -125,15 +124,26 @@ def main() -> None:
         sys.exit(141)
 
 
-def _command_meant(args: list[str]) -> str | None:
-    """The command that a lone first word, no more than mistyped, is close to. Prompts of one word go on working."""
-    word = args[0]
-    alone = len(args) == 1 or args[1].startswith("-")
-    if not alone or len(word.split()) != 1 or os.path.lexists(word):
+def _require_prompt(args: list[str]) -> None:
+    """Refuse what is a command with a typing error, or a prompt without quotes. Raises SettingError."""
+    words = list(takewhile(lambda arg: not arg.startswith("-"), args))
+    hint = f"to send it as a prompt: edgespec {DEFAULT} {shlex.join([' '.join(words), *args[len(words) :]])}"
+    if meant := _command_meant(words):
+        raise SettingError(f'no command "{words[0]}"; did you mean "{meant}"', hint=hint)
+    if len(words) > 1 and len(words[0].split()) == 1:
+        raise SettingError(f'no command "{words[0]}", and a prompt is one argument', hint=hint)
+
+
+def _command_meant(words: list[str]) -> str | None:
+    """The command that the first of these words is close to. A lone word has to be closer, and no name of a file:
+    prompts of one word go on working."""
+    if not words or len(words[0].split()) != 1 or (len(words) == 1 and os.path.lexists(words[0])):
         return None
-    word = word.lower()
+    word = words[0].lower()
     same_start = [name for name in COMMANDS if name[0] == word[0]]  # "what" and "rain" are words of their own
-    return next(iter(get_close_matches(word, same_start, n=1, cutoff=0.7)), None)
+    if swapped := next((name for name in same_start if sorted(name) == sorted(word)), None):
+        return swapped
+    return next(iter(get_close_matches(word, same_start, n=1, cutoff=0.7 if len(words) == 1 else 0.6)), None)
 
 
 def _that_ran(args: list[str]) -> click.Command:

@@ -1,4 +1,4 @@
-"""Tables on stdout."""
+"""Tables on stdout, and lines beside the answer on stderr."""
 
 from __future__ import annotations
 
@@ -7,6 +7,13 @@ import sys
 from typing import Any
 
 from edgespec.errors import printable
+
+
+def note(line: str) -> None:
+    """One line on stderr about what edgespec does. It begins with the program's name, as among lines of others in a
+    log. The line may hold words of strangers."""
+    sys.stderr.write(f"edgespec: {printable(line)}\n")
+    sys.stderr.flush()
 
 
 def row(table: Any, *cells: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from edgespec import adaptive_loading, cache
 from edgespec.bundle import Bundle
 from edgespec.bundle import Drafter as DrafterEntry
+from edgespec.console import note
 from edgespec.drafters.block import Block
 from edgespec.drafters.ngram import NGram
 from edgespec.drafters.recycling import Recycling
@@ -183,7 +183,7 @@ def recycling(pair: Bundle, target: PaddedModel, remember: bool) -> Recycling:
 def retrieval(pair: Bundle, folder: str | Path, progress: bool) -> Retrieval:
     found = read_folder(folder, tokenizer_of(pair))
     if progress:
-        print(f"edgespec: to draft from {folder}: {found}", file=sys.stderr)
+        note(f"to draft from {folder}: {found}")
     return Retrieval(found.texts)
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class EdgespecError(Exception):
@@ -88,7 +89,14 @@ class BackendError(EdgespecError):
 
 
 class ContextFull(EdgespecError):
-    """More tokens than the context holds."""
+    """More tokens than the context holds.
+
+    tokens: of the prompt, or so many at least; None: not counted. capacity: of the context.
+    """
+
+    def __init__(self, what: str, *, tokens: int | None = None, capacity: int | None = None, **others: Any) -> None:
+        super().__init__(what, **others)
+        self.tokens, self.capacity = tokens, capacity
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,6 +15,7 @@ from edgespec.adaptive.arbiter import Arbiter
 from edgespec.backends.layer_states import NoSuchLayer
 from edgespec.bundle import Bundle
 from edgespec.bundle import Drafter as DrafterEntry
+from edgespec.console import note
 from edgespec.draft_folder import DraftFolder
 from edgespec.drafter_loading import Modelled
 from edgespec.drafters.first_match import FirstMatch
@@ -312,7 +312,7 @@ def _models(
             if options.draft is not None or not _ships(pair):
                 raise
             if options.progress:  # nobody asked for this head: the model only has the name of its target
-                print(f"edgespec: only lookups draft: {error}", file=sys.stderr)
+                note(f"only lookups draft: {error}")
             return _models(machine, draft_folder.without_model(pair), options, draft)
     return target, lookups, modelled
 

@@ -145,17 +145,25 @@ class Stats:
         return gaps[1:]
 
     @property
-    def tpot_p50_s(self) -> float | None:
-        """Median time between successive tokens; None with fewer than two tokens."""
-        return percentile(self.gaps_s, 0.5)
+    def tpot_s(self) -> float | None:
+        """Time per output token: seconds from the first token to the last, over the tokens after the first.
 
-    @property
-    def tpot_p95_s(self) -> float | None:
-        return percentile(self.gaps_s, 0.95)
+        It does not depend on how tokens are grouped, as the gaps do. None if all came at once.
+        """
+        return per_token_s(self.gaps_s)
 
     @property
     def longest_gap_s(self) -> float | None:
         return max(self.gaps_s, default=None)
+
+
+def per_token_s(gaps_s: Sequence[float]) -> float | None:
+    """The mean gap: what one token after the first takes. None if no time lies between the tokens.
+
+    >>> per_token_s([0.0, 0.5, 0.0, 0.5]), per_token_s([0.0]), per_token_s([])
+    (0.25, None, None)
+    """
+    return sum(gaps_s) / len(gaps_s) if any(gaps_s) else None
 
 
 def percentile(values: Sequence[float], share: float) -> float | None:

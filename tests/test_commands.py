@@ -108,7 +108,7 @@ def test_json_is_one_object_with_everything_in_it(here: Callable[..., Ended], ti
     assert set(drafted) >= {
         "text", "token_ids", "prompt_tokens", "new_tokens", "finish_reason", "ttft_s", "decode_tok_per_s", "rounds",
         "proposed", "accepted", "acceptance_rate", "block_efficiency", "numerics", "devices", "versions", "model",
-        "tpot_p50_s", "tpot_p95_s", "longest_gap_s",
+        "tpot_s", "longest_gap_s",
     }  # fmt: skip
     assert drafted["token_ids"] == plain["token_ids"] and drafted["verification"] == "coupled"
     assert (drafted["new_tokens"], drafted["finish_reason"]) == (24, "length")
@@ -186,11 +186,29 @@ def test_bad_input_is_one_line_and_exit_2(here: Callable[..., Ended], arguments:
     assert message in refused(here(*arguments))
 
 
-@pytest.mark.parametrize("word", ["chta", "Run", "modles", "pul"])
+@pytest.mark.parametrize("word", ["chta", "Run", "modles", "pul", "rnu"])
 def test_a_mistyped_command_is_not_a_prompt(here: Callable[..., Ended], word: str) -> None:
     told = refused(here(word))
     assert f'no command "{word}"; did you mean "' in told and told.endswith(f"edgespec run {word}\n")
     assert f"edgespec run {word} -n 5\n" in refused(here(word, "-n", "5"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["rnu", "x"], 'no command "rnu"; did you mean "run". To send it as a prompt: edgespec run \'rnu x\'\n'),
+        (["chta", "-m", "x"], 'did you mean "chat". To send it as a prompt: edgespec run chta -m x\n'),
+        (
+            ["seve", "qwen", "-p", "1"],
+            "did you mean \"serve\". To send it as a prompt: edgespec run 'seve qwen' -p 1\n",
+        ),
+        (["What", "is", "it?"], "a prompt is one argument. To send it as a prompt: edgespec run 'What is it?'\n"),
+    ],
+)
+def test_words_behind_no_command_are_told_how_to_be_a_prompt(
+    here: Callable[..., Ended], arguments: list[str], said: str
+) -> None:
+    assert refused(here(*arguments)).endswith(said)
 
 
 @pytest.mark.parametrize("prompt", ["Hello", "hi", "Paris", "what", "rain", "chat with me", "runs?!?"])

@@ -227,7 +227,10 @@ def test_stdout_is_the_path_alone(models: dict[str, Path], tmp_path: Path) -> No
     result = CliRunner().invoke(command, [str(models["llama"]), "-o", str(out), "--weights", "f16"])
     assert result.exit_code == 0
     assert result.stdout == f"{out}\n"
-    assert [line.split(":")[0] for line in result.stderr.splitlines()] == ["reading llama", *["target"] * 3]
+    assert [line.split(": ")[:2] for line in result.stderr.splitlines()] == [
+        ["edgespec", "reading llama"],
+        *[["edgespec", "target"]] * 3,
+    ]
     assert "top-1 agreement" in result.stderr
 
 

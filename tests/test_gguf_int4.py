@@ -68,6 +68,7 @@ def test_bench_weights_tells_them_apart(tiny: Path) -> None:
         command = ["bench", "weights", str(tiny), "--tokens", "24", "--backend", "openvino", "--weights", weights]
         result = CliRunner().invoke(cli, command, catch_exceptions=False)
         assert result.exit_code == 0, result.output
+        assert "edgespec: computing tiny.gguf in full precision, which takes minutes\n" in result.stderr
         found[weights] = json.loads(result.stdout.splitlines()[-1])
     assert found["faithful"]["rows"] == 16
     assert 0 <= found["faithful"]["kl_mean"] < found["int4"]["kl_mean"] / 10

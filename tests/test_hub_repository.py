@@ -47,7 +47,10 @@ def test_an_ir_repository(pull, server: Server, ir: Path) -> None:  # type: igno
     others = {"model.safetensors": b"x" * 1000, "openvino_tokenizer.bin": b"x", "training/optimizer.bin": b"x"}
     publish(server, ir_files(ir) | others)
     code, folder, said = pull("org/tiny")
-    assert (code, said) == (0, "fetching org/tiny (one-time)\n[org/tiny is ready: f16, 0 MB, drafts: lookups]")
+    assert (code, said) == (
+        0,
+        "edgespec: fetching org/tiny (one-time)\n[org/tiny is ready: f16, 0 MB, drafts: lookups]",
+    )
     assert not server.asked_for(".safetensors")
     assert not server.asked_for("openvino_tokenizer.bin")
     assert not server.asked_for("optimizer.bin")
@@ -77,7 +80,7 @@ def test_a_bundle_repository_at_a_revision(pull, server: Server, ir: Path) -> No
     publish(server, files_of(ir), revision="v1")
     code, _, said = pull("org/tiny@v1")
     assert code == 0
-    assert said.startswith("fetching org/tiny (one-time)\n[tiny is ready")
+    assert said.startswith("edgespec: fetching org/tiny (one-time)\n[tiny is ready")
 
 
 def test_a_source_on_the_hub(pull, server: Server, ir: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -85,7 +88,7 @@ def test_a_source_on_the_hub(pull, server: Server, ir: Path, tmp_path: Path) -> 
     pair = bundle_with(HubSource(repo="org/tiny", revision=COMMIT), ir, tmp_path / "pair")
     code, folder, said = pull(str(pair.root))
     assert code == 0
-    assert said.startswith("fetching org/tiny (one-time)\n[pair is ready")
+    assert said.startswith("edgespec: fetching org/tiny (one-time)\n[pair is ready")
     assert (Path(folder) / bundle.IR_FILE).is_file()
 
 
@@ -134,7 +137,7 @@ def test_other_bytes_than_the_hub_lists_are_refused(pull, server: Server, ir: Pa
     server.files[f"/org/tiny/resolve/{COMMIT}/{name}"] = bytes(len(files[name]))
     code, _, said = pull("org/tiny")
     refused = f"error: {name} of org/tiny is not the file that the hub lists (SHA-256)"
-    assert (code, said) == (2, f"fetching org/tiny (one-time)\n{refused}")
+    assert (code, said) == (2, f"edgespec: fetching org/tiny (one-time)\n{refused}")
     assert not list(home.glob("hub/*"))
 
 
@@ -207,4 +210,4 @@ def test_hub_errors_are_one_line(pull, server: Server, ref: str, files, env: dic
     assert re.search(said, error, re.IGNORECASE), error
     *lines, error = error.splitlines()
     assert error.startswith("error: ")
-    assert lines in ([], [f"fetching {ref} (one-time)"])
+    assert lines in ([], [f"edgespec: fetching {ref} (one-time)"])

@@ -197,6 +197,16 @@ def test_a_long_prefix_moves_in_steps(tokenizers_: dict[tuple[str, ...], Tokeniz
     assert len(begins) <= 3
 
 
+def test_of_a_line_that_is_too_long_its_end_is_read(tokenizers_: dict[tuple[str, ...], Tokenizer]) -> None:
+    """As of a minified file. Its beginning moves in steps, so a key changes the end of the prompt only."""
+    line = "".join(f"x{number}=0;" for number in range(4000))
+    for special in (QWEN, PLAIN):
+        infill = Infill(tokenizers_[special])
+        for prefix in (f"{line}y=", f"{line}\n"):
+            prompt = infill.prompt(prefix, "\n", room=200, heal=False)
+            assert len(prompt.tokens) <= 200 and "x3999=0;" in spelt(tokenizers_[special], prompt.tokens)
+
+
 def test_files_do_not_move_when_the_text_grows(tokenizers_: dict[tuple[str, ...], Tokenizer]) -> None:
     """They are in front of everything."""
     files = {"a.py": "a = 1\n" * 200}
@@ -218,6 +228,16 @@ def test_files_do_not_move_when_the_text_grows(tokenizers_: dict[tuple[str, ...]
         (LineRules(indent=4), "a\n    b\n     c\n  d\n    e", "a\n    b\n     c"),
         (LineRules(indent=4), "a\n    b\n\n    c", "a\n    b"),
         (LineRules(indent=4), "  a", "  a"),
+        (LineRules(fence=True), "    return 1\n```\n\nThis code", "    return 1"),
+        (LineRules(fence=True), "a\n\n  ```python\nb", "a"),
+        (LineRules(fence=True), "```python\na\n\nb\n```\nText", "a\n\nb"),
+        (LineRules(fence=True), "\n ```py\na\n``b\n", "\na\n``b\n"),
+        (LineRules(fence=True), "\n```\nText", ""),
+        (LineRules(fence=True), "```py", ""),
+        (LineRules(fence=True), "a = '```'\n\n``", "a = '```'\n\n``"),
+        (LineRules(fence=True, rest=")"), "```py\n1, 2)\nb", "1, 2"),
+        (LineRules(fence=True, next_line="end()"), "a\n```\nend()", "a"),
+        (LineRules(), "```python\na\n```\n", "```python\na\n```\n"),
     ],
 )
 def test_where_the_text_of_a_hole_ends(rules: LineRules, text: str, expected: str) -> None:
@@ -230,6 +250,20 @@ def test_where_the_text_of_a_hole_ends(rules: LineRules, text: str, expected: st
         skipping = HoleEnd(["STOP"], {}, rules, lambda: 0.0, skip=3)
         said = [skipping.push(f"abc{text}"[begin : begin + size]) for begin in range(0, len(text) + 3, size)]
         assert "".join(said) + skipping.flush() == expected
+
+
+def test_fences_are_cut_where_the_text_around_the_hole_shows_none(
+    tokenizers_: dict[tuple[str, ...], Tokenizer],
+) -> None:
+    """A model that is shown the suffix writes what stands there."""
+
+    def cuts(special: tuple[str, ...], prefix: str, suffix: str = "", path: str | None = None) -> bool:
+        return Infill(tokenizers_[special]).prompt(prefix, suffix, path=path, room=400).rules.fence
+
+    assert cuts(PLAIN, BEFORE, BEHIND, "a.py") and cuts(PLAIN, BEFORE)
+    assert not cuts(FIM, BEFORE, BEHIND, "a.py")
+    assert not cuts(PLAIN, BEFORE, path="docs/READ.MD")
+    assert not cuts(PLAIN, "Run it:\n```sh\nmake\n") and not cuts(PLAIN, BEFORE, "```\n")
 
 
 def test_a_stop_string_and_a_rule_in_one_text() -> None:

@@ -192,7 +192,7 @@ def test_with_consent_it_is_fetched_and_says_what_it_is(edgespec, server: Server
     assert ran.returncode == 0, ran.stderr
     notice, fetching, ready = ran.stderr.splitlines()
     assert "for research purposes only" in notice and "is ready" in ready
-    assert fetching == "fetching OpenVINO/Phi-3-mini-FastDraft-50M-int8-ov (one-time)"
+    assert fetching == "edgespec: fetching OpenVINO/Phi-3-mini-FastDraft-50M-int8-ov (one-time)"
     server.down = True
     assert edgespec("pull", "phi-3-mini-fastdraft").returncode == 2, "what is here already needs it too"
     assert edgespec("pull", "phi-3-mini-fastdraft", "--accept-licence").returncode == 0
@@ -202,13 +202,15 @@ def test_conditions_are_named_before_the_download_and_need_no_consent(edgespec, 
     publish(server, {"config.json": b"{}"}, repo="llmware/llama-3.2-3b-instruct-ov")
     failed = edgespec("pull", "llama-3.2-3b")
     assert failed.returncode == 2
-    assert failed.stderr.startswith("llmware/llama-3.2-3b-instruct-ov comes under the Llama 3.2 Community License: ")
+    assert failed.stderr.startswith(
+        "edgespec: llmware/llama-3.2-3b-instruct-ov comes under the Llama 3.2 Community License: "
+    )
 
     publish(server, ir_files(ir), repo="llmware/llama-3.2-3b-instruct-ov")
     publish(server, ir_files(ir), repo="llmware/llama-3.2-1b-instruct-ov")
     ran = edgespec("pull", "llama-3.2-3b")
     assert ran.returncode == 0, ran.stderr
-    told = [line for line in ran.stderr.splitlines() if not line.startswith("fetching ")]
+    told = [line for line in ran.stderr.splitlines() if not line.startswith("edgespec: fetching ")]
     assert ["comes under the Llama 3.2" in line for line in told] == [True, False, True, False]
     assert len(ran.stdout.splitlines()) == 1
     assert "comes under" not in edgespec("pull", "llama-3.2-3b").stderr, "nothing is fetched the second time"

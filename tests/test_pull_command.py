@@ -33,7 +33,7 @@ def pulled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     run = edgespec("pull", str(source), cache=root / "cache")
     assert (run.returncode, run.stderr) == (
         0,
-        "converting tiny.gguf (one-time)\nweights: 15 F16 as they are (exact)\n"
+        "edgespec: converting tiny.gguf (one-time)\nedgespec: weights: 15 F16 as they are (exact)\n"
         "[tiny is ready: f16, 0 MB, drafts: lookups]\n",
     )
     return root / "cache", source, Path(run.stdout.strip())

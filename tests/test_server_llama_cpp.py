@@ -222,6 +222,16 @@ def test_bad_requests_have_the_shape_that_clients_know(
     assert ask(client, "/infill", LLAMA_VIM)["content"], "the next request works"
 
 
+def test_types_of_errors_are_those_that_clients_look_for(client: TestClient) -> None:
+    """As of llama.cpp's own server: its clients cut a prompt by the numbers of an error."""
+    unknown = client.post("/infill", json={"input_prefix": "x", "model": "none"}).json()["error"]
+    assert (unknown["code"], unknown["type"]) == (404, "not_found_error")
+    for prompt, tokens in (([5] * (CAPACITY + 7), CAPACITY + 7), ("a " * 20_000, CAPACITY + 1)):
+        error = client.post("/completion", json={"prompt": prompt}).json()["error"]
+        assert error["type"] == "exceed_context_size_error" and error["n_ctx"] == CAPACITY
+        assert error["n_prompt_tokens"] >= tokens
+
+
 def test_the_newest_request_of_a_slot_wins(tmp_path: Path) -> None:
     train_tokenizer(tmp_path / "tokenizer.json", special=(*SPECIAL, *FIM))
     served = fake_pipeline(tmp_path)

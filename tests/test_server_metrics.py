@@ -54,6 +54,7 @@ def test_metrics_count_what_the_answers_say(client: TestClient) -> None:
     model = [("model", "tiny")]
     assert found[f"edgespec_generated_tokens_total{model}"] == found["llamacpp:tokens_predicted_total"] == 120
     assert found[f"edgespec_ttft_seconds_count{model}"] == 3
+    assert found[f"edgespec_tpot_seconds_count{model}"] == 3 and found[f"edgespec_tpot_seconds_sum{model}"] > 0
     assert found["llamacpp:spec_decode_num_draft_tokens_total"] == proposed > 0
     assert found["llamacpp:spec_decode_num_accepted_tokens_total"] == accepted
     assert found[f"edgespec_proposed_tokens_total{[('drafter', 'ngram'), *model]}"] == proposed

@@ -184,6 +184,11 @@ def test_a_prompt_that_is_too_long_has_its_own_code(client: TestClient) -> None:
     for content in ("x y " * CAPACITY, "x" * (4 << 20)):
         answer = client.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": content}]})
         assert answer.status_code == 400 and answer.json()["error"]["code"] == "context_length_exceeded"
+        assert answer.json()["error"]["param"] == "messages"
+    long = "x y " * CAPACITY
+    for path, name in (("completions", "prompt"), ("responses", "input")):
+        error = client.post(f"/v1/{path}", json={name: long}).json()["error"]
+        assert (error["code"], error["param"]) == ("context_length_exceeded", name)
 
 
 def test_unknown_models_routes_and_methods(client: TestClient) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -137,3 +138,15 @@ def test_a_failure_within_a_stream_is_an_error_of_the_client(client: Any, served
     with pytest.raises(openai.APIError, match="server failed"):
         list(client.responses.create(model="tiny", input="Another text.", stream=True))
     assert client.responses.create(model="tiny", input="Hello.", max_output_tokens=2).output_text
+
+
+def test_a_failure_within_a_stream_is_an_event_like_the_others(url: str, served: Pipeline) -> None:
+    engine: Any = served.target
+    engine.error = RuntimeError("no more")
+    fields = {"model": "tiny", "input": "Another.", "max_output_tokens": 8, "stream": True}
+    answer = httpx.post(f"{url}/responses", json=fields, timeout=30)
+    events = [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: ")]
+    *_, before, last = map(json.loads, events)
+    assert answer.text.rstrip().splitlines()[-2] == "event: error"
+    assert (last["type"], last["code"], last["error"]["type"]) == ("error", "engine_failed", "server_error")
+    assert last["message"] == last["error"]["message"] and last["sequence_number"] == before["sequence_number"] + 1

@@ -11,9 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgespec.bench.report import show
+from edgespec.machine.progress_line import ProgressLine
 from edgespec.pipeline import Pipeline
 
 WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 17, 24, 31, 32, 33, 48, 64)
+WITH_REJECTED = (1, 2, 4, 8)
+CHUNKS = (1, 2, 16, 17, 63, 64, 300)
 PROMPT_TOKENS, SCORED = 300, 64
 
 
@@ -25,8 +28,13 @@ def bench_exactness(pipeline: Pipeline) -> None:
     while len(text) < PROMPT_TOKENS + SCORED:
         text += text
     text = text[: PROMPT_TOKENS + SCORED]
+    widths = [w for w in WIDTHS if w <= widest]
+    say, ran, runs = ProgressLine(True), 0, 1 + len(widths) + len(WITH_REJECTED) + len(CHUNKS)
+    what = f"a text of {len(text)} tokens, fed in {runs} ways"
+    say(what, 0.0)
 
     def run(width: int, first: int = PROMPT_TOKENS, junk: int = 0) -> NDArray[np.float32]:
+        nonlocal ran
         target.cache.reset()
         for begin in range(0, PROMPT_TOKENS, first):
             target.prefill(text[: min(begin + first, PROMPT_TOKENS)])
@@ -36,6 +44,8 @@ def bench_exactness(pipeline: Pipeline) -> None:
             step = target.forward([*window, *([7, 1999, 23, 5][:junk])])
             rows.append(step.logits[: len(window)].copy())
             target.cache.keep(range(len(window)))
+        ran += 1
+        say(what, ran / runs)
         return np.concatenate(rows)
 
     reference = run(8)
@@ -48,8 +58,8 @@ def bench_exactness(pipeline: Pipeline) -> None:
     figures: dict[str, float] = {}
     for kind, values in {
         "width": [(f"{w}", run(w)) for w in WIDTHS if w <= widest],
-        "width + 3 rejected": [(f"{w}", run(w, junk=3)) for w in (1, 2, 4, 8)],
-        "prefill chunk": [(f"{c}", run(8, first=c)) for c in (1, 2, 16, 17, 63, 64, 300)],
+        "width + 3 rejected": [(f"{w}", run(w, junk=3)) for w in WITH_REJECTED],
+        "prefill chunk": [(f"{c}", run(8, first=c)) for c in CHUNKS],
     }.items():
         for label, logits in values:
             largest, same = difference(logits)

@@ -11,6 +11,7 @@ from edgespec.bench.prompts import Prompt, encode, read, read_before
 from edgespec.bench.report import show
 from edgespec.decode.policy import Plain
 from edgespec.generation import Generation
+from edgespec.machine.progress_line import ProgressLine
 from edgespec.pipeline import Pipeline
 
 
@@ -38,16 +39,20 @@ def bench_speed(
     acceptance: dict[str, list[float]] = defaultdict(list)
     plain_rates: dict[str, list[float]] = defaultdict(list)
     idle_rates: dict[str, list[float]] = defaultdict(list)
-    same = total = 0
-    for prompt in read(per_category=per_category):
+    same = 0
+    prompts = read(per_category=per_category)
+    say, what = ProgressLine(True), f"plain and speculative decoding of {len(prompts)} prompts, {pairs} times each"
+    say(what, 0.0)
+    for number, prompt in enumerate(prompts):
         kind = prompt.category
         pair_ratios, rates = [], []
-        for _ in range(pairs):
+        for pair in range(pairs):
             plain = _run(pipeline, prompt, new_tokens, speculative=False)
             drafted = _run(pipeline, prompt, new_tokens, speculative=True)
             plain_s, drafted_s = (run.stats.decode_s / run.stats.decoded for run in (plain, drafted))
             pair_ratios.append(plain_s / drafted_s)
             rates.append(1 / plain_s)
+            say(what, (number * pairs + pair + 1) / (len(prompts) * pairs))
         ratios[kind].append(median(pair_ratios))
         plain_rates[kind].append(median(rates))
         efficiency[kind].append(drafted.stats.block_efficiency or 1.0)
@@ -55,7 +60,6 @@ def bench_speed(
         idle_rates[kind].append(idle.tok_per_s if idle else 0.0)
         acceptance[kind].append(drafted.stats.acceptance_rate or 0.0)
         same += plain.token_ids == drafted.token_ids
-        total += 1
     speeds = {
         kind: Speed(
             speed_up=mean(values),
@@ -79,7 +83,7 @@ def bench_speed(
             "of the idle row, tokens a second",
         ],
         rows,
-        figures | {"same_tokens": f"{same} of {total}", "new_tokens": new_tokens, "pairs": pairs},
+        figures | {"same_tokens": f"{same} of {len(prompts)}", "new_tokens": new_tokens, "pairs": pairs},
     )
     return speeds
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edgespec.bench.prompts import read
 from edgespec.bench.report import show
+from edgespec.console import note
 from edgespec.errors import SettingError
 from edgespec.gguf.reference import logits_of
 from edgespec.pipeline import Pipeline
@@ -26,6 +27,7 @@ _FIRST = 8
 def bench_weights(file: Path, pipeline: Pipeline, tokens: int) -> None:
     """Divergence of the next token's distribution, and how often the likeliest token is the same."""
     ids = _text(pipeline, tokens)
+    note(f"computing {file.name} in full precision, which takes minutes")
     expected, found = logits_of(file, ids)[_FIRST:], _logits(pipeline, ids)[_FIRST:]
     show_agreement(file.name, pipeline, expected, found, np.array(ids[_FIRST + 1 :]))
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from prompt_toolkit.history import FileHistory
 
+from edgespec.console import note
 from edgespec.own_files import make_private, private_opener
 
 
@@ -40,5 +40,5 @@ class PrivateHistory(FileHistory):
     def _tell(self, error: Exception) -> None:
         if not self._told:
             reason = getattr(error, "strerror", None) or error
-            sys.stderr.write(f"the history of this chat is not kept: {self._file}: {reason}\n")
+            note(f"the history of this chat is not kept: {self._file}: {reason}")
         self._told = True

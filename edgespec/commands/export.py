@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from edgespec.console import note
 from edgespec.errors import SettingError
 
 WEIGHTS = ("int8", "int4", "f16", "f32")
@@ -98,9 +99,9 @@ def command(
         force=force,
         verbose=verbose,
     )
-    folder = export(request, lambda line: click.echo(line, err=True))
+    folder = export(request, note)
     if aot:
-        ahead_of_time.write_blobs(folder, lambda line: click.echo(line, err=True))
+        ahead_of_time.write_blobs(folder, note)
     click.echo(folder)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgespec.console import note
 from edgespec.errors import LicenceError, SettingError, SourceError, printable
 from edgespec.hub import catalog, mirrors
 from edgespec.hub import resolve as hub
@@ -96,18 +97,18 @@ def _from_hub(wanted: Wanted, yes: bool, accept_licence: bool) -> None:
 
 def _may_use(mirror: mirrors.Mirror, error: SourceError, yes: bool) -> bool:
     if yes or _is_terminal():
-        click.echo(f"the hub does not serve it: {_reason(error)}", err=True)
+        note(f"the hub does not serve it: {_reason(error)}")
     digest = (mirror.model.sha256 or "")[:12]
     question = f"fetch the same file (SHA-256 {digest}) from {mirror}"
     if yes:
-        click.echo(question, err=True)
+        note(question)
     return yes or (_is_terminal() and click.confirm(f"{question}?", default=True, err=True))
 
 
 def _say(wanted: Wanted, mirror: str | None) -> None:
     """Of a file of known size and licence; others have a line of their own when they are fetched."""
     if wanted.model and wanted.model.bytes:
-        click.echo(_described(wanted, mirror), err=True)
+        note(_described(wanted, mirror))
 
 
 def _ask(wanted: Wanted, mirror: str | None) -> None:

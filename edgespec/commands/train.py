@@ -21,8 +21,8 @@ from edgespec.commands.training_options import (
     options_given,
     output,
     refuse_with_ready,
-    say,
 )
+from edgespec.console import note
 from edgespec.errors import SettingError
 from edgespec.types import Backend
 
@@ -46,7 +46,7 @@ def corpus(context: click.Context, /, target: str, output: Path, states: bool, *
     choice = {name: plan.pop(name) for name in ("layers", "longest", "prompt_share")}
     if not states and (given := options_given(context, choice)):
         raise SettingError("options of the states that are kept", got=", ".join(given), hint="add --states")
-    click.echo(write_corpus(target, output, say, keep=choice if states else None, **plan))
+    click.echo(write_corpus(target, output, note, keep=choice if states else None, **plan))
 
 
 @command.command()
@@ -66,7 +66,7 @@ def states(target: str, corpus_folder: Path, output: Path, layers: str | None, *
     """
     from edgespec_train import replay_corpus
 
-    click.echo(replay_corpus(target, corpus_folder, output, say, layers, **choice))
+    click.echo(replay_corpus(target, corpus_folder, output, note, layers, **choice))
 
 
 @command.command()
@@ -140,7 +140,7 @@ def fastdraft(context: click.Context, /, target: str, output: Path, **options: A
     # Plain text is read from --folder too, and benchmarks are left out of it.
     of_plain = {"folders", "exclude"} if options["pretrain_tokens"] or options["continue_tokens"] else set()
     refuse_with_ready(context, "corpus_folder", plan.keys() - of_plain)
-    click.echo(train_fastdraft(target, output, say, plan, options))
+    click.echo(train_fastdraft(target, output, note, plan, options))
 
 
 @command.command()
@@ -191,7 +191,7 @@ def redrafter(context: click.Context, /, target: str, output: Path, **options: A
     from edgespec_train import train_head
 
     check_head_options(context)
-    click.echo(train_head("redrafter", target, output, say, options))
+    click.echo(train_head("redrafter", target, output, note, options))
 
 
 @command.command()
@@ -227,7 +227,7 @@ def block(context: click.Context, /, target: str, output: Path, **options: Any) 
     from edgespec_train import train_head
 
     check_head_options(context)
-    click.echo(train_head("block", target, output, say, options))
+    click.echo(train_head("block", target, output, note, options))
 
 
 @command.command()
@@ -253,7 +253,7 @@ def pack(**packing: Any) -> None:
     """
     from edgespec_train import pack_draft
 
-    click.echo(pack_draft(packing, say))
+    click.echo(pack_draft(packing, note))
 
 
 @command.command()
@@ -363,7 +363,7 @@ def table(
     from edgespec_train.table import table as lines
 
     options = {"accept_licence": accept_licence}
-    for line in lines(Asked(model, drafts, **asked, backends=backends or (None,), options=options), say):
+    for line in lines(Asked(model, drafts, **asked, backends=backends or (None,), options=options), note):
         click.echo(line)
 
 
@@ -384,7 +384,7 @@ def latency(model: str, recipe: Any, rounds: int) -> None:
     rows = []
     for timed in sweep(model, rounds, recipe):
         rows.append((str(timed.candidate), timed.megabytes, timed.step_ms, timed.ratio, timed.ratio_in_bytes))
-        say(f"{rows[-1][0]}: {timed.step_ms:.2f} ms, {timed.ratio:.3f} of a step of the target")
+        note(f"{rows[-1][0]}: {timed.step_ms:.2f} ms, {timed.ratio:.3f} of a step of the target")
     columns = ["draft", "MB", "ms a step", "of a target step", "by bytes"]
     show("latency of draft shapes", columns, rows, {"shapes": {row[0]: row[1:] for row in rows}})
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from edgespec.commands.training_options import PATH, PLAN, corpus_options, output, refuse_with_ready, say
+from edgespec.commands.training_options import PATH, PLAN, corpus_options, output, refuse_with_ready
+from edgespec.console import note
 
 
 @click.command()
@@ -51,4 +52,4 @@ def sdsat(context: click.Context, /, target: str, output: Path, **options: Any) 
     from edgespec_train import train_sdsat
 
     refuse_with_ready(context, "corpus_folder", PLAN)
-    click.echo(train_sdsat(target, output, say, options))
+    click.echo(train_sdsat(target, output, note, options))

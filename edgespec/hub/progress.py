@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from edgespec.errors import EdgespecError, printable
+from edgespec.console import note
+from edgespec.errors import EdgespecError
 
 
 class Paused(EdgespecError):
@@ -55,4 +56,4 @@ def bars(progress: bool) -> Any:
 def tell(what: str, progress: bool) -> None:
     """A line on stderr about what takes long, where there is no bar to show it."""
     if progress and not sys.stderr.isatty():
-        sys.stderr.write(f"fetching {printable(what)} (one-time)\n")
+        note(f"fetching {what} (one-time)")

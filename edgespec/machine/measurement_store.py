@@ -6,7 +6,6 @@ take turns: if several want the same measurement, one measures, and the others r
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TypeVar
 import msgspec
 
 from edgespec import cache, files
+from edgespec.console import note
 from edgespec.own_files import replacing
 
 T = TypeVar("T")
@@ -86,7 +86,7 @@ class _Turn:
         try:
             stack.enter_context(WeakFileLock(lock, timeout=1))
         except TimeoutError:
-            sys.stderr.write("edgespec: waiting for another edgespec that measures this machine\n")
+            note("waiting for another edgespec that measures this machine")
             stack.enter_context(WeakFileLock(lock))
 
 

@@ -94,6 +94,8 @@ IGNORED = {
 """names that change how an answer is computed or kept elsewhere, and not what it may be here"""
 
 LENGTHS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict", "num_predict", "max_new_tokens")
+PROMPTS = ("input", "messages", "input_prefix", "prompt")
+"""what routes call a prompt"""
 
 
 _MOST_STOPS = 64
@@ -167,6 +169,7 @@ class Common(msgspec.Struct, kw_only=True):
             num_draft_tokens=self.num_draft_tokens,
             keep_alive_s=self.keep_alive_s,
             logprobs=self.alternatives,
+            prompt_field=next(name for name in PROMPTS if hasattr(self, name)),
         )
 
     @property

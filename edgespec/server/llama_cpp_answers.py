@@ -10,7 +10,7 @@ from edgespec.pipeline import Pipeline
 from edgespec.server import figures
 from edgespec.server.fields import Common
 from edgespec.server.logprobs import LogprobScanner, entries
-from edgespec.server.refusals import Refusal
+from edgespec.server.refusals import Refusal, TooLong
 from edgespec.server.schema import Chunk
 from edgespec.server.service import Answer
 from edgespec.server.several import Count
@@ -38,8 +38,17 @@ class GenerationRequest(Common, kw_only=True):
         return {"type": "json_schema", "json_schema": {"schema": self.json_schema}} if self.json_schema else None
 
 
+_TYPES = {404: "not_found_error", 501: "not_supported_error"}
+"""of llama.cpp, where OpenAI has no type of its own"""
+
+
 def shape_error(why: Refusal) -> dict[str, Any]:
-    return {"error": {"code": why.status, "message": why.message, "type": why.kind}}
+    error: dict[str, Any] = {"code": why.status, "message": why.message, "type": _TYPES.get(why.status, why.kind)}
+    if isinstance(why, TooLong):  # clients cut their prompt by these numbers
+        error["type"] = "exceed_context_size_error"
+        if why.tokens is not None:
+            error |= {"n_prompt_tokens": why.tokens, "n_ctx": why.capacity}
+    return {"error": error}
 
 
 class Parts:

@@ -32,7 +32,7 @@ class Metrics:
 
         self._requests = counter("requests", "Requests by how they ended", "kind", "outcome")
         self._ttft_s = times("ttft", "Time to the first text", _TTFT_S)
-        self._tpot_s = times("tpot", "Time per token after it", _TPOT_S)
+        self._tpot_s = times("tpot", "Time per output token after the first", _TPOT_S)
         self._prompt = counter("prompt_tokens", "Tokens of prompts")
         self._reused = counter("reused_tokens", "Those of them that a cache still held")
         self._generated = counter("generated_tokens", "Tokens of answers")
@@ -58,11 +58,10 @@ class Metrics:
         self._prompt.labels(model).inc(stats.prompt_tokens)
         self._reused.labels(model).inc(min(stats.reused_tokens, stats.prompt_tokens))
         self._generated.labels(model).inc(tokens)
-        if stats.decoded and stats.decode_s:
-            tpot_s = stats.decode_s / stats.decoded
+        if (tpot_s := stats.tpot_s) is not None:
             self._tpot_s.labels(model).observe(tpot_s)
-            if plain_s := ended.plain_s:
-                self._speedup.labels(model).set(plain_s / tpot_s)
+        if stats.decoded and stats.decode_s and (plain_s := ended.plain_s):
+            self._speedup.labels(model).set(plain_s * stats.decoded / stats.decode_s)
         for name, rounds in stats.by_drafter.items():
             self._proposed.labels(model, name).inc(sum(r.proposed for r in rounds))
             self._accepted.labels(model, name).inc(sum(r.accepted for r in rounds))

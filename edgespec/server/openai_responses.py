@@ -17,7 +17,7 @@ from edgespec.server.answer_parts import Parts, PartScanner
 from edgespec.server.fields import Common, described, read
 from edgespec.server.messages import Message, plain_messages
 from edgespec.server.openai_shapes import shape_error
-from edgespec.server.refusals import BadRequest
+from edgespec.server.refusals import BadRequest, Refusal
 from edgespec.server.schema import Chat
 from edgespec.server.service import Answer, Service
 from edgespec.server.stderr import reported
@@ -115,8 +115,7 @@ async def _events(answer: Answer, response: _Response) -> AsyncGenerator[bytes, 
                     for each in (*response.write(scan.flush()), *response.end(chunk.result)):
                         yield wire.event(each, each["type"])
     except Exception as error:
-        shaped = shape_error(reported(error))
-        yield wire.event({"type": "error", **shaped["error"], **shaped}, "error")
+        yield wire.event(response.failed(reported(error)), "error")
     finally:
         answer.close()
 
@@ -157,6 +156,12 @@ class _Response:
         self._result = result
         self._status = "incomplete" if result.finish_reason == "length" else "completed"
         yield self._event(f"response.{self._status}", response=self.shown())
+
+    def failed(self, why: Refusal) -> Event:
+        """The last event of a stream that ends too early. Clients read the error in the event or in its own object."""
+        found = shape_error(why)
+        about = {name: each for name, each in found["error"].items() if name != "type"}
+        return self._event("error", **about, **found)
 
     def shown(self) -> dict[str, Any]:
         asked, sampling = self._asked, self._asked.sampling

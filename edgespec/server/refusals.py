@@ -27,7 +27,13 @@ class BadRequest(Refusal):
 
 
 class TooLong(Refusal):
+    """tokens, capacity: see ``ContextFull``."""
+
     code = "context_length_exceeded"
+
+    def __init__(self, message: str, *, tokens: int | None = None, capacity: int | None = None) -> None:
+        super().__init__(message)
+        self.tokens, self.capacity = tokens, capacity
 
 
 class Forbidden(Refusal):
@@ -94,7 +100,7 @@ def refusal(error: BaseException) -> Refusal:
         case Refusal():
             return error
         case ContextFull():
-            return TooLong(str(error), param="messages")
+            return TooLong(str(error), tokens=error.tokens, capacity=error.capacity)
         case NoSuchModel():
             return NoModel(str(error), param="model")
         case LicenceError():

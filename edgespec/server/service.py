@@ -15,7 +15,7 @@ from edgespec.hub.progress import Watch
 from edgespec.pipeline import Pipeline
 from edgespec.server.fetches import Fetches
 from edgespec.server.prepare import Prepared, prepare
-from edgespec.server.refusals import Failed, Gone, Refusal, Unavailable, refusal
+from edgespec.server.refusals import Failed, Gone, Refusal, TooLong, Unavailable, refusal
 from edgespec.server.residents import Offer, Resident, Residents
 from edgespec.server.schema import Chunk, Request
 from edgespec.server.worker import Job
@@ -131,7 +131,10 @@ class Service:
         except BaseException as error:
             self.residents.give_back(resident, request.keep_alive_s)
             if isinstance(error, Exception):
-                raise refusal(error) from error
+                why = refusal(error)
+                if isinstance(why, TooLong):
+                    why.param = request.prompt_field
+                raise why from error
             raise
 
     async def _begin(self, request: Request, resident: Resident) -> Answer:

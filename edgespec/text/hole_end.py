@@ -8,9 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from edgespec.text.tokenizer import StopStrings
 
+FENCE = "```"
 _LINE_ENDS = re.compile(r"(\n)")
 
 
@@ -21,27 +23,30 @@ class LineRules:
     next_line: the first line behind the hole that is not empty. The text ends before a line equal to it.
     indent: the text ends before a line that is indented by fewer characters, an empty line included. 0: no such rule.
     seconds: the text ends once it has lasted for so long, but not before its first line break. None: no such rule.
+    fence: without the fences of Markdown that a model may put around code. A line that opens one is left out, and the
+        text ends before one that closes it.
     """
 
     rest: str = ""
     next_line: str = ""
     indent: int = 0
     seconds: float | None = None
+    fence: bool = False
 
     @classmethod
-    def meeting(cls, suffix: str, *, indent: int = 0, seconds: float | None = None) -> LineRules:
+    def meeting(cls, suffix: str, **others: Any) -> LineRules:
         """The rules for a text that has to meet ``suffix``.
 
         >>> LineRules.meeting(")\\nnext")
-        LineRules(rest=')', next_line='', indent=0, seconds=None)
+        LineRules(rest=')', next_line='', indent=0, seconds=None, fence=False)
         >>> LineRules.meeting("\\n\\n  next\\n").next_line
         '  next'
         """
         rest, _, below = suffix.partition("\n")
         if rest.strip():
-            return cls(rest=rest.rstrip(), indent=indent, seconds=seconds)
+            return cls(rest=rest.rstrip(), **others)
         line = next((line for line in below.split("\n") if line.strip()), "")
-        return cls(next_line=line.rstrip(), indent=indent, seconds=seconds)
+        return cls(next_line=line.rstrip(), **others)
 
 
 class HoleEnd(StopStrings):
@@ -69,6 +74,7 @@ class HoleEnd(StopStrings):
         self._began: float | None = None
         self._line = ""
         self._first = True
+        self._wrote = False  # a line that is not blank
         self._unsaid = ""
         self._over = False  # by a rule: nothing that is held back belongs to the text
 
@@ -97,14 +103,19 @@ class HoleEnd(StopStrings):
         said = ""
         for part in _LINE_ENDS.split(text):
             if part == "\n":
+                if self._opens_fence():
+                    self._unsaid = self._unsaid[: -len(self._line)]
+                    self._line = ""
+                    continue
                 if self._end_line():
                     self._end(self._line.rstrip() or part)
                     said, self._unsaid = said + self._unsaid, ""
                     return said
+                self._wrote = self._wrote or bool(self._line.strip())
                 self._line, self._first = "", False
             self._line += part.removesuffix("\n")
             self._unsaid += part
-            if self._is_too_shallow():
+            if self._is_too_shallow() or (self._wrote and self._is_fence()):
                 self._unsaid = ""
                 self._end(self._line)
                 return said
@@ -119,6 +130,9 @@ class HoleEnd(StopStrings):
     def _end_line(self) -> bool:
         """The line is complete: cut off what a rule forbids. Whether the text ends here."""
         rules, line = self._rules, self._line.rstrip()
+        if self._is_fence():
+            self._unsaid = ""
+            return True
         if rules.rest and self._first:
             if line.endswith(rules.rest):
                 self._unsaid = self._unsaid.rstrip().removesuffix(rules.rest)
@@ -132,9 +146,18 @@ class HoleEnd(StopStrings):
         inner = self._line.lstrip(" \t")
         return not self._first and bool(inner) and len(self._line) - len(inner) < self._rules.indent
 
+    def _is_fence(self) -> bool:
+        return self._rules.fence and self._line.lstrip().startswith(FENCE)
+
+    def _opens_fence(self) -> bool:
+        """Whether the line is a fence that names a language. Behind other text it ends the text before it is whole."""
+        return self._is_fence() and self._line.strip() != FENCE
+
     def _may_be_cut(self) -> bool:
         """Whether a rule may yet take back what was not said: the line so far, and the line breaks before it."""
         rules, line = self._rules, self._line.rstrip()
+        if rules.fence and (FENCE.startswith(line.lstrip()) or self._is_fence()):
+            return True
         if self._first:
             return bool(rules.rest)
         if not line:

@@ -16,7 +16,7 @@ from edgespec.errors import ContextFull, SettingError
 from edgespec.sampling_params import is_whole
 from edgespec.text.control_tokens import ControlTokens
 from edgespec.text.fim import FILES, PREFIX, SUFFIX, FimFormat, format_for
-from edgespec.text.hole_end import LineRules
+from edgespec.text.hole_end import FENCE, LineRules
 from edgespec.text.token_boundary import Spellings
 from edgespec.text.tokenizer import Tokenizer
 
@@ -37,6 +37,7 @@ _KEPT_TEXTS = 64
 """whose tokens are known. A key changes one of those that a prompt is made of."""
 _UNNAMED = "filename"
 """the path of the hole's file, if nobody knows it"""
+_MARKDOWN = (".md", ".markdown", ".mdx", ".qmd", ".rmd")
 
 Files = Mapping[str, str] | Sequence[tuple[str, str]]
 
@@ -97,6 +98,7 @@ class Infill:
         if anchor is not None and not is_whole(anchor):
             raise SettingError("anchor", got=anchor, allowed="a whole number of characters", setting="anchor")
         others, form = _checked(files), self.format
+        fence = not form.fills and not _is_markdown(path, prefix + suffix)
         begin = self._anchor(prefix, anchor, room // 4) if form.layout[-1] != PREFIX else len(prefix)
         typed = self._ids(_end_of(prefix[begin:], room // 4 * _LETTERS_A_TOKEN), goes_on=True)[-(room // 4) :]
         left = room - _held(len(typed), room // 4) - len(form.layout) - 1
@@ -125,7 +127,7 @@ class Infill:
             again=again,
             typed_again=typed_again,
             stops=form.stops,
-            rules=LineRules.meeting(to_meet, indent=indent, seconds=seconds),
+            rules=LineRules.meeting(to_meet, indent=indent, seconds=seconds, fence=fence),
         )
 
     def _anchor(self, prefix: str, asked: int | None, room: int) -> int:
@@ -207,7 +209,7 @@ class Infill:
     def _fitting(self, text: str, room: int, *, from_end: bool = False, goes_on: bool = False) -> list[int]:
         """Tokens of as many whole lines as fit: the first lines, or with ``from_end`` the last ones.
 
-        A first line that is too long gives as many of its tokens as fit. goes_on: see ``_ids``.
+        A first one of them that is too long gives as many of its tokens as fit. goes_on: see ``_ids``.
         """
         if room <= 0 or not text:
             return []
@@ -223,6 +225,8 @@ class Infill:
         if not from_end:
             shown = lines[:kept] or [lines[0][: room * _LETTERS_A_TOKEN]]
             return self._ids("".join(shown), goes_on=goes_on)[:room]
+        if not kept:
+            return self._ids(_end_of(lines[-1], room * _LETTERS_A_TOKEN))[-room:]
         begin = -((kept - len(lines)) // _STEP) * _STEP
         return self._ids("".join(lines[begin if begin < len(lines) else len(lines) - kept :]))[-room:]
 
@@ -251,6 +255,11 @@ def _end_of(line: str, most: int) -> str:
     """The end of a line that is too long to be encoded: between one and two times so many characters. Its beginning
     moves in steps, as that of other texts does."""
     return line if len(line) <= 2 * most else line[(len(line) // most - 1) * most :]
+
+
+def _is_markdown(path: str | None, text: str) -> bool:
+    """Whether a fence belongs to the text of a hole: also in code whose comments have some."""
+    return FENCE in text or (path or "").lower().endswith(_MARKDOWN)
 
 
 def _held(typed: int, most: int) -> int:

@@ -61,6 +61,8 @@ class Prompts:
         if len(prompt) > capacity:
             raise ContextFull(
                 "prompt is longer than the context",
+                tokens=len(prompt),
+                capacity=capacity,
                 got=f"{len(prompt)} tokens",
                 allowed=f"{capacity} tokens",
                 hint="shorten the prompt, start a new conversation, or load with a larger context_length",

@@ -166,6 +166,8 @@ class Tokenizer:
         if size > most:
             raise ContextFull(
                 "prompt is longer than the context",
+                tokens=size // self._longest_bytes,
+                capacity=capacity,
                 got=f"{size} bytes",
                 allowed=f"{most} bytes, {capacity} tokens of {self._longest_bytes} bytes",
                 hint="shorten the prompt",
@@ -176,6 +178,8 @@ class Tokenizer:
             if counted > 2 * capacity:  # cutting a text into slices adds a few tokens to each
                 raise ContextFull(
                     "prompt is longer than the context",
+                    tokens=counted // 2,
+                    capacity=capacity,
                     got=f"over {counted} tokens",
                     allowed=f"{capacity} tokens",
                     hint="shorten the prompt",

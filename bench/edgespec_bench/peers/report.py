@@ -54,7 +54,7 @@ SPEED = (
     "same as own plain",
 )
 TTFT = ("runtime", *(f"{n} tokens, ms" for n in TTFT_TOKENS), "turn 5 of a chat, ms", "turn 5 without reuse, ms")
-GAPS = ("runtime", "p50, ms", "p95, ms", "longest, ms")
+GAPS = ("runtime", "TPOT p50, ms", "TPOT p95, ms", "longest wait, ms")
 COST = ("runtime", "load, cold, s", "load, again, s", "peak memory, MB", "weights")
 
 
@@ -195,9 +195,10 @@ def _gaps(results: Results, found: Sequence[Line]) -> list[str]:
     return [
         "Tokens a second, median over answers.",
         _table(*category_rows(found, lambda line: f"{line.tok_per_s:.1f}")),
-        "## Time between tokens",
+        "## Time per token",
         _table(GAPS, rows),
-        "Over all answers. Drafts bring tokens in bursts: within one the time is 0.",
+        "TPOT: time per output token after the first; p50 and p95 are over all answers. Drafts bring tokens in bursts. "
+        "Longest wait: for the next token of any answer.",
     ]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from edgespec.stats import percentile
+from edgespec.stats import per_token_s, percentile
 from edgespec_bench.peers.entries import OWN_PLAIN, RUNTIMES
 from edgespec_bench.peers.measure import Measured, Record, Results
 
@@ -19,7 +19,8 @@ class Line:
     """A runtime on the prompts of one category.
 
     to_auto, to_plain: its speed over that of edgespec auto and edgespec plain, medians over prompts.
-    tpot_p50_s, tpot_p95_s, longest_gap_s: between successive tokens of all its answers; None without gaps.
+    tpot_p50_s, tpot_p95_s: over its answers, of the time per output token after the first (see ``Stats.tpot_s``).
+    longest_gap_s: between successive tokens of all its answers. All three are None without gaps.
     same, of: number of prompts with the tokens of its own plain decoding, and of all prompts. same is None if its plain
         decoding did not run.
     """
@@ -60,6 +61,7 @@ def _line(name: str, category: str, records: Sequence[Record], results: Results)
     counted = [r for r in records if r.proposed]
     forwards = [r for r in records if r.forwards]
     gaps_s = [gap for record in records for gap in record.gaps_s]
+    tpots_s = [tpot_s for record in records if (tpot_s := per_token_s(record.gaps_s)) is not None]
     same = _same(records, [r for r in results.records if r.name == plain])
     return Line(
         name,
@@ -71,8 +73,8 @@ def _line(name: str, category: str, records: Sequence[Record], results: Results)
         sum(r.decoded for r in forwards) / sum(r.forwards or 0 for r in forwards) if forwards else None,
         same,
         len(to_auto),
-        percentile(gaps_s, 0.5),
-        percentile(gaps_s, 0.95),
+        percentile(tpots_s, 0.5),
+        percentile(tpots_s, 0.95),
         max(gaps_s, default=None),
     )
 
