@@ -26,6 +26,7 @@ from edgespec.backends.openvino.stateful_model import OpenVINOStatefulModel
 from edgespec.cache import cache_dir
 from edgespec.pipeline import Pipeline
 from edgespec.types import Numerics
+from tests import workers
 from tests.compiles import watched
 from tests.tiny_models import EXPORTED
 
@@ -42,14 +43,14 @@ REAL = {"pipeline", "fast_pipeline"}
 LONGEST_FIRST = (
     "test_parity_real.py",
     "test_commands.py",
-    "test_heads.py",
     "test_export.py",
-    "test_contract_hidden.py",
-    "test_doors.py",
-    "test_train_evaluate.py",
+    "test_bench.py",
     "test_overlapped_real.py",
-    "test_sampling.py",
-    "test_peers.py",
+    "test_train_evaluate.py",
+    "test_doors.py",
+    "test_mirrors.py",
+    "test_distribution.py",
+    "test_contract_hidden.py",
     "test_pretrain.py",
     "test_train.py",
     "test_installer.py",
@@ -57,16 +58,16 @@ LONGEST_FIRST = (
 """files of tests that workers begin with, so that none has a long one left when the others are done"""
 LONGEST_SLOW_FIRST = (
     "test_server_schemathesis.py",
+    "test_parity_real.py",
     "test_heads.py",
     "test_inflate.py",
     "test_widths.py",
     "test_overlapped_real.py",
+    "test_distribution.py",
     "test_server_load.py",
-    "test_parity_real.py",
     "test_exact_widths.py",
     "test_foreign_files.py",
     "test_export.py",
-    "test_distribution.py",
     "test_server_other_clients.py",
     "test_npu.py",
     "test_planner.py",
@@ -91,6 +92,7 @@ def pytest_configure(config: pytest.Config) -> None:
         exported = TemporaryDirectory(prefix="edgespec-tests-", ignore_cleanup_errors=True)
         config.add_cleanup(exported.cleanup)
         os.environ[EXPORTED] = exported.name
+    workers.configure(config)
 
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist
@@ -253,8 +255,9 @@ def load_ir(
     layers: tuple[int, ...] = (),
     is_draft: bool = False,
     full_precision: bool = False,
+    widths: ExactWidths | None = None,
 ) -> OpenVINOPagedModel:
-    """full_precision: of activations, to hold another engine against."""
+    """full_precision: of activations, to hold another engine against. widths: that are exact, where they are known."""
     import openvino as ov
 
     core = ov.Core()
@@ -264,9 +267,9 @@ def load_ir(
     xml = folder if folder.suffix == ".xml" else folder / "openvino_model.xml"
     model = OpenVINOPagedModel(core, xml, "CPU", settings, capacity=capacity, layers=layers)
     if settings.numerics == "exact" and not full_precision:
-        if xml not in _exact_widths:
+        if widths is None and xml not in _exact_widths:
             _exact_widths[xml] = find_exact_widths(model)
-        model.set_exact_widths(_exact_widths[xml])
+        model.set_exact_widths(widths or _exact_widths[xml])
     return model
 
 

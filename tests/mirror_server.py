@@ -7,7 +7,6 @@ import itertools
 import os
 import struct
 import subprocess
-import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import pytest
 
 from edgespec.hub import catalog, mirrors
 from edgespec.hub.mirrors import Mirror
-from tests import tiny_gguf
+from tests import processes, tiny_gguf
 from tests.hub_server import Server, leftovers
 
 NOBODY = "http://127.0.0.1:9"
@@ -118,18 +117,12 @@ def edgespec(published: Published, server: Server, tmp_path: Path) -> Iterator[E
     """Run a command with our lists, hub and index; ``answer``: typed at a terminal."""
 
     def run(*arguments: str, answer: str | None = None, **env: str) -> Run:
-        boot = [sys.executable, "-c", BOOT, str(published.lists), "pipe" if answer is None else "terminal"]
+        boot = str(published.lists), "pipe" if answer is None else "terminal"
         ours = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1", "COLUMNS": "80"}
-        return subprocess.run(
-            [*boot, *arguments],
-            input=answer or "",
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            check=False,
-            cwd=tmp_path,
-            env=os.environ | ours | env,
+        ran = processes.python(
+            BOOT, *boot, *arguments, stdin=(answer or "").encode(), cwd=tmp_path, env=os.environ | ours | env
         )
+        return processes.decoded(ran)
 
     yield run
     assert not (tmp_path / "ran").exists(), "code of a package was run"

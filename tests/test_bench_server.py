@@ -7,13 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from edgespec_bench import server
 from edgespec_bench.server import bench_server
 from tests.fake_server import fake_pipeline
 from tests.test_infill import QWEN
 from tests.tiny_models import SPECIAL, train_tokenizer
 
 
-def test_each_goal_has_a_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_goal_has_a_figure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_REST_S", 0.3)
     train_tokenizer(tmp_path / "tokenizer.json", special=(*SPECIAL, *QWEN[1:]))
     bench_server(fake_pipeline(tmp_path, capacity=4096), pairs=2)
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -120,7 +120,14 @@ def test_a_container_may_have_less_memory_than_its_host(
 
 
 def test_workers_begin_with_the_longest_files_and_each_keeps_its_order() -> None:
-    names = ["test_a.py", "test_heads.py", "test_a.py", "test_parity_real.py", "test_heads.py", "test_b.py"]
+    names = [
+        "test_a.py",
+        "test_overlapped_real.py",
+        "test_a.py",
+        "test_export.py",
+        "test_overlapped_real.py",
+        "test_b.py",
+    ]
     items: list[Any] = [SimpleNamespace(path=Path(name), number=number) for number, name in enumerate(names)]
     worker: dict[str, Any] = {"workerinput": {}}
     for given, marks, expected in (

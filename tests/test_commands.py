@@ -28,18 +28,14 @@ from edgespec.hub import catalog
 from edgespec.loading import load
 from edgespec.pipeline import Pipeline
 from edgespec.stats import Stats
+from tests import processes
 from tests.conftest import as_if_alone
 
 QUESTION = "What is the capital of France?"
 
 
-def edgespec(*arguments: str, stdin: bytes | None = None, **environment: str) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
-        [sys.executable, "-m", "edgespec", *arguments],
-        input=stdin if stdin is not None else b"",
-        capture_output=True,
-        env=os.environ | environment,
-    )
+def edgespec(*arguments: str, stdin: bytes = b"", **environment: str) -> subprocess.CompletedProcess[bytes]:
+    return processes.edgespec(*arguments, stdin=stdin, env=os.environ | environment)
 
 
 Ended = tuple[int | str | None, str, str]
@@ -93,7 +89,7 @@ def error_of(ran: subprocess.CompletedProcess[bytes]) -> str:
 
 
 def test_run_is_the_default_command_and_answers(pipeline: Pipeline) -> None:
-    ran = edgespec(QUESTION)
+    ran = subprocess.run([sys.executable, "-m", "edgespec", QUESTION], input=b"", capture_output=True)
     assert ran.returncode == 0, ran.stderr
     assert "Paris" in ran.stdout.decode()
     summary = ran.stderr.decode()
@@ -240,19 +236,8 @@ finally:
 
 
 def homeless(folder: Path, *arguments: str, cache: str) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
-        [sys.executable, "-c", HOMELESS, *arguments],
-        input=b"",
-        capture_output=True,
-        cwd=folder,
-        env=os.environ
-        | {
-            "EDGESPEC_BACKEND": "",
-            "EDGESPEC_CACHE": cache,
-            "HF_HUB_OFFLINE": "1",
-            "PYTHONPATH": os.pathsep.join(sys.path),
-        },
-    )
+    own = {"EDGESPEC_BACKEND": "", "EDGESPEC_CACHE": cache, "HF_HUB_OFFLINE": "1"}
+    return processes.python(HOMELESS, *arguments, cwd=folder, env=os.environ | own)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows asks the registry")
@@ -319,11 +304,10 @@ def test_a_closed_pipe_is_quiet(
     assert ran.stderr == b""
 
 
-def test_chat_reuses_the_conversation_and_survives_bad_commands(pipeline: Pipeline) -> None:
+def test_chat_reuses_the_conversation_and_survives_bad_commands(here: Callable[..., Ended]) -> None:
     turns = b"What is the capital of France?\n/nonsense\nAnd of Italy?\n/stats\n/exit\nnever asked\n"
-    ran = edgespec("chat", "-n", "40", stdin=turns)
-    assert ran.returncode == 0, ran.stderr
-    said, told = ran.stdout.decode(), ran.stderr.decode()
+    code, said, told = here("chat", "-n", "40", stdin=turns)
+    assert code == 0, told
     assert "Paris" in said and "Rome" in said
     assert "no such command: /nonsense" in told
     reused = next(line for line in told.splitlines() if line.startswith("reused_tokens"))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import processes
 from tests.foreign_files import READERS, SOUND
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -17,8 +18,9 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.mark.parametrize("name", READERS)
 def test_the_sound_file_is_read(name: str) -> None:
     """Else a mutation would prove nothing."""
-    command = [sys.executable, "-W", "ignore", "-m", "tests.foreign_files", name, "0", str(SOUND), "0"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    code = "import sys; from tests.foreign_files import main; main(*sys.argv[1:])"
+    run = processes.decoded(processes.python(code, name, "0", str(SOUND), "0"))
+    assert run.returncode == 0, run.stderr
     [result] = [json.loads(line) for line in run.stdout.splitlines()]
     if name == "wheel":  # read to its end, where the hash is another one
         assert result["outcome"] == "refused" and "SHA-256" in result["error"]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from edgespec import bundle, draft_folder, load
+from edgespec import SamplingParams, bundle, draft_folder, load
 from edgespec.backends.openvino.runtime import ops, ov
 from edgespec.bundle import IR_FILE
 from edgespec.cli import cli
@@ -22,6 +22,7 @@ from edgespec.hub import catalog
 from edgespec.hub.resolve import resolve
 from edgespec.pipeline import Pipeline
 from edgespec_export import Request, Weights, export
+from tests.books import check_identities
 from tests.everyday import check_everyday
 from tests.heads import write_head
 
@@ -76,6 +77,45 @@ def test_chats_formats_stop_strings_and_dropped_streams_are_those_without_drafts
     head = make(kind=kind, trimmed=False)
     drafted = load(target, draft=head, backend=backend, numerics="exact", num_draft_tokens=4)
     check_everyday(plain, drafted, TOKENS)
+
+
+MODES = {
+    "greedy": SamplingParams(),
+    "sampled": SamplingParams(temperature=0.8, top_p=0.95, seed=1234),
+    "penalty": SamplingParams(temperature=1.0, repetition_penalty=1.1, seed=99),
+}
+
+
+@pytest.mark.parametrize("kind", ["block", "redrafter"])
+def test_every_mode_and_length_of_draft_writes_plain_decodings_tokens(
+    target: Path, make: Callable[..., Path], kind: str
+) -> None:
+    plain, drafted = load(target, draft="none"), load(target, draft=make(kind=kind))
+    assert drafted.arbiter is not None
+    for sampling in MODES.values():
+        expected = tokens(plain, sampling=sampling)
+        for k in (1, 4, None):
+            drafter = None if k is None else drafted.arbiter.model
+            for _ in range(2):  # the second time, the target holds the prompt
+                found = drafted.generate(
+                    list(PROMPT), max_new_tokens=TOKENS, ignore_eos=True, sampling=sampling, num_draft_tokens=k,
+                    drafter=drafter,
+                )  # fmt: skip
+                assert found.token_ids == expected
+                check_identities(found.stats.rounds)
+                if k is not None:
+                    assert found.stats.proposed > 0 and set(found.stats.by_drafter) <= {"head"}
+                    assert sampling.temperature or found.stats.accepted > 0
+
+
+@pytest.mark.parametrize("kind", ["block", "redrafter"])
+def test_by_rejection_a_seed_gives_one_text(target: Path, make: Callable[..., Path], kind: str) -> None:
+    drafted = load(target, draft=make(kind=kind))
+    assert drafted.arbiter is not None
+    rejecting = SamplingParams(temperature=0.8, seed=5, verification="rejection")
+    head: dict[str, Any] = {"drafter": drafted.arbiter.model, "num_draft_tokens": 4}
+    texts = [tokens(drafted, sampling=rejecting, **head) for _ in range(3)]
+    assert texts == texts[:1] * 3
 
 
 @pytest.fixture

@@ -8,8 +8,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +15,7 @@ import pytest
 
 from edgespec import bundle
 from edgespec.bundle import HubSource
-from tests import hub_server
+from tests import hub_server, processes
 from tests.hub_server import COMMIT, Server, bundle_with, files_of, ir_files, publish
 
 home, ir, server, tiny = hub_server.home, hub_server.ir, hub_server.server, hub_server.tiny
@@ -28,16 +26,8 @@ def pull(server: Server, tmp_path: Path, home: Path) -> Iterator[object]:
     """Run ``edgespec pull REF`` against the server; returns (exit code, stdout, stderr)."""
 
     def run(ref: str, **env: str) -> tuple[int, str, str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "edgespec", "pull", ref],
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            check=False,
-            cwd=tmp_path,
-            env={**os.environ, "HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
-            | env,
-        )
+        ours = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
+        done = processes.decoded(processes.edgespec("pull", ref, cwd=tmp_path, env=os.environ | ours | env))
         return done.returncode, done.stdout.strip(), done.stderr.strip()
 
     yield run

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import product
 from time import sleep
 from typing import Any
 
@@ -77,9 +78,12 @@ def both(pipeline: Pipeline, overlapping: Pipeline, call: Callable[[Pipeline], A
     return call(overlapping), expected
 
 
-@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
-    "most", [None, pytest.param(1, marks=pytest.mark.slow), pytest.param(8, marks=pytest.mark.slow)]
+    ("mode", "most"),
+    [
+        *(("greedy", None), ("sampled", None)),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("sampled-all", None), *product(MODES, (1, 8)))),
+    ],
 )
 def test_tokens_are_plain_decodings(pipeline: Pipeline, overlapping: Pipeline, mode: str, most: int | None) -> None:
     for prompt in PROMPTS:

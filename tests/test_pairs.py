@@ -16,7 +16,7 @@ from edgespec.bundle import HubSource
 from edgespec.errors import BundleError, LicenceError, SourceError
 from edgespec.hub import catalog
 from edgespec.hub.resolve import model_path, resolve
-from tests import hub_server
+from tests import hub_server, processes
 from tests.hub_server import Server, bundle_with, ir_files, publish
 
 ROOT = Path(__file__).parents[1]
@@ -56,15 +56,7 @@ def edgespec(server: Server, tmp_path: Path):  # type: ignore[no-untyped-def]
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         hub_of_ours = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
-        return subprocess.run(
-            [sys.executable, "-m", "edgespec", *arguments],
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            check=False,
-            cwd=tmp_path,
-            env=os.environ | hub_of_ours,
-        )
+        return processes.decoded(processes.edgespec(*arguments, cwd=tmp_path, env=os.environ | hub_of_ours))
 
     return run
 

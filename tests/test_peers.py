@@ -202,14 +202,16 @@ def test_runtimes_are_chosen_by_the_beginning_of_their_names() -> None:
     assert all(any(c.plain == other.name for other in RUNTIMES) for c in RUNTIMES)
 
 
-@pytest.mark.real
-def test_a_short_comparison_with_the_real_edgespec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_comparison_with_the_real_edgespec(
+    tiny_ir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(measure, "TTFT_TOKENS", (8,))
     monkeypatch.setattr(measure, "MEMORY_PROMPT", 16)
     monkeypatch.setattr(bench, "CHAT", (("Hi", "Ho"), ("And?", "")))
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"kind": "code", "text": "def add(a, b):\\n    return a + b\\n\\ndef sub(a, b):\\n"}\n')
-    arguments = ["bench", "peers", "--only", "edgespec auto", "--prompts", str(prompts), "--new-tokens", "8"]
+    arguments = ["bench", "peers", "-m", str(tiny_ir.parent), "--only", "edgespec auto"]
+    arguments += ["--prompts", str(prompts), "--new-tokens", "8"]
     page = tmp_path / "page.md"
     result = CliRunner().invoke(cli, [*arguments, "--report", str(page)])
     assert result.exit_code == 0, result.output

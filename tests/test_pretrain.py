@@ -228,6 +228,7 @@ def test_the_command_runs_all_stages(target_folder: Path, bare: Path, own: Path,
     assert "made already; got --folder." in str(run(*command).exception)
     shape = ["--from-scratch", "--layers", 1, "--width", 16, "--heads", 2, "--intermediate", 32, "--vocabulary", 60]
     stages = ["--pretrain-tokens", 600, "--continue-tokens", 600, "--steps", 3, "--batch", 256, "--loss", "ce+tv"]
+    shutil.copytree(test_train.exported_by_commands(target_folder), tmp_path / "work" / "target")
     result = run(*command, *shape, *stages)
     assert result.exit_code == 0, result.output
     assert "pretrain: step 2" in result.output

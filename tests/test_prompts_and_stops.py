@@ -15,9 +15,17 @@ from edgespec.commands.run import _read_prompt
 from edgespec.drafters.none import NoDrafter
 from edgespec.errors import BundleError, ContextFull, SettingError
 from edgespec.pipeline import Pipeline
+from edgespec.sampling_params import SamplingParams
 from edgespec.text.response_format import grammar_of
 from edgespec.text.tokenizer import StopStrings, Tokenizer
+from tests.fake_server import fake_pipeline
 from tests.foreign_files import READERS
+
+
+@pytest.fixture(scope="module")
+def faked(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    """On a fake model: which tokens it writes is no matter here."""
+    return fake_pipeline(tmp_path_factory.mktemp("pipeline"))
 
 
 @pytest.fixture(scope="module")
@@ -27,43 +35,45 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return Tokenizer(path)
 
 
-def test_one_string_is_one_stop(pipeline: Pipeline) -> None:
-    text = pipeline.generate("List three animals.", max_new_tokens=40).text
-    word = text.split()[3]
+def test_one_string_is_one_stop(faked: Pipeline) -> None:
+    text = faked.generate("List three animals.", max_new_tokens=40).text
+    word = text[10:14]
+    assert text.index(word) == 10
     for stop in (word, [word], (word, "END")):
-        result = pipeline.generate("List three animals.", max_new_tokens=40, stop=stop)
+        result = faked.generate("List three animals.", max_new_tokens=40, stop=stop)
         assert result.stop_string == word and result.text == text[: text.index(word)]
     nothing: tuple[Sequence[str] | None, ...] = (None, (), [])
     for none in nothing:
-        assert pipeline.generate("List three animals.", max_new_tokens=40, stop=none).text == text
+        assert faked.generate("List three animals.", max_new_tokens=40, stop=none).text == text
 
 
 @pytest.mark.parametrize("stop", [b"END", [b"END"], ["a", 3], ""])
-def test_what_is_no_stop_string_is_refused(pipeline: Pipeline, stop: Any) -> None:
+def test_what_is_no_stop_string_is_refused(faked: Pipeline, stop: Any) -> None:
     with pytest.raises(SettingError, match="stop"):
-        pipeline.generate("Hi", max_new_tokens=2, stop=stop)
+        faked.generate("Hi", max_new_tokens=2, stop=stop)
 
 
-def test_a_prompt_of_bytes_is_refused(pipeline: Pipeline) -> None:
+def test_a_prompt_of_bytes_is_refused(faked: Pipeline) -> None:
     with pytest.raises(SettingError, match="prompt; got bytes"):
-        pipeline.generate(b"Hello", max_new_tokens=2)
+        faked.generate(b"Hello", max_new_tokens=2)
     with pytest.raises(SettingError, match="prompt; got NoneType"):
-        pipeline.generate(None, max_new_tokens=2)  # type: ignore[arg-type]
+        faked.generate(None, max_new_tokens=2)  # type: ignore[arg-type]
     for wrong in ({"max_new_tokens": "5"}, {"max_new_tokens": 2.0}, {"max_new_tokens": 2, "num_draft_tokens": "4"}):
         with pytest.raises(SettingError, match="got .*; allowed: "):
-            pipeline.generate("Hello", **wrong)
+            faked.generate("Hello", **wrong)
 
 
-def test_a_control_token_as_a_stop_string_ends_the_text_at_that_token(pipeline: Pipeline) -> None:
+def test_a_control_token_as_a_stop_string_ends_the_text_at_that_token(faked: Pipeline) -> None:
     """With drafts and without, although the token has no text."""
-    ids = pipeline.tokenizer.encode("<|im_start|>user\nSay hi.<|im_end|>\n<|im_start|>assistant\n")
-    options: dict[str, Any] = {"max_new_tokens": 60, "ignore_eos": True}
-    written = pipeline.generate(ids, **options).token_ids
-    spelt = {pipeline.tokenizer.engine.token_to_id(text): text for text in pipeline.tokenizer.control_texts}
+    ids = faked.tokenizer.encode("<|user|>Say hi.<|assistant|>")
+    likely = SamplingParams(logit_bias=dict.fromkeys((0, 2, 3), 4.0))
+    options: dict[str, Any] = {"max_new_tokens": 60, "ignore_eos": True, "sampling": likely}
+    written = faked.generate(ids, **options).token_ids
+    spelt = {faked.tokenizer.engine.token_to_id(text): text for text in faked.tokenizer.control_texts}
     place, token = next((place, token) for place, token in enumerate(written) if token in spelt)
     for stop in (spelt[token], f"\n{spelt[token]}", ["no such text", spelt[token]]):
         for how in ({}, {"drafter": NoDrafter(), "num_draft_tokens": 0}):
-            result = pipeline.generate(ids, stop=stop, **options, **how)
+            result = faked.generate(ids, stop=stop, **options, **how)
             assert result.token_ids == written[: place + 1]
             assert result.finish_reason == "stop" and spelt[token] in (result.stop_string or "")
             assert spelt[token] not in result.text
@@ -102,15 +112,15 @@ def test_a_long_text_is_counted_before_it_is_read_whole(tokenizer: Tokenizer, mo
 
 
 @pytest.mark.parametrize("prompt", [["Hello"], [1.5], [None]])
-def test_a_prompt_of_no_token_ids_is_refused(pipeline: Pipeline, prompt: Any) -> None:
+def test_a_prompt_of_no_token_ids_is_refused(faked: Pipeline, prompt: Any) -> None:
     with pytest.raises(SettingError, match="prompt; got .*; allowed: a text, or token ids"):
-        pipeline.generate(prompt, max_new_tokens=2)
+        faked.generate(prompt, max_new_tokens=2)
 
 
 @pytest.mark.parametrize("raw", [True, False])
-def test_a_prompt_longer_than_the_context_is_an_error(pipeline: Pipeline, raw: bool) -> None:
+def test_a_prompt_longer_than_the_context_is_an_error(faked: Pipeline, raw: bool) -> None:
     with pytest.raises(ContextFull):
-        pipeline.generate("word " * 1_000_000, raw=raw)
+        faked.generate("word " * 1_000_000, raw=raw)
 
 
 def test_formats_have_a_longest(tmp_path: Path) -> None:

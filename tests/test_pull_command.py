@@ -5,24 +5,17 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from edgespec import bundle
-from tests import tiny_gguf
+from tests import processes, tiny_gguf
 
 
 def edgespec(*arguments: str, cache: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "edgespec", *arguments],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        check=False,
-        env=os.environ | {"EDGESPEC_CACHE": str(cache), "PYTHONIOENCODING": "utf-8"} | env,
-    )
+    ran = processes.edgespec(*arguments, env=os.environ | {"EDGESPEC_CACHE": str(cache)} | env)
+    return processes.decoded(ran)
 
 
 @pytest.fixture(scope="module")

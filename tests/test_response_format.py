@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,11 @@ from edgespec.errors import SettingError
 from edgespec.pipeline import Pipeline
 from edgespec.sampling_params import SamplingParams
 from edgespec.text.response_format import Grammars, grammar_of
+from tests import processes, test_commands
 from tests.books import check_identities
 from tests.formats import Fake, says, schema_format, small_tokenizer
+
+here = test_commands.here
 
 
 @pytest.fixture(scope="session")
@@ -157,10 +161,7 @@ def test_what_the_command_line_is_given_is_checked(tmp_path: Path) -> None:
     ],
 )
 def test_a_bad_format_is_one_line_and_exit_2_before_a_model_is_loaded(arguments: list[str], message: str) -> None:
-    ran = subprocess.run(
-        [sys.executable, "-m", "edgespec", *arguments, "--model", "./no-such-model"],
-        capture_output=True, text=True, input="Hello",
-    )  # fmt: skip
+    ran = processes.decoded(processes.edgespec(*arguments, "--model", "./no-such-model", stdin=b"Hello"))
     assert (ran.returncode, ran.stdout) == (2, "")
     assert ran.stderr == f"error: {message}\n"
 
@@ -224,11 +225,12 @@ def test_a_format_ends_where_it_ends(pipeline: Pipeline) -> None:
     assert unconstrained.stats.forced == 0
 
 
-def test_the_command_line_writes_the_format(pipeline: Pipeline, tmp_path: Path) -> None:
+def test_the_command_line_writes_the_format(here: Callable[..., test_commands.Ended], tmp_path: Path) -> None:
     (tmp_path / "schema.json").write_text(json.dumps(PERSON))
     arguments = ["run", "--json", "--json-schema", str(tmp_path / "schema.json"), "-n", "60", "A person."]
-    ran = subprocess.run([sys.executable, "-m", "edgespec", *arguments], capture_output=True, text=True)
-    told = json.loads(ran.stdout)
+    code, said, shown = here(*arguments)
+    told = json.loads(said)
+    assert code == 0
     jsonschema.validate(json.loads(told["text"]), PERSON)
     assert told["finish_reason"] == "stop" and told["forced"] > 0
-    assert f"forced by the format: {told['forced']}" in ran.stderr
+    assert f"forced by the format: {told['forced']}" in shown

@@ -29,7 +29,7 @@ from tests.test_server_load import sensitive
 PARTS, ROUNDS = 5, 12
 """the first part fills caches and pools; in a round each kind of request comes once"""
 POINTER = 8
-COUNTS = 10
+COUNTS, SAME = 10, 3
 KEPT_TEXTS = 64
 """whose tokens the prompts of holes are made of; a new file has a new name"""
 TEXTS = 3
@@ -123,26 +123,32 @@ def at_rest(service: Service) -> None:
         time.sleep(0.01)
 
 
-def kept(counts: int = COUNTS) -> tuple[int, int, int]:
+def entries_of(objects: list[Any]) -> int:
+    """Of their lists, maps and so on."""
+    # Maps of texts and numbers are not among the collector's objects, but held by them.
+    plain = {id(each): each for each in gc.get_referents(*objects) if type(each) is dict and not gc.is_tracked(each)}
+    tables = chain(objects, plain.values())
+    return sum(len(each) for each in tables if issubclass(type(each), list | dict | set | deque))
+
+
+def kept() -> tuple[int, int, int]:
     """Blocks of Python's objects, bytes of its lists, maps and so on, which are no such blocks, and their entries.
 
-    Connections end a moment after their clients, so the least of several counts counts.
+    Connections end a moment after their clients, so the least of several counts counts: of so many, or of as many as it
+    takes until the last three found nothing less.
     """
     blocks, nbytes, entries = [], [], []
-    for _ in range(counts):
+    for number in range(COUNTS):
         time.sleep(0.05)
         gc.collect()
         sys._clear_type_cache()  # it holds up to 4,096 names by which C code has called methods
         blocks.append(sys.getallocatedblocks())
         objects = gc.get_objects()
         nbytes.append(sum(map(sys.getsizeof, objects)))
-        # Maps of texts and numbers are not among the collector's objects, but held by them.
-        plain = {
-            id(each): each for each in gc.get_referents(*objects) if type(each) is dict and not gc.is_tracked(each)
-        }
-        tables = chain(objects, plain.values())
-        entries.append(sum(len(each) for each in tables if issubclass(type(each), list | dict | set | deque)))
-        del objects, plain, tables
+        entries.append(entries_of(objects))
+        del objects
+        if number >= SAME and all(min(each[:-SAME]) <= min(each[-SAME:]) for each in (blocks, nbytes, entries)):
+            break
     return min(blocks), min(nbytes), min(entries)
 
 
@@ -153,7 +159,8 @@ def of_a_planted(put: Any) -> list[int]:
     for part in range(PARTS):
         for item in items[part * ROUNDS : (part + 1) * ROUNDS]:
             put(holder[0], item)
-        entries.append(kept(1)[2])
+        gc.collect()
+        entries.append(entries_of(gc.get_objects()))
     return [after - before for before, after in pairwise(entries)]
 
 

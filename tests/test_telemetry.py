@@ -29,10 +29,17 @@ Watched = Callable[..., str]
 
 @cache
 def tracer() -> tuple[str, ...]:
-    """The beginning of a command that writes what it does with sockets to the file that is named next; () if none."""
-    command = ("strace", "-f", "-e", "trace=connect,sendto,sendmsg,sendmmsg", "-o")
-    if shutil.which("strace") and subprocess.run([*command, os.devnull, "true"], capture_output=True).returncode == 0:
-        return command
+    """The beginning of a command that writes what it does with sockets to the file that is named next; () if none.
+
+    With --seccomp-bpf nothing but these calls is stopped, where the kernel and strace can.
+    """
+    calls = ("-e", "trace=connect,sendto,sendmsg,sendmmsg", "-o")
+    for command in (("strace", "-f", "--seccomp-bpf", *calls), ("strace", "-f", *calls)):
+        if (
+            shutil.which("strace")
+            and subprocess.run([*command, os.devnull, "true"], capture_output=True).returncode == 0
+        ):
+            return command
     warnings.warn("strace cannot be used here: sockets are not watched, only the home folder is", stacklevel=2)
     return ()
 

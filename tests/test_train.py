@@ -32,7 +32,7 @@ from edgespec_train.evaluate import generate_texts, replay
 from edgespec_train.initialise import fit_head, take_over
 from edgespec_train.losses import loss_of
 from edgespec_train.pack import save_draft
-from edgespec_train.stages import StageSettings, train_draft
+from edgespec_train.stages import StageSettings, target_bundle, train_draft
 from edgespec_train.trainer import Recipe, hidden_states
 from tests import tiny_models
 
@@ -89,6 +89,14 @@ def written_by(target: Path) -> Path:
     folder = Path(mkdtemp(prefix="corpus-", dir=target.parent))
     make_corpus(PLAN, target, folder, TOKENS, lambda line: None)
     return folder
+
+
+@cache
+def exported_by_commands(target_folder: Path) -> Path:
+    """What each command of training makes first of a checkpoint: ``target`` in its work folder."""
+    work = target_folder.with_name("work")
+    target_bundle(str(target_folder), work, lambda line: None)
+    return work / "target"
 
 
 def texts_of(corpus: Path, id_map: np.ndarray[Any, Any]) -> Texts:

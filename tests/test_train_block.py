@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,7 @@ def task_of(texts: States, head: BlockHead) -> Blocks:
 def test_the_whole_way(target_folder: Path, tmp_path: Path) -> None:
     """The command line end to end; the draft runs, greedily and sampled, and the text is that of plain decoding."""
     work = tmp_path / "work"
+    shutil.copytree(test_train.exported_by_commands(target_folder), work / "target")
     result = run(
         *["train", "block", target_folder, "-o", work, "--corpus-tokens", 1500, "--texts-per-shard", 32, *SMALL],
         *["--new-tokens", 24, "--steps", 30, "--batch", 128, "--evaluate-every", 30, "--rank", 8],

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
-import pytest
-
-import edgespec
 from edgespec.pipeline import DEFAULT_NEW_TOKENS
+from tests import processes
+from tests.fake_server import fake_pipeline
 
-LONG = "seven " * 600
+LONG = "seven " * 300
 SCHEMA = {"const": LONG}
 
 
-@pytest.mark.real
-def test_a_format_is_not_cut_at_the_default_length() -> None:
-    pipeline = edgespec.load(draft="none", context_length=4096)
+def test_a_format_is_not_cut_at_the_default_length(tmp_path: Path) -> None:
+    pipeline = fake_pipeline(tmp_path, capacity=4096)
     wanted = {"type": "json_schema", "json_schema": {"schema": SCHEMA}}
     found = pipeline.generate("Sevens.", response_format=wanted)
     assert len(found.token_ids) > DEFAULT_NEW_TOKENS
@@ -26,10 +22,9 @@ def test_a_format_is_not_cut_at_the_default_length() -> None:
     assert pipeline.generate("Sevens.", response_format=wanted, max_new_tokens=9).finish_reason == "length"
 
 
-@pytest.mark.real
-def test_a_text_that_is_cut_short_has_an_exit_status(tmp_path: Path) -> None:
+def test_a_text_that_is_cut_short_has_an_exit_status(tiny_ir: Path, tmp_path: Path) -> None:
     (tmp_path / "schema.json").write_text(json.dumps(SCHEMA))
-    command = [sys.executable, "-m", "edgespec", "run", "Sevens.", "--json-schema", str(tmp_path / "schema.json")]
-    ran = subprocess.run([*command, "-n", "9", "--json"], capture_output=True, text=True, check=False)
+    command = ["run", "Sevens.", "--json-schema", str(tmp_path / "schema.json"), "-n", "9", "--json"]
+    ran = processes.decoded(processes.edgespec(*command, "-m", str(tiny_ir.parent), "--draft", "none"))
     assert ran.returncode == 3 and "error: the text is cut short" in ran.stderr
     assert json.loads(ran.stdout)["finish_reason"] == "length"

@@ -120,7 +120,9 @@ def _first_byte_s(netloc: str, hole: Hole, number: int) -> float:
     }
     body = json.dumps(fields).encode()
     host, port = netloc.rsplit(":", 1)
-    head = f"POST /infill HTTP/1.1\r\nHost: {netloc}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    head = (
+        f"POST /infill HTTP/1.1\r\nHost: {netloc}\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    )
     began = perf_counter()
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall(head + body)
