@@ -1,15 +1,19 @@
-"""The chat page in a real browser with the real model, and the bundle that is committed."""
+"""The chat page and pages of others in a real browser with the real model, and the bundle that is committed."""
 
 import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from edgespec.pipeline import Pipeline
 from edgespec.server import found
+from tests.fake_server import on_a_port, service_of
 
 PAGE = Path(__file__).parent.parent / "apps" / "chat"
 BUILT = Path(__file__).parent.parent / "edgespec" / "server" / "chat" / "page"
@@ -68,3 +72,26 @@ def test_the_page_works_in_a_browser(work: Path, tmp_path: Path, monkeypatch: py
             run(work, "run", "e2e", URL=there.url, CHROMIUM=str(CHROMIUM))
         finally:
             server.terminate()
+
+
+class Page(BaseHTTPRequestHandler):
+    """An empty page of somebody else."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("content-type", "text/html")
+        self.end_headers()
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.mark.real
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+def test_pages_of_others_get_nothing_out_of_a_browser(work: Path, pipeline: Pipeline) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as pages:
+        threading.Thread(target=pages.serve_forever, daemon=True).start()
+        port = str(pages.server_port)
+        with on_a_port(service_of(pipeline), origins=[f"http://friend.example:{port}"]) as url:
+            run(work, "exec", "--", "node", "e2e/foreign.mjs", URL=url, PAGES=port, CHROMIUM=str(CHROMIUM))
+        pages.shutdown()

@@ -57,7 +57,7 @@ def test_gaps_are_of_all_answers_of_a_category() -> None:
     found = {line.category: line for line in lines(Results({BASELINE: Measured()}, records))}
     assert (found["chat"].tpot_p50_s, found["chat"].longest_gap_s) == (0.15, 0.3)
     both = found[ALL]
-    assert (both.tpot_p50_s, both.tpot_p95_s, both.longest_gap_s) == (pytest.approx(0.1), 0.15, 0.3)
+    assert both.tpot_p50_s == pytest.approx(0.1) and (both.tpot_p95_s, both.longest_gap_s) == (0.15, 0.3)
     facts = report.Facts("edgespec bench peers", "m", {}, 2, 3, 1, {"chat": 1}, "2026-01-02")
     page = report.markdown(Results({BASELINE: Measured()}, records), facts, [])
     assert "| edgespec auto | 100 | 150 | 300 |" in page and "| edgespec auto | 5.0 | 5.0 | 5.0 |" in page

@@ -6,6 +6,7 @@ import asyncio
 import threading
 import weakref
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,27 @@ def test_a_model_in_use_stays(offers: dict[str, Offer]) -> None:
             await residents.take("two", "chat")
         residents.give_back(resident)
         await use(residents, "two")
+
+    run(work)
+
+
+def test_what_cannot_fit_unloads_nothing(offers: dict[str, Offer]) -> None:
+    def sized(name: str, models: int) -> Offer:
+        return replace(offers["three"], name=name, size_of=lambda: models * MODEL_BYTES)
+
+    async def work() -> None:
+        others = {"big": sized("big", 3), "huge": sized("huge", 4)}
+        residents = Residents(offers | others, budget_bytes=3 * MODEL_BYTES)
+        await use(residents, "one")
+        resident = await residents.take("two", "chat")
+        with pytest.raises(Unavailable, match="two .* is loaded and in use") as error:
+            await use(residents, "big")
+        assert error.value.retry_after_s and "one" not in error.value.message
+        residents.give_back(resident)
+        with pytest.raises(Unavailable, match="within .*: raise --memory") as error:
+            await use(residents, "huge")
+        assert error.value.retry_after_s is None, "it will not fit later either"
+        assert list(residents.loaded) == ["one", "two"]
 
     run(work)
 

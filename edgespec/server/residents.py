@@ -6,7 +6,7 @@ All calls come from the event loop's thread. A model loads and unloads on its ow
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import monotonic, time
 
@@ -178,16 +178,25 @@ class Residents:
         return resident
 
     async def _make_room(self, offer: Offer, kind: Kind) -> None:
-        """Unload what was not used for longest, until this model fits."""
-        while self._budget_bytes is not None and self._bytes() + _expected(offer) > self._budget_bytes:
-            if (oldest := next(self._may_leave(kind), None)) is None:
-                held = ", ".join(f"{each.offer.name} ({each.bytes >> 20} MiB)" for each in self.loaded.values())
-                raise Unavailable(
-                    f"no memory for {offer.name} ({_expected(offer) >> 20} MiB) within {self._budget_bytes >> 20} MiB: "
-                    f"{held or 'nothing'} is loaded and in use. Unload a model (keep_alive 0), or raise --memory",
-                    retry_after_s=5.0,
-                )
-            await self.unload(oldest.offer.name)
+        """Unload what was not used for longest, until this model fits. Nothing is unloaded if that is not enough."""
+        if self._budget_bytes is None:
+            return
+        while self._bytes() + _expected(offer) > self._budget_bytes:
+            leaving = list(self._may_leave(kind))
+            held = self._bytes() - sum(each.bytes for each in leaving)
+            if not leaving or held + _expected(offer) > self._budget_bytes:
+                raise self._no_room(offer, leaving)
+            await self.unload(leaving[0].offer.name)
+
+    def _no_room(self, offer: Offer, leaving: Sequence[Resident]) -> Unavailable:
+        size, most = (f"{count >> 20} MiB" for count in (_expected(offer), self._budget_bytes or 0))
+        what = f"no memory for {offer.name} ({size}) within {most}"
+        held = [each for each in self.loaded.values() if each not in leaving]
+        if not held:  # it will not fit later either
+            return Unavailable(f"{what}: raise --memory")
+        names = ", ".join(f"{each.offer.name} ({each.bytes >> 20} MiB)" for each in held)
+        way_out = "Unload a model (keep_alive 0), or raise --memory"
+        return Unavailable(f"{what}: {names} is loaded and in use. {way_out}", retry_after_s=5.0)
 
     def _bytes(self) -> int:
         return sum(each.bytes for each in self.loaded.values())
