@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,8 +21,6 @@ from edgespec.drafters.first_match import FirstMatch
 from edgespec.drafters.ngram import NGram
 from edgespec.drafters.recycling import Recycling
 from edgespec.drafters.retrieval_folder import require_folder
-from edgespec.engine_trial import EDIT, PROMPT, Trial
-from edgespec.engine_trial import ROWS_NEEDED as TRIAL_ROWS
 from edgespec.errors import IncompatiblePair, SettingError
 from edgespec.hub import catalog
 from edgespec.hub.resolve import resolve
@@ -36,6 +33,7 @@ from edgespec.machine.progress_line import ProgressLine
 from edgespec.pipeline import Pipeline
 from edgespec.planner import PlanTable
 from edgespec.protocols import Drafter
+from edgespec.trial_loading import Trials, fit
 from edgespec.types import Backend, GGUFWeights, KVPath, Needs, Numerics, Prefer, Schedule
 
 if TYPE_CHECKING:
@@ -295,7 +293,7 @@ def _models(
     # Hidden states are further outputs: the logits keep all their bits (docs/log/exactness.md).
     needs = options.needs | drafter_loading.layers_for(pair, draft, other)
     device, draft_device = options.device, options.draft_device or options.device
-    trial = _Trials(machine, pair, options, *_auto(pair, draft, other, options))
+    trial = Trials(machine, pair, options, *_auto(pair, draft, other, options))
     engine = machine.backend(pair, device, options.numerics, options.backend, trial, options.needs.layers)
     draft_engine = engine_choice.of_draft(options.draft_backend, draft_device, engine)
     head_device = options.draft_device or "CPU"
@@ -307,7 +305,7 @@ def _models(
                 pair, pair.manifest.target, device, backend=engine, numerics=options.numerics, needs=needs
             )
             lookups, modelled = drafting.result()
-            _fit(modelled, target, pair)
+            fit(modelled, target, pair)
         except (NoSuchLayer, IncompatiblePair) as error:
             if options.draft is not None or not _ships(pair):
                 raise
@@ -324,12 +322,6 @@ def _ships(pair: Bundle) -> bool:
     return entry is not None and entry.model is not None and (entry.model.file or "").split("/")[0] in folders
 
 
-def _fit(modelled: Modelled | None, target: PaddedModel, pair: Bundle) -> None:
-    if modelled:
-        drafter_loading.require_states(modelled.drafter, target, pair.name)
-        modelled.drafter.alternatives = target.capabilities.tree
-
-
 def _auto(
     pair: Bundle, draft: str | None, other: Bundle | None, options: LoadOptions
 ) -> tuple[str | None, Bundle | None]:
@@ -339,35 +331,6 @@ def _auto(
         return draft, other
     fetched = any(entry.model is not None and entry.model.source is not None for entry in pair.manifest.drafters)
     return (NGram.name if fetched else None), None
-
-
-class _Trials:
-    """A target with the drafters of ``auto`` on any engine, to compare engines by."""
-
-    def __init__(
-        self, machine: Machine, pair: Bundle, options: LoadOptions, draft: str | None, other: Bundle | None
-    ) -> None:
-        self._machine, self._pair, self._numerics = machine, pair, options.numerics
-        self._draft, self._other = draft, other
-        self._layers = (options.needs | drafter_loading.layers_for(pair, draft, other)).layers
-
-    @cached_property
-    def _texts(self) -> tuple[list[int], list[int]]:
-        tokenizer = drafter_loading.tokenizer_of(self._pair)
-        return tokenizer.encode(PROMPT, raw=True), tokenizer.encode(EDIT)
-
-    def __call__(self, engine: Backend) -> Trial:
-        machine = Machine(TRIAL_ROWS, self._machine.progress, self._machine.accept_licence)
-        with ThreadPoolExecutor(1) as beside:  # as they are loaded to run
-            load = drafter_loading.drafters
-            drafting = beside.submit(load, machine, self._pair, self._draft, self._other, "CPU", engine)
-            target = machine.for_trial(self._pair, self._numerics, engine, self._layers)
-            lookups, modelled = drafting.result()
-        _fit(modelled, target, self._pair)
-        lookups.append(drafter_loading.recycling(self._pair, target, remember=False))
-        model, call = (modelled.drafter, modelled.call) if modelled else (None, None)
-        least, step = target.min_width, target.width_step
-        return Trial(target, lookups, model, *self._texts, call=call, least=least, step=step)
 
 
 def drafter_name(ref: str) -> str:
