@@ -123,12 +123,28 @@ def load(
 def _load(ref: str, options: LoadOptions) -> Pipeline:
     options.require_choice(options.device == AUTO)
     pair, chosen = _fetched(ref, options)
-    unasked = options.schedule is None
     if options.device == AUTO:
-        taken = _planned(pair, options, chosen).taken
-        options = taken.applied(options)
-        chosen = taken.draft or chosen
-    return _wired(pair, options, chosen, unasked=unasked)
+        run = _Run(pair, options, chosen)
+        return run.of(_planned(pair, options, chosen, run=run).taken)
+    return _wired(pair, options, chosen, unasked=options.schedule is None)
+
+
+class _Run:
+    """Loads a plan for whoever asked for the pair. The planner tries the plan that it takes so, and that is kept."""
+
+    def __init__(self, pair: Bundle, options: LoadOptions, chosen: str | None) -> None:
+        self._pair, self._options, self._chosen = pair, options, chosen
+        self._loaded: tuple[Plan, Pipeline] | None = None
+
+    def __call__(self, plan: Plan) -> Pipeline:
+        options, draft = plan.applied(self._options), plan.draft or self._chosen
+        pipeline = _wired(self._pair, options, draft, unasked=self._options.schedule is None)
+        self._loaded = plan, pipeline
+        return pipeline
+
+    def of(self, plan: Plan) -> Pipeline:
+        """Loaded once, by the planner or now."""
+        return self._loaded[1] if self._loaded is not None and self._loaded[0] == plan else self(plan)
 
 
 def plan(ref: str | Path, options: LoadOptions, *, again: bool = False) -> PlanTable:
@@ -166,7 +182,9 @@ def _fetched(ref: str, options: LoadOptions) -> tuple[Bundle, str | None]:
     return pair, chosen
 
 
-def _planned(pair: Bundle, options: LoadOptions, chosen: str | None, *, again: bool = False) -> PlanTable:
+def _planned(
+    pair: Bundle, options: LoadOptions, chosen: str | None, *, run: planner.Open | None = None, again: bool = False
+) -> PlanTable:
     for device in filter(None, (options.device, options.draft_device)):
         if device != AUTO:
             require_device(device)
@@ -181,7 +199,9 @@ def _planned(pair: Bundle, options: LoadOptions, chosen: str | None, *, again: b
     key = planner.key_of(pair.manifest, options)
     say = ProgressLine(options.progress)
     open_plan, load_it = (_opens(pair, options, chosen, brief=brief) for brief in (True, False))
-    return planner.plan(key, pair.name, found, open_plan, load_it, say, prefer=options.prefer, again=again)
+    return planner.plan(
+        key, pair.name, found, open_plan, load_it, run or load_it, say, prefer=options.prefer, again=again
+    )
 
 
 def _opens(pair: Bundle, options: LoadOptions, chosen: str | None, *, brief: bool = False) -> planner.Open:
