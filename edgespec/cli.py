@@ -116,6 +116,8 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         sys.stderr.write("\n")
         sys.exit(130)
+    except MemoryError:
+        _fail("error: no memory is left. Close other programs, or use a smaller --context-length")
     except OSError as error:
         if error.errno != errno.EPIPE and (os.name, error.errno) != ("nt", errno.EINVAL):
             _fail(f"error: cannot write: {error.strerror or error}")

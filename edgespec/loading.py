@@ -6,7 +6,6 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,8 +21,6 @@ from edgespec.drafters.first_match import FirstMatch
 from edgespec.drafters.ngram import NGram
 from edgespec.drafters.recycling import Recycling
 from edgespec.drafters.retrieval_folder import require_folder
-from edgespec.engine_trial import EDIT, PROMPT, Trial
-from edgespec.engine_trial import ROWS_NEEDED as TRIAL_ROWS
 from edgespec.errors import IncompatiblePair, SettingError
 from edgespec.hub import catalog
 from edgespec.hub.resolve import resolve
@@ -36,6 +33,7 @@ from edgespec.machine.progress_line import ProgressLine
 from edgespec.pipeline import Pipeline
 from edgespec.planner import PlanTable
 from edgespec.protocols import Drafter
+from edgespec.trial_loading import Trials, fit
 from edgespec.types import Backend, GGUFWeights, KVPath, Needs, Numerics, Prefer, Schedule
 
 if TYPE_CHECKING:
@@ -125,12 +123,28 @@ def load(
 def _load(ref: str, options: LoadOptions) -> Pipeline:
     options.require_choice(options.device == AUTO)
     pair, chosen = _fetched(ref, options)
-    unasked = options.schedule is None
     if options.device == AUTO:
-        taken = _planned(pair, options, chosen).taken
-        options = taken.applied(options)
-        chosen = taken.draft or chosen
-    return _wired(pair, options, chosen, unasked=unasked)
+        run = _Run(pair, options, chosen)
+        return run.of(_planned(pair, options, chosen, run=run).taken)
+    return _wired(pair, options, chosen, unasked=options.schedule is None)
+
+
+class _Run:
+    """Loads a plan for whoever asked for the pair. The planner tries the plan that it takes so, and that is kept."""
+
+    def __init__(self, pair: Bundle, options: LoadOptions, chosen: str | None) -> None:
+        self._pair, self._options, self._chosen = pair, options, chosen
+        self._loaded: tuple[Plan, Pipeline] | None = None
+
+    def __call__(self, plan: Plan) -> Pipeline:
+        options, draft = plan.applied(self._options), plan.draft or self._chosen
+        pipeline = _wired(self._pair, options, draft, unasked=self._options.schedule is None)
+        self._loaded = plan, pipeline
+        return pipeline
+
+    def of(self, plan: Plan) -> Pipeline:
+        """Loaded once, by the planner or now."""
+        return self._loaded[1] if self._loaded is not None and self._loaded[0] == plan else self(plan)
 
 
 def plan(ref: str | Path, options: LoadOptions, *, again: bool = False) -> PlanTable:
@@ -168,7 +182,9 @@ def _fetched(ref: str, options: LoadOptions) -> tuple[Bundle, str | None]:
     return pair, chosen
 
 
-def _planned(pair: Bundle, options: LoadOptions, chosen: str | None, *, again: bool = False) -> PlanTable:
+def _planned(
+    pair: Bundle, options: LoadOptions, chosen: str | None, *, run: planner.Open | None = None, again: bool = False
+) -> PlanTable:
     for device in filter(None, (options.device, options.draft_device)):
         if device != AUTO:
             require_device(device)
@@ -183,7 +199,9 @@ def _planned(pair: Bundle, options: LoadOptions, chosen: str | None, *, again: b
     key = planner.key_of(pair.manifest, options)
     say = ProgressLine(options.progress)
     open_plan, load_it = (_opens(pair, options, chosen, brief=brief) for brief in (True, False))
-    return planner.plan(key, pair.name, found, open_plan, load_it, say, prefer=options.prefer, again=again)
+    return planner.plan(
+        key, pair.name, found, open_plan, load_it, run or load_it, say, prefer=options.prefer, again=again
+    )
 
 
 def _opens(pair: Bundle, options: LoadOptions, chosen: str | None, *, brief: bool = False) -> planner.Open:
@@ -295,7 +313,7 @@ def _models(
     # Hidden states are further outputs: the logits keep all their bits (docs/log/exactness.md).
     needs = options.needs | drafter_loading.layers_for(pair, draft, other)
     device, draft_device = options.device, options.draft_device or options.device
-    trial = _Trials(machine, pair, options, *_auto(pair, draft, other, options))
+    trial = Trials(machine, pair, options, *_auto(pair, draft, other, options))
     engine = machine.backend(pair, device, options.numerics, options.backend, trial, options.needs.layers)
     draft_engine = engine_choice.of_draft(options.draft_backend, draft_device, engine)
     head_device = options.draft_device or "CPU"
@@ -307,7 +325,7 @@ def _models(
                 pair, pair.manifest.target, device, backend=engine, numerics=options.numerics, needs=needs
             )
             lookups, modelled = drafting.result()
-            _fit(modelled, target, pair)
+            fit(modelled, target, pair)
         except (NoSuchLayer, IncompatiblePair) as error:
             if options.draft is not None or not _ships(pair):
                 raise
@@ -324,12 +342,6 @@ def _ships(pair: Bundle) -> bool:
     return entry is not None and entry.model is not None and (entry.model.file or "").split("/")[0] in folders
 
 
-def _fit(modelled: Modelled | None, target: PaddedModel, pair: Bundle) -> None:
-    if modelled:
-        drafter_loading.require_states(modelled.drafter, target, pair.name)
-        modelled.drafter.alternatives = target.capabilities.tree
-
-
 def _auto(
     pair: Bundle, draft: str | None, other: Bundle | None, options: LoadOptions
 ) -> tuple[str | None, Bundle | None]:
@@ -339,35 +351,6 @@ def _auto(
         return draft, other
     fetched = any(entry.model is not None and entry.model.source is not None for entry in pair.manifest.drafters)
     return (NGram.name if fetched else None), None
-
-
-class _Trials:
-    """A target with the drafters of ``auto`` on any engine, to compare engines by."""
-
-    def __init__(
-        self, machine: Machine, pair: Bundle, options: LoadOptions, draft: str | None, other: Bundle | None
-    ) -> None:
-        self._machine, self._pair, self._numerics = machine, pair, options.numerics
-        self._draft, self._other = draft, other
-        self._layers = (options.needs | drafter_loading.layers_for(pair, draft, other)).layers
-
-    @cached_property
-    def _texts(self) -> tuple[list[int], list[int]]:
-        tokenizer = drafter_loading.tokenizer_of(self._pair)
-        return tokenizer.encode(PROMPT, raw=True), tokenizer.encode(EDIT)
-
-    def __call__(self, engine: Backend) -> Trial:
-        machine = Machine(TRIAL_ROWS, self._machine.progress, self._machine.accept_licence)
-        with ThreadPoolExecutor(1) as beside:  # as they are loaded to run
-            load = drafter_loading.drafters
-            drafting = beside.submit(load, machine, self._pair, self._draft, self._other, "CPU", engine)
-            target = machine.for_trial(self._pair, self._numerics, engine, self._layers)
-            lookups, modelled = drafting.result()
-        _fit(modelled, target, self._pair)
-        lookups.append(drafter_loading.recycling(self._pair, target, remember=False))
-        model, call = (modelled.drafter, modelled.call) if modelled else (None, None)
-        least, step = target.min_width, target.width_step
-        return Trial(target, lookups, model, *self._texts, call=call, least=least, step=step)
 
 
 def drafter_name(ref: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
 from statistics import median
 from typing import Any, TypedDict, cast
 
@@ -18,13 +17,14 @@ from edgespec.decode.policy import FixedLength, Heuristic
 from edgespec.decode.speculative import speculative
 from edgespec.drafters.none import NoDrafter
 from edgespec.errors import SettingError
+from edgespec.filling import Filling, reading_as
 from edgespec.generation import Generation, Stream
 from edgespec.protocols import Constraint, Drafter, Model, Policy, Progress, StepwiseDrafter
 from edgespec.sampling_params import SamplingParams, is_whole, require_length, require_matching
 from edgespec.stats import Stats
 from edgespec.text.chat_template import ChatTemplate, Message
 from edgespec.text.hole_end import HoleEnd
-from edgespec.text.infill import Files, Infill, InfillPrompt
+from edgespec.text.infill import InfillPrompt
 from edgespec.text.pieces import pieces, stop_strings
 from edgespec.text.prompts import Prompts
 from edgespec.text.response_format import Grammars, grammar_of
@@ -34,10 +34,6 @@ from edgespec.turn import Turn
 from edgespec.types import Schedule
 
 DEFAULT_NEW_TOKENS = 512
-DEFAULT_HOLE_TOKENS = 128
-"""of the text of a hole"""
-DEFAULT_HOLE_PROMPT = 2048
-"""tokens of the text around a hole, and of other files"""
 
 
 class _LoopOptions(TypedDict):
@@ -51,7 +47,7 @@ class _LoopOptions(TypedDict):
     logprobs: Logprobs | None
 
 
-class Pipeline:
+class Pipeline(Filling):
     """A loaded pair. It writes one text at a time, and the next text reuses the rows that are still in the caches.
 
     Any thread may call it. Other threads wait for their turn (see ``turn.Turn``).
@@ -81,7 +77,7 @@ class Pipeline:
         self.target = target
         self.drafter: Drafter = drafter or NoDrafter()
         self.arbiter = arbiter
-        self._target_s = target_s
+        self.target_s = target_s
         self._beside = beside
         self._gives_way = gives_way
         self.num_draft_tokens = num_draft_tokens
@@ -167,70 +163,6 @@ class Pipeline:
         """The prompt of a plain text. Control tokens that it spells become tokens."""
         return self._prompts.of_text(text)
 
-    def infill(self, prefix: str, suffix: str = "", **options: Any) -> Generation:
-        """Like ``stream_infill``, but returns the whole generation."""
-        stream = self.stream_infill(prefix, suffix, **options)
-        for _ in stream:
-            pass
-        return stream.result
-
-    def stream_infill(
-        self,
-        prefix: str,
-        suffix: str = "",
-        *,
-        files: Files = (),
-        path: str | None = None,
-        anchor: int | None = None,
-        prompt_tokens: int = DEFAULT_HOLE_PROMPT,
-        indent: int = 0,
-        max_s: float | None = None,
-        max_new_tokens: int = DEFAULT_HOLE_TOKENS,
-        **options: Any,
-    ) -> Stream:
-        """Write the text between ``prefix`` and ``suffix``, as an editor asks at its cursor.
-
-        A model that knows how to fill a hole is shown both. Any other goes on with the prefix, and its text ends where
-        it meets the suffix (see ``text.fim``).
-
-        files: other texts to know, as ``{path: text}``, the most important one last. path: of the file with the hole.
-        anchor: characters of ``prefix`` that were there when the suffix was read last. The whole lines that were typed
-            since stand behind the suffix, so it need not be read again. Few lines; more change nothing.
-        prompt_tokens: most tokens of all these. What is nearest to the hole is kept (see ``text.infill``).
-        indent: the text ends before a line that is indented by fewer characters. 0 is off.
-        max_s: the text ends after so many seconds, but not within its first line.
-        Other options: see ``stream_tokens``.
-        """
-        hole = self.infill_prompt(
-            prefix,
-            suffix,
-            files=files,
-            path=path,
-            anchor=anchor,
-            prompt_tokens=prompt_tokens,
-            indent=indent,
-            max_s=max_s,
-            max_new_tokens=max_new_tokens,
-            heal=options.get("response_format") is None,
-        )
-        return self.stream_tokens(hole.tokens, max_new_tokens=max_new_tokens, hole=hole, **options)
-
-    def infill_prompt(
-        self,
-        prefix: str,
-        suffix: str,
-        *,
-        prompt_tokens: int = DEFAULT_HOLE_PROMPT,
-        max_new_tokens: int = DEFAULT_HOLE_TOKENS,
-        max_s: float | None = None,
-        **options: Any,
-    ) -> InfillPrompt:
-        """The prompt of a hole: see ``stream_infill`` and ``text.infill``. Computes nothing on an engine."""
-        if not (is_whole(prompt_tokens) and prompt_tokens >= 1):
-            raise SettingError("prompt_tokens", got=prompt_tokens, allowed="1 or more", setting="prompt_tokens")
-        room = self.target.cache.capacity - (max_new_tokens if is_whole(max_new_tokens) else 0)
-        return self._infilling.prompt(prefix, suffix, room=min(room, prompt_tokens), seconds=max_s, **options)
-
     def stream_tokens(
         self,
         prompt: list[int],
@@ -282,7 +214,7 @@ class Pipeline:
         }
         lists = self._lists(prompt, params, proposes, k, options)
         if hole is not None:
-            lists = _reading_as(drafter or self.drafter, hole, lists)
+            lists = reading_as(drafter or self.drafter, hole, lists)
         own_ends: frozenset[int] = frozenset() if ignore_eos else self.stop_ids
         queue = None if kept is None else kept.queue
         texts = pieces(
@@ -330,7 +262,7 @@ class Pipeline:
         """The tokens of each round. proposes: a policy, or the draft model of the overlapped schedule."""
         if self._beside is not None and proposes is self._beside:
             most = MOST if k is None else k
-            return overlapped(self.target, self._beside, prompt, params, most=most, widths=self._target_s, **options)
+            return overlapped(self.target, self._beside, prompt, params, most=most, widths=self.target_s, **options)
         return speculative(self.target, cast("Policy", proposes), prompt, params, **options)
 
     def read(self, prompt: Sequence[int], *, cancelled: Callable[[], bool] | None = None) -> Generation:
@@ -375,7 +307,7 @@ class Pipeline:
 
     def fixed_length(self, k: int) -> FixedLength:
         """A policy that drafts k tokens every round, with all drafters of this pipeline."""
-        return FixedLength(self.drafter, k, self._target_s)
+        return FixedLength(self.drafter, k, self.target_s)
 
     def _drafts_beside(
         self, drafter: Drafter | None, policy: Policy | None, k: int | None, params: SamplingParams
@@ -427,19 +359,10 @@ class Pipeline:
 
     def expected_plain_s(self, stats: Stats) -> float | None:
         """Expected seconds per token without drafts, at the end of such a run. None if costs were not measured."""
-        if self._target_s is None or not stats.rounds:
+        if self.target_s is None or not stats.rounds:
             return None
         length = stats.prompt_tokens + stats.committed
-        return self._target_s.seconds(1, length) + median(round_.host_s for round_ in stats.rounds)
-
-    @property
-    def fills_holes(self) -> bool:
-        """Whether the model reads the text behind a hole. Any other writes on from what stands before it."""
-        return self._infilling.format.fills
-
-    @cached_property
-    def _infilling(self) -> Infill:
-        return Infill(self.tokenizer)
+        return self.target_s.seconds(1, length) + median(round_.host_s for round_ in stats.rounds)
 
     def _constraint(
         self, response_format: Mapping[str, Any] | None, hole: InfillPrompt | None, ignore_eos: bool
@@ -453,12 +376,6 @@ class Pipeline:
         if self._grammars is None:
             self._grammars = Grammars(self.tokenizer, self.target.vocab_size, self.stop_ids)
         return self._grammars.constraint(grammar)
-
-
-def _reading_as(drafter: Drafter, hole: InfillPrompt, lists: Iterator[list[int]]) -> Iterator[list[int]]:
-    """The same tokens. The drafter is told within the turn of their text, before its first step."""
-    drafter.read_as(hole.anchor, hole.as_read)
-    yield from lists
 
 
 def _drawn(params: SamplingParams) -> SamplingParams:

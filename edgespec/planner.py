@@ -92,6 +92,7 @@ def plan(
     plans: Sequence[Plan],
     open_plan: Open,
     load: Open,
+    run: Open,
     say: Say,
     *,
     prefer: Prefer,
@@ -100,7 +101,8 @@ def plan(
     """The table of these plans: the stored one, or measured now. Raises the last plan's error if none runs.
 
     key: a fingerprint of all that it depends on. open_plan: to be left soon, so without long measurements. load: as
-    a run does, whose measured costs decide what is drafted. again: measure even so.
+    a run does, whose measured costs decide what is drafted. run: of the plan that is taken, last of all. again: measure
+    even so.
     """
     file = measurement_store.file_of(f"plans-{cache.VERSIONS['plans']}-{prefer}", key)
 
@@ -116,7 +118,7 @@ def plan(
         rows, first = measure(plans, open_plan, say, prefer)
         metered, text = first.metered, first.written
         del first  # its memory
-        order = at_one_pace(loadable(confirmed(rows, text, load, say, prefer), load, say, prefer))
+        order = at_one_pace(loadable(confirmed(rows, text, load, say, prefer), run, say, prefer))
         return PlanTable(model, prefer, tuple(order), metered, others.cores(), tuple(text))
 
     return measurement_store.remembered(file, known, find)

@@ -70,7 +70,7 @@ LONGEST_SLOW_FIRST = (
     "test_export.py",
     "test_server_other_clients.py",
     "test_npu.py",
-    "test_planner.py",
+    "test_planner_loading.py",
     "test_installer.py",
     "test_vscode.py",
 )

@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner
 
 import edgespec
-from edgespec import cache, loading
+from edgespec import cache, trial_loading
 from edgespec.backends.engine_model import PaddedModel
 from edgespec.backends.onnx.graph import WEIGHTS_FILE
 from edgespec.backends.onnx.weights import NoONNXForm
@@ -50,7 +50,7 @@ def engines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_fast_ir: Path)
 
     monkeypatch.setenv("EDGESPEC_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("EDGESPEC_BACKEND")
-    monkeypatch.setattr(loading, "Trial", MadeUp)
+    monkeypatch.setattr(trial_loading, "Trial", MadeUp)
     monkeypatch.setattr(Others, "cores", lambda self: 0.0)
     return seconds
 

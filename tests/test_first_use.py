@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import io
 import random
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import edgespec
 from edgespec.adaptive import calibration
+from edgespec.backends.engine_model import PaddedModel
 from edgespec.backends.exact_widths import ExactWidths, Tried, find_exact_widths
 from edgespec.backends.fake import FakeModel, VirtualClock, random_table
+from edgespec.backends.open import Opening, open_model
 from edgespec.errors import BackendError
 from edgespec.machine import measure_forwards, measurement_store
 from edgespec.machine.progress_line import ProgressLine
-from edgespec.types import Step
+from edgespec.types import Backend, Step
 
 TABLE = random_table(50, seed=1)
 
@@ -178,6 +182,25 @@ def test_a_pipe_gets_a_second_line_for_a_slow_step(
         say("short", share)
     lines = ["edgespec: measuring", "edgespec: measuring: about 30 s left", "edgespec: short"]
     assert capsys.readouterr().err.splitlines() == lines
+
+
+def test_what_holds_for_target_and_draft_is_said_once(
+    tiny_ir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A step is announced each time."""
+    number = count()
+
+    def opened(name: Backend, opening: Opening) -> PaddedModel:
+        say: Any = opening.say
+        say("the context on NPU is 4096 tokens")
+        say(f"compiling {next(number)}", 0.0)
+        return open_model(name, opening)
+
+    monkeypatch.setattr("edgespec.machine.loader.open_model", opened)
+    folder = tiny_ir.parent
+    edgespec.load(folder, draft=str(folder), backend="openvino", numerics="fast", num_draft_tokens=1, progress=True)
+    said = capsys.readouterr().err
+    assert said.count("the context on NPU") == 1 and said.count("compiling") == 2
 
 
 def test_a_step_that_failed_and_begins_again_has_a_pace_of_its_own(

@@ -288,7 +288,7 @@ def test_a_plain_run_is_not_padded_to_the_width_of_drafted_ones(
     times = ForwardTimes((2, 8), 64, 512, (0.010, 0.011), (0.010, 0.011), width_switch_s=0.005)
     costs = ForwardCost(times, pinned_width=8)
     monkeypatch.setattr(costs, "begin", lambda: None)
-    monkeypatch.setattr(pipeline, "_target_s", costs)
+    monkeypatch.setattr(pipeline, "target_s", costs)
     widths = {}
     for k in (0, 1):
         rounds = pipeline.generate("Hello", max_new_tokens=8, num_draft_tokens=k, ignore_eos=True).stats.rounds

@@ -1,182 +1,39 @@
-"""Plans: which there are, which is taken, and that the user's word wins."""
+"""The planner: plans are timed beside each other, and what is not tried says why."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from weakref import WeakSet
 
 import pytest
 
-from edgespec import loading, planner
-from edgespec.errors import BackendError, DeviceError, EdgespecError, SettingError
-from edgespec.load_options import LoadOptions
-from edgespec.machine import energy, engine_choice, schedule_choice
-from edgespec.machine.engine_comparison import Pace
-from edgespec.machine.plans import Place, Plan, plans
-from edgespec.plan_trial import WHOLE, Length, Runner
-from edgespec.planner import PlanTable, Row, ranked
-from edgespec.stats import Guessed, Stats
-from edgespec.types import Round
+from edgespec import planner
+from edgespec.errors import BackendError, SettingError
+from edgespec.machine import schedule_choice
+from edgespec.machine.plans import Plan
+from edgespec.plan_trial import WHOLE, Length
+from edgespec.planner import PlanTable, Row
+from tests import scripted_plans
+from tests.scripted_plans import (
+    CPU,
+    CPU_ORT,
+    GPU,
+    LOOKUPS,
+    ORT,
+    OV,
+    OVERLAPPED,
+    Scripted,
+    fake_pipeline,
+    made,
+    opened,
+    quiet,
+    row,
+)  # fmt: skip
 
-AUTO = LoadOptions(device="auto")
-CPU, CPU_ORT, GPU = Place("CPU", "openvino"), Place("CPU", "onnxruntime"), Place("GPU", "openvino")
-OV, ORT = Plan(CPU, CPU), Plan(CPU_ORT, CPU_ORT)
-OVERLAPPED = replace(OV, schedule="overlapped")
-LOOKUPS = Plan(CPU, draft="ngram")
-
-
-def here(options: LoadOptions = AUTO, places: tuple[Place, ...] = (CPU, CPU_ORT), **how: bool) -> list[Plan]:
-    return plans(options, places, **({"has_model": True, "is_head": False} | how))
-
-
-# --- Which plans there are
-
-
-def test_on_a_cpu_plans_are_engines_schedules_and_drafters() -> None:
-    mixed = Plan(CPU, CPU_ORT)
-    assert here()[:5] == [OV, OVERLAPPED, mixed, replace(mixed, schedule="overlapped"), LOOKUPS]
-    assert [plan.target for plan in here()] == 5 * [CPU] + 5 * [CPU_ORT]
-    assert here(is_head=True) == [Plan(CPU), LOOKUPS, Plan(CPU_ORT), replace(LOOKUPS, target=CPU_ORT)]
-    assert here(has_model=False) == [Plan(CPU), Plan(CPU_ORT)]
-
-
-def test_with_a_gpu_each_model_may_run_on_either() -> None:
-    found = here(places=(CPU, GPU))
-    assert {(plan.target, plan.draft_model) for plan in found if plan.draft_model} == {
-        (CPU, CPU), (CPU, GPU), (GPU, CPU), (GPU, GPU),
-    }  # fmt: skip
-    assert Plan(GPU, GPU, "overlapped") not in found and Plan(GPU, CPU, "overlapped") in found
-
-
-@pytest.mark.parametrize(
-    "given, holds",
-    [
-        ({"backend": "onnxruntime"}, lambda plan: plan.target == CPU_ORT),
-        ({"draft_backend": "onnxruntime"}, lambda plan: plan.draft_model in (CPU_ORT, None)),
-        ({"schedule": "synchronous"}, lambda plan: plan.schedule == "synchronous"),
-        ({"schedule": "overlapped"}, lambda plan: plan.schedule == "overlapped"),
-        ({"draft_device": "GPU"}, lambda plan: plan.draft_model in (GPU, None)),
-        ({"device": "GPU"}, lambda plan: plan.target == GPU),
-        ({"draft": "small"}, lambda plan: plan.draft == "small"),
-    ],
-)
-def test_what_the_user_names_restricts_the_plans(given: dict[str, Any], holds: Callable[[Plan], bool]) -> None:
-    places = (CPU, CPU_ORT, GPU)
-    found = here(LoadOptions(**({"device": "auto"} | given)), places)
-    assert found and all(map(holds, found))
-    assert len(found) < len(here(places=places))
-
-
-def test_a_device_that_is_not_listed_is_taken_at_the_users_word() -> None:
-    """NPU on a CPU, for one; a device that is not there fails when it is loaded."""
-    assert {plan.target for plan in here(LoadOptions(device="NPU"))} == {Place("NPU", "openvino")}
-
-
-def test_a_plan_becomes_options_and_leaves_those_of_the_user() -> None:
-    asked = LoadOptions(device="auto", numerics="fast", context_length=512)
-    options = Plan(CPU_ORT, GPU, "overlapped").applied(asked)
-    assert (options.device, options.backend, options.schedule) == ("CPU", "onnxruntime", "overlapped")
-    assert (options.draft_device, options.draft_backend) == ("GPU", "openvino")
-    assert (options.numerics, options.context_length) == ("fast", 512)
-    assert OV.applied(asked).draft_device is None  # beside its target
-    anywhere = LoadOptions(device="auto", draft_device="auto")
-    assert OV.applied(anywhere).draft_device is None and Plan(CPU, GPU).applied(anywhere).draft_device == "GPU"
-
-
-@pytest.mark.parametrize("given", [{"draft_from": "texts"}, {"num_draft_tokens": 0}])
-def test_no_plan_overlaps_what_the_overlapped_schedule_refuses(given: dict[str, Any]) -> None:
-    found = here(LoadOptions(**({"device": "auto"} | given)))
-    assert found and {plan.schedule for plan in found} == {"synchronous"}
-
-
-def test_to_prefer_something_a_choice_is_needed() -> None:
-    with pytest.raises(SettingError, match="prefer; got battery. Add --device auto"):
-        loading.load(prefer="battery")
-
-
-# --- Which one is taken
-
-
-def row(plan: Plan, ratio: float, joules: float = 1.0) -> Row:
-    return Row(plan, Pace(0.001, 0.01 * ratio, 0.005 * ratio), ratio, joules)
-
-
-def test_the_fastest_is_taken_and_each_row_says_why() -> None:
-    failed = Row(ORT, why="does not run: no room")
-    found = ranked([row(OV, 1.0), failed, row(OVERLAPPED, 0.8), row(LOOKUPS, 1.2)], "speed")
-    assert [(each.plan, each.why) for each in found] == [
-        (OVERLAPPED, "the fastest"), (OV, "25% slower"), (LOOKUPS, "50% slower"), (ORT, "does not run: no room"),
-    ]  # fmt: skip
-
-
-def test_within_noise_the_first_plan_stays() -> None:
-    found = ranked([row(OV, 1.0), row(OVERLAPPED, 0.985)], "speed")
-    assert (found[0].plan, found[0].why) == (OV, "no other is faster")
-
-
-def test_battery_takes_the_least_energy_but_not_at_any_speed() -> None:
-    rows = [row(OV, 1.0, 3.0), row(LOOKUPS, 1.3, 2.0), row(ORT, 1.8, 1.0)]
-    assert ranked(rows, "battery")[0].plan == LOOKUPS
-    assert ranked([replace(each, joules=None) for each in rows], "battery")[0].plan == OV
-
-
-class Scripted(Runner):
-    """A plan whose uses take given seconds: the same ones always, or one after another."""
-
-    seconds: dict[Plan, float | list[float]] = {}  # noqa: RUF012
-    made: list[tuple[Plan, list[int], Length]] = []  # noqa: RUF012
-    turned: list[Plan] = []  # noqa: RUF012
-
-    def __init__(self, plan: Plan, pipeline: Any, text: Sequence[int] = (), length: Length = WHOLE) -> None:
-        self.plan, self.pipeline, self.length = plan, pipeline, length
-        self.written, self.edit = [*text] or [1] * 32, [1] * 40
-        self.turns: list[Pace] = []
-        self.joules, self.metered, self.target, self.prompt = 1.0, False, pipeline.target, [1, 2]
-        Scripted.made.append((plan, list(text), length))
-        given = self.seconds[plan]
-        first = given if isinstance(given, float) else given[0]
-        self.warm_up = Pace(first, first, first)
-
-    def turn(self) -> Pace:
-        given = self.seconds[self.plan]
-        seconds = given if isinstance(given, float) else given[len(self.turns)]
-        self.turns.append(Pace(seconds, seconds, seconds))
-        Scripted.turned.append(self.plan)
-        return self.turns[-1]
-
-
-def cost(seconds: float) -> Any:
-    return SimpleNamespace(seconds=lambda width, context: seconds)
-
-
-def fake_pipeline(draft_s: float = 0.3, weights: int = 0) -> Any:
-    manifest = SimpleNamespace(target=SimpleNamespace(weights_bytes=weights))
-    arbiter = SimpleNamespace(target_s=cost(1.0), draft_s=cost(draft_s))
-    return SimpleNamespace(bundle=SimpleNamespace(manifest=manifest), arbiter=arbiter, target=None, draft_model=None)
-
-
-@pytest.fixture
-def scripted(monkeypatch: pytest.MonkeyPatch) -> type[Scripted]:
-    monkeypatch.setattr(planner, "Runner", Scripted)
-    Scripted.made, Scripted.turned = [], []
-    Scripted.seconds = {OV: 1.0, OVERLAPPED: 0.5, LOOKUPS: 2.0, ORT: 3.0}
-    return Scripted
-
-
-def opened(plan: Plan) -> Any:
-    return fake_pipeline()
-
-
-def quiet(what: str) -> None:
-    pass
-
-
-def made() -> list[Plan]:
-    return [plan for plan, _, _ in Scripted.made]
+scripted = scripted_plans.scripted
 
 
 def measure(pipeline: Any, broken: tuple[Plan, ...] = ()) -> list[Row]:
@@ -444,103 +301,18 @@ def test_the_table_is_stored_and_measured_again_when_asked(
     monkeypatch.setattr("edgespec.machine.other_programs.Others.cores", lambda self: 0.0)
 
     loaded: list[Plan] = []
+    run: list[Plan] = []
 
-    def load(plan: Plan) -> Any:
-        loaded.append(plan)
-        return fake_pipeline()
+    def loads(into: list[Plan]) -> Callable[[Plan], Any]:
+        return lambda plan: into.append(plan) or fake_pipeline()
 
     def table(**how: bool) -> PlanTable:
         plans = [OV, OVERLAPPED]
-        return planner.plan("key", "m", plans, opened, load, quiet, prefer="speed", **how)
+        return planner.plan("key", "m", plans, opened, loads(loaded), loads(run), quiet, prefer="speed", **how)
 
     assert table().taken == OVERLAPPED and table().text == (1,) * 32
     scripted.seconds[OVERLAPPED] = 9.0
     assert table().taken == OVERLAPPED and len(scripted.made) == 4
-    assert loaded == [OV, OVERLAPPED, OVERLAPPED], "what decides is loaded as a run loads it"
+    assert loaded == [OV, OVERLAPPED], "what decides is loaded as a run loads it"
+    assert run == [OVERLAPPED], "and what is taken is tried as it will run"
     assert table(again=True).taken == OV and len(scripted.made) == 6
-
-
-# --- What a load does with it
-
-
-def test_auto_loads_the_plan_that_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[LoadOptions] = []
-    table = PlanTable("m", "speed", (row(replace(LOOKUPS, target=CPU_ORT), 1.0),))
-    monkeypatch.setattr(loading, "_fetched", lambda ref, options: (None, None))
-    monkeypatch.setattr(loading, "_planned", lambda pair, options, chosen: table)
-    asked: list[bool] = []
-
-    def wired(pair: Any, options: LoadOptions, draft: Any, *, unasked: bool) -> Any:
-        asked.append(not unasked)
-        seen.append(options)
-        return draft
-
-    monkeypatch.setattr(loading, "_wired", wired)
-    loading.load("m", device="auto", schedule="synchronous")
-    loaded: Any = loading.load("m", device="auto")
-    assert loaded == "ngram"
-    assert (seen[0].device, seen[0].backend, seen[0].draft) == ("CPU", "onnxruntime", "ngram")
-    assert asked == [True, False], "who names no schedule has texts that this one refuses, too"
-
-
-@pytest.mark.parametrize("options", [{"device": "gpu.7"}, {"device": "auto", "draft_device": "gpu.7"}])
-def test_no_plan_is_timed_for_a_device_that_is_not_here(tiny_ir: Path, options: dict[str, str]) -> None:
-    with pytest.raises(DeviceError, match=r"no such device here; got GPU\.7"):
-        loading.plan(tiny_ir.parent, LoadOptions(**options))  # type: ignore[arg-type]
-
-
-def test_fewer_cores_are_another_machine(monkeypatch: pytest.MonkeyPatch, tiny_ir: Path) -> None:
-    """A process may be held to some of them. The engine's own number of threads does not say so."""
-    keys = set()
-    for cores in (1, 2):
-        for module in (planner, engine_choice):
-            monkeypatch.setattr(module, "available_cores", lambda cores=cores: cores)
-        keys |= {planner.key_of("m", AUTO), engine_choice._key(tiny_ir, None, ())}
-    assert len(keys) == 4
-
-
-def test_a_trial_leaves_what_was_remembered_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[LoadOptions] = []
-    monkeypatch.setattr(loading, "_wired", lambda pair, options, draft, brief: seen.append(options))
-    asked = LoadOptions(device="auto", draft="recycling", remember=True)
-    loading._opens(None, asked, None)(Plan(CPU, draft="recycling"))  # type: ignore[arg-type]
-    assert not seen[0].remember and seen[0].draft == "recycling"
-    assert Plan(CPU, draft="recycling").applied(asked).remember, "the plan that is taken remembers"
-
-
-def test_prefer_is_checked() -> None:
-    with pytest.raises(EdgespecError, match="prefer; got silence; allowed: speed, battery"):
-        LoadOptions(prefer="silence")  # type: ignore[arg-type]
-
-
-@pytest.mark.slow
-@pytest.mark.real
-def test_the_default_pair_is_planned_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("EDGESPEC_BACKEND", raising=False)
-    table = loading.plan("default", LoadOptions(device="auto"), again=True)
-    assert {each.plan.target.backend for each in table.rows} == {"openvino", "onnxruntime"}
-    assert sum(each.ratio is not None for each in table.rows) >= 4
-    assert loading.load("default", device="auto").target.capabilities.backend == table.taken.target.backend
-
-
-# --- Energy
-
-
-def test_the_counter_of_the_cpu(tmp_path: Path) -> None:
-    assert energy.read_joules(tmp_path / "none") is None
-    (tmp_path / "energy_uj").write_text("2500000\n")
-    (tmp_path / "max_energy_range_uj").write_text("10000000\n")
-    assert energy.read_joules(tmp_path) == 2.5
-    assert energy.joules_between(2.5, 4.0, tmp_path) == 1.5
-    assert energy.joules_between(9.0, 1.0, tmp_path) == 2.0  # it began again at 10
-    assert energy.joules_between(None, 4.0) is None
-
-
-def test_the_model_of_energy() -> None:
-    rounds = [Round("m", 2, 2, 1, 2, 1.0, 2.0, 0.0)] * 2  # 1 s to draft, 2 s to verify, twice
-    stats = Stats(rounds=rounds)
-    assert energy.modelled_joules(stats, "CPU", "CPU") == 6 * 25
-    assert energy.modelled_joules(stats, "GPU.1", "NPU") == 4 * 20 + 2 * 6
-    overlapped = Stats(rounds=rounds, guessed=Guessed())
-    assert energy.modelled_joules(overlapped, "CPU", None) == 4 * 25  # they share the cores
-    assert energy.modelled_joules(overlapped, "GPU", "CPU") == 4 * 20 + 4 * 25

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import pytest
@@ -17,7 +17,7 @@ from edgespec.simulate.cases import chance_of, check_cases
 from edgespec.simulate.figures import FILE, Device, Figure, Figures, ModelSize, figures
 from edgespec.simulate.forwards import Constant, Forward, Measured, Roofline
 from edgespec.simulate.plans import Simulation, best_of_each_place, engine, least_energy
-from edgespec.simulate.schedules import Placed, Run, simulate
+from edgespec.simulate.schedules import Guess, Placed, Run, simulate
 from edgespec.simulate.timeline import Timeline
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -117,6 +117,58 @@ def test_a_draft_stops_where_its_guesses_are_unlikely(least_chance: float, most:
         k=8, acceptance=0.6, context=0, tokens=200, bus_gb_per_s=1.0, least_chance=least_chance,
     ).timeline.jobs  # fmt: skip
     assert max(job.label for job in jobs) == most
+
+
+def test_guesses_of_a_text_by_hand() -> None:
+    """Steps of 1 s beside forwards of 3 s, on a text whose third guess is wrong and unlikely.
+
+    Beside the first forward places 0 to 2 are guessed, and it commits place 0. The second one verifies a right and a
+    wrong guess, and commits places 1 and 2. No step is begun beside it, since 0.9 * 0.2 is below 0.3.
+    """
+    guesses = [Guess(True, 0.9), Guess(True, 0.9), Guess(False, 0.2), Guess(True, 1.0), Guess(True, 1.0)]
+    target, draft = Placed("target", Constant(3.0)), Placed("draft", Constant(1.0))
+    found = simulate(
+        "overlapped", target, draft,
+        k=4, guesses=guesses, context=0, tokens=3, bus_gb_per_s=1.0, least_chance=0.3,
+    )  # fmt: skip
+    assert [job.label for job in found.timeline.jobs] == ["verify 0", "draft", "draft", "draft", "verify 2"]
+    assert (found.tokens, found.accepted, found.proposed, found.timeline.now_s) == (3, 1, 2, 6.0)
+    in_turns = simulate("synchronous", target, draft, k=3, guesses=guesses, context=0, tokens=3, bus_gb_per_s=1.0)
+    assert (in_turns.tokens, in_turns.accepted) == (3, 2)
+
+
+def test_forwards_run_at_the_width_that_the_policy_takes() -> None:
+    """Three rows, and more if there are more tokens. A change of width takes half a second."""
+
+    class AtLeastThree:
+        ran: ClassVar[list[int]] = []
+
+        def begin(self) -> None:
+            self.ran.clear()
+
+        def width(self, tokens: int, context_length: int) -> int:
+            return max(3, tokens)
+
+        def update(self, tokens: int, context_length: int, width: int, seconds: float | None) -> None:
+            self.ran.append(width)
+
+    def forward(width: int, context: int) -> Forward:
+        return Forward(3.0 if width <= 3 else 4.0)
+
+    found = simulate(
+        "overlapped", Placed("target", forward), Placed("draft", Constant(0.8)),
+        k=3, acceptance=1.0, context=0, tokens=8, bus_gb_per_s=1.0, widths=AtLeastThree(), switch_s=0.5,
+    )  # fmt: skip
+    ran = [job for job in found.timeline.jobs if job.device == "target"]
+    assert [job.label for job in ran] == ["verify 0", "verify 3", "verify 2"]
+    assert AtLeastThree.ran == [3, 4, 3]
+    assert [job.forward.seconds for job in ran] == [3.0, 4.5, 3.5]
+
+
+def test_a_forward_behind_a_draft_may_take_longer_than_one_behind_its_own() -> None:
+    target, draft = Placed("target", Constant(3.0), 0.25), Placed("draft", Constant(1.0))
+    found = simulate("synchronous", target, draft, k=2, acceptance=0.0, context=0, tokens=2, bus_gb_per_s=1.0)
+    assert found.timeline.now_s == 2 * 5.25
 
 
 def test_the_same_seed_is_the_same_text() -> None:

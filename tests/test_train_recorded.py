@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,24 @@ def test_the_file_holds_what_the_target_writes(
     assert list(texts_in(file, tiny_pipeline, PROMPTS, GREEDY, 9)) == expected
     assert asked == PROMPTS[-1:]
     assert file.read_bytes() == whole
+
+
+def test_a_target_is_known_by_its_weights_and_not_by_its_name(
+    tiny_pipeline: Pipeline, tiny_ir: Path, tmp_path: Path
+) -> None:
+    """In a folder of its own, it is the same; in a folder of the same name, with other weights, another one."""
+    file = tmp_path / "texts.jsonl"
+    texts = list(texts_in(file, tiny_pipeline, PROMPTS, GREEDY, 3))
+    moved, changed = tmp_path / "moved", tmp_path / tiny_ir.parent.name
+    for folder in (moved, changed):
+        shutil.copytree(tiny_ir.parent, folder)
+    assert list(texts_in(file, load(moved, draft="none", numerics="fast"), PROMPTS, GREEDY, 3)) == texts
+    weights = changed / tiny_ir.with_suffix(".bin").name
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    other = load(changed, draft="none", numerics="fast")
+    assert other.bundle.name == tiny_pipeline.bundle.name
+    with pytest.raises(SettingError, match="were generated with another target"):
+        list(texts_in(file, other, PROMPTS, GREEDY, 3))
 
 
 def test_texts_of_something_else_are_refused(tiny_pipeline: Pipeline, tmp_path: Path) -> None:

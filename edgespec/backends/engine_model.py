@@ -209,7 +209,8 @@ class PaddedModel(ABC):
         self.last_width = n
         rows = [*range(first, real), *[real - 1] * (wanted - real + first)] if wanted else []
         self.last_wanted = wanted
-        self._set_inputs([*tokens, *[_PAD] * (n - real)], past, rows, tree)
+        with wrap_errors(BackendError, "cannot set up a forward"):
+            self._set_inputs([*tokens, *[_PAD] * (n - real)], past, rows, tree)
         own = tuple(tokens[prompt_rows:])
         return Forward(past, own, tree is not None, num_logits=real - first, width=n, prompt_rows=prompt_rows)
 

@@ -17,9 +17,10 @@ from click.core import ParameterSource
 from edgespec import console
 from edgespec.commands import screen
 from edgespec.commands.options import fetch_options, model_options
-from edgespec.errors import SettingError
+from edgespec.errors import EdgespecError, SettingError
 
 if TYPE_CHECKING:
+    from edgespec.bundle import Bundle
     from edgespec.load_options import LoadOptions
 
 RUNTIME = ("edgespec", "openvino", "onnx", "tokenizers", "numpy", "huggingface_hub")
@@ -172,7 +173,6 @@ def _plan(ref: str) -> dict[str, Any]:
     from edgespec.hub import catalog
     from edgespec.hub.resolve import is_here, on_hub, resolve
     from edgespec.loading import drafter_name
-    from edgespec.machine import engine_choice
 
     wanted = on_hub(ref)
     if wanted and not is_here(wanted):  # it has to be fetched to know more
@@ -193,10 +193,20 @@ def _plan(ref: str) -> dict[str, Any]:
         "context_length": manifest.generation.context_length,
         "target": "CPU: exact numerics are the default, and they are established on CPU only",
         "compute_precision": f"{compute_precision('CPU')} on CPU, {compute_precision('GPU')} elsewhere",
-        "engine": engine_choice.why(catalog.names_of(found), "exact"),
+        "engine": _engine(found),
         "drafter": f"{drafter_name(ref)}; a draft model runs beside the target unless --draft-device says otherwise",
         "licence": manifest.provenance.licence,
     }
+
+
+def _engine(found: Bundle) -> str:
+    from edgespec.hub.resolve import path_here
+    from edgespec.machine import engine_choice
+
+    try:
+        return engine_choice.why(path_here(found, found.manifest.target), "exact")
+    except EdgespecError as error:
+        return f"none: {error}"
 
 
 def _print(report: dict[str, Any]) -> None:

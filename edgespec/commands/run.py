@@ -96,10 +96,11 @@ def command(
 
 def _engine(pipeline: Pipeline, result: Generation, asked: str | None) -> str:
     """Which engine ran, and why."""
-    from edgespec.hub import catalog
+    from edgespec.hub.resolve import path_here
     from edgespec.machine.engine_choice import why
 
-    reason = why(catalog.names_of(pipeline.bundle), result.numerics, asked)
+    bundle = pipeline.bundle
+    reason = why(path_here(bundle, bundle.manifest.target), result.numerics, asked)
     known = reason.startswith(result.backend)
     return f"Engine: {reason if known else f'{result.backend}, not compared with another for this model and device'}."
 

@@ -201,13 +201,6 @@ def name_of_source(source: HubSource, file: str | None) -> str | None:
     return next(found, None)
 
 
-def names_of(found: Bundle) -> tuple[str, ...]:
-    """A bundle's name, and those that a listed model had before it was called by its short one."""
-    source = found.manifest.provenance.source
-    earlier = (source.removesuffix(".gguf"),) if source and find(found.name) else ()
-    return (found.name, *earlier, *(alias for known in KNOWN if known.name == found.name for alias in known.aliases))
-
-
 def ref_of(repo: str, file: str | None) -> str:
     """What to type for a repository: itself, or the name of one file of it."""
     named = (name for name, model in load().models.items() if file and (model.repo, model.file) == (repo, file))

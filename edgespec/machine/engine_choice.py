@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError
@@ -118,15 +118,18 @@ def faster(
     return "openvino" if found == "openvino" or broken() else found
 
 
-def why(names: Collection[str], numerics: Numerics, asked: str | None = None) -> str:
-    """Which engine runs a model, and by which figures if nobody asks for one. names: what it is called, and was."""
+def why(graph: Path | None, numerics: Numerics, asked: str | None = None) -> str:
+    """Which engine runs a model, and by which figures if nobody asks for one. graph: its file, if it is here."""
     if asked:
         return f"{asked}, as asked for"
     if asked := os.environ.get("EDGESPEC_BACKEND"):
         return f"{asked}, as EDGESPEC_BACKEND says"
     if reason := missing():
         return f"openvino: {reason}"
-    if (found := engine_comparison.last(names, numerics)) is None:
+    if graph is not None and graph.suffix == ".onnx":
+        return "onnxruntime: there is this model for it alone"
+    file = engine_comparison.file_of(_key(graph, numerics, ())) if graph is not None else None
+    if file is None or (found := measurement_store.read(file, Comparison)) is None:
         return "OpenVINO or ONNX Runtime, whichever is faster on this CPU: measured when the model is first loaded"
     if not found.paces:
         return "openvino: this model has no ONNX form, or no exact widths there"

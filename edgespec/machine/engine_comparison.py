@@ -11,7 +11,7 @@ the machine is idle then.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from math import inf
 from pathlib import Path
@@ -137,16 +137,6 @@ def remembered(file: Path) -> Comparison | None:
     if found is None or not found.noisy or time() - file.stat().st_mtime < _AGAIN_S or busy(_LOOK_S):
         return found
     return None
-
-
-def last(names: Collection[str], numerics: Numerics) -> Comparison | None:
-    """The newest stored result for a model of one of these names, with any versions of the engines."""
-    found: list[tuple[float, Comparison]] = []
-    for file in file_of("*").parent.glob(file_of("*").name):
-        record = measurement_store.read(file, Comparison)
-        if record is not None and record.model in names and record.numerics == numerics:
-            found.append((file.stat().st_mtime, record))
-    return max(found, key=lambda pair: pair[0])[1] if found else None
 
 
 def compare(

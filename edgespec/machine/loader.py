@@ -261,7 +261,7 @@ class Machine:
             layers=needs.layers,
             trees=needs.trees,
             is_draft=is_draft,
-            say=self._say,
+            say=self._say.once,
             name=bundle.name if model == bundle.manifest.target else f"the draft of {bundle.name}",
             threads=None if self._threads is None else self._threads.draft if is_draft else self._threads.target,
             kv=self.kv,

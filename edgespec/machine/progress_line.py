@@ -41,6 +41,7 @@ class ProgressLine:
         self._began: dict[str, tuple[float, float]] = {}
         """of each step that runs: when it was first heard of, and how far it was then"""
         self._told: set[str] = set()
+        self._noted: set[str] = set()
 
     def __call__(self, what: str, share: float | None = None) -> None:
         if not self._is_on:
@@ -56,6 +57,15 @@ class ProgressLine:
                 self._told.add(line)
                 sys.stderr.write(f"{line}: about {left_s:.0f} s left\n")
             sys.stderr.flush()
+
+    def once(self, what: str, share: float | None = None) -> None:
+        """The same, but a line that is no step is written once: it may hold for a target and its draft."""
+        if share is None:
+            with self._lock:
+                if what in self._noted:
+                    return
+                self._noted.add(what)
+        self(what, share)
 
     def _left_s(self, line: str, share: float) -> float:
         """Seconds from now to the end of a step, at its pace so far. 0: it is too early to say."""

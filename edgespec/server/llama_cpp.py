@@ -16,7 +16,6 @@ import msgspec
 from starlette.requests import Request as HTTPRequest
 from starlette.routing import Route
 
-from edgespec.pipeline import DEFAULT_HOLE_TOKENS
 from edgespec.server import llama_cpp_models, several, wire
 from edgespec.server.fields import described, read
 from edgespec.server.llama_cpp_answers import GenerationRequest, Parts, only, shape_error, whole
@@ -26,6 +25,7 @@ from edgespec.server.schema import Infill, Request, Text, Tokens
 from edgespec.server.service import Answer, Service
 from edgespec.server.stderr import reported
 from edgespec.server.wire import Endpoint, Json, Streamed, event
+from edgespec.text.infill import DEFAULT_HOLE_TOKENS
 
 
 class Extra(msgspec.Struct):

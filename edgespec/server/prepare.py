@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edgespec.pipeline import DEFAULT_HOLE_TOKENS, Pipeline
+from edgespec.pipeline import Pipeline
 from edgespec.server.refusals import BadRequest
 from edgespec.server.schema import Chat, Infill, Request, Text, Tokens
 from edgespec.text import reasoning, tool_calls
-from edgespec.text.infill import InfillPrompt
+from edgespec.text.infill import DEFAULT_HOLE_TOKENS, InfillPrompt
 from edgespec.text.response_format import grammar_of
 
 _LAST = 4

@@ -20,6 +20,10 @@ from edgespec.text.hole_end import FENCE, LineRules
 from edgespec.text.token_boundary import Spellings
 from edgespec.text.tokenizer import Tokenizer
 
+DEFAULT_HOLE_TOKENS = 128
+"""of the text of a hole"""
+DEFAULT_HOLE_PROMPT = 2048
+"""tokens of the text around a hole, and of other files"""
 REPOSITORY = "project"
 """the name that models are told: no client knows another"""
 _STEP = 16

@@ -12,9 +12,10 @@ from operator import index
 from pathlib import Path
 from typing import Any, TextIO
 
-from edgespec import Pipeline
+from edgespec import Pipeline, files
 from edgespec.bench.prompts import Prompt
 from edgespec.errors import SettingError, foreign
+from edgespec.hub.resolve import model_path
 from edgespec.sampling_params import SamplingParams
 from edgespec_train.corpus import shards
 from edgespec_train.corpus.texts import TargetTexts
@@ -29,9 +30,8 @@ def texts_in(
     Raises SettingError for a file of another target, other prompts or other settings.
     """
     asked = json.dumps([(prompt.category, prompt.text, prompt.raw) for prompt in prompts])
-    target = pipeline.bundle.manifest.target
     head = {
-        "target": target.sha256 or pipeline.bundle.name,
+        "target": _weights_of(pipeline),
         "prompts": hashlib.sha256(asked.encode()).hexdigest(),
         "temperature": sampling.temperature,
         "seed": sampling.seed,
@@ -50,6 +50,16 @@ def texts_in(
                 lines.write(f"{json.dumps(whole)}\n")
                 lines.flush()
                 yield text
+
+
+def _weights_of(pipeline: Pipeline) -> str:
+    """The SHA-256 of the target's weights: it is another target with others, and the same one in another folder."""
+    target = pipeline.bundle.manifest.target
+    if target.sha256 is not None:
+        return target.sha256
+    graph = model_path(pipeline.bundle, target, progress=False)
+    beside = graph.with_suffix(".bin")
+    return files.sha256(beside if beside.is_file() else graph)
 
 
 def held_out_texts(corpus: Path, names: Sequence[str]) -> list[GeneratedText]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -82,28 +83,52 @@ class BoundCache(BlockCopies, GrowingCache):
             return
         try:
             self._grow(min(most + SPARE_ROWS, max(rows, FIRST_ROWS, int(self.rows * GROWTH))))
-        except BaseException:  # Ctrl-C or no memory with half the layers grown: begin again from nothing
-            self._tensors.clear()
-            self._values.clear()
-            self.rows = 0
-            self.reset()
+        except BaseException as error:
+            kept = False
+            try:  # no memory, with half the layers grown: the text is still there
+                kept = isinstance(error, BackendError) and self._binds_again()
+            finally:
+                if not kept:  # Ctrl-C: begin again from nothing
+                    self._tensors.clear()
+                    self._values.clear()
+                    self.rows = 0
+                    self.reset()
             raise
 
     def _grow(self, rows: int) -> None:
-        """One layer at a time: the peak is one layer's copy, not a second cache."""
+        """One layer at a time: the peak is one layer's copy, not a second cache. Its keys and values have one size."""
         with wrap_errors(BackendError, "no memory for the KV cache", hint="use a smaller --context-length"):
-            for name, (heads, size) in self._shapes.items():
-                new = self._allocate((1, heads, rows, size), self._held(name))
-                place = new.ctypes.data
+            for _, names in groupby(self._shapes, lambda name: name.rpartition(".")[0]):
+                new: dict[str, NDArray[np.float32]] = {}
+                for name in names:
+                    heads, size = self._shapes[name]
+                    new[name] = self._allocate((1, heads, rows, size), self._held(name))
                 if self._memory == "cpu":
-                    self._tensors[name] = new
+                    self._tensors |= new
                 else:
-                    self._values[name] = OrtValue.ortvalue_from_numpy(new, self._memory, 0)
-                    place = self._values[name].data_ptr()
-                bound = (self._memory, 0, np.float32, new.shape, place)
-                self._binding.bind_input(name, *bound)
-                self._binding.bind_output(name.replace("past_key_values", "present"), *bound)
+                    self._values |= {
+                        name: OrtValue.ortvalue_from_numpy(array, self._memory, 0) for name, array in new.items()
+                    }
+                for name in new:
+                    self._bind(name)
         self.rows = rows
+
+    def _bind(self, name: str) -> None:
+        """The engine reads and writes what is held."""
+        shape: Sequence[int]
+        if self._memory == "cpu":
+            shape, place = self._tensors[name].shape, self._tensors[name].ctypes.data
+        else:
+            shape, place = self._values[name].shape(), self._values[name].data_ptr()
+        bound = (self._memory, 0, np.float32, shape, place)
+        self._binding.bind_input(name, *bound)
+        self._binding.bind_output(name.replace("past_key_values", "present"), *bound)
+
+    def _binds_again(self) -> bool:
+        """All that is held, each layer in the size that it has: the engine takes layers of two sizes."""
+        for name in self._shapes if self.rows else ():
+            self._bind(name)
+        return self.rows > 0
 
     def _held(self, name: str) -> NDArray[np.float32] | None:
         value = self._values.get(name)

@@ -60,10 +60,15 @@ class PagedCache(BlockCopies, GrowingCache):
         assert needed <= most, "a forward past the context"
         try:
             self._grow(min(most, max(needed, int(self.blocks * _GROWTH) + 1)))
-        except BaseException:  # Ctrl-C or no memory with half the layers grown: begin again from nothing
-            self._tensors.clear()
-            self.blocks = 0
-            self.reset()
+        except BaseException as error:
+            kept = False
+            try:  # no memory, with half the layers grown: the text is still there
+                kept = isinstance(error, BackendError) and self._shrinks()
+            finally:
+                if not kept:  # Ctrl-C: begin again from nothing
+                    self._tensors.clear()
+                    self.blocks = 0
+                    self.reset()
             raise
 
     def _grow(self, blocks: int) -> None:
@@ -74,6 +79,19 @@ class PagedCache(BlockCopies, GrowingCache):
                 self._request.set_tensor(name, new)
                 self._tensors[name] = new
         self.blocks = blocks
+
+    def _shrinks(self) -> bool:
+        """Give each layer that was grown its first blocks again, in the memory that it has now."""
+        if not self.blocks:
+            return False
+        for name, tensor in self._tensors.items():
+            size = list(tensor.get_shape())
+            if size[0] > self.blocks:
+                part = ov.Tensor if self._context is None else ov.RemoteTensor
+                end = ov.Coordinate([self.blocks, *size[1:]])
+                self._tensors[name] = part(tensor, ov.Coordinate([0] * len(size)), end)
+            self._request.set_tensor(name, self._tensors[name])
+        return True
 
     def _allocate(self, element_type: ov.Type, shape: list[int], old: Any) -> Any:
         new = ov.Tensor(element_type, ov.Shape(shape))

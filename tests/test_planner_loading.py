@@ -1,0 +1,106 @@
+"""What a load does with the plan that is taken, and what a plan is remembered by."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from edgespec import loading, planner
+from edgespec.errors import DeviceError, EdgespecError
+from edgespec.load_options import LoadOptions
+from edgespec.machine import engine_choice
+from edgespec.machine.plans import Plan
+from edgespec.planner import PlanTable
+from tests import scripted_plans
+from tests.scripted_plans import AUTO, CPU, CPU_ORT, LOOKUPS, OV, OVERLAPPED, Scripted, fake_pipeline, row
+
+scripted = scripted_plans.scripted
+
+
+def test_auto_loads_the_plan_that_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[LoadOptions] = []
+    table = PlanTable("m", "speed", (row(replace(LOOKUPS, target=CPU_ORT), 1.0),))
+    monkeypatch.setattr(loading, "_fetched", lambda ref, options: (None, None))
+    monkeypatch.setattr(loading, "_planned", lambda pair, options, chosen, run: table)
+    asked: list[bool] = []
+
+    def wired(pair: Any, options: LoadOptions, draft: Any, *, unasked: bool) -> Any:
+        asked.append(not unasked)
+        seen.append(options)
+        return draft
+
+    monkeypatch.setattr(loading, "_wired", wired)
+    loading.load("m", device="auto", schedule="synchronous")
+    loaded: Any = loading.load("m", device="auto")
+    assert loaded == "ngram"
+    assert (seen[0].device, seen[0].backend, seen[0].draft) == ("CPU", "onnxruntime", "ngram")
+    assert asked == [True, False], "who names no schedule has texts that this one refuses, too"
+
+
+def test_auto_loads_the_plan_that_is_taken_once(
+    scripted: type[Scripted], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What the planner tried last is what runs. With a stored table nothing else is loaded."""
+    monkeypatch.setenv("EDGESPEC_CACHE", str(tmp_path))
+    monkeypatch.setattr("edgespec.machine.other_programs.Others.cores", lambda self: 0.0)
+    pair = SimpleNamespace(manifest=None, name="m")
+    monkeypatch.setattr(loading, "_fetched", lambda ref, options: (pair, None))
+    monkeypatch.setattr("edgespec.drafter_loading.planned", lambda pair, chosen: (None, None))
+    monkeypatch.setattr(loading, "plans", lambda *args, **how: [OV, OVERLAPPED])
+    monkeypatch.setattr(planner, "key_of", lambda model, options: "key")
+    loaded: list[tuple[str | None, Any]] = []
+
+    def wired(pair: Any, options: LoadOptions, draft: Any, *, unasked: bool | None = None, brief: bool = False) -> Any:
+        pipeline = fake_pipeline()
+        if unasked is not None:
+            loaded.append((options.schedule, pipeline))
+        return pipeline
+
+    monkeypatch.setattr(loading, "_wired", wired)
+    found = loading.load("m", device="auto")
+    assert [schedule for schedule, _ in loaded] == ["overlapped"] and found is loaded[0][1]
+    assert loading.load("m", device="auto") is loaded[1][1] and len(loaded) == 2 and len(scripted.made) == 4
+
+
+@pytest.mark.parametrize("options", [{"device": "gpu.7"}, {"device": "auto", "draft_device": "gpu.7"}])
+def test_no_plan_is_timed_for_a_device_that_is_not_here(tiny_ir: Path, options: dict[str, str]) -> None:
+    with pytest.raises(DeviceError, match=r"no such device here; got GPU\.7"):
+        loading.plan(tiny_ir.parent, LoadOptions(**options))  # type: ignore[arg-type]
+
+
+def test_fewer_cores_are_another_machine(monkeypatch: pytest.MonkeyPatch, tiny_ir: Path) -> None:
+    """A process may be held to some of them. The engine's own number of threads does not say so."""
+    keys = set()
+    for cores in (1, 2):
+        for module in (planner, engine_choice):
+            monkeypatch.setattr(module, "available_cores", lambda cores=cores: cores)
+        keys |= {planner.key_of("m", AUTO), engine_choice._key(tiny_ir, None, ())}
+    assert len(keys) == 4
+
+
+def test_a_trial_leaves_what_was_remembered_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[LoadOptions] = []
+    monkeypatch.setattr(loading, "_wired", lambda pair, options, draft, brief: seen.append(options))
+    asked = LoadOptions(device="auto", draft="recycling", remember=True)
+    loading._opens(None, asked, None)(Plan(CPU, draft="recycling"))  # type: ignore[arg-type]
+    assert not seen[0].remember and seen[0].draft == "recycling"
+    assert Plan(CPU, draft="recycling").applied(asked).remember, "the plan that is taken remembers"
+
+
+def test_prefer_is_checked() -> None:
+    with pytest.raises(EdgespecError, match="prefer; got silence; allowed: speed, battery"):
+        LoadOptions(prefer="silence")  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+@pytest.mark.real
+def test_the_default_pair_is_planned_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EDGESPEC_BACKEND", raising=False)
+    table = loading.plan("default", LoadOptions(device="auto"), again=True)
+    assert {each.plan.target.backend for each in table.rows} == {"openvino", "onnxruntime"}
+    assert sum(each.ratio is not None for each in table.rows) >= 4
+    assert loading.load("default", device="auto").target.capabilities.backend == table.taken.target.backend
