@@ -2,7 +2,7 @@
 
 Python and these libraries take most of the time of a command that does little. So one process imports them, and forks
 for each command, which imports everything of ours itself, and huggingface_hub, whose settings are read at import.
-Streams, variables, folder and exit code are those of a process. Where there is no fork it is an ordinary one.
+Streams, variables, folder and exit code are those of a process. Elsewhere than on Linux it is an ordinary one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ OF_OTHERS = (
     *("numpy", "openvino", "tokenizers", "gguf", "msgspec", "jinja2", "jinja2.sandbox", "click", "psutil", "httpx"),
     *("platformdirs", "rich.console", "rich.table", "rich.progress", "yaml", "fsspec", "filelock", "packaging.version"),
 )
-"""what commands import; none of them reads a variable that a test sets, and none starts a thread"""
+"""what commands import: none reads a variable that a test sets, and all bear a fork"""
 STREAMS = ("stdin", "stdout", "stderr")
 _turn = Lock()
 
@@ -56,7 +56,8 @@ def _run(
     command: Sequence[str], stdin: bytes, env: Mapping[str, str] | None, cwd: Path | None
 ) -> subprocess.CompletedProcess[bytes]:
     environment = dict(os.environ if env is None else env)
-    if not hasattr(os, "fork"):
+    if sys.platform != "linux":  # elsewhere a fork of a process that loaded libraries may not be safe
+        environment |= {"PYTHONIOENCODING": "utf-8"}
         return subprocess.run([sys.executable, *command], input=stdin, capture_output=True, env=environment, cwd=cwd)
     with TemporaryDirectory() as name, _turn:
         folder = Path(name)

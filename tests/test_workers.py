@@ -137,10 +137,11 @@ def test_a_dying_worker_ends_the_run_as_failed(tmp_path: Path, forks: bool) -> N
     options = [option.replace("auto", "2") for option in loaded().WORKERS]
     environment = os.environ | {"PYTHONPATH": str(ROOT)} | ({"FORKS": "1"} if forks else {})
     environment = {name: value for name, value in environment.items() if not name.startswith("PYTEST_")}
+    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # of plugins that are installed here
     try:
         with (tmp_path / "out").open("wb") as out:
             code = subprocess.run(
-                [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options],
+                [sys.executable, "-m", "pytest", "-p", "xdist", "-p", "no:cacheprovider", *options],
                 cwd=tmp_path, env=environment, stdout=out, stderr=subprocess.STDOUT, timeout=300,
             ).returncode  # fmt: skip
     finally:

@@ -114,7 +114,7 @@ class Watch:
     @staticmethod
     def _pipe_is_closed(node: Any) -> None:
         """What the thread that reads it would say."""
-        from xdist.workermanage import Marker
+        from xdist.workermanage import Marker  # type: ignore[import-untyped]
 
         node.process_from_remote(Marker.END)
 
