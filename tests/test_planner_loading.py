@@ -54,16 +54,17 @@ def test_auto_loads_the_plan_that_is_taken_once(
     monkeypatch.setattr(planner, "key_of", lambda model, options: "key")
     loaded: list[tuple[str | None, Any]] = []
 
-    def wired(pair: Any, options: LoadOptions, draft: Any, *, unasked: bool | None = None, brief: bool = False) -> Any:
+    def wired(pair: Any, options: LoadOptions, draft: Any, *, unasked: bool = False, brief: bool = False) -> Any:
         pipeline = fake_pipeline()
-        if unasked is not None:
+        if not brief:
             loaded.append((options.schedule, pipeline))
         return pipeline
 
     monkeypatch.setattr(loading, "_wired", wired)
     found = loading.load("m", device="auto")
-    assert [schedule for schedule, _ in loaded] == ["overlapped"] and found is loaded[0][1]
-    assert loading.load("m", device="auto") is loaded[1][1] and len(loaded) == 2 and len(scripted.made) == 4
+    assert [schedule for schedule, _ in loaded] == ["synchronous", "overlapped", "overlapped"], "two to decide"
+    assert found is loaded[-1][1]
+    assert loading.load("m", device="auto") is loaded[-1][1] and len(loaded) == 4 and len(scripted.made) == 4
 
 
 @pytest.mark.parametrize("options", [{"device": "gpu.7"}, {"device": "auto", "draft_device": "gpu.7"}])
