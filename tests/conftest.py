@@ -240,6 +240,10 @@ def ready_onnx(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def random_draft_ir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_draft(tmp_path_factory)
+
+
+def random_draft(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random 2-layer Llama with the default pair's vocabulary size: it agrees with nothing."""
     from tests.tiny_models import build, export_ir
 

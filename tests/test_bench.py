@@ -155,6 +155,7 @@ def test_bench_crop_times_steps_behind_rejected_rows(
     assert widths == [256] + [1] * 15 + [4] * 9 + [1] * 15
 
 
+@pytest.mark.slow  # by the other schedule on a tiny pair below
 def test_runs_are_compared_with_their_simulation(pipeline: Pipeline) -> None:
     """How near they are is the machine's affair; here only that both are of the same run."""
     plain, drafted = compare_here(pipeline, (2,), new_tokens=12)

@@ -148,6 +148,7 @@ def remembered(model: Any, capacity: int) -> FakeModel:
     return FakeModel(table, model.vocab_size, capacity=capacity)
 
 
+@pytest.mark.slow
 def test_the_default_pairs_first_three_tokens(pipeline: Pipeline) -> None:
     assert isinstance(pipeline.drafter, FirstMatch) and isinstance(pipeline.drafter.last, SmallModel)
     prompt = pipeline.tokenizer.encode("Once upon a time there was a", raw=True)

@@ -124,7 +124,7 @@ def test_factors_have_to_be_positive(tmp_path: Path) -> None:
         made(tmp_path / "tiny", tensors={"rope_freqs.weight": np.zeros(8)})
 
 
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("quantize", "kinds", "products"),
     [

@@ -58,7 +58,7 @@ def expected_of(folder: Path, ids: NDArray[np.int64]) -> NDArray[np.float32]:
     return found
 
 
-@pytest.mark.parametrize("arch", ["llama", "qwen2"])
+@pytest.mark.parametrize("arch", ["llama", pytest.param("qwen2", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", list(KEYS))
 def test_stretched_positions_are_the_originals(tmp_path: Path, kind: str, arch: str) -> None:
     pytest.importorskip("optimum.intel")

@@ -105,7 +105,9 @@ def test_commands_that_load_no_model(watched: Watched, sockets: Callable[[], lis
         assert not sockets(), command
 
 
-@pytest.mark.parametrize("backend", ["openvino", "onnxruntime", None])
+@pytest.mark.parametrize(
+    "backend", [None, *(pytest.param(name, marks=pytest.mark.slow) for name in ("openvino", "onnxruntime"))]
+)
 def test_a_first_run(
     watched: Watched, sockets: Callable[[], list[str]], tiny_fast_ir: Path, backend: str | None
 ) -> None:

@@ -228,7 +228,8 @@ def test_a_draft_of_the_same_size_with_other_ids_is_refused(
 # The whole way
 
 
-@pytest.mark.parametrize("beside_an_untrained_one", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow  # other recipes go the whole way by default: tests/test_pretrain.py, tests/test_train_block.py
+@pytest.mark.parametrize("beside_an_untrained_one", [False, True])
 def test_train_fastdraft_makes_a_draft_that_is_worth_more_than_an_untrained_one(
     target_folder: Path, tmp_path: Path, beside_an_untrained_one: bool
 ) -> None:

@@ -83,8 +83,7 @@ class Oracle(Drafter):
     ("drafter", "temperature"),
     [
         ("model", 0.8),
-        ("ngram", 0.0),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in [("model", 0.0), ("ngram", 0.8)]),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [("model", 0.0), ("ngram", 0.0), ("ngram", 0.8)]),
     ],
 )
 def test_a_replay_has_the_rounds_of_the_real_run(drafter: str, temperature: float, pipeline: Pipeline) -> None:
