@@ -100,15 +100,25 @@ class ContextFull(EdgespecError):
 
 
 @contextmanager
-def wrap_errors(to: type[EdgespecError], what: str, *, hint: str | None = None) -> Iterator[None]:
-    """Turn an engine's exception into one of ours, with its cause. The message shows one line of the engine's text."""
+def wrap_errors(
+    to: type[EdgespecError],
+    what: str,
+    *,
+    hint: str | None = None,
+    known: tuple[type[Exception], ...] = (RuntimeError, ValueError, OSError, MemoryError),
+) -> Iterator[None]:
+    """Turn an engine's exception into one of ours, with its cause. The message shows one line of the engine's text.
+
+    known: what may be the engine's. Around code of our own, an error of other kinds is a bug, and stays as it is.
+    """
     try:
         yield
     except EdgespecError:
         raise
     except Exception as error:
-        known = isinstance(error, (RuntimeError, ValueError, OSError, MemoryError))
-        if not known and not type(error).__module__.startswith("onnxruntime"):  # its errors share no base
+        if not isinstance(error, known) and not type(error).__module__.startswith(
+            "onnxruntime"
+        ):  # its errors share no base
             raise
         raise to(f"{what}: {_reason(error)}", hint=hint) from error
 

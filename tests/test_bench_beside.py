@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from edgespec.bench import beside
-from edgespec.simulate.schedules import simulate
+from edgespec.bench import beside, simulation
+from edgespec.decode.overlapped import Guesses
+from edgespec.simulate.schedules import Guess, simulate
+from edgespec.types import Draft
 
 FORWARD_S = {1: 10.0, 2: 12.0, 6: 20.0}
 """of the target by width, behind another of its own"""
@@ -111,6 +114,7 @@ def test_what_each_takes_alone_behind_the_other_and_beside_it(pair: Pair) -> Non
 def test_the_simulator_slows_both_as_was_measured(pair: Pair) -> None:
     """A draft goes on all the while that a forward of 10.125 s runs."""
     paces = measured(pair, at_once=True)
+    assert paces.at_once is not None
     target, draft = paces.at_once
     run = simulate(
         "overlapped", target, draft, k=4, acceptance=0.0, context=0, tokens=1, bus_gb_per_s=paces.bus,
@@ -119,6 +123,41 @@ def test_the_simulator_slows_both_as_was_measured(pair: Pair) -> None:
     [forward, *steps] = run.timeline.jobs
     assert forward.end_s == pytest.approx(TARGET_SLOWING * (FORWARD_S[1] + REFILL_S - START_S - END_S))
     assert steps[0].end_s == pytest.approx(DRAFT_SLOWING * STEP_S)
+
+
+def test_a_draft_that_outlasts_every_forward_tells_no_slowing(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor does it say that there is none."""
+    monkeypatch.setitem(globals(), "STEP_S", 30.0)
+    paces = measured(pair, at_once=True)
+    assert (paces.target_slowing, paces.draft_slowing, paces.at_once) == (None, None, None)
+    target, draft = paces.in_turns
+    assert draft.forward(1, 0).seconds == pytest.approx(30.0) and target.start_s == pytest.approx(REFILL_S)
+    monkeypatch.setattr(beside, "measure", lambda *_, **__: paces)
+    monkeypatch.setattr(simulation, "_text", lambda pipeline: TEXT)
+    pipeline: Any = SimpleNamespace(drafter=pair, target=pair, target_s=None)
+    assert simulation.compare_overlapped(pipeline) == []
+    assert capsys.readouterr().err.startswith("edgespec: no overlapped run is simulated: a step of the draft takes")
+
+
+def test_guesses_without_scores_are_as_sure_as_the_overlapped_loop_takes_them() -> None:
+    """Right or wrong: a draft does not know which."""
+    text = [7, 8, 9]
+
+    def guesses(*drafts: Draft) -> list[Guess]:
+        each = iter(drafts)
+        drafter: Any = SimpleNamespace(begin=lambda *_: None, propose=lambda context, k: next(each))
+        return simulation._guesses(drafter, TEXT, text)
+
+    unscored, loop = [Draft((7,)), Draft((1,)), Draft((9,))], Guesses()
+    for draft in unscored:
+        loop.add(draft)
+    found = guesses(*unscored)
+    assert [guess.right for guess in found] == [True, False, True]
+    assert [guess.score for guess in found] == loop.scores == [1.0, 1.0, 1.0]
+    scored = guesses(*(Draft((token,), scores=(0.25,)) for token in (7, 1, 9)))
+    assert scored == [Guess(True, 0.25), Guess(False, 0.25), Guess(True, 0.25)]
 
 
 def test_in_turns_each_is_behind_the_other(pair: Pair) -> None:

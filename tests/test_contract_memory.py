@@ -6,7 +6,9 @@ What fails is simulated where the engines are called: to grow the cache, to set 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -15,7 +17,9 @@ import pytest
 import edgespec
 from edgespec import cli
 from edgespec.backends.engine_model import PaddedModel
+from edgespec.backends.input_buffers import Inputs
 from edgespec.backends.onnx.session import OnnxRuntimeModel, SessionModel
+from edgespec.backends.openvino.blocks import PagedCache
 from edgespec.backends.openvino.paged import OpenVINOPagedModel
 from edgespec.backends.openvino.request_model import RequestModel
 from edgespec.backends.openvino.stateful_model import OpenVINOStatefulModel
@@ -83,6 +87,72 @@ def test_a_cache_that_cannot_grow_keeps_its_rows(
             model.cache.crop(50)
     assert model.prefill(TEXT) == 50, "there is memory again: what was read is not read again"
     assert np.array_equal(model.forward([2]).logits[0], fresh_logits(other, [*TEXT, 2]))
+
+
+@pytest.mark.parametrize("load", [load_ir, load_onnx])
+def test_a_cache_that_is_not_taken_back_begins_again(
+    tiny_ir: Path, monkeypatch: pytest.MonkeyPatch, load: Callable[..., OpenVINOPagedModel | OnnxRuntimeModel]
+) -> None:
+    """The engine refuses the memory that it had before. What is told is the first error, which says what to do."""
+    model, other = load(tiny_ir, capacity=4096), load(tiny_ir, capacity=4096)
+    model.prefill(TEXT[:50])
+    refused = failing(RuntimeError("[GPU] CL_INVALID_MEM_OBJECT"))
+    with monkeypatch.context() as patch:
+        patch.setattr(model.cache, "_allocate", failing(MemoryError()))
+        if isinstance(model.cache, PagedCache):
+            patch.setattr(model.cache, "_request", SimpleNamespace(set_tensor=refused))
+        else:
+            patch.setattr(model.cache, "_bind", refused)
+        with pytest.raises(BackendError, match=r"no memory for the KV cache: MemoryError.*--context-length"):
+            model.prefill(TEXT)
+        assert not model.cache.tokens and model.cache.nbytes == 0
+    assert model.prefill(TEXT[:50]) == 0
+    assert np.array_equal(model.forward([2]).logits[0], fresh_logits(other, [*TEXT[:50], 2]))
+
+
+@pytest.mark.parametrize("load", [load_ir, load_onnx])
+def test_layers_that_have_grown_are_counted_as_large_as_they_are(
+    tiny_ir: Path, monkeypatch: pytest.MonkeyPatch, load: Callable[..., OpenVINOPagedModel | OnnxRuntimeModel]
+) -> None:
+    """Though the text has no use for their new rows."""
+    model, large = load(tiny_ir, capacity=4096), load(tiny_ir, capacity=4096)
+    model.prefill(TEXT[:50])
+    large.prefill(TEXT[:50])
+    small, layers, allocate = model.cache.nbytes, len(model.cache._tensors) // 2, model.cache._allocate
+    asked = count()
+
+    def short(*arguments: Any) -> Any:
+        if next(asked) == 2:  # keys and values of the first layer have grown
+            raise MemoryError
+        return allocate(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model.cache, "_allocate", short)
+        with pytest.raises(BackendError, match="no memory for the KV cache"):
+            model.prefill(TEXT)
+    large.prefill(TEXT)
+    assert layers > 1 and model.cache.nbytes == small + (large.cache.nbytes - small) // layers
+    model.prefill(TEXT)
+    assert model.cache.nbytes == large.cache.nbytes
+
+
+@pytest.mark.parametrize("error", [ValueError("a shape of ours"), RuntimeError("a state of ours")])
+def test_a_mistake_of_ours_is_no_error_of_the_engine(
+    make: Make, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """What fails while inputs are made keeps its traceback; what the engine says of them is told in a line."""
+    model: Any = make()
+    if not issubclass(type(model), PaddedModel):
+        pytest.skip("no engine that could have an error")
+    model.prefill(TEXT[:60])
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "_set_inputs", failing(error))
+        with pytest.raises(type(error), match="of ours"):
+            model.forward([1, 2])
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "_inputs", Inputs(model._inputs._kinds, model._inputs._wrap, failing(error)))
+        with pytest.raises(BackendError, match="cannot set up a forward: .* of ours"):
+            model.forward([1, 2])
 
 
 def test_the_first_memory_that_is_asked_for_may_be_there_later(tiny_ir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,8 @@ from edgespec.backends.engine_model import PaddedModel
 from edgespec.backends.onnx.graph import WEIGHTS_FILE
 from edgespec.backends.onnx.weights import NoONNXForm
 from edgespec.cli import cli
-from edgespec.errors import ConversionError, SettingError
+from edgespec.commands import run
+from edgespec.errors import BundleError, ConversionError, SettingError
 from edgespec.machine import engine_choice, engine_comparison, other_programs
 from edgespec.machine.other_programs import Others
 from edgespec.pipeline import Pipeline
@@ -128,6 +129,19 @@ def test_doctor_says_which_was_chosen_and_why(engines: dict[str, float], tiny_fa
         cli, ["run", "-m", folder, "-n", "2", "--raw", "--explain", "--backend", "openvino", "abc"]
     )
     assert "Engine: openvino, as asked" in asked.stderr
+
+
+def test_which_engine_ran_is_told_of_a_model_that_cannot_be_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text is written: no error may follow it."""
+
+    def broken(*_: object) -> None:
+        raise BundleError("bundle.json is no longer a bundle")
+
+    monkeypatch.setattr("edgespec.hub.resolve.path_here", broken)
+    monkeypatch.delenv("EDGESPEC_BACKEND", raising=False)
+    pipeline: Any = SimpleNamespace(bundle=SimpleNamespace(manifest=SimpleNamespace(target=None)))
+    result: Any = SimpleNamespace(numerics="exact", backend="openvino")
+    assert run._engine(pipeline, result, None).startswith("Engine: openvino, not compared with another")
 
 
 def test_other_programs_are_noticed() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -11,8 +12,11 @@ import pytest
 from edgespec import bundle
 from edgespec.bundle import Bundle, Drafter, HubSource, Manifest, ModelFile, WheelSource
 from edgespec.errors import BundleError, IntegrityError, SourceError
-from edgespec.hub.resolve import model_path, resolve
+from edgespec.hub import repository
+from edgespec.hub.repository import Fetched
+from edgespec.hub.resolve import model_path, path_here, resolve
 from tests import hub_server
+from tests.hub_server import COMMIT, Server, bundle_with
 
 home, ir, pair, server, tiny = hub_server.home, hub_server.ir, hub_server.pair, hub_server.server, hub_server.tiny
 
@@ -23,6 +27,26 @@ def test_folders(ir: Path, pair: Bundle, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(BundleError):
         resolve(str(tmp_path / "empty"))
+
+
+def test_where_a_model_is_fetches_and_converts_nothing(
+    pair: Bundle, ir: Path, home: Path, server: Server, tmp_path: Path
+) -> None:
+    """From a package or from the hub, before it is here and when its files were changed since."""
+    source = HubSource(repo="org/tiny", revision=COMMIT)
+    other = bundle_with(source, ir, tmp_path / "other")
+    assert path_here(pair, pair.manifest.target) is None and path_here(other, other.manifest.target) is None
+    assert not home.exists() and not server.requests
+
+    folder = shutil.copytree(ir, tmp_path / "snapshot")
+    hashes = {file.name: bundle.sha256_of(file) for file in folder.iterdir()}
+    repository.record(Fetched(source=source, folder=str(folder), sha256=hashes))
+    assert path_here(other, other.manifest.target) == folder / bundle.IR_FILE
+    weights = folder / "openvino_model.bin"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"    ")
+    before = hub_server.leftovers(home)
+    assert path_here(other, other.manifest.target) is None, "it would be fetched again"
+    assert not server.requests and hub_server.leftovers(home) == before
 
 
 @pytest.mark.parametrize("ref", ["default", "smollm2-135m", "smollm2-135m-instruct"])

@@ -106,6 +106,9 @@ class Value:
     def numpy(self) -> Any:
         return self.array
 
+    def shape(self) -> list[int]:
+        return list(self.array.shape)
+
     def data_ptr(self) -> int:
         return int(self.array.ctypes.data)
 

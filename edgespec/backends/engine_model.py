@@ -159,7 +159,9 @@ class PaddedModel(ABC):
 
     @abstractmethod
     def _set_inputs(self, tokens: Sequence[int], past: int, rows: Sequence[int], tree: Tree | None) -> None:
-        """Set the inputs of a forward after ``past`` rows. rows: the rows of ``tokens`` that get logits."""
+        """Set the inputs of a forward after ``past`` rows. rows: the rows of ``tokens`` that get logits.
+
+        Raises BackendError for what the engine raises, and MemoryError."""
 
     @abstractmethod
     def _infer(self) -> None: ...
@@ -209,7 +211,7 @@ class PaddedModel(ABC):
         self.last_width = n
         rows = [*range(first, real), *[real - 1] * (wanted - real + first)] if wanted else []
         self.last_wanted = wanted
-        with wrap_errors(BackendError, "cannot set up a forward"):
+        with wrap_errors(BackendError, "cannot set up a forward", known=(MemoryError,)):
             self._set_inputs([*tokens, *[_PAD] * (n - real)], past, rows, tree)
         own = tuple(tokens[prompt_rows:])
         return Forward(past, own, tree is not None, num_logits=real - first, width=n, prompt_rows=prompt_rows)

@@ -8,6 +8,8 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from edgespec.errors import BackendError, wrap_errors
+
 Handle = TypeVar("Handle")
 
 
@@ -49,8 +51,10 @@ class Inputs(Generic[Handle]):
             if len(self._made) >= _KEPT:
                 self._made.clear()  # what the engine reads is kept by ``_read``
             array = np.empty(shape, self._kinds[name])
-            self._made[name, shape] = array, self._wrap(array)
+            with wrap_errors(BackendError, "cannot set up a forward"):
+                self._made[name, shape] = array, self._wrap(array)
         array, handle = self._made[name, shape]
         array[...] = values
-        self._tell(name, handle)
+        with wrap_errors(BackendError, "cannot set up a forward"):
+            self._tell(name, handle)
         self._read[name] = array

@@ -46,7 +46,8 @@ class Paces:
     refill_s: how much longer behind the draft, whose weights have driven its own out of the CPU's caches. host_s: of a
     forward, those in which the host sets it up or takes its outputs, so that no draft goes on.
     step_s: of the draft, behind another of its own. first_s: behind the target, if it reads one token, and if two.
-    target_slowing, draft_slowing: how many times as long each takes while both run.
+    target_slowing, draft_slowing: how many times as long each takes while both run. None: no draft ended before a
+    forward did, so that it is not known.
     """
 
     forward_s: dict[int, float]
@@ -55,8 +56,8 @@ class Paces:
     host_s: float
     step_s: float
     first_s: tuple[float, float]
-    target_slowing: float = 1.0
-    draft_slowing: float = 1.0
+    target_slowing: float | None = 1.0
+    draft_slowing: float | None = 1.0
 
     @property
     def bus(self) -> float:
@@ -79,8 +80,11 @@ class Paces:
         )
 
     @property
-    def at_once(self) -> tuple[Placed, Placed]:
-        """Target and draft, which run beside each other. ``host_s`` is left out."""
+    def at_once(self) -> tuple[Placed, Placed] | None:
+        """Target and draft, which run beside each other, if it is known how they slow each other. ``host_s`` is left
+        out."""
+        if self.target_slowing is None or self.draft_slowing is None:
+            return None
         forward_s = {width: seconds + self.refill_s - self.host_s for width, seconds in self.forward_s.items()}
         return (
             Placed("target", _Taking(forward_s, self.target_slowing)),
@@ -110,6 +114,7 @@ class _Times:
         slowed = [
             slowing(behind[width] - start_s - end_s, took_s - end_s, beside_s) for width, took_s, beside_s in self.both
         ]
+        beside = (_bounded(slowed), _bounded([seconds / step_s for seconds in self.steps_beside]))
         return Paces(
             own,
             max(0.0, median(switched[width] - behind[width] for width in own)),
@@ -117,8 +122,7 @@ class _Times:
             start_s + end_s,
             step_s,
             (first_s[1], first_s[2]),
-            _bounded(slowed),
-            _bounded([seconds / step_s for seconds in self.steps_beside]),
+            *(beside if self.starts else (1.0, 1.0)),
         )
 
 
@@ -225,5 +229,5 @@ def _medians(times: Mapping[int, Sequence[float]]) -> dict[int, float]:
     return {key: median(seconds) for key, seconds in times.items()}
 
 
-def _bounded(found: Sequence[float]) -> float:
-    return min(max(1.0, median(found)), _MOST_SLOWING) if found else 1.0
+def _bounded(found: Sequence[float]) -> float | None:
+    return min(max(1.0, median(found)), _MOST_SLOWING) if found else None

@@ -17,6 +17,7 @@ from edgespec.adaptive.forward_cost import ForwardCost
 from edgespec.backends.cores import available_cores
 from edgespec.bench import beside
 from edgespec.bench.prompts import encode, read, read_before
+from edgespec.console import note
 from edgespec.decode.overlapped import LEAST_CHANCE, LEAST_SHARE, MOST
 from edgespec.decode.policy import FixedLength, Plain
 from edgespec.errors import SettingError
@@ -140,11 +141,15 @@ def _costs(pipeline: Pipeline, widest: int) -> tuple[Placed, Placed, Placed | No
 
 
 def compare_overlapped(pipeline: Pipeline, *, new_tokens: int = 64) -> list[Compared]:
-    """Plain decoding, and the overlapped schedule, each model on its own cores. Of a pipeline loaded for it."""
+    """Plain decoding, and the overlapped schedule, each model on its own cores. Of a pipeline loaded for it. Empty
+    if the draft is too slow for the two to be measured beside each other."""
     drafter = cast("StepwiseDrafter", pipeline.drafter)  # as this schedule has
     target_s = pipeline.target_s.fresh() if pipeline.target_s is not None else None
     widths = _widths(target_s, 1 + MOST)
     paces = beside.measure(pipeline.target, drafter, _text(pipeline), widths, at_once=True)
+    if paces.at_once is None:
+        note("no overlapped run is simulated: a step of the draft takes longer than most of a forward of the target")
+        return []
     runs = _runs(pipeline, new_tokens, {0: {"policy": Plain()}, MOST: {}})
     plain = _compared(pipeline, runs[0], "none", paces.alone, None, "overlapped", k=0)
     guesses = [guess for run in runs[MOST] for guess in _guesses(drafter, run.prompt, run.found.token_ids)]
@@ -171,7 +176,7 @@ def _guesses(drafter: StepwiseDrafter, prompt: Sequence[int], text: Sequence[int
     for place, token in enumerate(text):
         draft = drafter.propose([*prompt, *text[:place]], 1)
         right = draft.tokens[:1] == (token,)
-        found.append(Guess(right, draft.scores[0] if draft.scores else float(right)))
+        found.append(Guess(right, draft.scores[0] if draft.scores else 1.0))
     return found
 
 

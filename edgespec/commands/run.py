@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import click
@@ -18,7 +19,7 @@ from edgespec.commands.options import (
     sampling_from,
     sampling_options,
 )
-from edgespec.errors import SettingError, printable
+from edgespec.errors import EdgespecError, SettingError, printable
 from edgespec.sampling_params import require_matching
 
 if TYPE_CHECKING:
@@ -100,7 +101,10 @@ def _engine(pipeline: Pipeline, result: Generation, asked: str | None) -> str:
     from edgespec.machine.engine_choice import why
 
     bundle = pipeline.bundle
-    reason = why(path_here(bundle, bundle.manifest.target), result.numerics, asked)
+    graph = None
+    with suppress(EdgespecError):  # its files were changed since they were loaded
+        graph = path_here(bundle, bundle.manifest.target)
+    reason = why(graph, result.numerics, asked)
     known = reason.startswith(result.backend)
     return f"Engine: {reason if known else f'{result.backend}, not compared with another for this model and device'}."
 

@@ -204,14 +204,15 @@ def model_path(of: Bundle, model: ModelFile, *, accept_licence: bool = False, pr
 
 
 def path_here(of: Bundle, model: ModelFile) -> Path | None:
-    """Like ``model_path``, but None for a model that is to be fetched or converted first."""
+    """Like ``model_path``, but None for a model that is to be fetched or converted first. Does neither."""
     match model.source:
         case WheelSource() as source:
             found = _ready(*_wheel_folder(catalog.require_package(source), _form_in_wheel(model.precision)))
             return _target(found) if found else None
         case HubSource() as source:
             wanted = Wanted(source.repo, source)
-            return _target(_hub(wanted, accept_licence=True, progress=False)) if is_here(wanted) else None
+            fetched = _recorded(wanted)
+            return _target(_snapshot(fetched)) if fetched and is_here(wanted, whole=True) else None
     return of.model_path(model)
 
 

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnxruntime import OrtValue
 
+from edgespec.errors import BackendError, wrap_errors
+
 _FIRST_ROWS = 16
 
 
@@ -28,7 +30,8 @@ class OutputRows:
         if len(self.array) < rows:
             self._values.clear()
             self.array = np.empty((rows, self._columns), np.float32)
-        if rows not in self._values:
-            self._values[rows] = OrtValue.ortvalue_from_numpy(self.array[None, :rows])
-        self._binding.bind_ortvalue_output(self._name, self._values[rows])
+        with wrap_errors(BackendError, "cannot set up a forward"):
+            if rows not in self._values:
+                self._values[rows] = OrtValue.ortvalue_from_numpy(self.array[None, :rows])
+            self._binding.bind_ortvalue_output(self._name, self._values[rows])
         self._rows = rows

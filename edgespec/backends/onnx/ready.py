@@ -81,7 +81,8 @@ class JoinedCache(GrowingCache):
                 (self._binding.bind_output, present_of(name), spare, past + n),
             ):
                 view = self._rows(tensors, name, rows)
-                bind(port, "cpu", 0, np.float32, view.shape, tensors[name].ctypes.data)
+                with wrap_errors(BackendError, "cannot set up a forward"):
+                    bind(port, "cpu", 0, np.float32, view.shape, tensors[name].ctypes.data)
         self._written = past + n
 
     def append(self, tokens: Sequence[int], *, branched: bool = False) -> None:
@@ -158,7 +159,8 @@ class ReadyModel(SessionModel):
         self._count_to(past + n)
         for name, numbers in self._counted.items():
             part = numbers[: past + n] if name == "attention_mask" else numbers[past : past + n]
-            self._binding.bind_input(name, "cpu", 0, np.int64, (1, len(part)), part.ctypes.data)
+            with wrap_errors(BackendError, "cannot set up a forward"):
+                self._binding.bind_input(name, "cpu", 0, np.int64, (1, len(part)), part.ctypes.data)
         if isinstance(self.cache, JoinedCache):
             self.cache.bind(past, n)
         self._reserve_outputs(n, n)

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from itertools import groupby
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +75,9 @@ class BoundCache(BlockCopies, GrowingCache):
 
     @property
     def nbytes(self) -> int:
-        return sum(4 * heads * self.rows * size for heads, size in self._shapes.values())
+        shapes = [array.shape for array in list(self._tensors.values())]
+        shapes += [tuple(value.shape()) for value in list(self._values.values())]
+        return sum(4 * prod(shape) for shape in shapes)
 
     def reserve(self, rows: int) -> None:
         """The engine writes where it is told to: never run a forward without this."""
@@ -86,9 +90,10 @@ class BoundCache(BlockCopies, GrowingCache):
         except BaseException as error:
             kept = False
             try:  # no memory, with half the layers grown: the text is still there
-                kept = isinstance(error, BackendError) and self._binds_again()
+                with suppress(BackendError):
+                    kept = isinstance(error, BackendError) and self._binds_again()
             finally:
-                if not kept:  # Ctrl-C: begin again from nothing
+                if not kept:  # Ctrl-C, or the engine does not take it: begin again from nothing
                     self._tensors.clear()
                     self._values.clear()
                     self.rows = 0
@@ -126,8 +131,9 @@ class BoundCache(BlockCopies, GrowingCache):
 
     def _binds_again(self) -> bool:
         """All that is held, each layer in the size that it has: the engine takes layers of two sizes."""
-        for name in self._shapes if self.rows else ():
-            self._bind(name)
+        with wrap_errors(BackendError, "cannot put the KV cache back"):
+            for name in self._shapes if self.rows else ():
+                self._bind(name)
         return self.rows > 0
 
     def _held(self, name: str) -> NDArray[np.float32] | None:

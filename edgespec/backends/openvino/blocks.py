@@ -6,6 +6,7 @@ text uses blocks 0, 1, 2, ... in order, so the block table is a range and a row'
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -42,13 +43,14 @@ class PagedCache(BlockCopies, GrowingCache):
         if self._on_cpu and any(self.rows_per_block not in (shape[1], shape[1] - 8) for shape in shapes):
             raise BackendError("unexpected KV block shape", got=shapes[0], allowed="32 rows a block")
         self._tensors: dict[str, Any] = {}
+        self._bytes: dict[str, int] = {}  # of the whole memory, of which a tensor may be a part
         self.blocks = 0
         self.rows_can_move = self._on_cpu and all(shape[1] == self.rows_per_block for shape in shapes)
         """False where a block holds scales that its rows share: a row means nothing in another block"""
 
     @property
     def nbytes(self) -> int:
-        return sum(int(tensor.get_byte_size()) for tensor in self._tensors.values())
+        return sum(list(self._bytes.values()))
 
     def reserve(self, rows: int) -> None:
         """Have room for ``rows`` rows. The engine does not check its block table: never run a forward without this."""
@@ -63,10 +65,12 @@ class PagedCache(BlockCopies, GrowingCache):
         except BaseException as error:
             kept = False
             try:  # no memory, with half the layers grown: the text is still there
-                kept = isinstance(error, BackendError) and self._shrinks()
+                with suppress(BackendError):
+                    kept = isinstance(error, BackendError) and self._shrinks()
             finally:
-                if not kept:  # Ctrl-C: begin again from nothing
+                if not kept:  # Ctrl-C, or the engine does not take it: begin again from nothing
                     self._tensors.clear()
+                    self._bytes.clear()
                     self.blocks = 0
                     self.reset()
             raise
@@ -77,20 +81,21 @@ class PagedCache(BlockCopies, GrowingCache):
             for name, (element_type, shape) in self._kinds.items():
                 new = self._allocate(element_type, [blocks, *shape], self._tensors.get(name))
                 self._request.set_tensor(name, new)
-                self._tensors[name] = new
+                self._tensors[name], self._bytes[name] = new, int(new.get_byte_size())
         self.blocks = blocks
 
     def _shrinks(self) -> bool:
         """Give each layer that was grown its first blocks again, in the memory that it has now."""
         if not self.blocks:
             return False
-        for name, tensor in self._tensors.items():
-            size = list(tensor.get_shape())
-            if size[0] > self.blocks:
-                part = ov.Tensor if self._context is None else ov.RemoteTensor
-                end = ov.Coordinate([self.blocks, *size[1:]])
-                self._tensors[name] = part(tensor, ov.Coordinate([0] * len(size)), end)
-            self._request.set_tensor(name, self._tensors[name])
+        with wrap_errors(BackendError, "cannot put the KV cache back"):
+            for name, tensor in self._tensors.items():
+                size = list(tensor.get_shape())
+                if size[0] > self.blocks:
+                    part = ov.Tensor if self._context is None else ov.RemoteTensor
+                    end = ov.Coordinate([self.blocks, *size[1:]])
+                    self._tensors[name] = part(tensor, ov.Coordinate([0] * len(size)), end)
+                self._request.set_tensor(name, self._tensors[name])
         return True
 
     def _allocate(self, element_type: ov.Type, shape: list[int], old: Any) -> Any:
