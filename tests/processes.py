@@ -3,6 +3,7 @@
 Python and these libraries take most of the time of a command that does little. So one process imports them, and forks
 for each command, which imports everything of ours itself, and huggingface_hub, whose settings are read at import.
 Streams, variables, folder and exit code are those of a process. Elsewhere than on Linux it is an ordinary one.
+A command that takes too long is ended, and so is one whose starter has ended.
 """
 
 from __future__ import annotations
@@ -14,15 +15,24 @@ import os
 import runpy
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from select import select
 from tempfile import TemporaryDirectory
 from threading import Lock
 from typing import Any
 
+import psutil
+
+PATIENCE = float(os.environ.get("EDGESPEC_TEST_PATIENCE", "1"))
+"""how many times as long tests may take as on two cores: for a slow machine"""
+LONGEST_S = 600 * PATIENCE
+"""that a command may take, less than a worker may (tests/workers.py): so it is the test that fails"""
+LOOK_S = 0.01
+"""between two looks whether a command has ended"""
 OF_OTHERS = (
     *("numpy", "openvino", "tokenizers", "gguf", "msgspec", "jinja2", "jinja2.sandbox", "click", "psutil", "httpx"),
     *("platformdirs", "rich.console", "rich.table", "rich.progress", "yaml", "fsspec", "filelock", "packaging.version"),
@@ -52,23 +62,46 @@ def decoded(ran: subprocess.CompletedProcess[bytes]) -> subprocess.CompletedProc
     return subprocess.CompletedProcess(ran.args, ran.returncode, said, told)
 
 
+def started_by(pid: int) -> list[psutil.Process]:
+    """And what those started."""
+    with suppress(psutil.Error):
+        return psutil.Process(pid).children(recursive=True)
+    return []
+
+
+def kill(processes: Iterable[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.Error):
+            process.kill()
+
+
 def _run(
     command: Sequence[str], stdin: bytes, env: Mapping[str, str] | None, cwd: Path | None
 ) -> subprocess.CompletedProcess[bytes]:
     environment = dict(os.environ if env is None else env)
     if sys.platform != "linux":  # elsewhere a fork of a process that loaded libraries may not be safe
         environment |= {"PYTHONIOENCODING": "utf-8"}
-        return subprocess.run([sys.executable, *command], input=stdin, capture_output=True, env=environment, cwd=cwd)
+        return subprocess.run(
+            [sys.executable, *command], input=stdin, capture_output=True, env=environment, cwd=cwd, timeout=LONGEST_S
+        )
     with TemporaryDirectory() as name, _turn:
         folder = Path(name)
         (folder / "stdin").write_bytes(stdin)
-        asked = {"command": command, "env": environment, "cwd": str(cwd or Path.cwd()), "folder": name}
+        asked = {
+            "command": command,
+            "env": environment,
+            "cwd": str(cwd or Path.cwd()),
+            "folder": name,
+            "longest_s": LONGEST_S,
+        }
         server = _server()
         assert server.stdin is not None and server.stdout is not None
         server.stdin.write(json.dumps(asked).encode() + b"\n")
         server.stdin.flush()
-        code = int(server.stdout.readline())
+        code = json.loads(server.stdout.readline())
         said, told = ((folder / stream).read_bytes() for stream in STREAMS[1:])
+    if code is None:
+        raise subprocess.TimeoutExpired(command, LONGEST_S, said, told)
     return subprocess.CompletedProcess([sys.executable, *command], code, said, told)
 
 
@@ -95,8 +128,22 @@ def _serve() -> None:
         if not child:
             _become(asked)
             return
-        _, status = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
+        code = _code_of(child, asked["longest_s"])
+        with suppress(BrokenPipeError):
+            os.write(1, json.dumps(code).encode() + b"\n")
+
+
+def _code_of(child: int, longest_s: float) -> int | None:
+    """None: it took longer, or nobody waits for it any more. Seconds are those in which this process ran."""
+    left_s = longest_s
+    while not (ended := os.waitpid(child, os.WNOHANG))[0]:
+        is_alone = bool(select([0], [], [], LOOK_S)[0])  # the next line comes behind this one's answer: it is the end
+        left_s -= LOOK_S
+        if is_alone or left_s < 0:
+            kill([*started_by(child), psutil.Process(child)])
+            os.waitpid(child, 0)
+            return None
+    return os.waitstatus_to_exitcode(ended[1])
 
 
 def _become(asked: Mapping[str, Any]) -> None:

@@ -14,6 +14,9 @@ import pytest
 from click.testing import CliRunner
 
 import edgespec
+from edgespec.adaptive.calibration import ForwardTimes
+from edgespec.adaptive.draft_cost import CallCost
+from edgespec.adaptive.forward_cost import ForwardCost
 from edgespec.bench import report, simulation, speed
 from edgespec.bench.prompts import Prompt, behind, encode, read, read_before
 from edgespec.bench.simulation import compare_here, compare_overlapped
@@ -23,7 +26,7 @@ from edgespec.drafters.recycling import Recycling
 from edgespec.errors import BackendError, SettingError
 from edgespec.machine import schedule_choice
 from edgespec.pipeline import Pipeline
-from edgespec.protocols import Model
+from edgespec.protocols import HeadDrafter, Model
 from edgespec.stats import Guessed, Stats
 from edgespec.types import Round
 from edgespec_bench import crop, verification
@@ -155,7 +158,7 @@ def test_bench_crop_times_steps_behind_rejected_rows(
     assert widths == [256] + [1] * 15 + [4] * 9 + [1] * 15
 
 
-@pytest.mark.slow  # by the other schedule on a tiny pair below
+@pytest.mark.slow  # on a tiny pair below
 def test_runs_are_compared_with_their_simulation(pipeline: Pipeline) -> None:
     """How near they are is the machine's affair; here only that both are of the same run."""
     plain, drafted = compare_here(pipeline, (2,), new_tokens=12)
@@ -163,6 +166,28 @@ def test_runs_are_compared_with_their_simulation(pipeline: Pipeline) -> None:
     assert drafted.drafter == "fastdraft" and drafted.k == 2 and 0 < drafted.acceptance_rate <= 1
     for one in (plain, drafted):
         assert one.engine == "openvino" and 0.2 < one.simulated / one.measured < 5
+
+
+def test_so_they_are_on_a_tiny_pair(tiny_ir: Path) -> None:
+    pair = edgespec.load(tiny_ir.parent, draft=str(tiny_ir.parent), numerics="fast")
+    plain, *drafted = compare_here(pair, (1, 3), new_tokens=8)
+    assert (plain.drafter, plain.k, plain.acceptance_rate, plain.holds) == ("none", 0, 0.0, None)
+    assert [one.k for one in drafted] == [1, 3]
+    for one in drafted:
+        assert one.schedule == "synchronous" and one.plain is plain and one.drafter != "none"
+        assert 0 < one.acceptance_rate <= 1 and one.simulated > 0 and one.measured > 0
+
+
+def test_the_costs_of_a_head_are_those_of_its_calibration() -> None:
+    target_s = ForwardCost(ForwardTimes((1, 2), 0, 0, (0.01, 0.02), (0.01, 0.02)))
+    target_s.scale(3.0)
+    head = type("Head", (HeadDrafter,), {})()
+    arbiter = SimpleNamespace(model=head, target_s=target_s, draft_s=CallCost(0.005))
+    alone, target, draft = simulation._costs(cast("Pipeline", SimpleNamespace(arbiter=arbiter)), 2)
+    assert alone == target and draft is not None and (draft.start_s, draft.forward(1, 5).seconds) == (0.005, 0.0)
+    assert [target.forward(width, 5).seconds for width in (1, 2)] == [0.01, 0.02], (
+        "what was learned since does not count"
+    )
 
 
 def test_the_only_round_of_an_overlapped_text_counts() -> None:

@@ -92,6 +92,8 @@ def test_pages_of_others_get_nothing_out_of_a_browser(work: Path, pipeline: Pipe
     with ThreadingHTTPServer(("127.0.0.1", 0), Page) as pages:
         threading.Thread(target=pages.serve_forever, daemon=True).start()
         port = str(pages.server_port)
-        with on_a_port(service_of(pipeline), origins=[f"http://friend.example:{port}"]) as url:
-            run(work, "exec", "--", "node", "e2e/foreign.mjs", URL=url, PAGES=port, CHROMIUM=str(CHROMIUM))
-        pages.shutdown()
+        try:
+            with on_a_port(service_of(pipeline), origins=[f"http://friend.example:{port}"]) as url:
+                run(work, "exec", "--", "node", "e2e/foreign.mjs", URL=url, PAGES=port, CHROMIUM=str(CHROMIUM))
+        finally:
+            pages.shutdown()  # else its end waits for the thread

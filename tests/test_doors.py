@@ -129,25 +129,31 @@ def states_of_smollm(smollm: Path, pipeline: Pipeline) -> Model:
     return load_ir(smollm, layers=(2, 15, 27), widths=widths)
 
 
-@pytest.mark.parametrize("mode", ["greedy", pytest.param("sampled", marks=pytest.mark.slow)])
-def test_a_head_that_needs_states_of_three_layers_stays_exact(
-    states_of_smollm: Model, pipeline: Pipeline, mode: str
+@pytest.fixture(scope="session")
+def states_and_widths_of_smollm(smollm: Path) -> Model:
+    """With widths that were searched with the states."""
+    return load_ir(smollm, layers=(2, 15, 27))
+
+
+def test_a_head_that_needs_states_of_three_layers_stays_exact(states_of_smollm: Model, pipeline: Pipeline) -> None:
+    text = pipeline.tokenizer.encode("Once upon a time there was a", raw=True) * 9
+    head_stays_exact(states_of_smollm, text, MODES["greedy"], (4, None))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lengths", [(4, None), (1,)])
+@pytest.mark.parametrize("mode", MODES)
+def test_so_it_does_with_widths_of_its_own(
+    states_and_widths_of_smollm: Model, pipeline: Pipeline, mode: str, lengths: tuple[int | None, ...]
 ) -> None:
     text = pipeline.tokenizer.encode("Once upon a time there was a", raw=True) * 9
-    head_stays_exact(states_of_smollm, text, MODES[mode], (4, None))
+    head_stays_exact(states_and_widths_of_smollm, text, MODES[mode], lengths)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_so_it_does_on_a_tiny_target(tiny_ir: Path, mode: str) -> None:
     text = list(range(3, 11)) * 9
     head_stays_exact(load_ir(tiny_ir, layers=(0, 1, 2)), text, MODES[mode], (1, 4, None))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("mode", MODES)
-def test_so_it_does_with_one_token_a_draft(states_of_smollm: Model, pipeline: Pipeline, mode: str) -> None:
-    text = pipeline.tokenizer.encode("Once upon a time there was a", raw=True) * 9
-    head_stays_exact(states_of_smollm, text, MODES[mode], (1,))
 
 
 def head_stays_exact(

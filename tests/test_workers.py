@@ -45,6 +45,9 @@ def test_another(number):
 
 
 class Process:
+    pid = 1 << 30
+    """of none"""
+
     def __init__(self) -> None:
         self.status: int | None = None
         self.signals: list[int] = []
@@ -78,17 +81,16 @@ class Node:
 def watched(tmp_path: Path) -> tuple[Watch, Node]:
     watch, node = Watch(tmp_path / "stop", LONGEST_S), Node()
     watch.pytest_configure_node(node)
-    watch.pytest_testnodeready(node)
     return watch, node
 
 
 def test_a_test_may_take_long_and_not_for_ever(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     watch, node = watched(tmp_path)
-    for _ in range(3):
+    for heard in ("testnodeready", "xdist_node_collection_finished", "runtest_logreport"):
         for _ in range(LONGEST_S - 1):
             watch.second()
         assert not node.process.signals
-        watch.pytest_runtest_logreport(SimpleNamespace(node=node))
+        getattr(watch, f"pytest_{heard}")(SimpleNamespace(node=node) if heard == "runtest_logreport" else node)
     for _ in range(LONGEST_S):
         watch.second()
     ends = -1 if os.name == "nt" else signal.SIGABRT

@@ -18,7 +18,9 @@ from typing import Any
 
 import pytest
 
-LONGEST_S, LONGEST_SLOW_S = 900, 2400
+from tests.processes import PATIENCE, kill, started_by
+
+LONGEST_S, LONGEST_SLOW_S = round(900 * PATIENCE), round(2400 * PATIENCE)
 """that a worker may take until it next reports something of a test, and of one that is marked slow"""
 GONE_S = 3
 """that a pipe may stay open behind its process"""
@@ -62,6 +64,8 @@ class Watch:
         self._stop, self._longest_s = stop, longest_s
         self._silent_s: dict[Any, int] = {}
         self._gone_s: dict[Any, int] = {}
+        self._turn = threading.Lock()
+        """to count: one thread does, and one hears of tests"""
         self._over = threading.Event()
 
     def pytest_sessionstart(self) -> None:
@@ -69,19 +73,26 @@ class Watch:
 
     def pytest_configure_node(self, node: Any) -> None:
         node.workerinput[STOP] = str(self._stop)
+        with self._turn:
+            self._silent_s[node] = self._gone_s[node] = 0
 
     def pytest_testnodeready(self, node: Any) -> None:
-        self._silent_s[node] = self._gone_s[node] = 0
+        self._heard_of(node)
 
     def pytest_xdist_node_collection_finished(self, node: Any) -> None:
-        self._silent_s[node] = 0
+        self._heard_of(node)
 
     def pytest_runtest_logreport(self, report: Any) -> None:
-        if (node := getattr(report, "node", None)) in self._silent_s:
-            self._silent_s[node] = 0
+        self._heard_of(getattr(report, "node", None))
+
+    def _heard_of(self, node: Any) -> None:
+        with self._turn:
+            if node in self._silent_s:
+                self._silent_s[node] = 0
 
     def pytest_testnodedown(self, node: Any, error: object) -> None:
-        self._silent_s.pop(node, None)
+        with self._turn:
+            self._silent_s.pop(node, None)
         if error:
             self._stop.touch()
 
@@ -97,19 +108,23 @@ class Watch:
 
     def second(self) -> None:
         """Another one has passed."""
-        for node in list(self._silent_s):
-            process = node.gateway._io.popen
-            if process.poll() is not None:
-                self._gone_s[node] += 1
-                if self._gone_s[node] == GONE_S:
-                    self._pipe_is_closed(node)
-                continue
-            self._silent_s[node] = silent_s = self._silent_s.get(node, 0) + 1
-            if silent_s == self._longest_s:
-                print(f"\n{node.gateway.id} is silent for {silent_s} s and ended", file=sys.stderr, flush=True)
-                _show_and_end(process)
-            elif silent_s == self._longest_s + DIES_S:
-                process.kill()
+        with self._turn:
+            for node in self._silent_s:
+                self._second_of(node)
+
+    def _second_of(self, node: Any) -> None:
+        process = node.gateway._io.popen
+        if process.poll() is not None:
+            self._gone_s[node] += 1
+            if self._gone_s[node] == GONE_S:
+                self._pipe_is_closed(node)
+            return
+        self._silent_s[node] = silent_s = self._silent_s[node] + 1
+        if silent_s == self._longest_s:
+            print(f"\n{node.gateway.id} is silent for {silent_s} s and ended", file=sys.stderr, flush=True)
+            end(process, shows=True)
+        elif silent_s == self._longest_s + DIES_S:
+            end(process, shows=False)
 
     @staticmethod
     def _pipe_is_closed(node: Any) -> None:
@@ -119,10 +134,13 @@ class Watch:
         node.process_from_remote(Marker.END)
 
 
-def _show_and_end(process: Any) -> None:
-    """pytest's faulthandler shows where each thread is."""
+def end(process: Any, *, shows: bool) -> None:
+    """And all that it started, which would keep open what it writes into. shows: where each thread is, which is for
+    pytest's faulthandler to do."""
+    started = started_by(process.pid)
     with suppress(OSError):
-        if os.name == "nt":
-            process.kill()
-        else:
+        if shows and os.name != "nt":
             process.send_signal(signal.SIGABRT)
+        else:
+            process.kill()
+    kill(started)
