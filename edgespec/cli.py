@@ -31,6 +31,8 @@ COMMANDS = {
     "doctor": "Show devices, versions and memory, and what will run where.",
 }
 DEFAULT = "run"
+_CLOSE = 0.75
+"""how alike a command and a word that means it are, from 0 to 1: "dictator" and "doctor" have 0.71"""
 
 
 class Dispatcher(click.Group):
@@ -117,7 +119,9 @@ def main() -> None:
         sys.stderr.write("\n")
         sys.exit(130)
     except MemoryError:
-        _fail("error: no memory is left. Close other programs, or use a smaller --context-length")
+        shorter = any("--context-length" in option.opts for option in _that_ran(sys.argv[1:]).params)
+        hint = ", or use a smaller --context-length" if shorter else ""
+        _fail(f"error: no memory is left. Close other programs{hint}")
     except OSError as error:
         if error.errno != errno.EPIPE and (os.name, error.errno) != ("nt", errno.EINVAL):
             _fail(f"error: cannot write: {error.strerror or error}")
@@ -137,15 +141,14 @@ def _require_prompt(args: list[str]) -> None:
 
 
 def _command_meant(words: list[str]) -> str | None:
-    """The command that the first of these words is close to. A lone word has to be closer, and no name of a file:
-    prompts of one word go on working."""
+    """The command that the first of these words is close to. A lone word may not be the name of a file."""
     if not words or len(words[0].split()) != 1 or (len(words) == 1 and os.path.lexists(words[0])):
         return None
     word = words[0].lower()
     same_start = [name for name in COMMANDS if name[0] == word[0]]  # "what" and "rain" are words of their own
     if swapped := next((name for name in same_start if sorted(name) == sorted(word)), None):
         return swapped
-    return next(iter(get_close_matches(word, same_start, n=1, cutoff=0.7 if len(words) == 1 else 0.6)), None)
+    return next(iter(get_close_matches(word, same_start, n=1, cutoff=_CLOSE)), None)
 
 
 def _that_ran(args: list[str]) -> click.Command:

@@ -24,6 +24,8 @@ from edgespec.sampling_params import SamplingParams, is_whole, require_length, r
 from edgespec.stats import Stats
 from edgespec.text.chat_template import ChatTemplate, Message
 from edgespec.text.hole_end import HoleEnd
+from edgespec.text.infill import DEFAULT_HOLE_PROMPT as DEFAULT_HOLE_PROMPT
+from edgespec.text.infill import DEFAULT_HOLE_TOKENS as DEFAULT_HOLE_TOKENS
 from edgespec.text.infill import InfillPrompt
 from edgespec.text.pieces import pieces, stop_strings
 from edgespec.text.prompts import Prompts

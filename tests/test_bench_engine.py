@@ -197,7 +197,7 @@ def test_bench_alone_is_a_quick_comparison_with_a_plot(
     )
     result = CliRunner().invoke(cli, ["bench", "--plot", str(tmp_path / "speed.png")])
     assert result.exit_code == 0, result.output
-    assert "edgespec: plain and speculative decoding of 1 prompts, 2 times each\n" in result.stderr
+    assert "edgespec: plain and speculative decoding of 1 prompt, 2 times each\n" in result.stderr
     figures = json.loads(result.stdout.splitlines()[-1])
     assert figures["code"]["speed_up"] > 0 and figures["code"]["plain_tok_per_s"] > 0
     assert figures["same_tokens"] == "1 of 1"

@@ -194,10 +194,10 @@ def test_a_mistyped_command_is_not_a_prompt(here: Callable[..., Ended], word: st
     [
         (["rnu", "x"], 'no command "rnu"; did you mean "run". To send it as a prompt: edgespec run \'rnu x\'\n'),
         (["chta", "-m", "x"], 'did you mean "chat". To send it as a prompt: edgespec run chta -m x\n'),
-        (
-            ["seve", "qwen", "-p", "1"],
-            "did you mean \"serve\". To send it as a prompt: edgespec run 'seve qwen' -p 1\n",
-        ),
+        (["seve", "q", "-p", "1"], "did you mean \"serve\". To send it as a prompt: edgespec run 'seve q' -p 1\n"),
+        (["Dictator", "x"], "a prompt is one argument. To send it as a prompt: edgespec run 'Dictator x'\n"),
+        (["hello there", "world"], "a prompt is one argument. Put it in quotes: 'hello there world'\n"),
+        (["hello", "-n", "5", "world"], "a prompt is one argument. Put it in quotes: 'hello world'\n"),
         (["What", "is", "it?"], "a prompt is one argument. To send it as a prompt: edgespec run 'What is it?'\n"),
     ],
 )

@@ -113,8 +113,9 @@ def test_prefill_reuses_the_longest_prefix(make: Make) -> None:
 def test_the_context_fills_to_its_last_row_and_not_further(make: Make) -> None:
     model, other = make(), make()
     text = [(i * 13) % 50 for i in range(CAPACITY)]
-    with pytest.raises(ContextFull, match="701 tokens"):
+    with pytest.raises(ContextFull, match="701 tokens") as error:
         model.prefill([*text, 1])
+    assert (error.value.tokens, error.value.capacity) == (CAPACITY + 1, CAPACITY)
     model.prefill(text[:-1])
     assert close(model, model.forward(text[-1:]).logits[0], fresh_logits(other, text))
     assert model.cache.length == CAPACITY

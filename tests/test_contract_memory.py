@@ -259,11 +259,14 @@ def test_a_draft_without_memory_ends_the_text_and_not_the_next(
         assert again.stats.proposed > 0 if guessed is None else guessed.kept + guessed.stale > 0
 
 
+@pytest.mark.parametrize(("arguments", "shorter"), [(["models"], False), (["run", "x"], True), (["x"], True)])
 def test_a_command_without_memory_says_so_in_a_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], shorter: bool
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["edgespec", "models"])
+    monkeypatch.setattr("sys.argv", ["edgespec", *arguments])
     monkeypatch.setattr(cli.cli, "invoke", failing(MemoryError()))
     with pytest.raises(SystemExit) as ended:
         cli.main()
-    assert ended.value.code == 2 and capsys.readouterr().err.startswith("error: no memory is left")
+    told = capsys.readouterr().err
+    assert ended.value.code == 2 and told.startswith("error: no memory is left")
+    assert ("--context-length" in told) == shorter

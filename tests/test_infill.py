@@ -17,7 +17,7 @@ from edgespec.decode.policy import FixedLength
 from edgespec.drafters.ngram import NGram
 from edgespec.drafters.none import NoDrafter
 from edgespec.drafters.text_pool import Pool
-from edgespec.errors import ContextFull, SettingError
+from edgespec.errors import SettingError
 from edgespec.pipeline import Pipeline
 from edgespec.protocols import Drafter
 from edgespec.text.fim import FILES, FORMATS, PREFIX, SUFFIX, format_for
@@ -184,7 +184,7 @@ def test_what_is_nearest_to_the_hole_is_kept_within_the_budget(
 def test_one_line_that_is_longer_than_the_budget(tokenizers_: dict[tuple[str, ...], Tokenizer]) -> None:
     prompt = Infill(tokenizers_[QWEN]).prompt("a = 1; " * 500, "b = 2; " * 500, files={"c": "c;" * 999}, room=64)
     assert len(prompt.tokens) <= 64 and "a = 1" in spelt(tokenizers_[QWEN], prompt.tokens[prompt.anchor :])
-    with pytest.raises(ContextFull, match="no room"):
+    with pytest.raises(SettingError, match="no room"):
         Infill(tokenizers_[QWEN]).prompt("a", "b", room=8)
 
 
@@ -233,6 +233,8 @@ def test_files_do_not_move_when_the_text_grows(tokenizers_: dict[tuple[str, ...]
         (LineRules(fence=True), "```python\na\n\nb\n```\nText", "a\n\nb"),
         (LineRules(fence=True), "\n ```py\na\n``b\n", "\na\n``b\n"),
         (LineRules(fence=True), "\n```\nText", ""),
+        (LineRules(fence=True), "```\nx = 1\n```", ""),
+        (LineRules(fence=True), 's = """\n```\n"""', 's = """'),
         (LineRules(fence=True), "```py", ""),
         (LineRules(fence=True), "a = '```'\n\n``", "a = '```'\n\n``"),
         (LineRules(fence=True, rest=")"), "```py\n1, 2)\nb", "1, 2"),
@@ -355,7 +357,7 @@ def test_a_hole_needs_text_and_right_arguments(tmp_path: Path) -> None:
     for wrong in ({"prompt_tokens": 0}, {"files": ["a.py"]}, {"files": {"a.py": 3}}, {"max_new_tokens": "4"}):
         with pytest.raises(SettingError, match="got .*; allowed"):
             pipeline.infill("a", "b", **wrong)
-    with pytest.raises(ContextFull):
+    with pytest.raises(SettingError, match="no room .* got 2 tokens; .* shorter text"):
         pipeline.infill("a", "b", max_new_tokens=510)
 
 

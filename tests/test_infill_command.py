@@ -16,7 +16,6 @@ from edgespec import cli, loading, pipeline
 from edgespec.commands.infill import Place
 from edgespec.drafters.ngram import NGram
 from edgespec.errors import SettingError
-from edgespec.text.infill import DEFAULT_HOLE_TOKENS
 from tests.test_infill import BEFORE, BEHIND, QWEN, faked
 
 Ended = tuple[int, str, str]
@@ -43,7 +42,7 @@ def infill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 
 
 def test_the_help_names_the_default_length_of_each_text() -> None:
-    lengths = {"run": pipeline.DEFAULT_NEW_TOKENS, "infill": DEFAULT_HOLE_TOKENS}
+    lengths = {"run": pipeline.DEFAULT_NEW_TOKENS, "infill": pipeline.DEFAULT_HOLE_TOKENS}
     for name, length in lengths.items():
         command = cli.cli.get_command(click.Context(cli.cli), name)
         assert command is not None

@@ -95,8 +95,9 @@ def test_a_text_is_refused_by_its_length_before_it_is_read(tokenizer: Tokenizer)
     tokenizer.require_fit("a" * 100 * longest, 100)
     tokenizer.engine, engine = Untouched(), tokenizer.engine
     try:
-        with pytest.raises(ContextFull, match="prompt is longer than the context"):
+        with pytest.raises(ContextFull, match="prompt is longer than the context") as error:
             tokenizer.require_fit("é" * (50 * longest + 1), 100)
+        assert error.value.tokens == 101, "more than fit, or a client would cut nothing"
     finally:
         tokenizer.engine = engine
 

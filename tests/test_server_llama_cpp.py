@@ -230,6 +230,8 @@ def test_types_of_errors_are_those_that_clients_look_for(client: TestClient) -> 
         error = client.post("/completion", json={"prompt": prompt}).json()["error"]
         assert error["type"] == "exceed_context_size_error" and error["n_ctx"] == CAPACITY
         assert error["n_prompt_tokens"] >= tokens
+    too_much = client.post("/tokenize", json={"content": "a " * 100_000}).json()["error"]
+    assert too_much["type"] == "invalid_request_error" and "n_ctx" not in too_much, "of no context"
 
 
 def test_the_newest_request_of_a_slot_wins(tmp_path: Path) -> None:

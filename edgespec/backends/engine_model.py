@@ -105,7 +105,11 @@ class PaddedModel(ABC):
     ) -> int:
         if len(tokens) > self.cache.capacity:
             raise ContextFull(
-                "prompt is longer than the context", got=f"{len(tokens)} tokens", allowed=f"{self.cache.capacity}"
+                "prompt is longer than the context",
+                tokens=len(tokens),
+                capacity=self.cache.capacity,
+                got=f"{len(tokens)} tokens",
+                allowed=f"{self.cache.capacity}",
             )
         self._finish_pending()
         self.cache.drop_unverified_tree()

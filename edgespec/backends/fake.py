@@ -118,7 +118,9 @@ class FakeModel:
         observe: Observe | None = None,
     ) -> int:
         if len(tokens) > self.cache.capacity:
-            raise ContextFull("prompt does not fit", got=f"{len(tokens)} tokens", allowed=self.cache.capacity)
+            most = self.cache.capacity
+            got = f"{len(tokens)} tokens"
+            raise ContextFull("prompt does not fit", tokens=len(tokens), capacity=most, got=got, allowed=most)
         self.cache.drop_unverified_tree()
         reused = common_prefix(self.cache.tokens, tokens)
         self.cache.crop(reused)

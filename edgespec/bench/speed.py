@@ -41,7 +41,8 @@ def bench_speed(
     idle_rates: dict[str, list[float]] = defaultdict(list)
     same = 0
     prompts = read(per_category=per_category)
-    say, what = ProgressLine(True), f"plain and speculative decoding of {len(prompts)} prompts, {pairs} times each"
+    those = f"{len(prompts)} prompt{'' if len(prompts) == 1 else 's'}"
+    say, what = ProgressLine(True), f"plain and speculative decoding of {those}, {pairs} times each"
     say(what, 0.0)
     for number, prompt in enumerate(prompts):
         kind = prompt.category

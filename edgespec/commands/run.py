@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -32,7 +33,7 @@ CUT_SHORT = 3
 """exit status where a text of a format is incomplete"""
 
 
-@click.command(name="run", context_settings={"ignore_unknown_options": False})
+@click.command(name="run", context_settings={"ignore_unknown_options": False, "allow_extra_args": True})
 @click.argument("prompt", required=False)
 @model_options
 @fetch_options
@@ -62,6 +63,9 @@ def command(
     Text goes to stdout, a one-line summary to stderr. Exit status 3: a text of a format (--json-schema and others) was
     cut short, and is only the beginning of one.
     """
+    if extra := click.get_current_context().args:
+        what = f"unexpected extra argument ({' '.join(extra)}): a prompt is one argument"
+        raise SettingError(what, hint=f"put it in quotes: {shlex.join([' '.join([prompt or '', *extra])])}")
     response_format = format_from(options, ignore_eos=ignore_eos)
     text = _read_prompt(prompt)
     if not text.strip() and not (raw and text):  # before a model is loaded for nothing

@@ -12,6 +12,7 @@ import msgspec
 from starlette.requests import Request as HTTPRequest
 from starlette.routing import Route
 
+from edgespec.errors import ContextFull
 from edgespec.pipeline import Pipeline
 from edgespec.server import slot_files
 from edgespec.server.fields import Common, described, read
@@ -72,8 +73,11 @@ class Models:
         asked = read(body, TokenizeRequest)
 
         def tokens(pipeline: Pipeline) -> list[Any]:
-            tokenizer = pipeline.tokenizer
-            tokenizer.require_fit(asked.content, 8 * pipeline.target.cache.capacity)
+            tokenizer, most = pipeline.tokenizer, 8 * pipeline.target.cache.capacity
+            try:
+                tokenizer.require_fit(asked.content, most)
+            except ContextFull as error:  # not of the context: clients would cut by its numbers
+                raise BadRequest(f"content: got a longer text; allowed: {most} tokens", param="content") from error
             ids = tokenizer.encode(asked.content, raw=asked.add_special)
             return [{"id": each, "piece": _piece(pipeline, each)} for each in ids] if asked.with_pieces else ids
 

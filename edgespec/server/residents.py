@@ -191,12 +191,15 @@ class Residents:
     def _no_room(self, offer: Offer, leaving: Sequence[Resident]) -> Unavailable:
         size, most = (f"{count >> 20} MiB" for count in (_expected(offer), self._budget_bytes or 0))
         what = f"no memory for {offer.name} ({size}) within {most}"
-        held = [each for each in self.loaded.values() if each not in leaving]
-        if not held:  # it will not fit later either
+        if _expected(offer) > (self._budget_bytes or 0):  # it will not fit later either
             return Unavailable(f"{what}: raise --memory")
-        names = ", ".join(f"{each.offer.name} ({each.bytes >> 20} MiB)" for each in held)
+        names = ", ".join(
+            f"{each.offer.name} ({each.bytes >> 20} MiB) is loaded and {'in use' if each.users else 'kept for chats'}"
+            for each in self.loaded.values()
+            if each not in leaving
+        )
         way_out = "Unload a model (keep_alive 0), or raise --memory"
-        return Unavailable(f"{what}: {names} is loaded and in use. {way_out}", retry_after_s=5.0)
+        return Unavailable(f"{what}: {names}. {way_out}", retry_after_s=5.0)
 
     def _bytes(self) -> int:
         return sum(each.bytes for each in self.loaded.values())

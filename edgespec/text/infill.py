@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
-from edgespec.errors import ContextFull, SettingError
+from edgespec.errors import SettingError
 from edgespec.sampling_params import is_whole
 from edgespec.text.control_tokens import ControlTokens
 from edgespec.text.fim import FILES, PREFIX, SUFFIX, FimFormat, format_for
@@ -98,7 +98,8 @@ class Infill:
         ``InfillPrompt.again``).
         """
         if room < _LEAST:
-            raise ContextFull("no room for the text around the hole", got=f"{room} tokens", allowed=f"{_LEAST} or more")
+            what, hint = "no room for the text around the hole", "ask for a shorter text"
+            raise SettingError(what, got=f"{room} tokens", allowed=f"{_LEAST} or more", hint=hint)
         if anchor is not None and not is_whole(anchor):
             raise SettingError("anchor", got=anchor, allowed="a whole number of characters", setting="anchor")
         others, form = _checked(files), self.format

@@ -166,7 +166,7 @@ class Tokenizer:
         if size > most:
             raise ContextFull(
                 "prompt is longer than the context",
-                tokens=size // self._longest_bytes,
+                tokens=-(-size // self._longest_bytes),
                 capacity=capacity,
                 got=f"{size} bytes",
                 allowed=f"{most} bytes, {capacity} tokens of {self._longest_bytes} bytes",
