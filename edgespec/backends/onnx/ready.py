@@ -75,13 +75,13 @@ class JoinedCache(GrowingCache):
             for name in self._shapes:
                 self._rows(spare, name, past)[...] = self._rows(held, name, count)[:, :, :past]
             self._state = held, spare, count = spare, held, past
-        for name in self._shapes:
-            for bind, port, tensors, rows in (
-                (self._binding.bind_input, name, held, past),
-                (self._binding.bind_output, present_of(name), spare, past + n),
-            ):
-                view = self._rows(tensors, name, rows)
-                with wrap_errors(BackendError, "cannot set up a forward"):
+        with wrap_errors(BackendError, "cannot set up a forward"):
+            for name in self._shapes:
+                for bind, port, tensors, rows in (
+                    (self._binding.bind_input, name, held, past),
+                    (self._binding.bind_output, present_of(name), spare, past + n),
+                ):
+                    view = self._rows(tensors, name, rows)
                     bind(port, "cpu", 0, np.float32, view.shape, tensors[name].ctypes.data)
         self._written = past + n
 
