@@ -74,6 +74,8 @@ def test_a_text_that_meets_the_suffix_has_ended_by_itself(tmp_path: Path) -> Non
         assert long["stop_type"] == "limit"
         met = ask(client, "/infill", fields | {"input_suffix": f"\n{second}\n"})
         assert (met["content"], met["stop_type"]) == (first, "eos")
+        begun = ask(client, "/infill", fields | {"input_suffix": f"{first[-2:]}\n{second}\n"})
+        assert (begun["content"], begun["stop_type"]) == (first[:-2], "eos"), "the rest of the line is there already"
 
 
 def test_a_hole_is_filled_as_the_library_fills_it(client: TestClient, served: Pipeline) -> None:

@@ -73,7 +73,9 @@ class Listener:
         try:
             if self._begin is not None:
                 await self._begin()
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, Exception) and self._server.should_exit:
+                return  # whoever stops the server while its models load ends their loads, too
             self.stop()
             raise
 

@@ -122,7 +122,10 @@ def _stop(answer: Answer, result: Generation) -> tuple[str, str]:
     found, hole = result.stop_string, answer.prepared.hole
     if found is None or (hole is not None and found in (*hole.stops, hole.rules.next_line)):
         return "eos", ""
-    return ("word", found) if found in answer.request.stop else ("limit", "")
+    if found in answer.request.stop:
+        return "word", found
+    limits = hole is None or hole.rules.indent or hole.rules.seconds is not None  # that the client set
+    return ("limit" if limits else "eos"), ""
 
 
 def settings(asked: Common, pipeline: Pipeline, result: Generation | None) -> dict[str, Any]:
