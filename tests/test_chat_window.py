@@ -75,6 +75,16 @@ def test_a_window_that_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         assert isinstance(ran.exception, EdgespecError) and said in str(ran.exception)
 
 
+@pytest.mark.parametrize(("opens", "said"), [(True, "is open in your browser"), (False, "no browser was found here")])
+def test_where_there_is_no_window_the_address_is_said(
+    opens: bool, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("webbrowser.open", lambda url: opens)
+    monkeypatch.setattr(found, "answers", lambda url: False)
+    window.show("http://127.0.0.1:9", "tab")
+    assert said in (line := capsys.readouterr().err) and "http://127.0.0.1:9" in line
+
+
 def test_a_door_leads_to_a_server_that_comes_later(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(door, "_LOOK_S", 0.01)
     with door.Door() as open_door:

@@ -77,8 +77,9 @@ def show(url: str, kind: str) -> None:
             [str(_browser()), f"--app={url}", f"--user-data-dir={_profile()}", "--no-first-run"], check=False
         )
     else:
-        click.echo(f"edgespec: {url} (Ctrl-C ends it)", err=True)
-        webbrowser.open(url)
+        opened = webbrowser.open(url)
+        where = f"{url} is open in your browser" if opened else f"no browser was found here: open {url} in one"
+        click.echo(f"edgespec: {where}. Ctrl-C ends it", err=True)
         while found.answers(url):
             time.sleep(1)
 
