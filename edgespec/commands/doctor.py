@@ -200,9 +200,11 @@ def _plan(ref: str) -> dict[str, Any]:
 
 
 def _engine(found: Bundle) -> str:
+    from edgespec import cache
     from edgespec.hub.resolve import path_here
     from edgespec.machine import engine_choice
 
+    cache.cache_dir()  # without a folder for models there is no report
     try:
         return engine_choice.why(path_here(found, found.manifest.target), "exact")
     except EdgespecError as error:
