@@ -116,9 +116,8 @@ def wrap_errors(
     except EdgespecError:
         raise
     except Exception as error:
-        if not isinstance(error, known) and not type(error).__module__.startswith(
-            "onnxruntime"
-        ):  # its errors share no base
+        is_onnxruntimes = type(error).__module__.startswith("onnxruntime")  # its errors share no base
+        if not (is_onnxruntimes or isinstance(error, known)):
             raise
         raise to(f"{what}: {_reason(error)}", hint=hint) from error
 

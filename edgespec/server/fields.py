@@ -270,7 +270,7 @@ def read(body: bytes, kind: type[S], *, empty: bool = False) -> S:
 
 @cache
 def _names(kind: type[msgspec.Struct]) -> frozenset[str]:
-    """In JSON. To ask for them takes a millisecond, as all types of a kind are evaluated again."""
+    """In JSON. To ask for them takes 0.8 ms, as all types of a kind are evaluated again."""
     return frozenset(field.encode_name for field in msgspec.structs.fields(kind))
 
 
