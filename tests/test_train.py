@@ -32,7 +32,8 @@ from edgespec_train.evaluate import generate_texts, replay
 from edgespec_train.initialise import fit_head, take_over
 from edgespec_train.losses import loss_of
 from edgespec_train.pack import save_draft
-from edgespec_train.stages import StageSettings, target_bundle, train_draft
+from edgespec_train.stages import StageSettings, train_draft
+from edgespec_train.target import target_bundle
 from edgespec_train.trainer import Recipe, hidden_states
 from tests import tiny_models
 

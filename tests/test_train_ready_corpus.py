@@ -23,7 +23,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from edgespec_train.corpus import shards
 from edgespec_train.corpus.batches import Texts
 from edgespec_train.draft_model import UNKNOWN, Shape, build, initialise_from, invert
-from edgespec_train.stages import StageSettings, check, check_donor, target_bundle, train_draft
+from edgespec_train.stages import StageSettings, check, check_donor, train_draft
+from edgespec_train.target import target_bundle
 from edgespec_train.trainer import Diverged, Recipe
 from tests import test_train, tiny_models
 from tests.test_train import VOCAB, run

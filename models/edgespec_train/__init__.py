@@ -9,6 +9,7 @@
       replay         completes a corpus: log-probabilities and hidden states of texts that are there
       layers         whose states are kept
       texts          reads shards back: what is held out, in which order; batches, states: for a draft, for a head
+    target       the target as a bundle, and as a checkpoint that torch reads
     draft_model  the draft: shape, trimmed vocabulary, weights of the target
     initialise   the output head fitted to the layers that were copied
     loop         training of any recipe: schedule, checkpoint, learning curve; judging, what held-out text says
@@ -62,8 +63,9 @@ def write_corpus(
     _check_installed(*_EXPORT, *(["ray"] if ray else []))
     with quiet.libraries(verbose=False):
         from edgespec_train import stages
+        from edgespec_train.target import target_bundle
 
-        pair = stages.target_bundle(target, folder, say)
+        pair = target_bundle(target, folder, say)
         keeper = None
         if keep is not None:
             from edgespec_train.corpus.replay import Choice, Keeper, replay
@@ -119,13 +121,14 @@ def train_fastdraft(target: str, folder: Path, say: Say, plan: dict[str, Any], o
         from accelerate import PartialState
 
         from edgespec_train import stages
+        from edgespec_train.target import target_bundle
 
         settings = stages.StageSettings.of(
             target, folder, options | {name: tuple(plan[name]) for name in ("folders", "exclude")}
         )
         stages.check(settings)
         with PartialState().main_process_first():  # the other processes find target and corpus
-            pair = stages.target_bundle(target, folder, say)
+            pair = target_bundle(target, folder, say)
             stages.check_donor(settings, pair)
             if settings.corpus == folder / "corpus":
                 stages.corpus_of(pair, settings.corpus, plan.pop("corpus_tokens"), say, **plan)

@@ -40,7 +40,8 @@ from edgespec_train.loop import Point, Schedule, Task
 from edgespec_train.plot import plot
 from edgespec_train.progress import progress_bar
 from edgespec_train.ship_head import HeadKind, TrainedHead, pack_head
-from edgespec_train.stages import check_vocabulary, checkpoint_of, corpus_of, target_bundle
+from edgespec_train.stages import corpus_of
+from edgespec_train.target import check_vocabulary, checkpoint_of, target_bundle
 
 Say = Callable[[str], None]
 B = TypeVar("B")

@@ -12,14 +12,11 @@ bundle/       target and draft, ready to run
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -30,16 +27,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from edgespec import bundle
 from edgespec.bundle import Bundle
-from edgespec.errors import EdgespecError, SettingError
-from edgespec.hub import catalog
-from edgespec.hub.resolve import resolve
+from edgespec.errors import SettingError
 from edgespec.machine.devices import machine
 from edgespec.text.tokenizer import Tokenizer
-from edgespec.text.vocabulary import Vocabulary, check_pair
-from edgespec_export import Request, Weights, convert, export
+from edgespec_export import Weights, convert
 from edgespec_export import sources as models
 from edgespec_export.settings import Kind
-from edgespec_export.texts import read as texts_of
 from edgespec_train.corpus import shards
 from edgespec_train.corpus.batches import Texts
 from edgespec_train.corpus.build import Plan, identity, make_corpus, read_manifest, require_target, write_json
@@ -51,36 +44,10 @@ from edgespec_train.plot import plot
 from edgespec_train.pretrain import EarlierStages, PlainReader
 from edgespec_train.pretrain import run as run_earlier
 from edgespec_train.progress import progress_bar
+from edgespec_train.target import check_vocabulary, checkpoint_of, is_checkpoint, source_of
 from edgespec_train.trainer import Diverged, Point, Recipe, has_checkpoint, train
 
 Say = Callable[[str], None]
-
-
-def target_bundle(reference: str, folder: Path, say: Say) -> Bundle:
-    """The target as a bundle: what edgespec runs as it is, and a checkpoint for transformers exported to
-    ``folder/target``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if not _is_checkpoint(reference):
-        return resolve(reference)
-    out = folder / "target"
-    if not (out / bundle.MANIFEST).is_file():
-        export(Request(target=reference, out=out, weights=Weights("int8")), say)
-    found = bundle.read(out)
-    source = _source(reference)
-    made_from = found.manifest.provenance.source
-    if made_from != source.reference:
-        raise SettingError(f"{out} is another target", got=source.reference, allowed=made_from, hint="another -o")
-    return found
-
-
-def _is_checkpoint(reference: str) -> bool:
-    """Whether a reference is a transformers folder, or may be one on the hub. edgespec runs anything else as it is."""
-    if reference in (*catalog.shipped_names(), *catalog.listed_names()):
-        return False
-    path = Path(reference).expanduser()
-    if path.is_dir():
-        return not any((path / name).is_file() for name in (bundle.MANIFEST, bundle.IR_FILE, "genai_config.json"))
-    return not path.is_file()
 
 
 @dataclass(frozen=True)
@@ -168,12 +135,12 @@ def make_draft(settings: StageSettings, target: Bundle, say: Say) -> Path:
         | asdict(settings.shape)
         | {"from_scratch": settings.from_scratch, "from_draft": settings.from_draft is not None}
         | {f"{name}_tokens": tokens for name, tokens in settings.earlier.tokens.items()}
-        | ({"layers_from": _source(settings.donor).name} if settings.layers_from else {}),
+        | ({"layers_from": source_of(settings.donor).name} if settings.layers_from else {}),
         "corpus": {key: value for key, value in read_manifest(settings.corpus).items() if key != "shards"},
         "training": asdict(curve[-1]) if curve else {},
         "machine": machine(),
     }
-    own_name = Path(settings.target).name if _is_checkpoint(settings.target) else target.name
+    own_name = Path(settings.target).name if is_checkpoint(settings.target) else target.name
     return write_bundle(target, work, out, entry, own_name, provenance)
 
 
@@ -299,15 +266,7 @@ def check_donor(settings: StageSettings, target: Bundle) -> None:
     """Raises IncompatiblePair unless the model that gives the layers has the target's vocabulary."""
     if settings.layers_from is None:
         return
-    check_vocabulary(_source(settings.donor), target)
-
-
-def check_vocabulary(source: models.Source, target: Bundle) -> None:
-    """Raises IncompatiblePair unless a checkpoint has the target's vocabulary."""
-    rows = convert.read_config(source).vocab_size
-    tokenizer = Tokenizer(target.hashed(target.manifest.tokenizer))
-    own = Vocabulary.of(tokenizer.engine, target.name, target.manifest.target.vocab_size)
-    check_pair(own, Vocabulary.of(texts_of(source).tokenizer, source.name, rows))
+    check_vocabulary(source_of(settings.donor), target)
 
 
 def _source_of_layers(settings: StageSettings) -> models.Source:
@@ -315,30 +274,11 @@ def _source_of_layers(settings: StageSettings) -> models.Source:
     return checkpoint_of(settings.target, settings.layers_from, "layers", hint)
 
 
-def checkpoint_of(target: str, named: str | None, what: str, hint: str) -> models.Source:
-    """A checkpoint that torch reads: the one that was named, else the target's own. what: is read from it. hint: where
-    the target has none."""
-    try:
-        return _source(named or target)
-    except EdgespecError as error:
-        if named is not None or _is_checkpoint(target):
-            raise
-        raise SettingError(f"{target} has no {what} that torch can read: {error}", hint=hint) from error
-
-
-@cache
-def _source(reference: str) -> models.Source:
-    """A model's own checkpoint, fetched once; what had to be unpacked for it lives as long as this process."""
-    scratch = TemporaryDirectory(prefix="edgespec-", ignore_cleanup_errors=True)
-    atexit.register(scratch.cleanup)
-    return models.resolve(reference, Path(scratch.name))
-
-
 def _initialise(
     settings: StageSettings, id_map: NDArray[np.int32], texts: Texts, accelerator: Accelerator, say: Say
 ) -> PreTrainedModel:
     """The draft before training: with the target's layers and a fitted head, or random."""
-    source = _source(settings.donor)
+    source = source_of(settings.donor)
     config = convert.read_config(source)
     draft: Any = build(config, settings.shape, len(id_map), seed=settings.recipe.seed)
     if settings.from_scratch or has_checkpoint(settings.folder) or settings.earlier.begun(settings.folder):
@@ -353,11 +293,3 @@ def _initialise(
         taken = take_over(draft, id_map, earlier.to(accelerator.device), np.load(settings.from_draft / "id_map.npy"))
         say(f"goes on from {settings.from_draft.name}: {taken} of its ids")
     return draft  # type: ignore[no-any-return]
-
-
-def torch_model(reference: str) -> PreTrainedModel:
-    """A model as torch reads it, in float32. Raises SettingError where torch cannot."""
-    hint = "name its transformers folder or .gguf file, or OWNER/NAME on the hub"
-    source = checkpoint_of(reference, None, "weights", hint)
-    model: PreTrainedModel = convert.load(source, Weights("f32"), convert.read_config(source))
-    return model

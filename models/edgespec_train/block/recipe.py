@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from edgespec_export import convert
 from edgespec_export.settings import Kind, Weights
-from edgespec_train import heads, stages
+from edgespec_train import heads
 from edgespec_train.block import graph
 from edgespec_train.block.head import BlockHead, Shape
 from edgespec_train.block.losses import Loss
@@ -23,6 +23,7 @@ from edgespec_train.corpus import shards
 from edgespec_train.draft_model import UNKNOWN
 from edgespec_train.heads import Ground, HeadSettings, Say
 from edgespec_train.loop import Schedule
+from edgespec_train.target import source_of
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def write(head: BlockHead, xml: Path, kind: Kind, say: Say) -> None:
 
 
 def _embeddings(reference: str, ids: NDArray[np.int32], on: Ground) -> Embeddings:
-    source = stages._source(reference)
+    source = source_of(reference)
     model: Any = convert.load(source, Weights("f32"), convert.read_config(source))
     rows = torch.from_numpy(ids.astype(np.int64))
     read, written = (

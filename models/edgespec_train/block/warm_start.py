@@ -77,69 +77,103 @@ def initialise(head: BlockHead, states: States, inverse: NDArray[np.int64], embe
 
     states: of the head's layers, of which the last is the target's last one. inverse: head id of each target id.
     """
-    width, block = head.shape.width, head.shape.block
     texts = _some(states, rows)
     sample = np.concatenate([states.states(text)[states.answer(text) - 1 :: 4].astype(np.float32) for text in texts])
     head.mean.copy_(torch.from_numpy(sample.mean(0)))
     head.scale.copy_(torch.from_numpy(sample.std(0) + 1e-3))
-    found = directions(sample[:, -1], embeddings.written, width)
+    found = directions(sample[:, -1], embeddings.written, head.shape.width)
     read = (embeddings.read - embeddings.read.mean(0)) / embeddings.read.std()
+    known = _Known(head, states, inverse, texts, found, read)
+    return _fit_places(known, _fit_inputs(known, embeddings.counts))
 
-    def features(text: TextId, anchors: NDArray[np.intp]) -> Matrix:
-        held = torch.from_numpy(states.states(text)[anchors - 1].astype(np.float32))
-        return np.concatenate([head.normalised(held).numpy(), read[inverse[states.tokens(text)[anchors]]]], 1)
 
-    def following(text: TextId, anchors: NDArray[np.intp], places: int) -> Matrix:
-        coordinates = found.of(states.states(text)[:, -1])
+@dataclass(frozen=True)
+class _Known:
+    """What is known at the anchors of the texts. read: embeddings that tell of a token."""
+
+    head: BlockHead
+    states: States
+    inverse: NDArray[np.int64]
+    texts: Sequence[TextId]
+    directions: Directions
+    read: Matrix
+
+    def features(self, text: TextId, anchors: NDArray[np.intp]) -> Matrix:
+        held = torch.from_numpy(self.states.states(text)[anchors - 1].astype(np.float32))
+        return np.concatenate([self.head.normalised(held).numpy(), self.read[self.ids(text, anchors)]], 1)
+
+    def following(self, text: TextId, anchors: NDArray[np.intp], places: int) -> Matrix:
+        """``(anchors, places * width)`` the next states of the target."""
+        coordinates = self.directions.of(self.states.states(text)[:, -1])
         return np.concatenate([coordinates[anchors + place] for place in range(places)], 1)
 
-    moments = products(_joined((features(t, a), following(t, a, 2)) for t, a in _anchors(states, texts, 2)))
+    def ids(self, text: TextId, places: NDArray[np.intp]) -> NDArray[np.int64]:
+        found: NDArray[np.int64] = self.inverse[self.states.tokens(text)[places]]
+        return found
+
+    def anchors(self, places: int) -> Iterator[tuple[TextId, NDArray[np.intp]]]:
+        """Those after which that many states are known."""
+        for text in self.texts:
+            anchors = np.arange(self.states.answer(text), len(self.states.tokens(text)) - places)
+            if len(anchors):
+                yield text, anchors
+
+
+def _fit_inputs(known: _Known, counts: NDArray[np.int64]) -> Matrix:
+    """Set what reads states and tokens, and what writes logits; returns the map from features to the stream."""
+    head, read, width = known.head, known.read, known.head.shape.width
+    pairs = ((known.features(t, a), known.following(t, a, 2)) for t, a in known.anchors(2))
+    moments = products(_joined(pairs))
     linear = solve(moments, _DAMPING)
     joint = shared(moments, linear, width)
     own = linear.shape[0] - read.shape[1]
     head.last_row.weight.copy_(torch.from_numpy(joint[:own].T))
     head.last_row.bias.zero_()
     head.anchor.weight.copy_(torch.from_numpy(read @ joint[own:]))
-    head.head.weight.copy_(torch.from_numpy(found.decode.T))
-    head.head.bias.copy_(torch.from_numpy(found.bias))
-    rank = head.shape.rank
-    if rank:
-        head.previous.weight.copy_(torch.from_numpy(low_rank(read @ linear[own:, :width], embeddings.counts, rank)))
+    head.head.weight.copy_(torch.from_numpy(known.directions.decode.T))
+    head.head.bias.copy_(torch.from_numpy(known.directions.bias))
+    if rank := head.shape.rank:
+        head.previous.weight.copy_(torch.from_numpy(low_rank(read @ linear[own:, :width], counts, rank)))
+    return joint
 
-    squares = [0.0]
 
-    def second(text: TextId, anchors: NDArray[np.intp]) -> tuple[Matrix, Matrix]:
-        ones = np.ones((len(anchors), 1), np.float32)
-        parts = [features(text, anchors) @ joint, ones]
+def _fit_places(known: _Known, joint: Matrix) -> float:
+    """Set what each position makes of the stream and of the token before it; returns R squared of the first."""
+    head, shape = known.head, known.head.shape
+    width, rank = shape.width, shape.rank
+    squares = 0.0
+
+    def pair(text: TextId, anchors: NDArray[np.intp]) -> tuple[Matrix, Matrix]:
+        nonlocal squares
+        parts = [known.features(text, anchors) @ joint, np.ones((len(anchors), 1), np.float32)]
         if rank:
-            before = [inverse[states.tokens(text)[anchors + place]] for place in range(1, block)]
-            parts += [head.previous.weight.numpy()[ids] for ids in before]
-        targets = following(text, anchors, block)
-        squares[0] += float((targets[:, :width] ** 2).sum())
+            before = head.previous.weight.numpy()
+            parts += [before[known.ids(text, anchors + place)] for place in range(1, shape.block)]
+        targets = known.following(text, anchors, shape.block)
+        squares += float((targets[:, :width] ** 2).sum())
         return np.concatenate(parts, 1), targets
 
-    small = products(_joined(second(t, a) for t, a in _anchors(states, texts, block)))
-    small = (_symmetric(small[0]), small[1])
+    upper, cross = products(_joined(pair(t, a) for t, a in known.anchors(shape.block)))
+    square = _symmetric(upper)
+    stream = np.arange(width + 1)
     after: Matrix | None = None
-    residual = 1.0
-    for place in range(block):
-        columns = np.arange(width + 1)
-        target = small[1][:, place * width : (place + 1) * width]
+    explained = 0.0
+    for place in range(shape.block):
+        own = slice(place * width, (place + 1) * width)
+        target = cross[:, own]
         if place and rank:
             previous = np.arange(width + 1 + (place - 1) * rank, width + 1 + place * rank)
             if after is None:
-                both = np.concatenate([columns, previous])
-                solved = solve((small[0][np.ix_(both, both)], target[both]), 1e-4)
-                after = solved[width + 1 :]
-                head.following.weight.copy_(torch.from_numpy((after @ found.decode).T))
-            target = target - small[0][:, previous] @ after
-        solved = solve((small[0][np.ix_(columns, columns)], target[columns]), 1e-4)
-        own_rows = slice(place * width, (place + 1) * width)
-        head.places.weight[own_rows].copy_(torch.from_numpy(solved[:width].T))
-        head.places.bias[own_rows].copy_(torch.from_numpy(solved[width]))
+                both = np.concatenate([stream, previous])
+                after = solve((square[np.ix_(both, both)], target[both]), 1e-4)[width + 1 :]
+                head.following.weight.copy_(torch.from_numpy((after @ known.directions.decode).T))
+            target = target - square[:, previous] @ after
+        solved = solve((square[np.ix_(stream, stream)], target[stream]), 1e-4)
+        head.places.weight[own].copy_(torch.from_numpy(solved[:width].T))
+        head.places.bias[own].copy_(torch.from_numpy(solved[width]))
         if not place:
-            residual = 1 - float((solved * target[columns]).sum()) / squares[0]
-    return 1 - residual
+            explained = float((solved * target[stream]).sum()) / squares
+    return explained
 
 
 def products(pairs: Iterable[tuple[Matrix, Matrix]]) -> tuple[Matrix, Matrix]:
@@ -185,14 +219,6 @@ def _some(states: States, rows: int) -> list[TextId]:
     texts = [states.texts[i] for i in order]
     counts = np.cumsum([len(states.tokens(text)) - states.answer(text) for text in texts])
     return sorted(texts[: 1 + int(np.searchsorted(counts, rows))])
-
-
-def _anchors(states: States, texts: Sequence[TextId], places: int) -> Iterator[tuple[TextId, NDArray[np.intp]]]:
-    """The anchors after which that many states are known."""
-    for text in texts:
-        anchors = np.arange(states.answer(text), len(states.tokens(text)) - places)
-        if len(anchors):
-            yield text, anchors
 
 
 def _joined(parts: Iterable[tuple[Matrix, Matrix]]) -> Iterator[tuple[Matrix, Matrix]]:

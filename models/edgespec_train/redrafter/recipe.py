@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from edgespec.errors import SettingError
 from edgespec_export import convert
 from edgespec_export.settings import Weights
-from edgespec_train import heads, stages
+from edgespec_train import heads
 from edgespec_train.checkpoint import has_checkpoint
 from edgespec_train.corpus import shards
 from edgespec_train.draft_model import UNKNOWN, invert
@@ -24,6 +24,7 @@ from edgespec_train.losses import Loss
 from edgespec_train.redrafter import graph, warm_start
 from edgespec_train.redrafter.head import Head, HeadShape, Rows
 from edgespec_train.redrafter.training import LookAhead
+from edgespec_train.target import source_of
 
 _BITS: dict[str, graph.Bits] = {"int4": 4, "int8": 8, "f32": 32}
 
@@ -107,7 +108,7 @@ def _begun(shape: HeadShape, settings: HeadSettings, options: Options, on: Groun
 
 def _rows(reference: str, id_map: NDArray[np.int32]) -> tuple[torch.Tensor, torch.Tensor]:
     """The target's embeddings and output rows of the head's ids; for UNKNOWN the mean of all others."""
-    source = stages._source(reference)
+    source = source_of(reference)
     model: Any = convert.load(source, Weights("f32"), convert.read_config(source))
     unknown = torch.from_numpy(id_map == UNKNOWN)
     ids = torch.from_numpy(np.where(id_map == UNKNOWN, 0, id_map).astype(np.int64))

@@ -38,7 +38,8 @@ from edgespec_train.sdsat.check import compare
 from edgespec_train.sdsat.graph import with_placeholders
 from edgespec_train.sdsat.placeholders import GROUPS, Placeholders
 from edgespec_train.sdsat.task import Guesses, Recipe, allowed_guesses, figures, require_long_answers
-from edgespec_train.stages import corpus_of, target_bundle, torch_model
+from edgespec_train.stages import corpus_of
+from edgespec_train.target import target_bundle, torch_model
 
 Say = Callable[[str], None]
 NAME = "sdsat"
