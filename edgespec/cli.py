@@ -31,6 +31,16 @@ COMMANDS = {
     "doctor": "Show devices, versions and memory, and what will run where.",
 }
 DEFAULT = "run"
+_ELSEWHERE = {
+    "list": "models",
+    "ls": "models",
+    "install": "pull",
+    "download": "pull",
+    "start": "serve",
+    "generate": "run",
+    "complete": "infill",
+}
+"""what users of other programs type for these commands: no prompt is one such word"""
 _CLOSE = 0.75
 """how alike a command and a word that means it are, from 0 to 1: "dictator" and "doctor" have 0.71"""
 
@@ -50,6 +60,7 @@ class Dispatcher(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         own = {option for param in self.params for option in param.opts} | set(ctx.help_option_names)
+        args = _as_options(args)
         if args and args[0] not in COMMANDS and args[0] not in own:
             _require_prompt(args)
             args = [DEFAULT, *args]
@@ -130,6 +141,18 @@ def main() -> None:
         sys.exit(141)
 
 
+def _as_options(args: list[str]) -> list[str]:
+    """``help``, ``help COMMAND`` and ``version``, which git, pip and others know, as the options they stand for."""
+    match args:
+        case ["version"]:
+            return ["--version"]
+        case ["help"]:
+            return ["--help"]
+        case ["help", command, *more] if command in COMMANDS:
+            return [command, *more, "--help"]
+    return args
+
+
 def _require_prompt(args: list[str]) -> None:
     """Refuse what is a command with a typing error, or a prompt without quotes. Raises SettingError."""
     words = list(takewhile(lambda arg: not arg.startswith("-"), args))
@@ -141,7 +164,10 @@ def _require_prompt(args: list[str]) -> None:
 
 
 def _command_meant(words: list[str]) -> str | None:
-    """The command that the first of these words is close to. A lone word may not be the name of a file."""
+    """The command that the first of these words is close to, or is called elsewhere. A lone word may not be the name of
+    a file."""
+    if words and words[0].lower() in _ELSEWHERE:
+        return _ELSEWHERE[words[0].lower()]
     if not words or len(words[0].split()) != 1 or (len(words) == 1 and os.path.lexists(words[0])):
         return None
     word = words[0].lower()

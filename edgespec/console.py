@@ -4,16 +4,51 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from threading import Timer
 from typing import Any
 
 from edgespec.errors import printable
+
+_SLOW_S = 3.0
+"""that a user waits without a word"""
+_lines = count()
 
 
 def note(line: str) -> None:
     """One line on stderr about what edgespec does. It begins with the program's name, as among lines of others in a
     log. The line may hold words of strangers."""
+    says()
     sys.stderr.write(f"edgespec: {printable(line)}\n")
     sys.stderr.flush()
+
+
+def says() -> None:
+    """Something is shown on stderr: whoever waits sees why."""
+    next(_lines)
+
+
+@contextmanager
+def named_if_slow(line: str, after_s: float = _SLOW_S) -> Iterator[None]:
+    """Say on a terminal what takes so long, unless it says something by itself."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    before = next(_lines)
+
+    def tell() -> None:
+        if next(_lines) == before + 1:
+            note(line)
+
+    timer = Timer(after_s, tell)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def row(table: Any, *cells: str) -> None:

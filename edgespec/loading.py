@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -61,7 +62,7 @@ def load(
     kv: KVPath | None = None,
     needs: Needs | None = None,
     accept_licence: bool = False,
-    progress: bool = False,
+    progress: bool = True,
 ) -> Pipeline:
     """Load a pair: fetch it if needed, compile its models, wire them.
 
@@ -96,7 +97,8 @@ def load(
         and stateful elsewhere. With "stateful" numerics are fast.
     needs: what a drafter of your own needs from the target, beyond the needs of those that are loaded.
     accept_licence: consent to a licence that allows research only, for models that have one.
-    progress: report slow steps on stderr; on a terminal, with bars for downloads.
+    progress: tell on stderr what is done only once: to fetch, to convert, to measure; on a terminal, with bars for
+        downloads. A load without such steps says nothing. False: none does.
     """
     options = LoadOptions(
         draft=str(draft) if isinstance(draft, Path) else draft,
@@ -115,7 +117,7 @@ def load(
         kv=kv,
         needs=needs or Needs(),
         accept_licence=accept_licence,
-        progress=progress,
+        progress=progress and sys.stderr is not None,  # a program without a console has none
     )
     return _load(str(ref), options)
 

@@ -28,8 +28,9 @@ def test_each_goal_has_a_figure(
 
 @pytest.mark.slow
 @pytest.mark.real
-def test_the_start_is_timed_by_processes(capsys: pytest.CaptureFixture[str]) -> None:
-    from edgespec_bench.server import _loaded_s, _ready_s
+def test_the_start_is_timed_by_processes(tmp_path: Path) -> None:
+    from edgespec_bench.server import _as_installed, _loaded_s, _ready_s
 
-    words = ["--backend", "openvino", "--draft", "ngram"]
-    assert _ready_s(words) > 0 and _loaded_s(words) > 0
+    words, env = ["--backend", "openvino", "--draft", "ngram"], _as_installed(str(tmp_path))
+    assert _ready_s(words, env) > 0 and list(tmp_path.rglob("listen.*.pyc"))
+    assert _loaded_s(words, env) > 0

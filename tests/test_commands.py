@@ -190,6 +190,42 @@ def test_a_mistyped_command_is_not_a_prompt(here: Callable[..., Ended], word: st
 
 
 @pytest.mark.parametrize(
+    ("word", "command"),
+    [("list", "models"), ("ls", "models"), ("install", "pull"), ("download", "pull"), ("start", "serve")],
+)
+def test_a_command_of_other_programs_is_not_a_prompt(
+    here: Callable[..., Ended], word: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / word).touch()  # a file of that name is no prompt either
+    told = refused(here(word))
+    assert told.endswith(
+        f'no command "{word}"; did you mean "{command}". To send it as a prompt: edgespec run {word}\n'
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "same"),
+    [
+        (["help"], ["--help"]),
+        (["help", "run"], ["run", "--help"]),
+        (["help", "bench", "speed"], ["bench", "speed", "--help"]),
+        (["version"], ["--version"]),
+    ],
+)
+def test_help_and_version_are_answered_without_dashes(
+    here: Callable[..., Ended], arguments: list[str], same: list[str]
+) -> None:
+    status, text, said = here(*arguments)
+    assert (status, said) == (0, "") and text == here(*same)[1] != ""
+
+
+@pytest.mark.parametrize("arguments", [["help", "me"], ["version", "2"]])
+def test_words_behind_them_are_no_command(here: Callable[..., Ended], arguments: list[str]) -> None:
+    assert "a prompt is one argument" in refused(here(*arguments))
+
+
+@pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["rnu", "x"], 'no command "rnu"; did you mean "run". To send it as a prompt: edgespec run \'rnu x\'\n'),

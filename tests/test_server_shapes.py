@@ -89,18 +89,24 @@ def test_a_model_without_room_says_who_has_it_and_when_to_come_again(path: str, 
 
 
 @pytest.mark.parametrize("path", ROUTES)
-def test_a_model_that_cannot_be_loaded_says_why_and_is_tried_again(path: str, served: Pipeline) -> None:
+def test_a_model_that_cannot_be_loaded_says_why_and_is_tried_again(
+    path: str, served: Pipeline, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Folders of the server's machine are for its own terminal."""
     broken = True
 
     def load() -> Pipeline:
         if broken:
-            raise BundleError("openvino_model.xml is cut off")
+            raise BundleError("/home/ann/models/openvino_model.xml is cut off")
         return served
 
     service = Service(Residents({"tiny": Offer(name="tiny", load=load)}))
     with TestClient(application(service), base_url="http://127.0.0.1") as client:
         message, _ = refused(client, path, 503)
         assert message == "tiny cannot be loaded: openvino_model.xml is cut off"
+        assert (
+            "edgespec: tiny cannot be loaded: /home/ann/models/openvino_model.xml is cut off" in capfd.readouterr().err
+        )
         assert not service.residents.loaded
         broken = False
         works(client, path)

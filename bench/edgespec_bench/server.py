@@ -1,14 +1,13 @@
 """What the server adds to the library: to a request and each batch of tokens, before the first byte, at rest, at start.
 
 One loaded model fills one hole again and again, in turns by a call of the library and over HTTP, without drafts. Both
-run the same forwards. Client and server share a process here, so the client's own work is counted, too.
+run the same forwards. The client is a process of its own, as real ones are (``server_client``).
 """
 
 from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,7 +22,8 @@ from edgespec.bench.report import show
 from edgespec.errors import BackendError
 from edgespec.pipeline import Pipeline
 from edgespec_bench.holes import Hole
-from edgespec_bench.infill_latency import Editor, fitting, served
+from edgespec_bench.infill_latency import fitting, served
+from edgespec_bench.server_client import Client
 
 _BATCHES = 24
 """forwards of a long answer; a short one has one"""
@@ -37,9 +37,9 @@ _PROMPT = "What is the capital of France?"
 def bench_server(pipeline: Pipeline, *, pairs: int = 15, starts: Mapping[str, Any] | None = None) -> None:
     """pairs: interleaved repetitions. starts: options of ``edgespec serve`` and ``run``, to time their starts, too."""
     [hole] = fitting(pipeline.tokenizer, 1)
-    with served(pipeline) as netloc, closing(Editor(netloc, _BATCHES)) as editor:
-        added = _added(pipeline, hole, editor, pairs)
-        first_byte_s = [_first_byte_s(netloc, hole, number) for number in range(pairs + 1)][1:]
+    with served(pipeline) as netloc, closing(Client(netloc)) as client:
+        added = _added(pipeline, hole, client, pairs)
+        first_byte_s = [_first_byte_s(client, hole, number) for number in range(pairs + 1)][1:]
         idle = _idle()
     figures = {**added, "first_byte_ms": 1e3 * median(first_byte_s), "idle_cpu_ms_a_second": idle}
     rows = [
@@ -61,7 +61,7 @@ def bench_server(pipeline: Pipeline, *, pairs: int = 15, starts: Mapping[str, An
     show(title, ["figure", "measured", "goal"], rows, figures | {"pairs": pairs})
 
 
-def _added(pipeline: Pipeline, hole: Hole, editor: Editor, pairs: int) -> dict[str, float]:
+def _added(pipeline: Pipeline, hole: Hole, client: Client, pairs: int) -> dict[str, float]:
     """In ms. A short answer shows what a request costs beside its forwards, and a long one what each more costs."""
     rest_s: list[float] = []
     batch_s: dict[str, list[float]] = {"library": [], "server": []}
@@ -70,7 +70,7 @@ def _added(pipeline: Pipeline, hole: Hole, editor: Editor, pairs: int) -> dict[s
         for way in ("library", "server") if number % 2 else ("server", "library"):
             for tokens in (1, _BATCHES):
                 spent[way, tokens] = (
-                    _by_library(pipeline, hole, tokens) if way == "library" else _by_server(editor, hole, tokens)
+                    _by_library(pipeline, hole, tokens) if way == "library" else _by_server(client, hole, tokens)
                 )
         if number:  # the first pair makes kernels
             rest_s.append(spent["server", 1][1] - spent["library", 1][1])
@@ -100,39 +100,31 @@ def _by_library(pipeline: Pipeline, hole: Hole, tokens: int) -> tuple[float, flo
     return seconds, seconds - stats.prefill_s - sum(r.draft_s + r.target_s + r.host_s for r in stats.rounds)
 
 
-def _by_server(editor: Editor, hole: Hole, tokens: int) -> tuple[float, float]:
+def _by_server(client: Client, hole: Hole, tokens: int) -> tuple[float, float]:
     """The same over HTTP, as a stream."""
-    asked = editor.ask(
-        hole.prefix, hole.typed, hole.suffix, n_predict=tokens, num_draft_tokens=0, ignore_eos=True, stream=True
-    )
-    return asked.seconds, asked.rest_s
+    fields = {"n_predict": tokens, "num_draft_tokens": 0, "ignore_eos": True, "temperature": 0}
+    seconds, answer = client.ask("/infill", _of(hole) | fields)
+    timings = answer["timings"]
+    return seconds, seconds - (timings["prompt_ms"] + timings["predicted_ms"]) / 1e3
 
 
-def _first_byte_s(netloc: str, hole: Hole, number: int) -> float:
-    """Of one more key, on a new connection. The client goes away then."""
-    fields = {
-        "input_prefix": hole.prefix,
-        "prompt": hole.typed + hole.missing[:number],
-        "input_suffix": hole.suffix,
-        "stream": True,
-        "n_predict": _BATCHES,
-        "id_slot": 0,
-    }
-    body = json.dumps(fields).encode()
-    host, port = netloc.rsplit(":", 1)
-    head = (
-        f"POST /infill HTTP/1.1\r\nHost: {netloc}\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode()
-    )
-    began = perf_counter()
-    with socket.create_connection((host, int(port))) as connection:
-        connection.sendall(head + body)
-        if not connection.recv(1):
-            raise BackendError("the server closed the connection")
-        seconds = perf_counter() - began
-        while connection.recv(1 << 16) and not number:  # the first answer is awaited, as it reads the whole prompt
-            pass
+def _first_byte_s(client: Client, hole: Hole, number: int) -> float:
+    """Of one more key, on a new connection. The first answer is awaited, as it reads the whole prompt."""
+    fields = _of(hole, hole.missing[:number]) | {"n_predict": _BATCHES}
+    seconds = client.first_byte_s("/infill", fields, whole=not number)
     time.sleep(0.2)  # it stops within a round
     return seconds
+
+
+def _of(hole: Hole, more: str = "") -> dict[str, Any]:
+    """Fields of every request. more: what was typed since."""
+    return {
+        "input_prefix": hole.prefix,
+        "prompt": hole.typed + more,
+        "input_suffix": hole.suffix,
+        "stream": True,
+        "id_slot": 0,
+    }
 
 
 def _idle() -> float:
@@ -147,13 +139,23 @@ def _starts(options: Mapping[str, Any]) -> tuple[list[float], list[float]]:
     """Seconds until a server is ready, and until ``run`` has loaded, in turns. The first of each warms caches."""
     words = [word for name, value in options.items() if value for word in (f"--{name}", str(value))]
     served_s, ran_s = [], []
-    for _ in range(_START_PAIRS + 1):
-        served_s.append(_ready_s(words))
-        ran_s.append(_loaded_s(words))
+    with tempfile.TemporaryDirectory() as compiled:
+        env = _as_installed(compiled)
+        for _ in range(_START_PAIRS + 1):
+            served_s.append(_ready_s(words, env))
+            ran_s.append(_loaded_s(words, env))
     return served_s[1:], ran_s[1:]
 
 
-def _ready_s(words: list[str]) -> float:
+def _as_installed(folder: str) -> dict[str, str]:
+    """An environment in which Python keeps the code that it compiles, as pip does when it installs. A checkout may have
+    none, and the server has more of it than ``run``."""
+    env = os.environ | {"PYTHONPYCACHEPREFIX": folder}
+    env.pop("PYTHONDONTWRITEBYTECODE", None)
+    return env
+
+
+def _ready_s(words: list[str], env: Mapping[str, str]) -> float:
     with tempfile.TemporaryDirectory() as data:
         began = perf_counter()
         process = subprocess.Popen(
@@ -161,7 +163,7 @@ def _ready_s(words: list[str]) -> float:
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
-            env=os.environ | {"EDGESPEC_DATA": data},
+            env={**env, "EDGESPEC_DATA": data},
         )
         assert process.stderr is not None
         said = next((line for line in process.stderr if _READY in line), "")
@@ -173,7 +175,7 @@ def _ready_s(words: list[str]) -> float:
     return seconds
 
 
-def _loaded_s(words: list[str]) -> float:
+def _loaded_s(words: list[str], env: Mapping[str, str]) -> float:
     """Until ``run`` has its first token, without the time from its prompt to there."""
     began = perf_counter()
     process = subprocess.Popen(
@@ -181,6 +183,7 @@ def _loaded_s(words: list[str]) -> float:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,
+        env=env,
     )
     assert process.stdout is not None
     line = process.stdout.readline()

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgespec.console import note
+from edgespec.console import named_if_slow, note
 from edgespec.errors import LicenceError, SettingError, SourceError, printable
 from edgespec.hub import catalog, mirrors
 from edgespec.hub import resolve as hub
@@ -36,7 +37,8 @@ def fetch_and_load(options: dict[str, Any], *, progress: bool = True) -> Pipelin
     from edgespec.loading import load
 
     fetch_first(options)
-    return load(**options, progress=progress)
+    with named_if_slow(f"loading {Path(options['ref']).name}"):
+        return load(**options, progress=progress)
 
 
 def fetch_missing(

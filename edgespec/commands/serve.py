@@ -146,7 +146,7 @@ def _listen(service: Service, names: list[str], address: Address, record: Found 
     try:
         asyncio.run(listener.run())
     except Refusal as error:
-        raise EdgespecError(error.message) from error
+        raise EdgespecError(error.told) from error
     finally:
         page.close()
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from edgespec.console import note
+from edgespec.console import note, says
 from edgespec.errors import EdgespecError
 
 
@@ -38,6 +38,8 @@ def shown(what: str, total: int | None, progress: bool, watch: Watch | None) -> 
         yield watch
         return
     tell(what, progress)
+    if progress:
+        says()
     with bars(progress)(desc=what, total=total, unit="B", unit_scale=True) as bar:
         yield bar
 

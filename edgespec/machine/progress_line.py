@@ -10,6 +10,7 @@ from threading import Lock
 from time import monotonic
 from typing import Protocol
 
+from edgespec.console import says
 from edgespec.errors import printable
 
 
@@ -46,6 +47,7 @@ class ProgressLine:
     def __call__(self, what: str, share: float | None = None) -> None:
         if not self._is_on:
             return
+        says()
         line = f"edgespec: {printable(what)}"
         with self._lock:
             left_s = 0.0 if share is None else self._left_s(line, share)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from edgespec.hub.progress import Paused, Watch
 from edgespec.process_end import PREFIX
+from edgespec.server.refusals import without_folders
 from edgespec.server.residents import Offer, Residents
 
 
@@ -61,7 +62,7 @@ class Fetches:
     def _end(self, name: str, task: asyncio.Task[None]) -> None:
         del self._tasks[name], self.running[name]
         if not task.cancelled() and (error := task.exception()) and not isinstance(error, Paused):
-            self.failures[name] = str(error)
+            self.failures[name] = without_folders(str(error))
 
 
 def _beside(work: Callable[[], Offer]) -> Future[Offer]:

@@ -170,6 +170,7 @@ class Common(msgspec.Struct, kw_only=True):
             num_draft_tokens=self.num_draft_tokens,
             keep_alive_s=self.keep_alive_s,
             logprobs=self.alternatives,
+            shows_progress=self.return_progress,
             prompt_field=next(name for name in PROMPTS if hasattr(self, name)),
         )
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from edgespec.generation import Generation
 from edgespec.pipeline import Pipeline
+from edgespec.sampling_params import SamplingParams
 from edgespec.server import figures
 from edgespec.server.fields import Common
 from edgespec.server.logprobs import LogprobScanner, entries
@@ -99,7 +100,7 @@ def whole(index: int, answer: Answer, asked: GenerationRequest, result: Generati
         "model": answer.model,
         "tokens_predicted": len(result.token_ids),
         "tokens_evaluated": stats.prompt_tokens,
-        "generation_settings": settings(asked, answer.pipeline, result),
+        "generation_settings": settings(asked, answer.request.sampling, answer.pipeline, result),
         "prompt": "",
         "has_new_line": "\n" in result.text,
         "truncated": False,
@@ -128,9 +129,8 @@ def _stop(answer: Answer, result: Generation) -> tuple[str, str]:
     return ("limit" if limits else "eos"), ""
 
 
-def settings(asked: Common, pipeline: Pipeline, result: Generation | None) -> dict[str, Any]:
+def settings(asked: Common, sampling: SamplingParams, pipeline: Pipeline, result: Generation | None) -> dict[str, Any]:
     """What applied, by llama.cpp's names."""
-    sampling = asked.sampling
     length = -1 if asked.length is None else asked.length
     return {
         "n_predict": length,

@@ -14,6 +14,7 @@ from starlette.routing import Route
 
 from edgespec.errors import ContextFull
 from edgespec.pipeline import Pipeline
+from edgespec.sampling_params import SamplingParams
 from edgespec.server import slot_files
 from edgespec.server.fields import Common, described, read
 from edgespec.server.llama_cpp_answers import settings, shape_error
@@ -114,7 +115,7 @@ class Models:
                     "default_generation_settings": {
                         "id": 0,
                         "n_ctx": pipeline.target.cache.capacity,
-                        "params": settings(Common(), pipeline, None),
+                        "params": settings(Common(), SamplingParams(), pipeline, None),
                     },
                     "total_slots": 1,
                     "model_alias": name,

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 from edgespec.errors import ContextFull, EdgespecError, LicenceError, NoSuchModel, SettingError
 
 
 class Refusal(Exception):
     """status: of HTTP. kind: OpenAI's type of error. code: a short name for programs. param: the field that is wrong.
 
-    retry_after_s: when to ask again.
+    retry_after_s: when to ask again. told: what the server's own terminal says of it, where that is more.
     """
 
     status = 400
     kind = "invalid_request_error"
     code: str | None = None
 
-    def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+        told: str | None = None,
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
         self.retry_after_s = retry_after_s
+        self.told = told or message
 
 
 class BadRequest(Refusal):
@@ -108,6 +119,29 @@ def refusal(error: BaseException) -> Refusal:
         case SettingError():
             return BadRequest(str(error), param=error.setting)
         case EdgespecError():
-            return Failed(str(error))
+            return Failed(without_folders(str(error)), told=str(error))
         case _:
             return Failed("the server failed; its terminal says more")
+
+
+_PATH = re.compile(r"""(?:(?<=[\s'"(=])|^)(?:[A-Za-z]:|\\)?[\\/](?:[^\s'"()=;,]*[\\/])?(?=[^\s'"()=;,\\/])""")
+"""up to the last name of an absolute path"""
+
+
+def without_folders(text: str) -> str:
+    """Of paths only their last names: who asks may be on another machine, and folders name who runs the server.
+
+    >>> without_folders("no file '/home/ann/models/x.gguf'. See https://example.org/a/b, or C:\\\\Users\\\\a\\\\b.xml")
+    "no file 'x.gguf'. See https://example.org/a/b, or b.xml"
+    """
+    for folder in (Path.cwd(), _home()):  # they may have spaces
+        if folder is not None and folder != Path(folder.anchor):
+            text = text.replace(str(folder), "")
+    return _PATH.sub("", text)
+
+
+def _home() -> Path | None:
+    try:
+        return Path.home()
+    except RuntimeError:  # as in a container whose user has a number only
+        return None

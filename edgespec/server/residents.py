@@ -13,7 +13,7 @@ from time import monotonic, time
 from edgespec.errors import EdgespecError
 from edgespec.pipeline import Pipeline
 from edgespec.protocols import Model
-from edgespec.server.refusals import Forbidden, NoModel, Refusal, Unavailable, refusal
+from edgespec.server.refusals import Forbidden, NoModel, Refusal, Unavailable, refusal, without_folders
 from edgespec.server.schema import Kind
 from edgespec.server.sequences import Sequences
 from edgespec.server.worker import Worker
@@ -125,7 +125,9 @@ class Residents:
         resident.kind = kind or resident.kind
         self._keep(resident)
         try:
-            await asyncio.shield(asyncio.wrap_future(resident.worker.ready))
+            if not (ready := resident.worker.ready).done():
+                await asyncio.shield(asyncio.wrap_future(ready))
+            ready.result()
         except Exception as error:
             resident.users -= 1
             if self.loaded.get(offer.name) is resident:
@@ -238,7 +240,8 @@ def _failed(offer: Offer, error: BaseException) -> Refusal:
     reason = str(error) if isinstance(error, EdgespecError) else type(error).__name__
     found = refusal(error)
     kind = type(found) if isinstance(found, NoModel | Forbidden) else Unavailable
-    return kind(f"{offer.name} cannot be loaded: {reason}")
+    what = f"{offer.name} cannot be loaded"
+    return kind(f"{what}: {without_folders(reason)}", told=f"{what}: {reason}")
 
 
 def _expected(offer: Offer) -> int:

@@ -71,7 +71,8 @@ class Request:
     max_new_tokens: None as in ``Pipeline.stream_tokens``; 0 only reads the prompt. is_unlimited: the text may be as
     long as the context has room for. time_limit_s: the text ends there, as at a length. keep_alive_s: how long the
     model stays loaded after it; None: as the server was told; below 0: for good. logprobs: as in
-    ``Pipeline.stream_tokens``. prompt_field: what the client calls its prompt.
+    ``Pipeline.stream_tokens``. shows_progress: chunks say how much of the prompt is read. prompt_field: what the client
+    calls its prompt.
     """
 
     prompt: Prompt
@@ -89,6 +90,7 @@ class Request:
     keep_alive_s: float | None = None
     prompt_field: str = "prompt"
     logprobs: int | None = None
+    shows_progress: bool = False
 
 
 @dataclass(frozen=True, slots=True)

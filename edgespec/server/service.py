@@ -47,7 +47,7 @@ class Answer(AsyncIterator[Chunk]):
         self.request = job.request
         self.prepared: Prepared = job.prepared
         self._service, self._resident, self._job = service, resident, job
-        self._chunks: asyncio.Queue[Chunk | BaseException] = asyncio.Queue()
+        self._chunks: asyncio.Queue[Chunk | BaseException | None] = asyncio.Queue()
         self.result: Generation | None = None
         self.total_s = 0.0
         """since it was queued, when it has ended"""
@@ -65,12 +65,23 @@ class Answer(AsyncIterator[Chunk]):
         if chunk.result is not None:
             self._end(chunk.result, None)
 
-    async def __anext__(self) -> Chunk:
+    def wake(self) -> None:
+        """Have ``chunk_or_woken`` return without a chunk."""
+        if not self._over:
+            self._chunks.put_nowait(None)
+
+    async def chunk_or_woken(self) -> Chunk | None:
+        """The next chunk; None: ``wake`` was called."""
         if self._over and self._chunks.empty():
             raise StopAsyncIteration
         chunk = await self._chunks.get()
         if isinstance(chunk, BaseException):
             raise refusal(chunk) from chunk
+        return chunk
+
+    async def __anext__(self) -> Chunk:
+        while (chunk := await self.chunk_or_woken()) is None:
+            pass
         return chunk
 
     async def whole(self) -> Generation:
@@ -149,12 +160,16 @@ class Service:
         job = Job(request, prepared, emit, time_limit_s=self.time_limit_s)
         answer = Answer(self, resident, pipeline, job)
         resident.worker.submit(job)
+        # Behind this turn of the loop, which also sends the head of a stream. The model's thread takes Python's lock
+        # for milliseconds at a time, and the head would wait for it.
+        loop.call_soon(resident.worker.wake)
         return answer
 
     def ended(self, resident: Resident, ended: Ended) -> None:
+        """Listeners hear of it behind who reads the answer: the client does not wait for counts and a line."""
         self.residents.give_back(resident, ended.request.keep_alive_s)
         for tell in self.listeners:
-            tell(ended)
+            asyncio.get_running_loop().call_soon(tell, ended)
 
     async def begin(self, names: Sequence[str]) -> None:
         """Load the models that the server begins with. Raises Refusal."""

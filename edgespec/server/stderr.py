@@ -7,6 +7,7 @@ import sys
 import traceback
 from contextlib import suppress
 
+from edgespec.errors import printable
 from edgespec.server.refusals import Refusal, refusal
 
 
@@ -24,6 +25,8 @@ def report(error: BaseException) -> None:
 def reported(error: Exception) -> Refusal:
     """What a client is told of an error. One that is nobody's but ours is reported."""
     found = refusal(error)
+    if found.told != found.message:
+        write(f"edgespec: {printable(found.told)}\n")
     if found.status == 500:
         report(error)
     return found

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+import sys
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from starlette.requests import Request as HTTPRequest
@@ -19,7 +20,10 @@ from starlette.types import Message, Receive, Scope, Send
 from edgespec.server.refusals import Refusal, Slow, TooLarge
 from edgespec.server.stderr import reported
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from edgespec.server.schema import Chunk
+    from edgespec.server.service import Answer
+
 MOST_BODY = 16 << 20
 """bytes. The longest context, in bytes of text, with room for escapes."""
 _DROPPED = 4
@@ -84,26 +88,21 @@ class Endpoint:
         self._handle, self._shape_error, self._most_body = handle, shape_error, most_body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = HTTPRequest(scope)
         try:
-            body = await read_body(
-                receive, self._most_body or MOST_BODY, HTTPRequest(scope).headers.get("content-length")
-            )
+            body = await read_body(receive, self._most_body or MOST_BODY, request.headers.get("content-length"))
         except _Gone:
             return
         except Refusal as found:
             await refused(found, self._shape_error).send(send)
             return
-        work = asyncio.ensure_future(self._respond(HTTPRequest(scope), body, send))
-        gone = asyncio.ensure_future(_until_gone(receive))
-        try:
-            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-            is_gone = gone.done()
-        finally:
-            for task in (work, gone):
-                task.cancel()
-            results = await asyncio.gather(work, gone, return_exceptions=True)
-        if isinstance(results[0], Exception) and not is_gone:
-            raise results[0]
+        with _Cut() as cut:
+            gone = asyncio.ensure_future(_until_gone(receive))
+            gone.add_done_callback(cut.make)
+            try:
+                await self._respond(request, body, send)
+            finally:
+                gone.cancel()
 
     async def _respond(self, request: HTTPRequest, body: bytes, send: Send) -> None:
         try:
@@ -115,6 +114,33 @@ class Endpoint:
 
 class _Gone(Exception):
     """The client closed the connection."""
+
+
+class _Cut:
+    """A block that ``make`` ends where it waits, without an error. It spares a task for the block, and the turns of the
+    loop that such a task takes. Callbacks of the loop may call ``make``, also when the block has ended."""
+
+    def __init__(self) -> None:
+        self.is_made = self._is_over = False
+
+    def __enter__(self) -> _Cut:
+        self._task = asyncio.current_task()
+        return self
+
+    def make(self, *_: object) -> None:
+        if not (self._is_over or self.is_made):
+            self.is_made = True
+            assert self._task is not None
+            self._task.cancel()
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
+        self._is_over = True
+        if not self.is_made:
+            return False
+        assert self._task is not None
+        if sys.version_info >= (3, 11):
+            self._task.uncancel()
+        return isinstance(error, Exception | asyncio.CancelledError)
 
 
 def refused(why: Refusal, shape_error: ShapeError) -> Json:
@@ -145,33 +171,31 @@ async def read_body(receive: Receive, most: int, announced: str | None = None) -
             if not message.get("more_body") or size > _DROPPED * most:
                 return
 
-    try:
-        await asyncio.wait_for(read(), BODY_S)
-    except asyncio.TimeoutError as error:
-        raise Slow(f"the body did not come within {BODY_S:g} seconds") from error
+    with _Cut() as late:
+        timer = asyncio.get_running_loop().call_later(BODY_S, late.make)
+        try:
+            await read()
+        finally:
+            timer.cancel()
+    if late.is_made:
+        raise Slow(f"the body did not come within {BODY_S:g} seconds")
     if not is_kept or size > most:
         raise TooLarge(f"the body is too large; allowed: {most >> 20} MiB")
     return b"".join(parts)
 
 
-async def pinged(source: AsyncIterator[T], every_s: float = PING_S) -> AsyncGenerator[T | None, None]:
-    """The items of ``source``, and None whenever none came for a while."""
-    coming: asyncio.Future[T] | None = None
-    try:
-        while True:
-            coming = coming or asyncio.ensure_future(anext(source))
-            done, _ = await asyncio.wait({coming}, timeout=every_s)
-            if not done:
-                yield None
-                continue
-            item, coming = coming, None
-            try:
-                yield item.result()
-            except StopAsyncIteration:
-                return
-    finally:
-        if coming is not None:
-            coming.cancel()
+async def pinged(answer: Answer, every_s: float = PING_S) -> AsyncGenerator[Chunk | None, None]:
+    """The chunks of an answer, and None whenever none came for a while."""
+    loop = asyncio.get_running_loop()
+    while True:
+        timer = loop.call_later(every_s, answer.wake)
+        try:
+            chunk = await answer.chunk_or_woken()
+        except StopAsyncIteration:
+            return
+        finally:
+            timer.cancel()
+        yield chunk
 
 
 def client_of(http: HTTPRequest) -> str:

@@ -74,7 +74,8 @@ class Worker:
         return len(self._waiting)
 
     def submit(self, job: Job) -> None:
-        """Put a request at the end of the queue. Older ones with its key end. Raises Busy, Unavailable."""
+        """Put a request at the end of the queue. Older ones with its key end. A thread that rests begins with it at
+        ``wake``. Raises Busy, Unavailable."""
         with self._changed:
             if self._closed:
                 raise Unavailable(f"{self.name} is being unloaded", retry_after_s=_LEAST_RETRY_S)
@@ -87,6 +88,9 @@ class Worker:
                 retry_s = max(_LEAST_RETRY_S, self._usual_s * (len(self._waiting) + 1))
                 raise Busy(f"{self.name} has {len(self._waiting)} requests waiting", retry_after_s=retry_s)
             self._waiting.append(job)
+
+    def wake(self) -> None:
+        with self._changed:
             self._changed.notify()
 
     def call(self, work: Callable[[Pipeline], T]) -> Future[T]:
@@ -185,6 +189,10 @@ class Worker:
         self._sequences.bring(pipeline, prepared.tokens, request.kind)
         if request.max_new_tokens == 0:
             return Chunk(result=pipeline.read(prepared.tokens, cancelled=job.is_over))
+
+        def progress(done: int, total: int) -> None:
+            job.emit(Chunk(read=(done, total)))
+
         stream = pipeline.stream_tokens(
             prepared.tokens,
             max_new_tokens=pipeline.target.cache.capacity if request.is_unlimited else request.max_new_tokens,
@@ -193,7 +201,7 @@ class Worker:
             ignore_eos=request.ignore_eos,
             response_format=prepared.response_format,
             num_draft_tokens=request.num_draft_tokens,
-            progress=lambda done, total: job.emit(Chunk(read=(done, total))),
+            progress=progress if request.shows_progress else None,
             cancelled=job.is_over,
             hole=prepared.hole,
             logprobs=request.logprobs,

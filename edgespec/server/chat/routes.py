@@ -351,6 +351,7 @@ def _request(chat: Chat, branch: list[Turn]) -> Request:
         sampling=options.sampling(),
         max_new_tokens=length,
         is_unlimited=length is None,
+        shows_progress=True,
     )
 
 

@@ -1,0 +1,99 @@
+"""Lines on stderr about what takes long."""
+
+from __future__ import annotations
+
+import io
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import edgespec
+from edgespec.console import named_if_slow, note
+from edgespec.hub.progress import shown
+from edgespec.machine.progress_line import ProgressLine
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def terminal_of(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """Made within a test: pytest sets stderr again before it begins."""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    return terminal
+
+
+def until_said(terminal: Terminal) -> str:
+    deadline = time.monotonic() + 20
+    while not terminal.getvalue() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    return terminal.getvalue()
+
+
+def test_what_takes_long_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = terminal_of(monkeypatch)
+    with named_if_slow("loading it", 0.001):
+        assert until_said(terminal) == "edgespec: loading it\n"
+
+
+def test_what_is_quick_is_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = terminal_of(monkeypatch)
+    with named_if_slow("loading it", 0.05):
+        pass
+    time.sleep(0.1)
+    assert terminal.getvalue() == ""
+
+
+def _bar() -> None:
+    with shown("a model", 10, True, None):
+        pass
+
+
+SAYS: dict[str, Callable[[], None]] = {
+    "a line": lambda: note("converting"),
+    "a step": lambda: ProgressLine(True)("measuring", 0.5),
+    "a bar": _bar,
+}
+
+
+@pytest.mark.parametrize("says", SAYS.values(), ids=SAYS)
+def test_what_says_something_by_itself_is_not_named(monkeypatch: pytest.MonkeyPatch, says: Callable[[], None]) -> None:
+    terminal = terminal_of(monkeypatch)
+    with named_if_slow("loading it", 0.05):
+        says()
+        time.sleep(0.1)
+    assert "loading it" not in terminal.getvalue()
+
+
+def test_elsewhere_than_on_a_terminal_it_is_not_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with named_if_slow("loading it", 0.001):
+        time.sleep(0.05)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("progress", "told"), [({}, True), ({"progress": True}, True), ({"progress": False}, False)])
+def test_the_library_tells_what_is_done_once_and_can_be_silent(
+    tiny_ir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    progress: dict[str, bool],
+    told: bool,
+) -> None:
+    monkeypatch.setenv("EDGESPEC_CACHE", str(tmp_path))
+    for said in (told, False):  # the second time nothing is left to do
+        edgespec.load(tiny_ir.parent, draft="none", backend="openvino", num_draft_tokens=0, **progress)
+        assert ("(one-time)" in capsys.readouterr().err) == said
+
+
+def test_a_program_without_a_console_has_nobody_to_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr("edgespec.loading._load", lambda ref, options: asked.append(options.progress))
+    monkeypatch.setattr(sys, "stderr", None)
+    edgespec.load("x")
+    assert asked == [False]
