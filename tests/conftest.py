@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -71,7 +72,7 @@ LONGEST_SLOW_FIRST = (
     "test_server_other_clients.py",
     "test_npu.py",
     "test_planner_loading.py",
-    "test_installer.py",
+    "test_installer_build.py",
     "test_vscode.py",
 )
 """the same of the slow tests"""
@@ -122,6 +123,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         slow = config.getoption("markexpr").startswith("slow")
         first = {name: place for place, name in enumerate(LONGEST_SLOW_FIRST if slow else LONGEST_FIRST)}
         items.sort(key=lambda item: first.get(item.path.name, len(first)))
+
+
+def pytest_collection_finish() -> None:
+    """What the imports have made stays, most of a million objects. Each server that ends and each export looks for
+    garbage, hundreds of times in all: from now on only among what tests have made."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import platform
 import shutil
 import sys
@@ -53,6 +55,17 @@ def ran(check: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> 
 
 def test_without_options_it_runs_everything(check: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     assert ran(check, monkeypatch) == [*FORMAT_AND_LINT, ("mypy",), ("pytest", *check.WORKERS)]
+
+
+@pytest.mark.parametrize("option", [(), ("--fast",), ("--slow",)])
+def test_what_was_compiled_is_kept_for_the_processes_that_follow(
+    check: ModuleType, monkeypatch: pytest.MonkeyPatch, option: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    kept: list[bool] = []
+    monkeypatch.setattr(check, "run", lambda *_: kept.append("PYTHONDONTWRITEBYTECODE" not in os.environ))
+    ran(check, monkeypatch, *option)
+    assert kept and all(kept)
 
 
 def test_fast_leaves_out_tests_and_nothing_else(check: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,6 +132,10 @@ def test_a_container_may_have_less_memory_than_its_host(
     assert conftest.pytest_xdist_auto_num_workers() == workers
 
 
+def test_garbage_is_not_looked_for_among_what_was_imported() -> None:
+    assert gc.get_freeze_count() > 10_000
+
+
 def test_workers_begin_with_the_longest_files_and_each_keeps_its_order() -> None:
     names = [
         "test_a.py",
@@ -144,11 +161,12 @@ def test_what_runs_in_the_background_is_shown_and_may_fail(tmp_path: Path, capsy
     script = loaded()
     vars(script).update(PYTHON=Path(sys.executable), ROOT=tmp_path)
     for code in (0, 1):
-        (tmp_path / "tool.py").write_text(f"print('found', {code}); raise SystemExit({code})", encoding="utf-8")
-        finish = script.background("tool", "--strict")
+        # A name each: what was compiled of a file of the same size and second would run again.
+        (tmp_path / f"tool{code}.py").write_text(f"print('found', {code}); raise SystemExit({code})", encoding="utf-8")
+        finish = script.background(f"tool{code}", "--strict")
         with pytest.raises(SystemExit, match="1") if code else nullcontext():
             finish()
-        assert capsys.readouterr().out == f"$ tool --strict\nfound {code}\n"
+        assert capsys.readouterr().out == f"$ tool{code} --strict\nfound {code}\n"
 
 
 def test_what_follows_two_dashes_is_for_pytest(
