@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgespec import adaptive_loading, draft_folder, drafter_loading, planner
+from edgespec import adaptive_loading, draft_folder, drafter_loading, plan_verify, planner
 from edgespec.adaptive.arbiter import Arbiter
 from edgespec.backends.layer_states import NoSuchLayer
 from edgespec.bundle import Bundle
@@ -32,7 +32,7 @@ from edgespec.machine.loader import Machine
 from edgespec.machine.plans import Plan, plans
 from edgespec.machine.progress_line import ProgressLine
 from edgespec.pipeline import Pipeline
-from edgespec.planner import PlanTable
+from edgespec.plan_rows import PlanTable
 from edgespec.protocols import Drafter
 from edgespec.trial_loading import Trials, fit
 from edgespec.types import Backend, GGUFWeights, KVPath, Needs, Numerics, Prefer, Schedule
@@ -164,10 +164,10 @@ def load_plan(ref: str | Path, options: LoadOptions, plan: Plan) -> Pipeline:
     return _opens(pair, options, chosen)(plan)
 
 
-def verify(ref: str | Path, options: LoadOptions, table: PlanTable, pairs: int) -> planner.Verified:
+def verify(ref: str | Path, options: LoadOptions, table: PlanTable, pairs: int) -> plan_verify.Verified:
     """How the plan that a table takes compares with all its plans, those too that were not tried."""
     pair, chosen = _fetched(str(ref), options)
-    return planner.verify(table, _opens(pair, options, chosen), ProgressLine(options.progress), pairs)
+    return plan_verify.verify(table, _opens(pair, options, chosen), ProgressLine(options.progress), pairs)
 
 
 def _fetched(ref: str, options: LoadOptions) -> tuple[Bundle, str | None]:

@@ -360,11 +360,14 @@ class Pipeline(Filling):
         return self.drafter.model
 
     def expected_plain_s(self, stats: Stats) -> float | None:
-        """Expected seconds per token without drafts, at the end of such a run. None if costs were not measured."""
+        """Expected seconds per token without drafts, in such a run. None if costs were not measured."""
         if self.target_s is None or not stats.rounds:
             return None
-        length = stats.prompt_tokens + stats.committed
-        return self.target_s.seconds(1, length) + median(round_.host_s for round_ in stats.rounds)
+        half = stats.prompt_tokens + stats.committed // 2
+        # What was learned follows a machine that is busy now slowly: the run itself says how slow it was. Not beside a
+        # draft, which a plain step has not.
+        slower = self.target_s.slower(stats) if stats.schedule == "synchronous" else 1.0
+        return slower * self.target_s.seconds(1, half) + median(round_.host_s for round_ in stats.rounds)
 
     def _constraint(
         self, response_format: Mapping[str, Any] | None, hole: InfillPrompt | None, ignore_eos: bool

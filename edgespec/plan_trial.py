@@ -131,32 +131,3 @@ def is_behind(ratios: Sequence[float], slack: float = 1.0) -> bool:
     (False, True, True, False, False)
     """
     return bool(ratios) and min(ratios) > slack * (_BEHIND_ONCE if len(ratios) == 1 else _BEHIND)
-
-
-def in_rounds(first: Runner, rivals: Sequence[Runner], rounds: int) -> dict[Runner, float]:
-    """Of each rival its time over the first one's, in rounds of a turn each: by medians of ratios to the fastest.
-
-    Who was slower than another one in more than half of all rounds, and by more than ``LEAST_GAIN`` allows, has lost,
-    and leaves: whatever comes, the median says that it is slower by more. So does who is behind (``is_behind``).
-    """
-    seconds: dict[Runner, list[float]] = {runner: [] for runner in (first, *rivals)}
-    at_work = list(seconds)
-    for number in range(rounds):
-        for runner in at_work if number % 2 == 0 else at_work[::-1]:
-            seconds[runner].append(runner.turn().use_s)
-        for runner in list(at_work):
-            others = [_ratios(seconds[runner], seconds[other]) for other in at_work if other is not runner]
-            if any(
-                sum(ratio > 1 / LEAST_GAIN for ratio in ratios) > rounds // 2 or is_behind(ratios) for ratios in others
-            ):
-                at_work.remove(runner)
-        if len(at_work) == 1:
-            break
-    fastest = min(at_work, key=lambda runner: median(seconds[runner]))
-    over = {runner: median(_ratios(own, seconds[fastest])) for runner, own in seconds.items()}
-    return {runner: over[runner] / over[first] for runner in rivals}
-
-
-def _ratios(own: Sequence[float], other: Sequence[float]) -> list[float]:
-    """In the rounds that both took part in."""
-    return [mine / its for mine, its in zip(own, other, strict=False)]

@@ -9,23 +9,22 @@ together then, in more turns. A plan that cannot be loaded stays in the table, w
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from math import inf
+from dataclasses import replace
 from statistics import median
 from time import time
-from typing import cast
 
 from edgespec import cache
 from edgespec.backends.cores import available_cores
-from edgespec.errors import BackendError, EdgespecError, SettingError
+from edgespec.errors import EdgespecError, SettingError
 from edgespec.load_options import LoadOptions
 from edgespec.machine import measurement_store, schedule_choice
-from edgespec.machine.engine_comparison import Pace
 from edgespec.machine.other_programs import BUSY_CORES, Others, busy
 from edgespec.machine.plans import Plan
 from edgespec.machine.schedule_choice import Schedules
 from edgespec.pipeline import Pipeline
-from edgespec.plan_trial import LEAST_GAIN, Runner, in_rounds, is_behind, ratio_in_turns
+from edgespec.plan_race import in_rounds
+from edgespec.plan_rows import SLOWEST_ON_BATTERY, PlanTable, Row, at_one_pace, ranked, ratio_of
+from edgespec.plan_trial import Runner, is_behind, ratio_in_turns
 from edgespec.types import Prefer
 
 Open = Callable[[Plan], Pipeline]
@@ -33,8 +32,6 @@ Say = Callable[[str], None]
 
 _TURNS = 3
 """An odd number, for the median: one disturbed turn decides nothing."""
-_ROUNDS = 7
-"""of those near the best: three turns were wrong by a quarter on a noisy machine"""
 _NEAR = 1.15
 """of the best plan's time: by three turns, another one of these may be the best"""
 _TURN_S, _LONG_TURN_S = 1.0, 2.5
@@ -42,8 +39,6 @@ _TURN_S, _LONG_TURN_S = 1.0, 2.5
 longer, it is cut while there are many plans."""
 _LEAST_OVERLAP = 0.05
 """A draft step of so small a share of a forward leaves nothing to overlap."""
-_SLOWEST_ON_BATTERY = 1.5
-"""times as long as the fastest plan may take, to save energy"""
 _FAR_BEHIND = 1.5
 """Times as long as the same kind of plan elsewhere took: a target whose plans all did is left. From kind to kind these
 ratios of two engines differed by a tenth (docs/log/devices.md), so a half is not made up for. The same holds for
@@ -52,38 +47,6 @@ _ROOM = 2
 """Memory that another plan takes, in sizes of its target's weights"""
 _LOOK_S, _AGAIN_S = 0.2, 24 * 3600
 """how long to look for other programs, and when to measure again what they disturbed"""
-
-
-@dataclass(frozen=True)
-class Row:
-    """ratio: time of this plan's use over the first plan's. joules: of a token. why: it is not taken, or not tried."""
-
-    plan: Plan
-    pace: Pace | None = None
-    ratio: float | None = None
-    joules: float | None = None
-    why: str = ""
-
-
-@dataclass(frozen=True)
-class PlanTable:
-    """rows: the plan that is taken first, then the others. metered: joules were read from the CPU's counter, and are
-    modelled otherwise. other_cores: what other programs used meanwhile. text: what all wrote."""
-
-    model: str
-    prefer: Prefer
-    rows: tuple[Row, ...]
-    metered: bool = False
-    other_cores: float = 0.0
-    text: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not self.rows or self.rows[0].pace is None or not 0 <= self.other_cores < inf:
-            raise ValueError("no plan that runs")
-
-    @property
-    def taken(self) -> Plan:
-        return self.rows[0].plan
 
 
 def plan(
@@ -150,7 +113,7 @@ def measure(plans: Sequence[Plan], open_plan: Open, say: Say, prefer: Prefer = "
             found[candidate] = Row(candidate, why=f"does not run: {error}")
             continue
         ratios = _beside(base, other, prefer)
-        over_first = _ratio(found[base.plan])
+        over_first = ratio_of(found[base.plan])
         found[candidate] = Row(candidate, other.best, median(ratios) * over_first, other.joules)
         found[base.plan] = replace(found[base.plan], pace=base.best, joules=base.joules)
         if is_behind([1 / ratio for ratio in ratios]):
@@ -176,9 +139,9 @@ def confirmed(rows: Sequence[Row], text: Sequence[int], open_plan: Open, say: Sa
     timed, sure = list(rows), {first}
     while True:
         best = ranked(timed, prefer)[0]
-        near = _NEAR * _ratio(best) if prefer == "speed" else 0.0
+        near = _NEAR * ratio_of(best) if prefer == "speed" else 0.0
         ran = [row for row in timed if row.ratio is not None and row.plan not in sure]
-        rivals = [row.plan for row in ran if row.plan == best.plan or _ratio(row) <= near]
+        rivals = [row.plan for row in ran if row.plan == best.plan or ratio_of(row) <= near]
         if not rivals:
             return ranked(timed, prefer)
         sure.update(rivals)
@@ -200,52 +163,9 @@ def loadable(rows: Sequence[Row], load: Open, say: Say, prefer: Prefer) -> list[
     return [*loadable(ranked(rest, prefer), load, say, prefer), failed]
 
 
-def ranked(rows: Sequence[Row], prefer: Prefer) -> list[Row]:
-    """The plan to take first; the others by their time, and last those that do not run. Each says why.
-
-    A plan that is within noise of the first one does not take its place.
-    """
-    ran = [row for row in rows if row.ratio is not None]
-    first = ran[0]
-    best = min(ran, key=_ratio)
-    if _ratio(best) > LEAST_GAIN:
-        best = first
-    reason = "the fastest" if best is not first else "no other is faster"
-    if prefer == "battery" and all(row.joules is not None for row in ran):
-        quick = [row for row in ran if _ratio(row) <= _SLOWEST_ON_BATTERY * _ratio(best)]
-        best, reason = min(quick, key=lambda row: cast("float", row.joules)), "takes least energy"
-    others = sorted((row for row in ran if row is not best), key=_ratio)
-    told = [replace(row, why=_compared(row, best)) for row in others]
-    return [replace(best, why=reason), *told, *(row for row in rows if row.ratio is None)]
-
-
-def at_one_pace(rows: Sequence[Row]) -> list[Row]:
-    """The rows with figures that agree with their ratios to the first one's. The machine changes its speed, so a turn
-    of one plan and one of another, an hour later, cannot be compared."""
-    first = rows[0]
-    assert first.pace is not None
-    unit_s = first.pace.use_s / _ratio(first)
-    return [
-        row
-        if row.pace is None or row.ratio is None
-        else replace(row, pace=row.pace.times(row.ratio * unit_s / row.pace.use_s))
-        for row in rows
-    ]
-
-
-def _ratio(row: Row) -> float:
-    assert row.ratio is not None
-    return row.ratio
-
-
-def _compared(row: Row, best: Row) -> str:
-    gap = _ratio(row) / _ratio(best) - 1
-    return f"{gap:.0%} slower" if gap >= 0.005 else f"{-gap:.0%} faster, but costs more" if gap < -0.02 else "as fast"
-
-
 def _beside(base: Runner, other: Runner, prefer: Prefer) -> list[float]:
     """Ratios of the other one's time to that of ``base``, turn by turn, until one of them is faster for sure."""
-    slack = 1.0 if prefer == "speed" else _SLOWEST_ON_BATTERY
+    slack = 1.0 if prefer == "speed" else SLOWEST_ON_BATTERY
     ratios = [ratio_in_turns(base, other, 0)]
     while len(ratios) < _TURNS and not is_behind(ratios, slack) and not is_behind([1 / ratio for ratio in ratios]):
         ratios.append(ratio_in_turns(base, other, len(ratios)))
@@ -257,10 +177,10 @@ def together(first: Plan, rivals: Sequence[Plan], text: Sequence[int], open_plan
     rows: list[Row] = []
     left = list(rivals)
     say(f"timing {first}")
-    base = _long(first, open_plan, text)
+    base = in_long_turns(first, open_plan, text)
     while left:
         runners: list[Runner] = []
-        while left and not (no_room := _no_room(base)):
+        while left and not (full := no_room(base)):
             say(f"timing {left[0]}")
             try:
                 runners.append(Runner(left[0], open_plan(left[0]), text, base.length))
@@ -268,20 +188,20 @@ def together(first: Plan, rivals: Sequence[Plan], text: Sequence[int], open_plan
                 rows.append(Row(left[0], why=f"does not run: {error}"))
             del left[0]
         if left and not runners:
-            return rows + [Row(plan, why=f"not timed again: {no_room}") for plan in left]
+            return rows + [Row(plan, why=f"not timed again: {full}") for plan in left]
         rows += _in_group(base, runners)
     return rows
 
 
 def _in_group(base: Runner, runners: Sequence[Runner]) -> list[Row]:
     """Nothing holds the runners afterwards: the next group needs their memory."""
-    ratios = in_rounds(base, runners, _ROUNDS) if runners else {}
+    ratios = in_rounds(base, runners) if runners else {}
     for runner, ratio in ratios.items():
         _remember_schedules(base, runner, ratio)
     return [Row(runner.plan, runner.best, ratio, runner.joules) for runner, ratio in ratios.items()]
 
 
-def _long(plan: Plan, open_plan: Open, text: Sequence[int]) -> Runner:
+def in_long_turns(plan: Plan, open_plan: Open, text: Sequence[int]) -> Runner:
     """Whose turns are long enough to decide."""
     runner = Runner(plan, open_plan(plan), text)
     runner.length = runner.length_within(_LONG_TURN_S, least_share=1.0)
@@ -290,10 +210,10 @@ def _long(plan: Plan, open_plan: Open, text: Sequence[int]) -> Runner:
 
 def _not_tried(candidate: Plan, first: Runner, rows: Sequence[Row]) -> str | None:
     """A reason that is known before anything is loaded."""
-    return _no_room(first) or _slow_place(candidate, rows) or _nothing_to_overlap(candidate, first)
+    return no_room(first) or _slow_place(candidate, rows) or _nothing_to_overlap(candidate, first)
 
 
-def _no_room(first: Runner) -> str | None:
+def no_room(first: Runner) -> str | None:
     """Two plans are loaded at once."""
     import psutil
 
@@ -305,7 +225,7 @@ def _no_room(first: Runner) -> str | None:
 def _slow_place(candidate: Plan, rows: Sequence[Row]) -> str | None:
     """Where plans of the same target were far behind those of their kind elsewhere, no draft makes up for it.
     Overlapped, a target has fewer cores, whatever drafts beside it on that device."""
-    ran = {row.plan: _ratio(row) for row in rows if row.ratio is not None}
+    ran = {row.plan: ratio_of(row) for row in rows if row.ratio is not None}
     best: dict[object, float] = {}
     for plan, ratio in ran.items():
         best[_kind(plan)] = min(ratio, best.get(_kind(plan), ratio))
@@ -349,52 +269,6 @@ def _remember_schedules(base: Runner, other: Runner, ratio: float) -> None:
     same = replace(other.plan, schedule=base.plan.schedule) == base.plan
     if same and other.plan.schedule == "overlapped" and model is not None:
         schedule_choice.remember(base.target, model, Schedules(base.best.use_s, base.best.use_s * ratio))
-
-
-@dataclass(frozen=True)
-class Verified:
-    """share: speed of the plan that was taken over that of the fastest, 1 if it is the fastest. The other figures:
-    how many plans were timed, and by how many pairs of turns each, at most."""
-
-    share: float
-    fastest: Plan
-    timed: int
-    pairs: int
-
-
-def verify(table: PlanTable, open_plan: Open, say: Say, pairs: int) -> Verified:
-    """Time all plans of a table again, those not tried too, each in turns with the one that was taken. Raises
-    BackendError if that does not run.
-
-    A plan that was slower in more than half of its pairs is not the fastest by their median, whatever comes, and
-    leaves.
-    """
-    taken, *others = (row.plan for row in table.rows)
-    try:
-        say(f"timing {taken}")
-        first = _long(taken, open_plan, table.text)
-    except EdgespecError as error:
-        raise BackendError(f"the plan that was taken does not run: {error}", hint="measure again: --again") from error
-    found = {taken: 1.0}
-    for plan in others:
-        say(f"timing {plan}")
-        if _no_room(first):
-            continue
-        try:
-            other = Runner(plan, open_plan(plan), table.text, first.length)
-            found[plan] = _verified(first, other, pairs)
-            del other
-        except EdgespecError:
-            continue
-    fastest = min(found, key=found.__getitem__)
-    return Verified(found[fastest], fastest, len(found), pairs)
-
-
-def _verified(first: Runner, other: Runner, pairs: int) -> float:
-    ratios: list[float] = []
-    while len(ratios) < pairs and sum(ratio > 1 for ratio in ratios) <= pairs // 2:
-        ratios.append(ratio_in_turns(first, other, len(ratios)))
-    return median(ratios)
 
 
 def key_of(model: object, options: LoadOptions) -> str:

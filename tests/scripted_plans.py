@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from edgespec import planner
+from edgespec import plan_verify, planner
 from edgespec.load_options import LoadOptions
 from edgespec.machine.engine_comparison import Pace
 from edgespec.machine.plans import Place, Plan
+from edgespec.plan_rows import Row
 from edgespec.plan_trial import WHOLE, Length, Runner
-from edgespec.planner import Row
 
 AUTO = LoadOptions(device="auto")
 CPU, CPU_ORT, GPU = Place("CPU", "openvino"), Place("CPU", "onnxruntime"), Place("GPU", "openvino")
@@ -64,7 +64,8 @@ def fake_pipeline(draft_s: float = 0.3, weights: int = 0) -> Any:
 
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> type[Scripted]:
-    monkeypatch.setattr(planner, "Runner", Scripted)
+    for module in (planner, plan_verify):
+        monkeypatch.setattr(module, "Runner", Scripted)
     Scripted.made, Scripted.turned = [], []
     Scripted.seconds = {OV: 1.0, OVERLAPPED: 0.5, LOOKUPS: 2.0, ORT: 3.0}
     return Scripted

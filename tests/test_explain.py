@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
+
+from edgespec.adaptive.calibration import ForwardTimes
+from edgespec.adaptive.forward_cost import ForwardCost
 from edgespec.explain import explain
-from edgespec.stats import Stats, accepted_by_place
+from edgespec.pipeline import Pipeline
+from edgespec.stats import Guessed, Stats, accepted_by_place
 from edgespec.types import Round
 
 
@@ -53,3 +60,21 @@ def test_a_first_round_that_reads_the_prompt_is_no_time_of_decoding() -> None:
 def test_a_place_that_was_not_reached_does_not_count() -> None:
     assert accepted_by_place(ROUNDS) == [3 / 4, 2 / 3, 1.0, 1.0]
     assert accepted_by_place(ROUNDS[-1:]) == []
+
+
+def test_a_short_text_on_a_busy_machine_is_not_compared_with_an_idle_one() -> None:
+    """What was learned of the costs follows slowly, or not at all for a fixed number of tokens. Forwards take twice as
+    long here, but for one that was disturbed more, and the first, which reads the prompt. So does a plain step."""
+    costs = ForwardCost(ForwardTimes((1, 4), 0, 100, (0.010, 0.016), (0.020, 0.026)))
+    took = Round("model", 3, 3, 1, 2, 0.0, 0.034, 0.001, width=4)
+    rounds = [replace(took, target_s=0.9, read=6), took, replace(took, target_s=0.9), took]
+    stats = Stats(prompt_tokens=6, rounds=rounds)
+    pair: Any = SimpleNamespace(target_s=costs)
+    expected = Pipeline.expected_plain_s(pair, stats)
+    half = costs.seconds(1, 6 + 4)
+    assert costs.seconds(4, 8) == pytest.approx(0.0168) and half == pytest.approx(0.011)
+    assert expected == pytest.approx(0.011 * 0.034 / 0.0168 + 0.001)
+    beside = replace(stats, guessed=Guessed())
+    assert Pipeline.expected_plain_s(pair, beside) == half + 0.001, "there the draft slows the target"
+    assert Pipeline.expected_plain_s(pair, Stats(rounds=rounds[:1])) == costs.seconds(1, 1) + 0.001
+    assert Pipeline.expected_plain_s(pair, Stats()) is None

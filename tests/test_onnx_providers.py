@@ -31,13 +31,18 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("device", "package"),
-    [("CUDA", "onnxruntime-gpu"), ("DML.1", "onnxruntime-directml"), ("OPENVINO.GPU", "onnxruntime-openvino")],
+    ("device", "where", "package"),
+    [
+        ("CUDA", "NVIDIA", "onnxruntime-gpu"),
+        ("DML.1", "Windows", "onnxruntime-directml"),
+        ("OPENVINO.GPU", "Intel", "onnxruntime-openvino"),
+    ],
 )
 def test_a_device_that_is_not_here_is_an_error_with_its_package(
-    device: str, package: str, installed: list[str]
+    device: str, where: str, package: str, installed: list[str]
 ) -> None:
-    with pytest.raises(DeviceError, match=rf"device {device} is not here; got .* has CPU\..*uninstall.*{package}"):
+    told = rf"device {device} is not here: the installed onnxruntime .* has CPU\. For {where}: pip uninstall.*{package}"
+    with pytest.raises(DeviceError, match=told):
         devices.require_device(device)
     assert devices.onnx_devices()[device.split(".")[0]].endswith("has CPU")
     installed.insert(0, providers.PROVIDERS[device.split(".")[0]].name)

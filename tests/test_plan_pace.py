@@ -6,7 +6,7 @@ import pytest
 
 from edgespec.machine.engine_comparison import Pace
 from edgespec.machine.plans import Place, Plan
-from edgespec.planner import Row, at_one_pace
+from edgespec.plan_rows import Row, at_one_pace
 
 PLANS = Plan(Place("CPU", "openvino"), draft="ngram"), Plan(Place("CPU", "onnxruntime"), draft="ngram")
 PACE = Pace(0.003, 0.012, 0.009)

@@ -13,7 +13,7 @@ from edgespec import loading
 from edgespec.load_options import LoadOptions
 from edgespec.machine.plans import Place, Plan
 from edgespec.pipeline import Pipeline
-from edgespec.plan_trial import LEAST_SHARE, Length, Runner, in_rounds
+from edgespec.plan_trial import LEAST_SHARE, Length, Runner
 from edgespec.stats import Guessed, Stats
 from edgespec.types import Round
 
@@ -84,33 +84,6 @@ def test_the_draft_reads_once_for_a_part_of_an_answer_too(
         runner = Runner(PLAN, pipeline, [7] * 32, Length(share))
         pace = runner.turn()
         assert (pace.write_s, pace.copy_s) == (1.0 + 8 / 32, 1.0 + 8 / len(runner.edit)), share
-
-
-class Timed(Runner):
-    """Its turns take given seconds."""
-
-    def __init__(self, *seconds: float) -> None:
-        self._seconds = list(seconds)
-        self.turns = []
-
-    def turn(self) -> Any:
-        return type("Pace", (), {"use_s": self._seconds.pop(0)})()
-
-
-def test_ratios_are_those_of_rounds_that_both_took_part_in() -> None:
-    """The first plan leaves in the first round, when the machine is slow."""
-    first, best, other = Timed(16.0), Timed(4.0, *6 * [1.0]), Timed(4.0, 1.2, 0.9, 1.2, 0.9, 1.2, 0.9)
-    found = in_rounds(first, [best, other], 7)
-    assert found[best] == 0.25 and found[other] == 0.25
-
-
-def test_a_loss_within_noise_does_not_end_the_rounds() -> None:
-    """The median of some rounds may be 2 % from that of all, which decides."""
-    first, other = Timed(*4 * [1.01], *3 * [0.9]), Timed(*7 * [1.0])
-    assert in_rounds(first, [other], 7)[other] == 1 / 1.01
-    assert not first._seconds, "all seven rounds"
-    first, other = Timed(*4 * [1.03]), Timed(*4 * [1.0])
-    assert in_rounds(first, [other], 7)[other] == 1 / 1.03
 
 
 def test_answers_are_cut_or_repeated_to_fill_a_turn(pipeline: Pipeline) -> None:

@@ -14,8 +14,8 @@ from edgespec import planner
 from edgespec.errors import BackendError, SettingError
 from edgespec.machine import schedule_choice
 from edgespec.machine.plans import Plan
+from edgespec.plan_rows import PlanTable, Row
 from edgespec.plan_trial import WHOLE, Length
-from edgespec.planner import PlanTable, Row
 from tests import scripted_plans
 from tests.scripted_plans import (
     CPU,
@@ -128,7 +128,7 @@ def test_plans_that_are_near_the_best_are_timed_together(scripted: type[Scripted
     assert confirmed(disturbed)[:2] == [(LOOKUPS, 0.82), (OVERLAPPED, 0.9)]
     assert made() == [OV, OVERLAPPED, LOOKUPS], "and those further behind are not"
     assert scripted.turned[:6] == [OV, OVERLAPPED, LOOKUPS, LOOKUPS, OVERLAPPED, OV]
-    assert [scripted.turned.count(plan) for plan in made()] == [4, 7, 7], "who lost four of seven rounds leaves"
+    assert [scripted.turned.count(plan) for plan in made()] == [5, 5, 5], "the one taken is 3 % behind at most"
     scripted.made.clear()
     scripted.seconds[OVERLAPPED] = 0.91
     unmetered = [replace(each, joules=None) for each in disturbed]
@@ -160,19 +160,19 @@ def test_of_plans_timed_together_who_is_far_behind_leaves_soon(scripted: type[Sc
     scripted.seconds |= {OVERLAPPED: 0.5, LOOKUPS: [0.55, 0.75, 0.75, 0.75, 0.75, 0.75, 0.75]}
     found = confirmed([row(OV, 1.0), row(OVERLAPPED, 0.5), row(LOOKUPS, 0.55)])
     assert found == [(OVERLAPPED, 0.5), (LOOKUPS, 0.75), (OV, 1.0)]
-    assert [scripted.turned.count(plan) for plan in made()] == [2, 4, 4], "one is left then, and the choice is made"
+    assert [scripted.turned.count(plan) for plan in made()] == [2, 5, 5], "one is left then, and the choice is made"
 
 
 def test_plans_are_timed_in_groups_where_memory_is_short(
     scripted: type[Scripted], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     room = iter([None, "no room", None])
-    monkeypatch.setattr(planner, "_no_room", lambda first: next(room))
+    monkeypatch.setattr(planner, "no_room", lambda first: next(room))
     scripted.seconds |= {OVERLAPPED: 0.9, LOOKUPS: 0.84}
     found = confirmed([row(OV, 1.0), row(OVERLAPPED, 0.8), row(LOOKUPS, 0.86)])
     assert found == [(LOOKUPS, 0.84), (OVERLAPPED, 0.9), (OV, 1.0)]
-    assert set(scripted.turned[:8]) == {OV, OVERLAPPED} and set(scripted.turned[8:]) == {OV, LOOKUPS}
-    assert scripted.turned.count(OV) == 8
+    assert set(scripted.turned[:10]) == {OV, OVERLAPPED} and set(scripted.turned[10:]) == {OV, LOOKUPS}
+    assert scripted.turned.count(OV) == 10
 
 
 def test_a_group_is_gone_before_there_is_room_for_the_next(
@@ -186,11 +186,11 @@ def test_a_group_is_gone_before_there_is_room_for_the_next(
         alive.add(pipeline.weights)
         return pipeline
 
-    monkeypatch.setattr(planner, "_no_room", lambda first: "no room" if len(alive) > 1 else None)
+    monkeypatch.setattr(planner, "no_room", lambda first: "no room" if len(alive) > 1 else None)
     scripted.seconds |= {OVERLAPPED: 0.9, LOOKUPS: 0.84}
     rows = planner.together(OV, [OVERLAPPED, LOOKUPS], [7], open_plan, quiet)
     assert [(each.plan, round(each.ratio or 0.0, 3)) for each in rows] == [(OVERLAPPED, 0.9), (LOOKUPS, 0.84)]
-    monkeypatch.setattr(planner, "_no_room", lambda first: "no room")
+    monkeypatch.setattr(planner, "no_room", lambda first: "no room")
     scripted.made.clear()
     rows = planner.together(OV, [OVERLAPPED], [7], open_plan, quiet)
     assert rows == [Row(OVERLAPPED, why="not timed again: no room")] and made() == [OV]
@@ -253,40 +253,6 @@ def test_overlapped_plans_of_a_target_are_left_where_one_is_far_behind(scripted:
     found = planner.measure([OV, OVERLAPPED, *others], opened, quiet)[0]
     assert found[2].ratio == 1.0
     assert found[3].why == "not tried: another overlapped plan of OpenVINO on CPU took 1.7 times as long"
-
-
-def verified(*plans: Plan, pipeline: Any) -> planner.Verified:
-    rows = tuple(row(plan, 1.0) for plan in plans)
-    return planner.verify(PlanTable("m", "speed", rows, text=(7,)), lambda plan: pipeline, quiet, pairs=7)
-
-
-def test_to_verify_a_choice_the_plans_that_were_not_tried_are_timed_too(scripted: type[Scripted]) -> None:
-    """Each against the one taken, and not against the first of the table; with the text that chose it."""
-    scripted.seconds[OVERLAPPED] = 0.9
-    pipeline = fake_pipeline(draft_s=0.05)
-    found = verified(OV, OVERLAPPED, LOOKUPS, ORT, pipeline=pipeline)
-    assert found == planner.Verified(0.9, OVERLAPPED, timed=4, pairs=7)
-    assert all(text == [7] and length == WHOLE for _, text, length in scripted.made)
-    assert [scripted.turned.count(plan) for plan in (OVERLAPPED, LOOKUPS, ORT)] == [7, 4, 4]
-    scripted.turned.clear()
-    scripted.seconds[LOOKUPS] = 1.1
-    verified(OV, LOOKUPS, pipeline=pipeline)
-    assert scripted.turned.count(LOOKUPS) == 4, "who lost four of seven pairs leaves"
-    best = verified(OVERLAPPED, OV, ORT, pipeline=pipeline)
-    assert (best.share, best.fastest) == (1.0, OVERLAPPED)
-    scripted.seconds[LOOKUPS] = [9.0, *6 * [0.5]]
-    found = verified(OV, LOOKUPS, pipeline=pipeline)
-    assert (found.share, found.fastest) == (0.5, LOOKUPS), "one turn was disturbed"
-
-
-def test_a_choice_that_does_not_run_now_is_not_judged(scripted: type[Scripted]) -> None:
-    def open_plan(plan: Plan) -> Any:
-        if plan == OV:
-            raise BackendError("no such kernel")
-        return fake_pipeline()
-
-    with pytest.raises(BackendError, match="the plan that was taken does not run: no such kernel"):
-        planner.verify(PlanTable("m", "speed", (row(OV, 1.0), row(ORT, 1.0))), open_plan, quiet, pairs=7)
 
 
 def test_two_plans_are_not_loaded_where_memory_is_short(scripted: type[Scripted]) -> None:

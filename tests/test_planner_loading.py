@@ -14,7 +14,7 @@ from edgespec.errors import DeviceError, EdgespecError
 from edgespec.load_options import LoadOptions
 from edgespec.machine import engine_choice
 from edgespec.machine.plans import Plan
-from edgespec.planner import PlanTable
+from edgespec.plan_rows import PlanTable
 from tests import scripted_plans
 from tests.scripted_plans import AUTO, CPU, CPU_ORT, LOOKUPS, OV, OVERLAPPED, Scripted, fake_pipeline, row
 

@@ -12,7 +12,7 @@ from edgespec import loading
 from edgespec.errors import SettingError
 from edgespec.load_options import LoadOptions
 from edgespec.machine.plans import Place, Plan, plans
-from edgespec.planner import Row, ranked
+from edgespec.plan_rows import Row, ranked
 from tests.scripted_plans import AUTO, CPU, CPU_ORT, GPU, LOOKUPS, ORT, OV, OVERLAPPED, row
 
 

@@ -20,7 +20,8 @@ from edgespec.errors import BackendError, SettingError
 from edgespec.load_options import LoadOptions
 from edgespec.machine.engine_comparison import Pace
 from edgespec.machine.plans import Place, Plan
-from edgespec.planner import PlanTable, Row, Verified
+from edgespec.plan_rows import PlanTable, Row
+from edgespec.plan_verify import Verified
 
 TABLE = PlanTable(
     "ada-model",
@@ -113,13 +114,16 @@ def test_plan_shows_every_plan_and_how_to_run_the_one_taken(monkeypatch: pytest.
 
 
 def test_verify_says_how_good_the_choice_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    verdict = Verified(0.98, Plan(Place("CPU", "openvino"), draft="ngram"), 5, 7)
+    plans = Plan(Place("CPU", "openvino"), draft="ngram"), Plan(Place("CPU", "onnxruntime"), draft="ngram")
+    verdict = Verified(0.98, 0.95, 1.0, plans[0], {plans[0]: (0.98, 0.95, 1.0), plans[1]: (1.5, 1.5)})
     monkeypatch.setattr(loading, "verify", lambda ref, options, table, pairs: verdict)
     shown = " ".join(doctor("--plan", "--verify").stdout.split())
-    assert "5 plans timed again, each in up to 7 pairs of turns" in shown
-    assert "has 0.98 of the speed of the fastest: OpenVINO on CPU, drafts: ngram." in shown
+    assert "2 plans timed again, each in 2 to 3 pairs of turns" in shown
+    fastest = "OpenVINO on CPU, drafts: ngram"
+    assert f"has 0.98 of the speed of the fastest (0.95 to 1.00 in nine cases of ten): {fastest}." in shown
     verified = json.loads(doctor("--plan", "--verify", "--json").stdout)["verified"]
-    assert verified == {"share": 0.98, "fastest": "OpenVINO on CPU, drafts: ngram", "timed": 5, "pairs": 7}
+    times = {str(plans[0]): [0.98, 0.95, 1.0], str(plans[1]): [1.5, 1.5]}
+    assert verified == {"share": 0.98, "low": 0.95, "high": 1.0, "fastest": fastest, "times_over_taken": times}
 
 
 def test_the_options_of_plans_restrict_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,10 +7,12 @@ Begins from what was measured (``calibration``). While running, two corrections 
 from __future__ import annotations
 
 from collections.abc import Callable
+from statistics import median
 
 from edgespec.adaptive.calibration import ForwardTimes, line
 from edgespec.adaptive.recent import LATELY_ROUNDS
 from edgespec.adaptive.width_policy import PinnedWidth
+from edgespec.stats import Stats
 
 # How far a new observation moves both corrections, in logarithms. As far for a width as for the machine: then rounds of
 # one width only do not hide that it alone is slow, and a narrow forward behind wide ones tells.
@@ -122,6 +124,15 @@ class ForwardCost:
         ratio = cut_outlier(seconds, expected_s) / expected_s
         self._machine_factor *= ratio**NEW_SHARE
         self._width_factors[self._known[width][2]] *= ratio ** (NEW_SHARE if contrast else 1 / LATELY_ROUNDS)
+
+    def slower(self, stats: Stats) -> float:
+        """How many times as long as expected the forwards of a generation took."""
+        length, ratios = stats.prompt_tokens, []
+        for round_ in stats.rounds:
+            if not round_.read:
+                ratios.append(round_.target_s / self.seconds(round_.width, length))
+            length += round_.committed
+        return median(ratios) if ratios else 1.0
 
     def scale(self, ratio: float) -> None:
         """Some forwards took ``ratio`` times as long as expected."""

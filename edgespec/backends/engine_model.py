@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -39,6 +40,37 @@ class GrowingCache(KVRows):
             self._move(row % held, row)
         self.append([self.tokens[row % held] for row in range(held, length)])
         return True
+
+
+class LayeredCache(GrowingCache):
+    """One that grows layer by layer. If some have grown and there is no memory for the others, the text stays."""
+
+    def _grow(self, size: int) -> None:
+        try:
+            self._grow_layers(size)
+        except BaseException as error:
+            kept = False
+            try:
+                with suppress(BackendError):
+                    kept = isinstance(error, BackendError) and self._put_back()
+            finally:
+                if not kept:  # Ctrl-C, or the engine does not take it: begin again from nothing
+                    self._let_go()
+                    self.reset()
+            raise
+
+    @abstractmethod
+    def _grow_layers(self, size: int) -> None:
+        """Have room for ``size`` rows or blocks, as the subclass counts. Raises BackendError if there is no memory."""
+
+    @abstractmethod
+    def _put_back(self) -> bool:
+        """Let the engine have all layers again, some of which were grown. False if there were none before. Raises
+        BackendError for what the engine raises."""
+
+    @abstractmethod
+    def _let_go(self) -> None:
+        """Hold no memory."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from edgespec import console
 
 if TYPE_CHECKING:
-    from edgespec.planner import PlanTable, Row, Verified
+    from edgespec.plan_rows import PlanTable, Row
+    from edgespec.plan_verify import Verified
 
 
 def show(table: PlanTable, verified: Verified | None) -> None:
@@ -27,8 +28,12 @@ def show(table: PlanTable, verified: Verified | None) -> None:
     if table.other_cores > 0.1:
         lines.append(f"Other programs took {table.other_cores:.1f} cores meanwhile.")
     if verified is not None:
-        timed = f"{verified.timed} plans timed again, each in up to {verified.pairs} pairs of turns with the one taken"
-        lines.append(f"{timed}, which has {verified.share:.2f} of the speed of the fastest: {verified.fastest}.")
+        turns = sorted(len(ratios) for ratios in verified.ratios.values()) or [0]
+        lines.append(
+            f"{len(verified.ratios)} plans timed again, each in {turns[0]} to {turns[-1]} pairs of turns with the one "
+            f"taken, which has {verified.share:.2f} of the speed of the fastest "
+            f"({verified.low:.2f} to {verified.high:.2f} in nine cases of ten): {verified.fastest}."
+        )
     console.show(*lines)
 
 
@@ -55,7 +60,15 @@ def as_dict(table: PlanTable, verified: Verified | None) -> dict[str, Any]:
         "prefer": table.prefer,
         "energy": "metered" if table.metered else "modelled",
         "other_cores": table.other_cores,
-        "verified": None if verified is None else asdict(verified) | {"fastest": str(verified.fastest)},
+        "verified": None
+        if verified is None
+        else {
+            "share": verified.share,
+            "low": verified.low,
+            "high": verified.high,
+            "fastest": str(verified.fastest),
+            "times_over_taken": {str(plan): ratios for plan, ratios in verified.ratios.items()},
+        },
         "plans": rows,
     }
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from edgespec.load_options import LoadOptions
     from edgespec.machine.plans import Place, Plan
     from edgespec.pipeline import Pipeline
-    from edgespec.planner import PlanTable
+    from edgespec.plan_rows import PlanTable
 
 _PROMPTS = ("What is the capital of France?", "Write a Python function that reverses a list.", "1, 2, 3, 4, 5, 6,")
 _TOKENS = 48

@@ -75,8 +75,8 @@ def require(device: str) -> None:
         allowed = ", ".join(f"{name}.{each}" for each in provider.parts or ("0", "1"))
         raise DeviceError("no such device of ONNX Runtime", got=device, allowed=allowed, hint="see: edgespec doctor")
     if reason := missing(device):
-        hint = f"pip uninstall onnxruntime, then pip install {provider.package}; it runs on the CPU too"
-        raise DeviceError(f"device {device} is not here", got=reason, hint=hint)
+        packages = f"pip uninstall onnxruntime, then pip install {provider.package}, which runs on the CPU too"
+        raise DeviceError(f"device {device} is not here: {reason}", hint=f"for {provider.where}: {packages}")
 
 
 def session_providers(device: str) -> list[tuple[str, dict[str, str]]]:

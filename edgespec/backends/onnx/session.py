@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from itertools import groupby
 from math import prod
 from pathlib import Path
@@ -25,7 +24,7 @@ from onnxruntime import OrtValue
 
 from edgespec import cache
 from edgespec.backends.cores import available_cores, kind_of, kinds
-from edgespec.backends.engine_model import LONGEST_PAD, Forward, GrowingCache, PaddedModel, fingerprint
+from edgespec.backends.engine_model import LONGEST_PAD, Forward, LayeredCache, PaddedModel, fingerprint
 from edgespec.backends.input_buffers import Inputs
 from edgespec.backends.kv_blocks import Block, BlockCopies
 from edgespec.backends.layer_states import NoSuchLayer, require_width
@@ -49,7 +48,7 @@ SPARE_ROWS = 1
 """exact numerics give the attention two rows at least: one alone takes another kernel. No one reads the second's key"""
 
 
-class BoundCache(BlockCopies, GrowingCache):
+class BoundCache(BlockCopies, LayeredCache):
     """A tensor ``(1, heads, rows, size)`` for the keys and one for the values of each layer.
 
     shapes: heads and size of a head by the name of the input, if the session does not know them. memory: where the
@@ -85,22 +84,9 @@ class BoundCache(BlockCopies, GrowingCache):
         assert rows <= most + SPARE_ROWS, "a forward past the context"
         if rows <= self.rows:
             return
-        try:
-            self._grow(min(most + SPARE_ROWS, max(rows, FIRST_ROWS, int(self.rows * GROWTH))))
-        except BaseException as error:
-            kept = False
-            try:  # no memory, with half the layers grown: the text is still there
-                with suppress(BackendError):
-                    kept = isinstance(error, BackendError) and self._binds_again()
-            finally:
-                if not kept:  # Ctrl-C, or the engine does not take it: begin again from nothing
-                    self._tensors.clear()
-                    self._values.clear()
-                    self.rows = 0
-                    self.reset()
-            raise
+        self._grow(min(most + SPARE_ROWS, max(rows, FIRST_ROWS, int(self.rows * GROWTH))))
 
-    def _grow(self, rows: int) -> None:
+    def _grow_layers(self, rows: int) -> None:
         """One layer at a time: the peak is one layer's copy, not a second cache. Its keys and values have one size."""
         with wrap_errors(BackendError, "no memory for the KV cache", hint="use a smaller --context-length"):
             for _, names in groupby(self._shapes, lambda name: name.rpartition(".")[0]):
@@ -129,12 +115,17 @@ class BoundCache(BlockCopies, GrowingCache):
         self._binding.bind_input(name, *bound)
         self._binding.bind_output(name.replace("past_key_values", "present"), *bound)
 
-    def _binds_again(self) -> bool:
+    def _put_back(self) -> bool:
         """All that is held, each layer in the size that it has: the engine takes layers of two sizes."""
         with wrap_errors(BackendError, "cannot put the KV cache back"):
             for name in self._shapes if self.rows else ():
                 self._bind(name)
         return self.rows > 0
+
+    def _let_go(self) -> None:
+        self._tensors.clear()
+        self._values.clear()
+        self.rows = 0
 
     def _held(self, name: str) -> NDArray[np.float32] | None:
         value = self._values.get(name)

@@ -6,13 +6,12 @@ text uses blocks 0, 1, 2, ... in order, so the block table is a range and a row'
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgespec.backends.engine_model import LONGEST_PAD, GrowingCache
+from edgespec.backends.engine_model import LONGEST_PAD, LayeredCache
 from edgespec.backends.kv_blocks import Block, BlockCopies
 from edgespec.backends.openvino.runtime import ov
 from edgespec.errors import BackendError, wrap_errors
@@ -20,7 +19,7 @@ from edgespec.errors import BackendError, wrap_errors
 _GROWTH = 1.25
 
 
-class PagedCache(BlockCopies, GrowingCache):
+class PagedCache(BlockCopies, LayeredCache):
     """Grows on demand; rolling back moves a length and touches no memory."""
 
     def __init__(
@@ -60,22 +59,9 @@ class PagedCache(BlockCopies, GrowingCache):
         # Some rows more than the context, for the pad of a last forward.
         most = -(-(self.capacity + LONGEST_PAD) // self.rows_per_block)
         assert needed <= most, "a forward past the context"
-        try:
-            self._grow(min(most, max(needed, int(self.blocks * _GROWTH) + 1)))
-        except BaseException as error:
-            kept = False
-            try:  # no memory, with half the layers grown: the text is still there
-                with suppress(BackendError):
-                    kept = isinstance(error, BackendError) and self._shrinks()
-            finally:
-                if not kept:  # Ctrl-C, or the engine does not take it: begin again from nothing
-                    self._tensors.clear()
-                    self._bytes.clear()
-                    self.blocks = 0
-                    self.reset()
-            raise
+        self._grow(min(most, max(needed, int(self.blocks * _GROWTH) + 1)))
 
-    def _grow(self, blocks: int) -> None:
+    def _grow_layers(self, blocks: int) -> None:
         """One layer at a time: the peak is one layer's copy, not a second cache."""
         with wrap_errors(BackendError, "no memory for the KV cache", hint="use a smaller --context-length"):
             for name, (element_type, shape) in self._kinds.items():
@@ -84,8 +70,8 @@ class PagedCache(BlockCopies, GrowingCache):
                 self._tensors[name], self._bytes[name] = new, int(new.get_byte_size())
         self.blocks = blocks
 
-    def _shrinks(self) -> bool:
-        """Give each layer that was grown its first blocks again, in the memory that it has now."""
+    def _put_back(self) -> bool:
+        """Each layer that was grown has its first blocks again, in the memory that it has now."""
         if not self.blocks:
             return False
         with wrap_errors(BackendError, "cannot put the KV cache back"):
@@ -97,6 +83,11 @@ class PagedCache(BlockCopies, GrowingCache):
                     self._tensors[name] = part(tensor, ov.Coordinate([0] * len(size)), end)
                 self._request.set_tensor(name, self._tensors[name])
         return True
+
+    def _let_go(self) -> None:
+        self._tensors.clear()
+        self._bytes.clear()
+        self.blocks = 0
 
     def _allocate(self, element_type: ov.Type, shape: list[int], old: Any) -> Any:
         new = ov.Tensor(element_type, ov.Shape(shape))
