@@ -43,17 +43,23 @@ REAL = {"pipeline", "fast_pipeline"}
 
 LONGEST_FIRST = (
     "test_parity_real.py",
+    "test_train_block.py",
     "test_commands.py",
     "test_export.py",
-    "test_bench.py",
     "test_overlapped_real.py",
+    "test_train_sdsat.py",
+    "test_bench_engine.py",
     "test_train_evaluate.py",
-    "test_doors.py",
+    "test_bench.py",
     "test_mirrors.py",
     "test_distribution.py",
     "test_contract_hidden.py",
+    "test_adaptive_engines.py",
+    "test_server_memory.py",
+    "test_peers.py",
     "test_pretrain.py",
     "test_train.py",
+    "test_doors.py",
     "test_installer.py",
 )
 """files of tests that workers begin with, so that none has a long one left when the others are done"""

@@ -27,11 +27,19 @@ from edgespec_bench.ideal import Call, Parts, again, causes, parts, watched
 from edgespec_bench.states import bench_states
 
 
+@pytest.fixture(scope="module")
+def pair(tiny_ir: Path) -> Pipeline:
+    """A tiny model that drafts for itself: how long anything takes is not looked at here."""
+    return loading.load(tiny_ir.parent, draft=str(tiny_ir.parent))
+
+
 @pytest.fixture
-def loaded(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
-    """What the command line loads."""
-    monkeypatch.setattr(loading, "load", lambda **options: pipeline)
-    return pipeline
+def loaded(pair: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
+    """What the command line loads, and measures with one short prompt."""
+    monkeypatch.setattr(loading, "load", lambda **options: pair)
+    for module in (engine, speed):
+        monkeypatch.setattr(module, "read", lambda per_category: [Prompt("code", "def add(a, b):", raw=True)])
+    return pair
 
 
 def call(model: str, width: int, engine_s: float, past: int = 0) -> Call:
@@ -99,21 +107,22 @@ def test_a_trial_costs_what_its_tokens_do_not_bring_in() -> None:
     assert lost_to_trials([usual, usual]) == lost_to_trials([trial]) == 0.0
 
 
-def test_every_forward_of_a_run_is_seen(pipeline: Pipeline) -> None:
-    model = pipeline.draft_model
-    models = {"target": pipeline.target, "draft": model}
+def test_every_forward_of_a_run_is_seen(pair: Pipeline) -> None:
+    assert pair.draft_model is not None
+    models = {"target": pair.target, "draft": pair.draft_model}
     with watched(models, lambda: True) as calls:
-        stats = pipeline.generate("Hello", max_new_tokens=12, num_draft_tokens=2).stats
+        stats = pair.generate("Hello", max_new_tokens=12, num_draft_tokens=2, ignore_eos=True).stats
+    assert {c.model for c in calls} == {"target", "draft"}
     targets = [c for c in calls if c.model == "target"]
     assert len(targets) == len(stats.rounds) and all(c.trial for c in calls)
     assert targets[0].past + stats.rounds[0].read == stats.prompt_tokens - 1
     assert 0 < sum(c.engine_s for c in calls) < sum(r.draft_s + r.target_s + r.host_s for r in stats.rounds)
     seen = len(calls)
-    pipeline.generate("Hello", max_new_tokens=2)
+    pair.generate("Hello", max_new_tokens=2, ignore_eos=True)
     assert len(calls) == seen
     with watched(models, lambda: False) as calls:
-        pipeline.generate("Hello", max_new_tokens=2, num_draft_tokens=0)
-    least = pipeline.target.capabilities.min_width
+        pair.generate("Hello", max_new_tokens=2, num_draft_tokens=0, ignore_eos=True)
+    least = pair.target.capabilities.min_width
     assert [(c.model, c.width, c.wanted, c.trial) for c in calls] == [("target", least, least, False)] * 2  # padded
 
 
@@ -189,12 +198,7 @@ def test_bench_bandwidth_prints_a_row_for_each_width(loaded: Pipeline) -> None:
     assert figures["plain_read"] > 0 and all(found["ms"] > 0 for found in figures["forwards"].values())
 
 
-def test_bench_alone_is_a_quick_comparison_with_a_plot(
-    loaded: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        speed, "read", lambda per_category: [Prompt("code", "What is the capital of France?", raw=False)]
-    )
+def test_bench_alone_is_a_quick_comparison_with_a_plot(loaded: Pipeline, tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, ["bench", "--plot", str(tmp_path / "speed.png")])
     assert result.exit_code == 0, result.output
     assert "edgespec: plain and speculative decoding of 1 prompt, 2 times each\n" in result.stderr

@@ -135,6 +135,7 @@ def states_and_widths_of_smollm(smollm: Path) -> Model:
     return load_ir(smollm, layers=(2, 15, 27))
 
 
+@pytest.mark.slow  # on a tiny target below
 def test_a_head_that_needs_states_of_three_layers_stays_exact(states_of_smollm: Model, pipeline: Pipeline) -> None:
     text = pipeline.tokenizer.encode("Once upon a time there was a", raw=True) * 9
     head_stays_exact(states_of_smollm, text, MODES["greedy"], (4, None))

@@ -1,4 +1,7 @@
-"""The overlapped schedule on real models: the synchronous text whatever the delays, and what is left after an end."""
+"""The overlapped schedule on real engines: the synchronous text whatever the delays, and what is left after an end.
+
+On a tiny pair by default. On the default pair most of it is slow.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from typing import Any
 
 import pytest
 
+import edgespec
 from edgespec.decode.policy import Plain
 from edgespec.drafters.first_match import FirstMatch
 from edgespec.drafters.small_model import SmallModel
@@ -45,15 +49,41 @@ class Delayed:
         return bool(self._model.ready())
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module", params=["tiny", pytest.param("real", marks=[pytest.mark.slow, pytest.mark.real])])
+def pair(request: pytest.FixtureRequest) -> Pipeline:
+    """A tiny model that drafts for itself, and in slow tests the default pair."""
+    if request.param == "real":
+        real: Pipeline = request.getfixturevalue("pipeline")
+        return real
+    folder = request.getfixturevalue("tiny_ir").parent
+    return edgespec.load(folder, draft=str(folder), num_draft_tokens=4)
+
+
+@pytest.fixture(scope="module")
+def drafting(pair: Pipeline) -> SmallModel:
+    return draft_of(pair)
+
+
+@pytest.fixture(scope="module")
+def overlapped(pair: Pipeline, drafting: SmallModel) -> Pipeline:
+    return over(pair, drafting)
+
+
+@pytest.fixture(scope="module")
 def shipped(pipeline: Pipeline) -> SmallModel:
-    assert isinstance(pipeline.drafter, FirstMatch) and isinstance(pipeline.drafter.last, SmallModel)
-    return pipeline.drafter.last
+    return draft_of(pipeline)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def overlapping(pipeline: Pipeline, shipped: SmallModel) -> Pipeline:
     return over(pipeline, shipped)
+
+
+def draft_of(pipeline: Pipeline) -> SmallModel:
+    drafter = pipeline.drafter
+    last = drafter.last if isinstance(drafter, FirstMatch) else drafter
+    assert isinstance(last, SmallModel)
+    return last
 
 
 def over(pipeline: Pipeline, drafter: StepwiseDrafter) -> Pipeline:
@@ -85,7 +115,11 @@ def both(pipeline: Pipeline, overlapping: Pipeline, call: Callable[[Pipeline], A
         *(pytest.param(*case, marks=pytest.mark.slow) for case in (("sampled-all", None), *product(MODES, (1, 8)))),
     ],
 )
-def test_tokens_are_plain_decodings(pipeline: Pipeline, overlapping: Pipeline, mode: str, most: int | None) -> None:
+def test_tokens_are_plain_decodings(pair: Pipeline, overlapped: Pipeline, mode: str, most: int | None) -> None:
+    plain_decodings_tokens(pair, overlapped, mode, most)
+
+
+def plain_decodings_tokens(pipeline: Pipeline, overlapping: Pipeline, mode: str, most: int | None) -> None:
     for prompt in PROMPTS:
         options: dict[str, Any] = {"sampling": MODES[mode], "max_new_tokens": TOKENS, "ignore_eos": True}
         ids = pipeline.tokenizer.encode(prompt)
@@ -105,24 +139,22 @@ def test_so_they_are_with_a_draft_that_is_always_right_and_one_that_is_always_wr
     itself = model_path(pipeline.bundle, pipeline.bundle.manifest.target)
     for xml in (itself, random_draft_ir):
         drafter = SmallModel(load_ir(xml, is_draft=True), pipeline.target.vocab_size)
-        test_tokens_are_plain_decodings(pipeline, over(pipeline, drafter), mode, None)
+        plain_decodings_tokens(pipeline, over(pipeline, drafter), mode, None)
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 12))])
-def test_random_delays_change_no_token(
-    pipeline: Pipeline, overlapping: Pipeline, shipped: SmallModel, seed: int
-) -> None:
+def test_random_delays_change_no_token(pair: Pipeline, overlapped: Pipeline, drafting: SmallModel, seed: int) -> None:
     mode = list(MODES.values())[seed % len(MODES)]
     options: dict[str, Any] = {"sampling": mode, "max_new_tokens": TOKENS, "ignore_eos": True}
-    ids = pipeline.tokenizer.encode(PROMPTS[seed % 2])
-    expected = pipeline.generate(ids, policy=Plain(), **options).token_ids
-    target = overlapping.target
-    with delayed(shipped, seed):
-        overlapping.target = Delayed(target, seed + 100)
+    ids = pair.tokenizer.encode(PROMPTS[seed % 2])
+    expected = pair.generate(ids, policy=Plain(), **options).token_ids
+    target = overlapped.target
+    with delayed(drafting, seed):
+        overlapped.target = Delayed(target, seed + 100)
         try:
-            assert overlapping.generate(ids, num_draft_tokens=1 + seed % 6, **options).token_ids == expected
+            assert overlapped.generate(ids, num_draft_tokens=1 + seed % 6, **options).token_ids == expected
         finally:
-            overlapping.target = target
+            overlapped.target = target
 
 
 def test_stop_strings_formats_and_turns_of_a_chat(pipeline: Pipeline, overlapping: Pipeline) -> None:
@@ -149,27 +181,27 @@ def test_stop_strings_formats_and_turns_of_a_chat(pipeline: Pipeline, overlappin
     "error", [KeyboardInterrupt(), pytest.param(RuntimeError("the engine is gone"), marks=pytest.mark.slow)]
 )
 def test_whatever_ends_a_text_the_next_one_is_right(
-    pipeline: Pipeline, overlapping: Pipeline, shipped: SmallModel, error: BaseException
+    pair: Pipeline, overlapped: Pipeline, drafting: SmallModel, error: BaseException
 ) -> None:
     """A reader that stops, an error of the draft, and Ctrl-C, each while the target runs."""
-    ids = pipeline.tokenizer.encode(PROMPTS[1])
+    ids = pair.tokenizer.encode(PROMPTS[1])
     options: dict[str, Any] = {"max_new_tokens": TOKENS, "ignore_eos": True}
-    expected = pipeline.generate(ids, policy=Plain(), **options).token_ids
+    expected = pair.generate(ids, policy=Plain(), **options).token_ids
     for read in (1, 3):
-        stream = overlapping.stream(ids, **options)
+        stream = overlapped.stream(ids, **options)
         for _ in range(read):
             next(stream)
         stream.close()
-        assert overlapping.generate(ids, **options).token_ids == expected
-        with delayed(shipped, seed=read) as draft:
-            stream = overlapping.stream(ids, **options)
+        assert overlapped.generate(ids, **options).token_ids == expected
+        with delayed(drafting, seed=read) as draft:
+            stream = overlapped.stream(ids, **options)
             for _ in range(read):
                 next(stream)
             draft.failing = error
             with pytest.raises(type(error)):
                 list(stream)
-        assert overlapping.generate(ids, **options).token_ids == expected
-        assert pipeline.generate(ids, **options).token_ids == expected, "nor is another schedule's"
+        assert overlapped.generate(ids, **options).token_ids == expected
+        assert pair.generate(ids, **options).token_ids == expected, "nor is another schedule's"
 
 
 @pytest.mark.slow
