@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,7 +83,7 @@ def test_the_library_tells_what_is_done_once_and_can_be_silent(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    progress: dict[str, bool],
+    progress: dict[str, Any],
     told: bool,
 ) -> None:
     monkeypatch.setenv("EDGESPEC_CACHE", str(tmp_path))
