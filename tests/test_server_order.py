@@ -15,7 +15,7 @@ from edgespec.server.app import application
 from edgespec.server.service import Answer, Service
 from edgespec.server.worker import Worker
 from tests.fake_server import fake_pipeline, on_a_port, service_of
-from tests.test_server_requests import body
+from tests.server_calls import body
 
 PATH = "/v1/chat/completions"
 
