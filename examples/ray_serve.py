@@ -2,7 +2,7 @@
 
 python examples/ray_serve.py
 
-It needs Ray Serve: pip install "edgespec[ray]"
+It needs Ray Serve: pip install ".[ray]"
 """
 
 import json
