@@ -6,6 +6,7 @@ What fails is simulated where the engines are called: to grow the cache, to set 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -190,6 +191,22 @@ def test_a_forward_without_memory_leaves_no_trace(make: Make, monkeypatch: pytes
         assert held == TEXT[: len(held)]
         model.prefill(TEXT[:61])
         assert close(model, model.forward([3]).logits[0], expected), method
+
+
+def test_a_forward_that_returns_nothing_is_an_error_and_no_text(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenVINO's output has no rows, and no error says why, where a process may not have more memory."""
+    model, other = make(), make()
+    if not isinstance(model, PaddedModel):
+        pytest.skip("no engine that could have none")
+    model.prefill(TEXT[:60])
+    step = model._step
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "_step", lambda forward: replace(step(forward), logits=step(forward).logits[:0]))
+        with pytest.raises(BackendError, match="the engine returned no result; got 0 of 2 rows"):
+            model.forward([1, 2])
+    assert list(model.cache.tokens) == TEXT[:60]
+    model.prefill(TEXT[:61])
+    assert close(model, model.forward([3]).logits[0], fresh_logits(other, [*TEXT[:61], 3]))
 
 
 @pytest.fixture(params=["paged", "stateful", "onnxruntime"])

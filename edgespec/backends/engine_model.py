@@ -255,11 +255,15 @@ class PaddedModel(ABC):
     def _result(self, forward: Forward) -> Step:
         unchanged = self.cache.length == forward.past and len(self.cache.deferred) == forward.prompt_rows
         assert unchanged, "the cache was changed while a forward ran"
+        step = self._step(forward)
+        if len(step.logits) < forward.num_logits:  # OpenVINO does so, without an error, where memory is short
+            got = f"{len(step.logits)} of {forward.num_logits} rows"
+            raise BackendError("inference failed: the engine returned no result", got=got, hint="is memory short?")
         self.cache.append(forward.tokens, branched=forward.branched)
         if forward.prompt_rows and self._progress:
             done = forward.past + forward.prompt_rows
             self._progress(done, done)
-        return self._step(forward)
+        return step
 
 
 def fingerprint(identity: Sequence[Any]) -> str:
