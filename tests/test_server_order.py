@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -95,14 +96,24 @@ def test_a_client_that_leaves_ends_its_block_and_nothing_behind_it() -> None:
     assert asyncio.run(work()) == ["cut True", "whole", "cut False"]
 
 
-def test_a_task_that_is_cancelled_from_outside_is_not_held() -> None:
+@pytest.mark.parametrize(
+    "is_cut",
+    [False, pytest.param(True, marks=pytest.mark.skipif(sys.version_info < (3, 11), reason="ends are not counted"))],
+)
+def test_a_task_that_is_cancelled_from_outside_is_not_held(is_cut: bool) -> None:
+    """Nor if its client leaves in the same turn of the loop."""
+
     async def work() -> None:
+        cut = wire._Cut()
+
         async def block() -> None:
-            with wire._Cut():
+            with cut:
                 await asyncio.sleep(60)
 
         task = asyncio.ensure_future(block())
         await asyncio.sleep(0)
+        if is_cut:
+            cut.make()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

@@ -19,7 +19,7 @@ from edgespec.pipeline import Pipeline
 from edgespec.server.address import Address
 from edgespec.server.app import application
 from edgespec.server.listen import Listener
-from edgespec.server.refusals import Unavailable
+from edgespec.server.refusals import Unavailable, without_folders
 from edgespec.server.residents import Offer, Residents
 from edgespec.server.service import Service
 from tests.fake_server import Engine, fake_pipeline, on_a_port, service_of
@@ -86,6 +86,21 @@ def test_a_model_without_room_says_who_has_it_and_when_to_come_again(path: str, 
         works(client, path, model="one")
         service.residents.loaded["one"].users -= 1
         works(client, "/v1/chat/completions", model="two")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("no file /home/ann/models/x.gguf", "no file x.gguf"),
+        ("'/srv/My Models/ann/x.gguf' is cut off", "'x.gguf' is cut off"),
+        (repr("C:\\Users\\Ann Lee\\x.xml"), "'x.xml'"),
+        (f"{Path.home()}a/x.bin", "x.bin"),
+        ("opened [/home/ann/a], `/home/ann/b`", "opened [a], `b`"),
+        ("see https://huggingface.co/models/a, and 3/4", "see https://huggingface.co/models/a, and 3/4"),
+    ],
+)
+def test_errors_name_no_folders(text: str, told: str) -> None:
+    assert without_folders(text) == told
 
 
 @pytest.mark.parametrize("path", ROUTES)

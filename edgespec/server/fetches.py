@@ -8,8 +8,10 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
+from edgespec.errors import printable
 from edgespec.hub.progress import Paused, Watch
 from edgespec.process_end import PREFIX
+from edgespec.server import stderr
 from edgespec.server.refusals import without_folders
 from edgespec.server.residents import Offer, Residents
 
@@ -63,6 +65,7 @@ class Fetches:
         del self._tasks[name], self.running[name]
         if not task.cancelled() and (error := task.exception()) and not isinstance(error, Paused):
             self.failures[name] = without_folders(str(error))
+            stderr.write(f"edgespec: {name} cannot be fetched: {printable(str(error))}\n")
 
 
 def _beside(work: Callable[[], Offer]) -> Future[Offer]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from edgespec.errors import ContextFull, EdgespecError, LicenceError, NoSuchModel, SettingError
@@ -124,24 +125,31 @@ def refusal(error: BaseException) -> Refusal:
             return Failed("the server failed; its terminal says more")
 
 
-_PATH = re.compile(r"""(?:(?<=[\s'"(=])|^)(?:[A-Za-z]:|\\)?[\\/](?:[^\s'"()=;,]*[\\/])?(?=[^\s'"()=;,\\/])""")
-"""up to the last name of an absolute path"""
+_START = r"""(?:(?<=[\s'"(=\[`,<])|^)"""
+_QUOTED = re.compile(r"""(?<=['"`])(?:[A-Za-z]:)?[\\/](?:[^'"`\n]*[\\/])?(?=[^'"`\n\\/]+['"`])""")
+_BARE = re.compile(_START + r"""(?:[A-Za-z]:|\\)?[\\/](?:[^\s'"()=;,`\]]*[\\/])?(?=[^\s'"()=;,`\]\\/])""")
+"""what stands before a path; both up to the last name of an absolute path, which may have spaces within quotes"""
+
+
+def _folders() -> list[str]:
+    """Of who runs the server, the longest first. They may have spaces. Now, since the current one may be deleted."""
+    found = []
+    for folder in (Path.cwd, Path.home):
+        with suppress(OSError, RuntimeError):  # deleted; a container whose user has a number only
+            found.append(folder())
+    return sorted((str(each) for each in found if each != Path(each.anchor)), key=len, reverse=True)
+
+
+_KNOWN = [re.compile(_START + re.escape(folder) + r"(?=[\\/])") for folder in _folders()]
 
 
 def without_folders(text: str) -> str:
-    """Of paths only their last names: who asks may be on another machine, and folders name who runs the server.
+    """Of absolute paths only their last names, as far as a path can be told from other words: who asks may be on
+    another machine, and folders name who runs the server.
 
-    >>> without_folders("no file '/home/ann/models/x.gguf'. See https://example.org/a/b, or C:\\\\Users\\\\a\\\\b.xml")
+    >>> without_folders("no file '/home/ann lee/x.gguf'. See https://example.org/a/b, or C:\\\\Users\\\\a\\\\b.xml")
     "no file 'x.gguf'. See https://example.org/a/b, or b.xml"
     """
-    for folder in (Path.cwd(), _home()):  # they may have spaces
-        if folder is not None and folder != Path(folder.anchor):
-            text = text.replace(str(folder), "")
-    return _PATH.sub("", text)
-
-
-def _home() -> Path | None:
-    try:
-        return Path.home()
-    except RuntimeError:  # as in a container whose user has a number only
-        return None
+    for pattern in (*_KNOWN, _QUOTED, _BARE):
+        text = pattern.sub("", text)
+    return text

@@ -97,8 +97,14 @@ class Endpoint:
             await refused(found, self._shape_error).send(send)
             return
         with _Cut() as cut:
+
+            def left(gone: asyncio.Task[None]) -> None:
+                if not gone.cancelled():
+                    gone.exception()  # or asyncio would tell of it
+                    cut.make()
+
             gone = asyncio.ensure_future(_until_gone(receive))
-            gone.add_done_callback(cut.make)
+            gone.add_done_callback(left)
             try:
                 await self._respond(request, body, send)
             finally:
@@ -125,9 +131,10 @@ class _Cut:
 
     def __enter__(self) -> _Cut:
         self._task = asyncio.current_task()
+        self._asked = _cancellations(self._task)
         return self
 
-    def make(self, *_: object) -> None:
+    def make(self) -> None:
         if not (self._is_over or self.is_made):
             self.is_made = True
             assert self._task is not None
@@ -140,7 +147,14 @@ class _Cut:
         assert self._task is not None
         if sys.version_info >= (3, 11):
             self._task.uncancel()
-        return isinstance(error, Exception | asyncio.CancelledError)
+        if isinstance(error, asyncio.CancelledError):
+            return _cancellations(self._task) <= self._asked  # else somebody else wants an end, too
+        return isinstance(error, Exception)
+
+
+def _cancellations(task: asyncio.Task[Any] | None) -> int:
+    """Wanted of a task. Python 3.10 does not count them."""
+    return task.cancelling() if task is not None and sys.version_info >= (3, 11) else 0
 
 
 def refused(why: Refusal, shape_error: ShapeError) -> Json:
