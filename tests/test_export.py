@@ -307,7 +307,7 @@ def test_a_model_that_is_none_is_told_before_a_package_that_is_missing(
     real = str(models["llama"])
     for target, draft in (("nope", None), (str(tmp_path), None), (real, "nope")):
         with pytest.raises(SourceError, match="no such model|no config.json"):
-            export(Request(target=target, draft=draft, out=tmp_path / "out"))
+            export(Request(target=target, draft=draft, out=tmp_path / "out", weights=Weights("f32")))
     for target in (real, "org/unknown", "default"):
         with pytest.raises(ConversionError, match="not installed: torch, transformers, optimum.intel, nncf"):
-            export(Request(target=target, out=tmp_path / "out"))
+            export(Request(target=target, out=tmp_path / "out", weights=Weights("f32")))
