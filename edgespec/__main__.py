@@ -1,5 +1,5 @@
 """``python -m edgespec``."""
 
-from edgespec.cli import entry
+from edgespec.start import entry
 
 entry()

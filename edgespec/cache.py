@@ -51,10 +51,11 @@ def cache_dir() -> Path:
 
 
 @contextmanager
-def locked(of: str = "") -> Iterator[Path]:
+def locked(of: str = "", *, wait: bool = True) -> Iterator[Path]:
     """The cache folder, which only this process may write. Readers need no lock. The system frees it if we die.
 
     of: the one file that is locked, where it is fetched for long; all others may be written meanwhile.
+    wait: for another process that holds it; else TimeoutError.
     """
     from huggingface_hub.utils import WeakFileLock
 
@@ -70,6 +71,8 @@ def locked(of: str = "") -> Iterator[Path]:
         try:
             stack.enter_context(WeakFileLock(lock, timeout=1))
         except TimeoutError:
+            if not wait:
+                raise
             note("waiting for another edgespec that is writing to the cache")
             stack.enter_context(WeakFileLock(lock))
         yield root

@@ -15,7 +15,6 @@ import click
 
 from edgespec import __version__
 from edgespec.errors import EdgespecError, SettingError
-from edgespec.process_end import end_beside_threads
 
 COMMANDS = {
     "run": "Generate text from a prompt (the default command).",
@@ -87,17 +86,6 @@ def cli(context: click.Context) -> None:
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
-
-
-def entry() -> None:
-    """Run ``main`` as a process of its own, and end it in order."""
-    status: str | int | None = 0
-    try:
-        main()
-    except SystemExit as ended:
-        status = ended.code
-    end_beside_threads(status if isinstance(status, int) else 0 if status is None else 1)
-    sys.exit(status)
 
 
 def main() -> None:

@@ -280,6 +280,7 @@ def _wired(
         devices=devices,
         beside=model if options.overlaps else None,
         gives_way=unasked,
+        longest=longest if target.cache.capacity == machine.capacity else 0,  # else the device has no more
     )
 
 

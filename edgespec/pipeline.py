@@ -58,7 +58,8 @@ class Pipeline(Filling):
     arbiter: decides between the same drafters if no number is fixed. Without an arbiter, a rule of thumb decides.
     target_s: the cost of a forward of the target, if it was measured.
     beside: the draft model, if the schedule is overlapped: it drafts while the target verifies. gives_way: nobody asked
-    for this schedule, so a text that it cannot write is written synchronously.
+    for this schedule, so a text that it cannot write is written synchronously. longest: context that a load can
+    give the target, if it has less.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Pipeline(Filling):
         devices: dict[str, str] | None = None,
         beside: StepwiseDrafter | None = None,
         gives_way: bool = False,
+        longest: int = 0,
     ) -> None:
         generation = bundle.manifest.generation
         self.bundle = bundle
@@ -98,7 +100,7 @@ class Pipeline(Filling):
         self.template = (
             ChatTemplate(source, bos_token=generation.bos_token, eos_token=generation.eos_token) if source else None
         )
-        self._prompts = Prompts(bundle.name, self.tokenizer, self.template, target)
+        self._prompts = Prompts(bundle.name, self.tokenizer, self.template, target, longest)
 
     def generate(self, prompt: str | Sequence[int], **options: Any) -> Generation:
         """Like ``stream``, but returns the whole generation."""

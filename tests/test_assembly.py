@@ -12,6 +12,7 @@ import edgespec
 from edgespec.adaptive import calibration
 from edgespec.adaptive.calibration import Beside, ForwardTimes
 from edgespec.cli import cli
+from edgespec.errors import ContextFull
 from edgespec.protocols import Model
 from edgespec.types import Numerics
 
@@ -62,3 +63,12 @@ def test_what_plain_decoding_would_take_is_told_where_it_was_measured(measured: 
         told[k] = "Without drafting a token is expected to take" in ran.stderr
     assert told == {0: False, 3: True}
     assert measured == ["target"]
+
+
+@pytest.mark.parametrize(("length", "advised"), [(None, False), (32, True)])
+def test_who_took_a_short_context_is_told_the_longest(tiny_ir: Path, length: int | None, advised: bool) -> None:
+    pair = edgespec.load(tiny_ir.parent, draft="none", num_draft_tokens=0, context_length=length)
+    longest = pair.bundle.manifest.generation.context_length
+    with pytest.raises(ContextFull) as error:
+        pair.generate([5] * ((length or longest) + 1))
+    assert (f"load with a context_length of up to {longest}" in str(error.value)) is advised

@@ -20,6 +20,7 @@ from edgespec.errors import BundleError, ConversionError, IncompatiblePair, Sett
 
 pytest.importorskip("optimum.intel", reason="needs edgespec[export]")
 
+import edgespec_export
 from edgespec_export import Request, Weights, export, split_weights, texts
 from edgespec_export.sources import resolve
 from tests import tiny_gguf, tiny_models
@@ -297,3 +298,16 @@ def test_a_gguf_file_that_transformers_reads_in_part_is_refused(models: dict[str
     file = tiny_models.write_gguf(models["llama"], tmp_path / "llama.gguf", more)
     with pytest.raises(ConversionError, match=r"transformers leaves out rope_freqs\.weight of llama\.gguf"):
         resolve(str(file), tmp_path)
+
+
+def test_a_model_that_is_none_is_told_before_a_package_that_is_missing(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(edgespec_export, "find_spec", lambda name: None)
+    real = str(models["llama"])
+    for target, draft in (("nope", None), (str(tmp_path), None), (real, "nope")):
+        with pytest.raises(SourceError, match="no such model|no config.json"):
+            export(Request(target=target, draft=draft, out=tmp_path / "out", weights=Weights("f32")))
+    for target in (real, "org/unknown", "default"):
+        with pytest.raises(ConversionError, match="not installed: torch, transformers, optimum.intel, nncf"):
+            export(Request(target=target, out=tmp_path / "out", weights=Weights("f32")))

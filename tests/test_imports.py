@@ -115,7 +115,7 @@ WINGS: dict[str, set[str]] = {
     "door": {"commands", "loading", "pipeline"},
 }
 """wing -> the wings it may import beside itself and the ground. A wing is a folder of edgespec; "laboratory" is
-edgespec_bench, and "door" is what a user imports or starts: __init__, __main__ and cli"""
+edgespec_bench, and "door" is what a user imports or starts: __init__, __main__, start and cli"""
 EXCEPTIONS = {
     ("commands.bench", "laboratory"): "the command that loads it when a bench is named",
     ("commands.doctor", "backends.openvino.settings"): "says in which precision models would be compiled",
@@ -136,7 +136,7 @@ def wing_of(module: str) -> str:
     first = module.split(".")[0]
     if first == "edgespec_bench":
         return "laboratory"
-    if first in ("__init__", "__main__", "cli"):
+    if first in ("__init__", "__main__", "cli", "start"):
         return "door"
     return "ground" if module in GROUND else first
 

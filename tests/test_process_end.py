@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 BESIDE = """
 import atexit, sys, threading, time
-from edgespec import cli
+from edgespec import cli, start
 
 def command():
     threading.Thread(target=time.sleep, args=(60,), daemon=True, name=sys.argv[1]).start()
@@ -23,7 +25,7 @@ class AtLast:
 
 kept = AtLast()
 cli.main = command
-cli.entry()
+start.entry()
 """
 
 
@@ -46,3 +48,36 @@ def test_a_process_that_calls_the_command_line_goes_on() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
     assert ran.stdout.splitlines()[-1] == "goes on 0"
+
+
+ROOT = Path(__file__).parents[1]
+EARLY = """
+import sys
+from importlib.abc import MetaPathFinder
+
+class Interrupts(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == sys.argv[1]:
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupts())
+"""
+"""a user who presses Ctrl-C while a module is imported"""
+
+
+def starts() -> dict[str, str]:
+    """How a process of ours begins: as the script that is installed, and as a module."""
+    script = re.search(r'^edgespec = "([\w.]+):(\w+)"$', (ROOT / "pyproject.toml").read_text("utf-8"), re.MULTILINE)
+    assert script is not None
+    return {
+        "script": f"from {script[1]} import {script[2]}; {script[2]}()",
+        "module": "import runpy; runpy.run_module('edgespec', run_name='__main__', alter_sys=False)",
+    }
+
+
+@pytest.mark.parametrize("start", ["script", "module"])
+@pytest.mark.parametrize("imported", ["edgespec.cli", "click", "edgespec.errors", "edgespec.process_end"])
+def test_a_process_that_is_interrupted_while_it_starts_ends_in_order(start: str, imported: str) -> None:
+    code = f"{EARLY}\n{starts()[start]}"
+    ran = subprocess.run([sys.executable, "-c", code, imported], capture_output=True, text=True, cwd=ROOT)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (130, "", "\n")

@@ -124,6 +124,20 @@ def test_a_prompt_longer_than_the_context_is_an_error(faked: Pipeline, raw: bool
         faked.generate("word " * 1_000_000, raw=raw)
 
 
+@pytest.mark.parametrize("raw", [True, False])
+@pytest.mark.parametrize(
+    ("words", "longest", "advised"), [(700, 0, False), (700, 4096, True), (1_000_000, 4096, False)]
+)
+def test_a_larger_context_is_advised_only_where_one_can_be_had_and_is_enough(
+    faked: Pipeline, words: int, longest: int, advised: bool, raw: bool
+) -> None:
+    pipeline = Pipeline(faked.bundle, faked.target, NoDrafter(), longest=longest)
+    with pytest.raises(ContextFull) as error:
+        pipeline.generate("word " * words, raw=raw)
+    assert ("context_length of up to 4096" in str(error.value)) is advised
+    assert "Shorten the prompt" in str(error.value)
+
+
 def test_formats_have_a_longest(tmp_path: Path) -> None:
     for kind, value in (("regex", "a" * 20_000), ("grammar", "start: /a/\n" + "#" * (1 << 20))):
         with pytest.raises(SettingError, match=kind):

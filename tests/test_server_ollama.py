@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from edgespec.server.refusals import NoModel
 from edgespec.server.residents import Offer
 from edgespec.server.service import Service
 from tests.fake_server import CAPACITY, fake_pipeline, service_of
+from tests.tiny_models import TEMPLATE
 
 HELLO = [{"role": "user", "content": "Say hello."}]
 
@@ -167,6 +169,32 @@ def test_a_fetch_runs_once_and_goes_on_without_who_asked(service: Service, serve
 def test_what_is_not_offered_says_so(client: TestClient, path: str) -> None:
     answer = client.post(f"/api/{path}", json={"model": "tiny"})
     assert answer.status_code == 501 and "not supported" in answer.json()["error"]
+
+
+def test_only_a_model_that_reasons_is_asked_to_think(client: TestClient, tmp_path: Path) -> None:
+    """As Ollama says it."""
+    body = {"messages": HELLO, "prompt": "Hello", "stream": False, "options": {"num_predict": 2}}
+    template = TEMPLATE + "{% if enable_thinking %}<think>{% endif %}"
+    thinks = service_of(fake_pipeline(tmp_path, template=template))
+    reasons = TestClient(application(thinks), base_url="http://127.0.0.1")
+    for path in ("/api/chat", "/api/generate"):
+        for think, status in ((True, 400), ("high", 400), (False, 200), (None, 200)):
+            answer = client.post(path, json=body | {"think": think})
+            assert answer.status_code == status, answer.text
+            assert status == 200 or answer.json()["error"] == "tiny does not support thinking"
+            assert reasons.post(path, json=body | {"think": think}).status_code == 200
+    for each, can in ((client, False), (reasons, True)):
+        assert ("thinking" in each.post("/api/show", json={"model": "tiny"}).json()["capabilities"]) is can
+
+
+def test_a_model_is_listed_with_the_engine_that_runs_it(client: TestClient, served: Pipeline) -> None:
+    def formats() -> list[str]:
+        [tag], loaded = client.get("/api/tags").json()["models"], client.get("/api/ps").json()["models"]
+        return [each["details"]["format"] for each in (tag, *loaded)]
+
+    assert formats() == [""]
+    shown = client.post("/api/show", json={"model": "tiny"}).json()
+    assert [shown["details"]["format"], *formats()] == 3 * [served.target.capabilities.backend]
 
 
 @pytest.mark.parametrize("stream", [False, True])

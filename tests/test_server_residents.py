@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from edgespec.errors import NoSuchModel, SourceError
+from edgespec.hub import resolve
 from edgespec.pipeline import Pipeline
+from edgespec.server.offers import fetcher
 from edgespec.server.refusals import NoModel, Unavailable
 from edgespec.server.residents import Offer, Residents
 from edgespec.server.schema import Chat, Request
@@ -179,8 +181,11 @@ def test_a_model_that_does_not_load_says_why_and_may_be_asked_for_again(
             with pytest.raises(Unavailable, match="broken cannot be loaded: no such file"):
                 await residents.take("broken", "chat")
         assert loads == ["broken", "broken"] and not residents.loaded
-        with pytest.raises(NoModel, match="no model 'four'; there is one, two"):
+        with pytest.raises(NoModel, match="no model 'four'; there is one, two, three, broken$"):
             await residents.take("four", "chat")
+        for spelt in ("qwen2.5-coder-0.5b", "qwen2.5-coder-0.5b:latest"):
+            with pytest.raises(NoModel, match="POST /api/pull, or run `edgespec pull qwen2.5-coder-0.5b`"):
+                await residents.take(spelt, "chat")
 
     run(work)
 
@@ -256,3 +261,22 @@ def test_a_stop_while_a_model_loads_does_not_wait_for_it(tmp_path: Path) -> None
             module._UNLOAD_S = before
 
     run(work)
+
+
+def test_a_fetch_that_fails_names_the_other_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise SourceError("the hub does not answer")
+
+    monkeypatch.setattr(resolve, "fetch_from_hub", fails)
+    fetch = fetcher({}, keep_alive_s=None)("qwen2.5-coder-0.5b")
+    with pytest.raises(SourceError, match=r"does not answer.* edgespec pull qwen2\.5-coder-0\.5b --mirror index"):
+        fetch(Watched())
+
+
+class Watched:
+    """See ``hub.progress.Watch``."""
+
+    n = 0
+    total: int | None = None
+
+    def update(self, count: int) -> None: ...

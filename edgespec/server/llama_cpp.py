@@ -59,12 +59,17 @@ def routes(service: Service) -> list[Route]:
         "/infill": handlers.infill,
         "/completion": handlers.completion,
         "/completions": handlers.completion,
+        **dict.fromkeys(NOT_OFFERED, wire.not_offered),
     }
     writing = [Route(path, Endpoint(handle, shape_error), methods=["POST"]) for path, handle in posts.items()]
     return [*writing, *llama_cpp_models.routes(service)]
 
 
-PATHS = ("/infill", "/completion", "/tokenize", "/detokenize", "/apply-template", "/slots", "/props")
+NOT_OFFERED = ("/embedding", "/embeddings", "/rerank", "/reranking")
+PATHS = (
+    *("/infill", "/completion", "/embedding", "/rerank", "/tokenize", "/detokenize", "/apply-template"),
+    *("/slots", "/props"),
+)
 """what its routes begin with"""
 
 

@@ -7,7 +7,7 @@ from functools import partial
 from time import time
 from typing import Any
 
-from edgespec.errors import SettingError
+from edgespec.errors import LicenceError, SettingError, SourceError
 from edgespec.hub import catalog
 from edgespec.hub import resolve as hub
 from edgespec.hub.progress import Watch
@@ -54,7 +54,12 @@ def fetcher(options: Mapping[str, Any], *, keep_alive_s: float | None) -> Callab
                 hub.fetch_from_mirror(source, progress=False, watch=watch)
             else:
                 accept_licence = bool(options.get("accept_licence"))
-                hub.fetch_from_hub(wanted, accept_licence=accept_licence, progress=False, watch=watch)
+                try:
+                    hub.fetch_from_hub(wanted, accept_licence=accept_licence, progress=False, watch=watch)
+                except LicenceError:
+                    raise
+                except SourceError as error:
+                    raise hub.naming_mirror(wanted, error) from error
             return _offer(name, others, keep_alive_s)
 
         return run

@@ -65,7 +65,7 @@ class Ollama:
         request = asked.request(http, Chat(()), "chat", _format(asked.format))
         if not asked.messages:
             return await self._load(request, {"message": {"role": "assistant", "content": ""}})
-        chat = Chat(plain_messages(asked.messages), tuple(asked.tools or ()), variables=_variables(asked))
+        chat = Chat(plain_messages(asked.messages), tuple(asked.tools or ()), **_thinking(asked))
         return await self._respond(asked, replace(request, prompt=chat), _chat_part)
 
     async def generate(self, http: HTTPRequest, body: bytes) -> Json | Streamed:
@@ -83,7 +83,7 @@ class Ollama:
             prompt = Text(asked.prompt)
         else:
             system = [{"role": "system", "content": asked.system}] if asked.system else []
-            prompt = Chat([*system, {"role": "user", "content": asked.prompt}], variables=_variables(asked))
+            prompt = Chat([*system, {"role": "user", "content": asked.prompt}], **_thinking(asked))
         return await self._respond(asked, replace(request, prompt=prompt), _text_part)
 
     async def _load(self, request: Request, content: Mapping[str, Any]) -> Json:
@@ -187,7 +187,11 @@ def _format(given: str | dict[str, Any] | None) -> dict[str, Any] | None:
     return {"type": "json_object"}
 
 
-def _variables(asked: ChatRequest | GenerateRequest) -> dict[str, Any]:
+def _thinking(asked: ChatRequest | GenerateRequest) -> dict[str, Any]:
+    if asked.think is None:
+        return {}
+    is_on = asked.think not in (False, "false")
+    return {"variables": {"enable_thinking": is_on}, "reasons": is_on}
     return {} if asked.think is None else {"enable_thinking": asked.think not in (False, "false")}
 
 

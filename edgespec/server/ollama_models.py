@@ -12,13 +12,14 @@ import msgspec
 from starlette.requests import Request as HTTPRequest
 from starlette.routing import Route
 
+from edgespec.pipeline import Pipeline
 from edgespec.server import wire
 from edgespec.server.fields import described, read
 from edgespec.server.refusals import BadRequest, NoModel, NotOffered, Refusal, refusal
 from edgespec.server.residents import Offer
 from edgespec.server.service import Service
 from edgespec.server.wire import Endpoint, Json, Streamed, line
-from edgespec.text.tool_calls import is_known_to
+from edgespec.text import reasoning, tool_calls
 
 VERSION = "0.18.3"
 """of the Ollama whose routes these are; editors refuse an older one, or anything that is no number"""
@@ -44,7 +45,7 @@ class NameRequest(msgspec.Struct, kw_only=True):
 
 def routes(service: Service) -> list[Route]:
     handlers = Models(service)
-    posts = {"show": handlers.show, "pull": handlers.pull, **dict.fromkeys(NOT_OFFERED, handlers.refuse)}
+    posts = {"show": handlers.show, "pull": handlers.pull, **dict.fromkeys(NOT_OFFERED, wire.not_offered)}
     gets = {"version": handlers.version, "tags": handlers.tags, "ps": handlers.ps}
     return [
         *[Route(f"/api/{name}", Endpoint(each, shape_error), methods=["POST"]) for name, each in posts.items()],
@@ -69,13 +70,13 @@ class Models:
         return Json({"version": VERSION})
 
     async def tags(self, http: HTTPRequest, body: bytes) -> Json:
-        return Json({"models": [_tag(offer) for offer in self._service.residents.offers.values()]})
+        return Json({"models": [self._tag(offer) for offer in self._service.residents.offers.values()]})
 
     async def ps(self, http: HTTPRequest, body: bytes) -> Json:
         models = []
         for each in self._service.residents.loaded.values():
             until = datetime.fromtimestamp(each.expires_at, timezone.utc) if each.expires_at else _NEVER
-            models.append(_tag(each.offer) | {"size": each.bytes, "size_vram": 0, "expires_at": time_text(until)})
+            models.append(self._tag(each.offer) | {"size": each.bytes, "size_vram": 0, "expires_at": time_text(until)})
         return Json({"models": models})
 
     async def show(self, http: HTTPRequest, body: bytes) -> Json:
@@ -89,7 +90,8 @@ class Models:
         length = pipeline.target.cache.capacity
         source = pipeline.template.source if pipeline.template else ""
         fills = pipeline.fills_holes
-        capabilities = ["completion", *(["tools"] if is_known_to(source) else []), *(["insert"] if fills else [])]
+        has = {"tools": tool_calls.is_known_to(source), "insert": fills, "thinking": reasoning.is_known_to(source)}
+        capabilities = ["completion", *(name for name, holds in has.items() if holds)]
         ends = "".join(
             f"\nstop {pipeline.tokenizer.engine.id_to_token(token)!r}" for token in sorted(pipeline.stop_ids)
         )
@@ -98,7 +100,7 @@ class Models:
                 "modelfile": f"FROM {offer.name}",
                 "parameters": f"num_ctx {length}{ends}",
                 "template": "{{ .Prompt }}{{ .Suffix }}" if fills else "{{ .Prompt }}",
-                "details": _details(offer),
+                "details": _details(pipeline),
                 "model_info": {
                     "general.architecture": _ARCHITECTURE,
                     "general.basename": offer.name,
@@ -145,22 +147,19 @@ class Models:
         await self._service.residents.release(offer.name)
         raise NotOffered(f"{offer.name} is unloaded; its files stay. Remove the folder that `edgespec models` names")
 
-    async def refuse(self, http: HTTPRequest, body: bytes) -> Json:
-        raise NotOffered(
-            f"{http.scope['path']} is not supported: this server writes texts, and makes no embeddings or models"
-        )
+    def _tag(self, offer: Offer) -> dict[str, Any]:
+        resident = self._service.residents.loaded.get(offer.name)
+        digest = hashlib.sha256(offer.name.encode()).hexdigest()  # of the name: clients only compare it
+        about = {"name": offer.name, "model": offer.name, "modified_at": _created(offer)}
+        details = _details(resident.pipeline if resident else None)
+        return {**about, "size": offer.size_bytes, "digest": digest, "details": details}
 
 
-def _tag(offer: Offer) -> dict[str, Any]:
-    digest = hashlib.sha256(offer.name.encode()).hexdigest()  # of the name: clients only compare it
-    about = {"name": offer.name, "model": offer.name, "modified_at": _created(offer)}
-    return {**about, "size": offer.size_bytes, "digest": digest, "details": _details(offer)}
-
-
-def _details(offer: Offer) -> dict[str, Any]:
+def _details(pipeline: Pipeline | None) -> dict[str, Any]:
+    """pipeline: of a loaded model; before, nobody knows which engine runs it."""
     return {
         "parent_model": "",
-        "format": "openvino",
+        "format": pipeline.target.capabilities.backend if pipeline else "",
         "family": _ARCHITECTURE,
         "families": [_ARCHITECTURE],
         "parameter_size": "",

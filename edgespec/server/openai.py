@@ -22,6 +22,7 @@ from edgespec.server.stderr import reported
 from edgespec.server.wire import Endpoint, Json, Streamed, event
 
 PREFIXES = ("/v1", "/v3")
+NOT_OFFERED = ("embeddings", "rerank", "reranking")
 
 
 def routes(service: Service) -> list[Route]:
@@ -35,6 +36,10 @@ def routes(service: Service) -> list[Route]:
             Route(f"{prefix}/chat/completions", Endpoint(handlers.chat, shape_error), methods=["POST"]),
             Route(f"{prefix}/completions", Endpoint(handlers.completion, shape_error), methods=["POST"]),
             Route(f"{prefix}/responses", Endpoint(responses.respond, shape_error), methods=["POST"]),
+            *(
+                Route(f"{prefix}/{name}", Endpoint(wire.not_offered, shape_error), methods=["POST"])
+                for name in NOT_OFFERED
+            ),
         ]
     return found
 

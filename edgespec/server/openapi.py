@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from starlette.routing import Route
 
-from edgespec.server import llama_cpp, llama_cpp_models, ollama, ollama_models, openai_shapes, wire
+from edgespec.server import llama_cpp, llama_cpp_models, ollama, ollama_models, openai, openai_shapes, wire
 from edgespec.server.app import routes_of
 from edgespec.server.openai_responses import ResponsesRequest
 from edgespec.server.residents import Residents
@@ -59,8 +59,12 @@ SUMMARIES = {
     "/slots": "What the loaded models do",
     "/slots/{number}": "Save, restore or erase a slot",
 }
-_NOT_OFFERED = "Not supported (501)"
-_OFF = {f"/api/{name}" for name in ollama_models.NOT_OFFERED}
+_REFUSED = "Not supported (501)"
+NOT_OFFERED = {
+    *(f"/api/{name}" for name in ollama_models.NOT_OFFERED),
+    *(f"/v1/{name}" for name in openai.NOT_OFFERED),
+    *llama_cpp.NOT_OFFERED,
+}
 
 
 def operations() -> list[tuple[str, str, str]]:
@@ -71,7 +75,7 @@ def operations() -> list[tuple[str, str, str]]:
         path = route.path.replace(":path}", "}")
         if path.startswith("/v3/") or path == "/v1/health":
             continue
-        summary = _NOT_OFFERED if path in _OFF else SUMMARIES[path]
+        summary = _REFUSED if path in NOT_OFFERED else SUMMARIES[path]
         found += [(method, path, summary) for method in sorted((route.methods or set()) - {"HEAD"})]
     return found
 
@@ -125,7 +129,11 @@ def _responses(path: str) -> dict[str, Any]:
         types.append(wire.NDJSON if is_ollama else wire.SSE)
     kind = "ollama" if is_ollama else "llama.cpp" if path.startswith(llama_cpp.PATHS) else "openai"
     error = {"content": {"application/json": {"schema": _ERRORS[kind]}}}
-    found = {"200": {"description": "The answer", "content": {each: {} for each in types}}} if path not in _OFF else {}
+    found = (
+        {"200": {"description": "The answer", "content": {each: {} for each in types}}}
+        if path not in NOT_OFFERED
+        else {}
+    )
     return found | {
         "4XX": {"description": "What is wrong with the request"} | error,
         "5XX": {"description": "Why the server does not answer"} | error,

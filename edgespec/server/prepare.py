@@ -60,6 +60,8 @@ def _checked(prepared: Prepared, request: Request, pipeline: Pipeline) -> Prepar
 
 def _prepare_chat(chat: Chat, request: Request, pipeline: Pipeline) -> Prepared:
     source = pipeline.template.source if pipeline.template else ""
+    if chat.reasons and not reasoning.is_known_to(source):
+        raise BadRequest(f"{pipeline.bundle.name} does not support thinking", param="think")
     variables, begun, response_format = dict(chat.variables), "", request.response_format
     if tools := _tools(chat, source):
         variables["tools"] = tools

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from time import monotonic, time
 
 from edgespec.errors import EdgespecError
+from edgespec.hub import catalog
 from edgespec.pipeline import Pipeline
 from edgespec.protocols import Model
 from edgespec.server.refusals import Forbidden, NoModel, Refusal, Unavailable, refusal, without_folders
@@ -102,7 +103,11 @@ class Residents:
             for offer in self.offers.values():
                 if spelt == offer.name or spelt in offer.aliases:
                     return offer
-        raise NoModel(f"no model {name!r}; there is {', '.join(self.offers)}", param="model")
+        known = name.removesuffix(":latest")
+        way_out = ""
+        if catalog.find(known):
+            way_out = f". It is not fetched: POST /api/pull, or run `edgespec pull {known}` and start the server again"
+        raise NoModel(f"no model {name!r}; there is {', '.join(self.offers)}{way_out}", param="model")
 
     def has(self, name: str) -> bool:
         try:

@@ -20,13 +20,14 @@ class Chat:
     """A conversation to answer.
 
     tools: as OpenAI writes them. tool_choice: "auto", "none", "required", or "function:" and the name of one.
-    variables: further ones of the chat template.
+    variables: further ones of the chat template. reasons: the model has to be one that reasons.
     """
 
     messages: Sequence[Mapping[str, Any]]
     tools: Sequence[Mapping[str, Any]] = ()
     tool_choice: str = "auto"
     variables: Mapping[str, Any] = field(default_factory=dict)
+    reasons: bool = False
 
 
 @dataclass(frozen=True)

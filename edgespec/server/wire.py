@@ -17,7 +17,7 @@ import msgspec
 from starlette.requests import Request as HTTPRequest
 from starlette.types import Message, Receive, Scope, Send
 
-from edgespec.server.refusals import Refusal, Slow, TooLarge
+from edgespec.server.refusals import NotOffered, Refusal, Slow, TooLarge
 from edgespec.server.stderr import reported
 
 if TYPE_CHECKING:
@@ -242,3 +242,9 @@ async def _until_gone(receive: Receive) -> None:
 def _start(status: int, headers: dict[str, str]) -> Message:
     named = [(name.encode(), value.encode()) for name, value in headers.items()]
     return {"type": "http.response.start", "status": status, "headers": named}
+
+
+async def not_offered(http: HTTPRequest, body: bytes) -> Json:
+    """The answer of a route that clients may look for, and that has none."""
+    what = "is not supported: this server writes texts, and makes no embeddings, rankings or models"
+    raise NotOffered(f"{http.scope['path']} {what}")

@@ -6,21 +6,25 @@ from collections.abc import Mapping, Sequence
 from operator import index
 from typing import Any
 
-from edgespec.errors import ContextFull, SettingError
+from edgespec.errors import SettingError
 from edgespec.protocols import Model
 from edgespec.text.chat_template import ChatTemplate, Message
 from edgespec.text.control_tokens import ControlTokens, texts_in
-from edgespec.text.tokenizer import Tokenizer
+from edgespec.text.tokenizer import Tokenizer, too_long
 
 
 class Prompts:
     """Of one model. It is asked for its vocabulary and its context alone."""
 
-    def __init__(self, name: str, tokenizer: Tokenizer, template: ChatTemplate | None, model: Model) -> None:
+    def __init__(
+        self, name: str, tokenizer: Tokenizer, template: ChatTemplate | None, model: Model, longest: int
+    ) -> None:
+        """longest: context that the model can be loaded with."""
         self._name = name
         self._tokenizer = tokenizer
         self._template = template
         self._model = model
+        self._longest = longest
         self._control = ControlTokens(tokenizer.control_texts, tokenizer.spoken_texts)
 
     def of_chat(
@@ -29,20 +33,19 @@ class Prompts:
         """See ``Pipeline.chat_tokens``."""
         if self._template is None:
             raise SettingError(f"{self._name} has no chat template", hint="use a plain prompt (--raw)")
-        capacity = self._model.cache.capacity
         for content in (*texts_in(messages), *texts_in(variables)):
-            self._tokenizer.require_fit(content, capacity)
+            self._require_fit(content)
         mark = ""
         given = variables
         if not allow_special and isinstance(messages, Sequence):
             (*messages, given), mark = self._control.marked([*messages, variables])
         text = self._template.render(messages, **given) + begun
-        self._tokenizer.require_fit(text, capacity)
+        self._require_fit(text)
         return self._tokenizer.encode_parts(self._control.parts(text, mark)) if mark else self._tokenizer.encode(text)
 
     def of_text(self, text: str) -> list[int]:
         """The prompt of a plain text. Control tokens that it spells become tokens."""
-        self._tokenizer.require_fit(text, self._model.cache.capacity)
+        self._require_fit(text)
         return self._tokenizer.encode(text, raw=True)
 
     def checked(self, prompt: Sequence[int]) -> list[int]:
@@ -59,12 +62,8 @@ class Prompts:
             )
         capacity = self._model.cache.capacity
         if len(prompt) > capacity:
-            raise ContextFull(
-                "prompt is longer than the context",
-                tokens=len(prompt),
-                capacity=capacity,
-                got=f"{len(prompt)} tokens",
-                allowed=f"{capacity} tokens",
-                hint="shorten the prompt, start a new conversation, or load with a larger context_length",
-            )
+            raise too_long(len(prompt), capacity, self._longest)
         return tokens
+
+    def _require_fit(self, text: str) -> None:
+        self._tokenizer.require_fit(text, self._model.cache.capacity, self._longest)

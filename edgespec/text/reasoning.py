@@ -56,3 +56,8 @@ class ReasoningScanner:
 def is_open(prompt: str) -> bool:
     """Whether a prompt ends within reasoning, so that the answer begins there."""
     return prompt.rstrip().endswith(BEGIN)
+
+
+def is_known_to(template: str) -> bool:
+    """Whether a chat template is of a model that reasons: it has the tags, or a variable that asks for it."""
+    return "think>" in template or "enable_thinking" in template or "reasoning_content" in template

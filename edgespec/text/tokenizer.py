@@ -21,6 +21,23 @@ _SLICE = 1 << 16
 """characters"""
 
 
+def too_long(
+    tokens: int, capacity: int, longest: int, *, got: str | None = None, allowed: str | None = None
+) -> ContextFull:
+    """The error of a prompt with so many tokens, or more. longest: context that the model can be loaded with."""
+    hint = "shorten the prompt, or start a new conversation"
+    if capacity < longest and tokens <= longest:
+        hint = f"shorten the prompt, start a new conversation, or load with a context_length of up to {longest}"
+    return ContextFull(
+        "prompt is longer than the context",
+        tokens=tokens,
+        capacity=capacity,
+        got=got or f"{tokens} tokens",
+        allowed=allowed or f"{capacity} tokens",
+        hint=hint,
+    )
+
+
 class Tokenizer:
     """A ``tokenizers`` tokenizer as a prompt needs it: without truncation, and with an optional BOS."""
 
@@ -158,32 +175,20 @@ class Tokenizer:
     def _control_spelt(self) -> re.Pattern[str]:
         return re.compile("|".join(map(re.escape, sorted(self._control_ids, key=len, reverse=True))) or "(?!)")
 
-    def require_fit(self, text: str, capacity: int) -> None:
-        """Raises ContextFull for a text that needs more than ``capacity`` tokens, before it is encoded."""
+    def require_fit(self, text: str, capacity: int, longest: int = 0) -> None:
+        """Raises ContextFull for a text that needs more than ``capacity`` tokens, before it is encoded. longest: see
+        ``too_long``."""
         if len(text) <= capacity:
             return
         size, most = len(text.encode("utf-8", "surrogatepass")), capacity * self._longest_bytes
         if size > most:
-            raise ContextFull(
-                "prompt is longer than the context",
-                tokens=-(-size // self._longest_bytes),
-                capacity=capacity,
-                got=f"{size} bytes",
-                allowed=f"{most} bytes, {capacity} tokens of {self._longest_bytes} bytes",
-                hint="shorten the prompt",
-            )
+            allowed = f"{most} bytes, {capacity} tokens of {self._longest_bytes} bytes"
+            raise too_long(-(-size // self._longest_bytes), capacity, longest, got=f"{size} bytes", allowed=allowed)
         counted = 0
         for begin in range(0, len(text) if size > _LONG_BYTES else 0, _SLICE):
             counted += len(self._ids(self.engine, text[begin : begin + _SLICE]))
             if counted > 2 * capacity:  # cutting a text into slices adds a few tokens to each
-                raise ContextFull(
-                    "prompt is longer than the context",
-                    tokens=counted // 2,
-                    capacity=capacity,
-                    got=f"over {counted} tokens",
-                    allowed=f"{capacity} tokens",
-                    hint="shorten the prompt",
-                )
+                raise too_long(counted // 2, capacity, longest, got=f"over {counted} tokens")
 
     def stop_tokens(self, stops: Sequence[str]) -> dict[int, str]:
         """For each stop string that spells a control token: the id of its first one, which ends the text there. A

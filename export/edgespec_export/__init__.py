@@ -47,13 +47,15 @@ def export(request: Request, say: Callable[[str], None] = lambda line: None) -> 
     if request.format != "openvino" and is_bundle(request.target):
         staging.check_destination(request.out, force=request.force)
         return forms.export_forms(request, Path(request.target).expanduser(), say)
+    references = [each for each in (request.target, request.draft) if each is not None]
+    for reference in references:
+        sources.require(reference)
     _check_installed()
     staging.check_destination(request.out, force=request.force)
     with TemporaryDirectory(prefix="edgespec-", ignore_cleanup_errors=True) as scratch:
         found = [
             sources.resolve(reference, Path(scratch), trust_remote_code=request.trust_remote_code)
-            for reference in (request.target, request.draft)
-            if reference is not None
+            for reference in references
         ]
         with quiet.libraries(verbose=request.verbose):
             from edgespec_export.build import export_bundle

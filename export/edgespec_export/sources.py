@@ -53,12 +53,24 @@ def resolve(reference: str, scratch: Path, *, trust_remote_code: bool = False) -
     if (listed := catalog.find(reference)) is not None:
         return _listed(reference, listed)
     path = Path(reference).expanduser()
+    require(reference)
     if path.is_file():
         return _gguf(path)
     if path.is_dir():
-        _check_folder(path)
         name = path.resolve().name
         return Source(reference=name, name=name, folder=path, licence=_card_licence(path))
+    repo, _, revision = reference.partition("@")
+    return _from_hub(reference, repo, revision or None, trust_remote_code)
+
+
+def require(reference: str) -> None:
+    """Raises SourceError for what is no model, before anything is fetched or needed."""
+    path = Path(reference).expanduser()
+    if reference in catalog.shipped_names() or catalog.find(reference) is not None or path.is_file():
+        return
+    if path.is_dir():
+        _check_folder(path)
+        return
     repo, at, revision = reference.partition("@")
     if not REPO.accepts(repo) or (at and not REVISION.accepts(revision)) or path.suffix == ".gguf":
         raise SourceError(
@@ -66,7 +78,6 @@ def resolve(reference: str, scratch: Path, *, trust_remote_code: bool = False) -
             got=reference,
             allowed="a transformers folder, a .gguf file, OWNER/NAME[@REVISION], or default",
         )
-    return _from_hub(reference, repo, revision or None, trust_remote_code)
 
 
 def _listed(name: str, model: catalog.Model) -> Source:
