@@ -192,7 +192,6 @@ def _thinking(asked: ChatRequest | GenerateRequest) -> dict[str, Any]:
         return {}
     is_on = asked.think not in (False, "false")
     return {"variables": {"enable_thinking": is_on}, "reasons": is_on}
-    return {} if asked.think is None else {"enable_thinking": asked.think not in (False, "false")}
 
 
 def _now() -> str:
