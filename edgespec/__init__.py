@@ -8,20 +8,47 @@ from edgespec import telemetry as _telemetry  # noqa: F401 - first of all: it sw
 
 __version__ = "0.1.0"
 
-__all__ = ["EdgespecError", "Generation", "Pipeline", "SamplingParams", "__version__", "load"]
+__all__ = [
+    "ContextFull",
+    "DeviceError",
+    "EdgespecError",
+    "Generation",
+    "LicenceError",
+    "NoSuchModel",
+    "Pipeline",
+    "SamplingParams",
+    "SettingError",
+    "SourceError",
+    "__version__",
+    "load",
+]
 
 if TYPE_CHECKING:
-    from edgespec.errors import EdgespecError
+    from edgespec.errors import (
+        ContextFull,
+        DeviceError,
+        EdgespecError,
+        LicenceError,
+        NoSuchModel,
+        SettingError,
+        SourceError,
+    )
     from edgespec.generation import Generation
     from edgespec.loading import load
     from edgespec.pipeline import Pipeline
     from edgespec.sampling_params import SamplingParams
 
 _MODULES = {  # of each public name
+    "ContextFull": "edgespec.errors",
+    "DeviceError": "edgespec.errors",
     "EdgespecError": "edgespec.errors",
     "Generation": "edgespec.generation",
+    "LicenceError": "edgespec.errors",
+    "NoSuchModel": "edgespec.errors",
     "Pipeline": "edgespec.pipeline",
     "SamplingParams": "edgespec.sampling_params",
+    "SettingError": "edgespec.errors",
+    "SourceError": "edgespec.errors",
     "load": "edgespec.loading",
 }
 

@@ -39,7 +39,7 @@ class EdgespecError(Exception):
         self.setting = setting
         parts = [what.rstrip(".")]
         if got is not None:
-            parts.append(f"got {_short(got)}")
+            parts.append(f"got {_given(got)}")
         if allowed is not None:
             parts.append(f"allowed: {_short(allowed)}")
         message = "; ".join(parts)
@@ -138,6 +138,11 @@ def foreign(to: type[EdgespecError], what: str, *, hint: str | None = None) -> I
         raise to(f"{what}: {_reason(error)}", hint=hint) from error
 
 
+def shown(value: object) -> object:
+    """What to give as ``got`` where no text is right: a text in quotes, and None, which is left out otherwise."""
+    return repr(value) if value is None or isinstance(value, str) else value
+
+
 def printable(text: str) -> str:
     """Untrusted text for a terminal: control characters are spelt out.
 
@@ -156,6 +161,28 @@ def _reason(error: BaseException) -> str:
     return _short((telling or lines or [type(error).__name__])[0])
 
 
+def _given(value: object) -> str:
+    """A text that would read as something else is in quotes: as a number, or as nothing.
+
+    >>> _given("8"), _given(8), _given(" "), _given("ngram")
+    ("'8'", '8', "' '", 'ngram')
+    """
+    is_quoted = isinstance(value, str) and (not value.strip() or _reads_as_number(value))
+    return _short(repr(value) if is_quoted else value)
+
+
+def _reads_as_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _short(value: object, limit: int = 300) -> str:
-    text = " ".join((value if isinstance(value, str) else repr(value)).split())
+    try:
+        text = value if isinstance(value, str) else repr(value)
+    except Exception:  # of a number with thousands of digits, or of a class of the user's own
+        text = f"a {type(value).__name__}"
+    text = " ".join(text.split())
     return text if len(text) <= limit else f"{text[: limit - 1]}…"

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
-from edgespec.errors import SettingError
+from edgespec.arguments import require_options
 from edgespec.generation import Generation, Stream
 from edgespec.protocols import Drafter, Model
-from edgespec.sampling_params import is_whole
+from edgespec.sampling_params import is_whole, require_whole
 from edgespec.text.infill import DEFAULT_HOLE_PROMPT, DEFAULT_HOLE_TOKENS, Files, Infill, InfillPrompt
 from edgespec.text.tokenizer import Tokenizer
 
@@ -26,6 +26,7 @@ class Filling(ABC):
 
     def infill(self, prefix: str, suffix: str = "", **options: Any) -> Generation:
         """Like ``stream_infill``, but returns the whole generation."""
+        require_options("infill", options, Filling.stream_infill, type(self).stream_tokens)
         stream = self.stream_infill(prefix, suffix, **options)
         for _ in stream:
             pass
@@ -58,6 +59,7 @@ class Filling(ABC):
         max_s: the text ends after so many seconds, but not within its first line.
         Other options: see ``stream_tokens``.
         """
+        require_options("stream_infill", options, type(self).stream_tokens)
         hole = self.infill_prompt(
             prefix,
             suffix,
@@ -83,8 +85,7 @@ class Filling(ABC):
         **options: Any,
     ) -> InfillPrompt:
         """The prompt of a hole: see ``stream_infill`` and ``text.infill``. Computes nothing on an engine."""
-        if not (is_whole(prompt_tokens) and prompt_tokens >= 1):
-            raise SettingError("prompt_tokens", got=prompt_tokens, allowed="1 or more", setting="prompt_tokens")
+        require_whole("prompt_tokens", prompt_tokens, 1)
         room = self.target.cache.capacity - (max_new_tokens if is_whole(max_new_tokens) else 0)
         return self._infilling.prompt(prefix, suffix, room=min(room, prompt_tokens), seconds=max_s, **options)
 

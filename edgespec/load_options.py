@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from edgespec.errors import SettingError
 from edgespec.exact_devices import require_exact
-from edgespec.sampling_params import is_whole
+from edgespec.sampling_params import is_whole, require_whole
 from edgespec.types import Backend, GGUFWeights, KVPath, Needs, Numerics, Prefer, Schedule
 
 _NOTHING_BESIDE = "the overlapped schedule drafts while the target verifies: number of draft tokens"
@@ -40,7 +40,6 @@ class LoadOptions:
     progress: bool = False
 
     def __post_init__(self) -> None:
-        k = self.num_draft_tokens
         choices = {
             "numerics": Numerics,
             "backend": Backend,
@@ -52,8 +51,9 @@ class LoadOptions:
         }
         for setting, kinds in ((setting, get_args(choice)) for setting, choice in choices.items()):
             self._require(setting, getattr(self, setting) in (None, *kinds), allowed=", ".join(kinds))
-        holds = k is None or (is_whole(k) and k >= 0)
-        self._require("num_draft_tokens", holds, "number of draft tokens", allowed="0 or more")
+        if (k := self.num_draft_tokens) is not None:
+            require_whole("num_draft_tokens", k, 0, what="number of draft tokens")
+        self._require("needs", isinstance(self.needs, Needs), allowed="edgespec.types.Needs, or None")
         rows = self.context_length
         self._require("context_length", rows is None or is_whole(rows), allowed="a whole number of tokens")
         holds = self.draft_from is None or isinstance(self.draft_from, str | Path)
@@ -111,7 +111,7 @@ class LoadOptions:
     def _require(self, setting: str, holds: bool, what: str | None = None, allowed: str | None = None) -> None:
         if not holds:
             got: Any = getattr(self, setting)
-            got = got if isinstance(got, int | float | str) else str(got)
+            got = str(got) if isinstance(got, Path) else "None" if got is None else got
             raise SettingError(what or setting, got=got, allowed=allowed, setting=setting)
 
     def require_choice(self, chosen: bool) -> None:

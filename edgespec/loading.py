@@ -115,7 +115,7 @@ def load(
         schedule=schedule,
         prefer=prefer,
         kv=kv,
-        needs=needs or Needs(),
+        needs=Needs() if needs is None else needs,
         accept_licence=accept_licence,
         progress=progress and sys.stderr is not None,  # a program without a console has none
     )

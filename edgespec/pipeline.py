@@ -9,6 +9,7 @@ from typing import Any, TypedDict, cast
 
 from edgespec.adaptive.arbiter import Arbiter
 from edgespec.adaptive.forward_cost import ForwardCost
+from edgespec.arguments import require_bias, require_given, require_layers, require_options
 from edgespec.bundle import Bundle
 from edgespec.cancelling import stopping, until_cancelled
 from edgespec.decode.logprobs import Logprobs
@@ -16,11 +17,11 @@ from edgespec.decode.overlapped import MOST, overlapped
 from edgespec.decode.policy import FixedLength, Heuristic
 from edgespec.decode.speculative import speculative
 from edgespec.drafters.none import NoDrafter
-from edgespec.errors import SettingError
+from edgespec.errors import SettingError, shown
 from edgespec.filling import Filling, reading_as
 from edgespec.generation import Generation, Stream
 from edgespec.protocols import Constraint, Drafter, Model, Policy, Progress, StepwiseDrafter
-from edgespec.sampling_params import SamplingParams, is_whole, require_length, require_matching
+from edgespec.sampling_params import SamplingParams, require_length, require_matching, require_whole
 from edgespec.stats import Stats
 from edgespec.text.chat_template import ChatTemplate, Message
 from edgespec.text.hole_end import HoleEnd
@@ -28,7 +29,7 @@ from edgespec.text.infill import DEFAULT_HOLE_PROMPT as DEFAULT_HOLE_PROMPT
 from edgespec.text.infill import DEFAULT_HOLE_TOKENS as DEFAULT_HOLE_TOKENS
 from edgespec.text.infill import InfillPrompt
 from edgespec.text.pieces import pieces, stop_strings
-from edgespec.text.prompts import Prompts
+from edgespec.text.prompts import Prompts, no_prompt
 from edgespec.text.response_format import Grammars, grammar_of
 from edgespec.text.token_boundary import BeginsWith
 from edgespec.text.tokenizer import StopStrings, Tokenizer
@@ -101,9 +102,11 @@ class Pipeline(Filling):
             ChatTemplate(source, bos_token=generation.bos_token, eos_token=generation.eos_token) if source else None
         )
         self._prompts = Prompts(bundle.name, self.tokenizer, self.template, target, longest)
+        self.require_k(num_draft_tokens)
 
     def generate(self, prompt: str | Sequence[int], **options: Any) -> Generation:
         """Like ``stream``, but returns the whole generation."""
+        require_options("generate", options, Pipeline.stream, Pipeline.stream_tokens)
         stream = self.stream(prompt, **options)
         for _ in stream:
             pass
@@ -123,8 +126,9 @@ class Pipeline(Filling):
         A sequence of token ids is used as it is. Control tokens that a raw text spells become tokens. allow_special:
         see ``stream_chat``. Other options: see ``stream_tokens``.
         """
-        if isinstance(prompt, bytes | bytearray) or not isinstance(prompt, Iterable):
-            raise SettingError("prompt", got=type(prompt).__name__, allowed="a text, or token ids")
+        require_options("stream", options, Pipeline.stream_tokens)
+        if isinstance(prompt, bytes | bytearray | Mapping) or not isinstance(prompt, Iterable):
+            raise no_prompt(prompt)
         if not isinstance(prompt, str):
             return self.stream_tokens(list(prompt), **options)
         if not prompt.strip() and not (raw and prompt):
@@ -140,7 +144,8 @@ class Pipeline(Filling):
         return self.stream_chat(messages, allow_special=allow_special, **options)
 
     def chat(self, messages: Sequence[Message], **options: Any) -> Generation:
-        """Answer a conversation; each message is ``{"role": ..., "content": ...}``."""
+        """Answer a conversation; each message is ``{"role": ..., "content": ...}`` (see ``text.messages``)."""
+        require_options("chat", options, Pipeline.stream_chat, Pipeline.stream_tokens)
         stream = self.stream_chat(messages, **options)
         for _ in stream:
             pass
@@ -152,6 +157,7 @@ class Pipeline(Filling):
         allow_special: content that spells a control token, like ``<|im_end|>``, becomes that token. Otherwise it stays
             text.
         """
+        require_options("stream_chat", options, Pipeline.stream_tokens)
         return self.stream_tokens(self.chat_tokens(messages, allow_special=allow_special), **options)
 
     def chat_tokens(
@@ -202,9 +208,11 @@ class Pipeline(Filling):
         hole: what ``prompt`` was made of, if it is the prompt of a hole: see ``stream_infill``.
         logprobs: keep the log probability of each token, and so many alternatives (see ``decode.logprobs``).
         """
+        require_given(sampling, drafter, policy, progress, cancelled)
         budget, kept = self._budget(max_new_tokens, response_format), self._logprobs(logprobs)
         prompt, k = self.require_prompt(prompt), self._k(num_draft_tokens)
         params = _drawn(sampling or SamplingParams())
+        require_bias(params, self.target.vocab_size)
         proposes = self._drafts_beside(drafter, policy, k, params) or policy or self._policy(drafter, k)
         result = self._result(proposes.name, params)
         began, end = result.stats.clock(), self._end(stop, hole, result.stats)
@@ -236,10 +244,7 @@ class Pipeline(Filling):
         """What keeps them, if they are asked for. Raises SettingError."""
         if top is None:
             return None
-        most = self.target.vocab_size
-        if not (is_whole(top) and 0 <= top <= most):
-            raise SettingError("logprobs", got=top, allowed=f"0 to {most}, or None", setting="logprobs")
-        return Logprobs(top)
+        return Logprobs(require_whole("logprobs", top, 0, self.target.vocab_size))
 
     def _k(self, num_draft_tokens: int | None) -> int | None:
         """Of a text: its own, or the pipeline's. Raises SettingError."""
@@ -249,6 +254,8 @@ class Pipeline(Filling):
 
     def _end(self, stop: str | Sequence[str] | None, hole: InfillPrompt | None, stats: Stats) -> StopStrings:
         """Where a text ends, besides the model's own end. Raises SettingError."""
+        if not isinstance(hole, InfillPrompt | None):
+            raise SettingError("hole", got=shown(hole), allowed="what infill_prompt gives, or None", setting="hole")
         stops = (*stop_strings(stop), *(hole.stops if hole is not None else ()))
         tokens = self.tokenizer.stop_tokens(stops)
         if hole is None:
@@ -292,9 +299,9 @@ class Pipeline(Filling):
 
     def require_k(self, k: int | None) -> None:
         """Raises SettingError for a number of draft tokens that the target cannot verify."""
-        widest = self.target.capabilities.max_width - 1
-        if k is not None and not (is_whole(k) and 0 <= k <= widest):
-            raise SettingError("number of draft tokens", got=k, allowed=f"0 to {widest}", setting="num_draft_tokens")
+        if k is not None:
+            widest = self.target.capabilities.max_width - 1
+            require_whole("num_draft_tokens", k, 0, widest, what="number of draft tokens")
 
     def _result(self, drafter: str, params: SamplingParams) -> Generation:
         """An empty one, to be filled."""
@@ -326,15 +333,7 @@ class Pipeline(Filling):
 
     def _policy(self, drafter: Drafter | None, k: int | None) -> Policy:
         """The policy for the given drafter, or for all drafters of this pipeline."""
-        given, needed = self.target.capabilities.hidden, (drafter or self.drafter).needs.layers
-        if missing := sorted(set(needed) - set(given)):
-            name, layers = (drafter or self.drafter).name, ", ".join(map(str, missing))
-            raise SettingError(
-                f"drafter {name} needs hidden states of layers {layers}, which the target was not loaded for",
-                got=f"layers {sorted(needed)}",
-                allowed=", ".join(map(str, given)) or "none",
-                hint="load the pair with needs=drafter.needs",
-            )
+        require_layers(drafter or self.drafter, self.target.capabilities.hidden)
         if k is not None:
             return FixedLength(drafter, k) if drafter else self.fixed_length(k)
         if drafter is None and self.arbiter is not None:

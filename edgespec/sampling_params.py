@@ -10,7 +10,7 @@ from numbers import Integral, Real
 from types import MappingProxyType
 from typing import get_args
 
-from edgespec.errors import SettingError
+from edgespec.errors import SettingError, shown
 from edgespec.types import Verification
 
 _MOST_BIAS, _MOST_PENALTY = 1e30, 1e3
@@ -106,17 +106,25 @@ def is_whole(value: object) -> bool:
 
 def _check(name: str, value: float, low: float, high: float, allowed: str, open_low: bool = False) -> None:
     if not is_number(value) or abs(value) > sys.float_info.max:
-        raise SettingError(name, got=repr(value)[:40], allowed=allowed, setting=name)
+        raise SettingError(name, got=shown(value), allowed=allowed, setting=name)
     inside = (low < value if open_low else low <= value) and value <= high and not math.isinf(value)
     if math.isnan(value) or not inside:
         raise SettingError(name, got=value, allowed=allowed, setting=name)
 
 
+def require_whole(setting: str, value: object, least: int, most: int | None = None, *, what: str | None = None) -> int:
+    """A whole number within bounds. Raises SettingError, which calls it ``what``."""
+    number = int(value) if isinstance(value, Integral) and is_whole(value) else None
+    if number is not None and least <= number and (most is None or number <= most):
+        return number
+    bounds = f"{least} or more" if most is None else f"{least} to {most}"
+    allowed = bounds if number is not None else f"{bounds}, a whole number"
+    raise SettingError(what or setting, got=shown(value), allowed=allowed, setting=setting)
+
+
 def require_length(max_new_tokens: int) -> int:
     """Tokens of a text, at most. Raises SettingError."""
-    if not (is_whole(max_new_tokens) and max_new_tokens >= 1):
-        raise SettingError("max_new_tokens", got=max_new_tokens, allowed="1 or more", setting="max_new_tokens")
-    return max_new_tokens
+    return require_whole("max_new_tokens", max_new_tokens, 1)
 
 
 def require_matching(params: SamplingParams) -> None:

@@ -33,6 +33,7 @@ HEAVY = {
     "prometheus_client",
 }
 GROUND = {
+    "arguments",
     "bundle",
     "cache",
     "cancelling",

@@ -64,7 +64,7 @@ def plan(parameters: float, *, own: int, layers: int, hidden: int) -> Plan:
     """
     most = own + layers * guest_parameters(hidden, WIDEST_INNER)
     if not _LEAST <= parameters <= most:
-        raise SettingError("parameters", got=f"{parameters:.3g}", allowed=f"{_LEAST:.3g} to {most:.3g}")
+        raise SettingError("parameters", got=f"about {parameters:.3g}", allowed=f"{_LEAST:.3g} to {most:.3g}")
     added = parameters - own
     count = min(layers, max(1, round(added / guest_parameters(hidden, INNER))))
     exact = (added / count - guest_parameters(hidden, 0)) / (guest_parameters(hidden, 1) - guest_parameters(hidden, 0))

@@ -21,6 +21,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from edgespec.decode.verify import check_shape
 from edgespec.protocols import Constraint, Policy
 from edgespec.types import Distribution, Draft
 
@@ -29,16 +30,25 @@ _LONGEST_RUN = 16
 
 
 def draft_under_constraint(
-    policy: Policy, context: Sequence[int], limit: int, stop: Collection[int], constraint: Constraint | None
+    policy: Policy,
+    context: Sequence[int],
+    limit: int,
+    stop: Collection[int],
+    constraint: Constraint | None,
+    vocab_size: int,
 ) -> Draft:
     """At most ``limit`` tokens to verify: forced tokens, then drafted ones. Nothing is drafted after a forced stop
-    token."""
+    token. Raises SettingError for what is no draft."""
     if constraint is None:
-        return policy.draft(context, limit)
+        draft = policy.draft(context, limit)
+        check_shape(draft, policy.name, vocab_size)
+        return draft
     forced = forced_run(constraint, min(limit, _LONGEST_RUN))
     left = 0 if forced and forced[-1] in stop else limit - len(forced)
     allowed = lambda drafted: constraint.allowed([*forced, *drafted])  # noqa: E731
-    return cut_forbidden(forced, policy.draft([*context, *forced], left, len(forced), allowed), constraint)
+    draft = policy.draft([*context, *forced], left, len(forced), allowed)
+    check_shape(draft, policy.name, vocab_size)
+    return cut_forbidden(forced, draft, constraint)
 
 
 def forced_run(constraint: Constraint, most: int) -> list[int]:

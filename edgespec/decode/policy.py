@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from edgespec.errors import SettingError
 from edgespec.protocols import Drafter, WidthPolicy
-from edgespec.sampling_params import SamplingParams
+from edgespec.sampling_params import SamplingParams, require_whole
 from edgespec.types import Allowed, Draft, Hidden, Round, Step, Verdict
 
 
@@ -46,10 +45,8 @@ class FixedLength:
     """
 
     def __init__(self, drafter: Drafter, k: int, widths: WidthPolicy | None = None) -> None:
-        if k < 0:
-            raise SettingError("number of draft tokens", got=k, allowed="0 or more")
         self.name = drafter.name
-        self.k = k
+        self.k = k = require_whole("num_draft_tokens", k, 0, what="number of draft tokens")
         self.longest = k + drafter.needs.extra
         self._drafter = drafter
         self._widths = widths if k else None
@@ -63,7 +60,9 @@ class FixedLength:
     def draft(self, context: Sequence[int], limit: int, forced: int = 0, allowed: Allowed | None = None) -> Draft:
         self._context_length = len(context)
         draft = self._drafter.propose(context, min(self.k, limit), allowed)
-        return replace(draft, extra=draft.extra[: limit - len(draft)]) if draft.extra else draft
+        if isinstance(draft, Draft) and draft.extra:  # the loop refuses what is no draft
+            return replace(draft, extra=draft.extra[: limit - len(draft)])
+        return draft
 
     def width(self, tokens: int, context_length: int) -> int:
         return tokens if self._widths is None else self._widths.width(tokens, context_length)

@@ -50,7 +50,8 @@ def speculative(
 
     while budget_left > 0:
         t0 = clock()
-        draft = draft_under_constraint(policy, context, min(budget_left, target.free_width) - 1, stop, constraint)
+        room = min(budget_left, target.free_width) - 1
+        draft = draft_under_constraint(policy, context, room, stop, constraint, target.vocab_size)
         t1 = clock()
         check_draft(draft, policy.name, target)
         width = policy.width(1 + len(draft.rows), len(context))

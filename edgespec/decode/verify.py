@@ -35,18 +35,41 @@ from edgespec.sampling import ACCEPT, CORRECT, adjust, choose, distribution, not
 from edgespec.sampling_params import SamplingParams
 from edgespec.types import Distribution, Draft, Logits, Verdict
 
+_WHOLE = (int, np.integer)
+
+
+def check_shape(draft: object, drafter: str, vocab_size: int) -> None:
+    """Raises SettingError for what is no draft of this vocabulary, before a constraint reads it. The message names the
+    drafter."""
+    wrong = None
+    if not isinstance(draft, Draft):
+        wrong = type(draft).__name__, "a Draft: edgespec.types.Draft(tokens)"
+    elif not (isinstance(draft.tokens, tuple) and isinstance(draft.extra, tuple)):
+        wrong = "tokens that are no tuple", "a tuple of token ids"
+    elif draft.scores and len(draft.scores) != len(draft):
+        wrong = f"{len(draft.scores)} scores of {len(draft)} tokens", "one of each, or none"
+    elif draft.tree is not None and not _is_tree(draft.tree, len(draft)):
+        wrong = (
+            f"the tree {draft.tree} of {len(draft)} tokens",
+            "the row of each token's parent, which stands before it",
+        )
+    elif odd := [token for token in draft.tokens if not isinstance(token, _WHOLE)]:
+        wrong = f"token {odd[0]!r}", "whole numbers"
+    elif unknown := [token for token in draft.tokens if not 0 <= token < vocab_size]:
+        wrong = f"token {unknown[0]}", f"0 to {vocab_size - 1}"
+    if wrong:
+        raise _refused(drafter, *wrong)
+
 
 def check_draft(draft: Draft, drafter: str, target: Model) -> None:
-    """Raises SettingError for a draft that ``target`` cannot verify. The message names the drafter."""
+    """Raises SettingError for a draft that ``target`` cannot verify."""
     wrong = None
     if draft.tree is not None and not target.capabilities.tree:
         wrong = "a tree", "a chain: this target verifies no trees"
     elif len(draft.rows) >= target.free_width:
         wrong = f"{len(draft.rows)} tokens", f"up to {target.free_width - 1}"
-    elif unknown := [token for token in draft.tokens if not 0 <= token < target.vocab_size]:
-        wrong = f"token {unknown[0]}", f"0 to {target.vocab_size - 1}"
     if wrong:
-        raise SettingError(f"drafter {drafter} proposes what cannot be verified", got=wrong[0], allowed=wrong[1])
+        raise _refused(drafter, *wrong)
 
 
 def verify(draft: Draft, logits: Logits, context: Sequence[int], params: SamplingParams) -> Verdict:
@@ -136,6 +159,14 @@ def without(draft: Distribution, token: int) -> Distribution:
     probs = draft.probs[others]
     mass = probs.sum()  # not 1 - the token's probability: that loses digits if the probability is nearly 1
     return Distribution(draft.ids[others], probs / mass if mass > 0 else probs)
+
+
+def _is_tree(tree: Sequence[int], size: int) -> bool:
+    return len(tree) == size and all(0 <= parent <= index for index, parent in enumerate(tree))
+
+
+def _refused(drafter: str, got: str, allowed: str) -> SettingError:
+    return SettingError(f"drafter {drafter} proposes what cannot be verified", got=got, allowed=allowed)
 
 
 def _children(draft: Draft) -> list[list[int]]:

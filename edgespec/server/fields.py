@@ -195,6 +195,8 @@ class Common(msgspec.Struct, kw_only=True):
 
     @property
     def stops(self) -> tuple[str, ...]:
+        """An empty text is none of them: clients send one where they have none. The library and the command line refuse
+        it, since there a person wrote it."""
         stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         if len(stops) > _MOST_STOPS:
             raise BadRequest(f"stop: {len(stops)} texts; allowed: {_MOST_STOPS}", param="stop")

@@ -18,10 +18,11 @@ from edgespec.sampling_params import SamplingParams
 from edgespec.server import slot_files
 from edgespec.server.fields import Common, described, read
 from edgespec.server.llama_cpp_answers import settings, shape_error
-from edgespec.server.messages import Message, plain_messages, template_variables
+from edgespec.server.messages import Message, template_variables
 from edgespec.server.refusals import BadRequest, NotOffered
 from edgespec.server.service import Service
 from edgespec.server.wire import Endpoint, Handle, Json
+from edgespec.text.messages import plain_messages
 
 T = TypeVar("T")
 SLOT_ACTIONS = ("save", "restore", "erase")

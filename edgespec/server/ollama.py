@@ -16,13 +16,14 @@ from edgespec.server import ollama_models, wire
 from edgespec.server.answer_parts import Parts, PartScanner
 from edgespec.server.fields import Common, read
 from edgespec.server.logprobs import Alternatives, LogprobScanner, Scored, asked_for, entries
-from edgespec.server.messages import Message, plain_messages
+from edgespec.server.messages import Message
 from edgespec.server.ollama_models import shape_error, time_text
 from edgespec.server.refusals import BadRequest
 from edgespec.server.schema import Chat, Infill, Prompt, Request, Text
 from edgespec.server.service import Answer, Service
 from edgespec.server.stderr import reported
 from edgespec.server.wire import Endpoint, Json, Streamed, line
+from edgespec.text.messages import plain_messages
 
 
 class _WritingRequest(Common, kw_only=True):

@@ -12,7 +12,7 @@ from starlette.routing import Route
 from edgespec.generation import Generation
 from edgespec.server import several, wire
 from edgespec.server.fields import read
-from edgespec.server.messages import plain_messages, template_variables
+from edgespec.server.messages import template_variables
 from edgespec.server.openai_responses import Responses
 from edgespec.server.openai_shapes import ChatRequest, ChatShape, CompletionRequest, Shape, TextShape, shape_error
 from edgespec.server.refusals import BadRequest
@@ -20,6 +20,7 @@ from edgespec.server.schema import Chat, Infill, Request, Text, Tokens
 from edgespec.server.service import Answer, Service
 from edgespec.server.stderr import reported
 from edgespec.server.wire import Endpoint, Json, Streamed, event
+from edgespec.text.messages import plain_messages
 
 PREFIXES = ("/v1", "/v3")
 NOT_OFFERED = ("embeddings", "rerank", "reranking")

@@ -15,13 +15,14 @@ from edgespec.generation import Generation
 from edgespec.server import wire
 from edgespec.server.answer_parts import Parts, PartScanner
 from edgespec.server.fields import Common, described, read
-from edgespec.server.messages import Message, plain_messages
+from edgespec.server.messages import Message
 from edgespec.server.openai_shapes import shape_error
 from edgespec.server.refusals import BadRequest, Refusal
 from edgespec.server.schema import Chat
 from edgespec.server.service import Answer, Service
 from edgespec.server.stderr import reported
 from edgespec.server.wire import Json, Streamed
+from edgespec.text.messages import plain_messages
 
 Event = dict[str, Any]
 _TEXTS = ("input_text", "output_text", "text")

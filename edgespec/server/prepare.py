@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from edgespec.arguments import require_bias
 from edgespec.pipeline import Pipeline
 from edgespec.server.refusals import BadRequest
 from edgespec.server.schema import Chat, Infill, Request, Text, Tokens
@@ -54,6 +55,7 @@ def _checked(prepared: Prepared, request: Request, pipeline: Pipeline) -> Prepar
         raise BadRequest("prompt is empty", param="prompt")
     pipeline.require_prompt(prepared.tokens)
     pipeline.require_k(request.num_draft_tokens)
+    require_bias(request.sampling, pipeline.target.vocab_size)
     grammar_of(prepared.response_format, ignore_eos=request.ignore_eos)
     return prepared
 

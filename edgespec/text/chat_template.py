@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgespec.errors import BundleError, SettingError, foreign
+from edgespec.text.messages import require_roles
 
 Message = Mapping[str, Any]
 
@@ -24,7 +25,9 @@ class ChatTemplate:
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **extra: Any) -> str:
         """The text that the model was trained to read for these messages. Raises SettingError if the template refuses
         them."""
-        variables = {"tools": None, "documents": None, **self._tokens, **extra}
+        variables: dict[str, Any] = {"tools": None, "documents": None, **self._tokens, **extra}
         with foreign(SettingError, "the model's chat template refuses these messages"):
-            variables |= {"messages": [dict(m) for m in messages], "add_generation_prompt": add_generation_prompt}
+            given = [dict(message) for message in messages]
+            require_roles(given, self.source)
+            variables |= {"messages": given, "add_generation_prompt": add_generation_prompt}
             return self._template.render(variables)

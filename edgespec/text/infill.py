@@ -8,12 +8,12 @@ all before it. (Without a token for the middle, the text before the hole is last
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
-from edgespec.errors import SettingError
-from edgespec.sampling_params import is_whole
+from edgespec.errors import SettingError, shown
+from edgespec.sampling_params import is_number, is_whole
 from edgespec.text.control_tokens import ControlTokens
 from edgespec.text.fim import FILES, PREFIX, SUFFIX, FimFormat, format_for
 from edgespec.text.hole_end import FENCE, LineRules
@@ -97,6 +97,7 @@ class Infill:
         hole's own line. indent, seconds: see ``LineRules``. heal: choose the last token again (see
         ``InfillPrompt.again``).
         """
+        _require_kinds(prefix, suffix, path, indent, seconds)
         if room < _LEAST:
             what, hint = "no room for the text around the hole", "ask for a shorter text"
             raise SettingError(what, got=f"{room} tokens", allowed=f"{_LEAST} or more", hint=hint)
@@ -273,7 +274,21 @@ def _held(typed: int, most: int) -> int:
     return min(most, max(1, -(-typed // step)) * step)
 
 
+def _require_kinds(prefix: str, suffix: str, path: str | None, indent: int, seconds: float | None) -> None:
+    for setting, given, holds, allowed in (
+        ("prefix", prefix, isinstance(prefix, str), "a text"),
+        ("suffix", suffix, isinstance(suffix, str), "a text"),
+        ("path", path, isinstance(path, str | None), "a text, or None"),
+        ("indent", indent, is_whole(indent), "a whole number of characters"),
+        ("max_s", seconds, seconds is None or is_number(seconds), "seconds, or None"),
+    ):
+        if not holds:
+            raise SettingError(setting, got=shown(given), allowed=allowed, setting=setting)
+
+
 def _checked(files: Files) -> list[tuple[str, str]]:
+    if isinstance(files, str) or not isinstance(files, Iterable):
+        raise SettingError("files", got=shown(files), allowed="a dict of paths and their texts", setting="files")
     pairs = list(files.items() if isinstance(files, Mapping) else files)
     for pair in pairs:
         if not (isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(part, str) for part in pair)):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
-from edgespec.errors import SettingError
+from edgespec.errors import SettingError, shown
 from edgespec.generation import Generation
 from edgespec.text.tokenizer import Detokenizer, StopStrings, Tokenizer
 from edgespec.types import TokenLogprobs
@@ -64,7 +64,10 @@ def pieces(
 
 def stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
     """The stop strings. A single string counts as one, not as its letters. Raises SettingError."""
-    stops = () if stop is None else (stop,) if isinstance(stop, str) else stop
-    if isinstance(stops, bytes | bytearray) or not all(isinstance(each, str) for each in stops):
-        raise SettingError("stop", got=stop, allowed="a text, or several", setting="stop")
-    return tuple(stops)
+    if stop is None or isinstance(stop, str):
+        return () if stop is None else (stop,)
+    if isinstance(stop, Iterable) and not isinstance(stop, bytes | bytearray):
+        stops = tuple(stop)
+        if all(isinstance(each, str) for each in stops):
+            return stops
+    raise SettingError("stop", got=shown(stop), allowed="a text, or several", setting="stop")

@@ -10,6 +10,7 @@ from edgespec.errors import SettingError
 from edgespec.protocols import Model
 from edgespec.text.chat_template import ChatTemplate, Message
 from edgespec.text.control_tokens import ControlTokens, texts_in
+from edgespec.text.messages import plain_messages
 from edgespec.text.tokenizer import Tokenizer, too_long
 
 
@@ -33,13 +34,14 @@ class Prompts:
         """See ``Pipeline.chat_tokens``."""
         if self._template is None:
             raise SettingError(f"{self._name} has no chat template", hint="use a plain prompt (--raw)")
-        for content in (*texts_in(messages), *texts_in(variables)):
+        plain: Sequence[Message] = plain_messages(messages)
+        for content in (*texts_in(plain), *texts_in(variables)):
             self._require_fit(content)
         mark = ""
         given = variables
-        if not allow_special and isinstance(messages, Sequence):
-            (*messages, given), mark = self._control.marked([*messages, variables])
-        text = self._template.render(messages, **given) + begun
+        if not allow_special:
+            (*plain, given), mark = self._control.marked([*plain, variables])
+        text = self._template.render(plain, **given) + begun
         self._require_fit(text)
         return self._tokenizer.encode_parts(self._control.parts(text, mark)) if mark else self._tokenizer.encode(text)
 
@@ -50,20 +52,31 @@ class Prompts:
 
     def checked(self, prompt: Sequence[int]) -> list[int]:
         """The ids of a prompt as plain numbers. Raises SettingError, and ContextFull for one that is too long."""
-        if not prompt:
-            raise SettingError("prompt is empty", hint="it needs at least one token")
         try:
             tokens = [index(token) for token in prompt]
         except TypeError as error:
-            raise SettingError("prompt", got=str(error), allowed="a text, or token ids") from error
+            raise no_prompt(prompt) from error
+        if not tokens:
+            raise SettingError("prompt is empty", hint="it needs at least one token")
         if bad := [t for t in tokens if not 0 <= t < self._model.vocab_size]:
             raise SettingError(
                 "prompt holds an unknown token id", got=bad[0], allowed=f"0..{self._model.vocab_size - 1}"
             )
         capacity = self._model.cache.capacity
-        if len(prompt) > capacity:
-            raise too_long(len(prompt), capacity, self._longest)
+        if len(tokens) > capacity:
+            raise too_long(len(tokens), capacity, self._longest)
         return tokens
 
     def _require_fit(self, text: str) -> None:
         self._tokenizer.require_fit(text, self._model.cache.capacity, self._longest)
+
+
+def no_prompt(given: object) -> SettingError:
+    """For what is neither a text nor token ids."""
+    parts = given if isinstance(given, list | tuple) else ()
+    is_chat = isinstance(given, Mapping) or any(isinstance(part, Mapping) for part in parts)
+    wrong = next((part for part in parts if not hasattr(part, "__index__")), None)
+    got = "messages" if is_chat else type(given).__name__
+    got += "" if is_chat or wrong is None else f" with {wrong!r}"
+    hint = "use chat for a conversation: pipeline.chat(messages)" if is_chat else None
+    return SettingError("prompt", got=got, allowed="a text, or token ids", hint=hint, setting="prompt")
