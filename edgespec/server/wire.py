@@ -154,7 +154,9 @@ class _Cut:
 
 def _cancellations(task: asyncio.Task[Any] | None) -> int:
     """Wanted of a task. Python 3.10 does not count them."""
-    return task.cancelling() if task is not None and sys.version_info >= (3, 11) else 0
+    if sys.version_info < (3, 11) or task is None:
+        return 0
+    return task.cancelling()
 
 
 def refused(why: Refusal, shape_error: ShapeError) -> Json:
