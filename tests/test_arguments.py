@@ -71,7 +71,7 @@ class SaysItself(Plain):
         ({"sampling": edgespec.SamplingParams(logit_bias={10**9: 3})}, "logit_bias; got token 10{9}; allowed: .* 399"),
         ({"drafter": "ngram"}, r"drafter; got 'ngram'; allowed: .*protocols\.Drafter\. .*edgespec\.load\(draft="),
         ({"drafter": NGram}, "drafter; got the class NGram; .* Make one: drafter=NGram"),
-        ({"drafter": Nameless()}, "drafter Nameless: its name; got None; allowed: a text"),
+        ({"drafter": Nameless()}, "drafter Nameless: its name; got None; allowed: a text"),  # type: ignore[abstract]
         ({"drafter": Narrow()}, r"got propose\(context, k\); allowed: propose\(context, k, allowed\)"),
         ({"policy": "x"}, r"policy; got 'x'; allowed: .*protocols\.Policy"),
         ({"policy": NoCommit()}, r"policy NoCommit lacks a method; allowed: commit\(context, draft, verdict, step\)"),
