@@ -21,7 +21,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from edgespec.decode.verify import require_draft
+from edgespec.decode.verify import check_proposed
 from edgespec.protocols import Constraint, Policy
 from edgespec.types import Distribution, Draft
 
@@ -41,13 +41,13 @@ def draft_under_constraint(
     token. Raises SettingError for what is no draft."""
     if constraint is None:
         draft = policy.draft(context, limit)
-        require_draft(draft, policy.name, vocab_size)
+        check_proposed(draft, policy.name, vocab_size)
         return draft
     forced = forced_run(constraint, min(limit, _LONGEST_RUN))
     left = 0 if forced and forced[-1] in stop else limit - len(forced)
     allowed = lambda drafted: constraint.allowed([*forced, *drafted])  # noqa: E731
     draft = policy.draft([*context, *forced], left, len(forced), allowed)
-    require_draft(draft, policy.name, vocab_size)
+    check_proposed(draft, policy.name, vocab_size)
     return cut_forbidden(forced, draft, constraint)
 
 

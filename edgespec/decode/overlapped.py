@@ -27,7 +27,7 @@ from math import prod
 
 from edgespec.decode.constraint import masked
 from edgespec.decode.logprobs import Logprobs
-from edgespec.decode.verify import check_draft, require_draft, verify
+from edgespec.decode.verify import check_draft, check_proposed, verify
 from edgespec.errors import BackendError
 from edgespec.protocols import Constraint, Model, Progress, StepwiseDrafter, WidthPolicy, common_prefix
 from edgespec.sampling_params import SamplingParams, require_matching
@@ -188,7 +188,7 @@ def overlapped(
     while budget_left > 0:
         t0 = clock()
         draft = guesses.next_draft(min(most, budget_left - 1, target.free_width - 1))
-        require_draft(draft, drafter.name, target.vocab_size)
+        check_proposed(draft, drafter.name, target.vocab_size)
         check_draft(draft, drafter.name, target)
         width = 1 + len(draft) if widths is None else widths.width(1 + len(draft), len(context))
         step = guessing.forward([context[-1], *draft.tokens], width, min(look_ahead, budget_left))

@@ -38,7 +38,7 @@ from edgespec.types import Distribution, Draft, Logits, Verdict
 _WHOLE = (int, np.integer)
 
 
-def require_draft(draft: object, drafter: str, vocab_size: int) -> None:
+def check_proposed(draft: object, drafter: str, vocab_size: int) -> None:
     """Raises SettingError for what is no draft of this vocabulary, before a constraint reads it. The message names the
     drafter."""
     wrong = None
