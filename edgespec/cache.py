@@ -31,7 +31,7 @@ VERSIONS = {
     "call": 2,
     "engines": 3,
     "schedules": 3,
-    "plans": 5,
+    "plans": 6,
 }
 """Part of the keys of cached results. Raise a version when a change of ours makes its cached results wrong: the same
 file gives another IR, the same IR another graph or refusal, or the same machine other widths, times or engine"""

@@ -15,13 +15,17 @@ from edgespec.plan_trial import Runner, is_behind
 MOST_TURNS = 21
 """of a plan: then those that are left are as good as equal"""
 ENOUGH = 0.97
-"""Of the fastest plan's speed: a plan that has it for sure is taken, and no more turns are spent."""
+"""Of the fastest plan's speed: a plan that has it by ``interval`` is taken, and no more turns are spent."""
 _CERTAINTY = 0.9
+"""of the sign test, for a number of turns that is fixed before"""
 
 
 def interval(ratios: Sequence[float]) -> tuple[float, float]:
-    """Where the median of many more such ratios lies, in nine cases of ten: whatever their distribution, by how many
-    of them lie on either side of it (the sign test).
+    """The range of the sign test: between which of the ratios the median of many more lies, whatever their
+    distribution, by how many lie on either side.
+
+    It promises no share of cases. For a fixed number of ratios the range holds the median in nine of ten. Turns end
+    when it tells, and several plans are looked at, so it is wrong more often.
 
     >>> interval([1.3, 1.0, 1.2, 1.1]), interval([1.3, 1.0, 1.2, 9.0, 1.1])
     ((0.0, inf), (1.0, 9.0))
@@ -40,8 +44,8 @@ def interval(ratios: Sequence[float]) -> tuple[float, float]:
 def in_rounds(first: Runner, rivals: Sequence[Runner], most: int = MOST_TURNS) -> dict[Runner, float]:
     """Of each rival its time over the first one's, in rounds of a turn each: by medians of ratios to the fastest.
 
-    Who is slower than another one for sure leaves (by ``interval``, and ``is_behind``). It ends when whoever seems the
-    fastest has ``ENOUGH`` of the speed of each that is left, for sure too, or after so many rounds.
+    Who is slower than another one by ``is_behind`` or by ``interval`` leaves. It ends when whoever seems the fastest
+    has ``ENOUGH`` of the speed of each that is left, by ``interval`` too, or after so many rounds.
     """
     seconds: dict[Runner, list[float]] = {runner: [] for runner in (first, *rivals)}
     at_work = list(seconds)

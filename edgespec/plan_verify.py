@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from statistics import median
 
 from edgespec import planner
@@ -16,14 +16,18 @@ from edgespec.plan_trial import Runner, ratio_in_turns
 
 @dataclass(frozen=True)
 class Verified:
-    """share: speed of the plan that was taken over that of the fastest, 1 if it is the fastest. low, high: between
-    which it lies (``plan_race.interval``). ratios: of each plan's time to that of the one taken, turn by turn."""
+    """ratios: of each plan's time to that of the one taken, turn by turn. not_timed: the other plans, and why.
 
-    share: float
-    low: float
-    high: float
-    fastest: Plan
+    share: speed of the plan that was taken over that of the fastest, 1 if it is the fastest. low, high: the lowest ends
+    of the plans' ranges (``plan_race.interval``) when their turns ended. All None if no other plan was timed.
+    """
+
+    share: float | None
+    low: float | None
+    high: float | None
+    fastest: Plan | None
     ratios: dict[Plan, tuple[float, ...]]
+    not_timed: dict[Plan, str] = field(default_factory=dict)
 
 
 def verify(table: PlanTable, open_plan: planner.Open, say: planner.Say, pairs: int) -> Verified:
@@ -39,21 +43,25 @@ def verify(table: PlanTable, open_plan: planner.Open, say: planner.Say, pairs: i
     except EdgespecError as error:
         raise BackendError(f"the plan that was taken does not run: {error}", hint="measure again: --again") from error
     found: dict[Plan, tuple[float, ...]] = {}
+    not_timed: dict[Plan, str] = {}
     for plan in others:
         say(f"timing {plan}")
-        if planner.no_room(first):
+        if why := planner.no_room(first):
+            not_timed[plan] = why
             continue
         try:
             other = Runner(plan, open_plan(plan), table.text, first.length)
             found[plan] = _in_pairs(first, other, pairs)
             del other
-        except EdgespecError:
-            continue
-    return judged(taken, found)
+        except EdgespecError as error:
+            not_timed[plan] = f"does not run: {error}"
+    return replace(judged(taken, found), not_timed=not_timed)
 
 
 def judged(taken: Plan, ratios: dict[Plan, tuple[float, ...]]) -> Verified:
     """The lowest median is the share. It is low by luck, too, the more so the more plans there are: so is ``low``."""
+    if not ratios:
+        return Verified(None, None, None, None, ratios)
     times = {taken: 1.0} | {plan: median(each) for plan, each in ratios.items()}
     fastest = min(times, key=times.__getitem__)
     lows, highs = zip((1.0, 1.0), *(interval(each) for each in ratios.values()), strict=True)

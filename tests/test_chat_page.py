@@ -13,12 +13,15 @@ from starlette.testclient import TestClient
 from edgespec.errors import SourceError
 from edgespec.hub import catalog
 from edgespec.hub.progress import Watch
+from edgespec.pipeline import Pipeline
+from edgespec.process_end import PREFIX
 from edgespec.server.app import application
 from edgespec.server.chat import picker
 from edgespec.server.chat.routes import FILES, ChatPage
 from edgespec.server.chat.store import Store
 from edgespec.server.residents import Offer
 from edgespec.server.service import Service
+from edgespec.stats import Stats
 from tests.fake_server import Engine, fake_pipeline, service_of
 
 CODER = "qwen2.5-coder-1.5b"
@@ -87,6 +90,23 @@ def test_an_answer_streams_and_is_kept_with_its_facts(client: TestClient) -> Non
     assert facts["context_length"] == 512
     assert sum(length for length, _ in facts["drafted"]) == len(kept["content"])
     assert facts["why"]
+
+
+def test_the_thread_that_wrote_says_once_what_it_would_take_without_drafts(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model's costs change while it writes, and the event loop has other requests to serve."""
+    threads: list[str] = []
+
+    def expected_plain_s(self: Pipeline, stats: Stats) -> float:
+        threads.append(threading.current_thread().name)
+        return 1000.0
+
+    monkeypatch.setattr(Pipeline, "expected_plain_s", expected_plain_s)
+    facts = answer(client, *ask(client))[-1]["facts"]
+    assert facts["speedup"] == 1000.0 * facts["timings"]["predicted_per_second"]
+    assert len(threads) == 1 and threads[0].startswith(PREFIX)
+    assert 'edgespec_speedup{model="' in client.get("/metrics").text
 
 
 def test_the_chain_of_turns_is_what_the_model_reads(client: TestClient) -> None:

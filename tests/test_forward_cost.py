@@ -10,6 +10,8 @@ import pytest
 from edgespec.adaptive.calibration import ROWS_NEEDED, ForwardTimes, measure
 from edgespec.adaptive.forward_cost import ForwardCost
 from edgespec.backends.fake import FakeModel, VirtualClock
+from edgespec.stats import Stats
+from edgespec.types import Round
 from tests.policies import fixed
 from tests.virtual_world import TABLE, VOCAB, World, mixed_with_noise, target_s
 
@@ -116,3 +118,39 @@ def test_costs_are_measured_and_follow_the_machine() -> None:
     before = cost(1, 100)
     cost.update(1, 100, 1, 800.0)
     assert cost(1, 100) < before * 1.1, "one outlier says little"
+
+
+def test_a_change_of_width_is_no_slower_machine() -> None:
+    """Forwards take as long as measured, and 0.5 more behind another width. So would those of an idle machine."""
+    cost = ForwardCost(ForwardTimes((1, 4), 0, 100, (1.0, 2.0), (1.0, 2.0), 0.5))
+
+    def rounds(*widths: int, times: float = 1.0) -> list[Round]:
+        before = 0
+        found = []
+        for width in widths:
+            seconds = times * (cost.seconds(width, 0) + 0.5 * (width != before))
+            found.append(Round("model", 3, 3, 1, 2, 0.0, seconds, 0.0, width=width))
+            before = width
+        return found
+
+    assert cost.slower(Stats(rounds=rounds(1, 4, 1, 4, 4))) == 1.0
+    assert cost.slower(Stats(rounds=rounds(1, 4, 1, 4))) == 1.0, "nobody can tell"
+    assert cost.slower(Stats(rounds=rounds(4, 4, 1, 4, times=3.0))) == 3.0
+
+
+def test_two_threads_that_ask_for_the_same_width_get_the_same_cost() -> None:
+    """Another thread may ask while one finds out what a width costs."""
+
+    class Interrupted(ForwardCost):
+        def _of_width(self, width: int) -> tuple[float, float, int]:
+            if width and not self.was_interrupted:
+                self.was_interrupted = True
+                self.seconds(4, 0)
+            return super()._of_width(width)
+
+        was_interrupted = False
+
+    times = ForwardTimes((1, 4, 8), 0, 100, (1.0, 2.0, 5.0), (1.0, 2.0, 5.0))
+    shared, alone = Interrupted(times), ForwardCost(times)
+    assert [shared.seconds(width, 0) for width in range(9)] == [alone.seconds(width, 0) for width in range(9)]
+    assert shared.was_interrupted

@@ -58,7 +58,7 @@ def test_what_cannot_be_told_apart_ends_too() -> None:
     assert len(first.turns) == MOST_TURNS == len(other.turns)
 
 
-def test_the_interval_holds_the_median_nine_times_of_ten() -> None:
+def test_the_interval_of_a_fixed_number_holds_the_median_nine_times_of_ten() -> None:
     """Of a skewed distribution too: a turn that is disturbed takes longer."""
     rng = random.Random(3)
     for count in (5, 7, 12, 21):

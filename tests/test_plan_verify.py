@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from edgespec import planner
 from edgespec.errors import BackendError
 from edgespec.machine.plans import Plan
 from edgespec.plan_race import MOST_TURNS
@@ -69,3 +70,20 @@ def test_a_choice_that_does_not_run_now_is_not_judged(scripted: type[Scripted]) 
 
     with pytest.raises(BackendError, match="the plan that was taken does not run: no such kernel"):
         verify(PlanTable("m", "speed", (row(OV, 1.0), row(ORT, 1.0))), open_plan, quiet, pairs=7)
+
+
+def test_nothing_is_said_of_the_choice_where_no_other_plan_was_timed(
+    scripted: type[Scripted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def open_plan(plan: Plan) -> Any:
+        if plan == ORT:
+            raise BackendError("no such kernel")
+        return fake_pipeline()
+
+    table = PlanTable("m", "speed", (row(OV, 1.0), row(ORT, 1.0)))
+    raised = verify(table, open_plan, quiet, pairs=7)
+    assert (raised.share, raised.low, raised.high, raised.fastest, raised.ratios) == (None, None, None, None, {})
+    assert raised.not_timed == {ORT: "does not run: no such kernel"}
+    monkeypatch.setattr(planner, "no_room", lambda first: "2.0 GB of memory needed")
+    assert verified(OV, LOOKUPS).not_timed == {LOOKUPS: "2.0 GB of memory needed"}
+    assert verified(OV, LOOKUPS).share is None

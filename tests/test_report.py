@@ -21,7 +21,7 @@ from edgespec.load_options import LoadOptions
 from edgespec.machine.engine_comparison import Pace
 from edgespec.machine.plans import Place, Plan
 from edgespec.plan_rows import PlanTable, Row
-from edgespec.plan_verify import Verified
+from edgespec.plan_verify import Verified, judged
 
 TABLE = PlanTable(
     "ada-model",
@@ -115,15 +115,34 @@ def test_plan_shows_every_plan_and_how_to_run_the_one_taken(monkeypatch: pytest.
 
 def test_verify_says_how_good_the_choice_is(monkeypatch: pytest.MonkeyPatch) -> None:
     plans = Plan(Place("CPU", "openvino"), draft="ngram"), Plan(Place("CPU", "onnxruntime"), draft="ngram")
-    verdict = Verified(0.98, 0.95, 1.0, plans[0], {plans[0]: (0.98, 0.95, 1.0), plans[1]: (1.5, 1.5)})
+    left = Plan(Place("GPU", "openvino"))
+    ratios = {plans[0]: (0.98, 0.95, 1.0), plans[1]: (1.5, 1.5)}
+    verdict = Verified(0.98, 0.95, 1.0, plans[0], ratios, {left: "no room"})
     monkeypatch.setattr(loading, "verify", lambda ref, options, table, pairs: verdict)
     shown = " ".join(doctor("--plan", "--verify").stdout.split())
     assert "2 plans timed again, each in 2 to 3 pairs of turns" in shown
     fastest = "OpenVINO on CPU, drafts: ngram"
-    assert f"has 0.98 of the speed of the fastest (0.95 to 1.00 in nine cases of ten): {fastest}." in shown
+    assert (
+        f"has 0.98 of the speed of the fastest (range of the sign test when it stopped: 0.95 to 1.00): {fastest}."
+        in shown
+    )
     verified = json.loads(doctor("--plan", "--verify", "--json").stdout)["verified"]
     times = {str(plans[0]): [0.98, 0.95, 1.0], str(plans[1]): [1.5, 1.5]}
+    assert f"Not timed again: {left}: no room" in shown
+    assert verified.pop("not_timed") == {str(left): "no room"}
     assert verified == {"share": 0.98, "low": 0.95, "high": 1.0, "fastest": fastest, "times_over_taken": times}
+
+
+def test_a_choice_beside_which_nothing_was_timed_is_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Plan(Place("CPU", "onnxruntime"), draft="ngram")
+    nothing = replace(judged(plan, {}), not_timed={plan: "does not run: no such kernel"})
+    monkeypatch.setattr(loading, "verify", lambda ref, options, table, pairs: nothing)
+    shown = " ".join(doctor("--plan", "--verify").stdout.split())
+    assert "The plan taken is not judged, since no other one was timed again." in shown
+    assert f"Not timed again: {plan}: does not run: no such kernel" in shown and "of the fastest" not in shown
+    verified = json.loads(doctor("--plan", "--verify", "--json").stdout)["verified"]
+    assert verified.pop("not_timed") and verified.pop("times_over_taken") == {}
+    assert verified == dict.fromkeys(("share", "low", "high", "fastest"))
 
 
 def test_the_options_of_plans_restrict_them(monkeypatch: pytest.MonkeyPatch) -> None:

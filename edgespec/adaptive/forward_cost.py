@@ -7,6 +7,7 @@ Begins from what was measured (``calibration``). While running, two corrections 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from statistics import median
 
 from edgespec.adaptive.calibration import ForwardTimes, line
@@ -60,7 +61,7 @@ class ForwardCost:
         self._voted = False
         self._machine_factor = 1.0
         self._width_factors = [1.0] * len(times.widths)
-        self._known: list[tuple[float, float, int]] = []  # by width: at the short context, a row more, nearest width
+        self._known: dict[int, tuple[float, float, int]] = {}  # by width: at the short context, a row more, nearest
 
     def __call__(self, n: int, context: int) -> float:
         """To decide by: a forward of n tokens at the width it would run at, with the switches it brings."""
@@ -70,10 +71,11 @@ class ForwardCost:
 
     def seconds(self, width: int, context: int) -> float:
         """A forward of this width behind another of the same. Linear between the measured widths and contexts, and
-        beyond them. Asked many times a round: kept quick."""
-        while len(self._known) <= width:
-            self._known.append(self._of_width(len(self._known)))
-        at_short, a_row, nearest = self._known[width]
+        beyond them. Asked many times a round: kept quick. Any thread may ask."""
+        known = self._known.get(width)
+        if known is None:
+            known = self._known[width] = self._of_width(width)
+        at_short, a_row, nearest = known
         behind = context - self.times.short
         at_context = at_short + a_row * behind if behind > 0 else at_short
         return at_context * self._machine_factor * self._width_factors[nearest]
@@ -126,12 +128,16 @@ class ForwardCost:
         self._width_factors[self._known[width][2]] *= ratio ** (NEW_SHARE if contrast else 1 / LATELY_ROUNDS)
 
     def slower(self, stats: Stats) -> float:
-        """How many times as long as expected the forwards of a generation took."""
+        """How many times as long as expected the forwards of a generation took.
+
+        Of forwards behind another of their width, since a change of width is no slower machine; 1.0 if there are none.
+        What a model's draft drove out of the CPU's caches is not told apart from that.
+        """
         length, ratios = stats.prompt_tokens, []
-        for round_ in stats.rounds:
-            if not round_.read:
+        for before, round_ in pairwise(stats.rounds):
+            length += before.committed
+            if not round_.read and round_.width == before.width:
                 ratios.append(round_.target_s / self.seconds(round_.width, length))
-            length += round_.committed
         return median(ratios) if ratios else 1.0
 
     def scale(self, ratio: float) -> None:

@@ -28,13 +28,21 @@ def show(table: PlanTable, verified: Verified | None) -> None:
     if table.other_cores > 0.1:
         lines.append(f"Other programs took {table.other_cores:.1f} cores meanwhile.")
     if verified is not None:
-        turns = sorted(len(ratios) for ratios in verified.ratios.values()) or [0]
-        lines.append(
-            f"{len(verified.ratios)} plans timed again, each in {turns[0]} to {turns[-1]} pairs of turns with the one "
-            f"taken, which has {verified.share:.2f} of the speed of the fastest "
-            f"({verified.low:.2f} to {verified.high:.2f} in nine cases of ten): {verified.fastest}."
-        )
+        lines += _verdict(verified)
     console.show(*lines)
+
+
+def _verdict(verified: Verified) -> list[str]:
+    lines = [f"Not timed again: {plan}: {why}" for plan, why in verified.not_timed.items()]
+    if verified.share is None:
+        return ["The plan taken is not judged, since no other one was timed again.", *lines]
+    turns = sorted(len(ratios) for ratios in verified.ratios.values())
+    judged = (
+        f"{len(verified.ratios)} plans timed again, each in {turns[0]} to {turns[-1]} pairs of turns with the one "
+        f"taken, which has {verified.share:.2f} of the speed of the fastest (range of the sign test when it stopped: "
+        f"{verified.low:.2f} to {verified.high:.2f}): {verified.fastest}."
+    )
+    return [judged, *lines]
 
 
 def as_dict(table: PlanTable, verified: Verified | None) -> dict[str, Any]:
@@ -66,8 +74,9 @@ def as_dict(table: PlanTable, verified: Verified | None) -> dict[str, Any]:
             "share": verified.share,
             "low": verified.low,
             "high": verified.high,
-            "fastest": str(verified.fastest),
+            "fastest": None if verified.fastest is None else str(verified.fastest),
             "times_over_taken": {str(plan): ratios for plan, ratios in verified.ratios.items()},
+            "not_timed": {str(plan): why for plan, why in verified.not_timed.items()},
         },
         "plans": rows,
     }

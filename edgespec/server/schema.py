@@ -100,7 +100,8 @@ class Chunk:
 
     text: a piece of it, maybe empty. rounds: those that came since the last chunk; they wrote this piece, and what is
     held back of it. logprobs: of the tokens that came since the last chunk. read: tokens of the prompt that are read,
-    and all of them. result: of the whole answer, in its last chunk.
+    and all of them. result: of the whole answer, in its last chunk. plain_s: with it, the expected time per token
+    without drafts, if costs were measured.
     """
 
     text: str = ""
@@ -108,3 +109,4 @@ class Chunk:
     logprobs: tuple[TokenLogprobs, ...] = ()
     read: tuple[int, int] | None = None
     result: Generation | None = None
+    plain_s: float | None = None

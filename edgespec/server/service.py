@@ -63,7 +63,7 @@ class Answer(AsyncIterator[Chunk]):
         if chunk.text and self._first_s is None:
             self._first_s = perf_counter() - self._job.queued_s
         if chunk.result is not None:
-            self._end(chunk.result, None)
+            self._end(chunk.result, None, chunk.plain_s)
 
     def wake(self) -> None:
         """Have ``chunk_or_woken`` return without a chunk."""
@@ -98,7 +98,7 @@ class Answer(AsyncIterator[Chunk]):
             self._resident.worker.end(self._job, why)
             self._end(None, why)
 
-    def _end(self, result: Generation | None, why: Refusal | None) -> None:
+    def _end(self, result: Generation | None, why: Refusal | None, plain_s: float | None = None) -> None:
         if self._over:
             return
         self._over = True
@@ -112,7 +112,7 @@ class Answer(AsyncIterator[Chunk]):
                 why=why,
                 total_s=self.total_s,
                 first_s=self._first_s,
-                plain_s=self.pipeline.expected_plain_s(result.stats) if result else None,
+                plain_s=plain_s,
             ),
         )
 

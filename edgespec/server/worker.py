@@ -213,4 +213,5 @@ class Worker:
             job.emit(Chunk(piece, rounds, logprobs))
         if result.finish_reason is None:  # at the time limit: the text is cut short, as at any other limit
             result.finish_reason = "length"
-        return Chunk(rounds=tuple(result.stats.rounds[seen:]), result=result)
+        plain_s = pipeline.expected_plain_s(result.stats)  # here: the event loop has other requests to serve
+        return Chunk(rounds=tuple(result.stats.rounds[seen:]), result=result, plain_s=plain_s)

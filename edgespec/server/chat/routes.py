@@ -318,8 +318,7 @@ def _facts(answer: Answer, chunk: Chunk) -> dict[str, Any]:
     """What the page shows of a finished answer."""
     result = chunk.result
     assert result is not None
-    plain_s = answer.pipeline.expected_plain_s(result.stats)
-    speed = figures.timings(result)
+    plain_s, speed = chunk.plain_s, figures.timings(result)
     return {
         "model": answer.model,
         "finish": result.finish_reason,
