@@ -137,7 +137,8 @@ def _as_options(args: list[str]) -> list[str]:
         case ["help"]:
             return ["--help"]
         case ["help", command, *more] if command in COMMANDS:
-            return [command, *more, "--help"]
+            words = list(takewhile(lambda arg: not arg.startswith("-"), more))  # behind "--" it would be a prompt
+            return [command, *words, "--help", *more[len(words) :]]
     return args
 
 
@@ -145,15 +146,18 @@ def _require_prompt(args: list[str]) -> None:
     """Refuse what is a command with a typing error, or a prompt without quotes. Raises SettingError."""
     words = list(takewhile(lambda arg: not arg.startswith("-"), args))
     hint = f"to send it as a prompt: edgespec {DEFAULT} {shlex.join([' '.join(words), *args[len(words) :]])}"
-    if meant := _command_meant(words):
-        raise SettingError(f'no command "{words[0]}"; did you mean "{meant}"', hint=hint)
+    named = words[1:] if words[:1] == ["help"] else words
+    if meant := _command_meant(named):
+        raise SettingError(f'no command "{named[0]}"; did you mean "{meant}"', hint=hint)
+    if words[:1] == ["version"] and len(words) > 1:
+        raise SettingError('the command "version" takes no words, and a prompt is one argument', hint=hint)
     if len(words) > 1 and len(words[0].split()) == 1:
-        raise SettingError(f'no command "{words[0]}", and a prompt is one argument', hint=hint)
+        raise SettingError(f'no command "{named[0]}", and a prompt is one argument', hint=hint)
 
 
 def _command_meant(words: list[str]) -> str | None:
-    """The command that the first of these words is close to, or is called elsewhere. A lone word may not be the name of
-    a file."""
+    """The command that the first of these words is called elsewhere, or is close to. What it is called elsewhere is no
+    prompt, whatever files there are. A lone word that is close to one, and the name of a file, may be a prompt."""
     if words and words[0].lower() in _ELSEWHERE:
         return _ELSEWHERE[words[0].lower()]
     if not words or len(words[0].split()) != 1 or (len(words) == 1 and os.path.lexists(words[0])):

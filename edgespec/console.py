@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from threading import Timer
 from typing import Any
@@ -21,8 +21,22 @@ def note(line: str) -> None:
     """One line on stderr about what edgespec does. It begins with the program's name, as among lines of others in a
     log. The line may hold words of strangers."""
     says()
-    sys.stderr.write(f"edgespec: {printable(line)}\n")
-    sys.stderr.flush()
+    tell(f"edgespec: {printable(line)}\n")
+
+
+def tell(text: str) -> None:
+    """Write on stderr. If its reader is gone or it is closed, nobody is told, and the work goes on."""
+    with suppress(OSError, ValueError):
+        sys.stderr.write(text)
+        sys.stderr.flush()
+
+
+def is_watched() -> bool:
+    """Whether stderr is a terminal. A program may have put an object there that can only write."""
+    isatty = getattr(sys.stderr, "isatty", None)
+    with suppress(OSError, ValueError):
+        return isatty is not None and bool(isatty())
+    return False
 
 
 def says() -> None:
@@ -33,22 +47,23 @@ def says() -> None:
 @contextmanager
 def named_if_slow(line: str, after_s: float = _SLOW_S) -> Iterator[None]:
     """Say on a terminal what takes so long, unless it says something by itself."""
-    if not sys.stderr.isatty():
+    if not is_watched():
         yield
         return
     before = next(_lines)
 
-    def tell() -> None:
+    def name() -> None:
         if next(_lines) == before + 1:
             note(line)
 
-    timer = Timer(after_s, tell)
+    timer = Timer(after_s, name)
     timer.daemon = True
     timer.start()
     try:
         yield
     finally:
         timer.cancel()
+        timer.join()  # a line that has begun must not end within the answer
 
 
 def row(table: Any, *cells: str) -> None:

@@ -210,6 +210,8 @@ def test_a_command_of_other_programs_is_not_a_prompt(
         (["help"], ["--help"]),
         (["help", "run"], ["run", "--help"]),
         (["help", "bench", "speed"], ["bench", "speed", "--help"]),
+        (["help", "run", "--", "x"], ["run", "--help"]),
+        (["help", "run", "-n", "5"], ["run", "--help"]),
         (["version"], ["--version"]),
     ],
 )
@@ -222,7 +224,13 @@ def test_help_and_version_are_answered_without_dashes(
 
 @pytest.mark.parametrize("arguments", [["help", "me"], ["version", "2"]])
 def test_words_behind_them_are_no_command(here: Callable[..., Ended], arguments: list[str]) -> None:
-    assert "a prompt is one argument" in refused(here(*arguments))
+    told = refused(here(*arguments))
+    assert "a prompt is one argument" in told and f'no command "{arguments[0]}"' not in told
+
+
+@pytest.mark.parametrize(("word", "command"), [("list", "models"), ("pul", "pull"), ("Run", "run")])
+def test_help_of_no_command_names_the_one_that_is_meant(here: Callable[..., Ended], word: str, command: str) -> None:
+    assert f'no command "{word}"; did you mean "{command}"' in refused(here("help", word))
 
 
 @pytest.mark.parametrize(

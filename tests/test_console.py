@@ -6,12 +6,15 @@ import io
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
 
 import edgespec
+from edgespec.commands import fetching
 from edgespec.console import named_if_slow, note
 from edgespec.hub.progress import shown
 from edgespec.machine.progress_line import ProgressLine
@@ -69,6 +72,93 @@ def test_what_says_something_by_itself_is_not_named(monkeypatch: pytest.MonkeyPa
         says()
         time.sleep(0.1)
     assert "loading it" not in terminal.getvalue()
+
+
+def test_a_line_that_has_begun_ends_before_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(Terminal):
+        def write(self, text: str) -> int:
+            begun.set()
+            time.sleep(0.1)
+            return super().write(text)
+
+    begun, terminal = Event(), Slow()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with named_if_slow("loading it", 0.001):
+        assert begun.wait(20)
+    assert terminal.getvalue() == "edgespec: loading it\n"
+
+
+class Logger:
+    """What programs put in the place of stderr."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def write(self, text: str) -> None:
+        self.text += text
+
+    def flush(self) -> None:
+        pass
+
+
+class Gone(Logger):
+    """A pipe whose reader went away."""
+
+    def write(self, text: str) -> None:
+        raise BrokenPipeError
+
+
+def closed() -> io.StringIO:
+    stream = io.StringIO()
+    stream.close()
+    return stream
+
+
+@pytest.mark.parametrize("stderr", [Logger, Gone, closed])
+def test_whatever_stderr_is_the_work_goes_on(monkeypatch: pytest.MonkeyPatch, stderr: Callable[[], Any]) -> None:
+    there = stderr()
+    monkeypatch.setattr(sys, "stderr", there)
+    say = ProgressLine(True)
+    say("measuring", 0.0)
+    say("done")
+    with named_if_slow("loading it", 0.001), shown("a model", 10, True, None):
+        note("converting")
+    if stderr is Logger:
+        assert there.text.splitlines() == [
+            *("edgespec: measuring", "edgespec: done", "edgespec: fetching a model (one-time)", "edgespec: converting")
+        ]
+
+
+@pytest.mark.parametrize("ends", [BrokenPipeError, ValueError])
+def test_a_terminal_that_goes_away_ends_no_step(monkeypatch: pytest.MonkeyPatch, ends: type[Exception]) -> None:
+    terminal = terminal_of(monkeypatch)
+    say = ProgressLine(True)
+    say("measuring", 0.0)
+    monkeypatch.setattr(terminal, "flush", lambda: raised(ends))
+    say("measuring", 0.5)
+    say("something else", 0.5)
+
+
+def raised(error: type[Exception]) -> None:
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("ref", "progress", "named"),
+    [(".", True, "pair"), ("..", True, "above"), ("x/some-model", True, "some-model"), (".", False, None)],
+)
+def test_a_load_that_takes_long_names_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ref: str, progress: bool, named: str | None
+) -> None:
+    lines: list[str] = []
+    here = tmp_path / "above" / "pair"
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(fetching, "fetch_first", lambda options: None)
+    monkeypatch.setattr(fetching, "named_if_slow", lambda line: nullcontext(lines.append(line)))
+    monkeypatch.setattr("edgespec.loading.load", lambda **options: None)
+    fetching.fetch_and_load({"ref": ref}, progress=progress)
+    assert lines == ([] if named is None else [f"loading {named}"])
 
 
 def test_elsewhere_than_on_a_terminal_it_is_not_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,17 +9,22 @@ As a program (HOST:PORT) it answers each line of its standard input, see ``Clien
 from __future__ import annotations
 
 import json
+import re
 import socket
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from time import perf_counter
 from typing import Any
 
 from edgespec.errors import BackendError
 
+_OK = b"HTTP/1.1 200"
+_HEAD_ENDS = b"\r\n\r\n"
 _END = b"0\r\n\r\n"
 """of a body in chunks"""
+_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 
 class Client:
@@ -36,7 +41,7 @@ class Client:
     def ask(self, path: str, fields: Mapping[str, Any]) -> tuple[float, dict[str, Any]]:
         """Over one connection, which stays. Seconds until the whole stream is here, and its last event."""
         seconds, text = self._do({"path": path, "fields": fields, "whole": True})
-        return seconds, json.loads(text.rsplit("data: ", 1)[-1].partition("\r\n")[0])
+        return seconds, json.loads(_last_event(text))
 
     def first_byte_s(self, path: str, fields: Mapping[str, Any], *, whole: bool) -> float:
         """Over a new connection, which opens within that time. whole: the rest is awaited, too. Else the client goes
@@ -74,25 +79,51 @@ def _main(netloc: str) -> None:
 
 
 def _whole(connection: socket.socket, request: bytes) -> tuple[float, str]:
-    began, parts = perf_counter(), b""
+    began = perf_counter()
     connection.sendall(request)
-    while not parts.endswith(_END):
-        parts += _read(connection)
+    head, body = _answer(connection, _read(connection))
     seconds = perf_counter() - began
-    if not parts.startswith(b"HTTP/1.1 200"):
-        raise OSError(parts.decode())
-    return seconds, parts.decode()
+    return seconds, _text(head, body)
 
 
 def _first_byte(netloc: str, request: bytes, whole: bool) -> tuple[float, str]:
     began = perf_counter()
     with _connect(netloc) as connection:
         connection.sendall(request)
-        _read(connection)
+        first = _read(connection)
         seconds = perf_counter() - began
-        while whole and connection.recv(1 << 16):
-            pass
+        if whole or not first.startswith(_OK):
+            _text(*_answer(connection, first))
     return seconds, ""
+
+
+def _answer(connection: socket.socket, first: bytes) -> tuple[bytes, bytes]:
+    """Head and body of an answer that begins with these bytes. A stream comes in chunks, a refusal has a length."""
+    while _HEAD_ENDS not in first:
+        first += _read(connection)
+    head, _, body = first.partition(_HEAD_ENDS)
+    length = _LENGTH.search(head)
+    while len(body) < int(length[1]) if length else not body.endswith(_END):
+        body += _read(connection)
+    return head, body
+
+
+def _text(head: bytes, body: bytes) -> str:
+    """Of a stream that came to its end. Raises OSError with the server's words for another, or a refusal."""
+    text = body.decode()
+    said = _last_event(text) if head.startswith(_OK) else text
+    with suppress(ValueError):
+        fields = json.loads(said)
+        if isinstance(fields, dict) and "error" in fields:
+            error = fields["error"]
+            raise OSError(error["message"] if isinstance(error, dict) and "message" in error else str(error))
+    if not head.startswith(_OK):
+        raise OSError(said or head.partition(b"\r\n")[0].decode())
+    return text
+
+
+def _last_event(text: str) -> str:
+    return text.rsplit("data: ", 1)[-1].partition("\r\n")[0]
 
 
 def _connect(netloc: str) -> socket.socket:

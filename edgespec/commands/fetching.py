@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,8 +38,14 @@ def fetch_and_load(options: dict[str, Any], *, progress: bool = True) -> Pipelin
     from edgespec.loading import load
 
     fetch_first(options)
-    with named_if_slow(f"loading {Path(options['ref']).name}"):
+    with named_if_slow(f"loading {_short(options['ref'])}") if progress else nullcontext():
         return load(**options, progress=progress)
+
+
+def _short(ref: str) -> str:
+    """The name of a folder or model: that of "." is the folder's own."""
+    path = Path(ref)
+    return (path if path.name not in ("", "..") else path.resolve()).name or ref
 
 
 def fetch_missing(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from edgespec.console import note, says
+from edgespec.console import is_watched, note, says
 from edgespec.errors import EdgespecError
 
 
@@ -52,10 +51,10 @@ def bars(progress: bool) -> Any:
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **(options | {"disable": True}))
 
-    return tqdm if progress and sys.stderr.isatty() else Silent
+    return tqdm if progress and is_watched() else Silent
 
 
 def tell(what: str, progress: bool) -> None:
     """A line on stderr about what takes long, where there is no bar to show it."""
-    if progress and not sys.stderr.isatty():
+    if progress and not is_watched():
         note(f"fetching {what} (one-time)")

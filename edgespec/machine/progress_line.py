@@ -4,13 +4,12 @@ On a terminal it also says how far the step is."""
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable
 from threading import Lock
 from time import monotonic
 from typing import Protocol
 
-from edgespec.console import says
+from edgespec.console import is_watched, says, tell
 from edgespec.errors import printable
 
 
@@ -35,7 +34,7 @@ class ProgressLine:
     def __init__(self, is_on: bool, clock: Callable[[], float] = monotonic) -> None:
         self._is_on = is_on
         self._clock = clock
-        self._moves = is_on and sys.stderr.isatty()
+        self._moves = is_on and is_watched()
         self._open = ""  # the line that the cursor is on
         self._width = 0  # of what it shows
         self._lock = Lock()  # target and draft are loaded side by side
@@ -54,11 +53,10 @@ class ProgressLine:
             if self._moves:
                 self._move(line, share, left_s)
             elif not share:
-                sys.stderr.write(f"{line}\n")
+                tell(f"{line}\n")
             elif left_s > _SHOWS_S and line not in self._told:
                 self._told.add(line)
-                sys.stderr.write(f"{line}: about {left_s:.0f} s left\n")
-            sys.stderr.flush()
+                tell(f"{line}: about {left_s:.0f} s left\n")
 
     def once(self, what: str, share: float | None = None) -> None:
         """The same, but a line that is no step is written once: it may hold for a target and its draft."""
@@ -85,9 +83,9 @@ class ProgressLine:
 
     def _move(self, line: str, share: float | None, left_s: float) -> None:
         if self._open and self._open != line:
-            sys.stderr.write("\n")
+            tell("\n")
         if share is None:
-            sys.stderr.write(f"{line}\n")
+            tell(f"{line}\n")
             self._open = ""
             return
         left = f", about {left_s:.0f} s left" if left_s >= 1 else ""
@@ -95,5 +93,5 @@ class ProgressLine:
         room = shutil.get_terminal_size().columns - len(f"{ends} ")  # a wrapped line could not be written over
         shown = line[:room] + ends
         over = self._width if self._open else 0
-        sys.stderr.write(f"\r{shown:{over}}{'' if share < 1 else chr(10)}")
+        tell(f"\r{shown:{over}}{'' if share < 1 else chr(10)}")
         self._open, self._width = line if share < 1 else "", len(shown)
