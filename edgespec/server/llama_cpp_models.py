@@ -16,7 +16,7 @@ from edgespec.errors import ContextFull
 from edgespec.pipeline import Pipeline
 from edgespec.sampling_params import SamplingParams
 from edgespec.server import slot_files
-from edgespec.server.fields import Common, described, read
+from edgespec.server.fields import Common, described, read, whole_number
 from edgespec.server.llama_cpp_answers import settings, shape_error
 from edgespec.server.messages import Message, template_variables
 from edgespec.server.refusals import BadRequest, NotOffered
@@ -160,13 +160,14 @@ class Models:
         if action not in SLOT_ACTIONS:
             raise BadRequest(f"action: got {action!r}; allowed: {', '.join(SLOT_ACTIONS)}", param="action")
         names = list(self._service.residents.loaded)
-        if not (number.isascii() and number.isdigit() and int(number) < len(names)):
+        slot = whole_number(number)
+        if slot is None or slot >= len(names):
             raise BadRequest(f"slot: got {number!r}; allowed: 0 to {len(names) - 1}", param="id_slot")
         path = slot_files.path_of(read(body, SlotRequest, empty=True).filename) if action != "erase" else None
-        resident = await self._service.residents.take(names[int(number)], None)
+        resident = await self._service.residents.take(names[slot], None)
         try:
             began = perf_counter()
-            head: dict[str, Any] = {"id_slot": int(number)}
+            head: dict[str, Any] = {"id_slot": slot}
             if path is None:
                 erased = await asyncio.wrap_future(resident.worker.call(slot_files.erase))
                 return Json(head | {"n_erased": erased})

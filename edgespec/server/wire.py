@@ -170,7 +170,7 @@ async def read_body(receive: Receive, most: int, announced: str | None = None) -
     The rest of a body that is too large is read and dropped: a client that still sends reads no answer.
     """
     parts: list[bytes] = []
-    size, is_kept = 0, not (announced or "").isdecimal() or int(announced or 0) <= most
+    size, is_kept = 0, not (announced or "").isdecimal() or float(announced or 0) <= most
 
     async def read() -> None:
         nonlocal size
