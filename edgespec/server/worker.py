@@ -73,6 +73,17 @@ class Worker:
     def waiting(self) -> int:
         return len(self._waiting)
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether its thread still holds memory."""
+        return self._thread.is_alive()
+
+    def same(self, request: Request) -> list[Job]:
+        """Those on their way with the key of a request."""
+        with self._changed:
+            jobs = [*self._waiting, *([self.running] if self.running else [])]
+        return [job for job in jobs if job.request.key == request.key is not None]
+
     def submit(self, job: Job) -> None:
         """Put a request at the end of the queue. Older ones with its key end. A thread that rests begins with it at
         ``wake``. Raises Busy, Unavailable."""
@@ -130,7 +141,8 @@ class Worker:
                 self._end(job, why)
             self._changed.notify()
 
-    def join(self, timeout_s: float | None = None) -> None:
+    def join(self, timeout_s: float | None = None) -> bool:
+        """Wait for the thread. Returns whether it has ended."""
         self._thread.join(timeout_s)
 
     def _end(self, job: Job, why: Refusal) -> None:
