@@ -153,15 +153,15 @@ class Common(msgspec.Struct, kw_only=True):
         *,
         place: str | None = None,
     ) -> Request:
-        """What is asked of the engine. place: a client that names no slot has its newer request for this place end the
-        older one."""
+        """What is asked of the engine. place: a client that names no slot has its newer completion for this place end
+        the older one. Nothing ends a chat: llama.vim sends slot 0 for its first chat, too."""
         named = self.id_slot is not None and self.id_slot >= 0
         where = f"slot {self.id_slot}" if named else place
         return Request(
             prompt=prompt,
             kind=kind,
             model=self.model,
-            key=None if where is None else f"{wire.client_of(http)}\n{where}",
+            key=f"{wire.client_of(http)}\n{where}" if where is not None and kind == "completion" else None,
             sampling=self.sampling,
             max_new_tokens=self.length,
             is_unlimited=self.is_unlimited,

@@ -95,12 +95,11 @@ class Residents:
         sequences: Sequences | None = None,
         *,
         budget_bytes: int | None = None,
-        longest_queue: int = 64,
     ) -> None:
         self.offers = dict(offers)
         self.sequences = sequences or Sequences(0)
         self.loaded: dict[str, Resident] = {}
-        self._budget_bytes, self._longest_queue = budget_bytes, longest_queue
+        self._budget_bytes = budget_bytes
         self._leaving: list[Resident] = []
         """unloaded, and their threads may still hold memory"""
         self._expiring: set[asyncio.Task[None]] = set()
@@ -192,7 +191,7 @@ class Residents:
         await self._make_room(offer, kind)
         if resident := self.loaded.get(offer.name):  # while others were unloaded, somebody else began to load it
             return resident
-        worker = Worker(offer.name, offer.load, self.sequences, longest_queue=self._longest_queue)
+        worker = Worker(offer.name, offer.load, self.sequences)
         self.loaded[offer.name] = resident = Resident(offer, worker, keep_alive_s=offer.keep_alive_s)
         worker.start()
         return resident
