@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from edgespec.pipeline import Pipeline
+from edgespec.server.prepare import prepare as really_prepare
 from edgespec.server.residents import Offer, Residents
 from edgespec.server.service import Service
 from tests.fake_server import fake_pipeline, on_a_port
@@ -56,15 +57,13 @@ def test_while_a_model_loads(tmp_path: Path, go_on: threading.Event, call: Calla
 
 
 def test_while_a_prompt_is_prepared(tmp_path: Path, go_on: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
-    import edgespec.server.service as module
-
-    really, tiny = module.prepare, fake_pipeline(tmp_path)
+    tiny = fake_pipeline(tmp_path)
 
     def prepare(*args: Any) -> Any:
         assert go_on.wait(LONG_S)
-        return really(*args)
+        return really_prepare(*args)
 
-    monkeypatch.setattr(module, "prepare", prepare)
+    monkeypatch.setattr("edgespec.server.service.prepare", prepare)
     service = Service(Residents({"tiny": Offer(name="tiny", load=lambda: tiny)}), longest_queue=LONGEST)
     loaded = service.residents.loaded
     with on_a_port(service) as url:
