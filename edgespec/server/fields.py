@@ -100,6 +100,7 @@ PROMPTS = ("input", "messages", "input_prefix", "prompt")
 
 
 _MOST_STOPS = 64
+_WHOLE = re.compile(r"[0-9]{1,18}")
 _PART = re.compile(r"(\d+\.?\d*|\.\d+)(ms|s|m|h)")
 _DURATION = re.compile(rf"-?(?:{_PART.pattern})+")
 _DURATION_OR_SECONDS = rf"^(-?({_PART.pattern})+|-?\d{{1,8}}(\.\d+)?)$"
@@ -152,15 +153,15 @@ class Common(msgspec.Struct, kw_only=True):
         *,
         place: str | None = None,
     ) -> Request:
-        """What is asked of the engine. place: a client that names no slot has its newer request for this place end the
-        older one."""
+        """What is asked of the engine. place: a client that names no slot has its newer completion for this place end
+        the older one. Nothing ends a chat: llama.vim sends slot 0 for its first chat, too."""
         named = self.id_slot is not None and self.id_slot >= 0
         where = f"slot {self.id_slot}" if named else place
         return Request(
             prompt=prompt,
             kind=kind,
             model=self.model,
-            key=None if where is None else f"{wire.client_of(http)}\n{where}",
+            key=f"{wire.client_of(http)}\n{where}" if where is not None and kind == "completion" else None,
             sampling=self.sampling,
             max_new_tokens=self.length,
             is_unlimited=self.is_unlimited,
@@ -207,9 +208,9 @@ class Common(msgspec.Struct, kw_only=True):
         """Greedy where the request names no temperature. Raises SettingError."""
         bias: dict[int, float] = {}
         for name, value in (self.logit_bias or {}).items():
-            if not name.isascii() or not name.isdigit():
+            if (token := whole_number(name)) is None:
                 raise BadRequest(f"logit_bias: {name!r} is not the id of a token", param="logit_bias")
-            bias[int(name)] = value
+            bias[token] = value
         penalty = self.repetition_penalty if self.repetition_penalty is not None else self.repeat_penalty
         return SamplingParams(
             temperature=self.temperature or 0.0,
@@ -228,6 +229,12 @@ class Common(msgspec.Struct, kw_only=True):
 
 
 S = TypeVar("S", bound=msgspec.Struct)
+
+
+def whole_number(text: str) -> int | None:
+    """Of digits alone. None is also said of one with more than 18 of them: nothing is counted so far, and Python itself
+    fails at thousands."""
+    return int(text) if _WHOLE.fullmatch(text) else None
 
 
 def seconds(value: str | float) -> float:
