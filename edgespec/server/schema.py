@@ -92,6 +92,8 @@ class Request:
     prompt_field: str = "prompt"
     logprobs: int | None = None
     shows_progress: bool = False
+    client: str = ""
+    """who asks, see ``wire.client_of``"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections import deque
-from collections.abc import Callable
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from time import perf_counter
 from typing import TypeVar
@@ -19,7 +19,7 @@ from edgespec.pipeline import Pipeline
 from edgespec.process_end import PREFIX
 from edgespec.server.prepare import Prepared
 from edgespec.server.refusals import Busy, Refusal, Replaced, Unavailable
-from edgespec.server.schema import Chunk, Request
+from edgespec.server.schema import Chunk, Kind, Request
 from edgespec.server.sequences import Sequences
 from edgespec.server.stderr import report
 
@@ -28,6 +28,8 @@ Emit = Callable[[Chunk | BaseException], None]
 """Called on the worker's thread: chunks, the last with a result, or an error that ends the answer."""
 
 _LEAST_RETRY_S = 1.0
+_CLIENTS = 64
+"""whose last prompt is known"""
 
 
 class Job:
@@ -58,6 +60,8 @@ class Worker:
         self.name = name
         self.ready: Future[Pipeline] = Future()
         self.running: Job | None = None
+        self.last: OrderedDict[str, tuple[Kind, Sequence[int]]] = OrderedDict()
+        """kind and prompt of each client's last request; of this worker's thread"""
         self._load, self._sequences, self._longest_queue = load, sequences, longest_queue
         self._changed = threading.Condition()
         self._waiting: deque[Job] = deque()
@@ -187,6 +191,10 @@ class Worker:
     def _write(self, pipeline: Pipeline, job: Job) -> Chunk:
         request, prepared = job.request, job.prepared
         self._sequences.bring(pipeline, prepared.tokens, request.kind)
+        self.last[request.client] = request.kind, prepared.tokens
+        self.last.move_to_end(request.client)
+        if len(self.last) > _CLIENTS:
+            self.last.popitem(last=False)
         if request.max_new_tokens == 0:
             return Chunk(result=pipeline.read(prepared.tokens, cancelled=job.is_over))
 
