@@ -116,6 +116,25 @@ def test_chats_and_completions_take_turns_without_reading_again(url: str, pipeli
     assert held([system, {"role": "user", "content": "Another question."}]) > 100
 
 
+def test_prometheus(url: str) -> None:
+    parser = pytest.importorskip("prometheus_client.parser")
+
+    def counted() -> dict[str, float]:
+        text = httpx.get(f"{url}/metrics").text
+        samples = [each for family in parser.text_string_to_metric_families(text) for each in family.samples]
+        return {each.name: sum(other.value for other in samples if other.name == each.name) for each in samples}
+
+    before = counted()
+    body = {"messages": [{"role": "user", "content": "Say: one two three, one two three."}], "max_tokens": 24}
+    timings = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).json()["timings"]
+    httpx.get(f"{url}/health")  # answers are counted behind their last byte
+    added = {name: value - before.get(name, 0.0) for name, value in counted().items()}
+    assert added["llamacpp:tokens_predicted_total"] == timings["predicted_n"] > 0
+    assert added["edgespec_ttft_seconds_count"] == 1
+    assert added["llamacpp:spec_decode_num_draft_tokens_total"] == timings["draft_n"] > 0
+    assert added["llamacpp:spec_decode_num_accepted_tokens_total"] == timings["draft_n_accepted"]
+
+
 def test_the_command_serves_says_where_and_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGESPEC_DATA", str(tmp_path))
     command = [sys.executable, "-m", "edgespec", "serve", "--backend", "openvino", "--draft", "ngram", "-k", "3"]

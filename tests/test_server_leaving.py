@@ -65,6 +65,21 @@ def test_a_silent_stream_shows_signs_of_life(url: str, engine: Engine, monkeypat
         assert "data: [DONE]" in list(lines)
 
 
+@pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])
+def test_a_silent_stream_of_ollama_has_empty_parts(
+    url: str, engine: Engine, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire.pinged, "__defaults__", (0.02,))
+    engine.gate.clear()
+    fields = body(prompt="hello", raw=True)
+    with httpx.stream("POST", f"{url}{path}", json=fields, timeout=LONG_S) as answer:
+        lines = map(json.loads, answer.iter_lines())
+        first = next(lines)
+        assert first["done"] is False and first.get("response", first.get("message", {}).get("content")) == ""
+        engine.gate.set()
+        assert [each["done"] for each in lines][-1] is True
+
+
 def test_a_body_that_does_not_come_is_not_waited_for(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire, "BODY_S", 0.05)
     with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))) as client:

@@ -99,6 +99,22 @@ def test_what_editors_ask_about_models(client: TestClient) -> None:
     assert client.get("/").text == "edgespec is running"
 
 
+def test_what_a_prompt_would_be_made_of_is_used_or_refused(client: TestClient) -> None:
+    body = {"prompt": "The lighthouse", "stream": False, "options": {"num_predict": 2}}
+    for wrong in ({"template": "{{ .Prompt }}"}, {"context": [1, 2]}, {"raw": True, "system": "Be brief."}):
+        answer = client.post("/api/generate", json=body | wrong)
+        assert answer.status_code == 400 and list(wrong)[-1] in answer.json()["error"], answer.text
+    for harmless in ({"template": ""}, {"context": []}, {"context": None}, {"raw": True, "system": ""}):
+        assert client.post("/api/generate", json=body | harmless).status_code == 200
+
+
+def test_a_delete_that_is_refused_changes_nothing(client: TestClient, service: Service) -> None:
+    client.post("/api/generate", json={"model": "tiny"})
+    answer = client.request("DELETE", "/api/delete", json={"model": "tiny"})
+    assert answer.status_code == 501 and "edgespec models" in answer.json()["error"]
+    assert "tiny" in service.residents.loaded
+
+
 def test_an_empty_prompt_loads_and_unloads(client: TestClient, service: Service) -> None:
     for path in ("/api/chat", "/api/generate"):
         loaded = client.post(path, json={"model": "tiny"}).json()

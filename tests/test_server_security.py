@@ -74,6 +74,20 @@ def test_pages_and_names_can_be_allowed(client: TestClient) -> None:
     assert status(client, origin="http://other.example") == 403
 
 
+@pytest.mark.parametrize("client", [{"origins": ["http://page.example"], "api_key": KEY}], indirect=True)
+def test_an_allowed_page_sends_the_headers_of_its_client_and_reads_refusals(client: TestClient) -> None:
+    wanted = "authorization,content-type,x-stainless-arch,x-stainless-retry-count"
+    asks = {"origin": "http://page.example", "access-control-request-method": "POST"}
+    preflight = client.options("/v1/models", headers=asks | {"access-control-request-headers": wanted})
+    assert preflight.status_code == 204 and preflight.headers["access-control-allow-headers"] == wanted
+    for path, code in (("/v1/models", 401), ("/app/chats", 403)):
+        answer = client.get(path, headers={"origin": "http://page.example"})
+        assert answer.status_code == code
+        assert answer.headers["access-control-allow-origin"] == "http://page.example"
+        other = client.get(path, headers={"origin": "http://other.example"})
+        assert other.status_code == 403 and "access-control-allow-origin" not in other.headers
+
+
 @pytest.mark.parametrize("client", [{"origins": ["http://page.example"]}], indirect=True)
 def test_a_page_that_may_ask_may_not_read_the_chats(client: TestClient) -> None:
     assert status(client, "/v1/models", origin="http://page.example") == 200

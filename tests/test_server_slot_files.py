@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
 from edgespec.pipeline import Pipeline
+from edgespec.server import slot_files
 from edgespec.server.app import application
+from edgespec.server.sequences import Sequences
 from tests.fake_server import Engine, fake_pipeline, service_of
 
 PROMPT = "The lighthouse had stood on the headland for more than a century. " * 2
@@ -71,6 +74,55 @@ def test_what_is_no_slot_of_this_model_is_refused(tmp_path: Path, data: Path) ->
     act(client, "explode", status=400)
     assert client.post("/slots/7?action=erase").status_code == 400
     assert complete(client, "x")["content"]
+
+
+def test_a_slot_has_what_its_client_used_last(tmp_path: Path, data: Path) -> None:
+    served = fake_pipeline(tmp_path)
+    service = service_of(served, sequences=Sequences(1 << 20))
+    client = TestClient(application(service), base_url="http://127.0.0.1")
+    editor, program = {"user-agent": "editor"}, {"user-agent": "program"}
+
+    def read(who: dict[str, str], prompt: str) -> int:
+        answer = client.post("/completion", json={"prompt": prompt, "n_predict": 4}, headers=who).json()
+        return int(answer["timings"]["prompt_n"])
+
+    def act(action: str) -> dict[str, Any]:
+        answer = client.post(f"/slots/0?action={action}", json={"filename": "mine"}, headers=editor)
+        assert answer.status_code == 200, answer.text
+        return cast(dict[str, Any], answer.json())
+
+    other = "Another text, of another program. " * 4
+    expected = read(editor, PROMPT)
+    assert expected > 20 and read(program, other) > 20
+    assert act("save")["n_saved"] >= expected - 1
+    assert read(program, other) <= 2  # it is back from where it was kept
+    more = "A third text, which nobody has kept. " * 4
+    assert read(program, more) > 20
+    act("restore")
+    assert read(editor, PROMPT) <= 2
+    assert read(program, more) <= 2  # it was kept before the file took its place
+
+
+def test_two_models_that_save_one_name_write_a_file_each(tmp_path: Path, data: Path) -> None:
+    """The one that ends last is the slot: whole."""
+    one, two = fake_pipeline(tmp_path), fake_pipeline(tmp_path, name="two")
+    path, inner = data / "slots/mine.npz", [True]
+    for each in (one, two):
+        each.generate(PROMPT, raw=True, max_new_tokens=2)
+    really = np.savez
+
+    def savez(file: Any, **arrays: Any) -> None:
+        if inner:
+            inner.clear()
+            slot_files.save(two, path)  # begins later, and ends before
+        really(file, **arrays)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("numpy.savez", savez)
+        slot_files.save(one, path)
+    assert slot_files.restore(one, path).tokens == one.target.cache.length
+    assert [each.name for each in path.parent.iterdir()] == ["mine.npz"]
+    assert os.name != "posix" or path.stat().st_mode & 0o777 == 0o600
 
 
 class Fingerprinted(Engine):

@@ -89,6 +89,19 @@ def test_a_socket_in_the_file_system(service: Service, tmp_path: Path) -> None:
             left.bind(str(path))  # as a killed server leaves it
 
 
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="no such sockets here")
+def test_a_socket_of_a_newer_server_is_not_removed(tmp_path: Path) -> None:
+    path = tmp_path / "edgespec.sock"
+    first = Address("", 0, path)
+    first.socket.close()  # it takes no more, and lets its answers end
+    second = Address("", 0, path)
+    for _ in range(2):
+        first.close()
+        assert path.is_socket()
+    second.close()
+    assert not path.exists()
+
+
 def test_an_idle_server_takes_no_time(url: str) -> None:
     ask(url)
     began = time.process_time()

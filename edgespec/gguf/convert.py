@@ -38,21 +38,37 @@ def read_header(path: Path) -> Header:
     return header
 
 
+def generation(header: Header) -> bundle.Generation:
+    """What begins a prompt and ends a text."""
+    ends = [header.get(f"tokenizer.ggml.{key}") for key in ("eos_token_id", "eot_token_id", "eom_token_id")]
+    ends += [*header.get("tokenizer.ggml.eos_token_ids", []), *_turn_ends(header)]
+    of_pieces, pre = _is_of_pieces(header), header.get("tokenizer.ggml.pre")
+    return bundle.Generation(
+        eos_token_ids=tuple(dict.fromkeys(end for end in ends if end is not None)),
+        context_length=Dimensions.of(header).context,
+        bos_token=header.token("bos_token_id"),
+        eos_token=header.token("eos_token_id"),
+        add_bos=header.get("tokenizer.ggml.add_bos_token", of_pieces or pre == "llama-bpe"),
+    )
+
+
+def _turn_ends(header: Header) -> list[int]:
+    """Of the tokens that end a turn, those that the chat template has."""
+    template, tokens = header.get("tokenizer.chat_template") or "", header.get("tokenizer.ggml.tokens")
+    return [tokens.index(text) for text in _TURN_ENDS if text in template and text in tokens]
+
+
+def _is_of_pieces(header: Header) -> bool:
+    return bool(header.get("tokenizer.ggml.model") == "llama")
+
+
 def texts(header: Header) -> tuple[str, str | None, bundle.Generation]:
     """tokenizer.json, chat template, and what begins a prompt and ends a generation."""
-    template = header.get("tokenizer.chat_template")
     tokens, types = header.get("tokenizer.ggml.tokens"), list(header.get("tokenizer.ggml.token_type"))
-    ends = [header.get(f"tokenizer.ggml.{key}") for key in ("eos_token_id", "eot_token_id", "eom_token_id")]
-    ends += header.get("tokenizer.ggml.eos_token_ids", [])
-    for text in _TURN_ENDS:
-        if text in (template or "") and text in tokens:
-            # Whatever type the file gives it: llama.cpp makes it a control token, too.
-            types[tokens.index(text)] = CONTROL
-            ends.append(tokens.index(text))
-    pre = header.get("tokenizer.ggml.pre")
-    of_pieces = header.get("tokenizer.ggml.model") == "llama"
+    for end in _turn_ends(header):
+        types[end] = CONTROL  # whatever type the file gives it: llama.cpp makes it a control token, too
     with foreign(ConversionError, f"cannot read the tokenizer of {header.path.name}", hint="download the file again"):
-        if of_pieces:
+        if _is_of_pieces(header):
             tokenizer = Pieces(
                 tokens,
                 types,
@@ -62,18 +78,9 @@ def texts(header: Header) -> tuple[str, str | None, bundle.Generation]:
                 stripping=header.architecture == "phi3",
             ).tokenizer_json()
         else:
-            tokenizer = tokenizer_json(pre, tokens, types, header.get("tokenizer.ggml.merges"))
-    return (
-        tokenizer,
-        template,
-        bundle.Generation(
-            eos_token_ids=tuple(dict.fromkeys(end for end in ends if end is not None)),
-            context_length=Dimensions.of(header).context,
-            bos_token=header.token("bos_token_id"),
-            eos_token=header.token("eos_token_id"),
-            add_bos=header.get("tokenizer.ggml.add_bos_token", of_pieces or pre == "llama-bpe"),
-        ),
-    )
+            merges = header.get("tokenizer.ggml.merges")
+            tokenizer = tokenizer_json(header.get("tokenizer.ggml.pre"), tokens, types, merges)
+    return tokenizer, header.get("tokenizer.chat_template"), generation(header)
 
 
 def convert(
@@ -92,23 +99,23 @@ def convert(
     weights: "faithful" keeps the file's own numbers, "int8" and "int4" compress them again (see ``gguf.forms``).
     say: is told which form the weights of each type got, and what that rounds.
     """
-    tokenizer, template, generation = texts(header)
+    tokenizer, template, ends = texts(header)
     with foreign(ConversionError, f"cannot convert {header.path.name}"):
         precision = header.precision if weights == "faithful" else weights
         config = {
             "model_type": header.architecture,
             "vocab_size": header.vocab_size,
-            "max_position_embeddings": generation.context_length,
+            "max_position_embeddings": ends.context_length,
             "edgespec_precision": precision,
         }
         tokenizer_config = {
-            "bos_token": generation.bos_token,
-            "eos_token": generation.eos_token,
-            "add_bos_token": generation.add_bos,
+            "bos_token": ends.bos_token,
+            "eos_token": ends.eos_token,
+            "add_bos_token": ends.add_bos,
         }
         for file, content in (
             ("config.json", config),
-            ("generation_config.json", {"eos_token_id": generation.eos_token_ids}),
+            ("generation_config.json", {"eos_token_id": ends.eos_token_ids}),
             ("tokenizer_config.json", tokenizer_config),
         ):
             (folder / file).write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
@@ -124,7 +131,7 @@ def convert(
                 target=bundle.model_file(folder, bundle.IR_FILE, precision=precision, vocab_size=header.vocab_size),
                 tokenizer=_write(folder / "tokenizer.json", tokenizer),
                 chat_template=None if template is None else _write(folder / "chat_template.jinja", template),
-                generation=generation,
+                generation=ends,
                 provenance=bundle.Provenance(
                     licence=header.licence and bundle.line(header.licence), source=source, revision=revision
                 ),

@@ -131,7 +131,7 @@ def on_disk(ref: str) -> Path | None:
 
 def is_here(wanted: Wanted, *, whole: bool = False) -> bool:
     """Whether its files were fetched before, from the hub or its mirror, and lie there still. whole: unchanged, too."""
-    found = _recorded(wanted)
+    found = recorded(wanted)
     if found is None or not all((Path(found.folder) / name).is_file() for name in found.sha256):
         return False
     if whole:
@@ -144,13 +144,14 @@ def is_here(wanted: Wanted, *, whole: bool = False) -> bool:
 
 def fetched_bytes(wanted: Wanted) -> int | None:
     """Of its files on this disk, as they were fetched. None if they are not all here."""
-    found = _recorded(wanted)
+    found = recorded(wanted)
     if found is None or not is_here(wanted):
         return None
     return sum(cache.size_on_disk(Path(found.folder) / name) for name in found.sha256)
 
 
-def _recorded(wanted: Wanted) -> Fetched | None:
+def recorded(wanted: Wanted) -> Fetched | None:
+    """What was fetched before, whether it still lies there or not."""
     found = repository.recorded(wanted.source, wanted.file)
     pinned = wanted.model.sha256 if wanted.model else None
     if found and pinned and found.sha256.get(wanted.file or "") != pinned:
@@ -166,7 +167,7 @@ def fetch_from_hub(
     What was pulled once is not asked for again: pin a revision, or remove it from the cache.
     """
     catalog.require_consent(wanted.source.repo, accepted=accept_licence)
-    before = _recorded(wanted)
+    before = recorded(wanted)
     if before is not None:
         with contextlib.suppress(BundleError, IntegrityError):  # it was changed or cut short since
             before.check()
@@ -211,7 +212,7 @@ def path_here(of: Bundle, model: ModelFile) -> Path | None:
             return _target(found) if found else None
         case HubSource() as source:
             wanted = Wanted(source.repo, source)
-            fetched = _recorded(wanted)
+            fetched = recorded(wanted)
             return _target(_snapshot(fetched)) if fetched and is_here(wanted, whole=True) else None
     return of.model_path(model)
 
@@ -258,7 +259,7 @@ def _gguf(path: Path, progress: bool, weights: GGUFWeights = "faithful", name: s
         digest = files.sha256(path)
     name = catalog.name_of(digest) or name
     made_from = f"sha256:{digest}"
-    folder = _ir_folder(path.stem if weights == "faithful" else f"{path.stem[:50]}-{weights}", digest)
+    folder = converted_folder(path, digest, weights)
     if found := _ready(folder, made_from):
         return _called(found, name)
 
@@ -352,6 +353,11 @@ def _wheel_folder(source: WheelSource, weights: str) -> tuple[Path, str]:
 def _tell(line: str, progress: bool) -> None:
     if progress:
         note(line)
+
+
+def converted_folder(path: Path, digest: str, weights: GGUFWeights) -> Path:
+    """Of a GGUF file. digest: its SHA-256."""
+    return _ir_folder(path.stem if weights == "faithful" else f"{path.stem[:50]}-{weights}", digest)
 
 
 def _ir_folder(name: str, digest: str) -> Path:

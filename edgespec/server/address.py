@@ -24,6 +24,7 @@ class Address:
     def __init__(self, host: str, port: int, path: Path | None = None) -> None:
         self.path = path
         self.socket = _file_socket(path) if path else _port_socket(host, port)
+        self._file = _file_of(path)
         self.url = f"unix:{path}" if path else f"http://{_in_url(host)}:{self.socket.getsockname()[1]}"
 
     @property
@@ -32,8 +33,9 @@ class Address:
         return self.url.replace("http://0.0.0.0:", "http://127.0.0.1:").replace("http://[::]:", "http://[::1]:")
 
     def close(self) -> None:
+        """Removes the file of the socket, but not one that another server has put there since."""
         self.socket.close()
-        if self.path is not None:
+        if self.path is not None and self._file is not None and _file_of(self.path) == self._file:
             self.path.unlink(missing_ok=True)
 
 
@@ -93,6 +95,15 @@ def _file_socket(path: Path) -> socket.socket:
             f"cannot listen on {path}: {reason}", hint="give another --socket", setting="socket"
         ) from error
     return sock
+
+
+def _file_of(path: Path | None) -> tuple[int, int] | None:
+    """Which file is there. A file system may give the number of one that was removed to the next."""
+    try:
+        status = path.lstat() if path else None
+    except OSError:
+        return None
+    return (status.st_ino, status.st_mtime_ns) if status else None
 
 
 def _answers(family: Any, path: Path) -> bool:

@@ -23,7 +23,6 @@ class GenerationRequest(Common, kw_only=True):
     n_cmpl: Count = None
     response_fields: list[str] | None = None
     return_tokens: bool = False
-    t_max_prompt_ms: float | None = None
     t_max_predict_ms: float | None = None
     n_indent: int = 0
     json_schema: dict[str, Any] | None = None

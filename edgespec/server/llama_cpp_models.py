@@ -15,7 +15,7 @@ from starlette.routing import Route
 from edgespec.errors import ContextFull
 from edgespec.pipeline import Pipeline
 from edgespec.sampling_params import SamplingParams
-from edgespec.server import slot_files
+from edgespec.server import slot_files, wire
 from edgespec.server.fields import Common, described, read, whole_number
 from edgespec.server.llama_cpp_answers import settings, shape_error
 from edgespec.server.messages import Message, template_variables
@@ -176,11 +176,28 @@ class Models:
         try:
             began = perf_counter()
             head: dict[str, Any] = {"id_slot": slot}
+            last_of, sequences = resident.worker.last, self._service.residents.sequences
+            client = wire.client_of(http)
+
+            def erase(pipeline: Pipeline) -> int:
+                last_of.pop(client, None)
+                return slot_files.erase(pipeline)
+
             if path is None:
-                erased = await asyncio.wrap_future(resident.worker.call(slot_files.erase))
-                return Json(head | {"n_erased": erased})
-            move = slot_files.save if action == "save" else slot_files.restore
-            moved = await asyncio.wrap_future(resident.worker.call(lambda pipeline: move(pipeline, path)))
+                return Json(head | {"n_erased": await asyncio.wrap_future(resident.worker.call(erase))})
+
+            def save(pipeline: Pipeline) -> slot_files.Moved:
+                """What this client used last, if another one came since."""
+                if last := last_of.get(client):
+                    kind, tokens = last
+                    sequences.bring(pipeline, tokens, kind)
+                return slot_files.save(pipeline, path)
+
+            def restore(pipeline: Pipeline) -> slot_files.Moved:
+                sequences.bring(pipeline, (0,), "completion")  # files the rows that go now
+                return slot_files.restore(pipeline, path)
+
+            moved = await asyncio.wrap_future(resident.worker.call(save if action == "save" else restore))
             tokens, size = ("n_saved", "n_written") if action == "save" else ("n_restored", "n_read")
             timings = {f"{action}_ms": 1e3 * (perf_counter() - began)}
             return Json(head | {"filename": path.stem, tokens: moved.tokens, size: moved.nbytes, "timings": timings})

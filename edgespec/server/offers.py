@@ -8,11 +8,12 @@ from time import time
 from typing import Any
 
 from edgespec.errors import LicenceError, SettingError, SourceError
-from edgespec.hub import catalog
+from edgespec.hub import catalog, repository
 from edgespec.hub import resolve as hub
 from edgespec.hub.progress import Watch
 from edgespec.hub.sizes import bytes_of
 from edgespec.loading import load
+from edgespec.server.about import context_of, of_files
 from edgespec.server.refusals import NoModel
 from edgespec.server.residents import Offer
 
@@ -68,9 +69,16 @@ def fetcher(options: Mapping[str, Any], *, keep_alive_s: float | None) -> Callab
 
 
 def here() -> list[str]:
-    """Short names of models that were fetched, and the default one."""
-    fetched = [name for name in catalog.listed_names() if (wanted := hub.on_hub(name)) and hub.is_here(wanted)]
-    return [*fetched, catalog.KNOWN[0].name]
+    """Names of models that were fetched, short ones first, and the default one."""
+    fetched = [name for name in catalog.listed_names() if _is_fetched(name)]
+    sources = [wanted.source for name in fetched if (wanted := hub.on_hub(name))]
+    records = [each for each in repository.all_recorded() if each.file is None and each.source not in sources]
+    others = [f"{each.repo}@{each.revision}".removesuffix("@main") for each in (found.source for found in records)]
+    return [*fetched, catalog.KNOWN[0].name, *sorted(filter(_is_fetched, others))]
+
+
+def _is_fetched(ref: str) -> bool:
+    return (wanted := hub.on_hub(ref)) is not None and hub.is_here(wanted)
 
 
 def _offer(ref: str, options: Mapping[str, Any], keep_alive_s: float | None) -> Offer:
@@ -78,10 +86,13 @@ def _offer(ref: str, options: Mapping[str, Any], keep_alive_s: float | None) -> 
     name, aliases = (known.name, known.aliases) if known else (ref, ())
     if known is None and catalog.find(ref) is None and (path := hub.on_disk(ref)):
         name, aliases = path.resolve().name.removesuffix(".gguf"), (ref,)
+    told = {name: value for name, value in options.items() if name in ("weights", "context_length")}
     return Offer(
         name=name,
         load=partial(load, ref, **options, progress=True),
         size_of=partial(bytes_of, ref),
+        about=partial(of_files, ref, **told),
+        context_of=partial(context_of, ref, **told),
         aliases=tuple(aliases),
         created=int(time()),
         keep_alive_s=keep_alive_s,

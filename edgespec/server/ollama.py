@@ -81,6 +81,8 @@ class Ollama:
                 raise BadRequest("logprobs: not of a text before a suffix", param="logprobs")
             prompt = Infill(asked.prompt, asked.suffix)
         elif asked.raw:
+            if asked.system:  # as Ollama says it
+                raise BadRequest("raw mode does not support system", param="system")
             prompt = Text(asked.prompt)
         else:
             system = [{"role": "system", "content": asked.system}] if asked.system else []
@@ -117,7 +119,8 @@ async def _lines(answer: Answer, part: _Part) -> AsyncGenerator[bytes, None]:
     try:
         async with aclosing(wire.pinged(answer)) as chunks:
             async for chunk in chunks:
-                if chunk is None:  # a line of JSON has no sign of life that says nothing
+                if chunk is None:  # a sign of life
+                    yield line(_head(answer) | part(Parts()) | {"done": False})
                     continue
                 found = scan.push(chunk.text)
                 scored = scores.push(chunk.logprobs, chunk.text) if scores else ()

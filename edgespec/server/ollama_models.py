@@ -14,6 +14,7 @@ from starlette.routing import Route
 
 from edgespec.pipeline import Pipeline
 from edgespec.server import wire
+from edgespec.server.about import of_loaded
 from edgespec.server.fields import described, read
 from edgespec.server.refusals import BadRequest, NoModel, NotOffered, Refusal, refusal
 from edgespec.server.residents import Offer
@@ -80,37 +81,42 @@ class Models:
         return Json({"models": models})
 
     async def show(self, http: HTTPRequest, body: bytes) -> Json:
-        """Loads the model: its context and template are not known before."""
+        """Pickers ask it of every model: one that is here is not loaded for it."""
         offer = self._service.residents.find(read(body, NameRequest).asked)
-        resident = await self._service.residents.take(offer.name, None)
-        try:
-            pipeline = resident.worker.ready.result()
-        finally:
-            self._service.residents.give_back(resident)
-        length = pipeline.target.cache.capacity
-        source = pipeline.template.source if pipeline.template else ""
-        fills = pipeline.fills_holes
-        has = {"tools": tool_calls.is_known_to(source), "insert": fills, "thinking": reasoning.is_known_to(source)}
+        resident = self._service.residents.loaded.get(offer.name)
+        pipeline = resident.pipeline if resident else None
+        about = of_loaded(pipeline) if pipeline else await asyncio.to_thread(offer.about)
+        if about is None:
+            pipeline = await self._loaded(offer)
+            about = of_loaded(pipeline)
+        source, length = about.template, about.context_length
+        has = {"tools": tool_calls.is_known_to(source), "insert": about.fills}
+        has["thinking"] = reasoning.is_known_to(source)
         capabilities = ["completion", *(name for name, holds in has.items() if holds)]
-        ends = "".join(
-            f"\nstop {pipeline.tokenizer.engine.id_to_token(token)!r}" for token in sorted(pipeline.stop_ids)
-        )
+        ends = "".join(f"\nstop {msgspec.json.encode(end).decode()}" for end in about.ends)
         return Json(
             {
                 "modelfile": f"FROM {offer.name}",
                 "parameters": f"num_ctx {length}{ends}",
-                "template": "{{ .Prompt }}{{ .Suffix }}" if fills else "{{ .Prompt }}",
+                "template": "{{ .Prompt }}{{ .Suffix }}" if about.fills else "{{ .Prompt }}",
                 "details": _details(pipeline),
                 "model_info": {
                     "general.architecture": _ARCHITECTURE,
                     "general.basename": offer.name,
                     f"{_ARCHITECTURE}.context_length": length,
-                    f"{_ARCHITECTURE}.vocab_size": pipeline.target.vocab_size,
+                    f"{_ARCHITECTURE}.vocab_size": about.vocab_size,
                 },
                 "capabilities": capabilities,
                 "modified_at": _created(offer),
             }
         )
+
+    async def _loaded(self, offer: Offer) -> Pipeline:
+        resident = await self._service.residents.take(offer.name, None)
+        try:
+            return resident.worker.ready.result()
+        finally:
+            self._service.residents.give_back(resident)
 
     async def pull(self, http: HTTPRequest, body: bytes) -> Json | Streamed:
         asked = read(body, NameRequest)
@@ -143,9 +149,8 @@ class Models:
         return Streamed(lines(), wire.NDJSON)
 
     async def delete(self, http: HTTPRequest, body: bytes) -> Json:
-        offer = self._service.residents.find(read(body, NameRequest).asked)
-        await self._service.residents.release(offer.name)
-        raise NotOffered(f"{offer.name} is unloaded; its files stay. Remove the folder that `edgespec models` names")
+        name = self._service.residents.find(read(body, NameRequest).asked).name
+        raise NotOffered(f"this server removes no files: {name} stays in the folder that `edgespec models` names")
 
     def _tag(self, offer: Offer) -> dict[str, Any]:
         resident = self._service.residents.loaded.get(offer.name)

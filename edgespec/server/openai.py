@@ -59,7 +59,7 @@ class OpenAI:
         residents = self._service.residents
         offer, resident = residents.offers[name], residents.loaded.get(name)
         pipeline = resident.pipeline if resident else None
-        length = pipeline.target.cache.capacity if pipeline else offer.context_length
+        length = pipeline.target.cache.capacity if pipeline else offer.context_of()
         meta: dict[str, Any] = {"n_ctx": length, "n_ctx_train": length, "size": offer.size_bytes}
         if pipeline:
             meta |= {"n_vocab": pipeline.target.vocab_size, "drafter": pipeline.drafter_names}

@@ -14,6 +14,7 @@ from edgespec.errors import EdgespecError
 from edgespec.hub import catalog
 from edgespec.pipeline import Pipeline
 from edgespec.protocols import Model
+from edgespec.server.about import About
 from edgespec.server.refusals import Forbidden, NoModel, Refusal, Unavailable, refusal, without_folders
 from edgespec.server.schema import Kind
 from edgespec.server.sequences import Sequences
@@ -27,7 +28,8 @@ _UNLOAD_S = 5.0
 class Offer:
     """A model that may be loaded.
 
-    size_of: gives the bytes of its files (``hub.sizes``), None if they are not known yet.
+    size_of: gives the bytes of its files (``hub.sizes``), None if they are not known yet. about, context_of: what its
+    files say of it while it is not loaded.
     aliases: other names of it. keep_alive_s: how long it stays loaded when it is not used, unless a request says
     otherwise; None or below 0: for good.
     """
@@ -35,7 +37,8 @@ class Offer:
     name: str
     load: Callable[[], Pipeline]
     size_of: Callable[[], int | None] = lambda: None
-    context_length: int | None = None
+    about: Callable[[], About | None] = lambda: None
+    context_of: Callable[[], int | None] = lambda: None
     aliases: tuple[str, ...] = ()
     created: int = 0
     keep_alive_s: float | None = None

@@ -94,6 +94,8 @@ class Request:
     prompt_field: str = "prompt"
     logprobs: int | None = None
     shows_progress: bool = False
+    client: str = ""
+    """who asks, see ``wire.client_of``"""
 
     @property
     def writes(self) -> bool:

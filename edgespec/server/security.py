@@ -28,11 +28,9 @@ _CHATS = "/app/"
 SHUTDOWN_PATH = "/shutdown"
 _OPEN_PATHS = ("/health", "/v1/health", SHUTDOWN_PATH)
 """without the key: who watches over a server has none, and a stop asks for a token of its own"""
-_PREFLIGHT = (
-    (b"access-control-allow-methods", b"GET, POST, DELETE"),
-    (b"access-control-allow-headers", b"authorization, content-type, x-api-key"),
-    (b"access-control-max-age", b"600"),
-)
+_PREFLIGHT = ((b"access-control-allow-methods", b"GET, POST, DELETE"), (b"access-control-max-age", b"600"))
+_WANTED = "access-control-request-headers"
+"""what a page's request will send. Clients have headers of their own, such as x-stainless-os of OpenAI's."""
 
 
 class Guard:
@@ -60,16 +58,18 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             headers = Headers(scope=scope)
+            origin = headers.get("origin", "")
+            is_allowed = origin.lower() in self._origins
+            if is_allowed:  # refusals too: the page shows what they say
+                send = _allowing(origin, send)
             if why := self._refusal(scope, headers):
                 await refused(why, self._shape_error(scope["path"])).send(send)
                 return
-            origin = headers.get("origin", "")
-            if origin.lower() in self._origins:
-                send = _allowing(origin, send)
-                if scope["method"] == "OPTIONS":
-                    await send({"type": "http.response.start", "status": 204, "headers": list(_PREFLIGHT)})
-                    await send({"type": "http.response.body", "body": b""})
-                    return
+            if is_allowed and scope["method"] == "OPTIONS":
+                wanted = (b"access-control-allow-headers", headers.get(_WANTED, "").encode("latin-1"))
+                await send({"type": "http.response.start", "status": 204, "headers": [*_PREFLIGHT, wanted]})
+                await send({"type": "http.response.body", "body": b""})
+                return
         await self._app(scope, receive, send)
 
     def _refusal(self, scope: Scope, headers: Headers) -> Refusal | None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from edgespec.backends.kv_blocks import BlockCopies
 from edgespec.errors import SettingError, foreign
+from edgespec.own_files import replacing
 from edgespec.pipeline import Pipeline
 from edgespec.server.found import data_dir
 from edgespec.server.refusals import BadRequest, NotOffered
@@ -52,14 +53,8 @@ def save(pipeline: Pipeline, path: Path) -> Moved:
         blocks = [cache.copy_block(index) for index in range(-(-cache.length // cache.block_rows))]
         arrays = {f"block{row}_{part}": each for row, block in enumerate(blocks) for part, each in enumerate(block)}
         header = json.dumps(_identity(pipeline) | {"tokens": list(cache.tokens)})
-        partial = path.with_name(f"{path.name}.partial")
-        try:
-            with partial.open("wb") as file:
-                np.savez(file, **{_HEADER: np.frombuffer(header.encode(), np.uint8)}, **arrays)  # type: ignore[arg-type]
-            partial.chmod(0o600)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)  # of a disk that is full
+        with replacing(path, private=True) as file:
+            np.savez(file, **{_HEADER: np.frombuffer(header.encode(), np.uint8)}, **arrays)  # type: ignore[arg-type]
         return Moved(cache.length, path.stat().st_size)
     except OSError as error:
         raise NotOffered(f"the slot cannot be saved: {error.strerror or error}") from error

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections import deque
-from collections.abc import Callable
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from time import perf_counter
 from typing import TypeVar
@@ -19,7 +19,7 @@ from edgespec.pipeline import Pipeline
 from edgespec.process_end import PREFIX
 from edgespec.server.prepare import Prepared
 from edgespec.server.refusals import Refusal, Replaced, Unavailable
-from edgespec.server.schema import Chunk, Request
+from edgespec.server.schema import Chunk, Kind, Request
 from edgespec.server.sequences import Sequences
 from edgespec.server.stderr import report
 
@@ -29,6 +29,8 @@ Emit = Callable[[Chunk | BaseException], None]
 
 _LEAST_RETRY_S = 1.0
 _REPLACED = "a newer request of this client took the place of this one"
+_CLIENTS = 64
+"""whose last prompt is known"""
 
 
 class Job:
@@ -59,6 +61,8 @@ class Worker:
         self.running: Job | None = None
         self.usual_s = 0.0
         """how long a request took, lately"""
+        self.last: OrderedDict[str, tuple[Kind, Sequence[int]]] = OrderedDict()
+        """kind and prompt of each client's last request; of this worker's thread"""
         self._load, self._sequences = load, sequences
         self._changed = threading.Condition()
         self._waiting: deque[Job] = deque()
@@ -197,6 +201,10 @@ class Worker:
     def _write(self, pipeline: Pipeline, job: Job) -> Chunk:
         request, prepared = job.request, job.prepared
         self._sequences.bring(pipeline, prepared.tokens, request.kind)
+        self.last[request.client] = request.kind, prepared.tokens
+        self.last.move_to_end(request.client)
+        if len(self.last) > _CLIENTS:
+            self.last.popitem(last=False)
         if request.max_new_tokens == 0:
             return Chunk(result=pipeline.read(prepared.tokens, cancelled=job.is_over))
 

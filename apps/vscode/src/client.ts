@@ -31,10 +31,27 @@ export interface Limits {
   readonly stop: readonly string[];
 }
 
-export class ServerError extends Error {}
+export class ServerError extends Error {
+  /** status: of HTTP, where the server has refused the request. */
+  constructor(
+    message: string,
+    readonly status?: number,
+  ) {
+    super(message);
+  }
+
+  /** Whether the server asks for a key, and was given none or another one. */
+  get wantsKey(): boolean {
+    return this.status === 401;
+  }
+}
 
 export class Client {
-  constructor(readonly url: string) {}
+  /** key: what the server asks requests for; "": nothing. */
+  constructor(
+    readonly url: string,
+    private readonly key = "",
+  ) {}
 
   /** Whether a server answers, and has its model: "ok", "loading", or undefined. */
   async health(): Promise<"ok" | "loading" | undefined> {
@@ -46,23 +63,18 @@ export class Client {
     }
   }
 
-  /** The name of the model that is loaded; "" where the server does not say. */
+  /** The name of the model that is loaded. Raises ServerError. */
   async model(): Promise<string> {
-    const answer = await fetch(new URL("/v1/models", this.url), { signal: AbortSignal.timeout(2000) });
-    const listed = (await answer.json()) as { data?: { id?: string }[] };
-    return listed.data?.[0]?.id ?? "";
+    const text = await this.asked("/v1/models", { signal: AbortSignal.timeout(2000) });
+    const listed = parsed(text) as { data?: { id?: string }[] } | undefined;
+    const name = listed?.data?.[0]?.id;
+    if (!name) throw new ServerError(`the server at ${this.url} names no model`);
+    return name;
   }
 
   /** What the server has read goes to a file of its own, or comes back from there. Raises ServerError. */
   async slot(action: "save" | "restore"): Promise<void> {
-    const answer = await fetch(new URL(`/slots/0?action=${action}`, this.url), {
-      method: "POST",
-      headers: { "content-type": "application/json" },
-      body: JSON.stringify({ filename: "vscode" }),
-      signal: AbortSignal.timeout(SLOT_MS),
-    });
-    const text = await answer.text();
-    if (!answer.ok) throw new ServerError(message(text) ?? `the server answered ${answer.status}`);
+    await this.post(`/slots/0?action=${action}`, { filename: "vscode" }, AbortSignal.timeout(SLOT_MS));
   }
 
   /** Fill a hole. Raises ServerError, and AbortError where `signal` is set off: the server then stops within a round.
@@ -83,17 +95,23 @@ export class Client {
       cache_prompt: true,
       stream: false,
     };
-    const answer = await fetch(new URL("/infill", this.url), {
-      method: "POST",
-      headers: { "content-type": "application/json" },
-      body: JSON.stringify(body),
-      signal,
-    });
-    const text = await answer.text();
-    if (!answer.ok) throw new ServerError(message(text) ?? `the server answered ${answer.status}`);
+    const text = await this.post("/infill", body, signal);
     const read = parsed(text) as Partial<Completion> | undefined;
     if (typeof read?.content !== "string") throw new ServerError("the server's answer has no content");
     return { ...read, content: read.content, timings: read.timings ?? {} };
+  }
+
+  private post(path: string, body: unknown, signal: AbortSignal): Promise<string> {
+    return this.asked(path, { method: "POST", body: JSON.stringify(body), signal });
+  }
+
+  /** The text of an answer. Raises ServerError for a refusal. */
+  private async asked(path: string, how: RequestInit): Promise<string> {
+    const headers = { "content-type": "application/json", ...(this.key === "" ? {} : { authorization: `Bearer ${this.key}` }) };
+    const answer = await fetch(new URL(path, this.url), { ...how, headers });
+    const text = await answer.text();
+    if (!answer.ok) throw new ServerError(message(text) ?? `the server answered ${answer.status}`, answer.status);
+    return text;
   }
 }
 

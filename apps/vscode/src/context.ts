@@ -44,6 +44,20 @@ export class Pieces {
   }
 }
 
+/** Tells of each editor that is shown, and once more when another takes its place: it may have been edited meanwhile. */
+export class Editors<Editor> {
+  private last: Editor | undefined;
+
+  constructor(private readonly keep: (editor: Editor) => void) {}
+
+  /** editor: undefined where none is shown. */
+  change(editor: Editor | undefined): void {
+    if (this.last !== undefined && this.last !== editor) this.keep(this.last);
+    if (editor !== undefined) this.keep(editor);
+    this.last = editor;
+  }
+}
+
 /** The lines around a place, at most PIECE_LINES of them. `line` counts from 0. */
 export function around(lines: readonly string[], line: number): string {
   const first = Math.max(0, Math.min(line - PIECE_LINES / 2, lines.length - PIECE_LINES));

@@ -18,28 +18,39 @@ export interface Options {
 const LOOK_MS = 250;
 
 export class Server {
+  /** What requests are sent with, and what a server that is started here asks for; "": none. */
+  key = "";
   private child: ChildProcess | undefined;
   private failed = "";
   private leaving = false;
+  /** whether the server that was started here has what an earlier one had read */
+  private hasRead = false;
+  /** Settles once the last server that was stopped here has ended: until then it may still answer. */
+  private ended = Promise.resolve();
 
   constructor(private readonly options: Options) {}
 
   get client(): Client {
-    return new Client(this.options.url);
+    return new Client(this.options.url, this.key);
   }
 
-  /** Returns once a server has its model. Starts one if none answers. Raises an Error that says what to do. */
+  /** Returns once a server has its model. Starts one when none answers. Raises an Error that says what to do. */
   async ready(signal: AbortSignal): Promise<void> {
-    let health = await this.client.health();
-    const starts = health === undefined && this.child === undefined;
-    if (starts) this.start();
-    while (health !== "ok") {
-      if (this.failed !== "") throw new Error(this.failed);
+    await this.ended;
+    if (!this.started) this.failed = "";
+    for (;;) {
+      const health = await this.client.health();
       if (signal.aborted) throw new Error("stopped");
+      if (health === "ok") break;
+      if (health === "loading" && !this.started) this.failed = ""; // another window's: it was a little faster
+      if (this.failed !== "") throw new Error(this.failed);
+      // One that loads for another window may go with it, at any time.
+      if (health === undefined && !this.started) this.start();
       await new Promise((resolve) => setTimeout(resolve, LOOK_MS));
-      health = await this.client.health();
     }
-    if (starts) await this.client.slot("restore").catch(() => undefined); // the first time there is none
+    if (!this.started || this.hasRead) return;
+    this.hasRead = true;
+    await this.client.slot("restore").catch(() => undefined); // the first time there is none
   }
 
   /** Before the editor closes. A server that was started here keeps what it has read for the next one.
@@ -53,17 +64,18 @@ export class Server {
       if (this.started) await this.client.slot("save").catch((error: unknown) => this.options.log(String(error)));
     } finally {
       this.leaving = false;
-      this.stop();
+      void this.stop();
     }
   }
 
-  /** Ends a server that was started here; another one is left alone. */
-  stop(): void {
-    if (this.leaving) return;
+  /** Ends a server that was started here, and returns once it has ended; another one is left alone. */
+  stop(): Promise<void> {
+    if (this.leaving) return Promise.resolve();
     const child = this.child;
     this.child = undefined;
     this.failed = "";
-    child?.kill();
+    if (child?.kill()) this.ended = new Promise((resolve) => child.once("exit", () => resolve()));
+    return this.ended;
   }
 
   get started(): boolean {
@@ -72,6 +84,7 @@ export class Server {
 
   private start(): void {
     const { url, command, model, log } = this.options;
+    this.hasRead = false;
     const host = new URL(url).hostname;
     if (!["127.0.0.1", "localhost", "[::1]"].includes(host)) {
       throw new Error(`no server answers at ${url}: start it on ${host}`);
@@ -80,7 +93,8 @@ export class Server {
     log(`${command} ${args.join(" ")}`);
     this.failed = "";
     const program = programFor(command, HERE);
-    const child = spawn(program.file, [...program.args, ...args], { windowsHide: true, stdio: ["ignore", "pipe", "pipe"] });
+    const env = this.key === "" ? process.env : { ...process.env, EDGESPEC_API_KEY: this.key };
+    const child = spawn(program.file, [...program.args, ...args], { env, windowsHide: true, stdio: ["ignore", "pipe", "pipe"] });
     this.child = child;
     // The editor may end this process while a stop waits: nothing that waits runs then.
     const end = () => child.kill();

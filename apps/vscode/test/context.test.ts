@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { around, PIECE_LINES, Pieces, similar } from "../src/context.js";
+import { around, Editors, PIECE_LINES, Pieces, similar } from "../src/context.js";
 
 const text = (word: string, count = 10) => Array.from({ length: count }, (_, i) => `${word} ${i}`).join("\n");
 const names = (pieces: Pieces) => pieces.except("").map((piece) => piece.filename);
@@ -58,4 +58,17 @@ test("around gives the lines near a place", () => {
 test("similar counts shared lines", () => {
   assert.equal(similar("a\nb", "b\na\nc"), 1);
   assert.equal(similar("a\nb", "c\nd"), 0);
+});
+
+test("what was edited in a file is kept when another one is shown", () => {
+  const pieces = new Pieces(10_000);
+  const [a, b] = [{ name: "a", text: text("as shown") }, { name: "b", text: text("b") }];
+  const editors = new Editors<typeof a>(({ name, text }) => pieces.add({ filename: name, text }));
+  editors.change(a);
+  a.text = text("as edited");
+  editors.change(b);
+  assert.ok(pieces.except("b").some((piece) => piece.text === text("as edited")));
+  b.text = text("b as edited");
+  editors.change(undefined);
+  assert.ok(pieces.except("a").some((piece) => piece.text === text("b as edited")));
 });

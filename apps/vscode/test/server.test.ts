@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
+import { createServer as createHttp } from "node:http";
 import { createServer } from "node:net";
 import type { AddressInfo } from "node:net";
 import { chmodSync, mkdtempSync, writeFileSync } from "node:fs";
@@ -7,7 +8,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
 
-import { Client } from "../src/client.js";
+import { Client, ServerError } from "../src/client.js";
 import { Server } from "../src/server.js";
 import { status, why } from "../src/status.js";
 
@@ -104,6 +105,73 @@ test("a server that cannot save is stopped all the same", { skip: process.platfo
   await assert.rejects(server.leave(), /closed/);
   assert.ok(!server.started);
   while ((await new Client(at).health()) !== undefined) await new Promise((resolve) => setTimeout(resolve, 20));
+});
+
+test("a server of another window that goes while it loads is replaced", { skip: process.platform === "win32" && "the program is a script" }, async () => {
+  const at = `http://127.0.0.1:${await port()}`;
+  let asked = 0;
+  const others = createHttp((_, response) => {
+    asked++;
+    response.writeHead(503, { connection: "close" }).end("{}", () => others.close());
+  });
+  await new Promise<void>((resolve) => others.listen(Number(new URL(at).port), "127.0.0.1", resolve));
+  const server = new Server({ url: at, command: program(SERVES), model: "m", log: () => {} });
+  await server.ready(AbortSignal.timeout(20_000));
+  assert.equal(asked, 1);
+  assert.ok(server.started);
+  await server.stop();
+});
+
+test("of two windows that start a server at once, the slower one uses the other's", { skip: process.platform === "win32" && "the program is a script" }, async () => {
+  const at = `http://127.0.0.1:${await port()}`;
+  let looks = -1;
+  const others = createHttp((_, response) => response.writeHead(looks < 0 || looks++ < 2 ? 503 : 200).end("{}"));
+  const fails = program('setTimeout(() => { console.error("the port is in use"); process.exit(2); }, 300)');
+  const server = new Server({
+    url: at, command: fails, model: "m",
+    log: (line) => {
+      if (line.includes("serve --host")) others.listen(Number(new URL(at).port), "127.0.0.1");
+      if (line.includes("in use")) looks = 0; // from now on it is loading twice
+    },
+  });
+  try {
+    await server.ready(AbortSignal.timeout(20_000));
+    assert.ok(looks > 2 && !server.started);
+  } finally {
+    others.closeAllConnections();
+    others.close();
+  }
+});
+
+test("a server that was stopped has ended before another is looked for", { skip: process.platform === "win32" && "the program is a script" }, async () => {
+  const at = `http://127.0.0.1:${await port()}`;
+  const lingers = SERVES.replace("process.argv.at(-1)", "String(process.pid)") + 'process.on("SIGTERM", () => setTimeout(() => process.exit(0), 600));';
+  const server = new Server({ url: at, command: program(lingers), model: "m", log: () => {} });
+  await server.ready(live());
+  const first = await server.client.model();
+  void server.stop();
+  await server.ready(live());
+  assert.ok(server.started);
+  assert.notEqual(await server.client.model(), first);
+  await server.stop();
+  assert.equal(await server.client.health(), undefined);
+});
+
+test("a server that asks for a key gets it, and says so where it is missing", { skip: process.platform === "win32" && "the program is a script" }, async () => {
+  const at = `http://127.0.0.1:${await port()}`;
+  const keyed = SERVES.replace('if (q.method', `const mine = q.url === "/health" || q.headers.authorization === "Bearer " + process.env.EDGESPEC_API_KEY;
+  if (!mine) return s.writeHead(401).end('{"error":{"message":"wrong or missing API key"}}');
+  if (q.method`);
+  const server = new Server({ url: at, command: program(keyed), model: "m", log: () => {} });
+  server.key = "a long secret";
+  await server.ready(live());
+  const refused = (error: unknown) => error instanceof ServerError && error.wantsKey && /missing API key/.test(error.message);
+  try {
+    assert.equal(await server.client.model(), "m", "what it starts asks for its key");
+    for (const key of ["", "another secret"]) await assert.rejects(new Client(at, key).model(), refused);
+  } finally {
+    await server.stop();
+  }
 });
 
 test("what stops a start is said", { skip: process.platform === "win32" && "the program is a script" }, async () => {
