@@ -104,7 +104,7 @@ PROMPTS = ("input", "messages", "input_prefix", "prompt")
 
 _MOST_STOPS = 64
 _WHOLE = re.compile(r"[0-9]{1,18}")
-_PART = re.compile(r"(\d+\.?\d*|\.\d+)(ms|s|m|h)")
+_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ms|s|m|h)")
 _DURATION = re.compile(rf"-?(?:{_PART.pattern})+")
 _DURATION_OR_SECONDS = rf"^(-?({_PART.pattern})+|-?\d{{1,8}}(\.\d+)?)$"
 _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -213,7 +213,7 @@ class Common(msgspec.Struct, kw_only=True):
         bias: dict[int, float] = {}
         for name, value in (self.logit_bias or {}).items():
             if (token := whole_number(name)) is None:
-                raise BadRequest(f"logit_bias: {name!r} is not the id of a token", param="logit_bias")
+                raise BadRequest(f"logit_bias: {name!r:.40} is not the id of a token", param="logit_bias")
             bias[token] = value
         penalty = self.repetition_penalty if self.repetition_penalty is not None else self.repeat_penalty
         return SamplingParams(
@@ -257,7 +257,7 @@ def seconds(value: str | float) -> float:
             raise ValueError
     except ValueError as error:
         raise BadRequest(
-            f"keep_alive: got {value!r}; allowed: seconds, or a text like 5m", param="keep_alive"
+            f"keep_alive: got {value!r:.40}; allowed: seconds, or a text like 5m", param="keep_alive"
         ) from error
     return number
 

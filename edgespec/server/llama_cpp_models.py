@@ -170,7 +170,7 @@ class Models:
         names = list(self._service.residents.loaded)
         slot = whole_number(number)
         if slot is None or slot >= len(names):
-            raise BadRequest(f"slot: got {number!r}; allowed: 0 to {len(names) - 1}", param="id_slot")
+            raise BadRequest(f"slot: got {number!r:.40}; allowed: 0 to {len(names) - 1}", param="id_slot")
         path = slot_files.path_of(read(body, SlotRequest, empty=True).filename) if action != "erase" else None
         resident = await self._service.residents.take(names[slot], None)
         try:
