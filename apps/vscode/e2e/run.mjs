@@ -1,32 +1,80 @@
-// The extension in a real extension host: code-server from npm, driven in Chromium, against a server with a real model.
-//   CODE_SERVER=.../code-server EDGESPEC_URL=http://127.0.0.1:8012 node e2e/run.mjs edgespec.vsix [FOLDER for a picture]
-// playwright-core is taken from apps/chat.
+// The extension in a real extension host: code-server from npm, driven in Chromium, with a real model. The extension
+// starts the server itself, stops it, and finds what was read after a reload. tests/test_vscode.py runs it.
+//   CODE_SERVER=.../code-server EDGESPEC=.../edgespec node e2e/run.mjs edgespec.vsix [FOLDER for a picture]
+// EDGESPEC_MODEL: another model. EDGESPEC_URL: use the server there, for times. CHROMIUM: the browser. playwright-core
+// is taken from apps/chat.
 import assert from "node:assert/strict";
 import { spawn, execFileSync } from "node:child_process";
 import { mkdirSync, mkdtempSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
+import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
 const { chromium } = createRequire(new URL("../../chat/package.json", import.meta.url))("playwright-core");
 const [vsix, pictures] = process.argv.slice(2);
 const program = process.env.CODE_SERVER ?? "code-server";
-const server = process.env.EDGESPEC_URL ?? "http://127.0.0.1:8012";
+const free = () => new Promise((resolve) => {
+  const probe = createServer().listen(0, "127.0.0.1", () => {
+    const { port } = probe.address();
+    probe.close(() => resolve(port));
+  });
+});
+const isOwn = process.env.EDGESPEC_URL === undefined;
+const server = process.env.EDGESPEC_URL ?? `http://127.0.0.1:${await free()}`;
 const work = mkdtempSync(join(tmpdir(), "edgespec-vscode-"));
 const folder = join(work, "project");
 mkdirSync(folder);
 mkdirSync(join(work, "user", "User"), { recursive: true });
-writeFileSync(join(work, "user", "User", "settings.json"), JSON.stringify({ "edgespec.url": server, "edgespec.debounce": 50, "workbench.startupEditor": "none", "editor.quickSuggestions": { other: "off", comments: "off", strings: "off" }, "editor.wordBasedSuggestions": "off" }));
+writeFileSync(join(work, "user", "User", "settings.json"), JSON.stringify({ "edgespec.url": server, "edgespec.command": process.env.EDGESPEC ?? "edgespec", "edgespec.model": process.env.EDGESPEC_MODEL ?? "default", "edgespec.debounce": 50, "workbench.startupEditor": "none", "editor.quickSuggestions": { other: "off", comments: "off", strings: "off" }, "editor.wordBasedSuggestions": "off" }));
 const filler = Array.from({ length: 60 }, (_, i) => `def scale_${i}(value, factor=${i}):\n    """Return value times factor ${i}."""\n    return value * factor\n`);
 writeFileSync(join(folder, "shapes.py"), [...filler.slice(0, 20), "\n\n", ...filler.slice(40, 48)].join("\n"));
 writeFileSync(join(folder, "other.py"), "def area_of_circle(radius):\n    return 3.14159 * radius ** 2\n");
 
-const port = 8000 + (process.pid % 1000);
+const port = await free();
+const asked = async (path) => {
+  try {
+    const answer = await fetch(server + path, { headers: { connection: "close" } });
+    return answer.ok ? await answer.json() : undefined;
+  } catch {
+    return undefined;
+  }
+};
+const until = async (what, holds, seconds = 60) => {
+  for (const end = Date.now() + 1000 * seconds; !(await holds()); await new Promise((resolve) => setTimeout(resolve, 200)))
+    if (Date.now() > end) throw new Error(`it did not come to this: ${what}`);
+  console.log(what);
+};
 const common = ["--extensions-dir", join(work, "ext"), "--user-data-dir", join(work, "user")];
 execFileSync(program, [...common, "--install-extension", vsix], { stdio: "ignore" });
-const host = spawn(program, [...common, "--auth", "none", "--bind-addr", `127.0.0.1:${port}`, "--disable-telemetry", "--disable-update-check", "--disable-workspace-trust", folder], { stdio: "ignore" });
+const host = spawn(program, [...common, "--auth", "none", "--bind-addr", `127.0.0.1:${port}`, "--disable-telemetry", "--disable-update-check", "--disable-workspace-trust", folder], { stdio: "ignore", env: { ...process.env, EDGESPEC_DATA: join(work, "data") } });
 const browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", args: ["--no-sandbox"] });
 let failed = false;
+
+/** The server that the extension has started: stopped and started by commands, and again by a reload of the editor. */
+async function started(page, bar) {
+  const command = async (title) => {
+    await page.keyboard.press("F1");
+    await page.locator(".quick-input-widget input").waitFor();
+    await page.keyboard.type(title);
+    await page.waitForTimeout(700);
+    await page.keyboard.press("Enter");
+  };
+  const since = async () => (await asked("/v1/models"))?.data[0].created;
+  const rows = async () => (await asked("/slots"))?.[0]?.n_past ?? 0;
+  const [read, first] = [await rows(), await since()];
+  assert.ok(read > 100, `${read} rows were read`);
+  await page.reload();
+  await until("a reload starts another server", async () => ![undefined, first].includes(await since()), 120);
+  await until("which has what the first one had read", async () => (await rows()) > read / 2);
+  await bar.first().waitFor({ timeout: 60_000 });
+  await command("edgespec: Stop the Server");
+  await until("a command stops it", async () => (await since()) === undefined);
+  await command("edgespec: Start the Server");
+  await until("a command starts it", async () => (await asked("/health")) !== undefined, 120);
+  await bar.first().waitFor({ timeout: 60_000 });
+}
+
 try {
   const page = await browser.newPage({ viewport: { width: 1280, height: 800 } });
   for (let tries = 0; ; tries++) {
@@ -39,7 +87,10 @@ try {
     }
   }
   await page.locator(".monaco-workbench").waitFor({ timeout: 60_000 });
-  await page.locator(".statusbar-item", { hasText: /zap|tok|smollm|qwen/i }).first().waitFor({ timeout: 60_000 }).catch(() => {});
+  await until("the extension has a server", async () => (await asked("/health")) !== undefined, 120);
+  const [{ id: model }] = (await asked("/v1/models")).data;
+  const bar = page.locator(".statusbar-item", { hasText: model });
+  await bar.first().waitFor({ timeout: 60_000 });
   const open = async (name) => {
     await page.keyboard.press("Control+P");
     await page.locator(".quick-input-widget input").waitFor();
@@ -84,6 +135,13 @@ try {
     await page.waitForTimeout(1500);
     await shown(`one more key: ${typed}`, () => page.keyboard.type(typed.slice(-1)));
   }
+  const lineNow = () => page.evaluate(() => [...document.querySelectorAll(".view-line")].map((each) => each.textContent.replaceAll("\u00a0", " ")).find((each) => each.includes("of_cube(")));
+  const [before, [first]] = [await lineNow(), (await ghost()).join("").split("\n")];
+  await page.keyboard.press("Control+ArrowDown");
+  await page.waitForTimeout(300);
+  const after = await lineNow();
+  assert.ok(after.length > "def area_of_cube(".length, `Ctrl+Down took a line: ${before} -> ${after} (${first})`);
+  if (isOwn) await started(page, bar);
   console.log("ok");
 } catch (error) {
   failed = true;
@@ -94,4 +152,5 @@ try {
   await browser.close();
   host.kill();
 }
+if (isOwn && !failed) await until("the server has ended with the editor", async () => (await asked("/v1/models")) === undefined);
 process.exit(failed ? 1 : 0);

@@ -144,7 +144,7 @@ class ChatPage:
                     "size_bytes": offer.size_bytes,
                     "loaded": pipeline is not None,
                     "exact": pipeline is not None and pipeline.target.capabilities.numerics == "exact",
-                    "context_length": pipeline.target.cache.capacity if pipeline else offer.context_length,
+                    "context_length": pipeline.target.cache.capacity if pipeline else offer.context_of(),
                 }
             )
         mended = await self._do(lambda store: store.mended)
