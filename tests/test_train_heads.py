@@ -199,7 +199,7 @@ def test_embeddings_that_do_not_fit_are_refused_first(target: Path, target_folde
     ("options", "got"),
     [
         (["--states", "s", "--corpus", "c"], "--states names what is made already; got --corpus"),
-        (["--states", "s", "--exclude", "f"], "--states names what is made already; got --exclude"),
+        (["--states", "s", "--shares", "1,0,0,0"], "--states names what is made already; got --shares"),
         (["--states", "s", "--longest", 9], "--states names what is made already; got --longest"),
         (["--corpus", "c", "--corpus-tokens", 9, "--folder", "f"], "got --corpus-tokens, --folder"),
         (["--corpus", "c", "--ray"], "--corpus names what is made already; got --ray"),

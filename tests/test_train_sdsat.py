@@ -333,6 +333,8 @@ def test_corpora_that_cannot_be_trained_on(folder: Path, corpus: Path, trained: 
     (tmp_path / "cut" / "shard-00000.npz").write_bytes(shard[: len(shard) // 2])
     assert "is not a whole shard" in str(train(folder, trained, "--corpus", tmp_path / "cut"))
     assert "no shards in the corpus" in str(train(folder, tmp_path / "work", "--corpus", tmp_path))
+    unread = train(folder, trained, "--corpus", corpus, "--exclude", tmp_path / "nothing.jsonl")
+    assert "cannot read the prompts to leave out" in str(unread)
 
 
 @pytest.mark.parametrize(

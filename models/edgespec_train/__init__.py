@@ -8,7 +8,8 @@
       plain          real text and code, for the stages before alignment
       replay         completes a corpus: log-probabilities and hidden states of texts that are there
       layers         whose states are kept
-      texts          reads shards back: what is held out, in which order; batches, states: for a draft, for a head
+      texts          reads shards back, and in which order; batches, states: for a draft, for a head
+      split          what is held out, and what is not trained on because of that or of a benchmark
     target       the target as a bundle, and as a checkpoint that torch reads
     draft_model  the draft: shape, trimmed vocabulary, weights of the target
     initialise   the output head fitted to the layers that were copied

@@ -31,6 +31,7 @@ from edgespec_export import staging
 from edgespec_train import loop
 from edgespec_train.corpus import shards
 from edgespec_train.corpus.build import identity, read_manifest, require_target, write_json
+from edgespec_train.corpus.split import parted
 from edgespec_train.corpus.texts import TargetTexts
 from edgespec_train.plot import plot
 from edgespec_train.progress import progress_bar
@@ -92,9 +93,7 @@ def make(settings: Settings, say: Say) -> Path:
     require_target(corpus, pair)
     texts = TargetTexts(shards.shard_paths(corpus))
     texts.check_ids(pair.manifest.target.vocab_size)
-    texts, held_out = texts.split(shards.held_out_share(len(texts.texts)))
-    if not texts.texts or not held_out.texts:
-        raise SettingError("too few texts to train on", got=len(texts.texts), hint="more --corpus-tokens")
+    texts, held_out = parted(texts, pair, say, settings.plan.get("exclude", ()))
     greedy = [text for text in held_out.texts if held_out.temperature(text) == 0] or held_out.texts
     require_long_answers(held_out, greedy, recipe)
     task = Guesses(
