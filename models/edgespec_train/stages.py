@@ -245,7 +245,7 @@ def _keeping(
     try:
         yield
     except Diverged as error:
-        if accelerator.is_main_process and error.step:
+        if accelerator.is_main_process and error.kept:
             save_draft(draft, id_map, folder / "draft")
         raise
 
