@@ -108,6 +108,23 @@ def test_plain_text_is_read_once(own: Path, tmp_path: Path) -> None:
         plain_tokens(plan, letters, tmp_path / "work")
 
 
+def test_plain_text_is_read_again_for_other_ids_and_where_other_text_is_left_out(own: Path, tmp_path: Path) -> None:
+    """Another tokenizer or end, other held-out prompts, or a benchmark of the same name with another line."""
+    work, benchmark = tmp_path / "work", tmp_path / "bench.jsonl"
+    benchmark.write_text(json.dumps({"text": "nothing of that"}))
+    plan = PlainPlan("text", 20_000, (str(own),), (str(benchmark),))
+
+    def read(**more: Any) -> str:
+        return text_of(plain_tokens(plan, letters, work, **more))
+
+    assert "lazy dog" in read() and "lazy dog" not in read(unseen=[SAID])
+    assert read(end=499).count(chr(499)) > 5
+    codes = plain_tokens(plan, lambda text: [7] * len(text), work, tokenizer="another")
+    assert set(codes) == {7}
+    benchmark.write_text(json.dumps({"text": SAID}))
+    assert "lazy dog" not in read()
+
+
 def test_too_little_text_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plain, "_shuffled", lambda read, folders: iter(["few words"]))
     with pytest.raises(SettingError, match=f"more than {WINDOW}"):

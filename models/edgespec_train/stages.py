@@ -232,6 +232,7 @@ def _plain_reader(
         encode=lambda text: tokenizer.encode(text, raw=True),
         unseen=[tokenizer.decode(held_out.prompt(text).tolist()) for text in held_out.texts],
         end=ends[0] if ends else None,
+        tokenizer=target.manifest.tokenizer.sha256,
         inverse=inverse,
         readable=readable,
     )
