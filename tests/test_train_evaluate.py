@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from edgespec import Pipeline, SamplingParams, bundle, draft_folder, load
 from edgespec.bench import prompts as bench_prompts
 from edgespec.bench.prompts import PAPERS, Prompt
+from edgespec.bundle import Bundle
 from edgespec.drafters.ngram import NGram
 from edgespec.errors import SettingError
 from edgespec.hub.resolve import resolve
@@ -287,3 +289,9 @@ def test_the_table_has_the_training_of_the_draft_that_is_judged(target: Path, tm
     write_head(tmp_path / "head", read, [[1, 2, 3]], width=8, layers=(1,), measured={"training": training})
     pair = draft_folder.attach(read, draft_folder.read(tmp_path / "head"))
     assert table.training_of(pair, [entry.model for entry in pair.manifest.drafters if entry.model]) == training
+    made = msgspec.structs.replace(
+        default.manifest, measured={"draft": {"training": training, "held_out": {"places": 5}}}
+    )
+    recipes = Bundle(default.root, made)
+    assert table.training_of(recipes, own) == training, "a bundle as train fastdraft writes it"
+    assert table.training_of(recipes, [], adaptive=True) == training, "adaptive tokens have no file of their own"
