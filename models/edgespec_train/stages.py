@@ -289,7 +289,7 @@ def _initialise(
     initialise_from(draft, target, settings.shape, id_map)
     draft.to(accelerator.device)
     share = fit_head(draft, target, texts, rows=min(20_000, texts.answer_tokens))
-    say(f"output head fitted to layer {settings.shape.layers[-1]} of {source.name}: R squared {share:.2f}")
+    say(f"output head fitted to layer {settings.shape.layers[-1]} of {source.name}: {share:.2f} of its squares")
     if settings.from_draft is not None:
         earlier = AutoModelForCausalLM.from_pretrained(settings.from_draft, dtype=torch.float32)
         taken = take_over(draft, id_map, earlier.to(accelerator.device), np.load(settings.from_draft / "id_map.npy"))
