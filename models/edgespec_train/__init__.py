@@ -100,12 +100,12 @@ def _layers(target: Bundle, text: str | None) -> tuple[int, ...]:
     """Of an option. Raises SettingError for layers that the target does not have."""
     from edgespec.backends.openvino.graph import decoder_layers
     from edgespec.backends.openvino.runtime import ov
-    from edgespec.hub.resolve import model_path
     from edgespec_train.corpus.layers import check_layers, layers_in, usual_layers
+    from edgespec_train.corpus.paged_texts import graph_of
 
     if text == "none":
         return ()
-    depth, _ = decoder_layers(ov.Core(), model_path(target, target.manifest.target))
+    depth, _ = decoder_layers(ov.Core(), graph_of(target))
     chosen = layers_in(text) or usual_layers(depth)
     check_layers(chosen, depth)
     return chosen

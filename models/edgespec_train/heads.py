@@ -26,12 +26,13 @@ from edgespec.backends.openvino.runtime import ov
 from edgespec.bundle import Bundle
 from edgespec.commands.training_options import PLAN
 from edgespec.errors import SettingError
-from edgespec.hub.resolve import model_path
 from edgespec_export import convert
 from edgespec_train import loop
 from edgespec_train.checkpoint import has_checkpoint
-from edgespec_train.corpus.build import identity, same_weights, write_json
+from edgespec_train.corpus.build import identity, read_manifest, record_of, same_weights, write_json
 from edgespec_train.corpus.layers import check_layers, layers_in, usual_layers
+from edgespec_train.corpus.paged_texts import graph_of
+from edgespec_train.corpus.replay import MANIFEST as STATES
 from edgespec_train.corpus.replay import Choice, Keeper, replay
 from edgespec_train.corpus.split import parted, require_both
 from edgespec_train.corpus.states import States
@@ -98,7 +99,7 @@ def prepared(settings: HeadSettings, embeddings: str | None, say: Say, *, reads:
     settings.folder.mkdir(parents=True, exist_ok=True)
     with PartialState().main_process_first():  # the other processes find it
         target = target_bundle(settings.target, settings.folder, say)
-    depth, width = decoder_layers(ov.Core(), model_path(target, target.manifest.target))
+    depth, width = decoder_layers(ov.Core(), graph_of(target))
     layers = settings.layers or usual_layers(depth)
     check_layers(layers, depth)
     if layers[-1] != depth:

@@ -35,7 +35,7 @@ from edgespec_export import sources as models
 from edgespec_export.settings import Kind
 from edgespec_train.corpus import shards
 from edgespec_train.corpus.batches import Texts
-from edgespec_train.corpus.build import Plan, identity, make_corpus, read_manifest, require_target, write_json
+from edgespec_train.corpus.build import Plan, identity, make_corpus, record_of, require_target, write_json
 from edgespec_train.corpus.replay import Keeper, replay
 from edgespec_train.corpus.split import parted
 from edgespec_train.corpus.texts import TargetTexts
@@ -138,7 +138,7 @@ def make_draft(settings: StageSettings, target: Bundle, say: Say) -> Path:
         | {"from_scratch": settings.from_scratch, "from_draft": settings.from_draft is not None}
         | {f"{name}_tokens": tokens for name, tokens in settings.earlier.tokens.items()}
         | ({"layers_from": source_of(settings.donor).name} if settings.layers_from else {}),
-        "corpus": {key: value for key, value in read_manifest(settings.corpus).items() if key != "shards"},
+        "corpus": record_of(settings.corpus),
         "training": asdict(curve[-1]) if curve else {},
         "machine": machine(),
     }

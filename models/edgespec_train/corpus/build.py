@@ -23,12 +23,12 @@ from edgespec import bundle
 from edgespec.bundle import Bundle
 from edgespec.commands.training_options import SHARES
 from edgespec.errors import SettingError, foreign
-from edgespec.hub.resolve import model_path
 from edgespec.text.chat_template import ChatTemplate
 from edgespec.text.tokenizer import Tokenizer
 from edgespec_train.corpus import SOURCES, shards, sources
 from edgespec_train.corpus.decontaminate import Decontaminator
 from edgespec_train.corpus.generate import Generated, Generator, Job
+from edgespec_train.corpus.paged_texts import graph_of
 from edgespec_train.corpus.sources import Origin, Prompt
 
 if TYPE_CHECKING:
@@ -85,11 +85,10 @@ class ShardMaker:
 
     @cached_property
     def generator(self) -> Generator:
-        xml = model_path(self.bundle, self.bundle.manifest.target)
         longest = min(self.plan.max_length, self.bundle.manifest.generation.context_length)
         eos = self.bundle.manifest.generation.eos_token_ids
         layers = self._keep.layers if self._keep else ()
-        return Generator(xml, eos_token_ids=eos, slots=self._slots, max_length=longest, layers=layers)
+        return Generator(graph_of(self.bundle), eos_token_ids=eos, slots=self._slots, max_length=longest, layers=layers)
 
     def _real(self, source: int, number: int, random: np.random.Generator) -> list[Prompt]:
         """``number`` prompts, at most three of one file; half of the files from the user's folders and the library."""
@@ -316,6 +315,11 @@ def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any]:
         if not isinstance(content, dict) or not isinstance(content.get("plan", {}), dict):
             raise ValueError("no record of a corpus")
     return content
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    """What a packed draft says of its corpus: all but the list of shards; {} for shards without a manifest."""
+    return {key: value for key, value in read_manifest(folder).items() if key != "shards"}
 
 
 def require_target(folder: Path, target: Bundle) -> None:

@@ -28,11 +28,10 @@ from edgespec.backends.openvino.graph import decoder_layers
 from edgespec.backends.openvino.runtime import ov
 from edgespec.bundle import Bundle
 from edgespec.errors import BackendError, SettingError
-from edgespec.hub.resolve import model_path
 from edgespec_train.corpus import shards
-from edgespec_train.corpus.build import identity, read_manifest, require_target, same_weights, write_json
+from edgespec_train.corpus.build import identity, read_manifest, record_of, require_target, same_weights, write_json
 from edgespec_train.corpus.layers import require_distinct
-from edgespec_train.corpus.paged_texts import TOP, Fed, PagedTexts, blocks_for, require_finite
+from edgespec_train.corpus.paged_texts import TOP, Fed, PagedTexts, blocks_for, graph_of, require_finite
 
 if TYPE_CHECKING:
     from edgespec_train.corpus.generate import Generated
@@ -90,12 +89,12 @@ def replay(
     _check_same(out, wanted)
     if not plan.left:
         return out
-    reader = PagedTexts(model_path(target, target.manifest.target), plan.blocks, layers)
+    reader = PagedTexts(graph_of(target), plan.blocks, layers)
     needed = plan.rows * (len(layers) * reader.hidden_size * 2 + TOP * 6 + 8)
     say(f"replaying {plan.rows} tokens of {len(plan.left)} shards: {needed / 1e9:.2f} GB in {out}")
     cache.require_space(int(1.02 * needed), out, "-o")
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / MANIFEST, wanted)
+    write_json(out / MANIFEST, wanted | {"corpus": record_of(corpus)})
     began, done, agree, greedy = time.perf_counter(), 0, 0, 0
     for place, (path, chosen) in enumerate(plan.left):
         (shard,) = shards.read_shards([path], _COPIED)
@@ -131,7 +130,7 @@ class Keeper:
         choice = Choice(min(choice.longest, target.manifest.generation.context_length), choice.prompt_share)
         wanted = {"target": identity(target), "layers": list(layers), "choice": asdict(choice)}
         _check_same(folder, wanted)
-        _, width = decoder_layers(ov.Core(), model_path(target, target.manifest.target))
+        _, width = decoder_layers(ov.Core(), graph_of(target))
         missing = max(0, tokens - int(read_manifest(corpus).get("answer_tokens", 0)))
         cache.require_space(2 * missing * (len(layers) * width * 2 + TOP * 6 + 8), folder, "-o")  # half is prompts
         folder.mkdir(parents=True, exist_ok=True)
