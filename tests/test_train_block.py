@@ -81,6 +81,8 @@ def test_the_whole_way(target_folder: Path, tmp_path: Path) -> None:
     manifest = json.loads((work / "draft" / "draft.json").read_text(encoding="utf-8"))
     assert manifest["drafter"]["needs"] == {"layers": [1, 3]} and manifest["drafter"]["model"]["vocab_size"] == 479
     assert manifest["measured"]["training"]["step"] == 30
+    made = manifest["measured"]["corpus"]["of"]
+    assert made["plan"]["shares"] == [0.68, 0.1, 0.14, 0.08] and all(o["licence"] for o in made["origins"].values())
     assert str(tmp_path) not in json.dumps(manifest), "no path of this machine goes to others"
     reached = manifest["measured"]["training"]["agreement"]
     assert reached > 5 / 479, "five times what chance gives"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -190,6 +191,8 @@ def test_the_corpus_command_keeps_states_where_heads_look_for_them(target: Path,
     (meta,) = (tmp_path / "states").glob("meta-*.npz")
     meta.unlink()  # as if the run had been ended behind the shard
     assert run(*command).exit_code == 0
+    told = json.loads((tmp_path / "states" / "states.json").read_text(encoding="utf-8"))["corpus"]
+    assert told["texts"] == len(TargetTexts(shards.shard_paths(tmp_path / "corpus")).texts) and told["origins"]
     assert len(States(tmp_path / "states").texts) == len(states.texts)
 
 

@@ -183,11 +183,18 @@ def packed(
         recipe["embeddings_from"] = Path(source).name
     measured = {
         "recipe": recipe,
-        "corpus": {"texts": len(on.states.texts), "answer_tokens": on.states.answer_tokens},
+        "corpus": {"texts": len(on.states.texts), "answer_tokens": on.states.answer_tokens, "of": _corpus(settings)},
         "training": asdict(curve[-1]) if curve else {},
     }
     head = TrainedHead(kind, ids, settings.layers, write, options.weights, measured, trees)
     return pack_head(head, on.target, settings.target, out, settings.target_names)
+
+
+def _corpus(settings: HeadSettings) -> dict[str, Any]:
+    """What is known of the corpus: states say it, or it lies beside them."""
+    states = settings.states or settings.folder / "states"
+    told: dict[str, Any] = read_manifest(states, STATES).get("corpus", {})
+    return told or record_of(settings.corpus or states.with_name("corpus"))
 
 
 def right_ahead(places: Sequence[int], right: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
