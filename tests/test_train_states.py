@@ -146,11 +146,19 @@ def test_a_choice_takes_short_texts_with_short_prompts_up_to_a_number_of_tokens(
     assert not (tmp_path / "none").exists()
 
 
-def test_states_kept_while_the_target_writes_are_those_of_a_second_reading(target: Path, tmp_path: Path) -> None:
+def test_states_kept_while_the_target_writes_are_those_of_a_second_reading(
+    target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of every token, though a text begins where its slot's earlier one is read; nothing is left to be replayed."""
     pair, choice = bundle.read(target), Choice(longest=200, prompt_share=0.9)
     keep = Keeper.of(tmp_path / "states", pair, (0, 3), choice, corpus=tmp_path / "corpus", tokens=100)
-    plan = dataclasses.replace(PLAN, target=identity(pair))
+    plan, write = dataclasses.replace(PLAN, target=identity(pair)), shards.write_shard
+
+    def in_memory(path: Path, texts: Any, *rest: Any) -> None:
+        assert all(text.states is None for _, _, text in texts), "those of a shard may be gigabytes"
+        write(path, texts, *rest)
+
+    monkeypatch.setattr(shards, "write_shard", in_memory)
     make_corpus(plan, target, tmp_path / "corpus", TOKENS, quiet, keep=keep)
     kept = States(tmp_path / "states")
     replayed = States(replay(tmp_path / "corpus", pair, tmp_path / "again", quiet, layers=(0, 3), choice=choice))

@@ -11,6 +11,7 @@ import re
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import count, islice
@@ -143,25 +144,29 @@ class ShardMaker:
         jobs.extend(job for job in (ask(2 * len(openings) + i, *entry) for i, entry in enumerate(asked)) if job)
         jobs.extend(job for _, job in openings)
         kept: list[tuple[int, str, Generated]] = []
-        for generated in self.generator.generate(jobs):
-            if self._keep:
-                self._keep.take(generated)
-            key = generated.job.key
-            if key >= len(openings):
-                kept.append((*origins[key], generated))
-                continue
-            source = openings[key][0]
-            prompt = self._prompt_of(source, generated)
-            if source == _CODE_BEGUN:
-                kept.append((source, prompt.source, generated))
-            if len(prompt.text) > _SHORTEST and (job := ask(len(openings) + key, source, prompt)):
-                jobs.appendleft(job)  # the same slot has the first tokens in its cache
-        kept = [entry for entry in sorted(kept, key=lambda entry: entry[2].job.key) if self._clean(entry[2])]
-        if not kept:
-            raise SettingError("a shard without a single text", got=f"{len(seen)} prompts", hint="fewer --new-tokens")
-        shards.write_shard(path, kept, self.bundle.manifest.target.vocab_size, time.perf_counter() - began)
-        if self._keep:
-            self._keep(path, [text.states for _, _, text in kept])
+        with self._keep.spilled() if self._keep else nullcontext() as spilled:
+            for generated in self.generator.generate(jobs):
+                if self._keep and spilled:
+                    self._keep.take(generated)
+                    spilled.put(generated)
+                key = generated.job.key
+                if key >= len(openings):
+                    kept.append((*origins[key], generated))
+                    continue
+                source = openings[key][0]
+                prompt = self._prompt_of(source, generated)
+                if source == _CODE_BEGUN:
+                    kept.append((source, prompt.source, generated))
+                if len(prompt.text) > _SHORTEST and (job := ask(len(openings) + key, source, prompt)):
+                    jobs.appendleft(job)  # the same slot has the first tokens in its cache
+            kept = [entry for entry in sorted(kept, key=lambda entry: entry[2].job.key) if self._clean(entry[2])]
+            if not kept:
+                raise SettingError(
+                    "a shard without a single text", got=f"{len(seen)} prompts", hint="fewer --new-tokens"
+                )
+            shards.write_shard(path, kept, self.bundle.manifest.target.vocab_size, time.perf_counter() - began)
+            if self._keep and spilled:
+                self._keep(path, [text.job.key for _, _, text in kept], spilled)
 
     def _openings(self, turns: int, heads: int, random: np.random.Generator) -> list[tuple[int, Job]]:
         """(source, job) of prompts that the target generates itself: user turns and Python files.

@@ -17,7 +17,9 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -146,8 +148,11 @@ class Keeper:
         else:
             text.states = None
 
-    def __call__(self, path: Path, states: Sequence[NDArray[np.float16] | None]) -> None:
-        """Write those of a shard that is there. states: of each of its texts, ``(tokens, layers, d)``, if chosen."""
+    def spilled(self) -> Spilled:
+        return Spilled(self.folder)
+
+    def __call__(self, path: Path, keys: Sequence[int], states: Spilled) -> None:
+        """Write those of a shard that is there. keys: of its texts' jobs. states: of the chosen ones at least."""
         (shard,) = shards.read_shards([path], (*_COPIED, *_TOP))
         begins = shard["begins"]
         chosen = self.choice(shard)
@@ -155,12 +160,13 @@ class Keeper:
             return
         meta = meta_path(self.folder, path)
         lengths = np.diff(begins)[chosen]
-        kept = [found for text in chosen if (found := states[text]) is not None]
-        assert [len(found) for found in kept] == lengths.tolist(), "each chosen text has its states"
+        shapes = [states.shapes[keys[text]] for text in chosen]
+        assert [shape[0] for shape in shapes] == lengths.tolist(), "each chosen text has its states"
         with shards.written(states_path(meta)) as file:
-            _write_header(file, (int(lengths.sum()), *kept[0].shape[1:]))
-            for found in kept:
-                file.write(found.tobytes())
+            _, layers, width = shapes[0]
+            _write_header(file, (int(lengths.sum()), layers, width))
+            for text in chosen:
+                file.write(states.read(keys[text]))
         rows = np.concatenate([[0], np.cumsum(begins[1:] - shard["answers"])])
         ends = np.concatenate([[0], np.cumsum(lengths)])
         arrays: dict[str, NDArray[Any]] = {
@@ -173,6 +179,35 @@ class Keeper:
         arrays |= {name: shard[name][chosen] for name in _COPIED}
         with shards.written(meta) as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+class Spilled:
+    """States of texts that were just written, in a file that is gone when it is closed: a shard's may be gigabytes."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = TemporaryFile(dir=folder)  # noqa: SIM115 - see __exit__
+        self._begins: dict[int, int] = {}
+        self.shapes: dict[int, tuple[int, int, int]] = {}
+        """by the key of a text's job"""
+
+    def __enter__(self) -> Spilled:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def put(self, text: Generated) -> None:
+        """Take away the states of a text, if it has any."""
+        if text.states is not None:
+            self._begins[text.job.key] = self._file.tell()
+            tokens, layers, width = text.states.shape
+            self.shapes[text.job.key] = tokens, layers, width
+            self._file.write(text.states.tobytes())
+            text.states = None
+
+    def read(self, key: int) -> bytes:
+        self._file.seek(self._begins[key])
+        return self._file.read(2 * prod(self.shapes[key]))
 
 
 def meta_path(folder: Path, shard: Path) -> Path:
