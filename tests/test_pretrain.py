@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgespec import bundle
+from edgespec import bundle, load
 from edgespec.errors import SettingError
 
 pytest.importorskip("optimum.intel", reason="training needs the train extra")
@@ -252,6 +252,11 @@ def test_the_command_runs_all_stages(target_folder: Path, bare: Path, own: Path,
     assert "continue: step 2" in result.output
     made = bundle.read(tmp_path / "work" / "bundle").manifest
     assert made.measured["draft"]["recipe"]["pretrain_tokens"] == 600
+    made_of = tmp_path / "work" / "bundle"
+    plain, drafted = load(made_of, draft="none"), load(made_of, num_draft_tokens=3)
+    found = drafted.generate([5, 6, 7, 8], max_new_tokens=16, ignore_eos=True, policy=drafted.fixed_length(3))
+    assert found.token_ids == plain.generate([5, 6, 7, 8], max_new_tokens=16, ignore_eos=True).token_ids
+    assert any(r.drafter == "fastdraft-1x16-60" and r.proposed for r in found.stats.rounds)
 
 
 # Losses
