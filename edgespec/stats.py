@@ -179,6 +179,6 @@ def accepted_by_place(rounds: Sequence[Round]) -> list[float]:
     """The acceptance rate at each position of the draft. Counts the rounds that drafted so far and accepted all before
     it."""
     shares: list[float] = []
-    while reached := [r for r in rounds if r.proposed > len(shares) and r.accepted >= len(shares)]:
+    while reached := [r for r in rounds if r.longest > len(shares) and r.accepted >= len(shares)]:
         shares.append(sum(r.accepted > len(shares) for r in reached) / len(reached))
     return shares

@@ -252,7 +252,7 @@ class Round:
     read: tokens of the prompt that were in the forward. If there are any, the round's time is not of decoding alone.
     width: rows of the forward, padding included. extra: rows of ``Draft.extra``.
     expected: number of tokens that were expected to be accepted; None if nothing was predicted.
-    reason: why nothing was drafted.
+    reason: why nothing was drafted. depth: longest path of a tree that was proposed; None: a chain, ``proposed`` long.
     """
 
     drafter: str
@@ -269,6 +269,7 @@ class Round:
     read: int = 0
     width: int = 0
     extra: int = 0
+    depth: int | None = None
 
     @classmethod
     def of(
@@ -299,12 +300,18 @@ class Round:
             read=step.prompt_rows,
             width=step.width,
             extra=len(draft.extra),
+            depth=None if draft.tree is None else max(tree_depths(draft.tree)) - note.forced,
         )
 
     @property
     def tokens(self) -> int:
         """Tokens in the forward, without those of the prompt."""
         return 1 + self.forced + self.evaluated + self.extra
+
+    @property
+    def longest(self) -> int:
+        """Most tokens that could have been accepted."""
+        return self.proposed if self.depth is None else self.depth
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,11 +86,12 @@ MODES = {
 }
 
 
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
 @pytest.mark.parametrize("kind", ["block", "redrafter"])
 def test_every_mode_and_length_of_draft_writes_plain_decodings_tokens(
-    target: Path, make: Callable[..., Path], kind: str
+    target: Path, make: Callable[..., Path], kind: str, backend: Any
 ) -> None:
-    plain, drafted = load(target, draft="none"), load(target, draft=make(kind=kind))
+    plain, drafted = (load(target, draft=draft, backend=backend) for draft in ("none", make(kind=kind)))
     assert drafted.arbiter is not None
     for sampling in MODES.values():
         expected = tokens(plain, sampling=sampling)

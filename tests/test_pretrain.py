@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgespec import bundle
+from edgespec import bundle, load
 from edgespec.errors import SettingError
 
 pytest.importorskip("optimum.intel", reason="training needs the train extra")
@@ -106,6 +106,23 @@ def test_plain_text_is_read_once(own: Path, tmp_path: Path) -> None:
     kept.write_bytes(kept.read_bytes()[:100])
     with pytest.raises(SettingError, match="is damaged"):
         plain_tokens(plan, letters, tmp_path / "work")
+
+
+def test_plain_text_is_read_again_for_other_ids_and_where_other_text_is_left_out(own: Path, tmp_path: Path) -> None:
+    """Another tokenizer or end, other held-out prompts, or a benchmark of the same name with another line."""
+    work, benchmark = tmp_path / "work", tmp_path / "bench.jsonl"
+    benchmark.write_text(json.dumps({"text": "nothing of that"}))
+    plan = PlainPlan("text", 20_000, (str(own),), (str(benchmark),))
+
+    def read(**more: Any) -> str:
+        return text_of(plain_tokens(plan, letters, work, **more))
+
+    assert "lazy dog" in read() and "lazy dog" not in read(unseen=[SAID])
+    assert read(end=499).count(chr(499)) > 5
+    codes = plain_tokens(plan, lambda text: [7] * len(text), work, tokenizer="another")
+    assert set(codes) == {7}
+    benchmark.write_text(json.dumps({"text": SAID}))
+    assert "lazy dog" not in read()
 
 
 def test_too_little_text_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,6 +252,11 @@ def test_the_command_runs_all_stages(target_folder: Path, bare: Path, own: Path,
     assert "continue: step 2" in result.output
     made = bundle.read(tmp_path / "work" / "bundle").manifest
     assert made.measured["draft"]["recipe"]["pretrain_tokens"] == 600
+    made_of = tmp_path / "work" / "bundle"
+    plain, drafted = load(made_of, draft="none"), load(made_of, num_draft_tokens=3)
+    found = drafted.generate([5, 6, 7, 8], max_new_tokens=16, ignore_eos=True, policy=drafted.fixed_length(3))
+    assert found.token_ids == plain.generate([5, 6, 7, 8], max_new_tokens=16, ignore_eos=True).token_ids
+    assert any(r.drafter == "fastdraft-1x16-60" and r.proposed for r in found.stats.rounds)
 
 
 # Losses

@@ -27,6 +27,7 @@ from edgespec.bench.prompts import Prompt
 from edgespec_train.corpus import shards
 from edgespec_train.corpus.batches import Texts
 from edgespec_train.corpus.build import Plan, make_corpus
+from edgespec_train.corpus.texts import TargetTexts
 from edgespec_train.draft_model import UNKNOWN, Shape, build, choose_vocabulary, initialise_from, invert
 from edgespec_train.evaluate import generate_texts, replay
 from edgespec_train.initialise import fit_head, take_over
@@ -151,7 +152,7 @@ def test_the_fitted_head_is_least_squares(torch_target: Any, corpus: Path) -> No
 
 
 def test_a_draft_that_goes_on_from_an_earlier_one_thinks_as_it_did(torch_target: Any, corpus: Path) -> None:
-    counts = shards.token_counts(shards.shard_paths(corpus), VOCAB)
+    counts = TargetTexts(shards.shard_paths(corpus)).token_counts(VOCAB)
     ids = [choose_vocabulary(counts, size, always=[0]) for size in (200, 300)]
     drafts: list[Any] = [build(torch_target.config, Shape((0,)), len(some), seed=3) for some in ids]
     with torch.no_grad():
@@ -197,7 +198,7 @@ def test_distillation_is_least_where_the_draft_thinks_as_the_target(corpus: Path
 
 
 def test_rows_the_draft_cannot_say_do_not_count(corpus: Path) -> None:
-    counts = shards.token_counts(shards.shard_paths(corpus), VOCAB)
+    counts = TargetTexts(shards.shard_paths(corpus)).token_counts(VOCAB)
     texts = texts_of(corpus, choose_vocabulary(counts, 64, always=[]))
     batch = texts.batch(texts.texts[:6])
     assert 0 < int(batch.readable.sum()) < len(batch.rows)

@@ -81,6 +81,8 @@ def test_the_whole_way(target_folder: Path, tmp_path: Path) -> None:
     manifest = json.loads((work / "draft" / "draft.json").read_text(encoding="utf-8"))
     assert manifest["drafter"]["needs"] == {"layers": [1, 3]} and manifest["drafter"]["model"]["vocab_size"] == 479
     assert manifest["measured"]["training"]["step"] == 30
+    made = manifest["measured"]["corpus"]["of"]
+    assert made["plan"]["shares"] == [0.68, 0.1, 0.14, 0.08] and all(o["licence"] for o in made["origins"].values())
     assert str(tmp_path) not in json.dumps(manifest), "no path of this machine goes to others"
     reached = manifest["measured"]["training"]["agreement"]
     assert reached > 5 / 479, "five times what chance gives"
@@ -126,6 +128,17 @@ def test_a_window_row_counts_for_the_anchors_behind_it_only() -> None:
             assert [not torch.equal(a, b) for a, b in zip(found[0], other[0], strict=True)] == moved
         there[0, 0] = False
         assert not torch.equal(head.streams(states, last, anchors, there)[0, 0], found[0, 0])
+
+
+def test_the_gradient_of_the_confidence_stays_in_it() -> None:
+    """Whether a token will be accepted is read of the stream and of the token before, and moves neither."""
+    head = head_of()
+    states, there = torch.randn(1, SHAPE.window + 2, 2, 64), torch.ones(1, SHAPE.window + 2, dtype=torch.bool)
+    logits, sure = head(states, torch.arange(3 + SHAPE.block)[None], there)
+    torch.stack(sure).sum().backward()
+    assert {n.split(".")[0] for n, p in head.named_parameters() if p.grad is not None} == {"confidence"}
+    torch.stack(logits).sum().backward()
+    assert head.previous.weight.grad is not None and head.last_row.weight.grad is not None
 
 
 @pytest.mark.parametrize("shape", [SHAPE, dataclasses.replace(SHAPE, depth=0, rank=0)], ids=["all", "least"])

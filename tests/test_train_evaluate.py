@@ -8,17 +8,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from edgespec import Pipeline, SamplingParams, bundle, draft_folder, load
 from edgespec.bench import prompts as bench_prompts
 from edgespec.bench.prompts import PAPERS, Prompt
+from edgespec.bundle import Bundle
 from edgespec.drafters.ngram import NGram
 from edgespec.errors import SettingError
 from edgespec.hub.resolve import resolve
 from edgespec.protocols import Drafter
-from edgespec.types import Allowed, Draft, Hidden, Needs, Round
+from edgespec.types import Allowed, Draft, Hidden, Needs, Round, Step, Verdict
 
 pytest.importorskip("optimum.intel", reason="training needs the train extra")
 pytest.importorskip("accelerate", reason="training needs the train extra")
@@ -151,6 +153,10 @@ def test_mbsu_is_what_acceptance_allows_less_the_cost_of_drafting() -> None:
     assert rounds.block_efficiency == 3
     assert rounds.mbsu(0.1) == pytest.approx(3 / 1.3)
     assert rounds.by_position == [1.0, 0.5, 1.0]
+    tree = Draft((4, 5, 6, 7), tree=(0, 0, 1, 1))
+    beams = Round.of("draft", tree, Verdict(2, (4, 6, 9), (0, 1, 3)), Step(np.zeros((5, 9), np.float32)), 0, 0, 0, 0)
+    assert Rounds(4, [beams]).by_position == [1.0, 1.0, 0.0, 0.0], "four nodes, of which two can be accepted"
+    assert Rounds(4, [beams, Round("draft", 4, 4, 3, 4, 0.0, 0.0, 0.0)]).by_position == [1.0, 1.0, 1.0, 0.0]
 
 
 def test_a_speed_far_below_mbsu_is_marked() -> None:
@@ -287,3 +293,9 @@ def test_the_table_has_the_training_of_the_draft_that_is_judged(target: Path, tm
     write_head(tmp_path / "head", read, [[1, 2, 3]], width=8, layers=(1,), measured={"training": training})
     pair = draft_folder.attach(read, draft_folder.read(tmp_path / "head"))
     assert table.training_of(pair, [entry.model for entry in pair.manifest.drafters if entry.model]) == training
+    made = msgspec.structs.replace(
+        default.manifest, measured={"draft": {"training": training, "held_out": {"places": 5}}}
+    )
+    recipes = Bundle(default.root, made)
+    assert table.training_of(recipes, own) == training, "a bundle as train fastdraft writes it"
+    assert table.training_of(recipes, [], adaptive=True) == training, "adaptive tokens have no file of their own"

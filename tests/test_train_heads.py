@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
+from edgespec import bundle
 from edgespec.errors import IncompatiblePair, SettingError, SourceError
 
 pytest.importorskip("optimum.intel", reason="training needs the train extra")
@@ -18,6 +21,7 @@ pytest.importorskip("accelerate", reason="training needs the train extra")
 
 import torch
 
+from edgespec_export import Request, Weights, export
 from edgespec_train.corpus.layers import usual_layers
 from edgespec_train.corpus.replay import Choice
 from edgespec_train.corpus.states import NONE
@@ -101,8 +105,9 @@ def test_a_head_that_diverges_says_at_which_step(target: Path, bare: Path, tmp_p
     schedule = Schedule(steps=3, tokens_per_batch=256, learning_rate=float("inf"), warmup=1)
     settings = settings_of(target, bare, tmp_path)
     on = begun(settings, lambda line: None)
-    with pytest.raises(Diverged, match=r"stopped at step 2: .*lower --learning-rate"):
+    with pytest.raises(Diverged, match=r"stopped at step 2: .*another folder with a lower --learning-rate"):
         trained(Linear(on, schedule), schedule, settings, on, lambda line: None, {})
+    assert not (tmp_path / "checkpoint").exists(), "weights that are no numbers are not kept"
 
 
 def test_states_of_another_target_or_layer_are_refused(target: Path, bare: Path, tmp_path: Path) -> None:
@@ -169,6 +174,29 @@ def test_wrong_layers_are_refused_first(layers: tuple[int, ...], said: str, targ
     assert not list(tmp_path.iterdir())
 
 
+@pytest.fixture(scope="module")
+def alone(target: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The target as a bundle for ONNX Runtime."""
+    folder = tmp_path_factory.mktemp("onnx")
+    shutil.copytree(target, folder / "both")
+    model = bundle.model_file(folder / "both", bundle.IR_FILE, precision="f32", vocab_size=VOCAB)
+    read = bundle.read(target)
+    bundle.write(folder / "both", msgspec.structs.replace(read.manifest, target=model))
+    return export(Request(str(folder / "both"), folder / "alone", Weights(), format="onnx"), lambda line: None)
+
+
+@pytest.mark.parametrize("recipe", ["block", "fastdraft", "corpus"])
+def test_a_target_with_an_onnx_form_alone_is_refused_first(
+    recipe: str, alone: Path, target_folder: Path, tmp_path: Path
+) -> None:
+    layers = ["--layers-from", target_folder] if recipe == "fastdraft" else []
+    result = run("train", recipe, alone, "-o", tmp_path / "work", *layers)
+    assert isinstance(result.exception, SettingError), result.output
+    said = str(result.exception)
+    assert "a target that is trained for is an OpenVINO IR; got model.onnx of" in said and "--format" in said
+    assert not list((tmp_path / "work").iterdir())
+
+
 def test_the_layers_follow_the_target(target: Path, tmp_path: Path) -> None:
     settings, _ = prepared(HeadSettings(str(target), tmp_path, (), 100), None, lambda line: None, reads=False)
     assert settings.layers == (2, 3)
@@ -199,7 +227,7 @@ def test_embeddings_that_do_not_fit_are_refused_first(target: Path, target_folde
     ("options", "got"),
     [
         (["--states", "s", "--corpus", "c"], "--states names what is made already; got --corpus"),
-        (["--states", "s", "--exclude", "f"], "--states names what is made already; got --exclude"),
+        (["--states", "s", "--shares", "1,0,0,0"], "--states names what is made already; got --shares"),
         (["--states", "s", "--longest", 9], "--states names what is made already; got --longest"),
         (["--corpus", "c", "--corpus-tokens", 9, "--folder", "f"], "got --corpus-tokens, --folder"),
         (["--corpus", "c", "--ray"], "--corpus names what is made already; got --ray"),

@@ -19,6 +19,7 @@ import torch
 
 from edgespec_train.corpus import shards
 from edgespec_train.corpus.batches import Texts
+from edgespec_train.corpus.texts import TargetTexts
 from edgespec_train.draft_model import Shape, build, choose_vocabulary, initialise_from
 from edgespec_train.judging import Judged, ahead, tokens_a_forward
 from edgespec_train.trainer import Point, Recipe, agreement, block_efficiency, train
@@ -30,7 +31,7 @@ torch_target = test_train.torch_target
 
 
 def trainable(torch_target: Any, corpus: Path) -> tuple[Any, Texts, Texts]:
-    id_map = choose_vocabulary(shards.token_counts(shards.shard_paths(corpus), VOCAB), 200, always=[1])
+    id_map = choose_vocabulary(TargetTexts(shards.shard_paths(corpus)).token_counts(VOCAB), 200, always=[1])
     shape = Shape((0,))
     draft: Any = build(torch_target.config, shape, 200, seed=0)
     initialise_from(draft, torch_target, shape, id_map)

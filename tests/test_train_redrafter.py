@@ -23,7 +23,6 @@ import torch
 from click.testing import Result
 
 from edgespec_train import report, table
-from edgespec_train.corpus import shards
 from edgespec_train.corpus.replay import Choice, replay
 from edgespec_train.corpus.states import States
 from edgespec_train.draft_model import choose_vocabulary, invert
@@ -123,7 +122,7 @@ def test_the_warm_start_drafts_better_than_chance_and_training_better_still(
     states: Path, torch_target: Any, tmp_path: Path
 ) -> None:
     read = States(states, LAYERS)
-    id_map = choose_vocabulary(shards.token_counts(read.paths, VOCAB), 400, always=[])
+    id_map = choose_vocabulary(read.token_counts(VOCAB), 400, always=[])
     ids = torch.from_numpy(np.where(id_map < 0, 0, id_map).astype(np.int64))
     output = torch_target.get_output_embeddings().weight[ids].detach().clone()
     rest, held_out = read.split(0.3)

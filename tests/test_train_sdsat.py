@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM
 from edgespec.types import Backend
 from edgespec_train.corpus.texts import TargetTexts
 from edgespec_train.loop import Diverged, Schedule, run
+from edgespec_train.sdsat import task as task_module
 from edgespec_train.sdsat.check import compare
 from edgespec_train.sdsat.graph import with_placeholders
 from edgespec_train.sdsat.placeholders import Placeholders, read
@@ -120,6 +121,29 @@ def test_the_target_is_not_changed_by_training(
     again, _ = task.loss(placeholders, batch, torch.device("cpu"))
     assert again.item() < first.item()
     assert all(torch.equal(before[name], value) for name, value in target.state_dict().items())
+
+
+@pytest.mark.parametrize("loss", ["kd", "ce"])
+def test_a_loss_makes_logits_of_a_few_rows_at_a_time(
+    target: Any, corpus: Path, placeholders: Placeholders, loss: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forwards and backwards; loss and gradients are those of all rows at once."""
+    texts, recipe, found = texts_of(corpus), Recipe(count=COUNT, placing="every", loss=loss), {}
+    task = Guesses(target, placeholders, texts, texts, recipe, Schedule(steps=1, tokens_per_batch=128))
+    batch, rows = next(task.batches(0)), []
+    watch = target.get_output_embeddings().register_forward_hook(lambda head, given, out: rows.append(len(given[0])))
+    for most in (16, 1 << 20):
+        monkeypatch.setattr(task_module, "_ROWS_AT_ONCE", most)
+        placeholders.zero_grad()
+        value, places = task.loss(placeholders, batch, torch.device("cpu"))
+        value.backward()
+        gradients = [p.grad.clone() for p in placeholders.parameters() if p.grad is not None]
+        found[most] = float(value), torch.cat([gradient.flatten() for gradient in gradients])
+        assert max(rows) <= most and places > 16
+    watch.remove()
+    (one, other) = found.values()
+    assert one[0] == pytest.approx(other[0], rel=1e-5)
+    torch.testing.assert_close(one[1], other[1], rtol=1e-3, atol=1e-6)
 
 
 def test_batches_are_a_function_of_their_number(target: Any, corpus: Path, placeholders: Placeholders) -> None:
@@ -333,6 +357,8 @@ def test_corpora_that_cannot_be_trained_on(folder: Path, corpus: Path, trained: 
     (tmp_path / "cut" / "shard-00000.npz").write_bytes(shard[: len(shard) // 2])
     assert "is not a whole shard" in str(train(folder, trained, "--corpus", tmp_path / "cut"))
     assert "no shards in the corpus" in str(train(folder, tmp_path / "work", "--corpus", tmp_path))
+    unread = train(folder, trained, "--corpus", corpus, "--exclude", tmp_path / "nothing.jsonl")
+    assert "cannot read the prompts to leave out" in str(unread)
 
 
 @pytest.mark.parametrize(

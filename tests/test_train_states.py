@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -145,11 +146,19 @@ def test_a_choice_takes_short_texts_with_short_prompts_up_to_a_number_of_tokens(
     assert not (tmp_path / "none").exists()
 
 
-def test_states_kept_while_the_target_writes_are_those_of_a_second_reading(target: Path, tmp_path: Path) -> None:
+def test_states_kept_while_the_target_writes_are_those_of_a_second_reading(
+    target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of every token, though a text begins where its slot's earlier one is read; nothing is left to be replayed."""
     pair, choice = bundle.read(target), Choice(longest=200, prompt_share=0.9)
     keep = Keeper.of(tmp_path / "states", pair, (0, 3), choice, corpus=tmp_path / "corpus", tokens=100)
-    plan = dataclasses.replace(PLAN, target=identity(pair))
+    plan, write = dataclasses.replace(PLAN, target=identity(pair)), shards.write_shard
+
+    def in_memory(path: Path, texts: Any, *rest: Any) -> None:
+        assert all(text.states is None for _, _, text in texts), "those of a shard may be gigabytes"
+        write(path, texts, *rest)
+
+    monkeypatch.setattr(shards, "write_shard", in_memory)
     make_corpus(plan, target, tmp_path / "corpus", TOKENS, quiet, keep=keep)
     kept = States(tmp_path / "states")
     replayed = States(replay(tmp_path / "corpus", pair, tmp_path / "again", quiet, layers=(0, 3), choice=choice))
@@ -190,6 +199,8 @@ def test_the_corpus_command_keeps_states_where_heads_look_for_them(target: Path,
     (meta,) = (tmp_path / "states").glob("meta-*.npz")
     meta.unlink()  # as if the run had been ended behind the shard
     assert run(*command).exit_code == 0
+    told = json.loads((tmp_path / "states" / "states.json").read_text(encoding="utf-8"))["corpus"]
+    assert told["texts"] == len(TargetTexts(shards.shard_paths(tmp_path / "corpus")).texts) and told["origins"]
     assert len(States(tmp_path / "states").texts) == len(states.texts)
 
 

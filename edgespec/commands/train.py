@@ -11,6 +11,7 @@ from edgespec.bench.report import show
 from edgespec.commands.options import accept_licence, fetch_options, model_options
 from edgespec.commands.train_sdsat import sdsat
 from edgespec.commands.training_options import (
+    MAKING,
     PATH,
     PLAN,
     called,
@@ -137,9 +138,9 @@ def fastdraft(context: click.Context, /, target: str, output: Path, **options: A
     from edgespec_train import train_fastdraft
 
     plan = {name: options.pop(name) for name in PLAN}
-    # Plain text is read from --folder too, and benchmarks are left out of it.
-    of_plain = {"folders", "exclude"} if options["pretrain_tokens"] or options["continue_tokens"] else set()
-    refuse_with_ready(context, "corpus_folder", plan.keys() - of_plain)
+    # Plain text is read from --folder too.
+    of_plain = {"folders"} if options["pretrain_tokens"] or options["continue_tokens"] else set()
+    refuse_with_ready(context, "corpus_folder", set(MAKING) - of_plain)
     click.echo(train_fastdraft(target, output, note, plan, options))
 
 

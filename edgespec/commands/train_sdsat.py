@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from edgespec.commands.training_options import PATH, PLAN, corpus_options, output, refuse_with_ready
+from edgespec.commands.training_options import MAKING, PATH, corpus_options, output, refuse_with_ready
 from edgespec.console import note
 
 
@@ -51,5 +51,5 @@ def sdsat(context: click.Context, /, target: str, output: Path, **options: Any) 
     """
     from edgespec_train import train_sdsat
 
-    refuse_with_ready(context, "corpus_folder", PLAN)
+    refuse_with_ready(context, "corpus_folder", MAKING)
     click.echo(train_sdsat(target, output, note, options))

@@ -55,6 +55,8 @@ _OF_STATES = [
 
 PLAN = ("corpus_tokens", "folders", "exclude", "new_tokens", "ray", "texts_per_shard", "corpus_seed", "shares")
 """options that say how a corpus is made"""
+MAKING = tuple(name for name in PLAN if name != "exclude")
+"""those that mean nothing for one that is there: benchmarks are left out of it too"""
 _CHOICE = {"longest", "prompt_share", "state_tokens"}
 """options that say which texts of a corpus a head is trained on"""
 
@@ -120,8 +122,8 @@ def head_options(*, vocabulary: int = 8192, learning_rate: float = 1e-3) -> Call
 
 def check_head_options(context: click.Context) -> None:
     """Raises SettingError for options of a head that contradict each other."""
-    refuse_with_ready(context, "states_folder", {"corpus_folder", *PLAN, *_CHOICE})
-    refuse_with_ready(context, "corpus_folder", PLAN)
+    refuse_with_ready(context, "states_folder", {"corpus_folder", *MAKING, *_CHOICE})
+    refuse_with_ready(context, "corpus_folder", MAKING)
 
 
 def refuse_with_ready(context: click.Context, ready: str, names: Collection[str]) -> None:

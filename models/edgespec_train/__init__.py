@@ -8,7 +8,8 @@
       plain          real text and code, for the stages before alignment
       replay         completes a corpus: log-probabilities and hidden states of texts that are there
       layers         whose states are kept
-      texts          reads shards back: what is held out, in which order; batches, states: for a draft, for a head
+      texts          reads shards back, and in which order; batches, states: for a draft, for a head
+      split          what is held out, and what is not trained on because of that or of a benchmark
     target       the target as a bundle, and as a checkpoint that torch reads
     draft_model  the draft: shape, trimmed vocabulary, weights of the target
     initialise   the output head fitted to the layers that were copied
@@ -99,12 +100,12 @@ def _layers(target: Bundle, text: str | None) -> tuple[int, ...]:
     """Of an option. Raises SettingError for layers that the target does not have."""
     from edgespec.backends.openvino.graph import decoder_layers
     from edgespec.backends.openvino.runtime import ov
-    from edgespec.hub.resolve import model_path
     from edgespec_train.corpus.layers import check_layers, layers_in, usual_layers
+    from edgespec_train.corpus.paged_texts import graph_of
 
     if text == "none":
         return ()
-    depth, _ = decoder_layers(ov.Core(), model_path(target, target.manifest.target))
+    depth, _ = decoder_layers(ov.Core(), graph_of(target))
     chosen = layers_in(text) or usual_layers(depth)
     check_layers(chosen, depth)
     return chosen

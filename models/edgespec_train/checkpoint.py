@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -40,19 +41,25 @@ def has_checkpoint(folder: Path) -> bool:
     return _newest(folder) is not None
 
 
-def resume(accelerator: Accelerator, folder: Path, identity: dict[str, Any]) -> list[dict[str, Any]]:
-    """Load the checkpoint and return its learning curve; [] without one. Raises SettingError for another run's."""
+def resume(
+    accelerator: Accelerator, folder: Path, identity: dict[str, Any], free: Collection[str] = ()
+) -> dict[str, Any]:
+    """Load the checkpoint and return its state; {} without one. Raises SettingError for another run's.
+
+    free: what may differ in each part of the identity if the state says ``diverged``.
+    """
     saved = _newest(folder)
     if saved is None:
-        return []
+        return {}
     again = "delete it to begin again"
     try:
-        state = json.loads((saved / "state.json").read_text(encoding="utf-8"))
-        curve: list[dict[str, Any]] = state.pop("curve")
+        state: dict[str, Any] = json.loads((saved / "state.json").read_text(encoding="utf-8"))
+        fixed = _without(free if state.get("diverged") else ())
+        state["curve"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SettingError(f"{saved} is damaged: {error}", hint=again) from error
     for name, value in identity.items():
-        if state.get(name) != value:
+        if fixed(state.get(name)) != fixed(value):
             raise SettingError(
                 f"cannot go on from {saved}: it was made with another {name}",
                 got=value,
@@ -63,7 +70,14 @@ def resume(accelerator: Accelerator, folder: Path, identity: dict[str, Any]) -> 
         accelerator.load_state(str(saved))
     except Exception as error:  # safetensors and torch have their own for a cut file
         raise SettingError(f"{saved} is damaged: {error}", hint=again) from error
-    return curve
+    return state
+
+
+def _without(names: Collection[str]) -> Callable[[Any], Any]:
+    def rest(value: Any) -> Any:
+        return {k: v for k, v in value.items() if k not in names} if isinstance(value, dict) else value
+
+    return rest
 
 
 def _newest(folder: Path) -> Path | None:

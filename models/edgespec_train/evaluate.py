@@ -21,7 +21,7 @@ from edgespec.decode.policy import FixedLength, Plain
 from edgespec.decode.speculative import speculative
 from edgespec.protocols import Drafter, Model
 from edgespec.sampling_params import SamplingParams
-from edgespec.stats import Stats
+from edgespec.stats import Stats, accepted_by_place
 from edgespec.types import Hidden, Logits, Round
 
 LENGTHS = tuple(range(1, 9))
@@ -57,11 +57,7 @@ class Rounds:
     @property
     def by_position(self) -> list[float]:
         """Of the rounds whose proposals 1 to i-1 were accepted and that had an i-th: share that accepted it."""
-        shares = []
-        for place in range(self.k):
-            reached = [r for r in self.rounds if r.accepted >= place and r.proposed > place]
-            shares.append(sum(r.accepted > place for r in reached) / len(reached) if reached else 0.0)
-        return shares
+        return (accepted_by_place(self.rounds) + [0.0] * self.k)[: self.k]
 
     def mbsu(self, cost: float) -> float:
         """Memory-bound speed-up (FastDraft, arXiv 2411.11055): block efficiency over 1 + k c. cost: c, what drafting a

@@ -26,14 +26,15 @@ from edgespec.backends.openvino.runtime import ov
 from edgespec.bundle import Bundle
 from edgespec.commands.training_options import PLAN
 from edgespec.errors import SettingError
-from edgespec.hub.resolve import model_path
 from edgespec_export import convert
 from edgespec_train import loop
 from edgespec_train.checkpoint import has_checkpoint
-from edgespec_train.corpus import shards
-from edgespec_train.corpus.build import identity, same_weights, write_json
+from edgespec_train.corpus.build import identity, read_manifest, record_of, same_weights, write_json
 from edgespec_train.corpus.layers import check_layers, layers_in, usual_layers
+from edgespec_train.corpus.paged_texts import graph_of
+from edgespec_train.corpus.replay import MANIFEST as STATES
 from edgespec_train.corpus.replay import Choice, Keeper, replay
+from edgespec_train.corpus.split import parted, require_both
 from edgespec_train.corpus.states import States
 from edgespec_train.draft_model import choose_vocabulary
 from edgespec_train.loop import Point, Schedule, Task
@@ -98,7 +99,7 @@ def prepared(settings: HeadSettings, embeddings: str | None, say: Say, *, reads:
     settings.folder.mkdir(parents=True, exist_ok=True)
     with PartialState().main_process_first():  # the other processes find it
         target = target_bundle(settings.target, settings.folder, say)
-    depth, width = decoder_layers(ov.Core(), model_path(target, target.manifest.target))
+    depth, width = decoder_layers(ov.Core(), graph_of(target))
     layers = settings.layers or usual_layers(depth)
     check_layers(layers, depth)
     if layers[-1] != depth:
@@ -125,12 +126,11 @@ def ground(settings: HeadSettings, target: Bundle, say: Say) -> Ground:
     if not same_weights(read.target, identity(target)):
         raise SettingError("the states are another target's", got=read.target, allowed=identity(target))
     ends = target.manifest.generation.eos_token_ids
-    id_map = choose_vocabulary(shards.token_counts(read.paths, vocab_size), settings.vocabulary, always=ends)
-    rest, held_out = read.split(shards.held_out_share(len(read.texts)))
+    rest, held_out = parted(read, target, say, settings.plan.get("exclude", ()))
+    id_map = choose_vocabulary(rest.token_counts(vocab_size), settings.vocabulary, always=ends)
     for part in (rest, held_out):  # an answer of one token has nothing to draft behind it
         part.texts = [text for text in part.texts if part.length(text) > part.answer(text) + 1]
-    if not rest.texts or not held_out.texts:
-        raise SettingError("too few texts to train on", got=len(read.texts), hint="more --corpus-tokens")
+    require_both(rest, held_out)
     say(f"training on {rest.answer_tokens} tokens by the target, {held_out.answer_tokens} held out, {len(id_map)} ids")
     precision = "bf16" if settings.precision == "bf16" else "no"
     return Ground(target, rest, held_out, id_map, Accelerator(mixed_precision=precision))
@@ -183,11 +183,18 @@ def packed(
         recipe["embeddings_from"] = Path(source).name
     measured = {
         "recipe": recipe,
-        "corpus": {"texts": len(on.states.texts), "answer_tokens": on.states.answer_tokens},
+        "corpus": {"texts": len(on.states.texts), "answer_tokens": on.states.answer_tokens, "of": _corpus(settings)},
         "training": asdict(curve[-1]) if curve else {},
     }
     head = TrainedHead(kind, ids, settings.layers, write, options.weights, measured, trees)
     return pack_head(head, on.target, settings.target, out, settings.target_names)
+
+
+def _corpus(settings: HeadSettings) -> dict[str, Any]:
+    """What is known of the corpus: states say it, or it lies beside them."""
+    states = settings.states or settings.folder / "states"
+    told: dict[str, Any] = read_manifest(states, STATES).get("corpus", {})
+    return told or record_of(settings.corpus or states.with_name("corpus"))
 
 
 def right_ahead(places: Sequence[int], right: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:

@@ -68,7 +68,9 @@ def fit_head(
     ridge: float = 0.01,
     seed: int = 99,
 ) -> float:
-    """Fold the map from the draft's last hidden state to the target's into the draft's output head; returns R squared.
+    """Fold the map from the draft's last hidden state to the target's into the draft's output head.
+
+    Returns the share of the target's squares that it explains: R squared, but that no mean is taken off.
 
     A draft that copies the target's first layers ends in the target's hidden state after these layers. The linear map
     from there to the target's last hidden state (the tuned lens, Belrose et al. 2023, arXiv 2303.08112) is least

@@ -22,6 +22,9 @@ from edgespec_train import checkpoint
 from edgespec_train.judging import Judged
 
 B = TypeVar("B")
+_GO_ON = "step {step} is kept: go on from it with another --seed, and a lower --learning-rate"
+_FREE = ("seed", "learning_rate")
+"""what may be another where a run goes on behind a loss that was no number: the same batch would have it again"""
 
 
 @dataclass(frozen=True)
@@ -64,11 +67,15 @@ class Point:
 
 
 class Diverged(SettingError):
-    """The loss or its gradient is no number. The weights are those after ``step`` steps, which were good."""
+    """The loss or its gradient is no number. The weights are those after ``step`` steps, which were good.
 
-    def __init__(self, step: int, loss: float, hint: str = "") -> None:
-        self.step = step
-        hint = hint or "train again in another folder with a lower --learning-rate"
+    kept: they are finite, and in the checkpoint.
+    """
+
+    def __init__(self, step: int, loss: float, hint: str = "", *, kept: bool = False) -> None:
+        self.step, self.kept = step, kept
+        again = "train again in another folder with a lower --learning-rate"
+        hint = (hint or _GO_ON) if kept else again
         super().__init__(
             f"training stopped at step {step + 1}: its loss or gradient is no finite number",
             got=f"loss {loss:.3g}",
@@ -80,7 +87,7 @@ class Task(Protocol[B]):
     """What a recipe is to the loop.
 
     module: what is trained and kept in checkpoints; parameters that need no gradient stay as they are.
-    if_diverged: what to do then, for the error, "" for the usual; "{step}" is the last good step.
+    if_diverged: what to do then, if the weights are kept; "" for the usual. "{step}" is the last good step.
     """
 
     module: torch.nn.Module
@@ -116,13 +123,16 @@ def run(
     model, optimizer = accelerator.prepare(task.module, _optimizer(task.module, schedule))
     identity = {"recipe": asdict(schedule), "processes": accelerator.num_processes} | (same or {})
     identity = json.loads(json.dumps(identity))
-    saved = checkpoint.resume(accelerator, folder, identity)
-    with foreign(SettingError, f"the learning curve in {folder} is damaged", hint="delete the checkpoint there"):
-        curve = [Point(**point | {"by_position": tuple(point.get("by_position", ()))}) for point in saved]
-    step, seen = (curve[-1].step, curve[-1].tokens) if curve else (0, 0)
-    before = curve[-1].seconds if curve else 0.0
-    began, running = time.perf_counter(), curve[-1].loss if curve else float("nan")
-    workers = accelerator.num_processes
+    curve, at = _resumed(accelerator, folder, identity)
+    step, seen, before, running = at.step, at.tokens, at.seconds, at.loss
+    began, workers = time.perf_counter(), accelerator.num_processes
+
+    def save(diverged: bool = False) -> None:
+        state = {"curve": [asdict(point) for point in curve], "diverged": diverged}
+        seconds = round(before + time.perf_counter() - began, 1)
+        at = asdict(_At(step, seen, seconds, running))
+        checkpoint.save(accelerator, folder, identity | state | {"at": at})
+
     # Batch number step * workers + rank: the order does not depend on where the run was interrupted.
     planned = task.batches(step * workers)
     for batch in itertools.islice(planned, accelerator.process_index, (schedule.steps - step) * workers, workers):
@@ -134,7 +144,10 @@ def run(
             model.parameters(), 1.0
         )  # not finite either if the loss is not, in any process
         if norm is not None and not math.isfinite(norm):
-            raise Diverged(step, loss.item(), task.if_diverged)
+            kept = step > 0 and all(bool(p.isfinite().all()) for p in task.module.parameters())
+            if kept:
+                save(diverged=True)
+            raise Diverged(step, loss.item(), task.if_diverged, kept=kept)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         step += 1
@@ -146,8 +159,28 @@ def run(
             seconds = before + time.perf_counter() - began
             curve.append(Point(step, seen, round(seconds, 1), running, **asdict(judged)))
             say(curve[-1])
-            checkpoint.save(accelerator, folder, identity | {"curve": [asdict(point) for point in curve]})
+            save()
     return curve
+
+
+@dataclass(frozen=True)
+class _At:
+    """Where a run is. loss: its mean over the last steps."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    loss: float = float("nan")
+
+
+def _resumed(accelerator: Accelerator, folder: Path, identity: dict[str, Any]) -> tuple[list[Point], _At]:
+    """The learning curve of the checkpoint, and where it ends: behind its last point if the loss was no number."""
+    state = checkpoint.resume(accelerator, folder, identity, free=_FREE)
+    with foreign(SettingError, f"the learning curve in {folder} is damaged", hint="delete the checkpoint there"):
+        points = state.get("curve", [])
+        curve = [Point(**point | {"by_position": tuple(point.get("by_position", ()))}) for point in points]
+        last = {name: getattr(curve[-1], name) for name in _At.__dataclass_fields__} if curve else {}
+        return curve, _At(**state.get("at", last))
 
 
 def learning_rate(schedule: Schedule, step: int) -> float:

@@ -57,13 +57,14 @@ class EarlierStages:
 class PlainReader:
     """How plain text becomes the draft's ids.
 
-    encode: a text's target ids. unseen: the held-out prompts. end: the target's id for the end of a text. inverse,
-    readable: see ``Windows``.
+    encode: a text's target ids. unseen: the held-out prompts. end: the target's id for the end of a text. tokenizer:
+    its SHA-256. inverse, readable: see ``Windows``.
     """
 
     encode: Callable[[str], Sequence[int]]
     unseen: Sequence[str]
     end: int | None
+    tokenizer: str
     inverse: NDArray[np.int64]
     readable: NDArray[np.bool_]
 
@@ -91,7 +92,8 @@ def run(
         work = folder / name
         with PartialState().main_process_first():
             plan = PlainPlan(_CONTENT[name], asked, earlier.folders, earlier.exclude)
-            tokens = plain_tokens(plan, reader.encode, work, unseen=reader.unseen, end=reader.end)
+            what: dict[str, Any] = {"unseen": reader.unseen, "end": reader.end, "tokenizer": reader.tokenizer}
+            tokens = plain_tokens(plan, reader.encode, work, **what)
         passes = asked / len(tokens)
         again = f", read {passes:.1f} times: there is no more of it" if passes > 1.01 else ""
         say(f"{name}: {len(tokens)} tokens of {_CONTENT[name]}{again}")

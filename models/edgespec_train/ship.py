@@ -109,7 +109,8 @@ def _training(work: Path) -> dict[str, Any]:
         return {}
     with foreign(SettingError, f"{path} is damaged", hint="delete it to pack without the recipe"):
         state = json.loads(path.read_text(encoding="utf-8"))
-        return {"recipe": state["recipe"], "training": state["curve"][-1]}
+        # Without a point of the curve, the loss was no number before the first one.
+        return {"recipe": state["recipe"], "training": state["curve"][-1] if state["curve"] else state["at"]}
 
 
 def _corpus(folder: Path | None) -> dict[str, Any]:

@@ -35,8 +35,10 @@ from edgespec_export import sources as models
 from edgespec_export.settings import Kind
 from edgespec_train.corpus import shards
 from edgespec_train.corpus.batches import Texts
-from edgespec_train.corpus.build import Plan, identity, make_corpus, read_manifest, require_target, write_json
+from edgespec_train.corpus.build import Plan, identity, make_corpus, record_of, require_target, write_json
 from edgespec_train.corpus.replay import Keeper, replay
+from edgespec_train.corpus.split import parted
+from edgespec_train.corpus.texts import TargetTexts
 from edgespec_train.draft_model import Shape, build, choose_vocabulary, initialise_from, invert
 from edgespec_train.initialise import check_earlier, fit_head, take_over
 from edgespec_train.pack import convert_draft, save_draft, write_bundle
@@ -136,7 +138,7 @@ def make_draft(settings: StageSettings, target: Bundle, say: Say) -> Path:
         | {"from_scratch": settings.from_scratch, "from_draft": settings.from_draft is not None}
         | {f"{name}_tokens": tokens for name, tokens in settings.earlier.tokens.items()}
         | ({"layers_from": source_of(settings.donor).name} if settings.layers_from else {}),
-        "corpus": {key: value for key, value in read_manifest(settings.corpus).items() if key != "shards"},
+        "corpus": record_of(settings.corpus),
         "training": asdict(curve[-1]) if curve else {},
         "machine": machine(),
     }
@@ -153,12 +155,11 @@ def train_draft(
     """
     paths = shards.shard_paths(completed(settings, target, say))
     require_target(settings.corpus, target)
-    id_map, vocab_size = _id_map(settings, target, paths, say), target.manifest.target.vocab_size
+    parts = parted(_read(paths, target, say), target, say, settings.earlier.exclude)
+    vocab_size, ends = target.manifest.target.vocab_size, target.manifest.generation.eos_token_ids
+    id_map = choose_vocabulary(parts[0].token_counts(vocab_size), settings.vocabulary, always=ends)
     inverse, readable = invert(id_map, vocab_size), np.isin(np.arange(vocab_size), id_map)
-    texts = Texts(paths, inverse, readable)
-    texts, held_out = texts.split(shards.held_out_share(len(texts.texts)))
-    if not texts.texts or not held_out.texts:
-        raise SettingError("too few texts to train on", got=len(paths), hint="more --corpus-tokens")
+    texts, held_out = (Texts.of(part, inverse, readable) for part in parts)
     accelerator = Accelerator(mixed_precision="bf16" if settings.precision == "bf16" else "no")
     draft = _initialise(settings, id_map, texts, accelerator, say)
     millions = sum(parameter.numel() for parameter in draft.parameters()) / 1e6
@@ -199,13 +200,13 @@ def train_draft(
     return draft, id_map, curve, text
 
 
-def _id_map(settings: StageSettings, target: Bundle, paths: Sequence[Path], say: Say) -> NDArray[np.int32]:
-    """The draft's vocabulary: the ids that the corpus has most often, and those that end a text."""
-    ends = target.manifest.generation.eos_token_ids
-    if ends and not shards.count_ending_in(paths, ends):
+def _read(paths: Sequence[Path], target: Bundle, say: Say) -> TargetTexts:
+    """All texts. Raises SettingError for those of another vocabulary."""
+    texts, ends = TargetTexts(paths), target.manifest.generation.eos_token_ids
+    texts.check_ids(target.manifest.target.vocab_size)
+    if ends and not any(int(texts.tokens(text)[-1]) in ends for text in texts.texts):
         say("no text of the corpus ends as the target ends its texts: is it another model's corpus?")
-    counts = shards.token_counts(paths, target.manifest.target.vocab_size)
-    return choose_vocabulary(counts, settings.vocabulary, always=ends)
+    return texts
 
 
 def _identity(settings: StageSettings, id_map: NDArray[np.int32], texts: Texts) -> dict[str, Any]:
@@ -231,6 +232,7 @@ def _plain_reader(
         encode=lambda text: tokenizer.encode(text, raw=True),
         unseen=[tokenizer.decode(held_out.prompt(text).tolist()) for text in held_out.texts],
         end=ends[0] if ends else None,
+        tokenizer=target.manifest.tokenizer.sha256,
         inverse=inverse,
         readable=readable,
     )
@@ -244,7 +246,7 @@ def _keeping(
     try:
         yield
     except Diverged as error:
-        if accelerator.is_main_process and error.step:
+        if accelerator.is_main_process and error.kept:
             save_draft(draft, id_map, folder / "draft")
         raise
 
@@ -287,7 +289,7 @@ def _initialise(
     initialise_from(draft, target, settings.shape, id_map)
     draft.to(accelerator.device)
     share = fit_head(draft, target, texts, rows=min(20_000, texts.answer_tokens))
-    say(f"output head fitted to layer {settings.shape.layers[-1]} of {source.name}: R squared {share:.2f}")
+    say(f"output head fitted to layer {settings.shape.layers[-1]} of {source.name}: {share:.2f} of its squares")
     if settings.from_draft is not None:
         earlier = AutoModelForCausalLM.from_pretrained(settings.from_draft, dtype=torch.float32)
         taken = take_over(draft, id_map, earlier.to(accelerator.device), np.load(settings.from_draft / "id_map.npy"))

@@ -94,10 +94,11 @@ def _judged(asked: Asked, pipeline: Pipeline, temperature: float, folder: Path) 
 def _about(draft: str, pipeline: Pipeline, of_all: Figures) -> str:
     """Size, training and costs. What is not recorded is a dash."""
     own = pipeline.drafter.name.split("+")
-    models = [e.model for e in pipeline.bundle.manifest.drafters if e.name in own and e.model is not None]
+    entries = [e for e in pipeline.bundle.manifest.drafters if e.name in own]
+    models = [e.model for e in entries if e.model is not None]
     xmls = [model_path(pipeline.bundle, model) for model in models]
     size = sum(path.stat().st_size for xml in xmls for path in (xml, xml.with_suffix(".bin")) if path.is_file())
-    training = training_of(pipeline.bundle, models)
+    training = training_of(pipeline.bundle, models, adaptive=any(e.adaptive for e in entries))
     tokens, seconds = training.get("tokens"), training.get("seconds")
     return _row(
         draft,
@@ -109,13 +110,16 @@ def _about(draft: str, pipeline: Pipeline, of_all: Figures) -> str:
     )
 
 
-def training_of(pair: Bundle, models: Sequence[ModelFile]) -> dict[str, Any]:
-    """The end of the learning curve, from the draft's folder or from the bundle."""
+def training_of(pair: Bundle, models: Sequence[ModelFile], *, adaptive: bool = False) -> dict[str, Any]:
+    """The end of the learning curve, from the draft's folder or from the bundle. adaptive: of tokens of the target."""
     files = [model.file for model in models if model.file]
     for place, root in pair.attached.items():
         if any(file.startswith(f"{place}/") for file in files):
             return dict(draft_folder.read(root).manifest.measured.get("training", {}))
-    return dict(pair.manifest.measured.get("draft", {}).get("held_out", {})) if files else {}
+    if not files and not adaptive:
+        return {}
+    measured = pair.manifest.measured.get("draft", {})
+    return dict(measured.get("training") or measured.get("held_out", {}))
 
 
 def _line(draft: str, category: str, f: Figures) -> str:

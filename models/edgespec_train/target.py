@@ -17,22 +17,26 @@ from edgespec import bundle
 from edgespec.bundle import Bundle
 from edgespec.errors import EdgespecError, SettingError
 from edgespec.hub import catalog
-from edgespec.hub.resolve import resolve
+from edgespec.hub.resolve import path_here, resolve
 from edgespec.text.tokenizer import Tokenizer
 from edgespec.text.vocabulary import Vocabulary, check_pair
 from edgespec_export import Request, Weights, convert, export
 from edgespec_export import sources as models
 from edgespec_export.texts import read as texts_of
+from edgespec_train.corpus.paged_texts import require_ir
 
 Say = Callable[[str], None]
 
 
 def target_bundle(reference: str, folder: Path, say: Say) -> Bundle:
     """The target as a bundle: what edgespec runs as it is, and a checkpoint for transformers exported to
-    ``folder/target``."""
+    ``folder/target``. Raises SettingError for a target without an OpenVINO IR, and others."""
     folder.mkdir(parents=True, exist_ok=True)
     if not is_checkpoint(reference):
-        return resolve(reference)
+        found = resolve(reference)
+        if here := path_here(found, found.manifest.target):
+            require_ir(found, here)
+        return found
     out = folder / "target"
     if not (out / bundle.MANIFEST).is_file():
         export(Request(target=reference, out=out, weights=Weights("int8")), say)

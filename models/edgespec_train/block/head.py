@@ -137,7 +137,7 @@ class BlockHead(nn.Module):
         for place in range(self.shape.block):
             stream, before = streams[:, :, place], tokens[:, place : place + anchors]
             logits.append(self.logits(stream, before if place else None))
-            sure.append(self.sure(stream.detach(), before))
+            sure.append(self.sure(stream, before))
         return logits, sure
 
     def normalised(self, states: torch.Tensor) -> torch.Tensor:
@@ -177,7 +177,7 @@ class BlockHead(nn.Module):
         return out
 
     def sure(self, streams: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
-        """``(...)`` logit of: the target chooses the same token."""
+        """``(...)`` logit of: the target chooses the same token. Its gradient stays in the confidence."""
         if self.shape.rank:
             streams = torch.cat([streams, self.previous(before)], -1)
-        return self.confidence(streams)[..., 0]  # type: ignore[no-any-return]
+        return self.confidence(streams.detach())[..., 0]  # type: ignore[no-any-return]

@@ -19,7 +19,6 @@ from edgespec_train.block.losses import Loss
 from edgespec_train.block.training import Blocks, head_ids
 from edgespec_train.block.warm_start import Embeddings, initialise
 from edgespec_train.checkpoint import has_checkpoint
-from edgespec_train.corpus import shards
 from edgespec_train.draft_model import UNKNOWN
 from edgespec_train.heads import Ground, HeadSettings, Say
 from edgespec_train.loop import Schedule
@@ -88,5 +87,5 @@ def _embeddings(reference: str, ids: NDArray[np.int32], on: Ground) -> Embedding
         part.weight[rows].detach().float().numpy()
         for part in (model.get_input_embeddings(), model.get_output_embeddings())
     )
-    counts = shards.token_counts(on.states.paths, on.target.manifest.target.vocab_size)[ids]
+    counts = on.states.token_counts(on.target.manifest.target.vocab_size)[ids]
     return Embeddings(np.concatenate([read, read.mean(0, keepdims=True)]), written, counts)

@@ -47,6 +47,14 @@ class Texts(TargetTexts):
         self._inverse = inverse
         self._readable = readable
 
+    @classmethod
+    def of(cls, texts: TargetTexts, inverse: NDArray[np.int64], readable: NDArray[np.bool_]) -> Texts:
+        """Of texts that are read and checked."""
+        found = cls.__new__(cls)
+        vars(found).update(vars(texts))
+        found._inverse, found._readable = inverse, readable
+        return found
+
     def batch(self, texts: Sequence[TextId]) -> Batch:
         tokens = self.padded(texts)
         rows, chosen, top_ids, top_logprobs = [], [], [], []

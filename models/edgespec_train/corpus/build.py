@@ -11,6 +11,7 @@ import re
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import count, islice
@@ -23,12 +24,12 @@ from edgespec import bundle
 from edgespec.bundle import Bundle
 from edgespec.commands.training_options import SHARES
 from edgespec.errors import SettingError, foreign
-from edgespec.hub.resolve import model_path
 from edgespec.text.chat_template import ChatTemplate
 from edgespec.text.tokenizer import Tokenizer
 from edgespec_train.corpus import SOURCES, shards, sources
 from edgespec_train.corpus.decontaminate import Decontaminator
 from edgespec_train.corpus.generate import Generated, Generator, Job
+from edgespec_train.corpus.paged_texts import graph_of
 from edgespec_train.corpus.sources import Origin, Prompt
 
 if TYPE_CHECKING:
@@ -85,11 +86,10 @@ class ShardMaker:
 
     @cached_property
     def generator(self) -> Generator:
-        xml = model_path(self.bundle, self.bundle.manifest.target)
         longest = min(self.plan.max_length, self.bundle.manifest.generation.context_length)
         eos = self.bundle.manifest.generation.eos_token_ids
         layers = self._keep.layers if self._keep else ()
-        return Generator(xml, eos_token_ids=eos, slots=self._slots, max_length=longest, layers=layers)
+        return Generator(graph_of(self.bundle), eos_token_ids=eos, slots=self._slots, max_length=longest, layers=layers)
 
     def _real(self, source: int, number: int, random: np.random.Generator) -> list[Prompt]:
         """``number`` prompts, at most three of one file; half of the files from the user's folders and the library."""
@@ -144,25 +144,29 @@ class ShardMaker:
         jobs.extend(job for job in (ask(2 * len(openings) + i, *entry) for i, entry in enumerate(asked)) if job)
         jobs.extend(job for _, job in openings)
         kept: list[tuple[int, str, Generated]] = []
-        for generated in self.generator.generate(jobs):
-            if self._keep:
-                self._keep.take(generated)
-            key = generated.job.key
-            if key >= len(openings):
-                kept.append((*origins[key], generated))
-                continue
-            source = openings[key][0]
-            prompt = self._prompt_of(source, generated)
-            if source == _CODE_BEGUN:
-                kept.append((source, prompt.source, generated))
-            if len(prompt.text) > _SHORTEST and (job := ask(len(openings) + key, source, prompt)):
-                jobs.appendleft(job)  # the same slot has the first tokens in its cache
-        kept = [entry for entry in sorted(kept, key=lambda entry: entry[2].job.key) if self._clean(entry[2])]
-        if not kept:
-            raise SettingError("a shard without a single text", got=f"{len(seen)} prompts", hint="fewer --new-tokens")
-        shards.write_shard(path, kept, self.bundle.manifest.target.vocab_size, time.perf_counter() - began)
-        if self._keep:
-            self._keep(path, [text.states for _, _, text in kept])
+        with self._keep.spilled() if self._keep else nullcontext() as spilled:
+            for generated in self.generator.generate(jobs):
+                if self._keep and spilled:
+                    self._keep.take(generated)
+                    spilled.put(generated)
+                key = generated.job.key
+                if key >= len(openings):
+                    kept.append((*origins[key], generated))
+                    continue
+                source = openings[key][0]
+                prompt = self._prompt_of(source, generated)
+                if source == _CODE_BEGUN:
+                    kept.append((source, prompt.source, generated))
+                if len(prompt.text) > _SHORTEST and (job := ask(len(openings) + key, source, prompt)):
+                    jobs.appendleft(job)  # the same slot has the first tokens in its cache
+            kept = [entry for entry in sorted(kept, key=lambda entry: entry[2].job.key) if self._clean(entry[2])]
+            if not kept:
+                raise SettingError(
+                    "a shard without a single text", got=f"{len(seen)} prompts", hint="fewer --new-tokens"
+                )
+            shards.write_shard(path, kept, self.bundle.manifest.target.vocab_size, time.perf_counter() - began)
+            if self._keep and spilled:
+                self._keep(path, [text.job.key for _, _, text in kept], spilled)
 
     def _openings(self, turns: int, heads: int, random: np.random.Generator) -> list[tuple[int, Job]]:
         """(source, job) of prompts that the target generates itself: user turns and Python files.
@@ -316,6 +320,11 @@ def read_manifest(folder: Path, name: str = MANIFEST) -> dict[str, Any]:
         if not isinstance(content, dict) or not isinstance(content.get("plan", {}), dict):
             raise ValueError("no record of a corpus")
     return content
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    """What a packed draft says of its corpus: all but the list of shards; {} for shards without a manifest."""
+    return {key: value for key, value in read_manifest(folder).items() if key != "shards"}
 
 
 def require_target(folder: Path, target: Bundle) -> None:

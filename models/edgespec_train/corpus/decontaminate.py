@@ -46,6 +46,11 @@ class Decontaminator:
         return " ".join(words) in self._whole or not self._runs.isdisjoint(_runs(words))
 
 
+def runs_of(text: str) -> Iterator[str]:
+    """Its words, ten in a row."""
+    return _runs(_words(text))
+
+
 def _words(text: str) -> list[str]:
     return re.findall(r"\w+", text.lower())
 

@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from edgespec.backends.openvino.graph import LOGITS_ROWS, hidden_name, paged_graph
 from edgespec.backends.openvino.runtime import ops, ov
 from edgespec.backends.openvino.settings import Settings
-from edgespec.errors import BackendError, wrap_errors
+from edgespec.bundle import Bundle
+from edgespec.errors import BackendError, SettingError, wrap_errors
+from edgespec.hub.resolve import model_path
 
 TOP = 16
 """log-probabilities kept for each token"""
@@ -70,6 +72,20 @@ def require_finite(states: NDArray[np.float16], layers: Sequence[int], what: str
 
 def blocks_for(rows: int) -> int:
     return -(-rows // BLOCK)
+
+
+def graph_of(target: Bundle) -> Path:
+    """The target's graph. Raises SettingError for a target without one that OpenVINO changes."""
+    path = model_path(target, target.manifest.target)
+    require_ir(target, path)
+    return path
+
+
+def require_ir(target: Bundle, path: Path) -> None:
+    if path.suffix != ".xml":
+        what = "a target that is trained for is an OpenVINO IR"
+        hint = "export it with --format both or openvino, or name its bundle, its GGUF file or its checkpoint"
+        raise SettingError(what, got=f"{path.name} of {target.name}", allowed="an .xml file", hint=hint)
 
 
 class PagedTexts:

@@ -60,12 +60,15 @@ def plain_tokens(
     *,
     unseen: Sequence[str] = (),
     end: int | None = None,
+    tokenizer: str = "",
 ) -> NDArray[np.int32]:
     """At most ``plan.tokens`` target ids, pieces in a random order. They are kept in ``folder`` for a second run.
 
-    unseen: held-out prompts, which are left out too. end: the id that follows each piece.
+    unseen: held-out prompts, which are left out too. end: the id that follows each piece. tokenizer: its SHA-256.
     """
-    path = folder / f"tokens-{plan.digest}.npy"
+    without = [sha256(Path(file).read_bytes()).hexdigest() for file in plan.exclude if Path(file).is_file()]
+    read_as = sha256(json.dumps([tokenizer, end, sorted(unseen), without]).encode()).hexdigest()[:12]
+    path = folder / f"tokens-{plan.digest}-{read_as}.npy"
     if path.is_file():
         try:
             kept: NDArray[np.int32] = np.load(path, allow_pickle=False)

@@ -17,7 +17,9 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -28,11 +30,10 @@ from edgespec.backends.openvino.graph import decoder_layers
 from edgespec.backends.openvino.runtime import ov
 from edgespec.bundle import Bundle
 from edgespec.errors import BackendError, SettingError
-from edgespec.hub.resolve import model_path
 from edgespec_train.corpus import shards
-from edgespec_train.corpus.build import identity, read_manifest, require_target, same_weights, write_json
+from edgespec_train.corpus.build import identity, read_manifest, record_of, require_target, same_weights, write_json
 from edgespec_train.corpus.layers import require_distinct
-from edgespec_train.corpus.paged_texts import TOP, Fed, PagedTexts, blocks_for, require_finite
+from edgespec_train.corpus.paged_texts import TOP, Fed, PagedTexts, blocks_for, graph_of, require_finite
 
 if TYPE_CHECKING:
     from edgespec_train.corpus.generate import Generated
@@ -90,12 +91,12 @@ def replay(
     _check_same(out, wanted)
     if not plan.left:
         return out
-    reader = PagedTexts(model_path(target, target.manifest.target), plan.blocks, layers)
+    reader = PagedTexts(graph_of(target), plan.blocks, layers)
     needed = plan.rows * (len(layers) * reader.hidden_size * 2 + TOP * 6 + 8)
     say(f"replaying {plan.rows} tokens of {len(plan.left)} shards: {needed / 1e9:.2f} GB in {out}")
     cache.require_space(int(1.02 * needed), out, "-o")
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / MANIFEST, wanted)
+    write_json(out / MANIFEST, wanted | {"corpus": record_of(corpus)})
     began, done, agree, greedy = time.perf_counter(), 0, 0, 0
     for place, (path, chosen) in enumerate(plan.left):
         (shard,) = shards.read_shards([path], _COPIED)
@@ -131,7 +132,7 @@ class Keeper:
         choice = Choice(min(choice.longest, target.manifest.generation.context_length), choice.prompt_share)
         wanted = {"target": identity(target), "layers": list(layers), "choice": asdict(choice)}
         _check_same(folder, wanted)
-        _, width = decoder_layers(ov.Core(), model_path(target, target.manifest.target))
+        _, width = decoder_layers(ov.Core(), graph_of(target))
         missing = max(0, tokens - int(read_manifest(corpus).get("answer_tokens", 0)))
         cache.require_space(2 * missing * (len(layers) * width * 2 + TOP * 6 + 8), folder, "-o")  # half is prompts
         folder.mkdir(parents=True, exist_ok=True)
@@ -147,8 +148,11 @@ class Keeper:
         else:
             text.states = None
 
-    def __call__(self, path: Path, states: Sequence[NDArray[np.float16] | None]) -> None:
-        """Write those of a shard that is there. states: of each of its texts, ``(tokens, layers, d)``, if chosen."""
+    def spilled(self) -> Spilled:
+        return Spilled(self.folder)
+
+    def __call__(self, path: Path, keys: Sequence[int], states: Spilled) -> None:
+        """Write those of a shard that is there. keys: of its texts' jobs. states: of the chosen ones at least."""
         (shard,) = shards.read_shards([path], (*_COPIED, *_TOP))
         begins = shard["begins"]
         chosen = self.choice(shard)
@@ -156,12 +160,13 @@ class Keeper:
             return
         meta = meta_path(self.folder, path)
         lengths = np.diff(begins)[chosen]
-        kept = [found for text in chosen if (found := states[text]) is not None]
-        assert [len(found) for found in kept] == lengths.tolist(), "each chosen text has its states"
+        shapes = [states.shapes[keys[text]] for text in chosen]
+        assert [shape[0] for shape in shapes] == lengths.tolist(), "each chosen text has its states"
         with shards.written(states_path(meta)) as file:
-            _write_header(file, (int(lengths.sum()), *kept[0].shape[1:]))
-            for found in kept:
-                file.write(found.tobytes())
+            _, layers, width = shapes[0]
+            _write_header(file, (int(lengths.sum()), layers, width))
+            for text in chosen:
+                file.write(states.read(keys[text]))
         rows = np.concatenate([[0], np.cumsum(begins[1:] - shard["answers"])])
         ends = np.concatenate([[0], np.cumsum(lengths)])
         arrays: dict[str, NDArray[Any]] = {
@@ -174,6 +179,35 @@ class Keeper:
         arrays |= {name: shard[name][chosen] for name in _COPIED}
         with shards.written(meta) as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+class Spilled:
+    """States of texts that were just written, in a file that is gone when it is closed: a shard's may be gigabytes."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = TemporaryFile(dir=folder)  # noqa: SIM115 - see __exit__
+        self._begins: dict[int, int] = {}
+        self.shapes: dict[int, tuple[int, int, int]] = {}
+        """by the key of a text's job"""
+
+    def __enter__(self) -> Spilled:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def put(self, text: Generated) -> None:
+        """Take away the states of a text, if it has any."""
+        if text.states is not None:
+            self._begins[text.job.key] = self._file.tell()
+            tokens, layers, width = text.states.shape
+            self.shapes[text.job.key] = tokens, layers, width
+            self._file.write(text.states.tobytes())
+            text.states = None
+
+    def read(self, key: int) -> bytes:
+        self._file.seek(self._begins[key])
+        return self._file.read(2 * prod(self.shapes[key]))
 
 
 def meta_path(folder: Path, shard: Path) -> Path:

@@ -103,7 +103,8 @@ def held_out_share(texts: int) -> float:
 
 
 def is_held_out(prompt: NDArray[np.integer], share: float) -> bool:
-    """Decided by a text's prompt: its twins stay together. Ids in 64 bits count as in 32, in which shards keep them."""
+    """Decided by a text's prompt: answers to one stay together. Ids in 64 bits count as in 32, in which shards keep
+    them."""
     if prompt.dtype.itemsize == 8:
         prompt = prompt.astype(np.int32)
     return zlib.crc32(prompt.tobytes()) < share * 2**32
@@ -159,11 +160,6 @@ def _opened(path: Path) -> Iterator[Any]:
         yield data
 
 
-def count_ending_in(paths: Iterable[Path], ends: Sequence[int]) -> int:
-    """How many texts end in one of these tokens."""
-    return sum(int(np.isin(s["tokens"][s["begins"][1:] - 1], list(ends)).sum()) for s in read_shards(paths, ()))
-
-
 def answer_tokens(shard: dict[str, NDArray[Any]]) -> NDArray[np.integer]:
     """What the target wrote, all texts one after the other."""
     inside = np.zeros(len(shard["tokens"]) + 1, np.int8)
@@ -181,12 +177,3 @@ def check_ids(shard: dict[str, NDArray[Any]], vocab_size: int) -> None:
         if len(wrong):
             allowed = f"0 to {vocab_size - 1}"
             raise SettingError("the corpus is another target's: token id", got=int(wrong[0]), allowed=allowed)
-
-
-def token_counts(paths: Iterable[Path], vocab_size: int) -> NDArray[np.int64]:
-    """``(vocab_size,)`` how often the target wrote each token."""
-    total = np.zeros(vocab_size, np.int64)
-    for shard in read_shards(paths, ()):
-        check_ids(shard, vocab_size)
-        total += np.bincount(answer_tokens(shard), minlength=vocab_size)
-    return total

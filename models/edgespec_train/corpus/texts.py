@@ -59,6 +59,11 @@ class TargetTexts:
     def answer_tokens(self) -> int:
         return sum(self.span(text)[1] - self.span(text)[0] for text in self.texts)
 
+    def token_counts(self, vocab_size: int) -> NDArray[np.int64]:
+        """``(vocab_size,)`` how often the target wrote each token in these texts."""
+        wrote = [self.tokens(text)[self.answer(text) :] for text in self.texts]
+        return np.bincount(np.concatenate([np.zeros(0, np.int64), *wrote]), minlength=vocab_size)
+
     def length(self, text: TextId) -> int:
         shard = self._shards[text[0]]
         return int(shard["begins"][text[1] + 1] - shard["begins"][text[1]])

@@ -14,8 +14,8 @@ from edgespec.backends.openvino.graph import decoder_layers
 from edgespec.backends.openvino.runtime import ov
 from edgespec.backends.openvino.static_graph import OpenVINOStaticGraph
 from edgespec.bundle import IR_FILE
-from edgespec.hub.resolve import model_path
 from edgespec_train.corpus.layers import usual_layers
+from edgespec_train.corpus.paged_texts import graph_of
 from edgespec_train.narrow import GROUP
 from edgespec_train.redrafter import graph
 from edgespec_train.redrafter.head import Head, HeadShape
@@ -50,7 +50,7 @@ class TimedHead:
 
 def heads_for(pipeline: Pipeline) -> Iterator[TimedHead]:
     """One dimension at a time around a chain of 3 with the target's rows of 8192 ids in 8 bits."""
-    depth, width = decoder_layers(ov.Core(), model_path(pipeline.bundle, pipeline.bundle.manifest.target))
+    depth, width = decoder_layers(ov.Core(), graph_of(pipeline.bundle))
     layers, ids = usual_layers(depth), min(_IDS, pipeline.target.vocab_size)
     full, trimmed = (_random(HeadShape(layers, _STATE), count, width) for count in (ids, ids // 2))
     rank = max(1, width // 6 // GROUP) * GROUP

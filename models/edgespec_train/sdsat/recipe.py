@@ -23,14 +23,15 @@ from accelerate import Accelerator, PartialState
 
 from edgespec import bundle
 from edgespec.bundle import IR_FILE, Bundle
-from edgespec.errors import ConversionError, SettingError
-from edgespec.hub.resolve import model_path
+from edgespec.errors import SettingError
 from edgespec.machine.devices import machine
 from edgespec.manifest import Adaptive, adaptive_drafters
 from edgespec_export import staging
 from edgespec_train import loop
 from edgespec_train.corpus import shards
-from edgespec_train.corpus.build import identity, read_manifest, require_target, write_json
+from edgespec_train.corpus.build import identity, record_of, require_target, write_json
+from edgespec_train.corpus.paged_texts import graph_of
+from edgespec_train.corpus.split import parted
 from edgespec_train.corpus.texts import TargetTexts
 from edgespec_train.plot import plot
 from edgespec_train.progress import progress_bar
@@ -86,15 +87,13 @@ def make(settings: Settings, say: Say) -> Path:
     with PartialState().main_process_first():  # the other processes find target and corpus
         pair = target_bundle(settings.target, folder, say)
         with TemporaryDirectory(prefix="edgespec-") as scratch:  # a graph that cannot have them is refused first
-            with_placeholders(_graph(pair), Path(scratch) / IR_FILE, placeholders)
+            with_placeholders(graph_of(pair), Path(scratch) / IR_FILE, placeholders)
         plan = dict(settings.plan)
         corpus = settings.corpus or corpus_of(pair, folder / "corpus", plan.pop("corpus_tokens"), say, **plan)
     require_target(corpus, pair)
     texts = TargetTexts(shards.shard_paths(corpus))
     texts.check_ids(pair.manifest.target.vocab_size)
-    texts, held_out = texts.split(shards.held_out_share(len(texts.texts)))
-    if not texts.texts or not held_out.texts:
-        raise SettingError("too few texts to train on", got=len(texts.texts), hint="more --corpus-tokens")
+    texts, held_out = parted(texts, pair, say, settings.plan.get("exclude", ()))
     greedy = [text for text in held_out.texts if held_out.temperature(text) == 0] or held_out.texts
     require_long_answers(held_out, greedy, recipe)
     task = Guesses(
@@ -125,7 +124,7 @@ def make(settings: Settings, say: Say) -> Path:
     write_json(folder / "held_out.json", found)
     provenance = {
         "recipe": asdict(settings.schedule) | asdict(recipe),
-        "corpus": {key: value for key, value in read_manifest(corpus).items() if key != "shards"},
+        "corpus": record_of(corpus),
         "training": asdict(curve[-1]) if curve else {},
         "held_out": found,
         "machine": machine(),
@@ -145,7 +144,7 @@ def pack(
     say: Say,
 ) -> Path:
     """A bundle at ``out``: the target's own graph with placeholders. text: tokens on which the two are compared."""
-    own, manifest = _graph(pair), pair.manifest
+    own, manifest = graph_of(pair), pair.manifest
     with staging.staged(out) as new:
         for file in filter(None, (manifest.tokenizer, manifest.chat_template)):
             shutil.copyfile(pair.path(file.file), new / file.file)
@@ -175,11 +174,3 @@ def pack(
             ),
         )
     return out
-
-
-def _graph(pair: Bundle) -> Path:
-    """The target's own IR."""
-    own = model_path(pair, pair.manifest.target)
-    if own.suffix != ".xml":
-        raise ConversionError("the target has no OpenVINO IR to add placeholders to", got=own.name)
-    return own

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from edgespec.errors import SettingError
 from edgespec_train.corpus import SOURCES
@@ -95,19 +96,26 @@ class Guesses:
         told, rows = groups.told(count), groups.teachers(count)
         line = torch.arange(len(rows), device=device)[:, None, None].expand_as(rows)[told]
         weight = (self._recipe.decay ** torch.arange(count, device=device)).expand_as(rows)[told]
+        behind = rows[told] + 1
+        labels = groups.tokens[line, behind.clamp(max=groups.tokens.shape[1] - 1)]
+        if self._recipe.loss == "ce":
+            weight = weight * (behind < groups.ends[line])
+
+        def losses(guess: torch.Tensor, wrote: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+            with torch.autocast(device.type, torch.bfloat16, enabled=self._bf16):
+                logprobs = functional.log_softmax(head(guess).float(), -1)
+                if self._recipe.loss == "ce":
+                    return -logprobs.gather(1, label[:, None])[:, 0]
+                with torch.no_grad():
+                    says = functional.softmax(head(wrote).float(), -1)
+                return -(says * logprobs).sum(-1)
+
         with torch.autocast(device.type, torch.bfloat16, enabled=self._bf16):
             hidden, cache = read(self._target, groups.tokens)
-            guessed = head(module(self._target, cache, groups.anchors, count)[told])
-            with torch.no_grad():
-                says = head(hidden[line, rows[told]])
-        logprobs = functional.log_softmax(guessed.float(), -1)
-        if self._recipe.loss == "kd":
-            each = -(functional.softmax(says.float(), -1) * logprobs).sum(-1)
-        else:
-            behind = rows[told] + 1
-            weight = weight * (behind < groups.ends[line])
-            labels = groups.tokens[line, behind.clamp(max=groups.tokens.shape[1] - 1)]
-            each = -logprobs.gather(1, labels[:, None])[:, 0]
+            guesses = module(self._target, cache, groups.anchors, count)[told]
+        parts = zip(*(rows.split(_ROWS_AT_ONCE) for rows in (guesses, hidden[line, rows[told]], labels)), strict=True)
+        # Logits of all rows would fill the memory, so they are made again for the gradient.
+        each = torch.cat([checkpoint(losses, *part, use_reentrant=False) for part in parts])
         return (each * weight).sum() / weight.sum().clamp(min=1e-9), len(each)
 
     def judge(self) -> Judged:
