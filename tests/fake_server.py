@@ -88,13 +88,15 @@ def fake_pipeline(
     return Pipeline(Bundle(folder, manifest), target, NGram(), num_draft_tokens=3)
 
 
-def service_of(*pipelines: Pipeline, size_of: Callable[[], int | None] = lambda: 1000, **options: Any) -> Service:
+def service_of(
+    *pipelines: Pipeline, size_of: Callable[[], int | None] = lambda: 1000, longest_queue: int = 64, **options: Any
+) -> Service:
     """Of models that are loaded at once. Options are those of ``Residents``."""
     offers = {
         each.bundle.name: Offer(name=each.bundle.name, load=lambda each=each: each, size_of=size_of)  # type: ignore[misc]
         for each in pipelines
     }
-    return Service(Residents(offers, **options))
+    return Service(Residents(offers, **options), longest_queue=longest_queue)
 
 
 @contextmanager

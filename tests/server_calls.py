@@ -52,9 +52,15 @@ def ask(url: str, *args: Any, headers: dict[str, str] | None = None, **fields: A
     return httpx.post(f"{url}/v1/chat/completions", json=body(*args, **fields), timeout=LONG_S, headers=headers)
 
 
+def complete(url: str, text: str = "hello", headers: dict[str, str] | None = None, **fields: Any) -> httpx.Response:
+    asked = {"prompt": text, "max_tokens": 8} | fields
+    return httpx.post(f"{url}/v1/completions", json=asked, timeout=LONG_S, headers=headers)
+
+
 def text_of(answer: httpx.Response) -> str:
     assert answer.status_code == 200, answer.text
-    return cast(str, answer.json()["choices"][0]["message"]["content"])
+    choice = answer.json()["choices"][0]
+    return cast(str, choice["message"]["content"] if "message" in choice else choice["text"])
 
 
 class Beside(threading.Thread):

@@ -40,17 +40,23 @@ def test_bench_drafters_compares_everyone_on_the_same_text(tmp_path: Path) -> No
     prompts.write_text(
         json.dumps({"kind": "code", "text": "def add(a, b):\n    return a + b\n\ndef sub(a, b):\n"}) + "\n"
     )
-    result = CliRunner().invoke(
-        cli, ["bench", "drafters", "--prompts", str(prompts), "--pairs", "1", "-n", "16", "--lengths", "2"]
-    )
+    asked = ["--prompts", str(prompts), "--pairs", "1", "-n", "16", "--lengths", "2", "--beside", "ngram"]
+    result = CliRunner().invoke(cli, ["bench", "drafters", *asked])
     assert result.exit_code == 0, result.output
     figures = json.loads(result.stdout.splitlines()[-1])
     policies = figures["categories"]["code"]
-    assert set(policies) == {"none", "fastdraft", "ngram", "recycling", "auto", "k = 2"}
+    assert set(policies) == {"none", "fastdraft", "ngram", "recycling", "auto", "k = 2", "--draft ngram"}
     assert set(figures["same_tokens"].values()) == {"1 of 1"}
     assert policies["none"]["block_efficiency"] == 1.0 and policies["none"]["ratio_to_plain"] == 1.0
     assert policies["k = 2"]["acceptance_rate"] > 0
     assert figures["categories"]["all"]["auto"] == policies["auto"]
+
+
+@pytest.mark.real
+def test_to_compare_with_no_drafts_is_refused() -> None:
+    result = CliRunner().invoke(cli, ["bench", "drafters", "--beside", "none"])
+    assert isinstance(result.exception, SettingError)
+    assert "nothing to compare" in str(result.exception)
 
 
 def test_a_fixed_length_beside_the_lengths_to_compare_is_refused() -> None:

@@ -207,10 +207,13 @@ def test_a_model_has_the_name_that_the_server_offers_it_by(served: Pipeline) -> 
         ("/completion", {"prompt": ""}, 400),
         ("/completion", {"prompt": [399999]}, 400),
         ("/completion", {"prompt": "a " * 5000}, 400),
+        ("/completion", {"prompt": "x", "logit_bias": {"9" * 5000: 1}}, 400),
         ("/detokenize", {"tokens": [-1]}, 400),
+        ("/detokenize", {"tokens": [5] * (8 * CAPACITY + 1)}, 400),
         ("/tokenize", {"content": 3}, 400),
         ("/slots/0?action=x", {}, 400),
         ("/slots/99?action=save", {"filename": "a.bin"}, 400),
+        (f"/slots/{'9' * 5000}?action=erase", {}, 400),
     ],
 )
 def test_bad_requests_have_the_shape_that_clients_know(

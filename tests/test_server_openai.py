@@ -163,6 +163,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "a bias on no token": ({"logit_bias": {"x": 1}}, "logit_bias"),
     "too many draft tokens": ({"num_draft_tokens": 1000}, "draft tokens"),
     "a wrong keep_alive": ({"keep_alive": "soon"}, "keep_alive"),
+    "a long keep_alive": ({"keep_alive": "9" * 100_000}, "keep_alive"),
     "a variable of the server's": ({"chat_template_kwargs": {"allow_special": True}}, "allow_special"),
     "a wrong tool_choice": ({"tool_choice": "maybe"}, "tool_choice"),
 }

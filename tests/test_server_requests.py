@@ -20,7 +20,7 @@ from edgespec.server.refusals import TooLarge
 from edgespec.server.service import Service
 from tests import server_calls
 from tests.fake_server import Engine
-from tests.server_calls import LONG_S, Beside, ask, body, held, text_of, until
+from tests.server_calls import LONG_S, Beside, ask, body, complete, held, text_of, until
 
 served, engine, service, url = server_calls.served, server_calls.engine, server_calls.service, server_calls.url
 
@@ -34,15 +34,16 @@ def test_requests_are_answered_in_turn(url: str, served: Pipeline, engine: Engin
 
 
 def test_the_newest_request_of_a_slot_wins(url: str, service: Service, served: Pipeline, engine: Engine) -> None:
-    expected = served.chat(body("third")["messages"], max_new_tokens=8).text
-    first = held(engine, lambda: ask(url, "first", id_slot=3, ignore_eos=True, max_tokens=400))
-    second = Beside(lambda: ask(url, "second", id_slot=3))
+    expected = served.generate("third", raw=True, max_new_tokens=8).text
+    first = held(engine, lambda: complete(url, "first", id_slot=3, ignore_eos=True, max_tokens=400))
+    second = Beside(lambda: complete(url, "second", id_slot=3))
     until(lambda: service.residents.loaded["tiny"].worker.waiting == 1)
-    other = Beside(lambda: ask(url, "third"))
-    third = Beside(lambda: ask(url, "third", id_slot=3))
+    other = Beside(lambda: complete(url, "third"))
+    third = Beside(lambda: complete(url, "third", id_slot=3))
     assert second.end().status_code == 409  # it never began
     engine.gate.set()
     assert first.end().status_code == 409 and first.end().json()["error"]["code"] == "replaced"
+    assert first.end().headers["x-should-retry"] == "false"
     assert text_of(third.end()) == text_of(other.end()) == expected
 
 
@@ -50,12 +51,12 @@ def test_two_clients_with_the_same_slot_do_not_end_each_other(
     url: str, service: Service, served: Pipeline, engine: Engine
 ) -> None:
     """They are told apart by their program, or by their key."""
-    expected = served.chat(body("one")["messages"], max_new_tokens=8).text
+    expected = served.generate("one", raw=True, max_new_tokens=8).text
     for name, values in (("user-agent", ("curl/8.5", "node")), ("authorization", ("Bearer one", "Bearer two"))):
-        first = held(engine, lambda: ask(url, "one", id_slot=0, headers={name: values[0]}))  # noqa: B023
-        other = Beside(lambda: ask(url, "one", id_slot=0, headers={name: values[1]}))  # noqa: B023
+        first = held(engine, lambda: complete(url, "one", id_slot=0, headers={name: values[0]}))  # noqa: B023
+        other = Beside(lambda: complete(url, "one", id_slot=0, headers={name: values[1]}))  # noqa: B023
         until(lambda: service.residents.loaded["tiny"].worker.waiting == 1)
-        same = Beside(lambda: ask(url, "one", id_slot=0, headers={name: values[1]}))  # noqa: B023
+        same = Beside(lambda: complete(url, "one", id_slot=0, headers={name: values[1]}))  # noqa: B023
         assert other.end().status_code == 409
         engine.gate.set()
         assert text_of(first.end()) == text_of(same.end()) == expected

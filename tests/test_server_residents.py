@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -75,7 +76,10 @@ def test_a_completion_takes_no_chats_place_but_a_chat_takes_any(offers: dict[str
         with pytest.raises(Unavailable, match="no memory for two .* one .* is loaded and kept for chats") as error:
             await use(residents, "two", "completion")
         assert error.value.retry_after_s and "one" in error.value.message
-        await use(residents, "one", "completion")
+        await use(residents, "one", "completion", keep_alive_s=60)
+        with pytest.raises(Unavailable, match="kept for chats"):
+            await use(residents, "two", "completion")
+        residents.loaded["one"].chat_s = monotonic() - 61
         await use(residents, "two", "completion")
         await use(residents, "three", "chat")
         assert list(residents.loaded) == ["three"]
@@ -231,6 +235,36 @@ def test_who_leaves_before_a_call_begins_takes_nothing_with_him(tmp_path: Path) 
         go_on.set()
         await asyncio.wrap_future(first)
         assert await asyncio.wait_for(asyncio.wrap_future(resident.worker.call(lambda pipeline: 7)), 10) == 7
+
+    run(work)
+
+
+def test_a_model_that_leaves_has_its_memory_until_its_thread_has_ended(
+    offers: dict[str, Offer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgespec.server.residents._UNLOAD_S", 0.05)
+    go_on = threading.Event()
+
+    def load() -> Pipeline:
+        assert go_on.wait(20)
+        return fake_pipeline(tmp_path)
+
+    async def work() -> None:
+        residents = Residents(
+            offers | {"slow": replace(offers["one"], name="slow", load=load)}, budget_bytes=MODEL_BYTES
+        )
+        asked = asyncio.ensure_future(residents.take("slow", "completion"))
+        await asyncio.sleep(0)
+        slow = residents.loaded["slow"]
+        await residents.unload("slow")
+        with pytest.raises(Unavailable, match="no memory for two yet: slow is being unloaded") as error:
+            await residents.take("two", "chat")
+        assert error.value.retry_after_s and not residents.loaded
+        go_on.set()
+        assert slow.worker.join(20)
+        await residents.take("two", "chat")
+        with pytest.raises(Unavailable):
+            await asked
 
     run(work)
 

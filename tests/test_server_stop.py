@@ -108,6 +108,54 @@ def test_an_idle_server_takes_no_time(url: str) -> None:
     assert time.process_time() - began < 0.02
 
 
+def opened(port: int, sent: bytes) -> socket.socket:
+    """A connection, and the end of the server's answer has come, if something was sent."""
+    connection = socket.create_connection(("127.0.0.1", port), timeout=LONG_S)
+    connection.sendall(sent)
+    came = b"}" if not sent else b""
+    while not came.endswith(b"}"):
+        came += (part := connection.recv(1 << 16))
+        assert part
+    return connection
+
+
+def ends(connection: socket.socket, sent: bytes, goes_on: bytes = b"") -> None:
+    with connection:
+        deadline = time.monotonic() + LONG_S
+        try:
+            connection.sendall(sent)
+            connection.settimeout(0.01)
+            while time.monotonic() < deadline:
+                try:
+                    assert connection.recv(1) == b""
+                    return
+                except TimeoutError:
+                    connection.sendall(goes_on)
+        except ConnectionError:
+            return
+    pytest.fail("the connection is open")
+
+
+def test_connections_that_bring_no_request_end(url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else they would take all that there are, and need no key. One that is answered or rests in between stays."""
+    port = int(url.rsplit(":", 1)[1])
+    health = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    lost = b"POST /v1/none HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n"
+    answered = held(engine, lambda: ask(url))
+    resting, begins, sends = opened(port, health), opened(port, health), opened(port, lost)
+    monkeypatch.setattr("edgespec.server.listen.HEAD_S", 0.05)
+    ends(begins, b"G")
+    ends(sends, b"{")
+    ends(opened(port, b""), b"")
+    ends(opened(port, b""), health[:30])
+    ends(opened(port, b""), health[:30], goes_on=b"a")
+    with resting:
+        resting.sendall(health)
+        assert resting.recv(1)
+    engine.gate.set()
+    assert answered.end().status_code == 200
+
+
 SERVER = """
 import asyncio, sys
 from pathlib import Path

@@ -84,8 +84,16 @@ def states(layers: tuple[str, ...], pairs: int, **options: Any) -> None:
 @click.option("--context", type=click.IntRange(0), default=0, help="Tokens of other text to put before each prompt.")
 @click.option("--lengths", default="", metavar="K,K,...", help="Fixed draft lengths to compare with.")
 @click.option("--alone/--no-alone", default=True, show_default=True, help="Measure each drafter alone too.")
+@click.option("--beside", multiple=True, metavar="REF", help="Another draft to compare with; may be repeated.")
 def drafters(
-    pairs: int, prompts: Path | None, per_category: int | None, context: int, lengths: str, alone: bool, **options: Any
+    pairs: int,
+    prompts: Path | None,
+    per_category: int | None,
+    context: int,
+    lengths: str,
+    alone: bool,
+    beside: tuple[str, ...],
+    **options: Any,
 ) -> None:
     """Compare each drafter alone with the arbiter, by category: its speed-up, and how often it is chosen."""
     from edgespec.bench.prompts import read
@@ -96,8 +104,10 @@ def drafters(
     sampling, new_tokens, load_options = sampling_from(options)
     if (k := load_options["num_draft_tokens"]) is not None:
         raise SettingError("this compares lengths with each other: -k", got=k, hint=f"name them: --lengths {k}")
+    pipeline = load_pair(dict(load_options))
+    load_options["backend"] = pipeline.target.capabilities.backend
     bench_drafters(
-        load_pair(load_options),
+        pipeline,
         chosen,
         new_tokens=DEFAULT_NEW_TOKENS if new_tokens is None else new_tokens,
         pairs=pairs,
@@ -105,6 +115,7 @@ def drafters(
         lengths=_numbers(lengths, "lengths"),
         alone=alone,
         sampling=sampling,
+        beside={name: load_pair({**load_options, "draft": name}) for name in beside},
     )
 
 

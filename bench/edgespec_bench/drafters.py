@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -54,22 +54,27 @@ def bench_drafters(
     lengths: Sequence[int],
     alone: bool,
     sampling: SamplingParams,
+    beside: Mapping[str, Pipeline] | None = None,
 ) -> None:
     """Print a line for each category and policy.
 
-    context: tokens to put before each prompt. lengths: fixed k. alone: each drafter alone, too.
+    context: tokens to put before each prompt. lengths: fixed k. alone: each drafter alone, too. beside: the same target
+    with other drafts, by name.
     """
     if not sampling.greedy:
         sampling = sampling.seeded(0)  # one seed for all policies, or their texts could not be compared
     policies: dict[str, Policy] = {PLAIN: Plain()}
     policies |= _own(pipeline, alone) | {f"k = {k}": pipeline.fixed_length(k) for k in lengths}
-    found: dict[str, dict[str, _Runs]] = defaultdict(lambda: {name: _Runs() for name in policies})
+    arms = {name: (pipeline, policy) for name, policy in policies.items()}
+    for name, other in (beside or {}).items():
+        arms |= {f"--draft {name}": (other, policy) for policy in _own(other, alone=False).values()}
+    found: dict[str, dict[str, _Runs]] = defaultdict(lambda: {name: _Runs() for name in arms})
     for number, prompt in enumerate(prompts):
         ids = behind(pipeline, prompt, context)
-        _measure(pipeline, ids, policies, found[prompt.category], new_tokens, pairs, sampling, number)
+        _measure(ids, arms, found[prompt.category], new_tokens, pairs, sampling, number)
         print(f"\r{number + 1} of {len(prompts)} prompts", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
-    found["all"] = {name: _merged([runs[name] for runs in found.values()]) for name in policies}
+    found["all"] = {name: _merged([runs[name] for runs in found.values()]) for name in arms}
     total = len(prompts) * pairs
     show(
         f"drafters of {pipeline.bundle.name}",
@@ -91,9 +96,8 @@ def bench_drafters(
 
 
 def _measure(
-    pipeline: Pipeline,
     ids: list[int],
-    policies: dict[str, Policy],
+    arms: dict[str, tuple[Pipeline, Policy]],
     found: dict[str, _Runs],
     new_tokens: int,
     pairs: int,
@@ -101,14 +105,15 @@ def _measure(
     number: int,
 ) -> None:
     """One prompt, the first policy another one in each turn. number: of the prompt."""
-    each_s: dict[str, list[float]] = {name: [] for name in policies}
+    each_s: dict[str, list[float]] = {name: [] for name in arms}
     for pair in range(pairs):
-        order = list(policies)
+        order = list(arms)
         turn = (number + pair) % len(order)
         texts = {}
         for name in order[turn:] + order[:turn]:
+            pipeline, policy = arms[name]
             run = pipeline.generate(
-                read_before(pipeline, ids), max_new_tokens=new_tokens, sampling=sampling, policy=policies[name]
+                read_before(pipeline, ids), max_new_tokens=new_tokens, sampling=sampling, policy=policy
             )
             texts[name] = run.token_ids
             each_s[name].append(run.stats.decode_s / run.stats.decoded)

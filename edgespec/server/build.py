@@ -28,14 +28,12 @@ def build(
 ) -> tuple[Service, list[str]]:
     """The service, and the names of the models to load first. Loads nothing yet. Raises SettingError.
 
-    options: of ``load``. memory_gb: see ``budget_bytes``. The others: see ``Residents``, ``Offer`` and ``Service``.
+    options: of ``load``. memory_gb: see ``budget_bytes``. The others: see ``Offer`` and ``Service``.
     """
     budget = budget_bytes(memory_gb)
     known = offers(refs, options, keep_alive_s=keep_alive_s)
-    residents = Residents(
-        known, Sequences(int(budget * _SAVED)), budget_bytes=int(budget * (1 - _SAVED)), longest_queue=longest_queue
-    )
-    service = Service(residents, time_limit_s=time_limit_s)
+    residents = Residents(known, Sequences(int(budget * _SAVED)), budget_bytes=int(budget * (1 - _SAVED)))
+    service = Service(residents, time_limit_s=time_limit_s, longest_queue=longest_queue)
     service.is_ready = False
     service.fetch = fetcher(options, keep_alive_s=keep_alive_s)
     return service, list(known)[: len(refs)]

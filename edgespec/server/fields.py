@@ -103,7 +103,8 @@ PROMPTS = ("input", "messages", "input_prefix", "prompt")
 
 
 _MOST_STOPS = 64
-_PART = re.compile(r"(\d+\.?\d*|\.\d+)(ms|s|m|h)")
+_WHOLE = re.compile(r"[0-9]{1,18}")
+_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ms|s|m|h)")
 _DURATION = re.compile(rf"-?(?:{_PART.pattern})+")
 _DURATION_OR_SECONDS = rf"^(-?({_PART.pattern})+|-?\d{{1,8}}(\.\d+)?)$"
 _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -155,8 +156,8 @@ class Common(msgspec.Struct, kw_only=True):
         *,
         place: str | None = None,
     ) -> Request:
-        """What is asked of the engine. place: a client that names no slot has its newer request for this place end the
-        older one."""
+        """What is asked of the engine. place: a client that names no slot has its newer completion for this place end
+        the older one. Nothing ends a chat: llama.vim sends slot 0 for its first chat, too."""
         named = self.id_slot is not None and self.id_slot >= 0
         where = f"slot {self.id_slot}" if named else place
         return Request(
@@ -164,7 +165,7 @@ class Common(msgspec.Struct, kw_only=True):
             kind=kind,
             model=self.model,
             client=wire.client_of(http),
-            key=None if where is None else f"{wire.client_of(http)}\n{where}",
+            key=f"{wire.client_of(http)}\n{where}" if where is not None and kind == "completion" else None,
             sampling=self.sampling,
             max_new_tokens=self.length,
             is_unlimited=self.is_unlimited,
@@ -211,9 +212,9 @@ class Common(msgspec.Struct, kw_only=True):
         """Greedy where the request names no temperature. Raises SettingError."""
         bias: dict[int, float] = {}
         for name, value in (self.logit_bias or {}).items():
-            if not name.isascii() or not name.isdigit():
-                raise BadRequest(f"logit_bias: {name!r} is not the id of a token", param="logit_bias")
-            bias[int(name)] = value
+            if (token := whole_number(name)) is None:
+                raise BadRequest(f"logit_bias: {name!r:.40} is not the id of a token", param="logit_bias")
+            bias[token] = value
         penalty = self.repetition_penalty if self.repetition_penalty is not None else self.repeat_penalty
         return SamplingParams(
             temperature=self.temperature or 0.0,
@@ -234,6 +235,12 @@ class Common(msgspec.Struct, kw_only=True):
 S = TypeVar("S", bound=msgspec.Struct)
 
 
+def whole_number(text: str) -> int | None:
+    """Of digits alone. None is also said of one with more than 18 of them: nothing is counted so far, and Python itself
+    fails at thousands."""
+    return int(text) if _WHOLE.fullmatch(text) else None
+
+
 def seconds(value: str | float) -> float:
     """A duration as Ollama spells it. Below 0 is for good.
 
@@ -250,7 +257,7 @@ def seconds(value: str | float) -> float:
             raise ValueError
     except ValueError as error:
         raise BadRequest(
-            f"keep_alive: got {value!r}; allowed: seconds, or a text like 5m", param="keep_alive"
+            f"keep_alive: got {value!r:.40}; allowed: seconds, or a text like 5m", param="keep_alive"
         ) from error
     return number
 

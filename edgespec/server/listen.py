@@ -12,13 +12,17 @@ from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from edgespec.server.address import BACKLOG, Address
 from edgespec.server.service import Service
 
 GRACE_S = 5.0
 """for answers that are on their way when the server is told to stop"""
+HEAD_S = 30.0
+"""for the head of a request to come, from the connection or the first byte on"""
 _KEEP_CONNECTION_S = 75
+"""between two requests of a connection"""
 _CLOSE_S = 2
 
 
@@ -38,7 +42,7 @@ class Listener:
         self._server = _Server(
             uvicorn.Config(
                 app,
-                http="h11",
+                http=_Connection,
                 loop="asyncio",
                 lifespan="off",
                 log_config=None,
@@ -81,6 +85,37 @@ class Listener:
 
     async def _stop_service(self) -> None:
         await self._service.stop(self._grace_s)
+
+
+class _Connection(H11Protocol):
+    """Ends where no request comes: uvicorn itself waits for good for a first one, and for the rest of any. So whoever
+    reaches the address could take all connections of this process, without a key. Bodies: see ``wire.read_body``."""
+
+    _head: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._expect_request()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._expect_request()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._stop_waiting()
+
+    def _expect_request(self) -> None:
+        """Time runs while no request is being answered. More bytes give no more time."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop_waiting()
+        elif self._head is None:
+            self._head = self.loop.call_later(HEAD_S, self.timeout_keep_alive_handler)
+
+    def _stop_waiting(self) -> None:
+        if self._head is not None:
+            self._head.cancel()
+            self._head = None
 
 
 class _Server(uvicorn.Server):

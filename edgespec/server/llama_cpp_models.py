@@ -16,9 +16,10 @@ from edgespec.errors import ContextFull
 from edgespec.pipeline import Pipeline
 from edgespec.sampling_params import SamplingParams
 from edgespec.server import slot_files, wire
-from edgespec.server.fields import Common, described, read
+from edgespec.server.fields import Common, described, read, whole_number
 from edgespec.server.llama_cpp_answers import settings, shape_error
 from edgespec.server.messages import Message, template_variables
+from edgespec.server.places import Places
 from edgespec.server.refusals import BadRequest, NotOffered
 from edgespec.server.service import Service
 from edgespec.server.wire import Endpoint, Handle, Json
@@ -26,6 +27,8 @@ from edgespec.text.messages import plain_messages
 
 T = TypeVar("T")
 SLOT_ACTIONS = ("save", "restore", "erase")
+_CONTEXTS = 8
+"""of tokens that are made of a text, or a text of them, at most"""
 
 
 class SlotRequest(msgspec.Struct, kw_only=True):
@@ -70,12 +73,13 @@ def routes(service: Service) -> list[Route]:
 class Models:
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._places = Places(service.longest_queue)
 
     async def tokenize(self, http: HTTPRequest, body: bytes) -> Json:
         asked = read(body, TokenizeRequest)
 
         def tokens(pipeline: Pipeline) -> list[Any]:
-            tokenizer, most = pipeline.tokenizer, 8 * pipeline.target.cache.capacity
+            tokenizer, most = pipeline.tokenizer, _most_tokens(pipeline)
             try:
                 tokenizer.require_fit(asked.content, most)
             except ContextFull as error:  # not of the context: clients would cut by its numbers
@@ -89,7 +93,9 @@ class Models:
         asked = read(body, DetokenizeRequest)
 
         def text(pipeline: Pipeline) -> str:
-            size = pipeline.target.vocab_size
+            size, most = pipeline.target.vocab_size, _most_tokens(pipeline)
+            if len(asked.tokens) > most:
+                raise BadRequest(f"tokens: got {len(asked.tokens)}; allowed: {most}", param="tokens")
             if bad := [each for each in asked.tokens if not 0 <= each < size]:
                 raise BadRequest(f"tokens: got {bad[0]}; allowed: 0 to {size - 1}", param="tokens")
             return str(pipeline.tokenizer.engine.decode(asked.tokens, skip_special_tokens=False))
@@ -133,9 +139,11 @@ class Models:
             )
 
     async def _ask(self, model: str | None, question: Callable[[Pipeline], T]) -> T:
-        """What may take a while for a long text, beside the event loop: streams of others go on."""
-        async with self._pipeline(model) as pipeline:
-            return await asyncio.to_thread(question, pipeline)
+        """What may take a while for a long text, beside the event loop: streams of others go on. Raises Busy."""
+        name = self._service.residents.find(model).name
+        with self._places.one(name):
+            async with self._pipeline(name) as pipeline:
+                return await asyncio.to_thread(question, pipeline)
 
     async def slots(self, http: HTTPRequest, body: bytes) -> Json:
         """One slot for each loaded model: requests of one model come in turn."""
@@ -160,13 +168,14 @@ class Models:
         if action not in SLOT_ACTIONS:
             raise BadRequest(f"action: got {action!r}; allowed: {', '.join(SLOT_ACTIONS)}", param="action")
         names = list(self._service.residents.loaded)
-        if not (number.isascii() and number.isdigit() and int(number) < len(names)):
-            raise BadRequest(f"slot: got {number!r}; allowed: 0 to {len(names) - 1}", param="id_slot")
+        slot = whole_number(number)
+        if slot is None or slot >= len(names):
+            raise BadRequest(f"slot: got {number!r:.40}; allowed: 0 to {len(names) - 1}", param="id_slot")
         path = slot_files.path_of(read(body, SlotRequest, empty=True).filename) if action != "erase" else None
-        resident = await self._service.residents.take(names[int(number)], None)
+        resident = await self._service.residents.take(names[slot], None)
         try:
             began = perf_counter()
-            head: dict[str, Any] = {"id_slot": int(number)}
+            head: dict[str, Any] = {"id_slot": slot}
             last_of, sequences = resident.worker.last, self._service.residents.sequences
             client = wire.client_of(http)
 
@@ -203,6 +212,10 @@ class Models:
             yield resident.worker.ready.result()
         finally:
             self._service.residents.give_back(resident)
+
+
+def _most_tokens(pipeline: Pipeline) -> int:
+    return _CONTEXTS * pipeline.target.cache.capacity
 
 
 def _piece(pipeline: Pipeline, token: int) -> str:

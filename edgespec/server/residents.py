@@ -52,16 +52,16 @@ class Offer:
 
 @dataclass(eq=False)
 class Resident:
-    """A loaded model. kind: of its last request. users: requests on their way.
+    """A loaded model. users: requests on their way. used_s, chat_s: when it was used last, and by a chat.
 
     expires: when it is unloaded, if it is.
     """
 
     offer: Offer
     worker: Worker
-    kind: Kind
     users: int = 0
     used_s: float = field(default_factory=monotonic)
+    chat_s: float | None = None
     keep_alive_s: float | None = None
     expires: asyncio.TimerHandle | None = None
     expires_at: float | None = None
@@ -73,6 +73,14 @@ class Resident:
         return ready.result() if ready.done() and ready.exception() is None else None
 
     @property
+    def is_kept_for_chats(self) -> bool:
+        """Whether it would still be loaded if nobody but chats used it."""
+        if self.chat_s is None:
+            return False
+        seconds = self.keep_alive_s
+        return seconds is None or seconds < 0 or monotonic() - self.chat_s < seconds
+
+    @property
     def bytes(self) -> int:
         """Memory of weights and KV caches, of target and draft model together. While it loads, see ``Offer``."""
         if (pipeline := self.pipeline) is None:
@@ -81,7 +89,8 @@ class Resident:
 
 
 class Residents:
-    """offers: by name, the default one first. budget_bytes: of weights and KV caches together; None: no limit."""
+    """offers: by name, the default one first. budget_bytes: of weights and KV caches together, when one more model
+    loads; None: no limit."""
 
     def __init__(
         self,
@@ -89,13 +98,14 @@ class Residents:
         sequences: Sequences | None = None,
         *,
         budget_bytes: int | None = None,
-        longest_queue: int = 64,
     ) -> None:
         self.offers = dict(offers)
         self.sequences = sequences or Sequences(0)
         self.loaded: dict[str, Resident] = {}
-        self._budget_bytes, self._longest_queue = budget_bytes, longest_queue
-        self._leaving: set[asyncio.Task[None]] = set()
+        self._budget_bytes = budget_bytes
+        self._leaving: list[Resident] = []
+        """unloaded, and their threads may still hold memory"""
+        self._expiring: set[asyncio.Task[None]] = set()
 
     def find(self, name: str | None) -> Offer:
         """The model of a name, as clients spell it; None is the first one. Raises NoModel. llama.vim always sends a
@@ -130,7 +140,7 @@ class Residents:
         offer = self.find(name)
         resident = self.loaded.get(offer.name) or await self._load(offer, kind or "completion")
         resident.users += 1
-        resident.kind = kind or resident.kind
+        self._used(resident, kind)
         self._keep(resident)
         try:
             if not (ready := resident.worker.ready).done():
@@ -149,9 +159,9 @@ class Residents:
             raise Unavailable(f"{offer.name} was unloaded while it was loading", retry_after_s=1.0)
         return resident
 
-    def give_back(self, resident: Resident, keep_alive_s: float | None = None) -> None:
+    def give_back(self, resident: Resident, keep_alive_s: float | None = None, kind: Kind | None = None) -> None:
         resident.users -= 1
-        resident.used_s = monotonic()
+        self._used(resident, kind)
         if keep_alive_s is not None:
             resident.keep_alive_s = keep_alive_s
         if not resident.users:
@@ -169,21 +179,23 @@ class Residents:
         """Free the memory of a model. Requests on their way to it end."""
         if resident := self.loaded.pop(name, None):
             self._keep(resident)
+            self._leaving.append(resident)
             resident.worker.close(why or Unavailable(f"{name} was unloaded", retry_after_s=1.0))
             await asyncio.to_thread(resident.worker.join, _UNLOAD_S)
+            self._forget_gone()
 
     async def close(self, why: Refusal) -> None:
         for name in list(self.loaded):
             await self.unload(name, why)
-        for task in list(self._leaving):
+        for task in list(self._expiring):
             await task
 
     async def _load(self, offer: Offer, kind: Kind) -> Resident:
         await self._make_room(offer, kind)
         if resident := self.loaded.get(offer.name):  # while others were unloaded, somebody else began to load it
             return resident
-        worker = Worker(offer.name, offer.load, self.sequences, longest_queue=self._longest_queue)
-        self.loaded[offer.name] = resident = Resident(offer, worker, kind, keep_alive_s=offer.keep_alive_s)
+        worker = Worker(offer.name, offer.load, self.sequences)
+        self.loaded[offer.name] = resident = Resident(offer, worker, keep_alive_s=offer.keep_alive_s)
         worker.start()
         return resident
 
@@ -192,13 +204,17 @@ class Residents:
         if self._budget_bytes is None:
             return
         while self._bytes() + _expected(offer) > self._budget_bytes:
-            leaving = list(self._may_leave(kind))
-            held = self._bytes() - sum(each.bytes for each in leaving)
-            if not leaving or held + _expected(offer) > self._budget_bytes:
-                raise self._no_room(offer, leaving)
-            await self.unload(leaving[0].offer.name)
+            leaving, unused = list(self._leaving), list(self._may_leave(kind))
+            held = self._bytes() - sum(each.bytes for each in (*leaving, *unused))
+            if not (leaving or unused) or held + _expected(offer) > self._budget_bytes:
+                raise self._no_room(offer, unused)
+            if not leaving:
+                await self.unload(unused[0].offer.name)
+            elif not await asyncio.to_thread(leaving[0].worker.join, _UNLOAD_S):
+                what = f"no memory for {offer.name} yet: {leaving[0].offer.name} is being unloaded"
+                raise Unavailable(what, retry_after_s=_UNLOAD_S)
 
-    def _no_room(self, offer: Offer, leaving: Sequence[Resident]) -> Unavailable:
+    def _no_room(self, offer: Offer, unused: Sequence[Resident]) -> Unavailable:
         size, most = (f"{count >> 20} MiB" for count in (_expected(offer), self._budget_bytes or 0))
         what = f"no memory for {offer.name} ({size}) within {most}"
         if _expected(offer) > (self._budget_bytes or 0):  # it will not fit later either
@@ -206,19 +222,28 @@ class Residents:
         names = ", ".join(
             f"{each.offer.name} ({each.bytes >> 20} MiB) is loaded and {'in use' if each.users else 'kept for chats'}"
             for each in self.loaded.values()
-            if each not in leaving
+            if each not in unused
         )
         way_out = "Unload a model (keep_alive 0), or raise --memory"
         return Unavailable(f"{what}: {names}. {way_out}", retry_after_s=5.0)
 
     def _bytes(self) -> int:
-        return sum(each.bytes for each in self.loaded.values())
+        self._forget_gone()
+        return sum(each.bytes for each in (*self.loaded.values(), *self._leaving))
+
+    def _forget_gone(self) -> None:
+        self._leaving = [each for each in self._leaving if each.worker.is_alive]
 
     def _may_leave(self, kind: Kind) -> Iterator[Resident]:
         """Unused models, longest unused first. A completion does not take the place of a chat's model."""
         for each in sorted(self.loaded.values(), key=lambda each: each.used_s):
-            if not each.users and (kind == "chat" or each.kind != "chat"):
+            if not each.users and (kind == "chat" or not each.is_kept_for_chats):
                 yield each
+
+    def _used(self, resident: Resident, kind: Kind | None) -> None:
+        resident.used_s = monotonic()
+        if kind == "chat":
+            resident.chat_s = resident.used_s
 
     def _keep(self, resident: Resident) -> None:
         if resident.expires is not None:
@@ -236,8 +261,8 @@ class Residents:
     def _expire(self, resident: Resident) -> None:
         if self.loaded.get(resident.offer.name) is resident and not resident.users:
             task = asyncio.ensure_future(self.unload(resident.offer.name))
-            self._leaving.add(task)
-            task.add_done_callback(self._leaving.discard)
+            self._expiring.add(task)
+            task.add_done_callback(self._expiring.discard)
 
 
 def _models(pipeline: Pipeline) -> list[Model]:

@@ -69,7 +69,8 @@ Prompt = Chat | Text | Tokens | Infill
 class Request:
     """model: None is the first one. key: a newer request with the same key ends this one; None: nothing ends it.
 
-    max_new_tokens: None as in ``Pipeline.stream_tokens``; 0 only reads the prompt. is_unlimited: the text may be as
+    follows: it asks for a further answer to what was asked before, and so is as old as that. max_new_tokens: None as in
+    ``Pipeline.stream_tokens``; 0 only reads the prompt, and ends no other request. is_unlimited: the text may be as
     long as the context has room for. time_limit_s: the text ends there, as at a length. keep_alive_s: how long the
     model stays loaded after it; None: as the server was told; below 0: for good. logprobs: as in
     ``Pipeline.stream_tokens``. shows_progress: chunks say how much of the prompt is read. prompt_field: what the client
@@ -80,6 +81,7 @@ class Request:
     kind: Kind
     model: str | None = None
     key: str | None = None
+    follows: bool = False
     sampling: SamplingParams = field(default_factory=SamplingParams)
     max_new_tokens: int | None = None
     is_unlimited: bool = False
@@ -94,6 +96,10 @@ class Request:
     shows_progress: bool = False
     client: str = ""
     """who asks, see ``wire.client_of``"""
+
+    @property
+    def writes(self) -> bool:
+        return self.max_new_tokens != 0
 
 
 @dataclass(frozen=True, slots=True)

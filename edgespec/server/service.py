@@ -14,6 +14,7 @@ from edgespec.generation import Generation
 from edgespec.hub.progress import Watch
 from edgespec.pipeline import Pipeline
 from edgespec.server.fetches import Fetches
+from edgespec.server.places import Places
 from edgespec.server.prepare import Prepared, prepare
 from edgespec.server.refusals import Failed, Gone, Refusal, TooLong, Unavailable, refusal
 from edgespec.server.residents import Offer, Resident, Residents
@@ -118,10 +119,13 @@ class Answer(AsyncIterator[Chunk]):
 
 
 class Service:
-    """listeners: told of each request that ended. time_limit_s: of one answer, which is cut short there."""
+    """listeners: told of each request that ended. time_limit_s: of one answer, which is cut short there. longest_queue:
+    requests that may wait for one model."""
 
-    def __init__(self, residents: Residents, *, time_limit_s: float = 600.0) -> None:
+    def __init__(self, residents: Residents, *, time_limit_s: float = 600.0, longest_queue: int = 64) -> None:
         self.residents = residents
+        self.longest_queue = longest_queue
+        self._places = Places(longest_queue)
         self.listeners: list[Callable[[Ended], None]] = []
         self.time_limit_s = time_limit_s
         self.fetches = Fetches(residents)
@@ -136,17 +140,37 @@ class Service:
         """Begin an answer. Whatever is wrong with the request is raised here: Refusal."""
         if self.stopping is not None:
             raise self.stopping
-        resident = await self.residents.take(request.model, request.kind)
+        name = self.residents.find(request.model).name
+        self._enter(name, request)
+        try:
+            resident = await self.residents.take(name, request.kind)
+        except BaseException:
+            self._places.leave(name)
+            raise
         try:
             return await self._begin(request, resident)
         except BaseException as error:
-            self.residents.give_back(resident, request.keep_alive_s)
+            self._give_back(resident, request)
             if isinstance(error, Exception):
                 why = refusal(error)
                 if isinstance(why, TooLong):
                     why.param = request.prompt_field
                 raise why from error
             raise
+
+    def _enter(self, name: str, request: Request) -> None:
+        """At once: a request that waits for its model to load, or for the thread that prepares prompts, has a place,
+        too. Raises Busy."""
+        if (resident := self.residents.loaded.get(name)) is None:
+            self._places.enter(name)
+            return
+        worker = resident.worker
+        ending = len(worker.same(request)) if request.writes else 0
+        self._places.enter(name, ending=ending, usual_s=worker.usual_s, is_in=request.follows)
+
+    def _give_back(self, resident: Resident, request: Request) -> None:
+        self.residents.give_back(resident, request.keep_alive_s, request.kind)
+        self._places.leave(resident.offer.name)
 
     async def _begin(self, request: Request, resident: Resident) -> Answer:
         loop = asyncio.get_running_loop()
@@ -167,7 +191,7 @@ class Service:
 
     def ended(self, resident: Resident, ended: Ended) -> None:
         """Listeners hear of it behind who reads the answer: the client does not wait for counts and a line."""
-        self.residents.give_back(resident, ended.request.keep_alive_s)
+        self._give_back(resident, ended.request)
         for tell in self.listeners:
             asyncio.get_running_loop().call_soon(tell, ended)
 

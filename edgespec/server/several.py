@@ -38,7 +38,8 @@ async def answers(
 
 
 def _again(request: Request, index: int, first: Answer) -> Request:
-    """The same request with the seed of the first answer, and the number of the new one added."""
+    """The same request with the seed of the first answer, and the number of the new one added. It ends no request that
+    came since."""
     assert first.result is not None
     seed = None if first.result.seed is None else (first.result.seed + index) % 2**64
-    return replace(request, sampling=replace(request.sampling, seed=seed))
+    return replace(request, follows=True, sampling=replace(request.sampling, seed=seed))

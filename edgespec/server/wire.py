@@ -17,7 +17,7 @@ import msgspec
 from starlette.requests import Request as HTTPRequest
 from starlette.types import Message, Receive, Scope, Send
 
-from edgespec.server.refusals import NotOffered, Refusal, Slow, TooLarge
+from edgespec.server.refusals import NotOffered, Refusal, Replaced, Slow, TooLarge
 from edgespec.server.stderr import reported
 
 if TYPE_CHECKING:
@@ -161,6 +161,8 @@ def _cancellations(task: asyncio.Task[Any] | None) -> int:
 
 def refused(why: Refusal, shape_error: ShapeError) -> Json:
     headers = {} if why.retry_after_s is None else {"retry-after": str(math.ceil(why.retry_after_s))}
+    if isinstance(why, Replaced):  # OpenAI's clients ask again after a 409, and would end the request that is newer
+        headers["x-should-retry"] = "false"
     return Json(shape_error(why), why.status, headers)
 
 
@@ -170,7 +172,7 @@ async def read_body(receive: Receive, most: int, announced: str | None = None) -
     The rest of a body that is too large is read and dropped: a client that still sends reads no answer.
     """
     parts: list[bytes] = []
-    size, is_kept = 0, not (announced or "").isdecimal() or int(announced or 0) <= most
+    size, is_kept = 0, not (announced or "").isdecimal() or float(announced or 0) <= most
 
     async def read() -> None:
         nonlocal size

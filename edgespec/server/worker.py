@@ -18,7 +18,7 @@ from edgespec.errors import EdgespecError
 from edgespec.pipeline import Pipeline
 from edgespec.process_end import PREFIX
 from edgespec.server.prepare import Prepared
-from edgespec.server.refusals import Busy, Refusal, Replaced, Unavailable
+from edgespec.server.refusals import Refusal, Replaced, Unavailable
 from edgespec.server.schema import Chunk, Kind, Request
 from edgespec.server.sequences import Sequences
 from edgespec.server.stderr import report
@@ -30,6 +30,7 @@ Emit = Callable[[Chunk | BaseException], None]
 _LEAST_RETRY_S = 1.0
 _CLIENTS = 64
 """whose last prompt is known"""
+_REPLACED = "a newer request of this client took the place of this one"
 
 
 class Job:
@@ -52,22 +53,21 @@ class Job:
 
 
 class Worker:
-    """load: makes the model, on this worker's thread. longest_queue: requests that may wait."""
+    """load: makes the model, on this worker's thread."""
 
-    def __init__(
-        self, name: str, load: Callable[[], Pipeline], sequences: Sequences, *, longest_queue: int = 64
-    ) -> None:
+    def __init__(self, name: str, load: Callable[[], Pipeline], sequences: Sequences) -> None:
         self.name = name
         self.ready: Future[Pipeline] = Future()
         self.running: Job | None = None
+        self.usual_s = 0.0
+        """how long a request took, lately"""
         self.last: OrderedDict[str, tuple[Kind, Sequence[int]]] = OrderedDict()
         """kind and prompt of each client's last request; of this worker's thread"""
-        self._load, self._sequences, self._longest_queue = load, sequences, longest_queue
+        self._load, self._sequences = load, sequences
         self._changed = threading.Condition()
         self._waiting: deque[Job] = deque()
         self._calls: deque[Callable[[Pipeline], None]] = deque()
         self._closed = False
-        self._usual_s = 0.0  # how long a request took, lately
         self._thread = threading.Thread(target=self._run, name=f"{PREFIX}{name}", daemon=True)
 
     def start(self) -> None:
@@ -77,20 +77,28 @@ class Worker:
     def waiting(self) -> int:
         return len(self._waiting)
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether its thread still holds memory."""
+        return self._thread.is_alive()
+
+    def same(self, request: Request) -> list[Job]:
+        """Those on their way with the key of a request."""
+        with self._changed:
+            jobs = [*self._waiting, *([self.running] if self.running else [])]
+        return [job for job in jobs if job.request.key == request.key is not None]
+
     def submit(self, job: Job) -> None:
-        """Put a request at the end of the queue. Older ones with its key end. A thread that rests begins with it at
-        ``wake``. Raises Busy, Unavailable."""
+        """Put a request at the end of the queue. If it asks for a text, older ones with its key end. A thread that
+        rests begins with it at ``wake``. Raises Replaced, Unavailable."""
         with self._changed:
             if self._closed:
                 raise Unavailable(f"{self.name} is being unloaded", retry_after_s=_LEAST_RETRY_S)
-            key = job.request.key
-            older = [*self._waiting, *([self.running] if self.running else [])]
-            for other in older if key is not None else ():
-                if other.request.key == key:
-                    self._end(other, Replaced("a newer request of this client took the place of this one"))
-            if len(self._waiting) >= self._longest_queue:
-                retry_s = max(_LEAST_RETRY_S, self._usual_s * (len(self._waiting) + 1))
-                raise Busy(f"{self.name} has {len(self._waiting)} requests waiting", retry_after_s=retry_s)
+            same = self.same(job.request)
+            if job.request.follows and any(other.request.writes for other in same):
+                raise Replaced(_REPLACED)  # the other came behind an earlier answer to this request
+            for other in same if job.request.writes else ():
+                self._end(other, Replaced(_REPLACED))
             self._waiting.append(job)
 
     def wake(self) -> None:
@@ -134,8 +142,10 @@ class Worker:
                 self._end(job, why)
             self._changed.notify()
 
-    def join(self, timeout_s: float | None = None) -> None:
+    def join(self, timeout_s: float | None = None) -> bool:
+        """Wait for the thread. Returns whether it has ended."""
         self._thread.join(timeout_s)
+        return not self.is_alive
 
     def _end(self, job: Job, why: Refusal) -> None:
         job.ended = job.ended or why
@@ -185,7 +195,7 @@ class Worker:
             if not isinstance(error, EdgespecError):
                 report(error)
             return error
-        self._usual_s += 0.2 * (perf_counter() - job.began_s - self._usual_s)
+        self.usual_s += 0.2 * (perf_counter() - job.began_s - self.usual_s)
         return job.ended or last
 
     def _write(self, pipeline: Pipeline, job: Job) -> Chunk:
