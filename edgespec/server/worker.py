@@ -28,9 +28,9 @@ Emit = Callable[[Chunk | BaseException], None]
 """Called on the worker's thread: chunks, the last with a result, or an error that ends the answer."""
 
 _LEAST_RETRY_S = 1.0
-_REPLACED = "a newer request of this client took the place of this one"
 _CLIENTS = 64
 """whose last prompt is known"""
+_REPLACED = "a newer request of this client took the place of this one"
 
 
 class Job:
