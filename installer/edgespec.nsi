@@ -52,6 +52,7 @@ Section
     Abort
   ${EndIf}
   WriteUninstaller "$INSTDIR\uninstall.exe"
+  SetOutPath "$INSTDIR"  ; where the shortcut's program starts: in $TEMP lie files of anybody
   IfFileExists "$INSTDIR\bin\edgespec-chat.cmd" 0 +3
     CreateShortcut "$SMPROGRAMS\edgespec.lnk" "$INSTDIR\app\python\pythonw.exe" "-I -m edgespec.server.window"
     Goto +2

@@ -54,6 +54,24 @@ def test_a_server_that_runs_is_used_and_left_alone(data: Path, browser: Path, tm
     assert browser.read_text().splitlines() == 2 * [f"--app={url} --user-data-dir={data / 'window'} --no-first-run"]
 
 
+def test_a_browser_is_not_looked_for_in_the_current_folder(
+    browser: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be one that was unpacked from somebody else's archive."""
+    monkeypatch.chdir(tmp_path)
+    installed = tmp_path / "programs" / "chromium"
+    stranger = shutil.copy(installed, tmp_path / "chromium")
+    assert window._browser() == str(installed)
+    monkeypatch.setenv("PATH", os.pathsep.join((".", "", "programs")))
+    assert window._browser() is None
+    assert os.access(stranger, os.X_OK)
+    monkeypatch.setenv("PROGRAMFILES", str(tmp_path / "files"))
+    edge = tmp_path / "files" / window._ON_WINDOWS[0]
+    edge.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(installed, edge)
+    assert window._browser() == str(edge)
+
+
 def test_a_proxy_of_the_system_is_not_asked(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")

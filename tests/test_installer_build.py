@@ -62,6 +62,13 @@ def test_the_windows_script_writes_what_the_manifest_lists() -> None:
     assert not re.search(r"Environment|\\Run\b|SMSTARTUP", script)
 
 
+def test_the_shortcut_on_windows_starts_in_the_program_s_own_folder() -> None:
+    """NSIS takes the last SetOutPath for it. In a folder of anybody's, a program of theirs would be found first."""
+    script = (ROOT / "installer" / "edgespec.nsi").read_text(encoding="utf-8")
+    for shortcut in re.finditer("CreateShortcut", script):
+        assert re.findall(r'SetOutPath "(.*?)"', script[: shortcut.start()])[-1] == "$INSTDIR"
+
+
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="the build needs Python 3.11")
 @pytest.mark.parametrize(
     ("name", "folder"), [("cpython-3.11-install_only.tar.gz", "python"), ("python.3.11.nupkg", "tools")]
