@@ -83,6 +83,25 @@ def test_a_proxy_of_the_system_is_not_asked(data: Path, tmp_path: Path, monkeypa
         assert recorded.parent == os.getppid()
 
 
+@pytest.mark.parametrize("said", [b"220 mail\r\n", b"", b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 200])
+def test_another_program_on_the_port_is_no_server(said: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+        def answer() -> None:
+            for _ in range(2):
+                connection = listening.accept()[0]
+                connection.recv(1000)
+                connection.sendall(said)
+                connection.close()
+
+        other = threading.Thread(target=answer)
+        other.start()
+        assert not found.answers(url)
+        assert not found.shut_down(found.Found(url, 1, "token"))
+        other.join()
+
+
 def test_a_window_that_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before a server is started for it."""
     monkeypatch.setattr(window, "_browser", lambda: None)
