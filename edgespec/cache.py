@@ -91,7 +91,7 @@ def staged(folder: Path) -> Iterator[Path]:
         partial.mkdir()
         yield partial
         shutil.rmtree(folder, ignore_errors=True)
-        _rename(partial, folder)
+        rename(partial, folder)
     except OSError as error:
         reason = error.strerror or error
         raise ConversionError(
@@ -127,7 +127,7 @@ def size_on_disk(path: Path) -> int:
     return found
 
 
-def _rename(old: Path, new: Path) -> None:
+def rename(old: Path, new: Path) -> None:
     """Rename, with retries: on Windows a virus scanner may hold a new file for a moment."""
     for pause_s in (0.1, 0.3, 1.0, 3.0):
         try:
