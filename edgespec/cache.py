@@ -107,7 +107,10 @@ def require_space(needed_bytes: int, folder: Path | None = None, setting: str = 
     setting: the variable that moves the folder, for the hint.
     """
     folder = folder or cache_dir()
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    there = next((path for path in (folder, *folder.absolute().parents) if path.exists()), None)
+    if there is None:
+        hint = f"set {setting} to a folder on a disk that is there"
+        raise SourceError(f"there is no disk {folder.absolute().anchor}", got=str(folder), hint=hint)
     free = shutil.disk_usage(there).free
     if free < needed_bytes:
         raise ConversionError(
