@@ -199,7 +199,7 @@ def _fetch_one(source: HubSource, commit: str, name: str, listed: Any, place: Pa
 
 
 def _put(part: Path, place: Path) -> None:
-    """Whole or not at all, also where the two are on different disks: there a move is a copy, which a kill cuts short."""
+    """Whole or not at all. Between two disks a move is a copy, which a kill cuts short."""
     near = place.with_name(f"{place.name}.incomplete")
     shutil.move(part, near)
     near.replace(place)
