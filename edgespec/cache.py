@@ -91,7 +91,7 @@ def staged(folder: Path) -> Iterator[Path]:
         partial.mkdir()
         yield partial
         shutil.rmtree(folder, ignore_errors=True)
-        _rename(partial, folder)
+        rename(partial, folder)
     except OSError as error:
         reason = error.strerror or error
         raise ConversionError(
@@ -107,7 +107,10 @@ def require_space(needed_bytes: int, folder: Path | None = None, setting: str = 
     setting: the variable that moves the folder, for the hint.
     """
     folder = folder or cache_dir()
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    there = next((path for path in (folder, *folder.absolute().parents) if path.exists()), None)
+    if there is None:
+        hint = f"set {setting} to a folder on a disk that is there"
+        raise SourceError(f"there is no disk {folder.absolute().anchor}", got=str(folder), hint=hint)
     free = shutil.disk_usage(there).free
     if free < needed_bytes:
         raise ConversionError(
@@ -127,7 +130,7 @@ def size_on_disk(path: Path) -> int:
     return found
 
 
-def _rename(old: Path, new: Path) -> None:
+def rename(old: Path, new: Path) -> None:
     """Rename, with retries: on Windows a virus scanner may hold a new file for a moment."""
     for pause_s in (0.1, 0.3, 1.0, 3.0):
         try:

@@ -52,6 +52,7 @@ Section
     Abort
   ${EndIf}
   WriteUninstaller "$INSTDIR\uninstall.exe"
+  SetOutPath "$INSTDIR"  ; where the shortcut's program starts: in $TEMP lie files of anybody
   IfFileExists "$INSTDIR\bin\edgespec-chat.cmd" 0 +3
     CreateShortcut "$SMPROGRAMS\edgespec.lnk" "$INSTDIR\app\python\pythonw.exe" "-I -m edgespec.server.window"
     Goto +2
@@ -75,7 +76,18 @@ Section "Uninstall"
     SetErrorLevel 2
     Abort
   ${EndIf}
-  RMDir /r "$INSTDIR\app"
+  RMDir /r "$INSTDIR\app.old"
+  ${If} ${FileExists} "$INSTDIR\app\*.*"
+    ClearErrors
+    Rename "$INSTDIR\app" "$INSTDIR\app.old"  ; Windows refuses while a program in it runs: nothing is removed yet
+    ${If} ${Errors}
+      DetailPrint "Nothing was removed: close edgespec, then try again."
+      IfSilent +2
+        MessageBox MB_ICONSTOP "edgespec is still running. Close its windows, then remove it again."
+      SetErrorLevel 2
+      Abort
+    ${EndIf}
+  ${EndIf}
   RMDir /r "$INSTDIR\app.new"
   RMDir /r "$INSTDIR\app.old"
   Delete "$INSTDIR\bin\edgespec*.cmd"  ; a user may have put other programs beside them

@@ -1,6 +1,7 @@
 """The file of chats: branches, search, undo, damage, versions, and what a kill leaves."""
 
 import json
+import os
 import random
 import sqlite3
 import subprocess
@@ -102,6 +103,40 @@ def test_a_damaged_file_is_put_aside_and_what_can_be_read_is_saved(tmp_path: Pat
     assert any("damaged-" in other.name for other in tmp_path.iterdir())
     again.close()
     assert Store(path).mended == ""
+
+
+def test_the_newest_turns_are_saved_from_behind_a_damaged_page(tmp_path: Path) -> None:
+    path = tmp_path / "chats.sqlite"
+    store = Store(path)
+    chat = a_chat(store, *(f"turn {number} " + "x" * 3000 for number in range(200)))
+    lost = a_chat(store, *(f"last {number} " + "x" * 3000 for number in range(10)))
+    store._db.execute("UPDATE chats SET leaf = 10000 WHERE id = ?", (lost,))  # of a turn that could not be read
+    end = store.turns(lost)[-1].id
+    store.close()
+    content = bytearray(path.read_bytes())
+    place = content.index(b"turn 100 ") // 4096 * 4096
+    content[place : place + 4096] = bytes(4096)
+    path.write_bytes(content)
+    again = Store(path)
+    assert again.mended
+    saved = [turn.content.split(" x")[0] for turn in again.turns(chat)]
+    assert saved[0] == "turn 0" and saved[-1] == "turn 199" and len(saved) > 190
+    assert again.chat(lost).leaf == end
+    assert len(again.branch(lost, end)) == 10
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the user's folder is private there")
+def test_chats_are_the_users_own(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir(mode=0o755)
+    old = folder / "chats.sqlite"
+    for _ in range(2):
+        store = Store(old)
+        a_chat(store, "secret")
+        assert {path.stat().st_mode & 0o777 for path in (*folder.glob("*"),)} == {0o600}
+        assert folder.stat().st_mode & 0o777 == 0o700
+        store.close()
+        old.chmod(0o644)  # as versions before have made it
 
 
 def test_a_file_that_is_no_database_is_kept(tmp_path: Path) -> None:

@@ -54,6 +54,24 @@ def test_a_server_that_runs_is_used_and_left_alone(data: Path, browser: Path, tm
     assert browser.read_text().splitlines() == 2 * [f"--app={url} --user-data-dir={data / 'window'} --no-first-run"]
 
 
+def test_a_browser_is_not_looked_for_in_the_current_folder(
+    browser: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be one that was unpacked from somebody else's archive."""
+    monkeypatch.chdir(tmp_path)
+    installed = tmp_path / "programs" / "chromium"
+    stranger = shutil.copy(installed, tmp_path / "chromium")
+    assert window._browser() == str(installed)
+    monkeypatch.setenv("PATH", os.pathsep.join((".", "", "programs")))
+    assert window._browser() is None
+    assert os.access(stranger, os.X_OK)
+    monkeypatch.setenv("PROGRAMFILES", str(tmp_path / "files"))
+    edge = tmp_path / "files" / window._ON_WINDOWS[0]
+    edge.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(installed, edge)
+    assert window._browser() == str(edge)
+
+
 def test_a_proxy_of_the_system_is_not_asked(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
@@ -63,6 +81,25 @@ def test_a_proxy_of_the_system_is_not_asked(data: Path, tmp_path: Path, monkeypa
         recorded = found.record(url)
         assert found.running() == recorded
         assert recorded.parent == os.getppid()
+
+
+@pytest.mark.parametrize("said", [b"220 mail\r\n", b"", b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 200])
+def test_another_program_on_the_port_is_no_server(said: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+        def answer() -> None:
+            for _ in range(2):
+                connection = listening.accept()[0]
+                connection.recv(1000)
+                connection.sendall(said)
+                connection.close()
+
+        other = threading.Thread(target=answer)
+        other.start()
+        assert not found.answers(url)
+        assert not found.shut_down(found.Found(url, 1, "token"))
+        other.join()
 
 
 def test_a_window_that_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,19 +145,35 @@ except errors.EdgespecError as error:
 """
 
 
-def many_tokens() -> bytes:
-    """As many tokens and merges as are read, with the weights that they need, and one merge too many."""
-    names = [b"%x" % i for i in range(1 << 19)]
-    merges = b"".join(text(b"0 %x" % i) for i in range(1, 1 << 15)) + text(b"0 0") * ((1 << 19) - (1 << 15) + 1)
-    sizes = {"block_count": 1, "context_length": 8, "embedding_length": 2, "feed_forward_length": 2}
-    numbers = [key(f"llama.{name}".encode(), UINT32, struct.pack("<I", size)) for name, size in sizes.items()]
-    keys = [
-        *numbers,
-        key(b"llama.attention.head_count", UINT32, struct.pack("<I", 1)),
+def sizes(**changed: int) -> list[bytes]:
+    """Keys with the sizes of a llama, and the kind of its tokenizer."""
+    usual = {"block_count": 1, "context_length": 8, "embedding_length": 2, "feed_forward_length": 2}
+    numbers = {f"llama.{name}": size for name, size in usual.items()} | {"llama.attention.head_count": 1}
+    numbers |= {f"llama.{name.replace('__', '.')}": size for name, size in changed.items()}
+    return [
+        *(key(name.encode(), UINT32, struct.pack("<I", size)) for name, size in numbers.items()),
         key(b"llama.attention.layer_norm_rms_epsilon", FLOAT32, struct.pack("<f", 1e-5)),
         key(b"general.architecture", STRING, text(b"llama")),
         key(b"tokenizer.ggml.model", STRING, text(b"gpt2")),
         key(b"tokenizer.ggml.pre", STRING, text(b"gpt-2")),
+    ]
+
+
+def huge_head(**changed: int) -> bytes:
+    """Of which each pair has a frequency."""
+    tokens = key(b"tokenizer.ggml.tokens", ARRAY, array(STRING, 1, text(b"a")))
+    types = key(b"tokenizer.ggml.token_type", ARRAY, array(INT32, 1, struct.pack("<i", 1)))
+    merges = key(b"tokenizer.ggml.merges", ARRAY, array(STRING, 0))
+    tensors = (tensor(b"token_embd.weight", (2, 1)),)
+    return file(*sizes(**changed), tokens, types, merges, tensors=tensors, data=bytes(32))
+
+
+def many_tokens() -> bytes:
+    """As many tokens and merges as are read, with the weights that they need, and one merge too many."""
+    names = [b"%x" % i for i in range(1 << 19)]
+    merges = b"".join(text(b"0 %x" % i) for i in range(1, 1 << 15)) + text(b"0 0") * ((1 << 19) - (1 << 15) + 1)
+    keys = [
+        *sizes(),
         key(b"tokenizer.ggml.tokens", ARRAY, array(STRING, len(names), b"".join(map(text, names)))),
         key(b"tokenizer.ggml.token_type", ARRAY, array(INT32, len(names), struct.pack("<i", 1) * len(names))),
         key(b"tokenizer.ggml.merges", ARRAY, array(STRING, 1 << 19, merges)),
@@ -172,6 +188,7 @@ def many_tokens() -> bytes:
     return file(*keys, tensors=tuple(infos), data=bytes(offset))
 
 
+MANY_PAIRS = 1 << 26  # as many as show in the measurement, and fit into it
 GREEDY = {
     "empty strings": lambda: file(key(b"tokenizer.ggml.tokens", ARRAY, array(STRING, 8 << 20, bytes(64 << 20)))),
     "empty strings nobody wants": lambda: file(key(b"a", ARRAY, array(STRING, 4 << 20, bytes(32 << 20)))),
@@ -182,6 +199,9 @@ GREEDY = {
         tensors=tuple(tensor(b"t%d" % i, (1,), 32 * i) for i in range(65536)), data=bytes(65536 * 32)
     ),
     "tokens and merges": many_tokens,
+    "numbers that are rotated": lambda: huge_head(rope__dimension_count=MANY_PAIRS),
+    "numbers of a head": lambda: huge_head(attention__key_length=MANY_PAIRS),
+    "numbers of a head that no key names": lambda: huge_head(embedding_length=MANY_PAIRS),
 }
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from edgespec import bundle
+from edgespec import bundle, cache
 from edgespec.errors import ConversionError, SourceError
 from edgespec.hub.resolve import model_path, resolve
 from tests import hub_server, tiny_gguf
@@ -43,6 +43,25 @@ def test_a_file_of_the_same_size_and_time_is_another_file(tiny: Path, tmp_path: 
     os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
     after = resolve(str(path), progress=False)
     assert after.manifest.target.sha256 != before.manifest.target.sha256
+
+
+def test_a_file_that_is_swapped_during_its_conversion_is_not_cached(
+    tiny: Path, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was converted would be kept for good under the hash of what was there before."""
+    path, other = tmp_path / "mine.gguf", tmp_path / "other.gguf"
+    shutil.copy(tiny, path)
+    shutil.copy(tiny, other)
+    with monkeypatch.context() as patch, pytest.raises(SourceError, match="was changed while it was converted"):
+        patch.setattr("edgespec.gguf.convert.convert", lambda *_, **__: other.replace(path))
+        resolve(str(path), progress=False)
+    assert not [name for name in leftovers(home) if "mine" in name]
+
+
+def test_a_disk_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "exists", lambda self: False)  # as on Windows, for a letter without a drive
+    with pytest.raises(SourceError, match=r"there is no disk .*got .*hub. Set HF_HOME to a folder"):
+        cache.require_space(1, Path("hub"), "HF_HOME")
 
 
 def test_a_refused_gguf_leaves_nothing(tmp_path: Path, home: Path) -> None:

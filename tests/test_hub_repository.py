@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -15,6 +16,7 @@ import pytest
 
 from edgespec import bundle
 from edgespec.bundle import HubSource
+from edgespec.hub import repository
 from tests import hub_server, processes
 from tests.hub_server import COMMIT, Server, bundle_with, files_of, ir_files, publish
 
@@ -31,6 +33,30 @@ def pull(server: Server, tmp_path: Path, home: Path) -> Iterator[object]:
         return done.returncode, done.stdout.strip(), done.stderr.strip()
 
     yield run
+
+
+def test_a_kill_during_a_move_to_another_disk_leaves_no_cut_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other programs take what is in the hub's cache as it is."""
+    part, place = tmp_path / "large.part", tmp_path / "blob"
+    part.write_bytes(b"whole")
+
+    def across(*_: object, **__: object) -> None:
+        raise OSError(errno.EXDEV, "another disk")
+
+    def killed(source: str, target: str, **_: object) -> None:
+        Path(target).write_bytes(b"who")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.rename", across)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("shutil.copyfile", killed)
+        repository._put(part, place)
+    assert part.is_file() and not place.exists()
+    repository._put(part, place)
+    assert place.read_bytes() == b"whole"
+    assert list(tmp_path.iterdir()) == [place]
 
 
 def test_an_ir_repository(pull, server: Server, ir: Path) -> None:  # type: ignore[no-untyped-def]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -132,6 +133,26 @@ def test_a_running_server_is_asked_to_end(machine: Machine, server: list[str]) -
     """And nothing is changed before it has ended, as files in use cannot be replaced on Windows."""
     assert machine.apply("stop").returncode == 0
     assert server == ["/shutdown Bearer secret", "ended"]
+
+
+def test_another_program_on_the_port_is_left_alone(machine: Machine) -> None:
+    """It need not speak HTTP."""
+    data = machine.home / ".local/share/edgespec"
+    data.mkdir(parents=True)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        (data / "server.json").write_text(json.dumps({"url": url, "token": "x"}))
+
+        def answer() -> None:
+            with listening.accept()[0] as connection:
+                connection.recv(1000)
+                connection.sendall(b"220 mail\r\n")
+
+        other = threading.Thread(target=answer)
+        other.start()
+        ran = machine.apply("stop")
+        other.join()
+    assert (ran.returncode, ran.stderr) == (0, "")
 
 
 def test_word_of_a_server_elsewhere_is_not_followed(machine: Machine) -> None:

@@ -62,6 +62,22 @@ def test_the_windows_script_writes_what_the_manifest_lists() -> None:
     assert not re.search(r"Environment|\\Run\b|SMSTARTUP", script)
 
 
+def test_removing_on_windows_begins_with_what_a_running_program_prevents() -> None:
+    script = (ROOT / "installer" / "edgespec.nsi").read_text(encoding="utf-8")
+    removing = script.split('Section "Uninstall"')[1]
+    renamed = removing.index('Rename "$INSTDIR\\app" "$INSTDIR\\app.old"')
+    assert renamed < removing.index('RMDir /r "$INSTDIR\\app.old"', renamed)
+    assert removing[renamed:].index("Abort") < removing[renamed:].index("RMDir")
+    assert not re.search(r"^ *(Delete|DeleteRegKey) ", removing[:renamed], re.M)
+
+
+def test_the_shortcut_on_windows_starts_in_the_program_s_own_folder() -> None:
+    """NSIS takes the last SetOutPath for it. In a folder of anybody's, a program of theirs would be found first."""
+    script = (ROOT / "installer" / "edgespec.nsi").read_text(encoding="utf-8")
+    for shortcut in re.finditer("CreateShortcut", script):
+        assert re.findall(r'SetOutPath "(.*?)"', script[: shortcut.start()])[-1] == "$INSTDIR"
+
+
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="the build needs Python 3.11")
 @pytest.mark.parametrize(
     ("name", "folder"), [("cpython-3.11-install_only.tar.gz", "python"), ("python.3.11.nupkg", "tools")]

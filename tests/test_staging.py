@@ -90,6 +90,43 @@ with staging.staged(Path(sys.argv[1])) as folder:
     assert names(tmp_path) == ["out"]
 
 
+def test_what_has_come_to_the_destination_meanwhile_stays(tmp_path: Path) -> None:
+    """And so does the result, which took hours, also for the next run in this place."""
+    out = tmp_path / "out"
+    for force in (False, True):
+        with pytest.raises(staging.NotPublished) as caught, staging.staged(out, force=force) as folder:
+            (folder / "bundle.json").touch()
+            out.mkdir(exist_ok=True)
+            (out / "of the user").touch()
+        assert names(out) == ["of the user"]
+        assert str(folder) in str(caught.value)
+        staging.sweep(tmp_path)
+        assert names(folder) == ["bundle.json"]
+        assert not list(tmp_path.glob("*lock"))
+
+
+def test_a_scanner_that_holds_a_new_folder_for_a_moment_loses_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename, tries = Path.replace, iter([True, False, True, True, True, True, True])
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+
+    def held(self: Path, target: Path) -> Path:
+        if not self.name.endswith(".old") and target.name == "out" and next(tries):
+            raise PermissionError(13, "held")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", held)
+    out = tmp_path / "out"
+    with staging.staged(out, force=True) as folder:
+        (folder / "bundle.json").write_text("first", encoding="utf-8")
+    assert names(tmp_path) == ["out"]
+    with pytest.raises(staging.NotPublished, match="held"), staging.staged(out, force=True) as folder:
+        (folder / "bundle.json").write_text("second", encoding="utf-8")
+    monkeypatch.undo()
+    assert (folder / "bundle.json").read_text(encoding="utf-8") == "second"
+
+
 def test_a_failure_leaves_the_old_bundle_and_nothing_else(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()

@@ -9,7 +9,7 @@ from edgespec.errors import ConversionError
 from edgespec.gguf.architectures import ARCHITECTURES
 from edgespec.gguf.header import Header
 from edgespec.gguf.rotary import SHORT, Rope
-from edgespec.gguf.values import DAMAGED, number, size
+from edgespec.gguf.values import DAMAGED, LARGEST_HEAD, number, size
 
 _CAPS = {"gemma2": (50.0, 30.0)}
 """of scores and logits, where no key says them"""
@@ -53,7 +53,7 @@ class Dimensions:
         """Raises ConversionError: a size is missing, of the wrong type, or fits no other."""
         embedding = size(header, "{arch}.embedding_length")
         heads = size(header, "{arch}.attention.head_count")
-        head = size(header, "{arch}.attention.key_length", max(1, embedding // heads))
+        head = size(header, "{arch}.attention.key_length", max(1, embedding // heads), most=LARGEST_HEAD)
         context = size(header, "{arch}.context_length")
         known = ARCHITECTURES[header.architecture]
         scales = {}

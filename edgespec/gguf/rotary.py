@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from edgespec.errors import ConversionError
 from edgespec.gguf.header import ELSE, Header
-from edgespec.gguf.values import DAMAGED, number, size
+from edgespec.gguf.values import DAMAGED, LARGEST_HEAD, number, size
 
 SHORT, LONG = "rope_factors_short.weight", "rope_factors_long.weight"
 DIVISORS = ("rope_freqs.weight", SHORT)
@@ -62,7 +62,7 @@ class Rope:
         given = header.get("{arch}.rope.scaling.factor", older) if kind in ("linear", "yarn") else 0.0
         rope = cls(
             base=number(header, "{arch}.rope.freq_base", 10000.0),
-            rotated=size(header, "{arch}.rope.dimension_count", head),
+            rotated=size(header, "{arch}.rope.dimension_count", head, most=LARGEST_HEAD),
             kind=kind,
             factor=number(header, "{arch}.rope.scaling.factor", older) if given else 1.0,
             trained=size(header, "{arch}.rope.scaling.original_context_length", None if stretched else context),

@@ -6,10 +6,12 @@ from edgespec.errors import ConversionError
 from edgespec.gguf.header import ELSE, Header
 
 LARGEST = 2**31 - 1  # no model comes near
+LARGEST_HEAD = 1 << 16
+"""numbers: of each pair a frequency is computed, before any weight says how large a head is. 256 is usual"""
 DAMAGED = "download it again"
 
 
-def size(header: Header, key: str, default: int | None = None, *, least: int = 1) -> int:
+def size(header: Header, key: str, default: int | None = None, *, least: int = 1, most: int = LARGEST) -> int:
     """A positive number of the metadata. Where layers may differ, they must not."""
     found = header.get(key, default)
     values = set(found) if isinstance(found, list) else {found}
@@ -20,8 +22,8 @@ def size(header: Header, key: str, default: int | None = None, *, least: int = 1
         got = f"{min(values)} to {max(values)}" if values else "none"
         raise ConversionError(f"{name} of {header.path.name}", got=got, allowed="the same in all layers", hint=ELSE)
     value: int = values.pop()
-    if not least <= value <= LARGEST:
-        raise ConversionError(f"{name} of {header.path.name}", got=value, allowed=f"{least} to {LARGEST}", hint=DAMAGED)
+    if not least <= value <= most:
+        raise ConversionError(f"{name} of {header.path.name}", got=value, allowed=f"{least} to {most}", hint=DAMAGED)
     return value
 
 

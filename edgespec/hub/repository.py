@@ -194,8 +194,15 @@ def _fetch_one(source: HubSource, commit: str, name: str, listed: Any, place: Pa
         if files.sha256(part) != sha256:
             part.unlink()
             raise _not_as_listed(source, name)
-        shutil.move(part, place)
+        _put(part, place)
         forget(part.parent, sha256)
+
+
+def _put(part: Path, place: Path) -> None:
+    """Whole or not at all. Between two disks a move is a copy, which a kill cuts short."""
+    near = place.with_name(f"{place.name}.incomplete")
+    shutil.move(part, near)
+    near.replace(place)
 
 
 def _part(listed: Any) -> Path:

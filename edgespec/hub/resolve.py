@@ -256,6 +256,7 @@ def _ready(folder: Path, made_from: str) -> Bundle | None:
 def _gguf(path: Path, progress: bool, weights: GGUFWeights = "faithful", name: str | None = None) -> Bundle:
     """name: the short one that was asked for. A listed file is called by its own wherever it lies."""
     with foreign(SourceError, f"cannot read {path}"):
+        stamp = files.stamp_of(path)
         digest = files.sha256(path)
     name = catalog.name_of(digest) or name
     made_from = f"sha256:{digest}"
@@ -281,6 +282,9 @@ def _gguf(path: Path, progress: bool, weights: GGUFWeights = "faithful", name: s
                 weights=weights,
                 say=lambda forms: _tell(f"weights: {forms}", progress),
             )
+            with foreign(SourceError, f"cannot read {path}"):
+                if files.stamp_of(path) != stamp:  # what was converted may be another file than was hashed
+                    raise SourceError(f"{path} was changed while it was converted", hint="run the command again")
     return bundle.read(folder)
 
 

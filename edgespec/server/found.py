@@ -13,9 +13,12 @@ import urllib.error
 import urllib.request
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 _LOOK_S = 1.0
+_NOBODY = (OSError, ValueError, HTTPException)
+"""of edgespec is there: another program may answer on that port, in words that are no HTTP"""
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """A proxy that the system names would look for the server on its own machine, and read the token."""
 
@@ -83,7 +86,7 @@ def answers(url: str) -> bool:
             return bool(answer.headers.get("server") == "edgespec")
     except urllib.error.HTTPError as error:
         return bool(error.headers.get("server") == "edgespec")
-    except (OSError, ValueError):
+    except _NOBODY:
         return False
 
 
@@ -95,7 +98,7 @@ def shut_down(found: Found) -> bool:
     try:
         with _DIRECT.open(request, timeout=_LOOK_S):
             return True
-    except (OSError, ValueError):
+    except _NOBODY:
         return False
 
 

@@ -6,6 +6,7 @@ installed, else a browser's window without its bars, else a tab of the browser.
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -33,7 +34,13 @@ _ENDING_S = 3.0
 """for a server that does not answer to end by itself"""
 _LOOK_S = 0.05
 BROWSERS = ("msedge", "microsoft-edge", "google-chrome", "chrome", "chromium", "chromium-browser", "brave")
-_WINDOWS_EDGE = (r"C:\Program Files (x86)\Microsoft\Edge\Application\msedge.exe",)
+_ON_WINDOWS = (
+    r"Microsoft\Edge\Application\msedge.exe",
+    r"Google\Chrome\Application\chrome.exe",
+    r"Chromium\Application\chrome.exe",
+    r"BraveSoftware\Brave-Browser\Application\brave.exe",
+)
+"""where they are installed: they are not on PATH"""
 
 
 class NoServer(EdgespecError):
@@ -107,8 +114,13 @@ def _profile() -> Path:
 
 
 def _browser() -> str | None:
-    known = next((path for name in BROWSERS if (path := shutil.which(name))), None)
-    return known or next((path for path in _WINDOWS_EDGE if Path(path).is_file()), None)
+    """Never one of the current folder, which may hold programs of somebody else's: Windows would look there first."""
+    installed = [os.environ.get(name) for name in ("PROGRAMFILES(X86)", "PROGRAMFILES", "LOCALAPPDATA")]
+    known = [Path(folder, name) for name in _ON_WINDOWS for folder in installed if folder]
+    on_path = [Path(folder) for folder in os.get_exec_path() if Path(folder).is_absolute()]
+    ending = ".exe" if os.name == "nt" else ""
+    known += [folder / (name + ending) for name in BROWSERS for folder in on_path]
+    return next((str(path) for path in known if shutil.which(str(path))), None)
 
 
 def _end_like_ctrl_c() -> None:

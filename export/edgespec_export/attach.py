@@ -34,7 +34,7 @@ def attach_draft(request: Request, say: Callable[[str], None]) -> Path:
     entry = both.manifest.drafters[0]
     assert entry.model is not None and entry.model.file is not None
     files = [entry.model.file, Path(entry.model.file).with_suffix(".bin").as_posix(), entry.id_map]
-    with staging.staged(request.out) as new:
+    with staging.staged(request.out, force=request.force) as new:
         forms.copy_bundle(target, new)
         for file in filter(None, files):
             copy = new / file

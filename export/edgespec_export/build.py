@@ -55,7 +55,7 @@ def export_bundle(request: Request, found: list[Source], say: Say) -> Path:
         notes += _pair_notes(target, draft)
     for note in notes:
         say(f"pair: {note}")
-    with staging.staged(request.out) as folder:
+    with staging.staged(request.out, force=request.force) as folder:
         files, reports = {}, {}
         for part in (target, *drafts):
             entry, reports[part.role], more = _convert(part, folder, say)

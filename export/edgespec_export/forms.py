@@ -67,7 +67,7 @@ def export_forms(request: Request, source: Path, say: Say) -> Path:
     if manifest.target.onnx or any(drafter.model and drafter.model.onnx for drafter in manifest.drafters):
         say("the ONNX forms of the bundle are written again")
     length = manifest.generation.context_length
-    with staging.staged(request.out) as folder:
+    with staging.staged(request.out, force=request.force) as folder:
         copy_bundle(found, folder)
 
         def made(model: ModelFile, role: str) -> ModelFile:

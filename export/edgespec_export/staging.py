@@ -14,6 +14,7 @@ from pathlib import Path
 
 from huggingface_hub.utils import WeakFileLock
 
+from edgespec import cache
 from edgespec.bundle import MANIFEST
 from edgespec.errors import BundleError, ConversionError
 
@@ -24,9 +25,21 @@ _OLD = ".old"
 """end of the name of what stood at the destination, for the moment between two renames"""
 
 
+class NotPublished(ConversionError):
+    """A folder is whole, but could not take its place. It stays where it was made."""
+
+    def __init__(self, folder: Path, out: Path, why: str) -> None:
+        super().__init__(f"cannot write {out}: {why}", hint=f"the result is whole: take it from {folder}")
+        self.folder = folder
+
+
 def check_destination(out: Path, *, force: bool) -> None:
     """Raises BundleError for a place that must not be written. Only a bundle or an empty folder is ever replaced."""
     sweep(out.parent)
+    _require_free(out, force=force)
+
+
+def _require_free(out: Path, *, force: bool) -> None:
     if not out.exists():
         return
     if not out.is_dir():
@@ -38,8 +51,12 @@ def check_destination(out: Path, *, force: bool) -> None:
 
 
 @contextlib.contextmanager
-def staged(out: Path) -> Iterator[Path]:
-    """A folder that becomes ``out`` when the block ends well and vanishes when it does not."""
+def staged(out: Path, *, force: bool | None = None) -> Iterator[Path]:
+    """A folder that becomes ``out`` when the block ends well and vanishes when it does not.
+
+    force: of ``check_destination``, which is done again at the end, hours later; None for a caller with rules of its
+    own. Raises NotPublished, BundleError, ConversionError.
+    """
     with contextlib.ExitStack() as stack:
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +65,7 @@ def staged(out: Path) -> Iterator[Path]:
             raise BundleError(f"cannot write to {out.parent}: {error.strerror}", hint="name another folder") from error
         try:
             yield folder
-            _publish(folder, out)
+            _publish(folder, out, force)
         except OSError as error:
             raise ConversionError(f"cannot write {out}: {error.strerror or error}", hint="is the disk full?") from error
 
@@ -75,15 +92,19 @@ def _temporary(parent: Path, prefix: str) -> Iterator[Path]:
     sweep(parent)
     lock = parent / f"{prefix}{secrets.token_hex(4)}{_LOCK}"
     folder = _folder_of(lock)
+    kept: Path | None = None
     try:
         with WeakFileLock(lock, timeout=5):  # nobody else has it, but Windows waits where a file cannot be made
             try:
                 folder.mkdir()
                 yield folder
+            except NotPublished as error:
+                kept = error.folder
+                raise
             finally:
-                _remove(folder)
+                (_put_back if kept == folder else _remove)(folder)
     finally:
-        _unlock(lock)
+        _unlock(lock, kept)
 
 
 def _folder_of(lock: Path) -> Path:
@@ -91,19 +112,25 @@ def _folder_of(lock: Path) -> Path:
 
 
 def _remove(folder: Path) -> None:
-    """The folder, and what it was about to replace: that goes back if nothing is in its place."""
-    old = folder.with_name(folder.name + _OLD)
-    out = folder.with_name(folder.name.removeprefix(".").rpartition(_PARTIAL)[0] or folder.name)
-    if old.exists() and not out.exists():
-        old.replace(out)
-    for leftover in (folder, old):
+    """The folder, and what it was about to replace, unless that has to go back."""
+    for leftover in (folder, _put_back(folder)):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _unlock(lock: Path) -> None:
-    """Remove a lock file whose folder is gone. Windows keeps one that another process has open, and folders in use."""
+def _put_back(folder: Path) -> Path:
+    """What a folder was about to replace, if nothing is in its place. Returns where that was kept."""
+    old = folder.with_name(folder.name + _OLD)
+    out = folder.with_name(folder.name.removeprefix(".").rpartition(_PARTIAL)[0] or folder.name)
+    if old.exists() and not out.exists():
+        cache.rename(old, out)
+    return old
+
+
+def _unlock(lock: Path, kept: Path | None = None) -> None:
+    """Remove a lock file whose folder is gone, or kept for the user: nobody sweeps one without. Windows keeps one that
+    another process has open, and folders in use."""
     with contextlib.suppress(OSError):
-        if not _folder_of(lock).exists():
+        if kept == _folder_of(lock) or not _folder_of(lock).exists():
             lock.unlink()
 
 
@@ -124,7 +151,12 @@ def require_room(folder: Path, wanted_bytes: int) -> None:
         )
 
 
-def _publish(folder: Path, out: Path) -> None:
-    if out.exists():
-        out.replace(folder.with_name(folder.name + _OLD))
-    folder.replace(out)
+def _publish(folder: Path, out: Path, force: bool | None) -> None:
+    try:
+        if force is not None:
+            _require_free(out, force=force)
+        if out.exists():
+            cache.rename(out, folder.with_name(folder.name + _OLD))
+        cache.rename(folder, out)
+    except (OSError, BundleError) as error:
+        raise NotPublished(folder, out, getattr(error, "strerror", None) or str(error)) from error

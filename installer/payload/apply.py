@@ -29,6 +29,7 @@ import time
 import urllib.error
 import urllib.request
 from contextlib import suppress
+from http.client import HTTPException
 from pathlib import Path
 
 NAME = "edgespec"
@@ -122,7 +123,7 @@ def stop() -> None:
     ask = urllib.request.Request(f"{url}/shutdown", method="POST", headers={"Authorization": f"Bearer {token}"})
     try:
         local.open(ask, timeout=5).close()
-    except OSError:
+    except (OSError, ValueError, HTTPException):
         return  # nobody is there, or somebody else
     deadline = time.monotonic() + STOP_S
     while time.monotonic() < deadline:
@@ -133,7 +134,7 @@ def stop() -> None:
         local.open(f"{url}/health", timeout=2).close()
     except urllib.error.HTTPError:
         pass  # it answers, that it is stopping
-    except OSError:
+    except (OSError, HTTPException):
         return  # it was killed on its way
     raise Refused(f"the server at {url} is still running: close {NAME}, then try again")
 

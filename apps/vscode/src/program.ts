@@ -36,10 +36,13 @@ export const HERE: Machine = {
 /** What installer/payload/apply.py writes. */
 const BATCH = /^@"%~dp0([^"%]+\.exe)" ([^"%&|<>^]*) %\*\s*$/;
 
-/** Raises an Error for a batch file of others. What is not found stays as it is: the start then says so. */
+/** Raises an Error for a batch file of others, and for a name that is not found: Windows would look for it in the current folder,
+ * which may be one of somebody else's.
+ */
 export function programFor(command: string, machine: Machine): Program {
   if (machine.platform !== "win32") return { file: command, args: [] };
-  const file = found(command, machine) ?? command;
+  const file = found(command, machine) ?? (isPath(command) ? command : undefined);
+  if (file === undefined) throw new Error(`no program ${command}: install edgespec, or set edgespec.command`);
   if (!/\.(cmd|bat)$/i.test(file)) return { file, args: [] };
   const [, path, args] = BATCH.exec(machine.read(file)) ?? [];
   if (path === undefined || args === undefined)
@@ -47,10 +50,14 @@ export function programFor(command: string, machine: Machine): Program {
   return { file: win32.join(win32.dirname(file), path), args: args.split(" ") };
 }
 
-/** As a shell looks for it, and where the installer puts it: it leaves PATH alone. */
+function isPath(command: string): boolean {
+  return /[\\/]/.test(command);
+}
+
+/** In the whole paths of PATH, and where the installer puts it: it leaves PATH alone. */
 function found(command: string, { environment, isFile }: Machine): string | undefined {
-  const named = /[\\/]/.test(command);
-  const folders = named ? [""] : (environment["PATH"] ?? environment["Path"] ?? "").split(";").filter((folder) => folder !== "");
+  const named = isPath(command);
+  const folders = named ? [""] : (environment["PATH"] ?? environment["Path"] ?? "").split(";").filter((folder) => win32.isAbsolute(folder));
   const local = environment["LOCALAPPDATA"];
   if (!named && local !== undefined) folders.push(win32.join(local, "Programs", "edgespec", "bin"));
   for (const folder of folders)

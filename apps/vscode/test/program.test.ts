@@ -23,7 +23,12 @@ test("a program on PATH comes first, the first folder before the next", () => {
   const files = { "C:\\tools\\edgespec.exe": "", "C:\\venv\\edgespec.exe": "", [`${BIN}\\edgespec.cmd`]: INSTALLED };
   assert.deepEqual(programFor("edgespec", windows(files)), { file: "C:\\tools\\edgespec.exe", args: [] });
   assert.deepEqual(programFor("edgespec", windows(files, "C:\\venv;;C:\\tools")), { file: "C:\\venv\\edgespec.exe", args: [] });
-  assert.deepEqual(programFor("none", windows(files)), { file: "none", args: [] }, "the start says that there is none");
+});
+
+test("a name that is not found is not started: Windows would take a program of the current folder", () => {
+  const files = { "edgespec.exe": "", ".\\edgespec.exe": "", "bin\\edgespec.exe": "" };
+  assert.throws(() => programFor("edgespec", windows(files, ".;;bin")), /no program edgespec.*edgespec.command/);
+  assert.deepEqual(programFor("bin\\edgespec", windows(files)), { file: "bin\\edgespec.exe", args: [] }, "a path was asked for");
 });
 
 test("a batch file of others is not run: its text could be anything", () => {

@@ -14,10 +14,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from edgespec.errors import EdgespecError
+from edgespec.own_files import make_private, private_opener
 
 _MOST_ID = 2**63  # of SQLite
 GRACE_S = 30 * 24 * 3600.0
@@ -50,6 +52,11 @@ _MIGRATIONS = (
     """,
 )
 """Each takes the file to the next version; one that was published never changes."""
+_LAST_LEFT = """
+    UPDATE chats SET leaf = (SELECT max(id) FROM turns WHERE turns.chat = chats.id)
+    WHERE leaf NOT IN (SELECT id FROM turns)
+"""
+"""The leaf of a chat whose own was lost."""
 
 
 class NoChat(EdgespecError):
@@ -100,6 +107,8 @@ class Store:
         """what was done to a damaged file, for the user; "" if it was whole"""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(PermissionError):  # a folder that somebody else has made for this user
+                make_private(path.parent, path)
             try:
                 self._db = _opened(path)
             except sqlite3.OperationalError:
@@ -255,6 +264,8 @@ class Store:
 
 
 def _opened(path: Path) -> sqlite3.Connection:
+    with suppress(FileExistsError), open(path, "xb", opener=private_opener):
+        pass  # SQLite's log beside it gets the same mode
     db = sqlite3.connect(path, timeout=5.0, isolation_level=None, check_same_thread=False)
     try:
         db.row_factory = sqlite3.Row
@@ -297,12 +308,13 @@ def _rescued(path: Path) -> tuple[sqlite3.Connection, str]:
     db = _opened(path)
     db.execute("PRAGMA foreign_keys = OFF")
     rows = 0
-    for table in ("chats", "turns"):
+    for table, order in product(("chats", "turns"), ("ASC", "DESC")):  # a reader goes on to the first damaged page
         with suppress(sqlite3.DatabaseError), closing(sqlite3.connect(aside)) as old:
-            for row in old.execute(f"SELECT * FROM {table}"):
+            for row in old.execute(f"SELECT * FROM {table} ORDER BY rowid {order}"):
                 with suppress(sqlite3.DatabaseError):
-                    db.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)
-                    rows += 1
+                    places = ", ".join("?" * len(row))
+                    rows += db.execute(f"INSERT OR IGNORE INTO {table} VALUES ({places})", row).rowcount
+    db.execute(_LAST_LEFT)
     db.execute("PRAGMA foreign_keys = ON")
     return db, f"The file of the chats was damaged. {rows} rows of it were saved; the old file is {aside}."
 
