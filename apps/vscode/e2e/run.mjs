@@ -1,5 +1,5 @@
 // The extension in a real extension host: code-server from npm, driven in Chromium, with a real model. The extension
-// starts the server itself, stops it, and finds what was read after a reload. tests/test_vscode.py runs it.
+// starts the server itself, stops it and starts it again. tests/test_vscode.py runs it.
 //   CODE_SERVER=.../code-server EDGESPEC=.../edgespec node e2e/run.mjs edgespec.vsix [FOLDER for a picture]
 // EDGESPEC_MODEL: another model. EDGESPEC_URL: use the server there, for times. CHROMIUM: the browser. playwright-core
 // is taken from apps/chat.
@@ -51,7 +51,7 @@ const host = spawn(program, [...common, "--auth", "none", "--bind-addr", `127.0.
 const browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", args: ["--no-sandbox"] });
 let failed = false;
 
-/** The server that the extension has started: stopped and started by commands, and again by a reload of the editor. */
+/** The server that the extension has started: stopped and started by commands. */
 async function started(page, bar) {
   const command = async (title) => {
     await page.keyboard.press("F1");
@@ -62,12 +62,7 @@ async function started(page, bar) {
   };
   const since = async () => (await asked("/v1/models"))?.data[0].created;
   const rows = async () => (await asked("/slots"))?.[0]?.n_past ?? 0;
-  const [read, first] = [await rows(), await since()];
-  assert.ok(read > 100, `${read} rows were read`);
-  await page.reload();
-  await until("a reload starts another server", async () => ![undefined, first].includes(await since()), 120);
-  await until("which has what the first one had read", async () => (await rows()) > read / 2);
-  await bar.first().waitFor({ timeout: 60_000 });
+  assert.ok((await rows()) > 100, "rows were read");
   await command("edgespec: Stop the Server");
   await until("a command stops it", async () => (await since()) === undefined);
   await command("edgespec: Start the Server");
