@@ -237,6 +237,12 @@ def test_a_loss_that_is_no_number_in_an_earlier_stage_keeps_the_last_good_step(
     with pytest.raises(Diverged, match="stopped at step 2"):
         train_draft(settings, bundle.read(target), lambda line: None)
     assert (settings.folder / "draft" / "id_map.npy").is_file()
+    monkeypatch.undo()
+    said: list[str] = []
+    other = dataclasses.replace(settings, recipe=dataclasses.replace(settings.recipe, seed=1))
+    train_draft(other, bundle.read(target), said.append)
+    steps = [line.split(":")[0] for line in said if "step" in line]
+    assert "continue" in steps and "pretrain" not in steps, "what ended before is not begun again"
 
 
 def test_the_command_runs_all_stages(target_folder: Path, bare: Path, own: Path, tmp_path: Path) -> None:

@@ -98,7 +98,9 @@ def test_a_slot_has_what_its_client_used_last(tmp_path: Path, data: Path) -> Non
     assert read(program, other) <= 2  # it is back from where it was kept
     more = "A third text, which nobody has kept. " * 4
     assert read(program, more) > 20
-    act("restore")
+    assert read(editor, "The editor's own next file. " * 4) > 20
+    restored = act("restore")["n_restored"]
+    assert act("save")["n_saved"] == restored, "what came back is what it used last"
     assert read(editor, PROMPT) <= 2
     assert read(program, more) <= 2  # it was kept before the file took its place
 

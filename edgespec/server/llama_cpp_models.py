@@ -195,7 +195,10 @@ class Models:
 
             def restore(pipeline: Pipeline) -> slot_files.Moved:
                 sequences.bring(pipeline, (0,), "completion")  # files the rows that go now
-                return slot_files.restore(pipeline, path)
+                moved = slot_files.restore(pipeline, path)
+                last_of[client] = "completion", (*pipeline.target.cache.tokens, 0)  # all but the last may be in a cache
+                last_of.move_to_end(client)
+                return moved
 
             moved = await asyncio.wrap_future(resident.worker.call(save if action == "save" else restore))
             tokens, size = ("n_saved", "n_written") if action == "save" else ("n_restored", "n_read")

@@ -166,10 +166,11 @@ class Worker:
             if not isinstance(job, Job):
                 job(pipeline)
                 continue
-            job.emit(self._answer(pipeline, job))
+            last = self._answer(pipeline, job)
             with self._changed:
-                self.running = None
-            del job
+                self.running = None  # before anybody hears of its end, and asks for more
+            job.emit(last)
+            del job, last
         self._sequences.forget(pipeline)
         self.ready = Future()
         del pipeline
@@ -203,7 +204,7 @@ class Worker:
         self._sequences.bring(pipeline, prepared.tokens, request.kind)
         self.last[request.client] = request.kind, prepared.tokens
         self.last.move_to_end(request.client)
-        if len(self.last) > _CLIENTS:
+        while len(self.last) > _CLIENTS:
             self.last.popitem(last=False)
         if request.max_new_tokens == 0:
             return Chunk(result=pipeline.read(prepared.tokens, cancelled=job.is_over))

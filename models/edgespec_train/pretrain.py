@@ -88,8 +88,12 @@ def run(
     if has_checkpoint(folder):
         return {name: _curve(folder / name) for name in earlier.tokens}
     curves: dict[str, list[Point]] = {}
-    for name, asked in earlier.tokens.items():
+    names = list(earlier.tokens)
+    for place, (name, asked) in enumerate(earlier.tokens.items()):
         work = folder / name
+        if any(has_checkpoint(folder / later) for later in names[place + 1 :]):
+            curves[name] = _curve(work)  # ended before: the later stage began with its weights
+            continue
         with PartialState().main_process_first():
             plan = PlainPlan(_CONTENT[name], asked, earlier.folders, earlier.exclude)
             what: dict[str, Any] = {"unseen": reader.unseen, "end": reader.end, "tokenizer": reader.tokenizer}

@@ -25,7 +25,8 @@ _MARK = "\N{WHITE SQUARE}edgespec\N{WHITE SQUARE}"
 
 
 def parted(texts: Own, target: Bundle, say: Callable[[str], None], exclude: Sequence[str] = ()) -> tuple[Own, Own]:
-    """(to train on, held out). No text to train on shares ten words in a row with a held-out text or a benchmark.
+    """(to train on, held out). No text to train on shares ten words in a row with a held-out text or a benchmark,
+    but for words that more than ``_PHRASE`` of them have in common with held-out texts.
 
     exclude: files of benchmark prompts, beside our own. Raises SettingError if one of the parts is empty.
     """
