@@ -167,7 +167,7 @@ def test_ci_runs_the_readmes_commands_as_they_are_written() -> None:
         assert ran.stdout.strip() in _text(ROOT / "README.md")
     assert "scripts/check" in ran.stdout
     script = _text(ROOT / ".ci/run")
-    assert "readme-command run" in script and "readme-command test" in script
+    assert "readme-command run" in script and "readme-command test" in script and "scripts/check --slow" in script
 
 
 @pytest.mark.parametrize("script", [p for p in sorted((ROOT / "scripts").iterdir()) if p.is_file()], ids=_name)
