@@ -154,6 +154,11 @@ def test_connections_that_bring_no_request_end(url: str, engine: Engine, monkeyp
         assert resting.recv(1)
     engine.gate.set()
     assert answered.end().status_code == 200
+    monkeypatch.setattr("edgespec.server.listen.HEAD_S", 1.0)
+    answered = held(engine, lambda: ask(url))
+    ends(opened(port, b""), b"")  # its time began later
+    engine.gate.set()
+    assert answered.end().status_code == 200
 
 
 SERVER = """

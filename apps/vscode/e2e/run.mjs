@@ -51,21 +51,22 @@ const host = spawn(program, [...common, "--auth", "none", "--bind-addr", `127.0.
 const browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", args: ["--no-sandbox"] });
 let failed = false;
 
+/** Takes the first of what the editor lists for a text. keys: open the list of commands, or of files. */
+async function pick(page, keys, text) {
+  await page.keyboard.press(keys);
+  await page.locator(".quick-input-widget input").waitFor();
+  await page.keyboard.type(text);
+  await page.waitForTimeout(700);
+  await page.keyboard.press("Enter");
+}
+
 /** The server that the extension has started: stopped and started by commands. */
 async function started(page, bar) {
-  const command = async (title) => {
-    await page.keyboard.press("F1");
-    await page.locator(".quick-input-widget input").waitFor();
-    await page.keyboard.type(title);
-    await page.waitForTimeout(700);
-    await page.keyboard.press("Enter");
-  };
-  const since = async () => (await asked("/v1/models"))?.data[0].created;
   const rows = async () => (await asked("/slots"))?.[0]?.n_past ?? 0;
   assert.ok((await rows()) > 100, "rows were read");
-  await command("edgespec: Stop the Server");
-  await until("a command stops it", async () => (await since()) === undefined);
-  await command("edgespec: Start the Server");
+  await pick(page, "F1", "edgespec: Stop the Server");
+  await until("a command stops it", async () => (await asked("/v1/models")) === undefined);
+  await pick(page, "F1", "edgespec: Start the Server");
   await until("a command starts it", async () => (await asked("/health")) !== undefined, 120);
   await bar.first().waitFor({ timeout: 60_000 });
 }
@@ -87,11 +88,7 @@ try {
   const bar = page.locator(".statusbar-item", { hasText: model });
   await bar.first().waitFor({ timeout: 60_000 });
   const open = async (name) => {
-    await page.keyboard.press("Control+P");
-    await page.locator(".quick-input-widget input").waitFor();
-    await page.keyboard.type(name);
-    await page.waitForTimeout(700);
-    await page.keyboard.press("Enter");
+    await pick(page, "Control+P", name);
     await page.locator(".tab.active", { hasText: name }).waitFor();
     await page.waitForTimeout(500);
   };
