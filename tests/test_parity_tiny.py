@@ -11,7 +11,9 @@ from typing import get_args
 
 import pytest
 
-from edgespec.decode.policy import Plain
+from edgespec import bundle
+from edgespec.decode.policy import FixedLength, Plain
+from edgespec.drafters.first_match import FirstMatch
 from edgespec.drafters.ngram import NGram
 from edgespec.drafters.recycling import Recycling
 from edgespec.drafters.retrieval import Retrieval
@@ -23,6 +25,7 @@ from edgespec.protocols import Drafter
 from edgespec.types import Backend
 from tests.books import check_identities
 from tests.conftest import load_ir
+from tests.heads import write_head
 from tests.test_parity_real import MODES, PROMPTS, TOKENS, MadeOnce, Plainly
 
 REPEATED = "one, two, three, one, two, three, one, two, three, one, two"
@@ -79,3 +82,36 @@ def test_exact_numerics_give_plain_decodings_tokens(
         right = name == "itself" or (name == "retrieval" and knows)
         assert not right or mode != "greedy" or k == 0 or result.stats.accepted > 0
     assert accepted > 0 or name != "recycling" or mode != "greedy" or k == 0
+
+
+@pytest.fixture(scope="module", params=["block", "redrafter"])
+def headed(
+    tiny: Pipeline,
+    plain: Plainly,
+    tiny_ir: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
+) -> Pipeline:
+    """The same target, which returns hidden states for a head."""
+    texts = [tiny.tokenizer.encode(text) + plain(text, "greedy") for text in PROMPTS]
+    folder = tmp_path_factory.mktemp("head") / "head"
+    write_head(folder, bundle.read(tiny_ir.parent), texts, width=64, layers=(1, 2), kind=request.param)
+    backend = next(name for name in get_args(Backend) if name == tiny.target.capabilities.backend)
+    return load(tiny_ir.parent, draft=folder, num_draft_tokens=1, backend=backend)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_heads_give_plain_decodings_tokens(headed: Pipeline, plain: Plainly, k: int, mode: str) -> None:
+    assert isinstance(headed.drafter, FirstMatch) and headed.drafter.last is not None
+    accepted, head = 0, headed.drafter.last
+    for prompt in (*PROMPTS, REPEATED):
+        result = headed.generate(
+            headed.tokenizer.encode(prompt), sampling=MODES[mode], max_new_tokens=TOKENS, ignore_eos=True,
+            policy=FixedLength(head, k),
+        )  # fmt: skip
+        assert result.token_ids == plain(prompt, mode) and result.numerics == "exact"
+        check_identities(result.stats.rounds)
+        assert any(r.drafter == "head" and r.proposed for r in result.stats.rounds)
+        accepted += result.stats.accepted
+    assert accepted > 0 or mode != "greedy"
