@@ -100,6 +100,10 @@ class Filling(ABC):
 
 
 def reading_as(drafter: Drafter, hole: InfillPrompt, lists: Iterator[list[int]]) -> Iterator[list[int]]:
-    """The same tokens. The drafter is told within the turn of their text, before its first step."""
+    """The same tokens. The drafter is told within the turn of their text, before its first step. If the text ends
+    before it begins to draft, the next one must not be read so."""
     drafter.read_as(hole.anchor, hole.as_read)
-    yield from lists
+    try:
+        yield from lists
+    finally:
+        drafter.read_as(0, ())

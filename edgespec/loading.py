@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgespec import adaptive_loading, draft_folder, drafter_loading, plan_verify, planner
+from edgespec import adaptive_loading, draft_folder, drafter_loading, engine_trial, plan_verify, planner
 from edgespec.adaptive.arbiter import Arbiter
 from edgespec.backends.layer_states import NoSuchLayer
 from edgespec.bundle import Bundle
@@ -207,8 +207,13 @@ def _planned(
 
 
 def _opens(pair: Bundle, options: LoadOptions, chosen: str | None, *, brief: bool = False) -> planner.Open:
+    rows = options.context_length
+    if rows is not None:  # the texts of a trial have a length of their own
+        longest = pair.manifest.generation.context_length
+        options.require_context(longest, pair.name)
+        rows = min(max(rows, engine_trial.ROWS_NEEDED), longest)
     # A trial forgets what its drafters learn, and would leave an empty table where the user's is.
-    own = replace(options, remember=False)
+    own = replace(options, remember=False, context_length=rows)
     return lambda plan: _wired(pair, plan.applied(own), plan.draft or chosen, brief=brief)
 
 

@@ -130,6 +130,8 @@ class Pipeline(Filling):
         if isinstance(prompt, bytes | bytearray | Mapping) or not isinstance(prompt, Iterable):
             raise no_prompt(prompt)
         if not isinstance(prompt, str):
+            if system is not None:
+                raise SettingError("a system prompt needs a prompt that is a text", got="token ids", setting="system")
             return self.stream_tokens(list(prompt), **options)
         if not prompt.strip() and not (raw and prompt):
             raise SettingError("prompt is empty", hint='give a text: edgespec "What is the capital of France?"')
@@ -284,7 +286,9 @@ class Pipeline(Filling):
         def steps() -> Generator[str, None, None]:
             stats = result.stats
             began, stats.prompt_tokens = stats.clock(), len(tokens)
-            stats.reused_tokens = self.target.prefill(tokens[:-1], progress=stopping(None, cancelled))
+            stats.reused_tokens = self.target.prefill(
+                tokens[:-1], progress=stopping(None, cancelled), observe=self.drafter.observe
+            )
             stats.prefill_s = stats.clock() - began
             result.finish_reason = "length"
             yield ""

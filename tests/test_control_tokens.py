@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tokenizers
 from hypothesis import given
@@ -15,8 +17,10 @@ from edgespec.errors import SettingError
 from edgespec.pipeline import Pipeline
 from edgespec.text.chat_template import ChatTemplate
 from edgespec.text.control_tokens import ControlTokens
+from edgespec.text.response_format import Grammars, grammar_of
 from edgespec.text.tokenizer import Tokenizer
 from tests.foreign_files import READERS
+from tests.tiny_models import train_tokenizer
 
 CHATML = "{% for m in messages %}<s>{{ m.role }}:{{ m.content }}</s>{% endfor %}"
 ATTACKS = (
@@ -255,3 +259,21 @@ def test_letters_that_a_model_does_not_know_are_no_control_tokens(tmp_path: Path
     engine.save(str(tmp_path / "tokenizer.json"))
     tokenizer = Tokenizer(tmp_path / "tokenizer.json")
     assert tokenizer.encode_parts(["<s>a <", "s> b"]) == [2, 1, 0, 0, 0, 0]
+
+
+def test_a_vocabulary_with_gaps_writes_nothing_to_stdout(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The library does, with the number of each id that is missing."""
+    made = json.loads(train_tokenizer(tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    vocabulary, whole = made["model"]["vocab"], Tokenizer(tmp_path / "tokenizer.json")
+    last = max(vocabulary, key=vocabulary.__getitem__)
+    vocabulary[last] += 5
+    made["truncation"] = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
+    file = tmp_path / "gaps.json"
+    file.write_text(json.dumps(made), encoding="utf-8")
+    tokenizer = Tokenizer(file)
+    parts = ["The lighthouse <|", "eos|> had stood"]
+    assert tokenizer.encode_parts(parts) == whole.encode_parts(parts)
+    regex = {"type": "regex", "regex": "[a-c]+"}
+    allowed = (Grammars(each, 512, {1}).constraint(grammar_of(regex) or "").allowed(()) for each in (tokenizer, whole))
+    assert len({tuple(np.flatnonzero(mask)) for mask in allowed}) == 1
+    assert capfd.readouterr().out == ""

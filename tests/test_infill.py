@@ -350,6 +350,15 @@ def test_lookups_read_the_hole_as_it_stands_in_its_file() -> None:
             assert not len(policy.draft(prompt, 8)), "one generation only"
 
 
+def test_the_text_behind_a_hole_that_was_given_up_is_read_as_it_is(tmp_path: Path) -> None:
+    drafter = NGram()
+    pipeline = faked(tmp_path, PLAIN, drafter)
+    given_up = pipeline.stream_infill("a = 1\n" * 40, "b", cancelled=lambda: True)
+    assert not list(given_up) and not given_up.result.stats.rounds, "while its prompt was read"
+    text = [7, 8, 9, 10] * 20
+    assert pipeline.generate(text, max_new_tokens=2).stats.proposed and drafter.reading(text) is text
+
+
 def test_a_hole_needs_text_and_right_arguments(tmp_path: Path) -> None:
     pipeline = faked(tmp_path, PLAIN, NGram())
     with pytest.raises(SettingError, match="no text before the hole"):

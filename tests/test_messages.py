@@ -18,6 +18,14 @@ CALL = {"id": "1", "type": "function", "function": {"name": "add", "arguments": 
 GENERIC = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 
 
+def nested(levels: int) -> dict[str, Any]:
+    """A call with lists in lists."""
+    arguments: Any = 1
+    for _ in range(levels):
+        arguments = [arguments]
+    return {"function": {"name": "add", "arguments": {"n": arguments}}}
+
+
 def test_content_may_be_parts_or_none(served: Pipeline) -> None:
     plain = served.chat_tokens([HELLO])
     assert served.chat_tokens([{"role": "user", "content": PARTS}]) == plain
@@ -51,6 +59,7 @@ def test_calls_are_objects_with_and_without_their_wrapping() -> None:
         ([{"role": "<|im_end|>", "content": "x"}], r"messages\[0\]: role; got <\|im_end\|>"),
         ([{"role": "user", "content": 5}], r"messages\[0\]\.content; got int; allowed: a text or a list"),
         ([{"role": "user", "content": [{"type": "image_url"}]}], "content of type 'image_url' is not supported"),
+        ([{"role": "user", "content": "x", "tool_calls": [nested(600)]}], "messages nest too deep; allowed: 64 levels"),
     ],
 )
 def test_what_is_no_conversation_is_refused_by_all_doors(
@@ -63,6 +72,12 @@ def test_what_is_no_conversation_is_refused_by_all_doors(
         for path in ("/v1/chat/completions", "/apply-template"):
             answer = client.post(path, json={"messages": messages, "max_tokens": 2})
             assert answer.status_code == 400, answer.text
+
+
+def test_tools_do_not_nest_without_end(served: Pipeline) -> None:
+    assert served.chat_tokens([HELLO], tools=[nested(20)])
+    with pytest.raises(SettingError, match="variables of the template nest too deep; allowed: 64 levels"):
+        served.chat_tokens([HELLO], tools=[nested(600)])
 
 
 def test_a_role_of_the_models_own_template_is_known() -> None:

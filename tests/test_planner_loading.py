@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from edgespec import loading, planner
-from edgespec.errors import DeviceError, EdgespecError
+from edgespec import engine_trial, loading, planner
+from edgespec.errors import DeviceError, EdgespecError, SettingError
+from edgespec.hub.resolve import resolve
 from edgespec.load_options import LoadOptions
 from edgespec.machine import engine_choice
 from edgespec.machine.plans import Plan
@@ -90,6 +91,18 @@ def test_a_trial_leaves_what_was_remembered_alone(monkeypatch: pytest.MonkeyPatc
     loading._opens(None, asked, None)(Plan(CPU, draft="recycling"))  # type: ignore[arg-type]
     assert not seen[0].remember and seen[0].draft == "recycling"
     assert Plan(CPU, draft="recycling").applied(asked).remember, "the plan that is taken remembers"
+
+
+def test_a_trial_has_room_for_its_own_texts(monkeypatch: pytest.MonkeyPatch, tiny_ir: Path) -> None:
+    """However short the context is that was asked for. One that is too long is refused before anything is timed."""
+    seen: list[int | None] = []
+    pair = resolve(str(tiny_ir.parent), progress=False)
+    monkeypatch.setattr(loading, "_wired", lambda pair, options, draft, brief: seen.append(options.context_length))
+    for asked in (None, 16, 300):
+        loading._opens(pair, LoadOptions(device="auto", context_length=asked), None)(Plan(CPU))
+    assert seen == [None, engine_trial.ROWS_NEEDED, 300]
+    with pytest.raises(SettingError, match="context_length; got 513; allowed: 1 to 512"):
+        loading.plan(tiny_ir.parent, LoadOptions(device="auto", context_length=513))
 
 
 def test_prefer_is_checked() -> None:

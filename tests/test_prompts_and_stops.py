@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from edgespec.backends.fake import FakeModel, random_table
 from edgespec.commands.options import format_from
 from edgespec.commands.run import _read_prompt
 from edgespec.drafters.none import NoDrafter
@@ -116,6 +117,23 @@ def test_a_long_text_is_counted_before_it_is_read_whole(tokenizer: Tokenizer, mo
 def test_a_prompt_of_no_token_ids_is_refused(faked: Pipeline, prompt: Any) -> None:
     with pytest.raises(SettingError, match="prompt; got .*; allowed: a text, or token ids"):
         faked.generate(prompt, max_new_tokens=2)
+
+
+def test_a_system_prompt_beside_token_ids_is_refused(faked: Pipeline) -> None:
+    with pytest.raises(SettingError, match="a system prompt needs a prompt that is a text; got token ids"):
+        faked.generate([5, 6], system="Be brief.", max_new_tokens=2)
+
+
+def test_what_is_read_ahead_is_shown_to_the_drafters(faked: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head would know nothing of these rows, and draft nothing at first."""
+    seen: list[int] = []
+    drafter = NoDrafter()
+    drafter.observe = lambda start, tokens, hidden: seen.extend(tokens)  # type: ignore[method-assign]
+    monkeypatch.setattr(faked, "drafter", drafter)
+    table = random_table(faked.target.vocab_size, 1)
+    monkeypatch.setattr(faked, "target", FakeModel(table, faked.target.vocab_size, layers=(1,)))
+    faked.read([5, 6, 7, 8])
+    assert seen == [5, 6, 7]
 
 
 @pytest.mark.parametrize("raw", [True, False])

@@ -95,6 +95,15 @@ def test_it_is_the_function_of_the_model(torch_folder: Path, kind: str, request:
     assert (found.argmax(1) == expected.argmax(1)).all()
 
 
+def test_positions_have_64_bits_whatever_the_system_calls_a_whole_number(
+    optimum: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NumPy 1 on Windows makes 32 bits of them, and the engine reads memory of twice as many."""
+    expected, arange = ours(optimum / "model.onnx"), np.arange
+    monkeypatch.setattr(np, "arange", lambda *numbers, dtype=np.int32: arange(*numbers, dtype=dtype))
+    assert np.array_equal(ours(optimum / "model.onnx"), expected)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("bits", ["fp32", "int4"])
 def test_what_the_model_builder_writes_runs(torch_folder: Path, tmp_path: Path, bits: str) -> None:

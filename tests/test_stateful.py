@@ -251,3 +251,10 @@ def test_a_device_that_does_not_go_back_runs_the_stateful_path() -> None:
         assert rollback_check.either(paged, lambda: right, "GPU", said.append) is right  # type: ignore[arg-type]
     assert [line.split(": ")[-1] for line in said] == ["a rejected draft changed the text behind it", "cannot compile"]
     assert all("GPU" in line and "stateful" in line for line in said)
+
+
+def test_a_context_shorter_than_what_is_measured(tiny_ir: Path) -> None:
+    """Costs are measured behind 512 rows, whatever the context."""
+    pair = edgespec.load(tiny_ir.parent, kv="stateful", context_length=32)
+    assert pair.arbiter is not None and pair.arbiter.target_s.times.long > 32
+    assert len(pair.generate(TEXT[:20], ignore_eos=True).token_ids) == 32 - 20 + 1

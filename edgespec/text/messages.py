@@ -16,6 +16,8 @@ ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _AS_SYSTEM = ("developer",)
 """roles that OpenAI has added since; templates know them as ``system``"""
 _WORD = re.compile(r"[\w-]+")
+_DEEPEST = 64
+"""levels of lists and objects. Arguments of calls and schemas of tools have a dozen."""
 _FORM = 'a list of {"role": "user", "content": "..."}'
 
 
@@ -37,6 +39,24 @@ def plain_messages(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]
     if not found:
         raise _wrong("messages is empty")
     return found
+
+
+def require_shallow(value: Any, setting: str) -> None:
+    """Raises SettingError for lists in lists without end: what reads them goes as deep, and Python does not.
+
+    >>> require_shallow([{"content": ["a"]}], "messages")
+    """
+    level = [value]
+    for _ in range(_DEEPEST):
+        inner = (each.values() if isinstance(each, Mapping) else each for each in level)
+        level = list({id(item): item for each in inner for item in each if _is_nesting(item)}.values())
+        if not level:
+            return
+    raise SettingError(f"{setting} nest too deep", allowed=f"{_DEEPEST} levels", setting=setting)
+
+
+def _is_nesting(value: Any) -> bool:
+    return isinstance(value, Mapping | list | tuple)
 
 
 def require_roles(messages: Iterable[Mapping[str, Any]], template: str) -> None:

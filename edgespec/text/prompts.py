@@ -10,7 +10,7 @@ from edgespec.errors import SettingError
 from edgespec.protocols import Model
 from edgespec.text.chat_template import ChatTemplate, Message
 from edgespec.text.control_tokens import ControlTokens, texts_in
-from edgespec.text.messages import plain_messages
+from edgespec.text.messages import plain_messages, require_shallow
 from edgespec.text.tokenizer import Tokenizer, too_long
 
 
@@ -35,6 +35,8 @@ class Prompts:
         if self._template is None:
             raise SettingError(f"{self._name} has no chat template", hint="use a plain prompt (--raw)")
         plain: Sequence[Message] = plain_messages(messages)
+        require_shallow(plain, "messages")
+        require_shallow(variables, "variables of the template")
         for content in (*texts_in(plain), *texts_in(variables)):
             self._require_fit(content)
         mark = ""

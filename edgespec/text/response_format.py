@@ -107,7 +107,7 @@ class Grammars:
         self._stop_ids = frozenset(stop_ids)
         with wrap_errors(BundleError, "this model's tokenizer cannot be used with a response format"):
             self._tokenizer = LLTokenizer(
-                tokenizer.engine.to_str(), n_vocab=max(vocab_size, tokenizer.vocab_size), eos_token=sorted(stop_ids)
+                tokenizer.written(), n_vocab=max(vocab_size, tokenizer.vocab_size), eos_token=sorted(stop_ids)
             )
 
     def constraint(self, grammar: str) -> Grammar:

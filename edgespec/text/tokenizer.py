@@ -15,6 +15,7 @@ from typing import Any
 from edgespec.errors import BundleError, ContextFull, SettingError, foreign
 from edgespec.text.tokenizer_check import require_file, require_modest
 
+_AGAIN = "export or pull the model again"
 _LONG_BYTES = 1 << 20
 """A longer text is counted slice by slice first: the library takes over 100 bytes for each byte that it reads."""
 _SLICE = 1 << 16
@@ -53,7 +54,8 @@ class Tokenizer:
         """template: the source of the chat template. end_ids: the tokens that end a message or a text."""
         import tokenizers
 
-        with foreign(BundleError, f"{path} is not a tokenizer", hint="export or pull the model again"):
+        self._path = path
+        with foreign(BundleError, f"{path} is not a tokenizer", hint=_AGAIN):
             require_file(path)
             self.engine: Any = tokenizers.Tokenizer.from_file(str(path))
             require_modest(self.engine)
@@ -67,6 +69,16 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Number of ids, added tokens included."""
         return int(self.engine.get_vocab_size(with_added_tokens=True))
+
+    def written(self) -> str:
+        """As JSON, without truncation and padding."""
+        numbers = self.engine.get_vocab(with_added_tokens=False).values()
+        if len(numbers) > max(numbers, default=-1):
+            return str(self.engine.to_str())
+        # The library writes a line to stdout for a vocabulary with gaps, with the number of each.
+        with foreign(BundleError, f"{self._path} is not a tokenizer", hint=_AGAIN):
+            own = json.loads(self._path.read_bytes())
+            return json.dumps(own | {"truncation": None, "padding": None})
 
     def encode(self, text: str, *, raw: bool = False) -> list[int]:
         """Token ids. ``raw``: put BOS in front if the model needs it. A chat template writes its own BOS."""
@@ -135,7 +147,7 @@ class Tokenizer:
         import tokenizers
         from tokenizers import pre_tokenizers
 
-        engine = tokenizers.Tokenizer.from_str(self.engine.to_str())
+        engine = tokenizers.Tokenizer.from_str(self.written())
         name = secrets.token_hex(8)
         cut, mark = f"\ue000{name}\ue000", ""
         if self.puts_before:

@@ -171,7 +171,7 @@ class ReadyModel(SessionModel):
         for name, numbers in self._counted.items():
             if len(numbers) < rows:
                 with wrap_errors(BackendError, "no memory for the context", hint="use a smaller --context-length"):
-                    more = np.arange(rows + _MORE_ROWS)
+                    more = np.arange(rows + _MORE_ROWS, dtype=np.int64)  # else 32 bits, by numpy 1 on Windows
                     is_mask = name == "attention_mask"
                     self._counted[name] = np.ones_like(more) if is_mask else np.minimum(more, self._last_position)
 

@@ -49,6 +49,8 @@ class EngineStates(GrowingCache):
     def reserve(self, rows: int) -> None:
         """Nothing is allocated here: the engine does it. It is the moment before a forward, when the states may
         change."""
+        if rows > len(self._places):  # costs are measured behind more rows than a short context has
+            self._places = np.pad(self._places, (0, rows - len(self._places)))
         held = self._rows_held()
         if held < 0:  # a forward failed or was dropped, and no row of the text is left
             with wrap_errors(BackendError, "cannot reset the KV cache"):

@@ -40,7 +40,7 @@ class StatefulModel:
             {
                 "input_ids": np.array([tokens], np.int64),
                 "attention_mask": np.ones((1, end), np.int64),
-                "position_ids": np.arange(begin, end)[None],
+                "position_ids": np.arange(begin, end, dtype=np.int64)[None],
                 "beam_idx": np.zeros(1, np.int32),
             }
         )
