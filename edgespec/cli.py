@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import io
 import os
-import shlex
 import sys
 from difflib import get_close_matches
 from importlib import import_module
@@ -14,6 +13,7 @@ from itertools import takewhile
 import click
 
 from edgespec import __version__
+from edgespec.console import command_line
 from edgespec.errors import EdgespecError, SettingError
 
 COMMANDS = {
@@ -145,7 +145,7 @@ def _as_options(args: list[str]) -> list[str]:
 def _require_prompt(args: list[str]) -> None:
     """Refuse what is a command with a typing error, or a prompt without quotes. Raises SettingError."""
     words = list(takewhile(lambda arg: not arg.startswith("-"), args))
-    hint = f"to send it as a prompt: edgespec {DEFAULT} {shlex.join([' '.join(words), *args[len(words) :]])}"
+    hint = f"to send it as a prompt: edgespec {DEFAULT} {command_line([' '.join(words), *args[len(words) :]])}"
     named = words[1:] if words[:1] == ["help"] else words
     if meant := _command_meant(named):
         raise SettingError(f'no command "{named[0]}"; did you mean "{meant}"', hint=hint)

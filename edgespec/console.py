@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import shutil
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from threading import Timer
@@ -29,6 +32,25 @@ def tell(text: str) -> None:
     with suppress(OSError, ValueError):
         sys.stderr.write(text)
         sys.stderr.flush()
+
+
+def command_line(words: Iterable[str]) -> str:
+    """What to type for these arguments: POSIX shells, cmd.exe and PowerShell read it alike. cmd.exe knows no ``'``.
+
+    A word with ``"``, ``$`` and the like is written for the shells of this system.
+
+    >>> command_line(["edgespec", "run", "What is it?"])
+    'edgespec run "What is it?"'
+    """
+    return " ".join(map(_quoted, words))
+
+
+def _quoted(word: str) -> str:
+    if shlex.quote(word) == word:
+        return word
+    if not set(word) & set('"$`\\!%'):
+        return f'"{word}"'
+    return subprocess.list2cmdline([word]) if os.name == "nt" else shlex.quote(word)
 
 
 def is_watched() -> bool:

@@ -125,6 +125,29 @@ def test_the_newest_turns_are_saved_from_behind_a_damaged_page(tmp_path: Path) -
     assert len(again.branch(lost, end)) == 10
 
 
+def test_turns_that_are_saved_are_shown(tmp_path: Path) -> None:
+    """Also where the row of their chat is lost, or a turn between them."""
+    path = tmp_path / "chats.sqlite"
+    store = Store(path)
+    headless = a_chat(store, "first\nline", "one", "two")
+    torn = a_chat(store, "zero", "one", "two", "three", "four", "five")
+    store._db.execute("PRAGMA foreign_keys = OFF")
+    store._db.execute("DELETE FROM chats WHERE id = ?", (headless,))
+    store._db.execute("DELETE FROM turns WHERE chat = ? AND content IN ('two', 'three')", (torn,))
+    a_chat(store, *("x" * 3000 for _ in range(20)))
+    store.close()
+    content = bytearray(path.read_bytes())
+    content[-4096:] = bytes(4096)
+    path.write_bytes(content)
+    again = Store(path)
+    assert again.mended
+    assert {chat.id: chat.title for chat in again.listed()}[headless] == "first line"
+    for key, said in ((headless, ["first\nline", "one", "two"]), (torn, ["zero", "one", "four", "five"])):
+        assert [turn.content for turn in again.branch(key, again.chat(key).leaf or 0)] == said
+    roots = [turn.content for turn in again.turns(torn) if turn.parent is None]
+    assert roots == ["zero"]
+
+
 @pytest.mark.skipif(os.name == "nt", reason="the user's folder is private there")
 def test_chats_are_the_users_own(tmp_path: Path) -> None:
     folder = tmp_path / "data"

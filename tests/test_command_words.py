@@ -67,13 +67,13 @@ def test_help_of_no_command_names_the_one_that_is_meant(here: Callable[..., Ende
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["rnu", "x"], 'no command "rnu"; did you mean "run". To send it as a prompt: edgespec run \'rnu x\'\n'),
+        (["rnu", "x"], 'no command "rnu"; did you mean "run". To send it as a prompt: edgespec run "rnu x"\n'),
         (["chta", "-m", "x"], 'did you mean "chat". To send it as a prompt: edgespec run chta -m x\n'),
-        (["seve", "q", "-p", "1"], "did you mean \"serve\". To send it as a prompt: edgespec run 'seve q' -p 1\n"),
-        (["Dictator", "x"], "a prompt is one argument. To send it as a prompt: edgespec run 'Dictator x'\n"),
-        (["hello there", "world"], "a prompt is one argument. Put it in quotes: 'hello there world'\n"),
-        (["hello", "-n", "5", "world"], "a prompt is one argument. Put it in quotes: 'hello world'\n"),
-        (["What", "is", "it?"], "a prompt is one argument. To send it as a prompt: edgespec run 'What is it?'\n"),
+        (["seve", "q", "-p", "1"], 'did you mean "serve". To send it as a prompt: edgespec run "seve q" -p 1\n'),
+        (["Dictator", "x"], 'a prompt is one argument. To send it as a prompt: edgespec run "Dictator x"\n'),
+        (["hello there", "world"], 'a prompt is one argument. Put it in quotes: "hello there world"\n'),
+        (["hello", "-n", "5", "world"], 'a prompt is one argument. Put it in quotes: "hello world"\n'),
+        (["What", "is", "it?"], 'a prompt is one argument. To send it as a prompt: edgespec run "What is it?"\n'),
     ],
 )
 def test_words_behind_no_command_are_told_how_to_be_a_prompt(

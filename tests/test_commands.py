@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,9 +24,10 @@ import pytest
 from rich.table import Table
 
 from edgespec import cli, console, loading
-from edgespec.commands.answer import summary
+from edgespec.commands.answer import _versions, summary
 from edgespec.hub import catalog
 from edgespec.loading import load
+from edgespec.machine import engine_choice
 from edgespec.pipeline import Pipeline
 from edgespec.stats import Stats
 from tests import processes
@@ -109,6 +111,20 @@ def test_json_is_one_object_with_everything_in_it(here: Callable[..., Ended], ti
     assert drafted["token_ids"] == plain["token_ids"] and drafted["verification"] == "coupled"
     assert (drafted["new_tokens"], drafted["finish_reason"]) == (24, "length")
     assert plain["proposed"] == 0 and plain["acceptance_rate"] is None and plain["rounds"] == 24
+
+
+def test_json_names_the_package_of_onnx_runtime_that_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Windows it may be onnxruntime-directml, in place of onnxruntime."""
+
+    def version_of(name: str) -> str:
+        if name != "onnxruntime-directml":
+            raise PackageNotFoundError(name)
+        return "1.20"
+
+    monkeypatch.setattr(engine_choice, "version_of", version_of)
+    monkeypatch.setattr("importlib.metadata.version", lambda name: version_of(name) if "onnx" in name else "1")
+    found = _versions()
+    assert found["onnxruntime-directml"] == "1.20" and "onnxruntime" not in found
 
 
 def test_a_prompt_comes_from_standard_input_too(here: Callable[..., Ended], tiny_ir: Path) -> None:

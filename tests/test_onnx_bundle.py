@@ -347,6 +347,8 @@ def test_what_has_no_openvino_form_is_not_exported_again(onnx_alone: Path, openv
     assert "has no OpenVINO IR" in run(str(onnx_alone), "-o", out)
     assert "its drafters are kept" in run(str(openvino), "--draft", str(openvino), "-o", out)
     assert "keep their weights" in run(str(openvino), "-o", out, "--weights", "int4")
+    placeholder = ("--adaptive-token", "5", "--adaptive-count", "2")
+    assert "--adaptive-token of a bundle" in run(str(openvino), "-o", out, "--format", "both", *placeholder)
     assert "destination exists" in run(str(openvino), "-o", str(openvino))
     assert "itself is the destination" in run(str(openvino), "-o", str(openvino), "--force")
     assert not (tmp_path / "out").exists()

@@ -22,7 +22,7 @@ def show(stream: Stream, *, as_json: bool) -> Generation:
             screen.write(piece)
     result = stream.result
     if as_json:
-        figures = result.as_dict() | {"versions": _versions(result.backend)}
+        figures = result.as_dict() | {"versions": _versions()}
         screen.write(json.dumps(figures, ensure_ascii=False))
     screen.write("\n")
     click.echo(summary(result), err=True)
@@ -56,11 +56,11 @@ def summary(result: Generation) -> str:
     return printable(f"[{result.model}: {' · '.join(parts)}]")
 
 
-def _versions(backend: str) -> dict[str, str]:
+def _versions() -> dict[str, str]:
     from importlib.metadata import version
     from platform import python_version
 
-    return {
-        "python": python_version(),
-        **{name: version(name) for name in ("edgespec", "openvino", backend, "tokenizers", "numpy")},
-    }
+    from edgespec.machine.engine_choice import packages
+
+    found = {name: version(name) for name in ("edgespec", "openvino", "tokenizers", "numpy")}
+    return {"python": python_version(), **found, **packages()}

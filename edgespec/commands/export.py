@@ -83,6 +83,8 @@ def command(
         ahead_of_time.require_npu()
     if is_bundle(source):
         _require_no_weights(weights or draft_weights, group_size or sym or ratio is not None)
+        if adaptive_tokens:
+            raise SettingError("--adaptive-token of a bundle", got=source, hint="export the original model with it")
     own, draft_own = split_weights(
         weights or "int8", draft_weights, has_draft=draft is not None, group_size=group_size, sym=sym, ratio=ratio
     )

@@ -71,5 +71,5 @@ def _check_installed() -> None:
     if missing:
         raise ConversionError(
             f"exporting needs packages that are not installed: {', '.join(missing)}",
-            hint="install them: pip install 'edgespec[export]', or in a clone: pip install '.[export]'",
+            hint='install them: pip install "edgespec[export]", or in a clone: pip install ".[export]"',
         )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from edgespec.console import command_line
 from edgespec.errors import SettingError
 
 Kind = Literal["int8", "int4", "f16", "f32"]
@@ -83,7 +83,7 @@ class Request:
         words += ["--adaptive-count", str(self.adaptive_count)] if self.adaptive_tokens else []
         words += ["--format", self.format] if self.format != "openvino" else []
         words += ["--trust-remote-code"] if self.trust_remote_code else []
-        return shlex.join(words)
+        return command_line(words)
 
 
 def split_weights(

@@ -194,5 +194,5 @@ def _check_installed(*names: str) -> None:
     if missing:
         raise SettingError(
             f"training needs packages that are not installed: {', '.join(missing)}",
-            hint="install them: pip install 'edgespec[train]' (--ray: train-ray); in a clone: pip install '.[train]'",
+            hint='install them: pip install "edgespec[train]" (--ray: train-ray); in a clone: pip install ".[train]"',
         )

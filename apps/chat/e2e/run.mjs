@@ -2,6 +2,7 @@
 // CHROMIUM names the browser; SERVER_PID lets the server be stopped and SERVER_AGAIN is the command that starts it again.
 import assert from "node:assert/strict";
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { createServer } from "node:http";
 import { createRequire } from "node:module";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -249,6 +250,40 @@ const tests = {
     assert.equal(await page.getByRole("textbox", { name: "Message" }).inputValue(), "not sent yet");
   },
 
+  async "settings that are saved while an answer streams leave it streaming"(page) {
+    await page.locator("input[type=file]").first().setInputFiles({ name: "a.txt", mimeType: "text/plain", buffer: Buffer.from("a") });
+    await ask(page, "Write a long story about the sea.");
+    const shown = (longer) => page.waitForFunction((than) => document.querySelector(".turn.assistant .body")?.textContent.length > than, longer);
+    await shown(40);
+    await page.locator("input[type=file]").first().setInputFiles({ name: "b.txt", mimeType: "text/plain", buffer: Buffer.from("b") });
+    await page.getByRole("button", { name: "Settings" }).click();
+    await page.getByLabel("Colours").selectOption("dark");
+    await page.getByRole("button", { name: "Save" }).click();
+    const before = await answers(page).last().locator(".body").textContent();
+    await shown(before.length + 20);
+    await page.getByRole("button", { name: "Remove b.txt" }).waitFor();
+    await page.getByRole("button", { name: "Stop" }).click();
+    await page.getByText("Stopped.").waitFor();
+  },
+
+  async "its look is the same at another port"(page) {
+    await page.getByRole("button", { name: "Settings" }).click();
+    await page.getByLabel("Language").selectOption("de");
+    await page.getByLabel("Colours").selectOption("contrast");
+    await page.getByRole("button", { name: "Save" }).click();
+    const other = createServer(async (asked, answer) => {
+      const found = await fetch(url + asked.url);
+      answer.setHeader("content-type", found.headers.get("content-type")).end(Buffer.from(await found.arrayBuffer()));
+    });
+    await new Promise((listening) => other.listen(0, "127.0.0.1", listening));
+    const there = await page.context().newPage();
+    await there.goto(`${url.replace(/:\d+$/, "")}:${other.address().port}`);
+    await there.getByRole("textbox", { name: "Nachricht" }).waitFor();
+    assert.equal(await there.evaluate(() => document.documentElement.dataset.theme), "contrast");
+    await there.close();
+    other.close();
+  },
+
   async "all works by keyboard, and the newest sentence is announced"(page) {
     await page.keyboard.press("Control+k");
     assert.equal(await page.evaluate(() => document.activeElement.type), "search");
@@ -289,7 +324,7 @@ const tests = {
 async function looks() {
   for (const [name, options, theme] of [["wide-dark", { colorScheme: "dark" }, "auto"], ["narrow", { viewport: { width: 390, height: 844 } }, "light"], ["contrast", {}, "contrast"], ["german", { locale: "de-DE" }, "auto"]]) {
     const page = await opened({ ...options, bypassCSP: true });
-    await page.evaluate((look) => localStorage.setItem("look", JSON.stringify(look)), { theme, language: name === "german" ? "de" : "en" });
+    await page.context().addCookies([{ name: "edgespec-look", value: `${name === "german" ? "de" : "en"}.${theme}`, url }]);
     await page.reload();
     await page.locator(".composer").waitFor();
     if (name === "narrow") await page.getByRole("button", { name: "Show or hide chats" }).click();

@@ -2,12 +2,13 @@
 
 import { api, ApiError, KeyNeeded, Unreachable, useKey, type Chat, type Model, type Part, type State } from "./api.js";
 import { Composer } from "./composer.js";
-import { askKey, chatOptions, settings, type Look } from "./dialogs.js";
+import { askKey, chatOptions, settings } from "./dialogs.js";
 import { h, iconButton } from "./dom.js";
+import { keep, remembered, type Look } from "./look.js";
 import { ModelList } from "./models.js";
 import { Sidebar } from "./sidebar.js";
 import { Sentences } from "./stream.js";
-import { bytes, LANGUAGES, number, say, setLanguage } from "./texts.js";
+import { bytes, number, say, setLanguage } from "./texts.js";
 import { leafOf, type File as TextFile, type Turn } from "./tree.js";
 import { showBranch, TurnView, type Doing } from "./turns.js";
 
@@ -22,6 +23,8 @@ export class App {
   private open: OpenChat | null = null;
   private models: readonly Model[] = [];
   private writing: AbortController | null = null;
+  /** The last turn that is shown: that of the answer that is being written, unless the user looks elsewhere. */
+  private last: TurnView | undefined;
   private look: Look = remembered();
 
   private sidebar!: Sidebar;
@@ -70,13 +73,15 @@ export class App {
       settings: () => this.settings(),
     });
     const text = this.composer?.text.value ?? localStorage.getItem("draft") ?? "";
+    const files = this.composer?.attached;
     this.composer = new Composer(
       (question, files) => void this.ask(question, files),
       () => this.writing?.abort(),
       (message) => this.tell(message),
       (now) => localStorage.setItem("draft", now),
     );
-    this.composer.fill(text);
+    this.composer.fill(text, files);
+    this.composer.setBusy(this.writing !== null);
     this.log.setAttribute("aria-label", say("chats"));
     this.picker.setAttribute("aria-label", say("model"));
     this.gauge.setAttribute("aria-label", say("context"));
@@ -147,8 +152,9 @@ export class App {
       this.showContext(0, this.models.find((model) => model.name === chosen)?.context_length ?? null);
       return;
     }
-    const last = showBranch(this.log, open.turns, open.leaf, this.doing);
-    this.showContext(last?.turn.facts?.context ?? 0, last?.turn.facts?.context_length ?? null);
+    this.last = showBranch(this.log, open.turns, open.leaf, this.doing);
+    const facts = this.last?.turn.facts;
+    this.showContext(facts?.context ?? 0, facts?.context_length ?? null);
     this.toEnd();
   }
 
@@ -202,7 +208,7 @@ export class App {
     const stop = (this.writing = new AbortController());
     const sentences = new Sentences();
     const meter = new Meter();
-    let view: TurnView | undefined;
+    let turn: Turn | undefined;
     let waiting = 0;
     let frame = 0;
     let painted = -Infinity;
@@ -210,7 +216,7 @@ export class App {
       waiting = frame = 0;
       painted = performance.now();
       const atEnd = this.log.scrollHeight - this.log.scrollTop - this.log.clientHeight < 80;
-      view?.update();
+      if (this.last?.turn === turn) this.last?.update();
       this.live.textContent = meter.text;
       if (atEnd) this.log.scrollTop = this.log.scrollHeight;
     };
@@ -218,12 +224,12 @@ export class App {
     this.live.textContent = say("writing");
     try {
       for await (const part of api.answer(chat.id, parent, stop.signal)) {
-        if (part.turn !== undefined) view = this.begin(chat, parent, part.turn);
-        if (view === undefined) continue;
-        view.turn.content += part.text ?? "";
-        if (part.facts !== undefined) view.turn.facts = part.facts;
+        if (part.turn !== undefined) turn = this.begin(chat, parent, part.turn);
+        if (turn === undefined) continue;
+        turn.content += part.text ?? "";
+        if (part.facts !== undefined) turn.facts = part.facts;
         meter.add(part);
-        const sentence = sentences.next(view.turn.content, part.facts !== undefined);
+        const sentence = sentences.next(turn.content, part.facts !== undefined);
         if (sentence !== "") this.spoken.textContent = sentence;
         waiting ||= window.setTimeout(() => (frame = requestAnimationFrame(paint)), Math.max(0, painted + PAINT_MS - performance.now()));
       }
@@ -232,10 +238,10 @@ export class App {
     } finally {
       clearTimeout(waiting);
       cancelAnimationFrame(frame);
-      if (view !== undefined) {
-        view.turn.facts ??= stop.signal.aborted ? { stopped: true } : {};
+      if (turn !== undefined) {
+        turn.facts ??= stop.signal.aborted ? { stopped: true } : {};
         paint();
-        if (this.open?.id === chat.id) this.showContext(view.turn.facts.context ?? 0, view.turn.facts.context_length ?? null);
+        if (this.open?.id === chat.id) this.showContext(turn.facts.context ?? 0, turn.facts.context_length ?? null);
       }
       if (this.writing === stop) {
         this.writing = null;
@@ -245,11 +251,14 @@ export class App {
     }
   }
 
-  private begin(chat: OpenChat, parent: number, id: number): TurnView {
+  private begin(chat: OpenChat, parent: number, id: number): Turn {
     const turn: Turn = { id, parent, role: "assistant", content: "", files: [], facts: null };
     chat.turns.push(turn);
-    (chat as { leaf: number | null }).leaf = id;
-    return showBranch(this.log, chat.turns, id, this.doing)!;
+    if (this.open?.id === chat.id) {
+      this.open = { ...this.open, leaf: id };
+      this.last = showBranch(this.log, chat.turns, id, this.doing);
+    }
+    return turn;
   }
 
   private async change(fields: Parameters<typeof api.change>[1]): Promise<void> {
@@ -280,7 +289,6 @@ export class App {
   private settings(): void {
     settings(this.look, (look) => {
       this.look = look;
-      localStorage.setItem("look", JSON.stringify(look));
       this.dress();
       this.build();
       this.render();
@@ -297,6 +305,7 @@ export class App {
   }
 
   private dress(): void {
+    keep(this.look);
     setLanguage(this.look.language);
     document.documentElement.lang = this.look.language;
     document.documentElement.dataset["theme"] = this.look.theme;
@@ -376,16 +385,6 @@ class Meter {
     if (this.tokens === 0) return this.read ? say("reading", number(this.read[0]), number(this.read[1])) : say("writing");
     const speed = this.seconds > 0 ? say("speed", number(this.tokens / this.seconds, 1)) : "";
     return this.proposed > 0 ? `${speed} · ${say("accepted", number((100 * this.accepted) / this.proposed))}` : speed;
-  }
-}
-
-function remembered(): Look {
-  const own = navigator.language.slice(0, 2);
-  const language = (own in LANGUAGES ? own : "en") as Look["language"];
-  try {
-    return { language, theme: "auto", ...(JSON.parse(localStorage.getItem("look") ?? "{}") as Partial<Look>) };
-  } catch {
-    return { language, theme: "auto" };
   }
 }
 

@@ -49,6 +49,10 @@ export class Composer {
     this.setBusy(false);
   }
 
+  get attached(): readonly TextFile[] {
+    return this.files;
+  }
+
   setBusy(busy: boolean): void {
     this.busy = busy;
     this.send.textContent = say(busy ? "stop" : "send");

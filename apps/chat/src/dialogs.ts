@@ -2,6 +2,7 @@
 
 import type { Chat, Options } from "./api.js";
 import { h } from "./dom.js";
+import type { Look } from "./look.js";
 import { LANGUAGES, say } from "./texts.js";
 
 export function dialog(title: string, ...content: Node[]): HTMLDialogElement {
@@ -49,11 +50,6 @@ export function chatOptions(chat: Chat, save: (fields: { title: string; system: 
     if (seed.value !== "") next.seed = Number(seed.value);
     save({ title: title.value, system: system.value, options: next });
   });
-}
-
-export interface Look {
-  language: keyof typeof LANGUAGES;
-  theme: "auto" | "light" | "dark" | "contrast";
 }
 
 export function settings(look: Look, save: (look: Look) => void, more: { exportAll(): void; importFile(file: File): void; models(): void }): void {

@@ -52,11 +52,22 @@ _MIGRATIONS = (
     """,
 )
 """Each takes the file to the next version; one that was published never changes."""
-_LAST_LEFT = """
+_SHOWN_AGAIN = """
+    BEGIN;
+    INSERT INTO chats (id, title, leaf, created, updated)
+    SELECT lost.chat, replace(substr(content, 1, 48), char(10), ' '), leaf, lost.created, updated FROM turns JOIN (
+        SELECT chat, min(id) AS head, max(id) AS leaf, min(created) AS created, max(created) AS updated
+        FROM turns WHERE chat NOT IN (SELECT id FROM chats) GROUP BY chat
+    ) AS lost ON id = head;
     UPDATE chats SET leaf = (SELECT max(id) FROM turns WHERE turns.chat = chats.id)
-    WHERE leaf NOT IN (SELECT id FROM turns)
+    WHERE leaf NOT IN (SELECT id FROM turns);
+    UPDATE turns SET parent = (
+        SELECT max(id) FROM turns AS earlier
+        WHERE earlier.chat = turns.chat AND earlier.role <> turns.role AND earlier.id < turns.id
+    ) WHERE parent NOT IN (SELECT id FROM turns);
+    COMMIT;
 """
-"""The leaf of a chat whose own was lost."""
+"""Turns that were saved without their chat, without its leaf, or without the turn before them."""
 
 
 class NoChat(EdgespecError):
@@ -314,7 +325,7 @@ def _rescued(path: Path) -> tuple[sqlite3.Connection, str]:
                 with suppress(sqlite3.DatabaseError):
                     places = ", ".join("?" * len(row))
                     rows += db.execute(f"INSERT OR IGNORE INTO {table} VALUES ({places})", row).rowcount
-    db.execute(_LAST_LEFT)
+    db.executescript(_SHOWN_AGAIN)
     db.execute("PRAGMA foreign_keys = ON")
     return db, f"The file of the chats was damaged. {rows} rows of it were saved; the old file is {aside}."
 
