@@ -10,7 +10,7 @@ from edgespec import drafter_loading
 from edgespec.bundle import Bundle
 from edgespec.drafter_loading import Modelled
 from edgespec.engine_trial import EDIT, PROMPT, Trial
-from edgespec.engine_trial import ROWS_NEEDED as TRIAL_ROWS
+from edgespec.engine_trial import ROWS_NEEDED as ROWS_NEEDED
 from edgespec.load_options import LoadOptions
 from edgespec.machine.loader import Machine
 from edgespec.types import Backend
@@ -35,7 +35,7 @@ class Trials:
         return tokenizer.encode(PROMPT, raw=True), tokenizer.encode(EDIT)
 
     def __call__(self, engine: Backend) -> Trial:
-        machine = Machine(TRIAL_ROWS, self._machine.progress, self._machine.accept_licence)
+        machine = Machine(ROWS_NEEDED, self._machine.progress, self._machine.accept_licence)
         with ThreadPoolExecutor(1) as beside:  # as they are loaded to run
             load = drafter_loading.drafters
             drafting = beside.submit(load, machine, self._pair, self._draft, self._other, "CPU", engine)
