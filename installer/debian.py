@@ -1,4 +1,7 @@
-"""The .deb: the same program, unpacked under /opt/edgespec by dpkg for all users. Models and chats stay each user's."""
+"""The .deb: the same program, unpacked under /opt/edgespec by dpkg for all users. Models and chats stay each user's.
+
+The default model lies in ``model`` there, where edgespec looks for it (``edgespec.hub.wheel.installed``).
+"""
 
 from __future__ import annotations
 
@@ -32,6 +35,7 @@ def package(staged: Staged, output: Path) -> list[Path]:
         command += ["--break-system-packages", "--no-config", "--no-cache", "--require-hashes"]
         command += ["--find-links", staged.folder / "wheels", "-r", staged.folder / "requirements.txt"]
         run(*command)
+        _compile(app / "python", root)
         shutil.copytree(staged.folder / "model", root / _ROOT / "model")
         for name, module in _programs(staged).items():
             text = f'#!/bin/sh\nexec /{_ROOT}/app/python/bin/python3 -I -m {module} "$@"\n'
@@ -47,6 +51,13 @@ def package(staged: Staged, output: Path) -> list[Path]:
         path = output / f"edgespec_{staged.version}_amd64.deb"
         run("dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "--build", root, path)
     return [path]
+
+
+def _compile(python: Path, root: Path) -> None:
+    """No user may write there, so what is not compiled now is compiled at each start. root: what becomes / later."""
+    command = [python / "bin/python3", "-I", "-m", "compileall", "-q", "-s", root, "-p", "/"]
+    # By the sources' times a build that sets them would not hold. Tests may be of Python 2.
+    run(*command, "--invalidation-mode", "unchecked-hash", "-x", "/lib/python3.*/tests?/", python / "lib")
 
 
 def _programs(staged: Staged) -> dict[str, str]:

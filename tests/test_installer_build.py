@@ -104,6 +104,33 @@ def test_cpython_is_taken_from_the_archives_that_there_are(
     assert said == f"{name}, SHA-256 {payload.sha256_of(archive)}"
 
 
+@pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="dpkg is not installed")
+def test_the_deb_holds_the_model_and_what_no_user_could_compile(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "installer")
+    import debian  # type: ignore[import-not-found, unused-ignore]
+    from payload import Staged  # type: ignore[import-not-found, unused-ignore]
+
+    folder = machine.payload("1.2.3")
+    for name, text in (
+        ("python/lib/python3.11/site.py", "import sys\n"),
+        ("python/lib/python3.11/lib2to3/tests/old.py", "print 1\n"),
+        ("model/m.whl", "model"),
+        ("LICENSE", "free"),
+    ):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    [made] = debian.package(Staged(folder, "linux-x86_64", "1.2.3", "a stand-in"), machine.root)
+    subprocess.run(["dpkg-deb", "-x", made, machine.root / "unpacked"], check=True)
+    opt = machine.root / "unpacked" / "opt" / "edgespec"
+    [compiled] = (opt / "app").rglob("*.pyc")
+    assert (opt / "model" / "m.whl").read_text() == "model"
+    assert b"/opt/edgespec/app/python/lib/python3.11/site.py" in compiled.read_bytes()
+    assert str(machine.root).encode() not in compiled.read_bytes()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("makensis") is None, reason="makensis is not installed")
 def test_the_windows_script_compiles(tmp_path: Path) -> None:

@@ -213,10 +213,15 @@ def test_a_short_comparison_with_the_real_edgespec(
     arguments = ["bench", "peers", "-m", str(tiny_ir.parent), "--only", "edgespec auto"]
     arguments += ["--prompts", str(prompts), "--new-tokens", "8"]
     page = tmp_path / "page.md"
-    result = CliRunner().invoke(cli, [*arguments, "--report", str(page)])
+    arguments += ["--report", str(page)]
+    monkeypatch.setattr("sys.argv", ["edgespec", *arguments])
+    result = CliRunner().invoke(cli, arguments)
     assert result.exit_code == 0, result.output
     summary = json.loads(result.stdout.splitlines()[-1])
     assert [line["same"] for line in summary["decoding"]] == [1, 1, 1, 1]
     assert set(summary["runtimes"]) == {OWN_PLAIN, BASELINE}
     assert all(c["failed"] is None and c["ttft_s"][CHAT_TURN] > 0 for c in summary["runtimes"].values())
-    assert "| edgespec auto |" in page.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
+    assert "| edgespec auto |" in text
+    typed = text.split("Written by `")[1].split("`")[0]
+    assert typed.startswith("edgespec bench peers -m ") and ' --only "edgespec auto" --prompts prompts.jsonl ' in typed

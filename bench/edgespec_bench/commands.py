@@ -9,6 +9,7 @@ import click
 from click.core import ParameterSource
 
 from edgespec.commands.options import fetch_options, load_pair, model_options, sampling_from, sampling_options
+from edgespec.console import command_line
 from edgespec.errors import SettingError
 from edgespec.protocols import Model
 from edgespec.types import Backend
@@ -209,7 +210,7 @@ def peers(
 
     # Of a whole path its name: the page is for others.
     names = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
-    typed = " ".join(["edgespec", *names])
+    typed = command_line(["edgespec", *names])
     fetch_missing([model, options["draft"]], yes=yes, mirror=mirror)
     sources = Sources(**{name: options.pop(name) for name in ("gguf", "gguf_draft", "hf", "hf_draft")})
     bench_peers(model, read(prompts, per_category), page=report, command=typed, sources=sources, **options)

