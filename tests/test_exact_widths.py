@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgespec.backends.exact_widths import ExactWidths, find_exact_widths
+from edgespec.backends.exact_widths import ExactWidths, find_exact_widths, guess_exact_widths
 from edgespec.backends.fake import FakeModel, random_table
 from edgespec.errors import BackendError
 from edgespec.types import Logits, Step
@@ -85,6 +85,18 @@ def test_a_width_that_differs_now_and_then_is_not_exact(monkeypatch: pytest.Monk
             return Step(step.logits + np.float32(1e-6)) if differs else step
 
     assert find_exact_widths(Fickle(table, 50)).least == 2
+
+
+def test_a_model_of_letters_is_tried_with_its_own_ids() -> None:
+    """ONNX Runtime refuses others, and OpenVINO reads something else."""
+    table = random_table(27, seed=1)
+
+    def read(text: tuple[int, ...]) -> Logits:
+        assert text[-1] < 27
+        return table(text)
+
+    assert guess_exact_widths(FakeModel(read, 27)) == ExactWidths(1, 64)
+    assert find_exact_widths(FakeModel(read, 27)) == ExactWidths(1, 64)
 
 
 @pytest.mark.slow

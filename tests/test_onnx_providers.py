@@ -13,7 +13,8 @@ import onnxruntime
 import pytest
 
 from edgespec.backends.onnx import providers
-from edgespec.backends.onnx.session import BoundCache, OnnxRuntimeModel
+from edgespec.backends.onnx.bound_cache import BoundCache
+from edgespec.backends.onnx.session import OnnxRuntimeModel
 from edgespec.errors import DeviceError, SettingError
 from edgespec.machine import devices, engine_choice
 from tests.conftest import load_onnx
@@ -119,7 +120,7 @@ class Value:
 
 
 def test_a_cache_in_a_devices_memory_keeps_its_rows_as_it_grows(monkeypatch: pytest.MonkeyPatch) -> None:
-    import edgespec.backends.onnx.session as module
+    import edgespec.backends.onnx.bound_cache as module
 
     class Values:
         @staticmethod

@@ -13,8 +13,9 @@ import psutil
 import pytest
 
 from edgespec.backends.engine_model import LONGEST_PAD
+from edgespec.backends.onnx.bound_cache import SPARE_ROWS
 from edgespec.backends.onnx.graph import WEIGHTS_FILE, write_onnx
-from edgespec.backends.onnx.session import SPARE_ROWS, OnnxRuntimeModel
+from edgespec.backends.onnx.session import OnnxRuntimeModel
 from edgespec.errors import BackendError
 from tests.conftest import load_ir, load_onnx
 from tests.tiny_models import build, export_ir

@@ -92,7 +92,8 @@ class _OnOpenVINO(BareLoop):
 
 class _OnONNXRuntime(BareLoop):
     def __init__(self, model: SessionModel, width: int, rows: int, *, alone: bool) -> None:
-        from edgespec.backends.onnx.session import SPARE_ROWS, OnnxRuntimeModel
+        from edgespec.backends.onnx.bound_cache import SPARE_ROWS
+        from edgespec.backends.onnx.session import OnnxRuntimeModel
         from edgespec.backends.onnx.session import inputs_of as of_onnx_runtime
         from edgespec.backends.onnx.tables import RotaryTables
 

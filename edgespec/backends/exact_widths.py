@@ -92,7 +92,7 @@ def find_exact_widths(
 def guess_exact_widths(model: Model) -> ExactWidths | None:
     """What ``find_exact_widths`` will find, in a hundredth of its time: one window of each narrow width. None if none
     agree. Good enough to time a model, not to promise anything."""
-    text = [(31 * i + i * i) % 200 + 10 for i in range(_AGAINST)]
+    text = _text(model, _AGAINST)
     model.cache.reset()
     expected = model.forward(text).logits.copy()
     differs = {width for width in _NARROW if not _agrees(model, 0, text, width, expected)}
@@ -100,6 +100,11 @@ def guess_exact_widths(model: Model) -> ExactWidths | None:
     least, step = min((_least(_AGAINST, step, differs), step) for step in _STEPS)
     most = max(most for most in _WIDEST if most <= model.capabilities.max_width)
     return ExactWidths(least, most, step) if least in _NARROW else None
+
+
+def _text(model: Model, tokens: int) -> list[int]:
+    """To be read. A model of letters has fewer ids than others."""
+    return [((31 * i + i * i) % 200 + 10) % model.vocab_size for i in range(tokens)]
 
 
 def _least(most: int, step: int, differs: set[int]) -> int:
@@ -127,7 +132,7 @@ def _matters(width: int, most: int, differs: set[int]) -> bool:
 
 def _differing_anywhere(model: Model, most: int, tried: Tried, keep: Callable[[Tried, float], None]) -> set[int]:
     """The widths that differ from ``most`` behind other rows or with nothing before them, of those that matter."""
-    text = [(31 * i + i * i) % 200 + 10 for i in range(_PAST + most)]
+    text = _text(model, _PAST + most)
     trials = [(past, width) for past, widths in ((_PAST, _WIDTHS), (0, _FIRST)) for width in widths if width < most]
     trials.insert(0, (_PAST, most))  # with a prompt's second chunk, the reference itself is tried
     work = [0 if f"{most} {past} {width}" in tried else width * _windows(past, width) for past, width in trials]

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from edgespec.backends.engine_model import LONGEST_PAD, Forward, GrowingCache, fingerprint
 from edgespec.backends.onnx import providers, ready_graph
+from edgespec.backends.onnx.bound_cache import FIRST_ROWS, GROWTH, BoundCache
 from edgespec.backends.onnx.ready_graph import AGAIN, present_of
-from edgespec.backends.onnx.session import FIRST_ROWS, GROWTH, BoundCache, SessionModel, inputs_of
+from edgespec.backends.onnx.session import SessionModel, inputs_of
 from edgespec.errors import BackendError, wrap_errors
 from edgespec.types import Numerics, Step, Tree
 
