@@ -112,8 +112,7 @@ class KnowingGraph:
         if kind == "block":
             states = {"states": (window, len(layers), width), "count": (1,)}
         self.inputs: Mapping[str, tuple[int, ...]] = {**states, "token": (1,), "noise": (k, m)}
-        scores: dict[str, tuple[int, ...]] = {"scores": (k,)} if kind == "block" else {}
-        self.outputs: Mapping[str, tuple[int, ...]] = {"logits": (k, m), "tokens": (k,), **scores}
+        self.outputs: Mapping[str, tuple[int, ...]] = {"logits": (k, m), "tokens": (k,)}
         self.text: list[int] = []
         self.texts: list[list[int]] = []
         self.read: list[Mapping[str, NDArray[Any]]] = []
@@ -129,8 +128,7 @@ class KnowingGraph:
             tokens.append(int((logits[-1] + noise).argmax()))
             text.append(int(self.ids[tokens[-1]]))
         self.chosen = tokens
-        found = {"logits": np.array(logits, np.float32), "tokens": np.array(tokens, np.int32)}
-        return found | {"scores": np.linspace(0.9, 0.6, self.k).astype(np.float32)}
+        return {"logits": np.array(logits, np.float32), "tokens": np.array(tokens, np.int32)}
 
 
 def knowing(kind: HeadKind, graph: KnowingGraph, layers: tuple[int, ...], vocab_size: int) -> Block | ReDrafter:
@@ -221,11 +219,9 @@ def _bigrams(kind: HeadKind, after: NDArray[np.int64], vocab: int, states: tuple
     logits = ops.add(sure, ops.matmul(doubt, ops.constant(second), False, False))
     chosen = ops.topk(ops.add(logits, noise), ops.constant(1), -1, "max", "value", index_element_type="i32")
     outputs = {"logits": logits, "tokens": ops.reshape(chosen.output(1), ops.constant([longest]), False)}
-    if kind == "block":
+    if kind == "block":  # as graphs of old have them
         counted = ops.convert(ops.reduce_max(inputs["count"], ops.constant(0), False), "f32")
-        outputs["scores"] = ops.add(
-            ops.constant(np.full(longest, 0.5, np.float32)), ops.multiply(counted, ops.constant(np.float32(0.01)))
-        )
+        outputs["scores"] = ops.multiply(ops.constant(np.full(longest, 0.5, np.float32)), counted)
     results = {name: ops.result(node) for name, node in outputs.items()}
     for name, node in (inputs | results).items():
         node.output(0).get_tensor().set_names({name})

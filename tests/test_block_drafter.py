@@ -88,12 +88,30 @@ def test_without_states_there_is_no_draft() -> None:
     assert drafter.unread_tokens(4) == 0, "row 0 may be another text's"
 
 
-def test_the_scores_are_the_heads_and_a_draft_stops_by_them() -> None:
-    drafter = block(head())
+def test_the_scores_are_the_tokens_probabilities_and_a_draft_stops_by_them() -> None:
+    graph = head()
+    drafter = block(graph)
     drafter.observe(0, [1, 2], {layer: np.zeros((2, 4), np.float32) for layer in LAYERS})
     drafter.begin([1, 2, 3], SamplingParams())
-    draft = drafter.propose_while([1, 2, 3], 4, lambda scores: scores[-1] > 0.75)
-    assert draft.scores == pytest.approx((0.9, 0.8, 0.7))
+    whole = drafter.propose([1, 2, 3], 4)
+    text, expected = [1, 2, 3], []
+    for token in whole.tokens:
+        weights = np.exp(TABLE(tuple(text))[IDS].astype(float))
+        expected.append(weights.max() / weights.sum())
+        text.append(token)
+    assert whole.scores == pytest.approx(expected, rel=1e-5)
+    draft = drafter.propose_while([1, 2, 3], 4, lambda scores: len(scores) < 2)
+    assert draft.tokens == whole.tokens[:2]
+
+
+def test_other_outputs_of_a_graph_are_not_read() -> None:
+    """The confidence of earlier graphs: it tells less than the probabilities do."""
+    graph = head()
+    graph.outputs = {**graph.outputs, "scores": (4,)}
+    drafter = block(graph)
+    drafter.observe(0, [1, 2], {layer: np.zeros((2, 4), np.float32) for layer in LAYERS})
+    drafter.begin([1, 2, 3], SamplingParams())
+    assert len(drafter.propose([1, 2, 3], 4)) == 4
 
 
 def test_a_constraint_cuts_a_draft_behind_the_first_other_token() -> None:

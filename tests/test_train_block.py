@@ -130,17 +130,6 @@ def test_a_window_row_counts_for_the_anchors_behind_it_only() -> None:
         assert not torch.equal(head.streams(states, last, anchors, there)[0, 0], found[0, 0])
 
 
-def test_the_gradient_of_the_confidence_stays_in_it() -> None:
-    """Whether a token will be accepted is read of the stream and of the token before, and moves neither."""
-    head = head_of()
-    states, there = torch.randn(1, SHAPE.window + 2, 2, 64), torch.ones(1, SHAPE.window + 2, dtype=torch.bool)
-    logits, sure = head(states, torch.arange(3 + SHAPE.block)[None], there)
-    torch.stack(sure).sum().backward()
-    assert {n.split(".")[0] for n, p in head.named_parameters() if p.grad is not None} == {"confidence"}
-    torch.stack(logits).sum().backward()
-    assert head.previous.weight.grad is not None and head.last_row.weight.grad is not None
-
-
 @pytest.mark.parametrize("shape", [SHAPE, dataclasses.replace(SHAPE, depth=0, rank=0)], ids=["all", "least"])
 @pytest.mark.parametrize("kind", ["f32", "int8"])
 def test_the_graph_is_the_head(shape: Shape, kind: Any, tmp_path: Path) -> None:

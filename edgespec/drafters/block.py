@@ -9,7 +9,6 @@ token, since what follows was computed behind the graph's own.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +26,8 @@ class Block(StepwiseDrafter):
 
     graph: inputs ``states`` ``(window, layers, d)``, newest row last; ``count`` ``(1,)`` how many of the rows exist;
         ``token`` ``(1,)`` the head's id of the last token, m for those without one; ``noise`` ``(k, m)`` added to the
-        logits that it chooses by. Outputs ``logits`` ``(k, m)``, its choice ``tokens`` ``(k,)``, and ``scores``
-        ``(k,)``: how sure it is that the target chooses the same, if it chose the same before.
+        logits that it chooses by. Outputs ``logits`` ``(k, m)``, its choice ``tokens`` ``(k,)``; others are not read:
+        graphs of old have ``scores``, which tell less than a token's probability does.
     ids: ``(m,)`` target id of each of the head's ids. layers: of the target, in the order of ``states``.
     vocab_size: number of the target's logits. blocked: target ids never to propose.
     """
@@ -52,8 +51,9 @@ class Block(StepwiseDrafter):
         self.longest = graph.outputs.get("tokens", (0,))[0]
         k, m = self.longest, len(ids)
         inputs = {"states": states, "count": (1,), "token": (1,), "noise": (k, m)}
-        outputs = {"logits": (k, m), "tokens": (k,), "scores": (k,)}
-        if len(states) != 3 or states[1] != len(layers) or (graph.inputs, graph.outputs) != (inputs, outputs):
+        outputs = {"logits": (k, m), "tokens": (k,)}
+        known = len(states) == 3 and states[1] == len(layers) and graph.inputs == inputs
+        if not known or not outputs.items() <= graph.outputs.items():
             got = f"{dict(graph.inputs)} and {dict(graph.outputs)} for {len(layers)} layers and {m} ids"
             raise IncompatiblePair(f"draft {name} is no graph of a block drafter", got=got)
         self.hidden_size: int = states[2]
@@ -61,8 +61,8 @@ class Block(StepwiseDrafter):
         self._choice = TokenChoice(ids, vocab_size, blocked=blocked, name=name)
         self._ids = ids
         self._own = np.full(vocab_size, m, np.int32)
-        known = np.flatnonzero(ids >= 0)
-        self._own[ids[known]] = known
+        own = np.flatnonzero(ids >= 0)
+        self._own[ids[own]] = own
 
     def begin(self, context: Sequence[int], params: SamplingParams, *, read: bool = True) -> None:
         self._choice.begin(params)
@@ -97,7 +97,6 @@ class Block(StepwiseDrafter):
         )
         with foreign(BackendError, f"draft {self.name} chose what is none of its ids", hint="train the draft again"):
             chosen = self._ids[found["tokens"]].tolist()
-        sure = found["scores"].tolist()
 
         def step(drafted: Sequence[int]) -> Logits | None:
             place = len(drafted)
@@ -106,14 +105,7 @@ class Block(StepwiseDrafter):
             logits: Logits = found["logits"][place]
             return logits
 
-        def scores(given: Sequence[float]) -> list[float]:
-            """A token that is certain has the score 1, whatever the head thinks of it."""
-            return [1.0 if score == 1.0 else sure[place] for place, score in enumerate(given)]
-
-        draft = self._choice.draft(
-            step, context, k, lambda given: go_on(scores(given)), allowed, runners_up=self.alternatives
-        )
-        return replace(draft, scores=tuple(scores(draft.scores)))
+        return self._choice.draft(step, context, k, go_on, allowed, runners_up=self.alternatives)
 
     def reset(self) -> None:
         self._window.reset()

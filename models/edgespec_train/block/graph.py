@@ -14,7 +14,7 @@ from edgespec_export import convert
 from edgespec_export.settings import Weights
 from edgespec_train.block.head import BlockHead
 
-INPUTS, OUTPUTS = ("states", "count", "token", "noise"), ("logits", "tokens", "scores")
+INPUTS, OUTPUTS = ("states", "count", "token", "noise"), ("logits", "tokens")
 
 
 class Round(nn.Module):
@@ -26,22 +26,21 @@ class Round(nn.Module):
 
     def forward(
         self, states: torch.Tensor, count: torch.Tensor, token: torch.Tensor, noise: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """states: ``(window, layers, d)`` newest last, of which ``count`` exist. token: ``(1,)``. noise: ``(k, m)``."""
         head, window = self.head, self.head.shape.window
         there = torch.arange(window)[None] >= window - count
         streams = head.streams(states[None], [window - 1], token[None], there)[0, 0]
         own = head.head(streams)
-        logits, tokens, scores = [], [], []
+        logits, tokens = [], []
         for place in range(head.shape.block):
-            stream, row = streams[place : place + 1], own[place : place + 1]
+            row = own[place : place + 1]
             if place and head.shape.rank:
                 row = row + head.following(head.previous(token))
-            scores.append(head.sure(stream, token).sigmoid())
             token = (row + noise[place : place + 1]).argmax(-1).to(token.dtype)
             logits.append(row)
             tokens.append(token)
-        return torch.cat(logits), torch.cat(tokens), torch.cat(scores)
+        return torch.cat(logits), torch.cat(tokens)
 
 
 def example(head: BlockHead, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -87,7 +86,7 @@ def differences(head: BlockHead, xml: Path, rounds: int = 4) -> tuple[float, flo
     for seed in range(rounds):
         inputs = example(head, seed)
         with torch.no_grad():
-            expected, tokens, _ = Round(head)(**inputs)
+            expected, tokens = Round(head)(**inputs)
         found = run({name: value.numpy() for name, value in inputs.items()})
         gap = np.abs(found["logits"][0] - expected[0].numpy()).max() / float(expected[0].std())
         worst, same = max(worst, float(gap)), same + int(found["tokens"][0] == tokens[0])

@@ -121,24 +121,20 @@ class BlockHead(nn.Module):
         if shape.rank:
             self.previous = nn.Embedding(vocabulary + 1, shape.rank)
             self.following = nn.Linear(shape.rank, vocabulary, bias=False)
-        self.confidence = nn.Linear(width + shape.rank, 1)
 
-    def forward(
-        self, states: torch.Tensor, tokens: torch.Tensor, there: torch.Tensor
-    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """For each position, of b texts with a anchors each: logits ``(b, a, vocabulary)``, and ``(b, a)`` how sure.
+    def forward(self, states: torch.Tensor, tokens: torch.Tensor, there: torch.Tensor) -> list[torch.Tensor]:
+        """For each position the logits ``(b, a, vocabulary)`` of b texts with a anchors each.
 
         tokens: ``(b, a + k)`` the anchors, which are consecutive tokens, and what followed. Others: see ``streams``.
         """
         anchors = states.shape[1] - self.shape.window + 1
         last = range(self.shape.window - 1, states.shape[1])
         streams = self.streams(states, last, tokens[:, :anchors], there)
-        logits, sure = [], []
+        logits = []
         for place in range(self.shape.block):
-            stream, before = streams[:, :, place], tokens[:, place : place + anchors]
-            logits.append(self.logits(stream, before if place else None))
-            sure.append(self.sure(stream, before))
-        return logits, sure
+            before = tokens[:, place : place + anchors] if place else None
+            logits.append(self.logits(streams[:, :, place], before))
+        return logits
 
     def normalised(self, states: torch.Tensor) -> torch.Tensor:
         """states: ``(..., layers, d)`` -> ``(..., layers * d)``."""
@@ -175,9 +171,3 @@ class BlockHead(nn.Module):
         if before is not None and self.shape.rank:
             out = out + self.following(self.previous(before))
         return out
-
-    def sure(self, streams: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
-        """``(...)`` logit of: the target chooses the same token. Its gradient stays in the confidence."""
-        if self.shape.rank:
-            streams = torch.cat([streams, self.previous(before)], -1)
-        return self.confidence(streams.detach())[..., 0]  # type: ignore[no-any-return]

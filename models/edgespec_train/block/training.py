@@ -9,7 +9,6 @@ from dataclasses import fields
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional
 
 from edgespec_train.block.data import Batch, Batches
 from edgespec_train.block.head import BlockHead
@@ -20,8 +19,6 @@ from edgespec_train.judging import Judged
 
 ANCHORS = 16
 """in each text of a batch: they share the rows of their windows"""
-_CONFIDENCE = 0.1
-"""weight of the confidence's loss, whose gradient stays in the confidence"""
 
 
 def head_ids(id_map: NDArray[np.int32], vocab_size: int) -> NDArray[np.int64]:
@@ -65,7 +62,7 @@ class Blocks:
     def loss(self, module: torch.nn.Module, batch: Batch, device: torch.device) -> tuple[torch.Tensor, int]:
         """Mean over the positions, weighted. The places are the anchors."""
         batch = _on(device, batch)
-        logits, sure = module(batch.states, batch.tokens, batch.there)
+        logits = module(batch.states, batch.tokens, batch.there)
         total = torch.zeros((), device=device)
         for place, weight in enumerate(self._weights):
             known, ids, probs = _ahead(batch, place, logits[place].shape[1])
@@ -73,9 +70,6 @@ class Blocks:
                 continue
             rows, ids, probs = logits[place][known], ids[known], probs[known]
             total = total + weight * distance(rows, ids, probs, self._kind).mean()
-            agrees = ((rows.argmax(-1) == ids[:, 0]) & (probs[:, 0] > 0)).float()
-            unsure = functional.binary_cross_entropy_with_logits(sure[place][known].float(), agrees)
-            total = total + weight * _CONFIDENCE * unsure
         return total / sum(self._weights), int(_ahead(batch, 0, logits[0].shape[1])[0].sum())
 
     @torch.no_grad()
@@ -86,7 +80,7 @@ class Blocks:
         agreed = total = 0
         for batch in self._held_out.whole(self._held_out_texts):
             batch = _on(device, batch)
-            logits, _ = self.module(batch.states, batch.tokens, batch.there)
+            logits = self.module(batch.states, batch.tokens, batch.there)
             hits = []
             for place, rows in enumerate(logits):
                 chosen = rows.argmax(-1)
