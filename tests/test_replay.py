@@ -42,6 +42,13 @@ def recording(*, right: bool = True, texts: int = 3, draft: ForwardTimes = DRAFT
     return Recording("made up", {}, True, TARGET, draft, 0.0, tuple(text(n, right=right) for n in range(texts)))
 
 
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for place, said in ((tmp_path / "file" / "texts.gz", "cannot write"), (tmp_path, "allowed: a file")):
+        ended = CliRunner().invoke(cli, ["bench", "record", "-m", str(tmp_path / "none"), "-o", str(place)])
+        assert isinstance(ended.exception, SettingError) and said in str(ended.exception)
+
+
 def test_a_recording_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     save(recording(), tmp_path / "texts.gz")
     assert read(tmp_path / "texts.gz") == recording()

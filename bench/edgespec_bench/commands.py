@@ -299,6 +299,7 @@ def record(output: Path, prompts: Path | None, per_category: int | None, new_tok
     from edgespec_bench import recording
 
     chosen = read(prompts, per_category)
+    recording.require_place(output)
     recording.save(recording.record(load_pair(options), chosen, new_tokens=new_tokens), output)
     click.echo(output)
 
