@@ -121,10 +121,10 @@ def _folder_of(xml: Path, context_length: int, name: str, say: Callable[[str], N
 
     It is of these contents, wherever they were when it was made: a cache may be moved, a model copied.
     """
-    graph = files.sha256(xml), files.sha256(xml.with_suffix(".bin")), context_length
+    made_of = files.sha256(xml), files.sha256(xml.with_suffix(".bin")), context_length
     # How it was checked, too: a form that was refused in another precision may be right.
-    key = fingerprint([cache.VERSIONS["onnx_form"], FULL_PRECISION, *graph])
-    place, contents = fingerprint([str(xml.resolve())])[:_NAME], fingerprint(graph)[:_NAME]
+    key = fingerprint([cache.VERSIONS["onnx_form"], FULL_PRECISION, *made_of])
+    place, contents = fingerprint([str(xml.resolve())])[:_NAME], fingerprint(made_of)[:_NAME]
     folder = cache.cache_dir() / "onnx" / f"{place}-{contents}-{key}"
     refusal = folder.with_suffix(".refused")
     if found := _written(folder.parent, key):
