@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import sys
 from difflib import get_close_matches
 from importlib import import_module
@@ -113,7 +114,7 @@ def main() -> None:
     except click.exceptions.Exit as finished:
         sys.exit(finished.exit_code)
     except click.ClickException as error:
-        _fail(f"error: {error.format_message()} (see --help)")
+        _fail(f"error: {_in_our_form(error)} (see --help)")
     except (click.Abort, KeyboardInterrupt):
         sys.stderr.write("\n")
         sys.exit(130)
@@ -127,6 +128,24 @@ def main() -> None:
         # The interpreter flushes stdout once more on exit; give it somewhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+
+
+_REFUSED = re.compile(r"(?P<got>'.*'|\S+) is not (?:a valid|one of|in the range) (?P<allowed>.+?)\.?", re.DOTALL)
+"""click's words about a value of a wrong kind"""
+
+
+def _in_our_form(error: click.ClickException) -> str:
+    """click's message; about an option's value: which option, what it got, what is allowed."""
+    if isinstance(error, click.NoSuchOption):
+        near = f". Did you mean {' or '.join(sorted(error.possibilities))}?" if error.possibilities else ""
+        return f"No such option; got {error.option_name}{near}"
+    found = _REFUSED.fullmatch(error.message)
+    if not isinstance(error, click.BadParameter) or error.param is None or found is None:
+        return error.format_message()
+    name = "/".join(sorted(error.param.opts, key=len)) if isinstance(error.param, click.Option) else error.param.name
+    kinds = {"float": "a number", "integer": "a whole number"}
+    allowed = kinds.get(found["allowed"], found["allowed"])
+    return f"{name}; got {found['got'].strip(chr(39))}; allowed: {allowed}"
 
 
 def _as_options(args: list[str]) -> list[str]:

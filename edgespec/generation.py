@@ -17,6 +17,7 @@ class Generation:
 
     token_ids: generated tokens, the stop token included, cut where a stop string was completed.
     finish_reason: "stop" (stop token or stop string), "length" (budget or context), None while running or abandoned.
+    max_new_tokens: most that were asked for; a shorter text of reason "length" met the end of the context.
     verification: of a sampled run; None for a greedy one. compute_precision: the type of the target's activations.
     ttft_s: from the call to the first committed tokens. The wait for other texts is included.
     decode_tok_per_s: tokens per second, over the rounds that read no prompt.
@@ -36,6 +37,7 @@ class Generation:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] | None = None
     finish_reason: str | None = None
+    max_new_tokens: int | None = None
     stop_string: str | None = None
     ttft_s: float | None = None
     stats: Stats = field(default_factory=Stats, repr=False)

@@ -217,6 +217,7 @@ class Pipeline(Filling):
         require_bias(params, self.target.vocab_size)
         proposes = self._drafts_beside(drafter, policy, k, params) or policy or self._policy(drafter, k)
         result = self._result(proposes.name, params)
+        result.max_new_tokens = budget
         began, end = result.stats.clock(), self._end(stop, hole, result.stats)
         options: _LoopOptions = {
             "stop": frozenset(end.tokens) if ignore_eos else self.stop_ids | end.tokens.keys(),

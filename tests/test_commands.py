@@ -10,6 +10,7 @@ import inspect
 import io
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -147,7 +148,11 @@ def test_a_prompt_comes_from_standard_input_too(here: Callable[..., Ended], tiny
         (["run", QUESTION, "--min-p", "2"], "error: --min-p; got 2.0"),
         (["run", QUESTION, "--seed", "-1"], "error: --seed; got -1"),
         (["run", QUESTION, "--device", "TPU"], "no such device here; got TPU; allowed: CPU"),
-        (["run", QUESTION, "--model", "./missing"], "no such model"),
+        (["run", QUESTION, "--model", "./missing"], "no such model: there is no such file or folder; got ./missing. C"),
+        (["run", QUESTION, "--model", "missing.gguf"], "no such model: there is no such file or folder; got missing"),
+        (["run", QUESTION, "--grammar", "missing"], "error: --grammar: cannot read missing: No such file or directory"),
+        (["infill", "missing.py:1:1"], "error: cannot read missing.py: No such file or directory. Give a text file"),
+        (["infill", "-:1:1", "--files", "missing"], "error: --files: cannot read missing: No such file or directory"),
         (["run", QUESTION, "--model", "smollm2-134m"], "smollm2-135m"),
         (["run", QUESTION, "--draft", "./missing"], "error: --draft: no such draft"),
         ([QUESTION, "--top-p", "0"], "error: --top-p; got 0.0"),
@@ -158,7 +163,7 @@ def test_a_prompt_comes_from_standard_input_too(here: Callable[..., Ended], tiny
         (["run", QUESTION, "-k", "-1"], "error: -k/--num-draft-tokens: number of draft tokens; got -1"),
         (
             ["bench", "peers", "--prompts", "./missing"],
-            "cannot read prompts from missing; got No such file or directory;",
+            "error: --prompts: cannot read prompts from missing: No such file or directory;",
         ),
         (
             ["run", QUESTION, "-k", "3", "--draft", "none"],
@@ -187,6 +192,10 @@ def test_a_prompt_comes_from_standard_input_too(here: Callable[..., Ended], tiny
         (["run", ""], "prompt is empty"),
         (["run", "   "], "prompt is empty"),
         (["run", QUESTION, "--no-such-option"], "No such option"),
+        (["run", QUESTION, "-t", "hot"], "error: -t/--temperature; got hot; allowed: a number (see --help)"),
+        (["run", QUESTION, "-n", "1.5"], "error: -n/--max-new-tokens; got 1.5; allowed: a whole number (see --help)"),
+        (["serve", "--queue", "0"], "error: --queue; got 0; allowed: x>=1 (see --help)"),
+        (["run", QUESTION, "--numerics", "perfect"], "error: --numerics; got perfect; allowed: 'exact', 'fast'"),
         (["run", QUESTION, "--numerics", "perfect"], "'exact', 'fast'"),
         (["run", QUESTION, "--verification", "typical"], "'coupled', 'rejection'"),
         (["run", "--raw", "--system", "x", QUESTION], "error: --system: a system prompt needs a chat template"),
@@ -290,6 +299,7 @@ def test_chat_reuses_the_conversation_and_survives_bad_commands(here: Callable[.
     assert "no such command: /nonsense" in told
     reused = next(line for line in told.splitlines() if line.startswith("reused_tokens"))
     assert int(reused.split()[1]) > 40
+    assert "None" not in told and "{" not in told and not re.search(r"\d\.\d{7}", told), "figures are for people"
     assert told.count("tok/s") == 2
 
 

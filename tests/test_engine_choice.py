@@ -315,6 +315,29 @@ def test_a_form_is_of_these_weights(engines: dict[str, float], tiny_fast_ir: Pat
     assert [path for path in (tmp_path / "cache" / "onnx").iterdir() if path != before]
 
 
+def test_what_was_moved_is_neither_converted_nor_measured_again(
+    engines: dict[str, float], tiny_fast_ir: Path, tmp_path: Path
+) -> None:
+    """Nor what was copied, with other times. Older forms of the same weights go, wherever those lay."""
+    folder, kept = tmp_path / "model", tmp_path / "cache" / "onnx"
+    shutil.copytree(tiny_fast_ir.parent, folder)
+    graph = folder / tiny_fast_ir.name
+    before = loaded(graph, backend="onnxruntime")
+    [form] = kept.iterdir()
+    made = form.stat().st_ino
+    key = engine_choice._key(graph, None, ())
+    moved = folder.rename(tmp_path / "moved")
+    for file in [*moved.iterdir(), *form.iterdir()]:
+        os.utime(file, ns=(1, 1))
+    after = loaded(moved / graph.name, backend="onnxruntime")
+    assert [path.stat().st_ino for path in kept.iterdir()] == [made]
+    assert after.target.fingerprint == before.target.fingerprint  # type: ignore[attr-defined]
+    assert engine_choice._key(moved / graph.name, None, ()) == key
+    old = form.rename(form.with_name(form.name[:-1] + "x"))  # the key of another version
+    loaded(graph.parent.with_name("moved") / graph.name, backend="onnxruntime")
+    assert not old.exists() and len(list(kept.iterdir())) == 1
+
+
 def test_a_form_half_written_is_none(engines: dict[str, float], tiny_fast_ir: Path, tmp_path: Path) -> None:
     """What a killed process left behind is made again."""
     loaded(tiny_fast_ir, backend="onnxruntime")

@@ -80,7 +80,7 @@ CLAIMS = {
     "an old version": (file(version=1), "got 1; allowed: 2, 3"),
     "a version to come": (file(version=4), "got 4; allowed: 2, 3"),
     "another byte order": (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "big-endian GGUF file"),
-    "another format": (b"GGML" + bytes(99), "not a GGUF file"),
+    "another format": (b"GGML" + bytes(99), "not a GGUF file; got .*. Download the .gguf file of the model again"),
 }  # fmt: skip
 
 

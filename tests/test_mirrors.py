@@ -107,7 +107,9 @@ def test_run_asks_before_it_fetches(edgespec: Edgespec, server: Server) -> None:
     assert declined.returncode == 2 and "? [Y/n]" in declined.stderr
     wrong = edgespec("run", "-m", "one", "--draft", "none", "-k", "3", "--yes", "Hello")
     assert "nothing to draft" in one_line(wrong), "before a download"
-    assert one_line(edgespec("chat", "-m", "org/unknown")).startswith("error: not on this machine: org/unknown, from")
+    assert one_line(edgespec("chat", "-m", "org/unknown")).startswith(
+        "error: not on this machine: org/unknown. Repeat with --yes to look for it on the Hugging Face hub, or"
+    )
     assert server.requests == []
 
 

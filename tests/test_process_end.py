@@ -5,9 +5,14 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+
+from edgespec.commands import answer
+from edgespec.generation import Stream
+from tests.fake_server import fake_pipeline
 
 BESIDE = """
 import atexit, sys, threading, time
@@ -81,3 +86,25 @@ def test_a_process_that_is_interrupted_while_it_starts_ends_in_order(start: str,
     code = f"{EARLY}\n{starts()[start]}"
     ran = subprocess.run([sys.executable, "-c", code, imported], capture_output=True, text=True, cwd=ROOT)
     assert (ran.returncode, ran.stdout, ran.stderr) == (130, "", "\n")
+
+
+def test_a_text_that_is_stopped_says_what_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stream = fake_pipeline(tmp_path).stream("Sevens.", max_new_tokens=50, ignore_eos=True)
+
+    def interrupted() -> Generator[str, None, None]:
+        yield next(stream)
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as ended:
+        answer.show(Stream(interrupted(), stream.result), as_json=False)
+    stream.close()
+    assert ended.value.code == 130
+    stopped, summary = capsys.readouterr().err.splitlines()
+    assert stopped == "[stopped]" and " tokens" in summary and "cut short" not in summary
+
+
+def test_a_summary_says_what_cut_a_text_short(tmp_path: Path) -> None:
+    pipeline = fake_pipeline(tmp_path, capacity=128)
+    for most, limit in ((9, "--max-new-tokens"), (1000, "the context")):
+        found = pipeline.generate("Sevens.", max_new_tokens=most, ignore_eos=True)
+        assert f"cut short by {limit} " in answer.summary(found)

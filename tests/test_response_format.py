@@ -149,7 +149,10 @@ def test_what_the_command_line_is_given_is_checked(tmp_path: Path) -> None:
     [
         (["run", "--regex", "(a"], "--regex: this regex cannot be used; got unclosed group"),
         (["chat", "--regex", "(a"], "--regex: this regex cannot be used; got unclosed group"),
-        (["run", "--json-schema", "no-such-file"], "cannot read no-such-file; got No such file or directory"),
+        (
+            ["run", "--json-schema", "no-such-file"],
+            "--json-schema: cannot read no-such-file: No such file or directory. Give a text file",
+        ),
         (
             ["run", "--grammar", "no-such-file", "--regex", "a"],
             "--regex and --grammar are formats of one answer. Give one of them",

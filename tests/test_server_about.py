@@ -68,6 +68,9 @@ def test_a_picker_that_shows_every_model_loads_none(converted: Path) -> None:
             shown = client.post("/api/show", json={"model": name}).json()
             assert shown["model_info"]["edgespec.context_length"] > 0 and "completion" in shown["capabilities"]
             assert '\nstop "<|' in shown["parameters"], shown["parameters"]
+            if name == default:
+                details = shown["details"]
+                assert (details["parameter_size"], details["quantization_level"]) == ("135M", "int8")
         lengths = {each["id"]: each["context_length"] for each in client.get("/v1/models").json()["data"]}
         assert lengths[default] and lengths[OTHER] and lengths[PINNED] is None
     assert service.residents.loaded == {}

@@ -53,7 +53,7 @@ def _read(path: Path) -> list[Prompt]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
         raise SettingError(
-            f"cannot read prompts from {path}", got=reason, allowed='lines of {"kind", "text"}'
+            f"cannot read prompts from {path}: {reason}", allowed='lines of {"kind", "text"}', setting="prompts"
         ) from error
     if not prompts:
         raise SettingError("no prompts in the file", got=str(path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import TYPE_CHECKING
 
 import click
@@ -14,12 +15,23 @@ from edgespec.machine.plans import ENGINES
 if TYPE_CHECKING:
     from edgespec.generation import Generation, Stream
 
+STOPPED = 130
+"""exit status after Ctrl-C"""
+
 
 def show(stream: Stream, *, as_json: bool) -> Generation:
     """Read a stream to its end, and show it meanwhile, or as JSON afterwards."""
-    for piece in stream:
+    try:
+        for piece in stream:
+            if not as_json:
+                screen.write(piece)
+    except KeyboardInterrupt:
+        stream.close()
         if not as_json:
-            screen.write(piece)
+            screen.write("\n")
+        click.echo("[stopped]", err=True)
+        click.echo(summary(stream.result), err=True)
+        sys.exit(STOPPED)
     result = stream.result
     if as_json:
         figures = result.as_dict() | {"versions": _versions()}
@@ -42,7 +54,7 @@ def summary(result: Generation) -> str:
     else:
         parts.append("no drafts" if result.drafter == "none" else f"{result.drafter} had nothing to propose")
     if result.finish_reason == "length":
-        parts.append("cut short by --max-new-tokens or the context")
+        parts.append(f"cut short by {limit(result)}")
     if stats.forced:
         parts.append(f"forced by the format: {stats.forced}")
     engine = ENGINES.get(result.backend, result.backend)
@@ -54,6 +66,11 @@ def summary(result: Generation) -> str:
     if result.seed is not None:
         parts.append(f"seed {result.seed}")
     return printable(f"[{result.model}: {' · '.join(parts)}]")
+
+
+def limit(result: Generation) -> str:
+    """What cut a text short, if its reason is "length"."""
+    return "--max-new-tokens" if len(result.token_ids) == result.max_new_tokens else "the context"
 
 
 def _versions() -> dict[str, str]:

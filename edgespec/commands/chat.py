@@ -161,7 +161,21 @@ def _stats(last: Generation | None) -> None:
     for key in ("text", "token_ids"):
         figures.pop(key)
     for key, value in figures.items():
-        click.echo(f"{key:18} {printable(str(value))}", err=True)
+        if words := _words(value):
+            click.echo(f"{key:18} {printable(words)}", err=True)
+
+
+def _words(value: object) -> str:
+    """A figure for people; nothing for None.
+
+    >>> _words(0.05512345678), _words(1234.5), _words({"ngram": 3, "share": 0.5}), _words(None), _words(0)
+    ('0.0551', '1234', 'ngram 3, share 0.5', '', '0')
+    """
+    if isinstance(value, dict):
+        return ", ".join(f"{key.replace('_', ' ')} {words}" for key, each in value.items() if (words := _words(each)))
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    return "" if value is None else str(value)
 
 
 def _lines(history: bool) -> Iterator[str]:

@@ -136,7 +136,7 @@ def _versions() -> dict[str, str]:
             name: f"{version}; installed over one another, the last one runs" for name, version in engines.items()
         }
     for name in EXPORT:
-        missing = 'not installed; only needed for edgespec export and train: in a clone, pip install ".[train]"'
+        missing = 'not installed; in a clone, pip install ".[export]" for edgespec export, ".[train]" for train'
         found[name] = _version(name) or missing
     return found
 

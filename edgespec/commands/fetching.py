@@ -43,7 +43,9 @@ def fetch_and_load(options: dict[str, Any], *, progress: bool = True) -> Pipelin
 
 
 def _short(ref: str) -> str:
-    """The name of a folder or model: that of "." is the folder's own."""
+    """The name of a folder or model: that of "." is the folder's own, that of "default" its model's."""
+    if ref in catalog.shipped_names():
+        return catalog.KNOWN[0].name
     path = Path(ref)
     return (path if path.name not in ("", "..") else path.resolve()).name or ref
 
@@ -123,10 +125,11 @@ def _say(wanted: Wanted, mirror: str | None) -> None:
 def _ask(wanted: Wanted, mirror: str | None) -> None:
     described = _described(wanted, mirror)
     if not _is_terminal():
-        hint = f"repeat with --yes, or fetch it first: edgespec pull {wanted.name}"
+        look = "" if wanted.model else " to look for it on the Hugging Face hub"
+        hint = f"repeat with --yes{look}, or fetch it first: edgespec pull {wanted.name}"
         if wanted.mirror and not mirror:
             hint += " (--mirror index where the hub cannot be reached)"
-        raise SourceError(f"not on this machine: {described}", hint=hint)
+        raise SourceError(f"not on this machine: {described if wanted.model else wanted.name}", hint=hint)
     if not click.confirm(f"fetch {described}?", default=True, err=True):
         raise SourceError(f"{wanted.name} is not on this machine, and was not fetched")
 
@@ -137,7 +140,7 @@ def _described(wanted: Wanted, mirror: str | None) -> str:
     if wanted.model:
         size = wanted.model.bytes
         facts = [f"{wanted.name}: {megabytes(size)}" if size else wanted.name, wanted.model.licence]
-    origin = f"the Hugging Face hub ({wanted.source.repo})"
+    origin = f"the Hugging Face hub ({wanted.source.repo})" if wanted.model else "the Hugging Face hub"
     return printable(f"{', '.join(facts)}, from {wanted.mirror if mirror else origin}")
 
 

@@ -8,8 +8,16 @@ from pathlib import Path
 from edgespec.errors import SettingError
 
 
-def read(file: str, most_bytes: int) -> str:
-    """A text file, or standard input for ``-``. Raises SettingError for anything else."""
+def read(file: str, most_bytes: int, setting: str | None = None) -> str:
+    """A text file, or standard input for ``-``. Raises SettingError for anything else. setting: whose file it is."""
+    try:
+        return _read(file, most_bytes)
+    except SettingError as error:
+        error.setting = setting
+        raise
+
+
+def _read(file: str, most_bytes: int) -> str:
     name = "standard input" if file == "-" else file
     try:
         if file == "-":
@@ -18,7 +26,8 @@ def read(file: str, most_bytes: int) -> str:
             with Path(file).open("rb") as opened:
                 data = opened.read(most_bytes + 1)
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
-        raise SettingError(f"cannot read {name}", got=getattr(error, "strerror", None) or str(error)) from error
+        reason = getattr(error, "strerror", None) or str(error)
+        raise SettingError(f"cannot read {name or repr(name)}: {reason}", hint="give a text file") from error
     if len(data) > most_bytes:
         raise SettingError(f"{name} is too long", got="more", allowed=f"{most_bytes} bytes")
     if b"\0" in data:

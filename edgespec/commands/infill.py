@@ -90,7 +90,7 @@ def command(
     """
     where = Place.of(place)
     prefix, suffix = where.split(given_text.read(where.file, _MOST_BYTES))
-    others = {name: given_text.read(name, _MOST_BYTES) for name in files}
+    others = {name: given_text.read(name, _MOST_BYTES, "files") for name in files}
     sampling, max_new_tokens, load_options = sampling_from(options)
     length = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
 

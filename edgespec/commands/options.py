@@ -221,7 +221,7 @@ def format_from(options: dict[str, Any], *, ignore_eos: bool = False) -> dict[st
     if kind == "json_schema":
         value = {"schema": _read_json(value)}
     elif kind == "grammar":
-        value = given_text.read(value, _MOST_BYTES).replace("\r\n", "\n")
+        value = given_text.read(value, _MOST_BYTES, kind).replace("\r\n", "\n")
     response_format = {"type": kind, kind: value}
     grammar_of(response_format, ignore_eos=ignore_eos)
     return response_format
@@ -232,7 +232,7 @@ _MOST_BYTES = 1 << 20
 
 
 def _read_json(file: str) -> Any:
-    text = given_text.read(file, _MOST_BYTES)
+    text = given_text.read(file, _MOST_BYTES, "json_schema")
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:

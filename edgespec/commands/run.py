@@ -95,7 +95,8 @@ def command(
         words = [*in_words(stats, pipeline.expected_plain_s(stats)), _engine(pipeline, result, load_options["backend"])]
         click.echo("\n".join(map(printable, words)), err=True)
     if response_format is not None and result.finish_reason == "length":
-        click.echo("error: the text is cut short, and does not fit its format. Raise --max-new-tokens", err=True)
+        more = "--context-length" if answer.limit(result) == "the context" else "--max-new-tokens"
+        click.echo(f"error: the text is cut short, and does not fit its format. Raise {more}", err=True)
         sys.exit(CUT_SHORT)
 
 

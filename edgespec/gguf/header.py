@@ -113,7 +113,8 @@ def read(path: Path, wanted: Callable[[str], int]) -> Header:
 
 def _check_begin(path: Path, data: bytes) -> None:
     if data[:4] != b"GGUF":
-        raise ConversionError("not a GGUF file", got=str(path))
+        hint = "download the .gguf file of the model again"
+        raise ConversionError("not a GGUF file", got=str(path), hint=hint)
     version = int.from_bytes(data[4:8], "little")
     if version and version & 0xFFFF == 0:
         raise ConversionError(

@@ -5,6 +5,7 @@ The list is ``models/pairs.toml``; its format is in docs/bundle.md. It is read w
 
 from __future__ import annotations
 
+import difflib
 import re
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import msgspec
 from edgespec import bundle, draft_folder
 from edgespec.bundle import Bundle, HubSource, WheelSource
 from edgespec.draft_folder import DraftFolder
-from edgespec.errors import BundleError, LicenceError, foreign
+from edgespec.errors import BundleError, LicenceError, NoSuchModel, foreign
 from edgespec.manifest import RelativeFile, Repo, Revision, Sha256, Strict
 
 DEFAULT = "default"
@@ -177,6 +178,17 @@ def _problem(pairs: Pairs) -> str | None:
 
 def listed_names() -> list[str]:
     return list(load().models)
+
+
+def no_such(ref: str, forms: str) -> NoSuchModel:
+    """The error for a reference that is no name, nothing on this disk, and no repository of the hub."""
+    if ref.startswith(("~", ".")) or "/" in ref or "\\" in ref or ref.lower().endswith((".gguf", ".xml", ".onnx")):
+        hint = "check the path; names of models: edgespec models"
+        return NoSuchModel("no such model: there is no such file or folder", got=ref, hint=hint)
+    near = difflib.get_close_matches(ref[:100], [*shipped_names(), *listed_names()], n=2)
+    near.sort(key=lambda name: name not in shipped_names())
+    hint = f"did you mean {' or '.join(near)}?" if near else "known names: edgespec models"
+    return NoSuchModel("no such model", got=ref, allowed=forms, hint=hint)
 
 
 def find(name: str) -> Model | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import os
 import re
 import stat
@@ -20,7 +19,6 @@ from edgespec.errors import (
     BundleError,
     IntegrityError,
     LicenceError,
-    NoSuchModel,
     SettingError,
     SourceError,
     foreign,
@@ -105,10 +103,7 @@ def require_model(ref: str) -> None:
         return
     if kind is not None:
         raise SourceError("not a model", got=ref, allowed=FORMS)
-    near = difflib.get_close_matches(ref[:100], [*catalog.shipped_names(), *catalog.listed_names()], n=2)
-    near.sort(key=lambda name: name not in catalog.shipped_names())
-    hint = f"did you mean {' or '.join(near)}?" if near else "known names: edgespec models"
-    raise NoSuchModel("no such model", got=ref, allowed=FORMS, hint=hint)
+    raise catalog.no_such(ref, FORMS)
 
 
 def on_hub(ref: str) -> Wanted | None:

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import get_args
 
-from edgespec import cache
+from edgespec import cache, files
 from edgespec.backends.cores import available_cores, kinds
 from edgespec.backends.onnx import providers
 from edgespec.errors import BackendError, ConversionError, SettingError, SourceError
@@ -142,10 +142,9 @@ def _key(xml: Path, numerics: Numerics | None, layers: Sequence[int]) -> str:
     from edgespec.backends.openvino.runtime import core, cpu_name
     from edgespec.backends.openvino.settings import Settings
 
-    weights = xml.with_suffix(".bin").stat()
     versions = [cache.VERSIONS[kind] for kind in ("onnx_form", "forward_times")]
     engines = core().get_versions("CPU")["CPU"].build_number, *packages().items()
-    identity = xml.stat().st_size, weights.st_size, weights.st_mtime_ns, numerics or "exact"
+    identity = files.sha256(xml), files.sha256(xml.with_suffix(".bin")), numerics or "exact"
     properties = Settings.make("CPU", numerics).properties
     # The engine's own property says 0 for all of them, however few they are.
     return fingerprint([*versions, *engines, *identity, cpu_name(), available_cores(), properties, *layers])

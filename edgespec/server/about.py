@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from edgespec.bundle import Bundle
 from edgespec.errors import EdgespecError
@@ -17,13 +17,14 @@ from edgespec.types import GGUFWeights
 @dataclass(frozen=True, kw_only=True)
 class About:
     """template: "" where it has none. ends: the tokens that end a text. fills: whether it reads the text behind a
-    hole."""
+    hole. precision: of its weights; "" for a file that was not converted yet."""
 
     context_length: int
     vocab_size: int
     template: str
     ends: tuple[str, ...]
     fills: bool
+    precision: str = field(default="", compare=False)
 
 
 def of_loaded(pipeline: Pipeline) -> About:
@@ -33,6 +34,7 @@ def of_loaded(pipeline: Pipeline) -> About:
         template=pipeline.template.source if pipeline.template else "",
         ends=tuple(map(pipeline.tokenizer.engine.id_to_token, sorted(pipeline.stop_ids))),
         fills=pipeline.fills_holes,
+        precision=pipeline.bundle.manifest.target.precision,
     )
 
 
@@ -72,6 +74,7 @@ def _of_bundle(found: Bundle) -> About:
         template=found.chat_template() or "",
         ends=tuple(map(engine.id_to_token, sorted(generation.eos_token_ids))),
         fills=format_for(engine.token_to_id).fills,
+        precision=found.manifest.target.precision,
     )
 
 

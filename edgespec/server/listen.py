@@ -14,6 +14,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from edgespec.server import stderr
 from edgespec.server.address import BACKLOG, Address
 from edgespec.server.service import Service
 
@@ -158,6 +159,7 @@ class _Server(uvicorn.Server):
                 signal.signal(each, handler)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        stderr.write("edgespec: stopping\n")
         for server in self.servers:
             server.close()  # takes no new connections; those that are open get their answers
         stopping = asyncio.ensure_future(self.before_shutdown())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 from collections.abc import AsyncGenerator
 from datetime import datetime, timezone
 from typing import Annotated, Any
@@ -25,6 +26,8 @@ from edgespec.text import reasoning, tool_calls
 VERSION = "0.18.3"
 """of the Ollama whose routes these are; editors refuse an older one, or anything that is no number"""
 _ARCHITECTURE = "edgespec"
+_PARAMETERS = re.compile(r"(?<![a-z0-9.])\d+(\.\d+)?[bm](?![a-z0-9])", re.IGNORECASE)
+"""smollm2-135m, Qwen2.5-Coder-1.5B-Instruct"""
 _TELL_S = 1.0
 """between two lines on how far a download is"""
 NOT_OFFERED = ("create", "copy", "push", "embed", "embeddings", "blobs/{digest}")
@@ -99,7 +102,7 @@ class Models:
                 "modelfile": f"FROM {offer.name}",
                 "parameters": f"num_ctx {length}{ends}",
                 "template": "{{ .Prompt }}{{ .Suffix }}" if about.fills else "{{ .Prompt }}",
-                "details": _details(pipeline),
+                "details": _details(offer.name, pipeline, about.precision),
                 "model_info": {
                     "general.architecture": _ARCHITECTURE,
                     "general.basename": offer.name,
@@ -156,19 +159,22 @@ class Models:
         resident = self._service.residents.loaded.get(offer.name)
         digest = hashlib.sha256(offer.name.encode()).hexdigest()  # of the name: clients only compare it
         about = {"name": offer.name, "model": offer.name, "modified_at": _created(offer)}
-        details = _details(resident.pipeline if resident else None)
+        pipeline = resident.pipeline if resident else None
+        details = _details(offer.name, pipeline, of_loaded(pipeline).precision if pipeline else "")
         return {**about, "size": offer.size_bytes, "digest": digest, "details": details}
 
 
-def _details(pipeline: Pipeline | None) -> dict[str, Any]:
-    """pipeline: of a loaded model; before, nobody knows which engine runs it."""
+def _details(name: str, pipeline: Pipeline | None, precision: str) -> dict[str, Any]:
+    """name: it says how many parameters a model has. pipeline: of a loaded model; before, nobody knows which engine
+    runs it."""
+    size = _PARAMETERS.search(name)
     return {
         "parent_model": "",
         "format": pipeline.target.capabilities.backend if pipeline else "",
         "family": _ARCHITECTURE,
         "families": [_ARCHITECTURE],
-        "parameter_size": "",
-        "quantization_level": "",
+        "parameter_size": size[0].upper() if size else "",
+        "quantization_level": precision,
     }
 
 

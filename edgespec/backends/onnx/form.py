@@ -27,6 +27,8 @@ from edgespec.types import Numerics
 
 _SPACE_FACTOR = 3
 """bytes of disk that a form may take while it is written, in bytes of the IR's weights"""
+_NAME = 12
+"""characters of a fingerprint that tell what is old. What is used is told by a whole one."""
 _WRITING = Lock()
 """target and draft are opened side by side"""
 
@@ -115,21 +117,24 @@ def make_form(xml: Path, context_length: int, name: str, say: Callable[[str], No
 
 
 def _folder_of(xml: Path, context_length: int, name: str, say: Callable[[str], None]) -> Path:
-    """Where the form lies. A reason for which there is none is kept too; no memory and no room are no such reason."""
-    place = fingerprint([str(xml.resolve())])
+    """Where the form lies. A reason for which there is none is kept too; no memory and no room are no such reason.
+
+    It is of these contents, wherever they were when it was made: a cache may be moved, a model copied.
+    """
+    made_of = files.sha256(xml), files.sha256(xml.with_suffix(".bin")), context_length
     # How it was checked, too: a form that was refused in another precision may be right.
-    contents = files.sha256(xml), files.sha256(xml.with_suffix(".bin"))
-    key = fingerprint([cache.VERSIONS["onnx_form"], FULL_PRECISION, *contents, context_length])
-    folder = cache.cache_dir() / "onnx" / f"{place}-{key}"
+    key = fingerprint([cache.VERSIONS["onnx_form"], FULL_PRECISION, *made_of])
+    place, contents = fingerprint([str(xml.resolve())])[:_NAME], fingerprint(made_of)[:_NAME]
+    folder = cache.cache_dir() / "onnx" / f"{place}-{contents}-{key}"
     refusal = folder.with_suffix(".refused")
-    if folder.is_dir():
-        return folder
+    if found := _written(folder.parent, key):
+        return found
     with _WRITING, cache.locked():
-        if folder.is_dir():  # another process made it meanwhile
-            return folder
-        if refusal.is_file():
-            raise NoONNXForm(refusal.read_text(encoding="utf-8"))
-        _remove_older(folder.parent, place)
+        if found := _written(folder.parent, key):  # another process made it meanwhile
+            return found
+        for refused in folder.parent.glob(f"*-{key}.refused"):
+            raise NoONNXForm(refused.read_text(encoding="utf-8"))
+        _remove_older(folder.parent, f"{place}*", f"*-{contents}-*")
         say(f"converting {name} for ONNX Runtime (one-time)")
         cache.require_space(space_for(xml))
         try:
@@ -148,9 +153,13 @@ def _reference(xml: Path) -> OpenVINOPagedModel | StatefulModel:
         return StatefulModel(xml)
 
 
-def _remove_older(parent: Path, place: str) -> None:
-    """Forms and refusals of this model as it was."""
-    for old in parent.glob(f"{place}-*"):
+def _written(parent: Path, key: str) -> Path | None:
+    return next((folder for folder in parent.glob(f"*-{key}") if folder.is_dir()), None)
+
+
+def _remove_older(parent: Path, *names: str) -> None:
+    """Forms and refusals: of what lay at this place before, and of these contents as they were made before."""
+    for old in {path for name in names for path in parent.glob(name)}:
         if old.is_dir():
             shutil.rmtree(old, ignore_errors=True)
         else:

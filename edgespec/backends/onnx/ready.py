@@ -16,12 +16,13 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from edgespec import files
 from edgespec.backends.engine_model import LONGEST_PAD, Forward, GrowingCache, fingerprint
 from edgespec.backends.onnx import providers, ready_graph
 from edgespec.backends.onnx.bound_cache import FIRST_ROWS, GROWTH, BoundCache
 from edgespec.backends.onnx.ready_graph import AGAIN, present_of
 from edgespec.backends.onnx.session import SessionModel, inputs_of
-from edgespec.errors import BackendError, wrap_errors
+from edgespec.errors import BackendError, foreign, wrap_errors
 from edgespec.types import Numerics, Step, Tree
 
 _MOST_LOGITS_BYTES = 64 << 20
@@ -139,9 +140,10 @@ class ReadyModel(SessionModel):
             self.cache = BoundCache(self.session, self._binding, capacity, graph.shapes, memory)
         else:
             self.cache = JoinedCache(graph.shapes, self._binding, capacity)
-        stats = [file.stat() for file in (path, graph.data) if file is not None]
-        self.weights_bytes = sum(stat.st_size for stat in stats)
-        identity = [(stat.st_size, stat.st_mtime_ns) for stat in stats]
+        of = [file for file in (path, graph.data) if file is not None]
+        self.weights_bytes = sum(file.stat().st_size for file in of)
+        with foreign(BackendError, f"cannot load {path}", hint=AGAIN):
+            identity = [files.sha256(file) for file in of]
         elsewhere = [device] if device != providers.CPU else []
         kept = ["ready", onnxruntime.__version__, *identity, cpu, self.threads, *layers, *elsewhere]
         self.fingerprint = fingerprint(kept)

@@ -18,7 +18,7 @@ import numpy as np
 import onnxruntime
 from onnxruntime import OrtValue
 
-from edgespec import cache
+from edgespec import cache, files
 from edgespec.backends.cores import available_cores, kind_of, kinds
 from edgespec.backends.engine_model import LONGEST_PAD, Forward, PaddedModel, fingerprint
 from edgespec.backends.input_buffers import Inputs
@@ -165,17 +165,17 @@ class OnnxRuntimeModel(SessionModel):
         device: str = providers.CPU,
     ) -> None:
         path = folder / file
+        weights = data or (folder / WEIGHTS_FILE,)
         with foreign(BackendError, f"cannot load {path}", hint=hint):
-            weights = [held.stat() for held in data or (folder / WEIGHTS_FILE,)]
-        self.weights_bytes = sum(stat.st_size for stat in weights)
+            self.weights_bytes = sum(held.stat().st_size for held in weights)
         chunk = _LARGE_CHUNK if self.weights_bytes > _LARGE_BYTES else 256
         chunk = chunk if numerics == "exact" else 512
         super().__init__(path, numerics, chunk, layers=layers, threads=threads, hint=hint, device=device)
         self.folder = folder
         with foreign(BackendError, f"cannot load {path}", hint=hint):
             self._rotary = RotaryTables(folder, self.session, self._binding)
-        stamps = [number for stat in (path.stat(), *weights) for number in (stat.st_size, stat.st_mtime_ns)]
-        identity = (cache.VERSIONS["onnx_form"], onnxruntime.__version__, *stamps, cpu)
+            contents = [files.sha256(held) for held in (path, *weights)]
+        identity = (cache.VERSIONS["onnx_form"], onnxruntime.__version__, *contents, cpu)
         elsewhere = [device] if device != providers.CPU else []
         self.fingerprint = fingerprint([*identity, self.threads, *layers, *elsewhere])
         memory = providers.PROVIDERS[device.split(".")[0]].memory

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from edgespec import cache
+from edgespec import cache, files
 from edgespec.backends import mapped_weights
 from edgespec.backends.engine_model import Forward, fingerprint
 from edgespec.backends.input_buffers import Inputs
@@ -145,13 +145,11 @@ def fingerprint_of(
     core: ov.Core, compiled: ov.CompiledModel, xml: Path, device: str, layers: tuple[int, ...] = (), form: str = ""
 ) -> str:
     """Of a compiled IR (see ``PaddedModel.fingerprint``). form: of its graph, if it is not paged."""
-    weights = xml.with_suffix(".bin").stat()
     return fingerprint(
         [
             cache.VERSIONS["paged_graph"],
-            xml.stat().st_size,
-            weights.st_size,
-            weights.st_mtime_ns,
+            files.sha256(xml),
+            files.sha256(xml.with_suffix(".bin")),
             core.get_property(device, "FULL_DEVICE_NAME"),
             core.get_versions(device)[device].build_number,
             *reported(compiled, ("INFERENCE_NUM_THREADS", *NUMERIC)).values(),
