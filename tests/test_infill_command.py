@@ -25,7 +25,7 @@ Ended = tuple[int, str, str]
 def infill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
     """The command in this process, on a random model; its model is loaded only where the input is right."""
     monkeypatch.setattr(loading, "load", lambda **options: faked(tmp_path, QWEN, NGram()))
-    monkeypatch.setattr("edgespec.commands.answer._versions", lambda backend: {})
+    monkeypatch.setattr("edgespec.commands.answer._versions", dict)
 
     def run(*arguments: str, stdin: bytes = b"") -> Ended:
         monkeypatch.setattr(sys, "argv", ["edgespec", "infill", *arguments])
