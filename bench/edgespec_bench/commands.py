@@ -209,8 +209,7 @@ def peers(
     from edgespec_bench.peers.weights import Sources
 
     # Of a whole path its name: the page is for others.
-    names = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
-    typed = command_line(["edgespec", *names])
+    typed = command_line(Path(w).name if Path(w).is_absolute() else w for w in ("edgespec", *sys.argv[1:]))
     fetch_missing([model, options["draft"]], yes=yes, mirror=mirror)
     sources = Sources(**{name: options.pop(name) for name in ("gguf", "gguf_draft", "hf", "hf_draft")})
     bench_peers(model, read(prompts, per_category), page=report, command=typed, sources=sources, **options)
