@@ -34,7 +34,7 @@ from edgespec.machine.progress_line import ProgressLine
 from edgespec.pipeline import Pipeline
 from edgespec.plan_rows import PlanTable
 from edgespec.protocols import Drafter
-from edgespec.trial_loading import ROWS_NEEDED, Trials, fit
+from edgespec.trial_loading import Trials, fit, with_room
 from edgespec.types import Backend, GGUFWeights, KVPath, Needs, Numerics, Prefer, Schedule
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ def _opens(pair: Bundle, options: LoadOptions, chosen: str | None, *, brief: boo
     if rows is not None:  # the texts of a trial have a length of their own
         longest = pair.manifest.generation.context_length
         options.require_context(longest, pair.name)
-        rows = min(max(rows, ROWS_NEEDED), longest)
+        rows = with_room(rows, longest)
     # A trial forgets what its drafters learn, and would leave an empty table where the user's is.
     own = replace(options, remember=False, context_length=rows)
     return lambda plan: _wired(pair, plan.applied(own), plan.draft or chosen, brief=brief)

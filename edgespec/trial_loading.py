@@ -9,14 +9,18 @@ from typing import TYPE_CHECKING
 from edgespec import drafter_loading
 from edgespec.bundle import Bundle
 from edgespec.drafter_loading import Modelled
-from edgespec.engine_trial import EDIT, PROMPT, Trial
-from edgespec.engine_trial import ROWS_NEEDED as ROWS_NEEDED
+from edgespec.engine_trial import EDIT, PROMPT, ROWS_NEEDED, Trial
 from edgespec.load_options import LoadOptions
 from edgespec.machine.loader import Machine
 from edgespec.types import Backend
 
 if TYPE_CHECKING:
     from edgespec.backends.engine_model import PaddedModel
+
+
+def with_room(context_length: int, longest: int) -> int:
+    """A context that holds the texts of a trial, as far as the model's own longest one does."""
+    return min(max(context_length, ROWS_NEEDED), longest)
 
 
 class Trials:

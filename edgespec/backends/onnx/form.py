@@ -132,7 +132,7 @@ def _folder_of(xml: Path, context_length: int, name: str, say: Callable[[str], N
     with _WRITING, cache.locked():
         if found := _written(folder.parent, key):  # another process made it meanwhile
             return found
-        for refused in folder.parent.glob(f"*-{key}.refused"):
+        if refused := next(folder.parent.glob(f"*-{key}.refused"), None):
             raise NoONNXForm(refused.read_text(encoding="utf-8"))
         _remove_older(folder.parent, f"{place}*", f"*-{contents}-*")
         say(f"converting {name} for ONNX Runtime (one-time)")
