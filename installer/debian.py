@@ -55,7 +55,8 @@ def package(staged: Staged, output: Path) -> list[Path]:
 
 def _compile(python: Path, root: Path) -> None:
     """No user may write there, so what is not compiled now is compiled at each start. root: what becomes / later."""
-    command = [python / "bin/python3", "-I", "-m", "compileall", "-q", "-s", root, "-p", "/"]
+    # Without -f it would keep what this Python has written for itself: by the time, with the path of the build.
+    command = [python / "bin/python3", "-I", "-B", "-m", "compileall", "-f", "-q", "-s", root, "-p", "/"]
     # By the sources' times a build that sets them would not hold. Tests may be of Python 2.
     run(*command, "--invalidation-mode", "unchecked-hash", "-x", "/lib/python3.*/tests?/", python / "lib")
 

@@ -6,6 +6,7 @@ The slow test at the end builds the real one, installs it without a network, run
 from __future__ import annotations
 
 import os
+import py_compile
 import re
 import shutil
 import subprocess
@@ -122,6 +123,7 @@ def test_the_deb_holds_the_model_and_what_no_user_could_compile(
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
+    py_compile.compile(str(folder / "python/lib/python3.11/site.py"))  # as a Python leaves them when it starts
     [made] = debian.package(Staged(folder, "linux-x86_64", "1.2.3", "a stand-in"), machine.root)
     subprocess.run(["dpkg-deb", "-x", made, machine.root / "unpacked"], check=True)
     opt = machine.root / "unpacked" / "opt" / "edgespec"
@@ -129,6 +131,7 @@ def test_the_deb_holds_the_model_and_what_no_user_could_compile(
     assert (opt / "model" / "m.whl").read_text() == "model"
     assert b"/opt/edgespec/app/python/lib/python3.11/site.py" in compiled.read_bytes()
     assert str(machine.root).encode() not in compiled.read_bytes()
+    assert compiled.read_bytes()[4:8] == b"\1\0\0\0", "checked against the source's time or content at each start"
 
 
 @pytest.mark.slow
