@@ -86,6 +86,7 @@ class Pipeline(Filling):
         self._beside = beside
         self._gives_way = gives_way
         self.num_draft_tokens = num_draft_tokens
+        self.longest = longest
         self.devices = devices or {"target": target.capabilities.device}
         self._turn = Turn()
         self._grammars: Grammars | None = None

@@ -95,9 +95,18 @@ def command(
         words = [*in_words(stats, pipeline.expected_plain_s(stats)), _engine(pipeline, result, load_options["backend"])]
         click.echo("\n".join(map(printable, words)), err=True)
     if response_format is not None and result.finish_reason == "length":
-        more = "--context-length" if answer.limit(result) == "the context" else "--max-new-tokens"
-        click.echo(f"error: the text is cut short, and does not fit its format. Raise {more}", err=True)
+        click.echo(f"error: the text is cut short, and does not fit its format. {_remedy(pipeline, result)}", err=True)
         sys.exit(CUT_SHORT)
+
+
+def _remedy(pipeline: Pipeline, result: Generation) -> str:
+    """What gives a text that was cut short more room."""
+    if answer.limit(result) != "the context":
+        return "Raise --max-new-tokens"
+    capacity = pipeline.target.cache.capacity
+    if capacity < pipeline.longest:
+        return f"Raise --context-length, up to {pipeline.longest}"
+    return f"No longer context than {capacity} tokens is possible here; shorten the prompt, or ask for less"
 
 
 def _engine(pipeline: Pipeline, result: Generation, asked: str | None) -> str:
