@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from edgespec import cache, files, ir_folder, manifest, onnx_folder
-from edgespec.console import command_line
+from edgespec.console import line_to_type
 from edgespec.errors import BundleError, IntegrityError, foreign
 from edgespec.files import sha256_of
 from edgespec.ir_folder import IR_FILE
@@ -191,7 +191,7 @@ def read(folder: Path) -> Bundle:
         return Bundle(folder, *onnx_folder.describe(folder))
     hint = "make one with: edgespec export SOURCE -o DIR"
     if (folder / "config.json").is_file():
-        convert = command_line(["edgespec", "export", str(folder), "-o", "DIR"])
+        convert = line_to_type(["edgespec", "export", str(folder), "-o", "DIR"]) or "edgespec export FOLDER -o DIR"
         hint = f"this is a model for transformers; convert it first: {convert}"
     raise BundleError(f"neither {MANIFEST} nor {IR_FILE} nor {onnx_folder.MODEL_FILES[0]} in {folder}", hint=hint)
 

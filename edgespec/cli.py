@@ -14,7 +14,7 @@ from itertools import takewhile
 import click
 
 from edgespec import __version__
-from edgespec.console import command_line
+from edgespec.console import line_to_type
 from edgespec.errors import EdgespecError, SettingError
 
 COMMANDS = {
@@ -164,7 +164,8 @@ def _as_options(args: list[str]) -> list[str]:
 def _require_prompt(args: list[str]) -> None:
     """Refuse what is a command with a typing error, or a prompt without quotes. Raises SettingError."""
     words = list(takewhile(lambda arg: not arg.startswith("-"), args))
-    hint = f"to send it as a prompt: edgespec {DEFAULT} {command_line([' '.join(words), *args[len(words) :]])}"
+    typed = line_to_type(["edgespec", DEFAULT, " ".join(words), *args[len(words) :]])
+    hint = f"to send it as a prompt: {typed or f'edgespec {DEFAULT}, with the prompt on standard input'}"
     named = words[1:] if words[:1] == ["help"] else words
     if meant := _command_meant(named):
         raise SettingError(f'no command "{named[0]}"; did you mean "{meant}"', hint=hint)

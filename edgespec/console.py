@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +17,10 @@ from edgespec.errors import printable
 
 _SLOW_S = 3.0
 """that a user waits without a word"""
+_PLAIN = re.compile(r"-{0,2}[A-Za-z0-9_:/\\][A-Za-z0-9_:/\\-]*|[A-Za-z0-9_:/\\.][A-Za-z0-9_:/\\.-]*")
+"""a word that cmd.exe and PowerShell take as it is. PowerShell would split ``-a.b``."""
+_UNSAFE = re.compile('["\u201c-\u201e%$`\\r\\n]|\\\\$')
+"""what cmd.exe or PowerShell replaces between quotes, or ends them with: curly ones, too"""
 _lines = count()
 
 
@@ -34,23 +38,34 @@ def tell(text: str) -> None:
         sys.stderr.flush()
 
 
+def line_to_type(words: Iterable[str], *, windows: bool = os.name == "nt") -> str:
+    """What to type for these arguments in a shell of this system; "" if no line is safe in both shells of Windows.
+
+    >>> line_to_type(["edgespec", "run", "this & that"], windows=True)
+    'edgespec run "this & that"'
+    """
+    if not windows:
+        return command_line(words)
+    words = list(words)
+    if any(_UNSAFE.search(word) for word in words if not _PLAIN.fullmatch(word)):
+        return ""
+    return " ".join(word if _PLAIN.fullmatch(word) else f'"{word}"' for word in words)
+
+
 def command_line(words: Iterable[str]) -> str:
-    """What to type for these arguments: POSIX shells, cmd.exe and PowerShell read it alike. cmd.exe knows no ``'``.
+    """These arguments as a POSIX shell reads them, on any system: for what is kept.
 
-    A word with ``"``, ``$`` and the like is written for the shells of this system.
-
-    >>> command_line(["edgespec", "run", "What is it?"])
-    'edgespec run "What is it?"'
+    >>> command_line(["edgespec", "run", "What is it?"]), command_line(["edgespec", "run", "at $5"])
+    ('edgespec run "What is it?"', "edgespec run 'at $5'")
     """
     return " ".join(map(_quoted, words))
 
 
 def _quoted(word: str) -> str:
-    if shlex.quote(word) == word:
-        return word
-    if not set(word) & set('"$`\\!%'):
-        return f'"{word}"'
-    return subprocess.list2cmdline([word]) if os.name == "nt" else shlex.quote(word)
+    """In ``"`` where that is enough, as other shells read it too: cmd.exe knows no ``'``."""
+    if shlex.quote(word) == word or set(word) & set('"$`\\!'):
+        return shlex.quote(word)
+    return f'"{word}"'
 
 
 def is_watched() -> bool:

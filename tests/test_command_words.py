@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from edgespec import cli
+from edgespec.commands import run
+from edgespec.console import line_to_type
 from tests import test_commands
 from tests.test_commands import Ended, refused
 
@@ -80,6 +86,65 @@ def test_words_behind_no_command_are_told_how_to_be_a_prompt(
     here: Callable[..., Ended], arguments: list[str], said: str
 ) -> None:
     assert refused(here(*arguments)).endswith(said)
+
+
+@pytest.mark.parametrize(
+    ("word", "typed"),
+    [
+        ("plain", "plain"),
+        ("C:\\models\\a.gguf", "C:\\models\\a.gguf"),
+        ("--max-new-tokens", "--max-new-tokens"),
+        ("", '""'),
+        ("two words", '"two words"'),
+        ("x&calc", '"x&calc"'),
+        ("x!y&calc", '"x!y&calc"'),
+        ("a|b>c<d^e", '"a|b>c<d^e"'),
+        ("it's", '"it\'s"'),
+        ("a,b", '"a,b"'),
+        ("@x", '"@x"'),
+        ("#x", '"#x"'),
+        ("{x}", '"{x}"'),
+        ("-p.5", '"-p.5"'),
+        ("山", '"山"'),
+        ("%PATH%", ""),
+        ("50%&b", ""),
+        ("a$&calc", ""),
+        ("$(calc)", ""),
+        ("`x", ""),
+        ('say "a & b"', ""),
+        ("say “a & b”", ""),
+        ("C:\\my models\\", ""),
+        ("a\nb", ""),
+    ],
+)
+def test_a_line_for_the_shells_of_windows_runs_and_replaces_nothing(word: str, typed: str) -> None:
+    """cmd.exe replaces %NAME% between quotes too, PowerShell $name; outside of them ``&`` begins another command."""
+    assert line_to_type([word], windows=True) == typed
+    assert line_to_type(["edgespec", word], windows=True) == (typed and f"edgespec {typed}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["say", '"a & b"'], "To send it as a prompt: edgespec run, with the prompt on standard input\n"),
+        (["say it", '"a & b"'], "Put it in quotes, or send it to standard input\n"),
+    ],
+)
+def test_a_prompt_without_a_safe_line_is_told_in_words(
+    here: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
+) -> None:
+    monkeypatch.setattr(cli, "line_to_type", partial(line_to_type, windows=True))
+    monkeypatch.setattr(run, "line_to_type", partial(line_to_type, windows=True))
+    assert refused(here(*arguments)).endswith(said)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="asks a POSIX shell")
+@pytest.mark.parametrize(
+    "word", ["", "x y", "a$HOME", "50%", "`id`", "it's", 'say "a & b"', "a\\", "!x", "a\nb", "~", "*"]
+)
+def test_a_line_for_a_posix_shell_is_read_as_these_words(word: str) -> None:
+    line = f"printf '%s.' {line_to_type([word])}"
+    assert subprocess.run(line, shell=True, capture_output=True, text=True).stdout == f"{word}."
 
 
 @pytest.mark.parametrize("prompt", ["Hello", "hi", "Paris", "what", "rain", "chat with me", "runs?!?"])

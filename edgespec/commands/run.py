@@ -19,7 +19,7 @@ from edgespec.commands.options import (
     sampling_from,
     sampling_options,
 )
-from edgespec.console import command_line
+from edgespec.console import line_to_type
 from edgespec.errors import EdgespecError, SettingError, printable
 from edgespec.sampling_params import require_matching
 
@@ -65,7 +65,8 @@ def command(
     """
     if extra := click.get_current_context().args:
         what = f"unexpected extra argument ({' '.join(extra)}): a prompt is one argument"
-        raise SettingError(what, hint=f"put it in quotes: {command_line([' '.join([prompt or '', *extra])])}")
+        typed = line_to_type([" ".join([prompt or "", *extra])])
+        raise SettingError(what, hint=f"put it in quotes{typed and ': '}{typed or ', or send it to standard input'}")
     response_format = format_from(options, ignore_eos=ignore_eos)
     text = _read_prompt(prompt)
     if not text.strip() and not (raw and text):  # before a model is loaded for nothing

@@ -11,7 +11,7 @@ from typing import Any
 
 from edgespec import bundle, cache, files
 from edgespec.bundle import IR_FILE, MANIFEST, sha256_of
-from edgespec.console import command_line
+from edgespec.console import line_to_type
 from edgespec.errors import ConversionError, SourceError, foreign
 from edgespec.gguf.convert import read_header
 from edgespec.hub import catalog
@@ -107,7 +107,8 @@ def _packed(scratch: Path) -> Source:
 
 def _gguf(path: Path) -> Source:
     header = read_header(path)
-    hint = f"use the file as it is ({command_line(['edgespec', 'pull', path.name])}), or export the original model"
+    pull = line_to_type(["edgespec", "pull", path.name]) or "edgespec pull FILE"
+    hint = f"use the file as it is ({pull}), or export the original model"
     if header.architecture not in _LEFT_OUT:
         known = ", ".join(_LEFT_OUT)
         what = f"transformers does not read {path.name}"
