@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from edgespec.errors import SettingError, wrap_errors
+
 
 @contextmanager
 def replacing(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
@@ -23,6 +25,27 @@ def replacing(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def require_place(file: Path, what: str) -> None:
+    """Raises SettingError for a file that cannot be written, before minutes of work are lost on it. Nothing stays.
+
+    what: the file is, in the error. Folders that are missing are made with the file, later.
+    """
+    with wrap_errors(SettingError, f"cannot write {what} {file}", hint="name another file"):
+        if file.is_dir():
+            raise SettingError(what, got=str(file), allowed="a file")
+        first = file
+        while not first.parent.exists() and first.parent != first:
+            first = first.parent
+        if first != file:
+            first.mkdir()
+            first.rmdir()
+            return
+        is_new = not file.exists()
+        file.open("ab").close()
+        if is_new:
+            file.unlink()
 
 
 def private_opener(path: str, flags: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
 from pathlib import Path
 from statistics import geometric_mean
 
@@ -12,10 +13,13 @@ from click.testing import CliRunner
 
 import edgespec_bench
 from edgespec.adaptive.calibration import ForwardTimes
+from edgespec.bench.plot import require_plot
 from edgespec.cli import cli
 from edgespec.decode.policy import FixedLength, Plain
 from edgespec.drafters.ngram import NGram
-from edgespec.errors import SettingError
+from edgespec.errors import EdgespecError, SettingError
+from edgespec.own_files import require_place
+from edgespec_bench.peers import run as peers
 from edgespec_bench.recording import LONGEST_DRAFT, Chain, Recorded, Recording, read, save
 from edgespec_bench.replay import AUTO, PLAIN, Player, Trouble, compare, gain
 
@@ -44,9 +48,44 @@ def recording(*, right: bool = True, texts: int = 3, draft: ForwardTimes = DRAFT
 
 def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    for place, said in ((tmp_path / "file" / "texts.gz", "cannot write"), (tmp_path, "allowed: a file")):
+    for place, said in (
+        (tmp_path / "file" / "texts.gz", "cannot write"),
+        (tmp_path, "allowed: a file"),
+        (tmp_path / f"{'x' * 300}.gz", "cannot write"),
+        (tmp_path / ("x" * 300) / "texts.gz", "cannot write"),
+    ):
         ended = CliRunner().invoke(cli, ["bench", "record", "-m", str(tmp_path / "none"), "-o", str(place)])
         assert isinstance(ended.exception, SettingError) and said in str(ended.exception)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a folder that nobody can write in")
+def test_a_folder_that_nobody_can_write_in_is_refused_before_the_work() -> None:
+    for place in (Path("/proc/texts.gz"), Path("/proc/new/texts.gz"), Path("/proc/version")):
+        with pytest.raises(SettingError, match=f"cannot write the recording {place}"):
+            require_place(place, "the recording")
+
+
+def test_a_place_is_left_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "old.gz").write_text("content")
+    for place in (tmp_path / "new" / "a" / "b.gz", tmp_path / "new.gz", tmp_path / "old.gz"):
+        ended = CliRunner().invoke(cli, ["bench", "record", "-m", str(tmp_path / "none"), "-o", str(place)])
+        assert isinstance(ended.exception, EdgespecError) and "none" in str(ended.exception)
+    assert [path.name for path in tmp_path.iterdir()] == ["old.gz"]
+    assert (tmp_path / "old.gz").read_text() == "content"
+    save(recording(), tmp_path / "new" / "a" / "b.gz")
+    assert read(tmp_path / "new" / "a" / "b.gz") == recording()
+
+
+def test_a_report_and_a_plot_are_refused_before_the_work_too(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    long = tmp_path / ("x" * 300)
+    with pytest.raises(SettingError, match="cannot write the plot"):
+        require_plot(long.with_suffix(".png"))
+    with pytest.raises(SettingError, match="cannot write the report"):
+        peers._check(long.with_suffix(".md"))
+    peers._check(tmp_path / "new" / "page.md")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_recording_comes_back_as_it_was_saved(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -201,8 +202,6 @@ def peers(
 
     It needs more packages: pip install ".[bench]"
     """
-    import sys
-
     from edgespec.bench.prompts import read
     from edgespec.commands.fetching import fetch_missing
     from edgespec_bench.peers.run import bench_peers
@@ -295,10 +294,11 @@ def server(pairs: int, start: bool, **options: Any) -> None:
 def record(output: Path, prompts: Path | None, per_category: int | None, new_tokens: int, **options: Any) -> None:
     """Record texts, the draft model's proposals at every position, and costs. bench replay reads the file."""
     from edgespec.bench.prompts import read
+    from edgespec.own_files import require_place
     from edgespec_bench import recording
 
     chosen = read(prompts, per_category)
-    recording.require_place(output)
+    require_place(output, "the recording")
     recording.save(recording.record(load_pair(options), chosen, new_tokens=new_tokens), output)
     click.echo(output)
 

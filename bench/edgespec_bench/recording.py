@@ -116,16 +116,9 @@ def at_costs_of(recording: Recording, other: Recording) -> Recording:
     return replace(other, model=f"{recording.model} at the costs of {other.model}", texts=recording.texts)
 
 
-def require_place(file: Path) -> None:
-    """Make its folder. Raises SettingError for a file that cannot be written, before minutes of work are lost on it."""
-    if file.is_dir():
-        raise SettingError("output", got=str(file), allowed="a file", setting="output")
-    with wrap_errors(SettingError, f"cannot write {file}"):
-        file.parent.mkdir(parents=True, exist_ok=True)
-
-
 def save(recording: Recording, file: Path) -> None:
     with wrap_errors(SettingError, f"cannot write {file}"):
+        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(gzip.compress(msgspec.json.encode(recording), mtime=0))
 
 

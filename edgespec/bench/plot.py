@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgespec.errors import SettingError, wrap_errors
+from edgespec.own_files import require_place
 
 if TYPE_CHECKING:
     from edgespec.bench.speed import Speed
@@ -22,6 +23,7 @@ def require_plot(path: Path) -> None:
         raise SettingError("plot", got=str(path), allowed="a file that ends in .png, .svg or .pdf")
     if not path.parent.is_dir():
         raise SettingError("no such folder for the plot", got=str(path.parent))
+    require_place(path, "the plot")
 
 
 def plot(title: str, speeds: Mapping[str, Speed], path: Path) -> None:

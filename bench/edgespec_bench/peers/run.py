@@ -16,6 +16,7 @@ from edgespec.bundle import Bundle
 from edgespec.errors import SettingError, wrap_errors
 from edgespec.hub.resolve import resolve
 from edgespec.machine import devices
+from edgespec.own_files import require_place
 from edgespec.text.chat_template import ChatTemplate
 from edgespec.text.tokenizer import Tokenizer
 from edgespec_bench.peers import plots, report
@@ -81,10 +82,9 @@ def bench_peers(
 
 def _check(page: Path) -> None:
     """Raises SettingError for a page that cannot be written, before any measurement."""
-    if page.suffix.lower() != ".md" or page.is_dir():
+    if page.suffix.lower() != ".md":
         raise SettingError("report", got=str(page), allowed="a file that ends in .md")
-    with wrap_errors(SettingError, f"cannot write the report {page}"):
-        page.parent.mkdir(parents=True, exist_ok=True)
+    require_place(page, "the report")
 
 
 def write(results: Results, facts: report.Facts, page: Path) -> None:
@@ -94,6 +94,7 @@ def write(results: Results, facts: report.Facts, page: Path) -> None:
     relative = [path.relative_to(page.parent).as_posix() for path in pictures]
     text = report.markdown(results, facts, relative)
     with wrap_errors(SettingError, f"cannot write the report {page}"):
+        page.parent.mkdir(parents=True, exist_ok=True)
         temporary = page.with_name(f".{page.name}.tmp")
         temporary.write_text(text, encoding="utf-8", newline="\n")
         temporary.replace(page)
