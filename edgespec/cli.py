@@ -7,15 +7,17 @@ import io
 import os
 import re
 import sys
+from ast import literal_eval
 from difflib import get_close_matches
 from importlib import import_module
 from itertools import takewhile
+from typing import Any
 
 import click
 
 from edgespec import __version__
 from edgespec.console import line_to_type
-from edgespec.errors import EdgespecError, SettingError
+from edgespec.errors import EdgespecError, SettingError, printable
 
 COMMANDS = {
     "run": "Generate text from a prompt (the default command).",
@@ -130,8 +132,8 @@ def main() -> None:
         sys.exit(141)
 
 
-_REFUSED = re.compile(r"(?P<got>'.*'|\S+) is not (?:a valid|one of|in the range) (?P<allowed>.+?)\.?", re.DOTALL)
-"""click's words about a value of a wrong kind"""
+_REFUSED = re.compile(r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*") is not |(\S+) is not in the range """)
+"""how click's words about a value begin: with a text as Python writes it, which ends with its quotes, or a number"""
 
 
 def _in_our_form(error: click.ClickException) -> str:
@@ -139,13 +141,32 @@ def _in_our_form(error: click.ClickException) -> str:
     if isinstance(error, click.NoSuchOption):
         near = f". Did you mean {' or '.join(sorted(error.possibilities))}?" if error.possibilities else ""
         return f"No such option; got {error.option_name}{near}"
-    found = _REFUSED.fullmatch(error.message)
+    found = _REFUSED.match(error.message)
     if not isinstance(error, click.BadParameter) or error.param is None or found is None:
         return error.format_message()
+    text, number = found.groups()
+    if (allowed := _allowed(error.param.type, is_number=text is None)) is None:
+        return error.format_message()
     name = "/".join(sorted(error.param.opts, key=len)) if isinstance(error.param, click.Option) else error.param.name
-    kinds = {"float": "a number", "integer": "a whole number"}
-    allowed = kinds.get(found["allowed"], found["allowed"])
-    return f"{name}; got {found['got'].strip(chr(39))}; allowed: {allowed}"
+    got = " ".join(str(literal_eval(text)).split()) if text else number
+    return f"{name}; got {printable(got) or text}; allowed: {allowed}"
+
+
+def _allowed(kind: click.ParamType[Any], *, is_number: bool) -> str | None:
+    """Values of an option of this type; None: it has words of its own. is_number: the value had the right kind."""
+    if isinstance(kind, click.Choice):
+        return ", ".join(map(repr, kind.choices))
+    number = "a whole number" if isinstance(kind, type(click.INT)) else "a number"
+    if kind in (click.INT, click.FLOAT):
+        return number
+    if not isinstance(kind, click.IntRange | click.FloatRange):
+        return None
+    above, below = "" if kind.min_open else "=", "" if kind.max_open else "="
+    if kind.max is None:
+        limits = f"x>{above}{kind.min}"
+    else:
+        limits = f"x<{below}{kind.max}" if kind.min is None else f"{kind.min}<{above}x<{below}{kind.max}"
+    return limits if is_number else f"{limits}, {number}"
 
 
 def _as_options(args: list[str]) -> list[str]:
