@@ -108,6 +108,17 @@ def row(table: Any, *cells: str) -> None:
     table.add_row(*map(printable, cells))
 
 
+def figure(value: float) -> str:
+    """For people: three digits that tell, and no power of ten.
+
+    >>> figure(0.05512345678), figure(1234.5), figure(999.96), figure(-999.4), figure(0.00001), figure(0.0)
+    ('0.0551', '1234', '1000', '-999', '0.00001', '0')
+    """
+    from decimal import Decimal
+
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{Decimal(f'{value:.3g}'):f}"
+
+
 def width() -> int:
     """Columns: of the terminal, and elsewhere enough for lines that grep and cut can work with."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else 200

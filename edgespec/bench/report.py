@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
+from edgespec import console
 from edgespec.machine.devices import machine
 
 
@@ -20,8 +21,6 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[objec
     """Print one table of a measurement that has several."""
     from rich.table import Table
 
-    from edgespec import console
-
     table = Table(*columns, title=title, title_justify="left")
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
@@ -34,6 +33,4 @@ def paired_ratio(left: Sequence[float], right: Sequence[float]) -> float:
 
 
 def _cell(value: object) -> str:
-    if not isinstance(value, float):
-        return str(value)
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return console.figure(value) if isinstance(value, float) else str(value)

@@ -22,6 +22,7 @@ from edgespec.commands.options import (
     sampling_options,
     worded,
 )
+from edgespec.console import figure
 from edgespec.errors import EdgespecError, printable
 from edgespec.generation import Generation
 from edgespec.pipeline import Pipeline
@@ -174,7 +175,7 @@ def _words(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key.replace('_', ' ')} {words}" for key, each in value.items() if (words := _words(each)))
     if isinstance(value, float):
-        return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+        return figure(value)
     return "" if value is None else str(value)
 
 

@@ -227,7 +227,7 @@ def _show_cases(published: Sequence[Checked], left_out: Sequence[Unsimulated]) -
     for one in published:
         verdict = "holds" if one.holds else f"missed: {one.case.miss or 'not known why'}"
         verdict = f"{verdict} (fitted to it)" if one.case.fitted else verdict
-        figures = f"{one.published:.3g}", f"{one.simulated:.3g}", f"{one.off:+.0%}"
+        figures = console.figure(one.published), console.figure(one.simulated), f"{one.off:+.0%}"
         console.row(table, one.case.name, one.what, *figures, verdict)
     for case in left_out:
         console.row(table, case.name, "", "", "", "", f"not simulated: {case.why}")

@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from edgespec import Pipeline
+from edgespec import Pipeline, console
 from edgespec.bench import prompts as bench_prompts
 from edgespec.bench.prompts import Prompt
 from edgespec.bench.report import show
@@ -243,7 +243,7 @@ def _rounded(value: Any) -> Any:
 
 
 def _or_dash(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"
+    return "-" if value is None else console.figure(value)
 
 
 def _list(values: Iterable[float]) -> str:
