@@ -14,6 +14,8 @@ import pytest
 from edgespec.server.chat import exchange
 from edgespec.server.chat.store import GRACE_S, NewerFile, NoChat, NotOpened, Store
 
+LOST = "(This turn was lost.)"
+
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
@@ -142,10 +144,33 @@ def test_turns_that_are_saved_are_shown(tmp_path: Path) -> None:
     again = Store(path)
     assert again.mended
     assert {chat.id: chat.title for chat in again.listed()}[headless] == "first line"
-    for key, said in ((headless, ["first\nline", "one", "two"]), (torn, ["zero", "one", "four", "five"])):
+    for key, said in ((headless, ["first\nline", "one", "two"]), (torn, ["zero", "one", LOST, "four", "five"])):
         assert [turn.content for turn in again.branch(key, again.chat(key).leaf or 0)] == said
     roots = [turn.content for turn in again.turns(torn) if turn.parent is None]
     assert roots == ["zero"]
+
+
+@pytest.mark.parametrize("lost", ["q1", "a1", "q2"])
+def test_a_lost_turn_is_known_as_lost(tmp_path: Path, lost: str) -> None:
+    """What stood behind it becomes no answer to another question, and is behind some turn: it can be asked again."""
+    path = tmp_path / "chats.sqlite"
+    store = Store(path)
+    key = a_chat(store, "q1", "a1", "q2", "a2")
+    other = store.add(key, store.turns(key)[2].id, "assistant", "another answer").id
+    store._db.execute("DELETE FROM turns WHERE content = ?", (lost,))
+    a_chat(store, *("x" * 3000 for _ in range(20)))
+    store.close()
+    content = bytearray(path.read_bytes())
+    content[-4096:] = bytes(4096)
+    path.write_bytes(content)
+    again = Store(path)
+    assert again.mended
+    turns = {turn.content: turn for turn in again.turns(key)}
+    said = [LOST if content == lost else content for content in ("q1", "a1", "q2", "a2")]
+    assert [turn.content for turn in again.branch(key, turns["a2"].id)] == said
+    assert [turn.content for turn in again.branch(key, other)] == [*said[:3], "another answer"]
+    assert [turn.role for turn in again.branch(key, other)] == ["user", "assistant"] * 2
+    assert [turn.id for turn in again.turns(key)] == sorted(turn.id for turn in turns.values())
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the user's folder is private there")

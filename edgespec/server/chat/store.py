@@ -61,13 +61,14 @@ _SHOWN_AGAIN = """
     ) AS lost ON id = head;
     UPDATE chats SET leaf = (SELECT max(id) FROM turns WHERE turns.chat = chats.id)
     WHERE leaf NOT IN (SELECT id FROM turns);
-    UPDATE turns SET parent = (
-        SELECT max(id) FROM turns AS earlier
-        WHERE earlier.chat = turns.chat AND earlier.role <> turns.role AND earlier.id < turns.id
-    ) WHERE parent NOT IN (SELECT id FROM turns);
+    INSERT INTO turns (id, chat, parent, role, content, created)
+    SELECT parent, chat, (SELECT max(id) FROM turns AS earlier WHERE earlier.chat = behind.chat AND id < behind.parent),
+        CASE role WHEN 'user' THEN 'assistant' ELSE 'user' END, '(This turn was lost.)', min(created)
+    FROM turns AS behind WHERE parent < id AND parent NOT IN (SELECT id FROM turns) GROUP BY parent;
     COMMIT;
 """
-"""Turns that were saved without their chat, without its leaf, or without the turn before them."""
+"""Turns that were saved without their chat, without its leaf, or without the turn before them. A lost turn is replaced:
+what stood behind it stays one answer to it or several, and no answer to another question."""
 
 
 class NoChat(EdgespecError):
