@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 from edgespec.errors import SettingError
 from edgespec.pipeline import Pipeline
 from edgespec.text.chat_template import ChatTemplate
-from edgespec.text.messages import plain_messages
+from edgespec.text.messages import plain_messages, require_shallow
 
 HELLO = {"role": "user", "content": "Hello"}
 PARTS = [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]
@@ -59,7 +59,10 @@ def test_calls_are_objects_with_and_without_their_wrapping() -> None:
         ([{"role": "<|im_end|>", "content": "x"}], r"messages\[0\]: role; got <\|im_end\|>"),
         ([{"role": "user", "content": 5}], r"messages\[0\]\.content; got int; allowed: a text or a list"),
         ([{"role": "user", "content": [{"type": "image_url"}]}], "content of type 'image_url' is not supported"),
-        ([{"role": "user", "content": "x", "tool_calls": [nested(600)]}], "messages nest too deep; allowed: 64 levels"),
+        (
+            [{"role": "user", "content": "x", "tool_calls": [nested(600)]}],
+            "messages; got deeper than 64 levels; allowed: 64",
+        ),
     ],
 )
 def test_what_is_no_conversation_is_refused_by_all_doors(
@@ -75,9 +78,22 @@ def test_what_is_no_conversation_is_refused_by_all_doors(
 
 
 def test_tools_do_not_nest_without_end(served: Pipeline) -> None:
-    assert served.chat_tokens([HELLO], tools=[nested(20)])
-    with pytest.raises(SettingError, match="variables of the template nest too deep; allowed: 64 levels"):
+    assert served.chat_tokens([HELLO], tools=[nested(20)], enable_thinking=False)
+    with pytest.raises(SettingError, match="^tools; got deeper than 64 levels; allowed: 64") as caught:
         served.chat_tokens([HELLO], tools=[nested(600)])
+    assert caught.value.setting == "tools"
+
+
+def test_what_nests_deeper_than_64_levels_is_refused() -> None:
+    inner: list[Any] = []
+    for _ in range(63):
+        inner = [inner]
+    for shallow in (inner, "text", None, 5):
+        require_shallow(shallow, "tools")
+    with pytest.raises(
+        SettingError, match="^tools; got deeper than 64 levels; allowed: 64 levels of lists and objects$"
+    ):
+        require_shallow([inner], "tools")
 
 
 def test_a_role_of_the_models_own_template_is_known() -> None:

@@ -131,3 +131,22 @@ def test_tools_that_cannot_be_used_are_refused(client: TestClient, tmp_path: Pat
     answer = other.post("/v1/chat/completions", json=body())
     assert answer.status_code == 400 and answer.json()["error"]["param"] == "tools"
     assert other.post("/v1/chat/completions", json=body(tool_choice="none", max_tokens=2)).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/apply-template"])
+def test_a_field_that_nests_without_end_is_named(client: TestClient, path: str) -> None:
+    deep: list[Any] = []
+    for _ in range(200):
+        deep = [deep]
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": deep}}}
+    hello = {"role": "user", "content": "Hello"}
+    for field, value in {
+        "tools": [tool],
+        "chat_template_kwargs": {"documents": deep},
+        "messages": [{**hello, "name": deep}],
+    }.items():
+        answer = client.post(path, json={"messages": [hello], "max_tokens": 2, field: value})
+        error = answer.json()["error"]
+        assert answer.status_code == 400
+        assert error["message"] == f"{field}; got deeper than 64 levels; allowed: 64 levels of lists and objects"
+        assert error.get("param", field) == field

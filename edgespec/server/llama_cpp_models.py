@@ -23,7 +23,7 @@ from edgespec.server.places import Places
 from edgespec.server.refusals import BadRequest, NotOffered
 from edgespec.server.service import Service
 from edgespec.server.wire import Endpoint, Handle, Json
-from edgespec.text.messages import plain_messages
+from edgespec.text.messages import plain_messages, require_shallow
 
 T = TypeVar("T")
 SLOT_ACTIONS = ("save", "restore", "erase")
@@ -109,7 +109,10 @@ class Models:
         def prompt(pipeline: Pipeline) -> str:
             if pipeline.template is None:
                 raise NotOffered(f"{pipeline.bundle.name} has no chat template")
-            return pipeline.template.render(plain_messages(asked.messages), **variables)
+            messages = plain_messages(asked.messages)
+            for name, value in {"messages": messages, **variables}.items():
+                require_shallow(value, name)
+            return pipeline.template.render(messages, **variables)
 
         return Json({"prompt": await self._ask(asked.model, prompt)})
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from edgespec.server.fields import described
 from edgespec.server.refusals import BadRequest
+from edgespec.text.messages import require_shallow
 
 Message = Annotated[
     dict[str, Any],
@@ -20,7 +21,8 @@ _OWN_VARIABLES = {"add_generation_prompt", "allow_special", "begun", "messages",
 
 
 def template_variables(given: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Variables of a chat template that a client may set. Raises BadRequest."""
+    """Variables of a chat template that a client may set. Raises BadRequest, SettingError."""
     if taken := sorted(_OWN_VARIABLES & (given or {}).keys()):
         raise BadRequest(f"chat_template_kwargs: {taken[0]} is set by the server", param="chat_template_kwargs")
+    require_shallow(given, "chat_template_kwargs")
     return dict(given or {})

@@ -46,13 +46,14 @@ def require_shallow(value: Any, setting: str) -> None:
 
     >>> require_shallow([{"content": ["a"]}], "messages")
     """
-    level = [value]
+    level = [value] if _is_nesting(value) else []
     for _ in range(_DEEPEST):
         inner = (each.values() if isinstance(each, Mapping) else each for each in level)
         level = list({id(item): item for each in inner for item in each if _is_nesting(item)}.values())
         if not level:
             return
-    raise SettingError(f"{setting} nest too deep", allowed=f"{_DEEPEST} levels", setting=setting)
+    got, allowed = f"deeper than {_DEEPEST} levels", f"{_DEEPEST} levels of lists and objects"
+    raise SettingError(setting, got=got, allowed=allowed, setting=setting)
 
 
 def _is_nesting(value: Any) -> bool:

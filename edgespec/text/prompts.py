@@ -35,8 +35,8 @@ class Prompts:
         if self._template is None:
             raise SettingError(f"{self._name} has no chat template", hint="use a plain prompt (--raw)")
         plain: Sequence[Message] = plain_messages(messages)
-        require_shallow(plain, "messages")
-        require_shallow(variables, "variables of the template")
+        for name, value in {"messages": plain, **variables}.items():
+            require_shallow(value, name)
         for content in (*texts_in(plain), *texts_in(variables)):
             self._require_fit(content)
         mark = ""
