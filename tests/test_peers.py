@@ -223,5 +223,5 @@ def test_a_short_comparison_with_the_real_edgespec(
     assert all(c["failed"] is None and c["ttft_s"][CHAT_TURN] > 0 for c in summary["runtimes"].values())
     text = page.read_text(encoding="utf-8")
     assert "| edgespec auto |" in text
-    typed = text.split("Written by `")[1].split("`")[0]
+    typed = text.split("The figures are by `")[1].split("`")[0]
     assert typed.startswith("edgespec bench peers -m ") and ' --only "edgespec auto" --prompts prompts.jsonl ' in typed

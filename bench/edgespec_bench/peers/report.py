@@ -116,7 +116,7 @@ def markdown(results: Results, facts: Facts, plots: Sequence[str]) -> str:
     prompts = ", ".join(f"{count} {category}" for category, count in facts.prompts.items())
     parts = [
         "# edgespec and other runtimes",
-        f"Written by `{facts.command}` on {facts.date}; do not edit.",
+        f"The figures are by `{facts.command}` on {facts.date}.",
         f"{facts.model}. {machine}. {facts.threads} threads each. Prompts: {prompts}. Greedy; up to {facts.new_tokens} "
         f"new tokens each; {facts.pairs} answer{'s' * (facts.pairs > 1)} a prompt.",
         "## Decoding",
