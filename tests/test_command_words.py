@@ -1,4 +1,7 @@
-"""What the first words of a command line mean: a command, what was mistyped or is called so elsewhere, or a prompt."""
+"""What the first words of a command line mean: a command, what was mistyped or is called so elsewhere, or a prompt.
+
+And what is said of a wrong value of an option.
+"""
 
 from __future__ import annotations
 
@@ -158,3 +161,29 @@ def test_a_file_of_that_name_is_no_mistyped_command(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "chta").touch()
     assert here("chta", "-m", str(tiny_ir.parent), "-n", "1", "--draft", "none")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["serve", "--queue", "abc"], "error: --queue; got abc; allowed: x>=1, a whole number (see --help)"),
+        (["serve", "--port", "1.5"], "error: -p/--port; got 1.5; allowed: 0<=x<=65535, a whole number (see --help)"),
+        (["serve", "--port", "-1"], "error: -p/--port; got -1; allowed: 0<=x<=65535 (see --help)"),
+        (["bench", "replay", "x", "--noise", "a"], "error: --noise; got a; allowed: 0<=x<=1, a number (see --help)"),
+        (["run", "x", "-n", ""], "error: -n/--max-new-tokens; got ''; allowed: a whole number (see --help)"),
+        (["run", "x", "-n", "a\x1b\nb"], "error: -n/--max-new-tokens; got a\\x1b b; allowed: a whole number"),
+        (["run", "x", "--numerics", ""], "error: --numerics; got ''; allowed: 'exact', 'fast'"),
+        (
+            ["run", "x", "--seed", "a' is not in the range 'z"],
+            "error: --seed; got a' is not in the range 'z; allowed: a whole number (see --help)",
+        ),
+        (
+            ["run", "x", "--seed", """it's "x' is not one of y"""],
+            """error: --seed; got it's "x' is not one of y; allowed: a whole number (see --help)""",
+        ),
+    ],
+)
+def test_a_wrong_value_is_shown_with_those_of_its_option(
+    here: Callable[..., Ended], arguments: list[str], message: str
+) -> None:
+    assert message in refused(here(*arguments))
