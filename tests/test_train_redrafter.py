@@ -175,6 +175,14 @@ def test_the_command_trains_packs_and_goes_on_and_the_draft_changes_no_token(
     assert manifest.drafter.kind == "redrafter" and manifest.drafter.needs.layers == (2, 3)
     assert manifest.measured["training"]["step"] == 6
     assert len(json.loads((work / "curve.json").read_text())["curve"]) == 2
+    onward = ["train", "redrafter", target, "-o", tmp_path / "again", "--states", states, "--from-draft", packed]
+    onward += [*command[command.index("--state") : command.index("--state") + 2], "--embeddings-from", target_folder]
+    onward += ["--steps", 1, "--batch", 512, "--learning-rate", 1e-12, "--draft-length", 3]
+    result = run(*onward)
+    assert result.exit_code == 0, result.output
+    begun = draft_folder.read(tmp_path / "again" / "draft").manifest.measured
+    reached = manifest.measured["training"]
+    assert begun["training"]["agreement"] == reached["agreement"], "it begins with the other's weights"
     pipeline, plain = load(target, draft=str(packed)), load(target, draft="none")
     for sampling in (SamplingParams(), SamplingParams(temperature=0.8, seed=3)):
         options: dict[str, Any] = {"max_new_tokens": 24, "sampling": sampling}

@@ -100,6 +100,9 @@ def head_options(*, vocabulary: int = 8192, learning_rate: float = 1e-3) -> Call
         ),
         click.option("--prompt-share", type=click.FloatRange(0, 1), default=0.45, show_default=True),
         click.option("--state-tokens", type=click.IntRange(1), metavar="N", help="Most tokens with states."),
+        click.option(
+            "--from-draft", type=PATH, metavar="DIR", help="Begin with the head of an earlier run: its draft."
+        ),
         click.option("--vocabulary", type=click.IntRange(16), default=vocabulary, show_default=True),
         click.option("--steps", type=click.IntRange(1), default=2000, show_default=True, help="Batches to train on."),
         click.option("--batch", "tokens_per_batch", type=click.IntRange(64), default=2048, show_default=True),
@@ -124,6 +127,7 @@ def check_head_options(context: click.Context) -> None:
     """Raises SettingError for options of a head that contradict each other."""
     refuse_with_ready(context, "states_folder", {"corpus_folder", *MAKING, *_CHOICE})
     refuse_with_ready(context, "corpus_folder", MAKING)
+    refuse_with_ready(context, "from_draft", {"vocabulary", "fit_rows"})
 
 
 def refuse_with_ready(context: click.Context, ready: str, names: Collection[str]) -> None:

@@ -38,7 +38,7 @@ def save(accelerator: Accelerator, folder: Path, state: dict[str, Any]) -> None:
 
 
 def has_checkpoint(folder: Path) -> bool:
-    return _newest(folder) is not None
+    return newest(folder) is not None
 
 
 def resume(
@@ -48,7 +48,7 @@ def resume(
 
     free: what may differ in each part of the identity if the state says ``diverged``.
     """
-    saved = _newest(folder)
+    saved = newest(folder)
     if saved is None:
         return {}
     again = "delete it to begin again"
@@ -80,6 +80,6 @@ def _without(names: Collection[str]) -> Callable[[Any], Any]:
     return rest
 
 
-def _newest(folder: Path) -> Path | None:
+def newest(folder: Path) -> Path | None:
     """The newest whole one: a run may have been killed between putting the old one aside and the new one in place."""
     return next((path for name in (CHECKPOINT, f"{CHECKPOINT}.old") if (path := folder / name).is_dir()), None)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from accelerate import Accelerator, PartialState
 from numpy.typing import NDArray
 
@@ -42,6 +43,7 @@ from edgespec_train.plot import plot
 from edgespec_train.progress import progress_bar
 from edgespec_train.ship_head import HeadKind, TrainedHead, pack_head
 from edgespec_train.stages import corpus_of
+from edgespec_train.started import Start
 from edgespec_train.target import check_vocabulary, checkpoint_of, target_bundle
 
 Say = Callable[[str], None]
@@ -52,7 +54,8 @@ B = TypeVar("B")
 class HeadSettings:
     """The settings that all heads have. layers: of the target, whose states the head reads; (): ``usual_layers``.
     vocabulary: how many ids it can propose. corpus, states: folders that are there already. plan: of a corpus to be
-    made, see ``stages.corpus_of``. target_names: how other files of the target are called."""
+    made, see ``stages.corpus_of``. target_names: how other files of the target are called. from_draft: of a
+    run whose head this one begins with."""
 
     target: str
     folder: Path
@@ -64,6 +67,7 @@ class HeadSettings:
     precision: str = "f32"
     plan: dict[str, Any] = field(default_factory=dict)
     target_names: tuple[str, ...] = ()
+    from_draft: Path | None = None
 
     @classmethod
     def of(cls, target: str, folder: Path, options: dict[str, Any]) -> tuple[HeadSettings, Schedule]:
@@ -74,20 +78,23 @@ class HeadSettings:
         corpus, states = take("corpus_folder"), take("states_folder")
         plan = {name: take(name) for name in PLAN}
         vocabulary, precision, names = take("vocabulary"), take("precision"), take("target_names")
+        start = take("from_draft")
         schedule = Schedule(**{name: take(name) for name in list(options) if name in Schedule.__dataclass_fields__})
-        return cls(target, folder, layers, vocabulary, corpus, states, choice, precision, plan, names), schedule
+        known = target, folder, layers, vocabulary, corpus, states, choice, precision, plan, names, start
+        return cls(*known), schedule
 
 
 @dataclass(frozen=True)
 class Ground:
     """What a head is made and trained from. id_map: the target id of each head id, ascending; behind them UNKNOWN, for
-    all others, unless the head has every id."""
+    all others, unless the head has every id. start: whose weights the head begins with."""
 
     target: Bundle
     states: States
     held_out: States
     id_map: NDArray[np.int32]
     accelerator: Accelerator
+    start: Start | None = None
 
 
 def prepared(settings: HeadSettings, embeddings: str | None, say: Say, *, reads: bool) -> tuple[HeadSettings, Bundle]:
@@ -100,7 +107,8 @@ def prepared(settings: HeadSettings, embeddings: str | None, say: Say, *, reads:
     with PartialState().main_process_first():  # the other processes find it
         target = target_bundle(settings.target, settings.folder, say)
     depth, width = decoder_layers(ov.Core(), graph_of(target))
-    layers = settings.layers or usual_layers(depth)
+    start = settings.from_draft and Start.of(settings.from_draft)
+    layers = settings.layers or (start and start.layers) or usual_layers(depth)
     check_layers(layers, depth)
     if layers[-1] != depth:
         raise SettingError(
@@ -127,26 +135,34 @@ def ground(settings: HeadSettings, target: Bundle, say: Say) -> Ground:
         raise SettingError("the states are another target's", got=read.target, allowed=identity(target))
     ends = target.manifest.generation.eos_token_ids
     rest, held_out = parted(read, target, say, settings.plan.get("exclude", ()))
-    id_map = choose_vocabulary(rest.token_counts(vocab_size), settings.vocabulary, always=ends)
+    start = None if settings.from_draft is None else Start.of(settings.from_draft)
+    id_map = (
+        start.id_map if start else choose_vocabulary(rest.token_counts(vocab_size), settings.vocabulary, always=ends)
+    )
     for part in (rest, held_out):  # an answer of one token has nothing to draft behind it
         part.texts = [text for text in part.texts if part.length(text) > part.answer(text) + 1]
     require_both(rest, held_out)
     say(f"training on {rest.answer_tokens} tokens by the target, {held_out.answer_tokens} held out, {len(id_map)} ids")
     precision = "bf16" if settings.precision == "bf16" else "no"
-    return Ground(target, rest, held_out, id_map, Accelerator(mixed_precision=precision))
+    return Ground(target, rest, held_out, id_map, Accelerator(mixed_precision=precision), start)
+
+
+def begins(head: torch.nn.Module, shape: Any, settings: HeadSettings, on: Ground, say: Say) -> bool:
+    """Whether the head has weights to begin with: a checkpoint's, or now those of ``--from-draft``."""
+    if has_checkpoint(settings.folder):
+        return True
+    if on.start is None:
+        return False
+    on.start.load(head, _fixed(settings, on) | {"shape": asdict(shape)})
+    say(f"begins with the head of {settings.from_draft}")
+    return True
 
 
 def trained(
     task: Task[B], schedule: Schedule, settings: HeadSettings, on: Ground, say: Say, same: dict[str, Any]
 ) -> list[Point]:
     """Run the loop, and write the learning curve. same: what else must be equal to go on."""
-    digest = hashlib.sha256(on.id_map.tobytes()).hexdigest()
-    own: dict[str, Any] = {
-        "target": identity(on.target).rpartition(" ")[2],
-        "layers": settings.layers,
-        "vocabulary": digest,
-    }
-    own |= {"precision": settings.precision, "texts": len(on.states.texts)}
+    own = _fixed(settings, on) | {"precision": settings.precision, "texts": len(on.states.texts)}
     with progress_bar(schedule.steps) as advance:
         curve = loop.run(
             *(task, schedule, settings.folder),
@@ -159,6 +175,15 @@ def trained(
         write_json(settings.folder / "curve.json", {"curve": [asdict(point) for point in curve]})
         plot(curve, settings.folder / "curve.png")
     return curve
+
+
+def _fixed(settings: HeadSettings, on: Ground) -> dict[str, Any]:
+    """What is never another where a head is trained on."""
+    return {
+        "target": identity(on.target).rpartition(" ")[2],
+        "layers": settings.layers,
+        "vocabulary": hashlib.sha256(on.id_map.tobytes()).hexdigest(),
+    }
 
 
 def packed(
@@ -186,6 +211,8 @@ def packed(
         "corpus": {"texts": len(on.states.texts), "answer_tokens": on.states.answer_tokens, "of": _corpus(settings)},
         "training": asdict(curve[-1]) if curve else {},
     }
+    if on.start:
+        measured["before"] = on.start.measured
     head = TrainedHead(kind, ids, settings.layers, write, options.weights, measured, trees)
     return pack_head(head, on.target, settings.target, out, settings.target_names)
 

@@ -18,7 +18,6 @@ from edgespec_train.block.head import BlockHead, Shape
 from edgespec_train.block.losses import Loss
 from edgespec_train.block.training import Blocks, head_ids
 from edgespec_train.block.warm_start import Embeddings, initialise
-from edgespec_train.checkpoint import has_checkpoint
 from edgespec_train.draft_model import UNKNOWN
 from edgespec_train.heads import Ground, HeadSettings, Say
 from edgespec_train.loop import Schedule
@@ -48,7 +47,9 @@ class Options:
 def make(settings: HeadSettings, schedule: Schedule, options: dict[str, Any], say: Say) -> Path:
     """Train, and return the packed draft's folder. Goes on from a checkpoint if there is one."""
     own = Options(**options)
-    settings, target = heads.prepared(settings, own.embeddings_from, say, reads=own.fit_rows > 0)
+    settings, target = heads.prepared(
+        settings, own.embeddings_from, say, reads=own.fit_rows > 0 and not settings.from_draft
+    )
     sizes = (own.width, own.block, own.depth, own.heads, own.intermediate, own.window, own.rank)
     shape = Shape(settings.layers, *sizes)
     on = heads.ground(settings, target, say)
@@ -58,7 +59,7 @@ def make(settings: HeadSettings, schedule: Schedule, options: dict[str, Any], sa
     head = BlockHead(shape, on.states.hidden_size, len(ids))
     millions = sum(parameter.numel() for parameter in head.parameters()) / 1e6
     say(f"head: {millions:.1f} M parameters, {len(ids)} ids, states of layers {', '.join(map(str, shape.layers))}")
-    if own.fit_rows and not has_checkpoint(settings.folder):
+    if not heads.begins(head, shape, settings, on, say) and own.fit_rows:
         embeddings = _embeddings(own.embeddings_from or settings.target, ids, on)
         explained = initialise(head, on.states, inverse, embeddings, own.fit_rows)
         say(f"next state fitted by least squares: R squared {explained:.2f}")

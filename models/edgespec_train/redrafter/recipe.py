@@ -15,7 +15,6 @@ from edgespec.errors import SettingError
 from edgespec_export import convert
 from edgespec_export.settings import Weights
 from edgespec_train import heads
-from edgespec_train.checkpoint import has_checkpoint
 from edgespec_train.corpus import shards
 from edgespec_train.draft_model import UNKNOWN, invert
 from edgespec_train.heads import Ground, HeadSettings, Say
@@ -99,7 +98,7 @@ def _begun(shape: HeadShape, settings: HeadSettings, options: Options, on: Groun
     head = Head(shape, embeddings, output, warm_start.scales_of(on.states))
     size = sum(parameter.numel() for parameter in head.parameters()) / 1e6
     say(f"head: {size:.1f} M parameters, {len(on.id_map)} ids, states of layers {', '.join(map(str, shape.layers))}")
-    if options.fit_rows and not has_checkpoint(settings.folder):
+    if not heads.begins(head, shape, settings, on, say) and options.fit_rows:
         inverse = invert(on.id_map, on.target.manifest.target.vocab_size)
         share = warm_start.fit(head, on.states, inverse, options.fit_rows)
         say(f"next state fitted by least squares: R squared {share:.2f}")
