@@ -151,6 +151,18 @@ class Bundle:
             return None
         return self.path((there or names)[0])
 
+    def contents(self) -> tuple[object, ...]:
+        """What it is made of: equal for equal ones, whatever they are called and wherever they lie."""
+        found = self.manifest
+        hashes = [self._unhashed(model) for model in found.models if model.file is not None]
+        return found.target, found.drafters, found.tokenizer, found.chat_template, found.generation, hashes
+
+    def _unhashed(self, model: ModelFile) -> list[str]:
+        """SHA-256 of a model's files of which the manifest says none, as that of a folder without ``bundle.json``."""
+        parts = (self.path(model.file or ""), model.graph_sha256), (self._weights(model), model.sha256)
+        with foreign(BundleError, f"cannot read the model of {self.name}", hint=_AGAIN):
+            return [files.sha256(path) for path, known in parts if path is not None and known is None]
+
     def id_map_path(self, drafter: Drafter) -> Path | None:
         """Path of a drafter's id map, checked, or None if it has none."""
         if drafter.id_map is None:

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Iterator
@@ -90,7 +91,7 @@ def staged(folder: Path) -> Iterator[Path]:
     try:
         partial.mkdir()
         yield partial
-        shutil.rmtree(folder, ignore_errors=True)
+        discard(folder)
         rename(partial, folder)
     except OSError as error:
         reason = error.strerror or error
@@ -99,6 +100,21 @@ def staged(folder: Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def discard(path: Path) -> bool:
+    """Remove a folder or a file, or leave it whole. False: Windows removes nothing that a process has open. Needs
+    ``locked``."""
+    try:
+        if path.is_dir():
+            aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_PARTIAL}")
+            path.replace(aside)  # all of it or nothing: a folder that lost some files would look like a whole one
+            shutil.rmtree(aside, ignore_errors=True)  # else the next ``staged`` removes it
+        else:
+            path.unlink(missing_ok=True)
+    except OSError:
+        return False
+    return True
 
 
 def require_space(needed_bytes: int, folder: Path | None = None, setting: str = "EDGESPEC_CACHE") -> None:

@@ -38,6 +38,8 @@ _Remembered = dict[str, tuple[int, int, int, int, str]]
 _read_again: ContextVar[_Remembered | None] = ContextVar("read_again", default=None)
 """what was hashed inside ``reading_everything``"""
 _writing = Lock()
+_in_process: _Remembered = {}
+"""the list of this process, which it has where the cache cannot be written, too"""
 
 
 def read_bytes(path: Path, most: int = MOST_TEXT_BYTES) -> bytes:
@@ -73,9 +75,9 @@ def sha256(path: Path) -> str:
     if stamp[0] < _SMALL_BYTES:
         return sha256_of(path)
     name, again = str(path.resolve()), _read_again.get()
-    known = (_remembered() if again is None else again).get(name)
-    if known is not None and known[:4] == stamp:
-        return known[4]
+    for known in (_in_process, _remembered()) if again is None else (again,):
+        if name in known and known[name][:4] == stamp:
+            return known[name][4]
     is_settled = max(stamp[1:3]) < time.time_ns() - _SETTLED_NS
     digest = sha256_of(path)
     if is_settled and stamp_of(path) == stamp:  # else the file was written to meanwhile
@@ -83,6 +85,21 @@ def sha256(path: Path) -> str:
         if again is not None:
             again[name] = (*stamp, digest)
     return digest
+
+
+def is_listed(path: Path) -> bool:
+    """Whether the hash of a file is remembered: those of small ones are not."""
+    return path.stat().st_size >= _SMALL_BYTES
+
+
+def is_somewhere(beginning: str) -> bool:
+    """Whether a large file with such a SHA-256 still lies where it was hashed. beginning: of the SHA-256."""
+    for name, entry in {**_remembered(), **_in_process}.items():
+        if entry[4].startswith(beginning):
+            with suppress(OSError, ValueError):
+                if sha256(Path(name)) == entry[4]:
+                    return True
+    return False
 
 
 def check(path: Path, expected: str, *, made_with: str, hint: str) -> None:
@@ -125,7 +142,8 @@ def _remembered() -> _Remembered:
 
 
 def _remember(name: str, entry: tuple[int, int, int, int, str]) -> None:
-    with _writing, suppress(OSError):  # a read-only cache only means that the file is read again
+    _in_process[name] = entry
+    with _writing, suppress(OSError):  # a read-only cache only means that the next process reads the file again
         others = {key: value for key, value in _remembered().items() if key != name and os.path.exists(key)}  # noqa: PTH110
         kept = [*others.items(), (name, entry)][-_MOST_REMEMBERED:]
         file = _hashes_file()

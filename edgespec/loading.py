@@ -198,7 +198,7 @@ def _planned(
         has_model=other or own is not None,
         is_head=own is not None and own.is_head,
     )
-    key = planner.key_of(pair.manifest, options)
+    key = planner.key_of(pair.contents(), options)
     say = ProgressLine(options.progress)
     open_plan, load_it = (_opens(pair, options, chosen, brief=brief) for brief in (True, False))
     return planner.plan(

@@ -84,7 +84,8 @@ def plan(
         order = at_one_pace(loadable(confirmed(rows, text, load, say, prefer), run, say, prefer))
         return PlanTable(model, prefer, tuple(order), metered, others.cores(), tuple(text))
 
-    return measurement_store.remembered(file, known, find)
+    # It may have been called otherwise when it was measured.
+    return replace(measurement_store.remembered(file, known, find), model=model)
 
 
 def measure(plans: Sequence[Plan], open_plan: Open, say: Say, prefer: Prefer = "speed") -> tuple[list[Row], Runner]:
@@ -271,8 +272,9 @@ def _remember_schedules(base: Runner, other: Runner, ratio: float) -> None:
         schedule_choice.remember(base.target, model, Schedules(base.best.use_s, base.best.use_s * ratio))
 
 
-def key_of(model: object, options: LoadOptions) -> str:
-    """Of a model and the options that restrict its plans, on this machine with its engines and drivers."""
+def key_of(contents: object, options: LoadOptions) -> str:
+    """Of a pair and the options that restrict its plans, on this machine with its engines and drivers. contents: of
+    ``Bundle``."""
     from edgespec.backends.engine_model import fingerprint
     from edgespec.backends.openvino.runtime import core, cpu_name
     from edgespec.machine import engine_choice
@@ -282,4 +284,4 @@ def key_of(model: object, options: LoadOptions) -> str:
     drivers = [(device.name, device.full_name, device.driver) for device in devices()]
     versions = [cache.VERSIONS[kind] for kind in ("onnx_form", "forward_times", "plans")]
     asked = replace(options, progress=False)
-    return fingerprint([*versions, *engines, *drivers, cpu_name(), available_cores(), model, asked])
+    return fingerprint([*versions, *engines, *drivers, cpu_name(), available_cores(), contents, asked])

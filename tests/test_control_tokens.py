@@ -261,6 +261,19 @@ def test_letters_that_a_model_does_not_know_are_no_control_tokens(tmp_path: Path
     assert tokenizer.encode_parts(["<s>a <", "s> b"]) == [2, 1, 0, 0, 0, 0]
 
 
+def test_a_vocabulary_with_a_gap_and_a_number_twice_writes_nothing_to_stdout(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As many tokens as the numbers go, and a number is missing all the same."""
+    file = tmp_path / "tokenizer.json"
+    tokenizers.Tokenizer(models.WordLevel({"a": 0, "b": 1, "c": 2, "d": 3}, unk_token="a")).save(str(file))
+    made = json.loads(file.read_text(encoding="utf-8"))
+    made["model"]["vocab"] = {"a": 0, "b": 0, "c": 2}
+    file.write_text(json.dumps(made), encoding="utf-8")
+    assert json.loads(Tokenizer(file).written())["model"]["vocab"] == {"a": 0, "b": 0, "c": 2}
+    assert capfd.readouterr().out == ""
+
+
 def test_a_vocabulary_with_gaps_writes_nothing_to_stdout(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The library does, with the number of each id that is missing."""
     made = json.loads(train_tokenizer(tmp_path / "tokenizer.json").read_text(encoding="utf-8"))

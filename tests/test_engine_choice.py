@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -20,7 +18,6 @@ from click.testing import CliRunner
 import edgespec
 from edgespec import cache, trial_loading
 from edgespec.backends.engine_model import PaddedModel
-from edgespec.backends.onnx.graph import WEIGHTS_FILE
 from edgespec.backends.onnx.weights import NoONNXForm
 from edgespec.cli import cli
 from edgespec.commands import run
@@ -289,59 +286,3 @@ def test_it_does_not_run_on_openvinos_devices() -> None:
     with pytest.raises(SettingError, match="no such device; got device GPU"):
         engine_choice.named("onnxruntime", "GPU")
     assert engine_choice.named("openvino", "GPU") == engine_choice.named(None, "GPU") == "openvino"
-
-
-def test_a_damaged_form_is_made_again(engines: dict[str, float], tiny_fast_ir: Path, tmp_path: Path) -> None:
-    before = loaded(tiny_fast_ir, backend="onnxruntime").generate([1, 2], max_new_tokens=4, ignore_eos=True)
-    [folder] = (tmp_path / "cache" / "onnx").iterdir()
-    for file in (WEIGHTS_FILE, "rotary.npz"):
-        (folder / file).write_bytes((folder / file).read_bytes()[:100])
-        again = loaded(tiny_fast_ir, backend="onnxruntime").generate([1, 2], max_new_tokens=4, ignore_eos=True)
-        assert again.token_ids == before.token_ids
-
-
-def test_a_form_is_of_these_weights(engines: dict[str, float], tiny_fast_ir: Path, tmp_path: Path) -> None:
-    """Others of the same size and time have a form of their own."""
-    folder = tmp_path / "model"
-    shutil.copytree(tiny_fast_ir.parent, folder)
-    weights = next(folder.rglob("openvino_model.bin"))
-    loaded(weights.with_suffix(".xml"), backend="onnxruntime")
-    [before] = (tmp_path / "cache" / "onnx").iterdir()
-    was, data = weights.stat(), bytearray(weights.read_bytes())
-    data[len(data) // 2] ^= 1
-    weights.write_bytes(data)
-    os.utime(weights, ns=(was.st_atime_ns, was.st_mtime_ns))
-    loaded(weights.with_suffix(".xml"), backend="onnxruntime")
-    assert [path for path in (tmp_path / "cache" / "onnx").iterdir() if path != before]
-
-
-def test_what_was_moved_is_neither_converted_nor_measured_again(
-    engines: dict[str, float], tiny_fast_ir: Path, tmp_path: Path
-) -> None:
-    """Nor what was copied, with other times. Older forms of the same weights go, wherever those lay."""
-    folder, kept = tmp_path / "model", tmp_path / "cache" / "onnx"
-    shutil.copytree(tiny_fast_ir.parent, folder)
-    graph = folder / tiny_fast_ir.name
-    before = loaded(graph, backend="onnxruntime")
-    [form] = kept.iterdir()
-    made = form.stat().st_ino
-    key = engine_choice._key(graph, None, ())
-    moved = folder.rename(tmp_path / "moved")
-    for file in [*moved.iterdir(), *form.iterdir()]:
-        os.utime(file, ns=(1, 1))
-    after = loaded(moved / graph.name, backend="onnxruntime")
-    assert [path.stat().st_ino for path in kept.iterdir()] == [made]
-    assert after.target.fingerprint == before.target.fingerprint  # type: ignore[attr-defined]
-    assert engine_choice._key(moved / graph.name, None, ()) == key
-    old = form.rename(form.with_name(form.name[:-1] + "x"))  # the key of another version
-    loaded(graph.parent.with_name("moved") / graph.name, backend="onnxruntime")
-    assert not old.exists() and len(list(kept.iterdir())) == 1
-
-
-def test_a_form_half_written_is_none(engines: dict[str, float], tiny_fast_ir: Path, tmp_path: Path) -> None:
-    """What a killed process left behind is made again."""
-    loaded(tiny_fast_ir, backend="onnxruntime")
-    [folder] = (tmp_path / "cache" / "onnx").iterdir()
-    shutil.move(str(folder), folder.with_name(folder.name + ".partial"))
-    assert loaded(tiny_fast_ir, backend="onnxruntime").generate([1, 2], max_new_tokens=2).token_ids
-    assert [path.name for path in (tmp_path / "cache" / "onnx").iterdir()] == [folder.name]

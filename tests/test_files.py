@@ -19,6 +19,7 @@ LARGE = files._SMALL_BYTES
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("EDGESPEC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(files, "_in_process", {})
     return tmp_path / "cache"
 
 
@@ -115,6 +116,20 @@ def test_a_link_and_its_file_are_one(tmp_path: Path, reads: list[Path]) -> None:
     assert files.sha256(path) == files.sha256(link) and len(reads) == 1
 
 
+def test_where_content_lies_is_known_while_it_does(tmp_path: Path, home: Path) -> None:
+    """Of a file that was touched since, it is looked up in the file."""
+    path, small = made(tmp_path / "x.bin"), made(tmp_path / "small.bin", size=10)
+    digest = files.sha256(path)
+    assert files.is_somewhere(digest[:12]) and not files.is_somewhere(files.sha256(small)[:12])
+    assert files.is_listed(path) and not files.is_listed(small)
+    os.utime(path)
+    assert files.is_somewhere(digest[:12])
+    path.replace(tmp_path / "moved.bin")
+    assert not files.is_somewhere(digest[:12])
+    made(path, b"b")
+    assert not files.is_somewhere(digest[:12])
+
+
 def test_the_list_forgets_files_that_are_gone(tmp_path: Path, home: Path) -> None:
     paths = [made(tmp_path / f"{number}.bin") for number in range(3)]
     for path in paths:
@@ -135,10 +150,15 @@ def test_a_list_that_makes_no_sense_is_made_again(
     assert files.sha256(path) == files.sha256(path) and len(reads) == 1
 
 
-def test_a_cache_that_cannot_be_written_only_costs_time(tmp_path: Path, home: Path, reads: list[Path]) -> None:
+def test_each_process_reads_a_file_once_if_the_cache_cannot_be_written(
+    tmp_path: Path, home: Path, reads: list[Path]
+) -> None:
     home.write_text("a file in its place", encoding="utf-8")
     path = made(tmp_path / "x.bin")
-    assert files.sha256(path) == files.sha256(path) and len(reads) == 2
+    assert files.sha256(path) == files.sha256(path) and len(reads) == 1, "once in each process"
+    changed_in_place(path)
+    files.sha256(path)
+    assert len(reads) == 2
 
 
 def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:

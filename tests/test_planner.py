@@ -272,13 +272,14 @@ def test_the_table_is_stored_and_measured_again_when_asked(
     def loads(into: list[Plan]) -> Callable[[Plan], Any]:
         return lambda plan: into.append(plan) or fake_pipeline()
 
-    def table(**how: bool) -> PlanTable:
+    def table(name: str = "m", **how: bool) -> PlanTable:
         plans = [OV, OVERLAPPED]
-        return planner.plan("key", "m", plans, opened, loads(loaded), loads(run), quiet, prefer="speed", **how)
+        return planner.plan("key", name, plans, opened, loads(loaded), loads(run), quiet, prefer="speed", **how)
 
     assert table().taken == OVERLAPPED and table().text == (1,) * 32
     scripted.seconds[OVERLAPPED] = 9.0
     assert table().taken == OVERLAPPED and len(scripted.made) == 4
+    assert [table(name).model for name in ("m", "renamed")] == ["m", "renamed"]
     assert loaded == [OV, OVERLAPPED], "what decides is loaded as a run loads it"
     assert run == [OVERLAPPED], "and what is taken is tried as it will run"
     assert table(again=True).taken == OV and len(scripted.made) == 6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,11 +49,11 @@ def test_auto_loads_the_plan_that_is_taken_once(
     """What the planner tried last is what runs. With a stored table nothing else is loaded."""
     monkeypatch.setenv("EDGESPEC_CACHE", str(tmp_path))
     monkeypatch.setattr("edgespec.machine.other_programs.Others.cores", lambda self: 0.0)
-    pair = SimpleNamespace(manifest=None, name="m")
+    pair = SimpleNamespace(contents=tuple, name="m")
     monkeypatch.setattr(loading, "_fetched", lambda ref, options: (pair, None))
     monkeypatch.setattr("edgespec.drafter_loading.planned", lambda pair, chosen: (None, None))
     monkeypatch.setattr(loading, "plans", lambda *args, **how: [OV, OVERLAPPED])
-    monkeypatch.setattr(planner, "key_of", lambda model, options: "key")
+    monkeypatch.setattr(planner, "key_of", lambda contents, options: "key")
     loaded: list[tuple[str | None, Any]] = []
 
     def wired(pair: Any, options: LoadOptions, draft: Any, *, unasked: bool = False, brief: bool = False) -> Any:
@@ -82,6 +83,30 @@ def test_fewer_cores_are_another_machine(monkeypatch: pytest.MonkeyPatch, tiny_i
             monkeypatch.setattr(module, "available_cores", lambda cores=cores: cores)
         keys |= {planner.key_of("m", AUTO), engine_choice._key(tiny_ir, None, ())}
     assert len(keys) == 4
+
+
+def keys_of(monkeypatch: pytest.MonkeyPatch, *folders: Path) -> list[tuple[str, str]]:
+    """By which the plans of these folders are stored, and what their tables are called."""
+    found: list[tuple[str, str]] = []
+    monkeypatch.setattr(planner, "plan", lambda key, name, *rest, **how: found.append((key, name)))
+    for folder in folders:
+        loading.plan(folder, AUTO)
+    return found
+
+
+def test_plans_of_a_model_that_was_renamed_are_its_plans(
+    monkeypatch: pytest.MonkeyPatch, tiny_ir: Path, tmp_path: Path
+) -> None:
+    """And other weights under the same name have their own. A folder without a manifest names no hash."""
+    one, other = (shutil.copytree(tiny_ir.parent, tmp_path / name) for name in ("one", "other"))
+    weights = (tmp_path / "again" / "one" / tiny_ir.name).with_suffix(".bin")
+    shutil.copytree(one, weights.parent)
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    (first, name), (moved, new_name), (changed, same_name) = keys_of(monkeypatch, one, other, weights.parent)
+    assert (name, new_name, same_name) == ("one", "other", "one")
+    assert first == moved != changed
 
 
 def test_a_trial_leaves_what_was_remembered_alone(monkeypatch: pytest.MonkeyPatch) -> None:

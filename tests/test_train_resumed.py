@@ -131,3 +131,25 @@ def test_the_step_before_a_loss_that_is_no_number_is_kept_and_gone_on_from(
     assert state["recipe"]["seed"] == 1 and not state["diverged"]
     with pytest.raises(SettingError, match="made with another recipe"):
         run(task_of(recipe, states, torch_target), rare, tmp_path, say=quiet)
+
+
+def test_a_checkpoint_with_other_weights_is_of_another_version(states: States, tmp_path: Path) -> None:
+    """As those of block heads that had a confidence. A file that was cut is damaged."""
+    older = task_of("block", states, None)
+    older.module.confidence = torch.nn.Linear(4, 1)
+
+    def kill(step: int, curve: list[Point]) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(older, SCHEDULE, tmp_path, say=quiet, advance=kill)
+    with pytest.raises(
+        SettingError, match=r"checkpoint was made by another version of edgespec: .*begin again"
+    ) as caught:
+        run(task_of("block", states, None), SCHEDULE, tmp_path, say=quiet)
+    assert "\n" not in str(caught.value)
+    [file] = (tmp_path / "checkpoint").glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(SettingError, match="checkpoint is damaged: .*begin again"):
+        run(task_of("block", states, None), SCHEDULE, tmp_path, say=quiet)

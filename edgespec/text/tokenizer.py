@@ -72,7 +72,7 @@ class Tokenizer:
 
     def written(self) -> str:
         """As JSON, without truncation and padding."""
-        numbers = self.engine.get_vocab(with_added_tokens=False).values()
+        numbers = set(self.engine.get_vocab(with_added_tokens=False).values())  # two tokens may have one
         if len(numbers) > max(numbers, default=-1):
             return str(self.engine.to_str())
         # The library writes a line to stdout for a vocabulary with gaps, with the number of each.

@@ -69,6 +69,9 @@ def resume(
     try:
         accelerator.load_state(str(saved))
     except Exception as error:  # safetensors and torch have their own for a cut file
+        if "state_dict" in str(error):  # a whole one, of other weights
+            what, hint = f"{saved} was made by another version of edgespec", f"go on with that version, or {again}"
+            raise SettingError(f"{what}: this one trains other weights", hint=hint) from error
         raise SettingError(f"{saved} is damaged: {error}", hint=again) from error
     return state
 

@@ -1,11 +1,10 @@
 """The ONNX form of a model: made from its IR once, and checked.
 
-It lies in a bundle that was exported with it, or else in the cache until the model changes.
+It lies in a bundle that was exported with it, or else in the cache as long as a model on this machine has its weights.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from threading import Lock
@@ -14,6 +13,7 @@ from edgespec import cache, files
 from edgespec.backends.engine_model import fingerprint
 from edgespec.backends.layer_states import NoSuchLayer
 from edgespec.backends.onnx import check, form_graph, graph, providers
+from edgespec.backends.onnx.graph import MODEL_FILE
 from edgespec.backends.onnx.session import OnnxRuntimeModel
 from edgespec.backends.onnx.weights import NoONNXForm
 from edgespec.backends.openvino.graph import NoPagedForm
@@ -106,7 +106,8 @@ def open_form(
         if device != providers.CPU:  # the device may be at fault, and not the form
             raise
         with _WRITING, cache.locked():
-            shutil.rmtree(folder, ignore_errors=True)
+            if not cache.discard(folder):  # it is in use
+                raise
         return opened(_folder_of(xml, context_length, name, say))
 
 
@@ -121,12 +122,15 @@ def _folder_of(xml: Path, context_length: int, name: str, say: Callable[[str], N
 
     It is of these contents, wherever they were when it was made: a cache may be moved, a model copied.
     """
-    made_of = files.sha256(xml), files.sha256(xml.with_suffix(".bin")), context_length
+    stamps = _stamps(xml)
+    graph_hash, weights_hash = (files.sha256(file) for file in _parts(xml))
+    made_of = graph_hash, weights_hash, context_length
     # How it was checked, too: a form that was refused in another precision may be right.
     key = fingerprint([cache.VERSIONS["onnx_form"], FULL_PRECISION, *made_of])
-    place, contents = fingerprint([str(xml.resolve())])[:_NAME], fingerprint(made_of)[:_NAME]
-    folder = cache.cache_dir() / "onnx" / f"{place}-{contents}-{key}"
-    refusal = folder.with_suffix(".refused")
+    contents = fingerprint(made_of)[:_NAME]
+    # Where small weights lie is not known, so their forms stay.
+    place = fingerprint([str(xml.resolve())])[:_NAME] if files.is_listed(xml.with_suffix(".bin")) else contents
+    folder = cache.cache_dir() / "onnx" / f"{place}-{weights_hash[:_NAME]}-{contents}-{key}"
     if found := _written(folder.parent, key):
         return found
     with _WRITING, cache.locked():
@@ -134,16 +138,32 @@ def _folder_of(xml: Path, context_length: int, name: str, say: Callable[[str], N
             return found
         if refused := next(folder.parent.glob(f"*-{key}.refused"), None):
             raise NoONNXForm(refused.read_text(encoding="utf-8"))
-        _remove_older(folder.parent, f"{place}*", f"*-{contents}-*")
+        _remove_older(folder.parent, place, contents)
         say(f"converting {name} for ONNX Runtime (one-time)")
         cache.require_space(space_for(xml))
         try:
             with cache.staged(folder) as partial:
                 write_form(xml, partial, context_length=context_length)
+                _require_unchanged(xml, stamps)
         except NoONNXForm as reason:
-            refusal.write_text(str(reason), encoding="utf-8")
+            _require_unchanged(xml, stamps)
+            folder.with_suffix(".refused").write_text(str(reason), encoding="utf-8")
             raise
     return folder
+
+
+def _parts(xml: Path) -> tuple[Path, Path]:
+    return xml, xml.with_suffix(".bin")
+
+
+def _stamps(xml: Path) -> list[files.Stamp]:
+    return [files.stamp_of(file) for file in _parts(xml)]
+
+
+def _require_unchanged(xml: Path, stamps: list[files.Stamp]) -> None:
+    """Raises ConversionError: what was converted, and held against the IR, may be another one than was hashed."""
+    if _stamps(xml) != stamps:
+        raise ConversionError(f"{xml} was changed while it was converted", hint="run the command again")
 
 
 def _reference(xml: Path) -> OpenVINOPagedModel | StatefulModel:
@@ -154,13 +174,13 @@ def _reference(xml: Path) -> OpenVINOPagedModel | StatefulModel:
 
 
 def _written(parent: Path, key: str) -> Path | None:
-    return next((folder for folder in parent.glob(f"*-{key}") if folder.is_dir()), None)
+    """A folder in which the file is that is written last."""
+    return next((folder for folder in parent.glob(f"*-{key}") if (folder / MODEL_FILE).is_file()), None)
 
 
-def _remove_older(parent: Path, *names: str) -> None:
-    """Forms and refusals: of what lay at this place before, and of these contents as they were made before."""
-    for old in {path for name in names for path in parent.glob(name)}:
-        if old.is_dir():
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            old.unlink()
+def _remove_older(parent: Path, place: str, contents: str) -> None:
+    """Forms and refusals: of these contents as they were made before, and of what lay at this place before, unless its
+    weights lie at another one."""
+    replaced = {path for path in parent.glob(f"{place}-*") if not files.is_somewhere(path.name.split("-")[1])}
+    for old in replaced.union(parent.glob(f"*-{contents}-*")):
+        cache.discard(old)

@@ -25,7 +25,12 @@ def compiled(
             return found
     with suppress(OSError):
         made.unlink(missing_ok=True)  # what is damaged would be tried each time
-    if compile_apart(xml, NPU, properties, made, say=say) and (found := _imported(core, xml, made, say)) is not None:
+    is_made = compile_apart(xml, NPU, properties, made, say=say)
+    if name_of(core, xml, properties) != name:  # the blob may be of another graph, or be imported with other weights
+        with suppress(OSError):
+            made.unlink(missing_ok=True)
+        raise BackendError(f"{xml} was changed while it was compiled for {NPU}", hint="run the command again")
+    if is_made and (found := _imported(core, xml, made, say)) is not None:
         return found
     with wrap_errors(BackendError, f"cannot compile {xml} for {NPU}", hint="use --device CPU"):
         return core.compile_model(graph, NPU, dict(properties))
