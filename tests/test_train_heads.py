@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -121,35 +120,6 @@ def test_states_of_another_target_or_layer_are_refused(target: Path, bare: Path,
     (states / "states.json").write_text(json.dumps(manifest | {"target": "target 0123456789abcdef"}))
     with pytest.raises(SettingError, match="the states are another target's; got target 0123456789abcdef"):
         begun(settings_of(target, bare, tmp_path / "two", states=states))
-
-
-@pytest.mark.parametrize(
-    ("damage", "what"),
-    [
-        (lambda work: shutil.rmtree(work / "checkpoint"), "--from-draft has no checkpoint beside it"),
-        (lambda work: shutil.rmtree(work / "draft"), "--from-draft cannot be read"),
-        (lambda work: (work / "checkpoint" / "state.json").write_text("{}"), "--from-draft cannot be read"),
-        (
-            lambda work: np.save(work / "draft" / "head" / "id_map.npy", np.arange(3)),
-            "with other ids than its checkpoint",
-        ),
-    ],
-)
-def test_a_run_to_begin_from_that_is_not_whole_is_refused(
-    target: Path, tmp_path: Path, damage: Callable[[Path], object], what: str
-) -> None:
-    work, ids = tmp_path / "work", np.arange(9, dtype=np.int32)
-    for folder in ("checkpoint", "draft/head"):
-        (work / folder).mkdir(parents=True)
-    state = {"layers": [2, 3], "vocabulary": hashlib.sha256(ids.tobytes()).hexdigest()}
-    (work / "checkpoint" / "state.json").write_text(json.dumps(state))
-    np.save(work / "draft" / "head" / "id_map.npy", ids)
-    (work / "draft" / "draft.json").write_text('{"measured": {}}')
-    settings = HeadSettings(str(target), tmp_path / "new", (), 100, from_draft=work / "draft")
-    assert prepared(settings, None, lambda line: None, reads=False)[0].layers == (2, 3)
-    damage(work)
-    with pytest.raises(SettingError, match=what):
-        prepared(settings, None, lambda line: None, reads=False)
 
 
 def test_options_of_a_head_leave_the_recipes_own(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from edgespec.errors import SettingError
 
-CHECKPOINT = "checkpoint"
+CHECKPOINT, STATE = "checkpoint", "state.json"
 
 
 def save(accelerator: Accelerator, folder: Path, state: dict[str, Any]) -> None:
@@ -26,7 +26,7 @@ def save(accelerator: Accelerator, folder: Path, state: dict[str, Any]) -> None:
     current, old, new = (folder / f"{CHECKPOINT}{end}" for end in ("", ".old", f".{os.getpid()}.tmp"))
     try:
         accelerator.save_state(str(new))
-        (new / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+        (new / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
         if current.exists():
             shutil.rmtree(old, ignore_errors=True)
             current.replace(old)
@@ -53,7 +53,7 @@ def resume(
         return {}
     again = "delete it to begin again"
     try:
-        state: dict[str, Any] = json.loads((saved / "state.json").read_text(encoding="utf-8"))
+        state: dict[str, Any] = json.loads((saved / STATE).read_text(encoding="utf-8"))
         fixed = _without(free if state.get("diverged") else ())
         state["curve"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -54,8 +54,8 @@ B = TypeVar("B")
 class HeadSettings:
     """The settings that all heads have. layers: of the target, whose states the head reads; (): ``usual_layers``.
     vocabulary: how many ids it can propose. corpus, states: folders that are there already. plan: of a corpus to be
-    made, see ``stages.corpus_of``. target_names: how other files of the target are called. from_draft: of a
-    run whose head this one begins with."""
+    made, see ``stages.corpus_of``. target_names: how other files of the target are called. from_draft: of
+    a run whose head this one begins with; start: that, as ``prepared`` finds it."""
 
     target: str
     folder: Path
@@ -68,6 +68,7 @@ class HeadSettings:
     plan: dict[str, Any] = field(default_factory=dict)
     target_names: tuple[str, ...] = ()
     from_draft: Path | None = None
+    start: Start | None = None
 
     @classmethod
     def of(cls, target: str, folder: Path, options: dict[str, Any]) -> tuple[HeadSettings, Schedule]:
@@ -87,14 +88,13 @@ class HeadSettings:
 @dataclass(frozen=True)
 class Ground:
     """What a head is made and trained from. id_map: the target id of each head id, ascending; behind them UNKNOWN, for
-    all others, unless the head has every id. start: whose weights the head begins with."""
+    all others, unless the head has every id."""
 
     target: Bundle
     states: States
     held_out: States
     id_map: NDArray[np.int32]
     accelerator: Accelerator
-    start: Start | None = None
 
 
 def prepared(settings: HeadSettings, embeddings: str | None, say: Say, *, reads: bool) -> tuple[HeadSettings, Bundle]:
@@ -107,8 +107,14 @@ def prepared(settings: HeadSettings, embeddings: str | None, say: Say, *, reads:
     with PartialState().main_process_first():  # the other processes find it
         target = target_bundle(settings.target, settings.folder, say)
     depth, width = decoder_layers(ov.Core(), graph_of(target))
-    start = settings.from_draft and Start.of(settings.from_draft)
+    start = None
+    if settings.from_draft is not None:
+        start = Start.of(settings.from_draft, target, settings.folder)
     layers = settings.layers or (start and start.layers) or usual_layers(depth)
+    if start and layers != start.layers:
+        raise SettingError(
+            "--from-draft reads other layers", got=start.layers, allowed=layers, hint="leave out --layers"
+        )
     check_layers(layers, depth)
     if layers[-1] != depth:
         raise SettingError(
@@ -121,7 +127,7 @@ def prepared(settings: HeadSettings, embeddings: str | None, say: Say, *, reads:
         if found != width:
             raise SettingError(f"the embeddings of {source.name} are of another width", got=found, allowed=width)
         check_vocabulary(source, target)
-    return replace(settings, layers=layers), target
+    return replace(settings, layers=layers, start=start), target
 
 
 def ground(settings: HeadSettings, target: Bundle, say: Say) -> Ground:
@@ -135,25 +141,25 @@ def ground(settings: HeadSettings, target: Bundle, say: Say) -> Ground:
         raise SettingError("the states are another target's", got=read.target, allowed=identity(target))
     ends = target.manifest.generation.eos_token_ids
     rest, held_out = parted(read, target, say, settings.plan.get("exclude", ()))
-    start = None if settings.from_draft is None else Start.of(settings.from_draft)
-    id_map = (
-        start.id_map if start else choose_vocabulary(rest.token_counts(vocab_size), settings.vocabulary, always=ends)
-    )
+    if settings.start:
+        id_map = settings.start.id_map
+    else:
+        id_map = choose_vocabulary(rest.token_counts(vocab_size), settings.vocabulary, always=ends)
     for part in (rest, held_out):  # an answer of one token has nothing to draft behind it
         part.texts = [text for text in part.texts if part.length(text) > part.answer(text) + 1]
     require_both(rest, held_out)
     say(f"training on {rest.answer_tokens} tokens by the target, {held_out.answer_tokens} held out, {len(id_map)} ids")
     precision = "bf16" if settings.precision == "bf16" else "no"
-    return Ground(target, rest, held_out, id_map, Accelerator(mixed_precision=precision), start)
+    return Ground(target, rest, held_out, id_map, Accelerator(mixed_precision=precision))
 
 
-def begins(head: torch.nn.Module, shape: Any, settings: HeadSettings, on: Ground, say: Say) -> bool:
+def begins(head: torch.nn.Module, settings: HeadSettings, say: Say) -> bool:
     """Whether the head has weights to begin with: a checkpoint's, or now those of ``--from-draft``."""
     if has_checkpoint(settings.folder):
         return True
-    if on.start is None:
+    if settings.start is None:
         return False
-    on.start.load(head, _fixed(settings, on) | {"shape": asdict(shape)})
+    settings.start.load(head)
     say(f"begins with the head of {settings.from_draft}")
     return True
 
@@ -162,7 +168,14 @@ def trained(
     task: Task[B], schedule: Schedule, settings: HeadSettings, on: Ground, say: Say, same: dict[str, Any]
 ) -> list[Point]:
     """Run the loop, and write the learning curve. same: what else must be equal to go on."""
-    own = _fixed(settings, on) | {"precision": settings.precision, "texts": len(on.states.texts)}
+    digest = hashlib.sha256(on.id_map.tobytes()).hexdigest()
+    own: dict[str, Any] = {
+        "target": identity(on.target).rpartition(" ")[2],
+        "layers": settings.layers,
+        "vocabulary": digest,
+    }
+    own |= {"precision": settings.precision, "texts": len(on.states.texts)}
+    own["from_draft"] = settings.start and settings.start.sha256
     with progress_bar(schedule.steps) as advance:
         curve = loop.run(
             *(task, schedule, settings.folder),
@@ -175,15 +188,6 @@ def trained(
         write_json(settings.folder / "curve.json", {"curve": [asdict(point) for point in curve]})
         plot(curve, settings.folder / "curve.png")
     return curve
-
-
-def _fixed(settings: HeadSettings, on: Ground) -> dict[str, Any]:
-    """What is never another where a head is trained on."""
-    return {
-        "target": identity(on.target).rpartition(" ")[2],
-        "layers": settings.layers,
-        "vocabulary": hashlib.sha256(on.id_map.tobytes()).hexdigest(),
-    }
 
 
 def packed(
@@ -211,8 +215,8 @@ def packed(
         "corpus": {"texts": len(on.states.texts), "answer_tokens": on.states.answer_tokens, "of": _corpus(settings)},
         "training": asdict(curve[-1]) if curve else {},
     }
-    if on.start:
-        measured["before"] = on.start.measured
+    if settings.start:
+        measured["before"] = settings.start.measured
     head = TrainedHead(kind, ids, settings.layers, write, options.weights, measured, trees)
     return pack_head(head, on.target, settings.target, out, settings.target_names)
 

@@ -52,6 +52,8 @@ def make(settings: HeadSettings, schedule: Schedule, options: dict[str, Any], sa
     )
     sizes = (own.width, own.block, own.depth, own.heads, own.intermediate, own.window, own.rank)
     shape = Shape(settings.layers, *sizes)
+    if settings.start:
+        settings.start.require("block", shape)
     on = heads.ground(settings, target, say)
     ids = on.id_map[on.id_map != UNKNOWN]
     inverse = head_ids(on.id_map, on.target.manifest.target.vocab_size)
@@ -59,7 +61,7 @@ def make(settings: HeadSettings, schedule: Schedule, options: dict[str, Any], sa
     head = BlockHead(shape, on.states.hidden_size, len(ids))
     millions = sum(parameter.numel() for parameter in head.parameters()) / 1e6
     say(f"head: {millions:.1f} M parameters, {len(ids)} ids, states of layers {', '.join(map(str, shape.layers))}")
-    if not heads.begins(head, shape, settings, on, say) and own.fit_rows:
+    if not heads.begins(head, settings, say) and own.fit_rows:
         embeddings = _embeddings(own.embeddings_from or settings.target, ids, on)
         explained = initialise(head, on.states, inverse, embeddings, own.fit_rows)
         say(f"next state fitted by least squares: R squared {explained:.2f}")

@@ -55,8 +55,10 @@ def make(settings: HeadSettings, schedule: Schedule, options: dict[str, Any], sa
     if not 1 <= own.beams <= settings.vocabulary - 1:
         raise SettingError("beams", got=own.beams, allowed=f"1 to {settings.vocabulary - 1}")
     settings, target = heads.prepared(settings, own.embeddings_from, say, reads=True)
-    on = heads.ground(settings, target, say)
     shape = HeadShape(settings.layers, own.state, own.blocks, own.rows, own.rank, own.lookahead)
+    if settings.start:
+        settings.start.require("redrafter", shape)
+    on = heads.ground(settings, target, say)
     head = _begun(shape, settings, own, on, schedule.seed, say)
     task = LookAhead(
         *(head, on.states, on.held_out, on.id_map, on.target.manifest.target.vocab_size),
@@ -98,7 +100,7 @@ def _begun(shape: HeadShape, settings: HeadSettings, options: Options, on: Groun
     head = Head(shape, embeddings, output, warm_start.scales_of(on.states))
     size = sum(parameter.numel() for parameter in head.parameters()) / 1e6
     say(f"head: {size:.1f} M parameters, {len(on.id_map)} ids, states of layers {', '.join(map(str, shape.layers))}")
-    if not heads.begins(head, shape, settings, on, say) and options.fit_rows:
+    if not heads.begins(head, settings, say) and options.fit_rows:
         inverse = invert(on.id_map, on.target.manifest.target.vocab_size)
         share = warm_start.fit(head, on.states, inverse, options.fit_rows)
         say(f"next state fitted by least squares: R squared {share:.2f}")
