@@ -19,8 +19,9 @@ _SLOW_S = 3.0
 """that a user waits without a word"""
 _PLAIN = re.compile(r"-{0,2}[A-Za-z0-9_:/\\][A-Za-z0-9_:/\\-]*|[A-Za-z0-9_:/\\.][A-Za-z0-9_:/\\.-]*")
 """a word that cmd.exe and PowerShell take as it is. PowerShell would split ``-a.b``."""
-_UNSAFE = re.compile('["\u201c-\u201e%$`\\r\\n]|\\\\$')
-"""what cmd.exe or PowerShell replaces between quotes, or ends them with: curly ones, too"""
+_UNSAFE = re.compile('["\u201c-\u201e%$`\\r\\n]|\\\\$|^[^ ]*[&|<>^][^ ]*$|^$')
+"""What cmd.exe or PowerShell replaces between quotes, or ends them with: curly ones, too. Then what PowerShell hands to
+a batch file, as the installed ``edgespec.cmd``, without its quotes: ``"R&D"`` would run D."""
 _lines = count()
 
 

@@ -90,16 +90,22 @@ def is_own(pair: Bundle, draft: str) -> bool:
 
 def other_model(machine: Machine, pair: Bundle, draft: str | None) -> Bundle | None:
     """The fetched bundle of a draft model that is not one of the pair's own."""
+    other = other_bundle(pair, draft, accept_licence=machine.accept_licence, progress=machine.progress)
+    if other is not None:
+        model_path(other, other.manifest.target, accept_licence=machine.accept_licence, progress=machine.progress)
+    return other
+
+
+def other_bundle(pair: Bundle, draft: str | None, *, accept_licence: bool, progress: bool) -> Bundle | None:
+    """Like ``other_model``, but a model that it only names may not be here yet."""
     if draft is None or is_own(pair, draft):
         return None
     try:
-        other = resolve(draft, accept_licence=machine.accept_licence, progress=machine.progress)
+        return resolve(draft, accept_licence=accept_licence, progress=progress)
     except NoSuchModel as error:
         own = (entry.name for entry in pair.manifest.drafters)
         names = ", ".join(dict.fromkeys(("auto", "none", NGram.name, Recycling.name, *own)))
         raise NoSuchModel("no such draft", got=draft, allowed=f"{names}, or {FORMS}", setting="draft") from error
-    model_path(other, other.manifest.target, accept_licence=machine.accept_licence, progress=machine.progress)
-    return other
 
 
 def drafters(

@@ -94,7 +94,7 @@ def is_listed(path: Path) -> bool:
 
 def is_somewhere(beginning: str) -> bool:
     """Whether a large file with such a SHA-256 still lies where it was hashed. beginning: of the SHA-256."""
-    for name, entry in {**_remembered(), **_in_process}.items():
+    for name, entry in [*_in_process.items(), *_remembered().items()]:  # another process may know what is there now
         if entry[4].startswith(beginning):
             with suppress(OSError, ValueError):
                 if sha256(Path(name)) == entry[4]:

@@ -190,15 +190,16 @@ def _planned(
     for device in filter(None, (options.device, options.draft_device)):
         if device != AUTO:
             require_device(device)
-    other = chosen is not None and not drafter_loading.is_own(pair, chosen)
+    other = drafter_loading.other_bundle(pair, chosen, accept_licence=options.accept_licence, progress=options.progress)
     own = None if other or chosen == "none" else drafter_loading.planned(pair, chosen)[1]
     found = plans(
         options,
         engine_choice.places(),
-        has_model=other or own is not None,
+        has_model=other is not None or own is not None,
         is_head=own is not None and own.is_head,
     )
-    key = planner.key_of(pair.contents(), options)
+    contents = pair.contents() if other is None else (pair.contents(), other.contents())
+    key = planner.key_of(contents, options)
     say = ProgressLine(options.progress)
     open_plan, load_it = (_opens(pair, options, chosen, brief=brief) for brief in (True, False))
     return planner.plan(

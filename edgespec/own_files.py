@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import BinaryIO
 
@@ -35,17 +36,22 @@ def require_place(file: Path, what: str) -> None:
     with wrap_errors(SettingError, f"cannot write {what} {file}", hint="name another file"):
         if file.is_dir():
             raise SettingError(what, got=str(file), allowed="a file")
-        first = file
-        while not first.parent.exists() and first.parent != first:
-            first = first.parent
-        if first != file:
-            first.mkdir()
-            first.rmdir()
-            return
-        is_new = not file.exists()
-        file.open("ab").close()
-        if is_new:
-            file.unlink()
+        made: list[Callable[[], None]] = []  # removes it again
+        try:
+            for folder in reversed([*takewhile(lambda folder: not folder.exists(), file.parents)]):
+                if not folder.exists():  # "new/.." does, once "new" does
+                    folder.mkdir()
+                    made.append(folder.rmdir)
+            place = file.resolve()  # a link may lead to a file that is not there yet
+            try:
+                place.open("xb").close()
+                made.append(place.unlink)
+            except FileExistsError:
+                place.open("ab").close()
+        finally:
+            for remove in reversed(made):
+                with suppress(OSError):  # somebody else uses it by now
+                    remove()
 
 
 def private_opener(path: str, flags: int) -> int:

@@ -97,11 +97,19 @@ def test_words_behind_no_command_are_told_how_to_be_a_prompt(
         ("plain", "plain"),
         ("C:\\models\\a.gguf", "C:\\models\\a.gguf"),
         ("--max-new-tokens", "--max-new-tokens"),
-        ("", '""'),
+        ("", ""),
         ("two words", '"two words"'),
-        ("x&calc", '"x&calc"'),
-        ("x!y&calc", '"x!y&calc"'),
-        ("a|b>c<d^e", '"a|b>c<d^e"'),
+        ("R & D", '"R & D"'),
+        ("a | b > c < d ^ e", '"a | b > c < d ^ e"'),
+        ("C:\\my models\\R&D", '"C:\\my models\\R&D"'),
+        ("C:\\models\\R&D", ""),
+        ("x!y&calc", ""),
+        ("x\u00a0y&calc", ""),
+        ("a|b", ""),
+        ("a>b", ""),
+        ("a<b", ""),
+        ("a^b", ""),
+        ("&", ""),
         ("it's", '"it\'s"'),
         ("a,b", '"a,b"'),
         ("@x", '"@x"'),
@@ -121,7 +129,8 @@ def test_words_behind_no_command_are_told_how_to_be_a_prompt(
     ],
 )
 def test_a_line_for_the_shells_of_windows_runs_and_replaces_nothing(word: str, typed: str) -> None:
-    """cmd.exe replaces %NAME% between quotes too, PowerShell $name; outside of them ``&`` begins another command."""
+    """cmd.exe replaces %NAME% between quotes too, PowerShell $name; outside of them ``&`` begins another command. To a
+    batch file PowerShell passes quotes only around a space."""
     assert line_to_type([word], windows=True) == typed
     assert line_to_type(["edgespec", word], windows=True) == (typed and f"edgespec {typed}")
 

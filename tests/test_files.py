@@ -130,6 +130,17 @@ def test_where_content_lies_is_known_while_it_does(tmp_path: Path, home: Path) -
     assert not files.is_somewhere(digest[:12])
 
 
+def test_what_another_process_hashed_since_lies_there_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process remembers what was there before."""
+    path = made(tmp_path / "x.bin")
+    before = files.sha256(path)
+    made(path, b"b")
+    with monkeypatch.context() as other:
+        other.setattr(files, "_in_process", {})
+        after = files.sha256(path)
+    assert files.is_somewhere(after[:12]) and not files.is_somewhere(before[:12])
+
+
 def test_the_list_forgets_files_that_are_gone(tmp_path: Path, home: Path) -> None:
     paths = [made(tmp_path / f"{number}.bin") for number in range(3)]
     for path in paths:

@@ -140,15 +140,19 @@ def test_a_blob_that_is_damaged_is_made_again_in_a_process_of_its_own_and_only_o
     assert compiled == [blob] and len(said) == 1 and "compiled again" in said[0]
 
 
+@pytest.mark.parametrize("gone", [False, True])
 def test_a_graph_that_changes_while_it_is_compiled_leaves_no_blob(
-    tiny_ir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_ir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: bool
 ) -> None:
     """It would stand under the name of the one before."""
     monkeypatch.setenv("EDGESPEC_CACHE", str(tmp_path))
     xml = Path(shutil.copytree(tiny_ir.parent, tmp_path / "model")) / tiny_ir.name
 
     def apart(xml: Path, device: str, properties: Any, blob: Path, **_: Any) -> bool:
-        xml.write_bytes(xml.read_bytes() + b"\n")
+        if gone:
+            xml.unlink()
+        else:
+            xml.write_bytes(xml.read_bytes() + b"\n")
         blob.parent.mkdir()
         return bool(blob.write_bytes(b"a blob"))
 

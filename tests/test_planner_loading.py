@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from edgespec import engine_trial, loading, planner
-from edgespec.errors import DeviceError, EdgespecError, SettingError
+from edgespec.errors import DeviceError, EdgespecError, NoSuchModel, SettingError
 from edgespec.hub.resolve import resolve
 from edgespec.load_options import LoadOptions
 from edgespec.machine import engine_choice
@@ -85,13 +85,19 @@ def test_fewer_cores_are_another_machine(monkeypatch: pytest.MonkeyPatch, tiny_i
     assert len(keys) == 4
 
 
-def keys_of(monkeypatch: pytest.MonkeyPatch, *folders: Path) -> list[tuple[str, str]]:
+def keys_of(monkeypatch: pytest.MonkeyPatch, *folders: Path, options: LoadOptions = AUTO) -> list[tuple[str, str]]:
     """By which the plans of these folders are stored, and what their tables are called."""
     found: list[tuple[str, str]] = []
     monkeypatch.setattr(planner, "plan", lambda key, name, *rest, **how: found.append((key, name)))
     for folder in folders:
-        loading.plan(folder, AUTO)
+        loading.plan(folder, options)
     return found
+
+
+def with_another_bit(weights: Path) -> None:
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
 
 
 def test_plans_of_a_model_that_was_renamed_are_its_plans(
@@ -101,12 +107,27 @@ def test_plans_of_a_model_that_was_renamed_are_its_plans(
     one, other = (shutil.copytree(tiny_ir.parent, tmp_path / name) for name in ("one", "other"))
     weights = (tmp_path / "again" / "one" / tiny_ir.name).with_suffix(".bin")
     shutil.copytree(one, weights.parent)
-    data = bytearray(weights.read_bytes())
-    data[-1] ^= 1
-    weights.write_bytes(data)
+    with_another_bit(weights)
     (first, name), (moved, new_name), (changed, same_name) = keys_of(monkeypatch, one, other, weights.parent)
     assert (name, new_name, same_name) == ("one", "other", "one")
     assert first == moved != changed
+
+
+def test_plans_of_a_draft_that_was_trained_again_are_not_its_plans(
+    monkeypatch: pytest.MonkeyPatch, tiny_ir: Path, tmp_path: Path
+) -> None:
+    """It lies where the one before lay."""
+    draft = shutil.copytree(tiny_ir.parent, tmp_path / "draft")
+    asked = replace(AUTO, draft=str(draft))
+    before = keys_of(monkeypatch, tiny_ir.parent, tiny_ir.parent, options=asked)
+    with_another_bit((draft / tiny_ir.name).with_suffix(".bin"))
+    assert before[0] == before[1] != keys_of(monkeypatch, tiny_ir.parent, options=asked)[0]
+
+
+def test_no_plan_is_tried_with_a_draft_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tiny_ir: Path) -> None:
+    monkeypatch.setattr(planner, "plan", lambda *args, **how: pytest.fail("it was tried"))
+    with pytest.raises(NoSuchModel, match="no such draft; got none-such; allowed: auto, none, ngram"):
+        loading.plan(tiny_ir.parent, replace(AUTO, draft="none-such"))
 
 
 def test_a_trial_leaves_what_was_remembered_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,6 +53,8 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path: Pat
         (tmp_path, "allowed: a file"),
         (tmp_path / f"{'x' * 300}.gz", "cannot write"),
         (tmp_path / ("x" * 300) / "texts.gz", "cannot write"),
+        (tmp_path / "new" / "a" / f"{'x' * 300}.gz", "cannot write"),
+        (tmp_path / "new" / ("x" * 300) / "texts.gz", "cannot write"),
     ):
         ended = CliRunner().invoke(cli, ["bench", "record", "-m", str(tmp_path / "none"), "-o", str(place)])
         assert isinstance(ended.exception, SettingError) and said in str(ended.exception)
@@ -75,6 +77,30 @@ def test_a_place_is_left_as_it_was(tmp_path: Path) -> None:
     assert (tmp_path / "old.gz").read_text() == "content"
     save(recording(), tmp_path / "new" / "a" / "b.gz")
     assert read(tmp_path / "new" / "a" / "b.gz") == recording()
+
+
+def test_a_link_to_a_file_that_is_not_there_yet_is_left_as_it_was(tmp_path: Path) -> None:
+    target, link, torn = (tmp_path / name for name in ("target.gz", "link.gz", "torn.gz"))
+    try:
+        link.symlink_to(target)
+        torn.symlink_to(tmp_path / "none" / "target.gz")
+    except OSError:
+        pytest.skip("no links here")
+    require_place(link, "the recording")
+    with pytest.raises(SettingError, match="cannot write the recording"):
+        require_place(torn, "the recording")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.gz", "torn.gz"] and link.is_symlink()
+    target.write_text("content")
+    require_place(link, "the recording")
+    assert target.read_text() == "content" and link.is_symlink()
+
+
+def test_a_path_through_a_folder_that_is_not_there_yet_leaves_nothing(tmp_path: Path) -> None:
+    place = tmp_path / "new" / ".." / "other" / "texts.gz"
+    require_place(place, "the recording")
+    assert list(tmp_path.iterdir()) == []
+    save(recording(), place)
+    assert read(place) == recording()
 
 
 def test_a_report_and_a_plot_are_refused_before_the_work_too(tmp_path: Path) -> None:

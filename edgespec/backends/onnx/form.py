@@ -162,7 +162,11 @@ def _stamps(xml: Path) -> list[files.Stamp]:
 
 def _require_unchanged(xml: Path, stamps: list[files.Stamp]) -> None:
     """Raises ConversionError: what was converted, and held against the IR, may be another one than was hashed."""
-    if _stamps(xml) != stamps:
+    try:
+        is_same = _stamps(xml) == stamps
+    except OSError:  # it is gone
+        is_same = False
+    if not is_same:
         raise ConversionError(f"{xml} was changed while it was converted", hint="run the command again")
 
 

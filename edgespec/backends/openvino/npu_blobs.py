@@ -26,7 +26,11 @@ def compiled(
     with suppress(OSError):
         made.unlink(missing_ok=True)  # what is damaged would be tried each time
     is_made = compile_apart(xml, NPU, properties, made, say=say)
-    if name_of(core, xml, properties) != name:  # the blob may be of another graph, or be imported with other weights
+    try:
+        is_same = name_of(core, xml, properties) == name
+    except OSError:  # it is gone
+        is_same = False
+    if not is_same:  # the blob may be of another graph, or be imported with other weights
         with suppress(OSError):
             made.unlink(missing_ok=True)
         raise BackendError(f"{xml} was changed while it was compiled for {NPU}", hint="run the command again")

@@ -61,14 +61,21 @@ _SHOWN_AGAIN = """
     ) AS lost ON id = head;
     UPDATE chats SET leaf = (SELECT max(id) FROM turns WHERE turns.chat = chats.id)
     WHERE leaf NOT IN (SELECT id FROM turns);
+    UPDATE turns SET parent = NULL WHERE role = 'user' AND parent NOT IN (SELECT id FROM turns) AND NOT EXISTS (
+        SELECT 1 FROM turns AS earlier
+        WHERE earlier.chat = turns.chat AND earlier.role = 'user' AND earlier.id < turns.parent
+    );
     INSERT INTO turns (id, chat, parent, role, content, created)
-    SELECT parent, chat, (SELECT max(id) FROM turns AS earlier WHERE earlier.chat = behind.chat AND id < behind.parent),
-        CASE role WHEN 'user' THEN 'assistant' ELSE 'user' END, '(This turn was lost.)', min(created)
+    SELECT parent, chat, (
+            SELECT max(id) FROM turns AS earlier
+            WHERE earlier.chat = behind.chat AND earlier.role = behind.role AND id < behind.parent
+        ), CASE role WHEN 'user' THEN 'assistant' ELSE 'user' END, '(This turn was lost.)', min(created)
     FROM turns AS behind WHERE parent < id AND parent NOT IN (SELECT id FROM turns) GROUP BY parent;
     COMMIT;
 """
 """Turns that were saved without their chat, without its leaf, or without the turn before them. A lost turn is replaced:
-what stood behind it stays one answer to it or several, and no answer to another question."""
+what stood behind it stays one answer to it or several, and no answer to another question. Roles alternate from a user's
+first turn on, as templates demand. So a question behind a lost answer that has no question before it comes first."""
 
 
 class NoChat(EdgespecError):
