@@ -125,9 +125,12 @@ def read(folder: Path) -> DraftFolder:
 
 
 def attach(target: Bundle, draft: DraftFolder, *, first: bool = False) -> Bundle:
-    """The bundle with the draft, which fits it, as one more drafter. first: in front of its own."""
+    """The bundle with the draft, which fits it, as one more drafter. first: in front of its own.
+
+    It takes the place of an attached one of its name, as one of the user's does of one that ships."""
     place, entry = _rooted(draft)
-    own = (other for other in target.manifest.drafters if other.model is None or other.model != entry.model)
+    files = ((other, other.model and other.model.file) for other in target.manifest.drafters)
+    own = (other for other, file in files if not (file or "").startswith(f"{place}/"))
     changed = msgspec.structs.replace(target.manifest, drafters=(entry, *own) if first else (*own, entry))
     return Bundle(target.root, changed, target.inline_template, attached={**target.attached, place: draft.root})
 

@@ -284,6 +284,18 @@ def test_a_draft_goes_in_front_of_a_bundles_own_only_if_asked_for(packed: Path, 
         assert [drafter.name for drafter in twice.manifest.drafters] == names
 
 
+def test_a_draft_takes_the_place_of_an_attached_one_of_its_name(packed: Path, gguf: Path, tmp_path: Path) -> None:
+    """As one trained by the user does of one that ships: both have the names of target and recipe."""
+    shutil.copytree(packed, other := tmp_path / "other")
+    record = json.loads((other / "draft.json").read_text(encoding="utf-8"))
+    record["drafter"]["model"]["sha256"] = "0" * 64
+    (other / "draft.json").write_text(json.dumps(record), encoding="utf-8")
+    first = draft_folder.attach(resolve(str(gguf)), draft_folder.read(other))
+    both = draft_folder.attach(first, draft_folder.read(packed), first=True)
+    (entry,) = (drafter for drafter in both.manifest.drafters if drafter.model is not None)
+    assert entry.model is not None and both.model_path(entry.model).is_relative_to(packed)
+
+
 @pytest.mark.parametrize(
     ("file", "content", "error"),
     [
