@@ -95,6 +95,7 @@ class Start:
             found = {name.removeprefix(_OF_SEVERAL_PROCESSES): tensor for name, tensor in load_file(path).items()}
         wanted = head.state_dict()
         if other := sorted(found.keys() ^ wanted.keys()):
-            raise SettingError(f"{path} was made by another version of edgespec", got=f"without or with {other[0]}")
+            got = f"no {other[0]}" if other[0] in wanted else other[0]
+            raise SettingError(f"{path} was made by another version of edgespec", got=got)
         with foreign(SettingError, f"{path} does not hold this head"):
             head.load_state_dict(found)
